@@ -1,0 +1,80 @@
+"""The command tree, and the only place that prints an error or decides the exit status.
+
+Nothing heavy is imported at module level, so `tinygpt --help` answers at once; each command imports what it needs.
+Exit status: 0 done; 1 a failure of the machine (a full disk, memory) or a run that diverged; 2 a mistake in what was
+asked, nothing written; 130 and 143 stopped by SIGINT and SIGTERM, with the state saved.
+"""
+
+import importlib
+import sys
+
+from tinygpt import __version__
+from tinygpt.errors import TinyGPTError
+
+# command: (module with a function of that name, its config, one line of help)
+COMMANDS = {
+    "prepare": ("tinygpt.prepare", "PrepareConfig", "turn text into token files"),
+    "train": ("tinygpt.train", "TrainConfig", "train a GPT on a prepared dataset"),
+    "sample": ("tinygpt.sample", "SampleConfig", "write text with a trained model"),
+    "eval": ("tinygpt.evaluate", "EvalConfig", "measure a model, beside what counting would reach"),
+    "plot": ("tinygpt.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
+}
+
+HELP = f"""usage: tinygpt COMMAND [OPTIONS]
+
+Train tiny GPTs on your own machine, and see what they do.
+
+commands:
+{chr(10).join(f"  {name:<9} {entry[2]}" for name, entry in COMMANDS.items())}
+
+options:
+  -h, --help   this text; tinygpt COMMAND --help explains a command and each of its options
+  --version    the version
+  --debug      with any command: show the traceback of an error
+
+the three commands to begin with:
+  tinygpt prepare shakespeare_char
+  tinygpt train configs/shakespeare_char.yaml --device=cpu
+  tinygpt sample --ckpt out/ckpt.pt
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        return run(args)
+    except TinyGPTError as error:
+        if debug:
+            raise
+        hint = f"\n  try: {error.hint}" if error.hint else ""
+        print(f"error: {error.message}{hint}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for example, has left
+        sys.stderr.close()
+        return 141
+
+
+def run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"tinygpt {__version__}")
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
+    from tinygpt import config, parse
+
+    module, config_name, _ = COMMANDS[name]
+    parsed = parse.parse(getattr(config, config_name), args[1:], prog=f"tinygpt {name}")
+    status = getattr(importlib.import_module(module), name.replace("eval", "evaluate"))(parsed)
+    return status or 0

@@ -1,0 +1,121 @@
+"""Config files: YAML, or Python in nanoGPT's style, which is parsed and never executed."""
+
+import ast
+import difflib
+import operator
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinygpt.errors import TinyGPTError
+
+PRESETS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]  # in a wheel; in a checkout
+
+
+def find_config(name: str) -> Path:
+    """The file itself, or the preset of that name that comes with the package (pip users have no configs/ folder)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    presets = {preset.name: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
+    if path.parent.name in ("", "configs") and path.name in presets:
+        return presets[path.name]
+    close = difflib.get_close_matches(path.name, presets, n=1)
+    hint = f"did you mean configs/{close[0]}?" if close else f"the presets are: {', '.join(presets)}"
+    raise TinyGPTError(f"{name}: no such config file", hint)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Keys and values of one config file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TinyGPTError(f"{path}: not a text file", "a config is YAML, or Python in nanoGPT's style") from None
+    return read_python(text, path) if path.suffix == ".py" else read_yaml(text, path)
+
+
+def read_yaml(text: str, path: Path) -> dict[str, Any]:
+    """YAML's plain mapping of key: value; tags that would build objects are refused by PyYAML's safe loader."""
+    try:
+        loaded = yaml.safe_load(text)
+        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or type(error).__name__
+        raise TinyGPTError(f"{where}: {what}", "a config is lines of 'key: value' with plain values") from None
+    if twice:
+        raise TinyGPTError(f"{path}: {twice} is set twice", "keep one of the two")
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config is lines of 'key: value'")
+    return loaded
+
+
+def _repeated_key(node: Any) -> str:
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return next((str(key) for key in keys if keys.count(key) > 1), "")
+
+
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+_CALLS: dict[str, Any] = {"str": str, "time.time": time.time}  # nanoGPT's 'ft-' + str(time.time())
+
+
+def read_python(text: str, path: Path) -> dict[str, Any]:
+    """A Python config in nanoGPT's style, parsed and never executed: assignments of literals, arithmetic on them
+    and on earlier names, and `str(time.time())`. Errors: any other line, by name and number."""
+    values: dict[str, Any] = {}
+
+    def evaluate(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=value) if isinstance(value, (str, int, float, bool)):
+                return value
+            case ast.Name(id=name) if name in values:
+                return values[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -evaluate(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+                sides = evaluate(left), evaluate(right)
+                if any(isinstance(side, str) for side in sides) and not isinstance(op, ast.Add):
+                    raise TypeError("arithmetic on text")  # 'a' * 10**9 would fill the memory
+                return _ARITHMETIC[type(op)](*sides)
+            case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
+                return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
+        raise TypeError("would have to be executed")
+
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise TinyGPTError(f"{path}, line {line}: not Python: {error}", "or write it as YAML: key: value") from None
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=node):
+                try:
+                    values[name] = evaluate(node)
+                except (TypeError, ArithmeticError, ValueError, RecursionError) as error:
+                    raise _needs_execution(statement, path, f"{name}: VALUE", str(error)) from None
+            case ast.Import(names=[ast.alias(name="time", asname=None)]):
+                pass  # for str(time.time())
+            case ast.Expr(value=ast.Constant()):
+                pass  # a docstring
+            case _:
+                raise _needs_execution(statement, path, "key: value")
+    return values
+
+
+def _needs_execution(statement: ast.stmt, path: Path, yaml_line: str, why: str = "would have to be executed"):
+    line = ast.unparse(statement).splitlines()[0][:60]
+    return TinyGPTError(
+        f"{path}, line {statement.lineno}: `{line}` {why}; configs are read, never run",
+        f"write the value itself, or use a YAML file with the line `{yaml_line}`",
+    )

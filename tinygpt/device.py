@@ -1,0 +1,95 @@
+"""Where and in which precision the work is done: each choice with its reason, shown at the start of a run.
+
+compute = choose("auto", "auto")
+print(compute.describe())          # cpu (2 threads), bfloat16: this processor multiplies it in hardware
+with compute.autocast(): ...
+"""
+
+import contextlib
+import dataclasses
+import re
+from typing import Any
+
+import torch
+
+from tinygpt.errors import TinyGPTError
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """The device, the dtype of the matrix products, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Matrix products in `dtype`; weights, losses and the optimizer stay in float32 (Micikevicius et al. 2018)."""
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def describe(self) -> str:
+        name = str(self.device)
+        if self.device.type == "cpu":
+            threads = torch.get_num_threads()
+            name += f" ({threads} thread{'s' * (threads > 1)})"
+        elif self.device.type == "cuda":
+            name += f" ({torch.cuda.get_device_name(self.device)})"
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
+
+
+def choose(device: str, dtype: str) -> Compute:
+    """Resolve `auto`. Errors: TinyGPTError for a device that this machine does not have."""
+    where = _device(device)
+    if dtype != "auto":
+        return Compute(where, getattr(torch, dtype), "as asked")
+    if where.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Compute(where, torch.bfloat16, "this GPU multiplies it in hardware")
+        return Compute(where, torch.float16, "this GPU has no bfloat16; gradients are scaled")
+    if where.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        if found.get("avx512_bf16") or found.get("amx_bf16"):
+            return Compute(where, torch.bfloat16, "this processor multiplies it in hardware")
+        return Compute(where, torch.float32, "this processor has no bfloat16 instructions")
+    return Compute(where, torch.float32, f"the safe choice on {where.type}")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise TinyGPTError(f"--device={device}: no such device", "auto, cpu, cuda, cuda:N or mps")
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            raise TinyGPTError(f"--device={device}: PyTorch sees {count or 'no'} GPU here", "--device=cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise TinyGPTError("--device=mps: this is not a Mac with Metal", "--device=cpu")
+    return torch.device(device)
+
+
+def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:
+    """torch.compile, tried on an example batch (B, T) first; returns what to call, and what to say about it."""
+    if wanted == "False" or (wanted == "auto" and compute.device.type != "cuda"):
+        return model, "off" + (" (on a CPU it takes longer than it saves)" if wanted == "auto" else "")
+    try:
+        compiled = torch.compile(model)
+        with compute.autocast():
+            compiled(example, example)[1].backward()
+        model.zero_grad(set_to_none=True)
+        return compiled, "on"
+    except Exception as error:  # a missing compiler shows in many ways, and none of them may stop a run
+        model.zero_grad(set_to_none=True)
+        torch.compiler.reset()
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return model, f"cannot work here ({why.strip()[:100]}), going on without it"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is PyTorch's or Python's way to say that the memory is full."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )

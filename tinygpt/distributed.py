@@ -1,0 +1,69 @@
+"""Several processes as one: what a run needs to know about torchrun's, and the two things they say to each other.
+
+Started by hand there is one process and every function here does nothing. Under `torchrun --nproc_per_node=2 -m
+tinygpt train ...` each process works on its slice of the same global batch and PyTorch's DistributedDataParallel
+averages the gradients, so the number of processes changes the speed and not what is learned.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from tinygpt.errors import TinyGPTError
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """This process's place among all: rank 0 prints and writes."""
+
+    rank: int = 0
+    local_rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float], device: torch.device) -> list[float]:
+        """Add the values of all processes, number by number; every process gets the sums."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def wait(self) -> None:
+        """Return when every process has come this far."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def device_name(device: str) -> str:
+    """Under torchrun, `auto` and `cuda` mean this process's own GPU."""
+    if "LOCAL_RANK" in os.environ and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+@contextlib.contextmanager
+def processes(backend: str, device: torch.device) -> Iterator[Processes]:
+    """Join the other processes that torchrun started, if it did. Errors: TinyGPTError for an unusable backend."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if backend == "auto" or (backend == "nccl" and device.type != "cuda"):
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, RuntimeError) as error:
+        raise TinyGPTError(f"--backend={backend}: {str(error).splitlines()[0]}", "--backend=gloo") from None
+    try:
+        yield Processes(dist.get_rank(), int(os.environ.get("LOCAL_RANK", 0)), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,22 @@
+"""The one kind of error that a user can cause, and can mend.
+
+Anything a person can get wrong (a path, a flag, a file) raises `TinyGPTError` with one sentence that
+names the thing and one hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:
+
+    error: input.txt: no such file
+      try: tinygpt prepare mine --input path/to/text.txt
+"""
+
+
+class TinyGPTError(Exception):
+    """`message` says what is wrong, `hint` what to do next; `status` is the exit status.
+
+    2: a mistake in what was asked, nothing written. 1: something failed on the way (a full disk, no memory, a loss
+    that is not finite).
+    """
+
+    def __init__(self, message: str, hint: str = "", status: int = 2) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.status = status

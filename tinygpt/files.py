@@ -1,0 +1,96 @@
+"""Files that are whole or not there, and folders with one writer.
+
+with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then renamed
+    torch.save(state, file)
+with folder_lock(Path("out"), "run"): ...
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tinygpt.errors import TinyGPTError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write whose content takes the place of `path` in one step, or not at all.
+
+    The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
+    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError for a full disk, naming the space.
+    """
+    if path.is_symlink():
+        raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        full = _in_chain(error, OSError, errno.ENOSPC, errno.EDQUOT)
+        if full:
+            free = os.statvfs(path.parent)
+            raise TinyGPTError(
+                f"{path}: no space left to write it ({free.f_bavail * free.f_frsize / 1e6:,.1f} MB free); "
+                "the file that was there is unchanged",
+                "free some space, then go on with --init_from=resume",
+                status=1,
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable (POSIX; Windows cannot open a folder, and renames durably by itself)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _in_chain(error: BaseException | None, kind: type[OSError], *numbers: int) -> bool:
+    """Whether the error, or one that it came from, is the OSError of one of these numbers."""
+    while error is not None:
+        if isinstance(error, kind) and error.errno in numbers:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, use: str):
+    """One writer a folder: a lock that dies with its process. Errors: TinyGPTError names the process that has it."""
+    import filelock
+
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        with contextlib.suppress(OSError):
+            owner = f" by process {path.read_text()}" if path.read_text() else ""
+        raise TinyGPTError(
+            f"{folder} is in use{owner}", f"wait for it, or choose another folder for this {use}"
+        ) from None
+    except OSError as error:
+        raise TinyGPTError(
+            f"{folder}: cannot be written: {error.strerror}", f"choose another folder for this {use}"
+        ) from None
+    try:
+        with contextlib.suppress(OSError):
+            path.write_text(str(os.getpid()))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.write_text("")
+        lock.release()

@@ -1,0 +1,89 @@
+"""One token after the other: pure functions on ids and logits, no text and no files.
+
+    for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
+
+A key-value cache keeps what each layer computed for earlier positions, so a step costs one position. When a model
+with learned positions has filled its window, its cache cannot slide (every position would change its embedding): it is
+filled anew with the last half of the window and goes on from there. With rotary positions the cache rolls.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tinygpt.model import GPT, KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1337
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (..., V) to the distribution that is drawn from: float32 (..., V), sums to one.
+
+    temperature 0 puts everything on the likeliest token; top_k keeps the k likeliest; top_p keeps the fewest whose
+    probabilities, after temperature and top_k, reach p (nucleus sampling, Holtzman et al. 2020).
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # from the top: a tiny temperature cannot overflow
+    if 0 < top_k < logits.size(-1):
+        kth = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    chances = logits.softmax(-1)
+    if top_p < 1:
+        ordered, order = chances.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # p is reached before this one; the first always stays
+        chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        chances = chances / chances.sum(-1, keepdim=True)
+    return chances
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+) -> Iterator[Tensor]:
+    """Yield the next token of every row, int64 (B,), up to max_new_tokens times.
+
+    prompt int64 (B, T), T >= 1, of which the last block_size are used. vocab_size: ids from here on are never drawn
+    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does.
+    """
+    block_size = model.config.block_size
+    rolls = model.config.position == "rope"
+    generator = torch.Generator(prompt.device).manual_seed(choice.seed)
+    B, T = prompt.shape
+    tokens = torch.empty(B, T + max_new_tokens, dtype=torch.long, device=prompt.device)
+    tokens[:, :T] = prompt
+    cache = None if exact_window else _new_cache(model, B)
+    context = tokens[:, max(0, T - block_size) : T]
+    for end in range(T, T + max_new_tokens):
+        logits = model(context, cache=cache, last_only=True)[0][:, -1]
+        if vocab_size:
+            logits = logits[:, :vocab_size]
+        chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+        chosen = torch.multinomial(chances, 1, generator=generator)
+        tokens[:, end : end + 1] = chosen
+        yield chosen[:, 0]
+        if cache is None:
+            context = tokens[:, max(0, end + 1 - block_size) : end + 1]
+        elif cache.length < block_size or rolls:
+            context = chosen
+        else:
+            cache = _new_cache(model, B)
+            context = tokens[:, end + 1 - max(1, block_size // 2) : end + 1]
+
+
+def _new_cache(model: GPT, batch_size: int) -> KVCache:
+    weight = model.lm_head.weight
+    device_type = weight.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    return KVCache(model.config, batch_size, weight.device, dtype)

@@ -1,0 +1,255 @@
+"""The GPT: tensors in, tensors out. No files, no optimizer, no printing.
+
+A decoder-only transformer (Vaswani et al. 2017; GPT-2, Radford et al. 2019) with nanoGPT's parameter names, so its
+checkpoints load as they are. The defaults are GPT-2's; each option is a named choice with its paper:
+
+    norm        layernorm (Ba et al. 2016)          rmsnorm (Zhang & Sennrich 2019)
+    position    learned (GPT-2)                     rope (Su et al. 2021)
+    activation  gelu (Hendrycks & Gimpel 2016)      relu2 (So et al. 2021), swiglu (Shazeer 2020)
+    qk_norm     off                                 on (Henry et al. 2020)
+
+Shapes: B sequences, T positions, C = n_embd, V = vocab_size.
+
+    model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
+    logits, loss = model(x, y)      # x, y int64 (B, T); logits (B, T, V); loss a scalar, the mean over all targets
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    """The shape of a model: what a checkpoint keeps as `model_args`."""
+
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = False
+    norm: str = "layernorm"
+    position: str = "learned"
+    activation: str = "gelu"
+    qk_norm: bool = False
+    tie_weights: bool = True
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
+        """The fields among `values`; others are ignored, missing ones take GPT-2's defaults (as in nanoGPT's files)."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+
+
+class KVCache:
+    """The keys and values of the last `block_size` positions of every layer, allocated once.
+
+    `length` counts the positions seen so far. With rotary positions the cache rolls: position p lies in slot
+    p % block_size, and attention does not mind the order of its slots.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        head_dim = config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.size = config.block_size
+        self.length = 0
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, n_head, T, head_dim) behind what is there; returns all keys and values to attend to."""
+        slot = self.length % self.size
+        end = slot + k.size(2)
+        self.keys[layer, :, :, slot:end] = k
+        self.values[layer, :, :, slot:end] = v
+        filled = min(self.length + k.size(2), self.size)
+        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+
+
+class Norm(nn.Module):
+    """LayerNorm with an optional bias, or RMSNorm, which has no mean and no bias."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias and config.norm == "layernorm" else None
+        self.rms = config.norm == "rmsnorm"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x, self.weight.shape, self.weight, 1e-5)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+    """Each position looks at itself and at those before it, in n_head ways at once."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head, self.dropout, self.qk_norm, self.layer = config.n_head, config.dropout, config.qk_norm, layer
+
+    def forward(self, x: Tensor, rope: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hd)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √head_dim) v, where query i sees the keys up to the one that stands at its own place.
+
+    q (B, n_head, T, head_dim), k and v (B, n_head, S, head_dim), and the T queries are the last of the S positions.
+    On a CPU three plain operations beat the fused call up to a context of some hundred: its backward pass in
+    bfloat16 took four times as long (docs/PERFORMANCE.md). On GPUs the fused call (FlashAttention) wins always.
+    """
+    T, S = q.size(-2), k.size(-2)
+    if q.device.type != "cpu" or S > 512:
+        if 1 < T < S:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, nh, T, S)
+    if T > 1:
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout) @ v
+
+
+def rope_angles(start: int, T: int, head_dim: int, device: torch.device) -> Tensor:
+    """Cosines and sines for positions start..start+T-1: float32, (2, T, head_dim / 2)."""
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.arange(start, start + T, device=device, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + head_dim/2]) by its position's angle (the "half" layout of GPT-NeoX and Llama)."""
+    cos, sin = rope.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide in between, applied at each position by itself."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        # swiglu has a gate beside the up-projection: 8/3 instead of 4 keeps the number of parameters
+        width = int(8 * config.n_embd / 3) if config.activation == "swiglu" else 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, width * (2 if config.activation == "swiglu" else 1), bias=config.bias)
+        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)
+        if self.activation == "gelu":
+            x = F.gelu(x)
+        elif self.activation == "relu2":
+            x = F.relu(x).square()
+        else:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention moves information between positions, the MLP works on it; both add to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = Norm(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = Norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Embeddings, n_layer blocks, a last norm, and a linear head over the vocabulary."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer: Any = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                **({"wpe": nn.Embedding(config.block_size, config.n_embd)} if config.position == "learned" else {}),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": Norm(config),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.transformer["wte"].weight
+        self.apply(self._init_weights)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # GPT-2: 2 n_layer of these add up in the residual stream
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits and, with targets, their mean cross-entropy.
+
+        idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx are the
+        positions that follow those in it. last_only: logits of the last position alone, (B, 1, V).
+        """
+        config = self.config
+        start = cache.length if cache is not None else 0
+        x = self.transformer["wte"](idx)  # (B, T, C)
+        rope = None
+        if config.position == "learned":
+            x = x + self.transformer["wpe"].weight[start : start + idx.size(1)]
+        else:
+            rope = rope_angles(start, idx.size(1), config.n_embd // config.n_head, idx.device)
+        x = F.dropout(x, config.dropout, self.training)
+        for block in self.transformer["h"]:
+            x = block(x, rope, cache)
+        if cache is not None:
+            cache.length += idx.size(1)
+        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        logits = self.lm_head(x)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shorten the context: the positions behind `block_size` are forgotten."""
+        self.config.block_size = block_size
+        if self.config.position == "learned":
+            self.transformer["wpe"].weight = nn.Parameter(self.transformer["wpe"].weight[:block_size].detach().clone())
+
+    def num_params(self) -> int:
+        """Parameters, each counted once; without the position embeddings, as nanoGPT counts."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return count - (self.transformer["wpe"].weight.numel() if self.config.position == "learned" else 0)
+
+    def flops_per_token(self) -> float:
+        """Multiply-adds times two, forward and backward, of one token (PaLM's appendix B: 6 N + 12 L C T)."""
+        config = self.config
+        return 6 * self.num_params() + 12 * config.n_layer * config.n_embd * config.block_size

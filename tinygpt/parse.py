@@ -1,0 +1,144 @@
+"""From config files and flags to a checked config.
+
+A file's values and the command line's flags are turned into the same list of `--key=value` and go through the
+same parser (tyro), so a key has one type, one default, one help text and one error message.
+
+    config = parse(TrainConfig, ["configs/shakespeare_char.yaml", "--device=cpu"])
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from tinygpt.config import PrepareConfig
+from tinygpt.configfile import find_config, read_config
+from tinygpt.errors import TinyGPTError
+
+ConfigType = TypeVar("ConfigType")
+
+
+def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
+    """Make a config of `kind` from its files and flags, checked key by key and as a whole.
+
+    Errors: TinyGPTError for an unreadable file, an unknown key ("did you mean"), or values out of range.
+    """
+    if "-h" in args or "--help" in args:
+        _tyro(kind, ["--help"], prog)
+    positionals, flags = _split(kind, args)
+    from_files = []
+    if "config" in _fields(kind):
+        for name in positionals:
+            path = find_config(name)
+            from_files += [_flag(kind, key, value, where=str(path)) for key, value in read_config(path).items()]
+    config = _tyro(kind, [*positionals, *from_files, *flags], prog)
+    config.given = {flag[2:].partition("=")[0] for flag in [*from_files, *flags]}  # type: ignore[attr-defined]
+    problems = list(_problems(config))
+    if problems:
+        raise TinyGPTError("; ".join(problems), f"see {prog} --help for what each value means")
+    return config
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    return {field.name: field for field in dataclasses.fields(kind)}
+
+
+def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
+    """Separate positionals from flags, and bring each flag into the form --key=value (a bare --quiet is True)."""
+    hints = get_type_hints(kind)
+    positionals: list[str] = []
+    flags: list[str] = []
+    queue = list(args)
+    while queue:
+        arg = queue.pop(0)
+        if not arg.startswith("--") or arg == "--":
+            positionals.append(arg)
+            continue
+        key, equals, value = arg[2:].partition("=")
+        key = key.replace("-", "_")
+        if equals:
+            flags += [_flag(kind, key, value)]
+        elif hints.get(key) is bool:
+            literal = queue and queue[0].lower() in ("true", "false")
+            flags += [_flag(kind, key, queue.pop(0) if literal else "True")]
+        elif hints.get(key) == tuple[str, ...]:
+            flags.append(f"--{key}")
+            while queue and not queue[0].startswith("--"):
+                flags.append(queue.pop(0))
+        elif queue:
+            flags += [_flag(kind, key, queue.pop(0))]
+        else:
+            _flag(kind, key, "")  # an unknown key is the likelier mistake
+            raise TinyGPTError(f"--{key} needs a value", f"--{key}=VALUE")
+    return positionals, flags
+
+
+def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
+    """One --key=value for tyro; Errors: a key that does not exist, a value that is not a plain one."""
+    known = [name for name in _fields(kind) if name not in ("config", "name", "runs", "out")]
+    prefix = f"{where}: " if where else "--"
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the keys are: {', '.join(known)}"
+        raise TinyGPTError(f"{prefix}{key}: no such key", hint)
+    if not isinstance(value, (str, int, float, bool)):
+        raise TinyGPTError(f"{prefix}{key}: needs one plain value, not {type(value).__name__} {value!r}", f"{key}: 1")
+    text = str(value)
+    if text.lower() in ("true", "false"):  # YAML's true, nanoGPT's True
+        text = text.capitalize()
+    return f"--{key}={text}"
+
+
+def _tyro(kind: type[ConfigType], args: list[str], prog: str) -> ConfigType:
+    """tyro's parser, with its boxed error turned into one sentence."""
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(kind, args=args, prog=prog, use_underscores=True, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [re.sub(r"^[│╭╰]\s?|\s*[│╮╯]$", "", line) for line in boxed.getvalue().splitlines()[1:]]
+        rule = next((i for i, line in enumerate(lines) if set(line.strip()) <= {"─"}), len(lines))
+        sentence = " ".join(" ".join(lines[:rule]).split())
+        raise TinyGPTError(sentence or f"{prog}: arguments not understood", f"{prog} --help") from None
+
+
+def _problems(config: Any) -> Iterator[str]:
+    """Everything that is wrong with the values taken together, each as one phrase."""
+    at_least_one = "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd eval_interval log_interval"
+    for name in f"{at_least_one} num_samples".split():
+        if getattr(config, name, 1) < 1:
+            yield f"{name} is {getattr(config, name)}, it must be at least 1"
+    at_least_zero = "max_iters eval_iters patience checkpoint_interval sample_interval warmup_iters lr_decay_iters seed"
+    rates = "learning_rate muon_learning_rate min_lr weight_decay grad_clip temperature top_k max_new_tokens"
+    for name in f"{at_least_zero} {rates}".split():
+        if not 0 <= getattr(config, name, 0) < float("inf"):
+            yield f"{name} is {getattr(config, name)}, it must be 0 or more"
+    for name, low, high in (("dropout", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
+        if not low <= getattr(config, name, low) < high:
+            yield f"{name} is {getattr(config, name)}, it must be in [{low}, {high})"
+    if hasattr(config, "val_fraction") and not 0 < config.val_fraction < 1:
+        yield f"val_fraction is {config.val_fraction}, it must be between 0 and 1"
+    if hasattr(config, "top_p") and not 0 < config.top_p <= 1:
+        yield f"top_p is {config.top_p}, it must be above 0 and at most 1"
+    if hasattr(config, "n_head") and config.n_head > 0 and config.n_embd % config.n_head:
+        yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"
+    elif getattr(config, "position", "") == "rope" and config.n_head > 0 and config.n_embd // config.n_head % 2:
+        yield f"position=rope turns pairs of numbers: n_embd {config.n_embd} / n_head {config.n_head} must be even"
+    if getattr(config, "seed", 0) >= 2**63:
+        yield f"seed is {config.seed}, it must be below 2**63"
+    if hasattr(config, "dataset"):
+        yield from _dataset_name_problems(config.dataset)
+    if isinstance(config, PrepareConfig):
+        yield from _dataset_name_problems(config.name, required=True)
+
+
+def _dataset_name_problems(name: str, required: bool = False) -> Iterator[str]:
+    if (name or required) and not re.fullmatch(r"\w[\w.-]*", name):
+        yield f"dataset name {name!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"

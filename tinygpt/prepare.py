@@ -1,0 +1,325 @@
+"""Text into token files, in two passes and constant memory.
+
+The first pass finds the vocabulary and counts the characters; the second turns them into ids, cut into a training
+and a validation split. Both stream the input in blocks. A block of plain ASCII stays `bytes`, so that vocabulary
+and encoding are two calls of `bytes.translate`; any other block is decoded to `str` and looked up with numpy.
+
+    prepare(PrepareConfig("mine", input=("notes.txt",)))
+"""
+
+import codecs
+import contextlib
+import glob
+import hashlib
+import itertools
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tinygpt import corpora
+from tinygpt.config import PrepareConfig
+from tinygpt.data import TokenWriter, commit_dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock
+from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points
+
+BLOCK = 4 << 20  # bytes read at a time: large enough for numpy, small enough for any laptop
+BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
+READY = {"shakespeare_char": "char", "shakespeare": "gpt2"}
+Block = bytes | str  # bytes: ASCII only
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Make DATA_DIR/NAME/{train.bin, val.bin, meta.json}, complete or not at all, and show what was made."""
+    folder = Path(config.data_dir) / config.name
+    check_request(config)
+    paths = input_files(config.input)
+    with folder_lock(folder, "dataset"):
+        if config.name in READY and not paths:
+            paths = [folder / "input.txt"]
+            print(f"text: {corpora.tiny_shakespeare(paths[0], config.source or None)}")
+        kind = config.tokenizer if config.tokenizer != "auto" else READY.get(config.name, "char")
+        text = InputText(paths, config.encoding)
+        seen = text.survey()
+        tokenizer: Tokenizer = GPT2Tokenizer() if kind == "gpt2" else CharTokenizer(map(chr, np.flatnonzero(seen)))
+        meta = write_splits(text, tokenizer, folder, config.val_fraction)
+    describe_result(folder, tokenizer, meta, text)
+
+
+def check_request(config: PrepareConfig) -> None:
+    """Errors: TinyGPTError for combinations that cannot be meant, before anything is written."""
+    if config.name in READY and config.input:
+        raise TinyGPTError(
+            f"{config.name} is a ready corpus and takes no --input", "choose another name for your own text"
+        )
+    if config.name not in READY and config.source:
+        raise TinyGPTError("--source is for the ready corpora", f"--input {config.source}")
+    if config.name not in READY and not config.input:
+        raise TinyGPTError(
+            f"{config.name!r} is not a ready corpus ({', '.join(READY)}), and no --input was given",
+            f"tinygpt prepare {config.name} --input path/to/text.txt",
+        )
+    try:
+        codecs.lookup(config.encoding)
+    except LookupError:
+        raise TinyGPTError(f"--encoding {config.encoding}: no such encoding", "for example cp1252 or utf-16") from None
+
+
+def input_files(inputs: Iterable[str]) -> list[Path]:
+    """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
+    found: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
+            missing = f"{item}: a folder without any *.txt file", "name the files themselves, or a pattern like '*.md'"
+        elif path.exists():
+            matches, missing = [path], ("", "")
+        else:
+            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
+            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+        if not matches:
+            raise TinyGPTError(*missing)
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+class InputText:
+    """The characters of some files, one after the other, in blocks; CRLF becomes LF and a BOM is dropped."""
+
+    def __init__(self, paths: list[Path], encoding: str) -> None:
+        self.paths, self.encoding = paths, encoding
+        self.characters = 0  # known after `survey`
+        self.crlf = self.boms = 0
+        self.sha256 = hashlib.sha256()
+        try:
+            self.stamps = self._stamps()
+        except OSError as error:
+            raise TinyGPTError(f"{error.filename}: {(error.strerror or 'unreadable').lower()}") from None
+        self.bytes = sum(size for size, _ in self.stamps)
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self.paths)]
+
+    def survey(self) -> np.ndarray:
+        """First pass: count the characters; returns which code points occur, bool, shape (0x110000,).
+
+        Errors: TinyGPTError for text that is empty, binary, in another encoding, or one single character.
+        """
+        seen = np.zeros(0x110000, dtype=bool)
+        ascii_seen = b""
+        for block in self.blocks("reading", digest=True):
+            self.characters += len(block)
+            if isinstance(block, bytes):
+                new = block.translate(None, ascii_seen)  # without the characters that are known already
+                if new:
+                    ascii_seen += bytes(set(new))
+            else:
+                seen[code_points(block)] = True
+        seen[list(ascii_seen)] = True
+        names = ", ".join(map(str, self.paths[:3]))
+        if not self.characters:
+            raise TinyGPTError(f"{names}: empty", "give a file with text in it to --input")
+        if seen[0]:
+            raise _binary(self.paths[0])
+        if seen.sum() == 1:
+            raise TinyGPTError(
+                f"{names}: one distinct character ({chr(int(np.argmax(seen)))!r}), so there is nothing to learn"
+            )
+        return seen
+
+    def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
+        """The text of all files in blocks. A block is `bytes` when it is plain ASCII, else `str`."""
+        self.crlf = self.boms = 0
+        quiet = self.bytes < BAR_FROM or None  # None: only on a terminal
+        with tqdm(total=self.bytes, unit="B", unit_scale=True, desc=label, leave=False, disable=quiet) as bar:
+            for path in self.paths:
+                yield from self._unix_lines(self._decoded(path, bar.update, digest))
+        if self._stamps() != self.stamps:
+            raise TinyGPTError("the input changed while it was being read", "run the command again")
+
+    def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:
+        decoder = codecs.getincrementaldecoder(self.encoding)()
+        ascii_based = codecs.encode("a\n", self.encoding) == b"a\n"
+        start = offset = 0  # where in the file the bytes begin that the decoder is given, and that follow
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while raw := file.read(BLOCK):
+                    if digest:
+                        self.sha256.update(raw)
+                    mark = self._byte_order_mark(raw, path) if offset == 0 else 0
+                    start, offset = offset + mark - len(decoder.getstate()[0]), offset + len(raw)
+                    raw = raw[mark:]
+                    if ascii_based and b"\0" in raw:
+                        raise _binary(path, f" at offset {start + raw.index(0)}")
+                    if ascii_based and raw.isascii() and not decoder.getstate()[0]:
+                        yield raw
+                    else:
+                        yield decoder.decode(raw)
+                    advance(len(raw))
+                start = offset - len(decoder.getstate()[0])
+                yield decoder.decode(b"", final=True)
+        except UnicodeError as error:
+            utf8 = codecs.lookup(self.encoding).name == "utf-8"
+            at = error.start if isinstance(error, UnicodeDecodeError) else 0
+            byte = f"byte 0x{error.object[at]:02x}" if isinstance(error, UnicodeDecodeError) else "the text"
+            raise TinyGPTError(
+                f"{path}: {byte} at offset {start + at} is not {'UTF-8' if utf8 else self.encoding}",
+                f"try --encoding {'cp1252' if utf8 else 'utf-8'}",
+            ) from None
+        except OSError as error:
+            raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
+
+    def _byte_order_mark(self, raw: bytes, path: Path) -> int:
+        """Length of UTF-8's byte-order mark, 0 or 3. Errors: TinyGPTError for UTF-16 that was not asked for."""
+        if codecs.lookup(self.encoding).name != "utf-8":
+            return 0
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8", "--encoding utf-16")
+        found = raw.startswith(codecs.BOM_UTF8)
+        self.boms += found
+        return len(codecs.BOM_UTF8) * found
+
+    def _unix_lines(self, blocks: Iterable[Any]) -> Iterator[Block]:
+        """CRLF to LF, counted; a CR at the end of a block waits for the next one."""
+        held = False
+        for block in blocks:
+            cr, lf = (b"\r", b"\n") if isinstance(block, bytes) else ("\r", "\n")
+            if held:
+                block = cr + block
+            if held := block.endswith(cr):
+                block = block[:-1]
+            if pairs := block.count(cr + lf) if cr in block else 0:
+                block = block.replace(cr + lf, lf)
+            self.crlf += pairs
+            if block:
+                yield block
+        if held:
+            yield b"\r"
+
+
+def _binary(path: Path, where: str = "") -> TinyGPTError:
+    return TinyGPTError(
+        f"{path}: is binary, not text (a NUL{where})", "give plain text; for UTF-16 add --encoding utf-16"
+    )
+
+
+# ---- encoding ---------------------------------------------------------------------------------------------------
+
+
+def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, val_fraction: float) -> dict[str, Any]:
+    """Second pass: encode, cut at the split, commit. Returns what meta.json says."""
+    characters = {"train": int(text.characters * (1 - val_fraction))}
+    characters["val"] = text.characters - characters["train"]
+    encode = encode_characters if isinstance(tokenizer, CharTokenizer) else encode_gpt2
+    writers = {split: TokenWriter(folder / f"{split}.bin") for split in ("train", "val")}
+    try:
+        labelled = by_split(text.blocks("encoding"), characters["train"])
+        for split, group in itertools.groupby(labelled, key=operator.itemgetter(0)):
+            for ids in encode(tokenizer, (block for _, block in group)):  # type: ignore[arg-type]
+                writers[split].write(ids)
+        meta = {
+            "tokenizer": tokenizer.to_dict(),
+            "vocab_size": tokenizer.vocab_size,
+            "characters": characters,
+            "tokens": {split: writer.tokens for split, writer in writers.items()},
+            "sha256": {"source": text.sha256.hexdigest()}
+            | {writer.path.name: writer.sha256.hexdigest() for writer in writers.values()},
+        }
+        commit_dataset(folder, list(writers.values()), meta)
+    except OSError as error:
+        raise TinyGPTError(f"{folder}: cannot be written: {error.strerror}", "free some space", status=1) from error
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    return meta
+
+
+def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[str, Block]]:
+    """Each block with the split it belongs to; the block across the boundary is cut in two."""
+    left = train_characters
+    for block in blocks:
+        head, tail = block[:left], block[left:]
+        left -= len(head)
+        if head:
+            yield "train", head
+        if tail:
+            yield "val", tail
+
+
+def encode_characters(tokenizer: CharTokenizer, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+    """Ids of each block: one table lookup a character. (ASCII symbols sort first, so their ids fit a byte.)"""
+    table = bytearray(256)
+    for index, symbol in enumerate(tokenizer.symbols):
+        if ord(symbol) < 128:
+            table[ord(symbol)] = index
+    for block in blocks:
+        if isinstance(block, bytes):
+            yield np.frombuffer(block.translate(table), dtype=np.uint8).astype("<u2")
+        else:
+            yield tokenizer.encode(block)
+
+
+def encode_gpt2(tokenizer: GPT2Tokenizer, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+    """Ids of the stream, equal to those of the whole text at once.
+
+    GPT-2's pattern never lets a token span from a non-space to a space that follows it, so just before such a space
+    the text can be cut. (Text without any space for 16 MB is cut where it stands, which can change one token there.)
+    """
+    pending = ""
+    for block in blocks:
+        pending += block.decode("ascii") if isinstance(block, bytes) else block
+        at = safe_cut(pending)
+        if at:
+            yield tokenizer.encode(pending[:at])
+            pending = pending[at:]
+    if pending:
+        yield tokenizer.encode(pending)
+
+
+def safe_cut(text: str) -> int:
+    """The last place where a space follows a non-space, looked for near the end; 0 if there is none yet."""
+    for at in range(len(text) - 1, 0, -1):
+        if text[at].isspace() and not text[at - 1].isspace():
+            return at
+    return len(text) if len(text) > 4 * BLOCK else 0
+
+
+# ---- showing ----------------------------------------------------------------------------------------------------
+
+
+def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], text: InputText) -> None:
+    """What was made, the first lines as tokens and back, and the next command."""
+    if text.boms:
+        print(f"note: removed {text.boms} byte-order mark{'s' * (text.boms > 1)}")
+    if text.crlf:
+        print(f"note: converted {text.crlf:,} CRLF line ends to LF")
+    characters, tokens = sum(meta["characters"].values()), meta["tokens"]
+    print(f"characters: {characters:,}")
+    if isinstance(tokenizer, CharTokenizer):
+        shown = "".join(symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in tokenizer.symbols[:100])
+        print(f"symbols:    {tokenizer.vocab_size:,}: {shown}{' ...' if tokenizer.vocab_size > 100 else ''}")
+    else:
+        print(
+            f"symbols:    {tokenizer.vocab_size:,} (GPT-2's byte pairs, "
+            f"{characters / sum(tokens.values()):.2f} characters a token)"
+        )
+    print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
+    with contextlib.suppress(OSError):
+        print("the first lines, as tokens and back:")
+        start = np.fromfile(folder / "train.bin", dtype="<u2", count=60)
+        for line in tokenizer.decode(start.tolist()).splitlines()[:3]:
+            print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
+    print(f"written:    {folder}/train.bin, val.bin, meta.json")
+    preset = "shakespeare" if isinstance(tokenizer, GPT2Tokenizer) else "shakespeare_char"
+    own = "" if folder.name in READY else f" --dataset={folder.name} --out_dir=out-{folder.name}"
+    place = "" if str(folder.parent) == "data" else f" --data_dir={folder.parent}"
+    print(f"\nnext: tinygpt train configs/{preset}.yaml{own}{place}")

@@ -1,0 +1,205 @@
+"""A run before its first iteration: where it starts, what it is made of, and what is said about it.
+
+base, config = starting_point(config)         # the checkpoint to go on from, if any
+run = set_up(config, ...)                     # a Run: dataset, model, optimizers, log, progress
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from tinygpt import __version__, checkpoint, device
+from tinygpt.config import TrainConfig, to_yaml
+from tinygpt.data import Dataset
+from tinygpt.distributed import Processes
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.optim import make_optimizers
+from tinygpt.runlog import RunLog
+from tinygpt.tokenizer import fingerprint
+
+ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows besides weights and optimizer: saved in every checkpoint."""
+
+    step: int = 0  # iterations done
+    best_val_loss: float = float("inf")
+    evaluations_without_best: int = 0
+    evaluated_at: int = -1
+    seconds: float = 0.0  # of all sessions of this run together
+
+
+@dataclasses.dataclass
+class Run:
+    """A run, ready to go."""
+
+    config: TrainConfig
+    dataset: Dataset
+    model: GPT
+    forward: Any  # the model, compiled and wrapped for several processes where asked
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    compute: device.Compute
+    ranks: Processes
+    log: RunLog
+    progress: Progress
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    clock: float = 0.0  # for the announcement of the expected time
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out_dir)
+
+    def seconds(self) -> float:
+        return self.progress.seconds + time.perf_counter() - self.started
+
+
+def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, TrainConfig]:
+    """The checkpoint that `init_from` names, if any, and the configuration with what that checkpoint settles.
+
+    The model's shape always comes from the checkpoint. Resuming also takes every other value from it that the command
+    does not give. Errors: TinyGPTError if the command gives another shape than the checkpoint has.
+    """
+    last = Path(config.out_dir) / "last.pt"
+    if config.init_from == "scratch" or (config.init_from == "auto" and not last.exists()):
+        return None, config
+    resume = config.init_from in ("resume", "auto")
+    if config.init_from.startswith("gpt2"):
+        from tinygpt.pretrained import gpt2_checkpoint
+
+        base = gpt2_checkpoint(config.init_from)
+    else:
+        base = checkpoint.load(last if resume else config.init_from)
+    shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
+    given: set[str] = getattr(config, "given", set())
+    for name in ARCHITECTURE:
+        wanted, has = getattr(config, name), shape[name]
+        crops = name == "block_size" and not resume and wanted < has
+        if name in given and wanted != has and not crops:
+            raise TinyGPTError(
+                f"{name} is {wanted} here and {has} in the checkpoint",
+                f"drop {name}, or start with --init_from=scratch",
+            )
+        if not crops or name not in given:
+            setattr(config, name, has)
+    if resume:
+        if "optimizers" not in base.training:
+            raise TinyGPTError(f"{last} has no optimizer state to go on from", f"--init_from={last}")
+        for name, value in base.config.items():
+            if name in {field.name for field in dataclasses.fields(config)} - given - {"config", "init_from", "quiet"}:
+                setattr(config, name, value)
+    return base, config
+
+
+def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None) -> GPT:
+    """A new model from the seed, or that of the checkpoint. Errors: TinyGPTError when it speaks another vocabulary."""
+    if base is None:
+        torch.manual_seed(config.seed)
+        shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
+        return GPT(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape))
+    if base.tokenizer is not None and fingerprint(base.tokenizer) != dataset.fingerprint:
+        raise TinyGPTError(
+            f"the checkpoint's vocabulary ({fingerprint(base.tokenizer)}) is not that of dataset "
+            f"{dataset.name!r} ({dataset.fingerprint})",
+            "prepare the text that it was trained on, or start with --init_from=scratch",
+        )
+    resume = config.init_from in ("resume", "auto")
+    if resume and base.data != {key: str(value) for key, value in dataset.meta["sha256"].items()}:
+        raise TinyGPTError(
+            f"dataset {dataset.name!r} has been prepared from other text since {config.out_dir}/last.pt was written",
+            f"prepare the old text again, or start a new run on the new one from these weights: "
+            f"--init_from={config.out_dir}/last.pt --out_dir=out-new",
+        )
+    base.model_args["dropout"] = config.dropout
+    model = base.build_model()
+    if config.block_size < model.config.block_size:
+        model.crop_block_size(config.block_size)
+    return model
+
+
+def micro_steps(config: TrainConfig, ranks: Processes) -> int:
+    """Forward passes an iteration in each process: never more rows at once than batch_size."""
+    return math.ceil(config.gradient_accumulation_steps / ranks.count)
+
+
+def tokens_per_iter(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps * config.block_size
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """A large vocabulary is rounded up to a multiple of 64, which matrix units like (nanoGPT: 50257 -> 50304)."""
+    return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
+
+
+def check_processes(config: TrainConfig, ranks: Processes) -> None:
+    rows = config.batch_size * config.gradient_accumulation_steps
+    if rows % (ranks.count * micro_steps(config, ranks)):
+        raise TinyGPTError(
+            f"{ranks.count} processes cannot share {rows} sequences an iteration evenly "
+            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
+            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
+        )
+
+
+def set_up(
+    config: TrainConfig,
+    compute: device.Compute,
+    ranks: Processes,
+    dataset: Dataset,
+    model: GPT,
+    base: checkpoint.Checkpoint | None,
+) -> Run:
+    """Model, optimizers and log on their device, with the checkpoint's state if resuming; shows what was chosen."""
+    torch.backends.cuda.matmul.allow_tf32 = True  # where float32 products remain
+    model.to(compute.device).train()
+    optimizers = make_optimizers(model, config, compute.device.type)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    progress = Progress()
+    if base is not None and config.init_from in ("resume", "auto"):
+        progress = Progress(**base.training["progress"])
+        for optimizer, state in zip(optimizers, base.training["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        scaler.load_state_dict(base.training["scaler"])
+    example = torch.zeros((config.batch_size, config.block_size), dtype=torch.long, device=compute.device)
+    forward, compiled = device.compile_model(model, config.compile, compute, example)
+    if ranks.count > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+    log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
+    run = Run(config, dataset, model, forward, optimizers, scaler, compute, ranks, log, progress)
+    if ranks.is_main and not config.eval_only:
+        with replacing(run.out / "config.yaml") as file:
+            file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())
+            file.write(to_yaml(config).encode())
+        log.open(progress.step, progress.evaluated_at)
+    if config.wandb_log and ranks.is_main:
+        log.start_wandb(config)
+    show_start(run, compiled)
+    return run
+
+
+def show_start(run: Run, compiled: str) -> None:
+    """What was chosen and what follows from it, before the first iteration."""
+    config, data = run.config, run.dataset
+    train_tokens, per_iter = len(data.splits["train"]), tokens_per_iter(config)
+    processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
+    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
+    passes = config.max_iters * per_iter / train_tokens
+    for line in (
+        f"device:      {run.compute.describe()}{processes}",
+        f"compile:     {compiled}",
+        f"dataset:     {data.folder}: {train_tokens:,} training tokens, {data.tokenizer.vocab_size:,} symbols",
+        f"model:       {run.model.num_params():,} parameters: {shape}",
+        f"iterations:  {config.max_iters:,} of {per_iter:,} tokens, {passes:.1f} passes over the data",
+    ):
+        run.log.say(line)
+    if run.progress.step:
+        run.log.say(f"resuming after iteration {run.progress.step:,}", always=True)

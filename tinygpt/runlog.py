@@ -1,0 +1,106 @@
+"""The trail of a run: `metrics.jsonl` for programs, lines and one progress bar for people.
+
+metrics.jsonl holds one object a line: `kind` (train, eval, sample), `step`, `seconds`, and by kind `loss`, `lr`,
+`grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss`, or `text`.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
+
+
+class RunLog:
+    """Where a run reports. On processes other than rank 0 (`active` False) everything here does nothing."""
+
+    def __init__(self, folder: Path, active: bool, quiet: bool) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.active, self.quiet = active, quiet
+        self._file: Any = None
+        self._bar: Any = None
+        self.wandb: Any = None
+
+    def open(self, step: int, evaluated_at: int) -> None:
+        """Start the file, or on resuming keep the lines that the state before iteration `step` knows of.
+
+        A killed run may have logged past its last checkpoint; those iterations are done again and logged again.
+        """
+        if not self.active:
+            return
+        if step == 0 and evaluated_at < 0:
+            self.path.unlink(missing_ok=True)
+        elif self.path.exists():
+            lines = self.path.read_bytes().splitlines()
+            kept = [line for line in lines if _is_known(line, step, evaluated_at)]
+            with replacing(self.path) as file:
+                file.write(b"".join(line + b"\n" for line in kept))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (close() closes it)
+
+    def start_wandb(self, config: Any) -> None:
+        """Errors: TinyGPTError when the package is not there."""
+        try:
+            import wandb
+        except ImportError:
+            raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
+        wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=dataclasses.asdict(config))
+        self.wandb = wandb
+
+    def start_bar(self, first: int, total: int) -> None:
+        hidden = not self.active or self.quiet or None  # None: on a terminal only
+        self._bar = tqdm(total=total, initial=first, unit="it", disable=hidden, leave=False, dynamic_ncols=True)
+
+    def advance(self, **shown: str) -> None:
+        self._bar.update()
+        if shown and not self._bar.disable:
+            self._bar.set_postfix(shown, refresh=False)
+
+    def say(self, text: str, always: bool = False) -> None:
+        """A line for people, above the bar; with --quiet only those that matter always."""
+        if self.active and (always or not self.quiet):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
+        """A line for programs. One write a line, and the file is flushed, so that a kill leaves whole lines."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"kind": kind, "step": step, "seconds": round(seconds, 3), **values}) + "\n")
+        self._file.flush()
+        if self.wandb and kind != "sample":
+            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
+    """Whether a line is whole and part of the history of the state before iteration `step`."""
+    try:
+        entry = json.loads(line)
+        return entry["step"] < step if entry["kind"] == "train" else entry["step"] <= evaluated_at
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl, as dicts; lines that are not are left out."""
+    entries = []
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+    return entries

@@ -1,0 +1,122 @@
+"""`tinygpt sample`: a checkpoint and a prompt in, text out. The checkpoint's own tokenizer is used.
+
+Text streams as it is made when there is one sample; several samples of the prompt are made as one batch.
+"""
+
+import codecs
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tinygpt import device
+from tinygpt.checkpoint import Checkpoint, load
+from tinygpt.config import SampleConfig
+from tinygpt.data import Dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.generate import Choice, generate
+from tinygpt.tokenizer import Tokenizer, tokenizer_from_dict
+
+
+def sample(config: SampleConfig) -> None:
+    """Print `num_samples` continuations of `start`."""
+    checkpoint = load(config.ckpt)
+    tokenizer = checkpoint_tokenizer(checkpoint, config)
+    prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown)
+    compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
+    model = checkpoint.build_model().to(compute.device).eval()
+    if config.num_samples == 1 and not config.json:
+        writer = StreamWriter(tokenizer, config.stop)
+        writer.write(tokenizer.decode(prompt))
+        for row in new_tokens(model, prompt, config, compute, tokenizer.vocab_size):
+            if writer.feed(int(row[0])):
+                break
+        writer.close()
+        return
+    rows = list(new_tokens(model, prompt, config, compute, tokenizer.vocab_size))
+    made = torch.stack(rows, dim=1).tolist() if rows else [[] for _ in range(config.num_samples)]
+    for index, ids in enumerate(made):
+        text = until(tokenizer.decode(ids), config.stop)
+        if config.json:
+            print(json.dumps({"sample": index, "prompt": tokenizer.decode(prompt), "text": text}, ensure_ascii=False))
+        else:
+            print(f"{tokenizer.decode(prompt)}{text}\n{'-' * 15}")
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint, config: SampleConfig) -> Tokenizer:
+    """The tokenizer inside the checkpoint; for nanoGPT's files that of the prepared dataset that its config names."""
+    if checkpoint.tokenizer is not None:
+        return tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
+    dataset = Dataset(config.data_dir, str(checkpoint.config.get("dataset", "")))
+    if dataset.tokenizer.vocab_size > checkpoint.model_args["vocab_size"]:
+        raise TinyGPTError(
+            f"{config.ckpt} has {checkpoint.model_args['vocab_size']} symbols, dataset {dataset.name!r} has "
+            f"{dataset.tokenizer.vocab_size}",
+            f"prepare the text that it was trained on: {dataset.prepare_command}",
+        )
+    return dataset.tokenizer
+
+
+def prompt_text(start: str) -> str:
+    """--start as it is, or the content of the file behind FILE:."""
+    if not start.startswith("FILE:"):
+        return start
+    path = Path(start.removeprefix("FILE:"))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no such file"
+        raise TinyGPTError(f"{path}: {what}", "--start FILE:path/to/prompt.txt") from None
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool) -> list[int]:
+    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start."""
+    if text in ("", "\n"):
+        try:
+            return tokenizer.encode("\n").tolist()
+        except TinyGPTError:
+            return [0]  # a vocabulary without line ends
+    ids = tokenizer.encode(text, skip_unknown).tolist()
+    if not ids:
+        raise TinyGPTError("nothing is left of the prompt without its unknown characters", "another --start")
+    return ids
+
+
+def new_tokens(model, prompt: list[int], config: SampleConfig, compute: device.Compute, vocab_size: int):
+    """The batch of generated ids, one step at a time: int64 (num_samples,)."""
+    idx = torch.tensor([prompt] * config.num_samples, dtype=torch.long, device=compute.device)
+    choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
+    with compute.autocast():
+        yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
+
+
+def until(text: str, stop: str) -> str:
+    """The text before the first `stop`."""
+    return text.partition(stop)[0] if stop else text
+
+
+class StreamWriter:
+    """Tokens to the terminal as they come: whole characters only, and nothing of a stop text that may be beginning."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
+        self.tokenizer, self.stop, self.held = tokenizer, stop, ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> bool:
+        """Write one token; True when the stop text is complete."""
+        self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
+        if self.stop and self.stop in self.held:
+            self.held = until(self.held, self.stop)
+            return True
+        keep = next((n for n in range(len(self.stop), 0, -1) if self.held.endswith(self.stop[:n])), 0)
+        self.write(self.held[: len(self.held) - keep])
+        self.held = self.held[len(self.held) - keep :]
+        return False
+
+    def close(self) -> None:
+        self.write(self.held + "\n")
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

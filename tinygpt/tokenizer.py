@@ -1,0 +1,125 @@
+"""Text to numbers and back.
+
+Two tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one symbol, and
+`GPT2Tokenizer`, GPT-2's byte-pair encoding through tiktoken. Both are plain JSON in and out (`to_dict`,
+`tokenizer_from_dict`), so a tokenizer travels inside `meta.json` and inside every checkpoint, never as a pickle.
+
+    tokenizer = CharTokenizer("abc")
+    tokenizer.encode("cab").tolist() == [2, 0, 1];  tokenizer.decode([2, 0, 1]) == "cab"
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from tinygpt.errors import TinyGPTError
+
+MAX_SYMBOLS = 65_536  # ids are stored as uint16
+CODE_POINTS = 0x110000
+
+
+def code_points(text: str) -> np.ndarray:
+    """The text's Unicode code points, uint32, shape (len(text),)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+class CharTokenizer:
+    """One id a character, ids in the order of `symbols` (sorted by code point when made by `prepare`)."""
+
+    kind = "char"
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        self.symbols = list(symbols)
+        if len(self.symbols) > MAX_SYMBOLS:
+            raise TinyGPTError(
+                f"{len(self.symbols):,} symbols exceed uint16's {MAX_SYMBOLS:,}",
+                "use --tokenizer gpt2, which spells any text with 50,257 tokens",
+            )
+        self.vocab_size = len(self.symbols)
+        codes = code_points("".join(self.symbols))
+        self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
+        self._known[codes] = True
+        self._ids = np.zeros(CODE_POINTS, dtype="<u2")
+        self._ids[codes] = np.arange(len(codes))
+
+    def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
+        codes = code_points(text)
+        known = self._known[codes]
+        if not known.all():
+            if not skip_unknown:
+                at = int(np.argmin(known))
+                raise TinyGPTError(
+                    f"{describe(text[at])}, position {at}) is not in this model's "
+                    f"{self.vocab_size}-character vocabulary",
+                    "leave it out, or pass --skip_unknown",
+                )
+            codes = codes[known]
+        return self._ids[codes]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.symbols[i] for i in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one token, for streaming."""
+        return self.symbols[token].encode("utf-8", "surrogatepass")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "symbols": self.symbols}
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding (Radford et al. 2019), 50,257 tokens, through tiktoken."""
+
+    kind = "gpt2"
+    vocab_size = 50257
+
+    def __init__(self) -> None:
+        from tinygpt.corpora import gpt2_encoding
+
+        self._encoding = gpt2_encoding()
+
+    def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16, shape (n,). `skip_unknown` is for the shared interface: bytes spell any text."""
+        return np.array(self._encoding.encode_ordinary(text), dtype="<u2")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._encoding.decode([int(i) for i in ids])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token: a character may be spread over several tokens."""
+        return self._encoding.decode_single_token_bytes(token)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+Tokenizer = CharTokenizer | GPT2Tokenizer
+
+
+def describe(character: str) -> str:
+    """How messages name a character: its look and its code point, `'é' (U+00E9`; the caller closes the bracket."""
+    shown = character if unicodedata.category(character)[0] not in "CZ" else character.encode("unicode_escape").decode()
+    return f"'{shown}' (U+{ord(character):04X}"
+
+
+def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
+    """The tokenizer that `to_dict` described. Errors: TinyGPTError naming `where` it was read."""
+    match spec:
+        case {"kind": "gpt2"}:
+            return GPT2Tokenizer()
+        case {"kind": "char", "symbols": [*symbols]} if symbols and all(
+            isinstance(symbol, str) and len(symbol) == 1 for symbol in symbols
+        ):
+            if len(set(symbols)) == len(symbols):
+                return CharTokenizer(symbols)
+    raise TinyGPTError(f"{where}: its tokenizer is not one that tinygpt knows", "re-run tinygpt prepare")
+
+
+def fingerprint(spec: dict[str, Any]) -> str:
+    """Short name of a vocabulary: equal exactly when the ids mean the same."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

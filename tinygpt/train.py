@@ -1,0 +1,281 @@
+"""`tinygpt train`: from a dataset and a configuration to checkpoints and metrics. Read `loop` first.
+
+Everything that a run draws at random is a function of the seed and the iteration (batches, dropout) or has a stream of
+its own (evaluation, samples), and everything else it knows is in `last.pt`. So a run that was killed at any moment
+and started again with --init_from=resume ends in the same weights, bit for bit, as one that never was.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from tinygpt import checkpoint, device, distributed
+from tinygpt.config import TrainConfig
+from tinygpt.data import Dataset, draw_windows, windows
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import estimate_losses
+from tinygpt.files import folder_lock
+from tinygpt.generate import Choice, generate
+from tinygpt.optim import learning_rate, set_learning_rate
+from tinygpt.run import Run, check_processes, make_model, micro_steps, set_up, starting_point, tokens_per_iter
+from tinygpt.signals import StopSignal
+
+
+def train(config: TrainConfig) -> int:
+    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
+    compute = device.choose(distributed.device_name(config.device), config.dtype)
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(distributed.processes(config.backend, compute.device))
+        base, config = starting_point(config)
+        dataset = Dataset(config.data_dir, config.dataset)
+        dataset.require(config.block_size)
+        check_processes(config, ranks)
+        model = make_model(config, dataset, base)  # everything a user can get wrong is known before a file is written
+        if ranks.is_main:
+            stack.enter_context(folder_lock(Path(config.out_dir), "run"))
+        ranks.wait()
+        stop = stack.enter_context(StopSignal())
+        run = set_up(config, compute, ranks, dataset, model, base)
+        stack.callback(run.log.close)
+        try:
+            return loop(run, stop)
+        except (RuntimeError, MemoryError) as error:
+            if not device.is_out_of_memory(error):
+                raise
+            raise out_of_memory(run) from None
+
+
+# ---- the loop ---------------------------------------------------------------------------------------------------
+
+
+def loop(run: Run, stop: "StopSignal") -> int:
+    """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
+    config, progress = run.config, run.progress
+    first, marked, speed = progress.step, time.perf_counter(), 0.0
+    run.log.start_bar(first, config.max_iters)
+    while True:
+        if evaluation_due(run):
+            evaluate_and_save(run)
+            marked = time.perf_counter()
+        elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
+            save(run, "last.pt")
+        if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
+            break
+
+        rate = learning_rate(progress.step, config)
+        set_learning_rate(run.optimizers, rate, config)
+        loss, grad_norm = training_step(run)
+        progress.step += 1
+
+        if (progress.step - 1) % config.log_interval == 0:
+            now = time.perf_counter()
+            speed = tokens_per_iter(config) * config.log_interval / (now - marked)
+            marked = now
+            run.log.metric(
+                "train",
+                progress.step - 1,
+                run.seconds(),
+                loss=loss,
+                lr=rate,
+                grad_norm=grad_norm,
+                tokens_per_second=round(speed),
+            )
+        run.log.advance(loss=f"{loss:.3f}", tokens=f"{speed / 1000:.0f}k/s")
+        announce_speed(run, done=progress.step - first)
+        if stop.requested(run.ranks, run.compute.device):
+            save(run, "last.pt")
+            run.log.say(
+                f"stopped by a signal after iteration {progress.step:,}; {run.out}/last.pt has it all", always=True
+            )
+            run.log.say("next: the same command with --init_from=resume", always=True)
+            return stop.status
+    finish(run)
+    return 0
+
+
+def training_step(run: Run) -> tuple[float, float]:
+    """One optimizer update on the global batch of this iteration; returns its mean loss and the gradient's norm.
+
+    Errors: TinyGPTError, before the update, when the loss or the gradient is not finite.
+    """
+    config, step = run.config, run.progress.step
+    x, y = batch(run, step)  # (micro_steps, rows, T)
+    loss = torch.zeros((), device=run.compute.device)
+    for micro_step in range(len(x)):
+        last = micro_step == len(x) - 1
+        seed_dropout(config, step, micro_step, run.ranks.rank)
+        with (
+            run.compute.autocast(),
+            contextlib.nullcontext() if last or run.ranks.count == 1 else run.forward.no_sync(),
+        ):
+            micro_loss = run.forward(x[micro_step], y[micro_step])[1] / len(x)
+            run.scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf"))
+    mean_loss, norm = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count, grad_norm.item()
+    if not math.isfinite(mean_loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+        raise not_finite(run, mean_loss, norm)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+    run.scaler.update()
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return mean_loss, norm
+
+
+def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T)."""
+    config, tokens = run.config, run.dataset.splits["train"]
+    rows = config.batch_size * config.gradient_accumulation_steps
+    starts = draw_windows(config.seed, step, len(tokens), config.block_size, rows)
+    share = starts.reshape(run.ranks.count, -1)[run.ranks.rank]
+    block = torch.from_numpy(windows(tokens, share, config.block_size))
+    if run.compute.device.type == "cuda":
+        block = block.pin_memory().to(run.compute.device, non_blocking=True)
+    else:
+        block = block.to(run.compute.device)
+    block = block.view(micro_steps(config, run.ranks), -1, config.block_size + 1)
+    return block[..., :-1].contiguous(), block[..., 1:].contiguous()
+
+
+def seed_dropout(config: TrainConfig, step: int, micro_step: int, rank: int) -> None:
+    """Dropout's masks are a function of (seed, step, micro_step, rank)."""
+    if config.dropout:
+        key = np.random.SeedSequence([config.seed, step, micro_step, rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(key[0]))
+
+
+# ---- evaluating and saving --------------------------------------------------------------------------------------
+
+
+def evaluation_due(run: Run) -> bool:
+    """At every eval_interval and at the end, once each."""
+    config, progress = run.config, run.progress
+    due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters or config.eval_only
+    return due and progress.evaluated_at != progress.step
+
+
+def evaluate_and_save(run: Run) -> None:
+    """Both losses to terminal and metrics; ckpt.pt if they are the best; then last.pt, which remembers that."""
+    config, progress = run.config, run.progress
+    losses = estimate_losses(
+        run.model, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
+    )
+    best = losses["val"] < progress.best_val_loss
+    run.log.say(
+        f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
+        f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
+        always=True,
+    )
+    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"])
+    progress.evaluated_at = progress.step
+    progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
+    progress.best_val_loss = min(progress.best_val_loss, losses["val"])
+    if config.sample_interval and progress.step % config.sample_interval == 0:
+        show_sample(run)
+    if config.eval_only:
+        return
+    if best or config.always_save_checkpoint:
+        save(run, "ckpt.pt")
+    save(run, "last.pt")
+
+
+def save(run: Run, name: str) -> None:
+    """Write the whole state, as it is before iteration `progress.step`."""
+    if not run.ranks.is_main:
+        return
+    progress = dataclasses.replace(run.progress, seconds=run.seconds())
+    state = checkpoint.Checkpoint(
+        model=run.model.state_dict(),
+        model_args=dataclasses.asdict(run.model.config),
+        config=dataclasses.asdict(run.config) | {"config": list(run.config.config)},
+        step=progress.step,
+        best_val_loss=progress.best_val_loss,
+        tokenizer=run.dataset.tokenizer.to_dict(),
+        data={key: str(value) for key, value in run.dataset.meta["sha256"].items()},
+        training={
+            "progress": dataclasses.asdict(progress),
+            "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+            "scaler": run.scaler.state_dict(),
+        },
+    )
+    checkpoint.save(run.out / name, state)
+
+
+def show_sample(run: Run, length: int = 200) -> None:
+    """A short sample with a seed of its own: the same prompt and seed at every evaluation."""
+    if not run.ranks.is_main:
+        return
+    tokenizer = run.dataset.tokenizer
+    prompt = torch.zeros((1, 1), dtype=torch.long, device=run.compute.device)
+    run.model.eval()
+    with run.compute.autocast():
+        choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
+        made = [int(row[0]) for row in generate(run.model, prompt, length, choice, tokenizer.vocab_size)]
+    run.model.train()
+    text = tokenizer.decode(made)
+    run.log.metric("sample", run.progress.step, run.seconds(), text=text)
+    run.log.say("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
+
+
+def out_of_patience(run: Run) -> bool:
+    config, progress = run.config, run.progress
+    if not config.patience or progress.evaluations_without_best < config.patience:
+        return False
+    run.log.say(f"stopped early: {config.patience} evaluations without a better validation loss", always=True)
+    return True
+
+
+def finish(run: Run) -> None:
+    config = run.config
+    if config.eval_only:
+        return
+    best = run.progress.best_val_loss
+    minutes, seconds = divmod(run.seconds(), 60)
+    run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
+    run.log.say(f"written: {run.out}/ckpt.pt (the best), last.pt (the newest), metrics.jsonl, config.yaml")
+    run.log.say(f"\nnext: tinygpt sample --ckpt {run.out}/ckpt.pt", always=True)
+
+
+def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> None:
+    """How long the run will take, measured on its first iterations."""
+    if done == settle:
+        run.clock = time.perf_counter()
+    if done == settle + measure:
+        each = (time.perf_counter() - run.clock) / measure
+        left = run.config.max_iters - run.progress.step
+        run.log.say(
+            f"expected:    {each * left / 60:.1f} minutes for {left:,} more iterations ({each * 1000:.1f} ms each)"
+        )
+
+
+def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+    last = run.out / "last.pt"
+    safe = f"{last} is from before and good; go on from it" if last.exists() else "start again"
+    return TinyGPTError(
+        f"iteration {run.progress.step}: {what}; stopped before the update",
+        f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
+        status=1,
+    )
+
+
+def out_of_memory(run: Run) -> TinyGPTError:
+    config = run.config
+    rows, steps = config.batch_size, config.gradient_accumulation_steps
+    fits = (
+        f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"
+        if rows % 2 == 0
+        else f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
+    )
+    return TinyGPTError(
+        f"out of memory on {run.compute.device} with batch_size {rows} x block_size {config.block_size}", fits, status=1
+    )
