@@ -6,7 +6,7 @@ venv="${TINYGPT_VENV:-.venv}"
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 find_python() {
-    for candidate in python3.13 python3.12 python3.11 python3 python3.14; do
+    for candidate in python3 python3.11 python3.12 python3.13 python3.14; do
         if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
             echo "$candidate"
             return

@@ -155,7 +155,9 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         raise _damaged(path, "its seal is missing")
     if isinstance(version, int) and version > FORMAT:
         raise TinyGPTError(f"{path}: format {version} is newer than this tinygpt's {FORMAT}", "upgrade tinygpt")
-    weights, args, config = state.get("model"), state.get("model_args"), state.get("config", {})
+    weights: Any = state.get("model")
+    args: Any = state.get("model_args")
+    config: Any = state.get("config", {})
     whole = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
     if not whole or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)", _way_out(path))

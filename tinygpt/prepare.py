@@ -192,7 +192,8 @@ class InputText:
         """CRLF to LF, counted; a CR at the end of a block waits for the next one."""
         held = False
         for block in blocks:
-            cr, lf = (b"\r", b"\n") if isinstance(block, bytes) else ("\r", "\n")
+            cr: Any = b"\r" if isinstance(block, bytes) else "\r"
+            lf: Any = b"\n" if isinstance(block, bytes) else "\n"
             if held:
                 block = cr + block
             if held := block.endswith(cr):
