@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import struct
+import typing
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +23,11 @@ from typing import IO, Any
 import torch
 
 from tinygpt import __version__
+from tinygpt.config import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.tokenizer import Tokenizer
 
 FORMAT = 1
 SEAL = b"tinygpt sha256 "
@@ -47,15 +50,7 @@ class Checkpoint:
     def build_model(self) -> GPT:
         """The model with these weights. Errors: TinyGPTError when sizes and weights contradict each other."""
         args = GPTConfig.from_dict(self.model_args)
-        blocks = {int(found[1]) for name in self.model if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
-        embedding = self.model.get("transformer.wte.weight")
-        sizes_agree = (
-            len(blocks) == args.n_layer  # checked before a model of absurd size is built
-            and embedding is not None
-            and tuple(embedding.shape) == (args.vocab_size, args.n_embd)
-            and args.n_embd % max(args.n_head, 1) == 0
-        )
-        if not sizes_agree:
+        if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
         model = GPT(args)
         try:
@@ -64,6 +59,27 @@ class Checkpoint:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None
         return model
+
+    def require_symbols(self, tokenizer: Tokenizer, where: str) -> None:
+        """Errors: TinyGPTError if the tokenizer has ids that the model has no embedding for."""
+        symbols = GPTConfig.from_dict(self.model_args).vocab_size
+        if tokenizer.vocab_size > symbols:
+            raise TinyGPTError(
+                f"{where} has {symbols} symbols, its tokenizer {tokenizer.vocab_size}",
+                "prepare the text that it was trained on, under the same dataset name",
+            )
+
+    def _sizes_agree(self, args: GPTConfig) -> bool:
+        """Compare each weight's shape with that of a model without memory, before one of absurd size is built."""
+        blocks = {found[1] for name in self.model if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
+        if len(blocks) != args.n_layer:
+            return False
+        try:
+            with torch.device("meta"):
+                expected = GPT(args).state_dict()
+        except (RuntimeError, TypeError, OverflowError):  # sizes that are negative, or beyond what PyTorch can count
+            return False
+        return all(self.model[name].shape == weight.shape for name, weight in expected.items() if name in self.model)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -87,46 +103,51 @@ def load(path: str | Path) -> Checkpoint:
             sealed = verify(file, path)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
+        return _from_state(state, path, sealed)
+    except TinyGPTError as error:
+        raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
         raise TinyGPTError(f"{path}: {what}", _way_out(path, "train a model first: tinygpt train CONFIG")) from None
-    except TinyGPTError:
-        raise
     except Exception as error:  # torch.load reports foreign content through many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise TinyGPTError(
                 f"{path}: holds more than tensors and plain values; refused, since loading it could run code",
                 "ask for a file with weights only",
             ) from None
-        raise _damaged(path, "it cannot be read") from None
-    return _from_state(state, path, sealed)
+        raise TinyGPTError(f"{path}: damaged, it cannot be read", _way_out(path)) from None
 
 
 def verify(file: IO[bytes], path: Path) -> bool:
     """Check the seal, or, for a file without one (nanoGPT's), the zip archive's own checksums; True if sealed.
 
+    The parts of a torch.save are not compressed, so a small file that would unpack to a huge one is not one of those.
     Errors: TinyGPTError for a file that is not what was written.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - SEAL_BYTES, 0))
     tail = file.read()
     file.seek(0)
-    if tail.startswith(SEAL):
-        if _digest(file, size - SEAL_BYTES) != tail[len(SEAL) :].decode("ascii", "replace"):
-            raise _damaged(path, "its checksum does not match")
-        return True
+    sealed = tail.startswith(SEAL)
+    if sealed and _digest(file, size - SEAL_BYTES) != tail[len(SEAL) :].decode("ascii", "replace"):
+        raise _damaged(path, "its checksum does not match")
+    file.seek(0)
     if not size:
         raise _damaged(path, "it is empty")
     if file.read(2) != b"PK":
-        raise TinyGPTError(f"{path}: not a checkpoint (not a file that torch.save writes)", _way_out(path))
+        raise TinyGPTError(f"{path}: not a checkpoint (not a file that torch.save writes)")
     try:
         with zipfile.ZipFile(file) as archive:
-            bad = archive.testzip()
+            parts = archive.infolist()
+            packed = any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size
+            bad = None if sealed or packed else archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, struct.error, EOFError):
         raise _damaged(path, "it is cut short or changed") from None
+    if packed:
+        raise TinyGPTError(f"{path}: not a checkpoint (its parts are packed; torch.save's are not)")
     if bad:
         raise _damaged(path, f"the checksum of its part {bad} does not match")
-    return False
+    return sealed
 
 
 def _seal(file: IO[bytes]) -> None:
@@ -149,7 +170,7 @@ def _digest(file: IO[bytes], size: int) -> str:
 
 def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
-        raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})", _way_out(path))
+        raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     version = state.get("tinygpt_format", 0)
     if version and not sealed:
         raise _damaged(path, "its seal is missing")
@@ -159,19 +180,47 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     args: Any = state.get("model_args")
     config: Any = state.get("config", {})
     whole = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
-    if not whole or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)", _way_out(path))
+    if not whole or not all(isinstance(n, str) and isinstance(w, torch.Tensor) for n, w in weights.items()):
+        raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)")
+    _check_model_args(args, path)
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
-        return Checkpoint(weights, args, config, int(state.get("iter_num", 0)), float(state.get("best_val_loss", 0)))
-    return Checkpoint(
+        state = {"model": weights, "model_args": args, "config": config} | _nanogpt_progress(state)
+    checkpoint = Checkpoint(
         **{field.name: state[field.name] for field in dataclasses.fields(Checkpoint) if field.name in state}
     )
+    types: dict[str, Any] = {"step": int, "best_val_loss": (int, float), "data": dict, "training": dict}
+    types["tokenizer"] = (dict, type(None))
+    for name, kind in types.items():
+        if not isinstance(getattr(checkpoint, name), kind):
+            raise TinyGPTError(f"{path}: not a checkpoint of tinygpt (its {name} is of another type)")
+    return checkpoint
+
+
+def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
+    """Where nanoGPT's run stood; its best loss is a tensor. A file that does not say begins at 0."""
+    try:
+        return {"step": int(state["iter_num"]), "best_val_loss": float(state["best_val_loss"])}
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return {}
+
+
+def _check_model_args(args: dict[str, Any], path: Path) -> None:
+    """Errors: TinyGPTError for sizes that no model has. (Whether they fit the weights is seen in `build_model`.)"""
+    shape, hints = GPTConfig.from_dict(args), typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(GPTConfig):
+        value, kind = getattr(shape, field.name), type(field.default)
+        known = kind is not str or value in typing.get_args(hints[field.name])
+        if not known or type(value) not in ((int, float) if kind is float else (kind,)):
+            raise TinyGPTError(f"{path}: not a checkpoint ({field.name} is {str(value)[:40]!r})")
+    sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
+    if min(sizes) < 1 or shape.n_embd % shape.n_head or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
+        raise TinyGPTError(f"{path}: not a checkpoint (its model_args are those of no model)")
 
 
 def _damaged(path: Path, how: str) -> TinyGPTError:
-    return TinyGPTError(f"{path}: damaged, {how}", _way_out(path))
+    return TinyGPTError(f"{path}: damaged, {how}")
 
 
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:

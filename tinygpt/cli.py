@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("tinygpt.train", "TrainConfig", "train a GPT on a prepared dataset"),
     "sample": ("tinygpt.sample", "SampleConfig", "write text with a trained model"),
     "eval": ("tinygpt.evaluate", "EvalConfig", "measure a model, beside what counting would reach"),
+    "check": ("tinygpt.check", "CheckConfig", "verify a run's or a dataset's files; prove that resuming is exact"),
     "plot": ("tinygpt.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
 }
 
@@ -66,6 +67,8 @@ def run(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"tinygpt {__version__}")
         return 0
+    if args[0].startswith("--tyro-print-completion"):
+        print_completion(args)
     name = args[0]
     if name not in COMMANDS:
         import difflib
@@ -78,3 +81,13 @@ def run(args: list[str]) -> int:
     parsed = parse.parse(getattr(config, config_name), args[1:], prog=f"tinygpt {name}")
     status = getattr(importlib.import_module(module), name.replace("eval", "evaluate"))(parsed)
     return status or 0
+
+
+def print_completion(args: list[str]) -> None:
+    """The shell completion script of the whole command tree, as tyro makes it; then exits."""
+    import tyro
+
+    from tinygpt import config
+
+    tree = {name: getattr(config, entry[1]) for name, entry in COMMANDS.items()}
+    tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)

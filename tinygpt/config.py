@@ -221,6 +221,24 @@ class PlotConfig:
     """the picture; empty: loss.png in the first folder"""
 
 
+@dataclasses.dataclass
+class CheckConfig:
+    """Say whether the files of a run or a dataset are whole, and what can still be used.
+
+    tinygpt check out/ data/shakespeare_char
+    tinygpt check --resume configs/shakespeare_char.yaml
+    """
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional] = ("out",)
+    """folders of runs or of datasets"""
+    resume: str = ""
+    """a config: train it for a moment, once undisturbed and once killed and resumed, and compare the weights"""
+    iterations: int = 60
+    """iterations of that short run"""
+    data_dir: str = "data"
+    """folder that holds the datasets"""
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `parse` reads back: what a run writes beside its checkpoints."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}

@@ -60,11 +60,14 @@ def commit_dataset(folder: Path, writers: list[TokenWriter], meta: dict[str, Any
     """
     meta = {"format": META_FORMAT, "tinygpt": __version__, **meta}
     temporary = folder / ".meta.json.tmp"
-    temporary.write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogatepass")
-    (folder / "meta.json").unlink(missing_ok=True)
-    for writer in writers:
-        writer.commit()
-    os.replace(temporary, folder / "meta.json")
+    try:
+        temporary.write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogatepass")
+        (folder / "meta.json").unlink(missing_ok=True)
+        for writer in writers:
+            writer.commit()
+        os.replace(temporary, folder / "meta.json")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Dataset:
@@ -96,10 +99,13 @@ class Dataset:
             meta = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
         except (ValueError, RecursionError):
             meta = None
-        sums = meta.get("sha256") if isinstance(meta, dict) else None
-        if not isinstance(meta, dict) or not isinstance(sums, dict) or not isinstance(meta.get("format"), int):
+        except OSError as error:
+            raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
+        version = meta.get("format") if isinstance(meta, dict) else None
+        known = isinstance(version, int) and version <= META_FORMAT
+        if not isinstance(version, int) or (known and not _is_meta(meta)):
             raise TinyGPTError(f"{path}: damaged, not what tinygpt prepare writes", f"re-run {self.prepare_command}")
-        if meta["format"] > META_FORMAT:
+        if not known:
             raise TinyGPTError(
                 f"{path}: format {meta['format']} is newer than this tinygpt's {META_FORMAT}", "upgrade tinygpt"
             )
@@ -117,7 +123,10 @@ class Dataset:
             raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
         if size > IN_MEMORY:
             return np.memmap(path, dtype=TOKEN, mode="r")
-        tokens = np.fromfile(path, dtype=TOKEN)
+        try:
+            tokens = np.fromfile(path, dtype=TOKEN)
+        except OSError as error:
+            raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
         self.verify(split, tokens)
         return tokens
 
@@ -141,6 +150,17 @@ class Dataset:
                     f"{split} has {len(tokens)} tokens; block_size {block_size} needs {block_size + 1}",
                     f"use --block_size={max(len(tokens) - 1, 1)} or less, or more text",
                 )
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    """Whether what is read from meta.json has the types that `tinygpt prepare` writes."""
+    sums, counts = meta.get("sha256"), meta.get("characters", {})
+    return (
+        isinstance(sums, dict)
+        and isinstance(counts, dict)
+        and all(isinstance(value, str) for value in sums.values())
+        and all(isinstance(value, int) for value in counts.values())
+    )
 
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 compute = choose("auto", "auto")
 print(compute.describe())          # cpu (2 threads), bfloat16: this processor multiplies it in hardware
-with compute.autocast(): ...
 """
 
-import contextlib
+import ctypes
 import dataclasses
 import re
+import sys
 from typing import Any
 
 import torch
@@ -22,12 +22,6 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     reason: str
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Matrix products in `dtype`; weights, losses and the optimizer stay in float32 (Micikevicius et al. 2018)."""
-        if self.dtype is torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def describe(self) -> str:
         name = str(self.device)
@@ -77,8 +71,7 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
         return model, "off" + (" (on a CPU it takes longer than it saves)" if wanted == "auto" else "")
     try:
         compiled = torch.compile(model)
-        with compute.autocast():
-            compiled(example, example)[1].backward()
+        compiled(example, example)[1].backward()
         model.zero_grad(set_to_none=True)
         return compiled, "on"
     except Exception as error:  # a missing compiler shows in many ways, and none of them may stop a run
@@ -86,6 +79,19 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
         torch.compiler.reset()
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return model, f"cannot work here ({why.strip()[:100]}), going on without it"
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep the blocks that a training step frees, for the next step.
+
+    By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
+    memory again: a fifth of nanoGPT's step (docs/PERFORMANCE.md). Other systems' allocators are left alone.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: slack at the heap's end that is kept
+            mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap, not from mmap
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,12 +18,13 @@ from tinygpt.data import Dataset, draw_windows, windows
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
+from tinygpt.precision import MixedPrecision
 from tinygpt.tokenizer import fingerprint, tokenizer_from_dict
 
 
-def every_token_once(tokens: np.ndarray, block_size: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Starts of the windows that cover the targets tokens[start + 1 : stop], each once; the last may be shorter."""
-    return np.arange(start, (len(tokens) if stop is None else stop) - 1, block_size)
+def every_token_once(tokens: np.ndarray, block_size: int) -> np.ndarray:
+    """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
+    return np.arange(0, len(tokens) - 1, block_size)
 
 
 def batches(
@@ -43,7 +44,7 @@ def batches(
 
 @torch.inference_mode()
 def mean_loss(
-    model: GPT,
+    model: GPT | MixedPrecision,
     tokens: np.ndarray,
     starts: np.ndarray,
     compute: device.Compute,
@@ -56,21 +57,25 @@ def mean_loss(
     rows = max(1, (1 << 22) // (block_size * max(model.config.vocab_size, 4 * model.config.n_embd)))
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=compute.device)
-    count = 0
+    total, count = 0.0, 0
     for x, y in batches(tokens, starts[ranks.rank :: ranks.count], block_size, rows):
-        with compute.autocast():
-            loss = model(torch.from_numpy(x).to(compute.device), torch.from_numpy(y).to(compute.device))[1]
+        loss = model(torch.from_numpy(x).to(compute.device), torch.from_numpy(y).to(compute.device))[1]
         valid = int((y >= 0).sum())
-        total += loss.double() * valid
+        total += loss.item() * valid
         count += valid
     model.train(was_training)
-    total_loss, total_count = ranks.sum([total.item(), count], compute.device)
+    total_loss, total_count = ranks.sum([total, count], compute.device)
     return total_loss / total_count
 
 
 def estimate_losses(
-    model: GPT, dataset: Dataset, seed: int, eval_iters: int, batch_size: int, compute: device.Compute, ranks: Processes
+    model: GPT | MixedPrecision,
+    dataset: Dataset,
+    seed: int,
+    eval_iters: int,
+    batch_size: int,
+    compute: device.Compute,
+    ranks: Processes,
 ) -> dict[str, float]:
     """Loss of both splits: over `eval_iters` random batches as in nanoGPT, or with 0 over the whole validation split
     and an equally long part of the training split.
@@ -83,7 +88,8 @@ def estimate_losses(
         if eval_iters:
             starts = draw_windows(seed, 0, len(tokens), block_size, eval_iters * batch_size, stream)
         else:
-            starts = every_token_once(tokens, block_size, stop=min(len(tokens), len(dataset.splits["val"])))
+            tokens = tokens[: len(dataset.splits["val"])]
+            starts = every_token_once(tokens, block_size)
         losses[split] = mean_loss(model, tokens, starts, compute, ranks)
     return losses
 
@@ -130,8 +136,9 @@ def evaluate(config: EvalConfig) -> None:
                 f"({fingerprint(own)} and {dataset.fingerprint})",
                 "evaluate on the dataset it was trained on, or train on this one",
             )
-    compute = device.choose(config.device, config.dtype)
-    model = checkpoint.build_model().to(compute.device)
+    checkpoint.require_symbols(dataset.tokenizer, config.ckpt)
+    compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
+    model = checkpoint.build_model().to(compute.device, compute.dtype)
     train, val = dataset.splits["train"], dataset.splits["val"]
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")

@@ -8,6 +8,7 @@ with folder_lock(Path("out"), "run"): ...
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,27 +21,42 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write whose content takes the place of `path` in one step, or not at all.
 
     The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
-    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError for a full disk, naming the space.
+    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as `writing`'s.
     """
     if path.is_symlink():
         raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        full = _in_chain(error, OSError, errno.ENOSPC, errno.EDQUOT)
-        if full:
-            free = os.statvfs(path.parent)
+        with writing(path):
+            with open(temporary, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes `path`. Errors: TinyGPTError for what the system refuses; a full disk's names the space."""
+    try:
+        yield
+    except Exception as error:
+        if _in_chain(error, errno.ENOSPC, errno.EDQUOT):  # torch.save may wrap it
+            free = shutil.disk_usage(path.parent).free / 1e6
             raise TinyGPTError(
-                f"{path}: no space left to write it ({free.f_bavail * free.f_frsize / 1e6:,.1f} MB free); "
-                "the file that was there is unchanged",
+                f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged",
                 "free some space, then go on with --init_from=resume",
+                status=1,
+            ) from error
+        if isinstance(error, OSError):
+            raise TinyGPTError(
+                f"{path}: cannot be written ({error.strerror or error}); what was saved before is unchanged",
+                "check the disk and the folder's permissions, then go on with --init_from=resume",
                 status=1,
             ) from error
         raise
@@ -57,10 +73,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _in_chain(error: BaseException | None, kind: type[OSError], *numbers: int) -> bool:
+def _in_chain(error: BaseException | None, *numbers: int) -> bool:
     """Whether the error, or one that it came from, is the OSError of one of these numbers."""
     while error is not None:
-        if isinstance(error, kind) and error.errno in numbers:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -77,8 +93,9 @@ def folder_lock(folder: Path, use: str):
         lock = filelock.FileLock(path)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        with contextlib.suppress(OSError):
-            owner = f" by process {path.read_text()}" if path.read_text() else ""
+        owner = ""
+        with contextlib.suppress(OSError, ValueError):
+            owner = f" by process {int(path.read_text())}"
         raise TinyGPTError(
             f"{folder} is in use{owner}", f"wait for it, or choose another folder for this {use}"
         ) from None

@@ -35,7 +35,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # from the top: a tiny temperature cannot overflow
+    logits = logits - logits.amax(-1, keepdim=True)  # from the top: a tiny temperature cannot overflow
+    logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 no number
     if 0 < top_k < logits.size(-1):
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
@@ -84,6 +85,4 @@ def generate(
 
 def _new_cache(model: GPT, batch_size: int) -> KVCache:
     weight = model.lm_head.weight
-    device_type = weight.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
-    return KVCache(model.config, batch_size, weight.device, dtype)
+    return KVCache(model.config, batch_size, weight.device, weight.dtype)

@@ -98,36 +98,64 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.size()
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hd)
-        if self.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
+        if self.qk_norm or rope is not None:
+            qk = F.rms_norm(qkv[:2], qkv.shape[-1:]) if self.qk_norm else qkv[:2]
+            qkv = torch.cat((qk if rope is None else rotate(qk, rope), qkv[2:]))
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            y = attend(qkv, dropout)
+        else:
+            k, v = cache.update(self.layer, qkv[1], qkv[2])
+            y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √head_dim) v, where query i sees the keys up to the one that stands at its own place.
+def attend(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √head_dim) v, where each position sees itself and those before it.
 
-    q (B, n_head, T, head_dim), k and v (B, n_head, S, head_dim), and the T queries are the last of the S positions.
-    On a CPU three plain operations beat the fused call up to a context of some hundred: its backward pass in
-    bfloat16 took four times as long (docs/PERFORMANCE.md). On GPUs the fused call (FlashAttention) wins always.
+    qkv (3, B, n_head, T, head_dim); returns (B, n_head, T, head_dim). On GPUs the fused call (FlashAttention, Dao et
+    al. 2022) wins always; on a CPU its backward pass is slow, and up to a context of some hundred plain products win.
     """
-    T, S = q.size(-2), k.size(-2)
-    if q.device.type != "cpu" or S > 512:
-        if 1 < T < S:
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, nh, T, S)
-    if T > 1:
-        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-        scores = scores.masked_fill(future, float("-inf"))
-    return F.dropout(scores.softmax(-1), dropout) @ v
+    T = qkv.size(-2)
+    if qkv.device.type == "cpu" and T <= 512 and not dropout:
+        return PlainAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1))).view(qkv.shape[1:])  # type: ignore[no-any-return]
+    q, k, v = qkv
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+class PlainAttention(torch.autograd.Function):
+    """Causal attention in plain batched products, with its gradient written out: four products, one softmax, and one
+    buffer for all three gradients, where automatic differentiation would make a copy at each step."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        """qkv (3, N, T, head_dim) for N = B n_head; returns (N, T, head_dim)."""
+        q, k, v = qkv
+        p = torch.baddbmm(future_mask(q.size(1), q.dtype), q, k.transpose(1, 2), alpha=q.size(2) ** -0.5)  # (N, T, T)
+        torch.softmax(p, -1, out=p)
+        ctx.save_for_backward(qkv, p)
+        return torch.bmm(p, v)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        """With P = softmax(S): dV = Pᵀ dY, dP = dY Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K / √d, dK = dSᵀ Q / √d."""
+        qkv, p = ctx.saved_tensors
+        q, k, v = qkv
+        scale = q.size(2) ** -0.5
+        dy = dy.contiguous()
+        ds = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), p, -1, p.dtype)
+        d = torch.empty_like(qkv)
+        torch.baddbmm(d[0], ds, k, beta=0, alpha=scale, out=d[0])
+        torch.baddbmm(d[1], ds.transpose(1, 2), q, beta=0, alpha=scale, out=d[1])
+        torch.bmm(p.transpose(1, 2), dy, out=d[2])
+        return d
+
+
+def future_mask(T: int, dtype: torch.dtype) -> Tensor:
+    """Zero on and below the diagonal, minus infinity above: (T, T), added to the scores."""
+    return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
 
 
 def rope_angles(start: int, T: int, head_dim: int, device: torch.device) -> Tensor:
@@ -189,9 +217,10 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.transformer: Any = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wte": wte,
                 **({"wpe": nn.Embedding(config.block_size, config.n_embd)} if config.position == "learned" else {}),
                 "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
                 "ln_f": Norm(config),
@@ -199,7 +228,7 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = wte.weight
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2: 2 n_layer of these add up in the residual stream
@@ -221,7 +250,7 @@ class GPT(nn.Module):
         """
         config = self.config
         start = cache.length if cache is not None else 0
-        x = self.transformer["wte"](idx)  # (B, T, C)
+        x: Tensor = self.transformer["wte"](idx)  # (B, T, C)
         rope = None
         if config.position == "learned":
             x = x + self.transformer["wpe"].weight[start : start + idx.size(1)]
@@ -233,7 +262,7 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += idx.size(1)
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
-        logits = self.lm_head(x)
+        logits = self.lm_head(x).float()
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)

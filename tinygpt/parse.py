@@ -80,7 +80,7 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
 
 def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
     """One --key=value for tyro; Errors: a key that does not exist, a value that is not a plain one."""
-    known = [name for name in _fields(kind) if name not in ("config", "name", "runs", "out")]
+    known = [name for name in _fields(kind) if name not in ("config", "name", "runs", "folders")]
     prefix = f"{where}: " if where else "--"
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
@@ -89,7 +89,7 @@ def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{prefix}{key}: needs one plain value, not {type(value).__name__} {value!r}", f"{key}: 1")
     text = str(value)
-    if text.lower() in ("true", "false"):  # YAML's true, nanoGPT's True
+    if text.lower() in ("true", "false") and get_type_hints(kind)[key] is not str:  # YAML's true, nanoGPT's True
         text = text.capitalize()
     return f"--{key}={text}"
 

@@ -20,7 +20,8 @@ from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.optim import make_optimizers
+from tinygpt.optim import Optimizer
+from tinygpt.precision import MixedPrecision
 from tinygpt.runlog import RunLog
 from tinygpt.tokenizer import fingerprint
 
@@ -44,10 +45,10 @@ class Run:
 
     config: TrainConfig
     dataset: Dataset
-    model: GPT
-    forward: Any  # the model, compiled and wrapped for several processes where asked
-    optimizers: list[torch.optim.Optimizer]
-    scaler: torch.amp.GradScaler
+    model: GPT  # with its float32 weights: what is saved, and what writes samples
+    mixed: MixedPrecision  # the same weights, computing in compute.dtype
+    forward: Any  # `mixed`, compiled and wrapped for several processes where asked
+    optimizer: Optimizer
     compute: device.Compute
     ranks: Processes
     log: RunLog
@@ -92,7 +93,7 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
         if not crops or name not in given:
             setattr(config, name, has)
     if resume:
-        if "optimizers" not in base.training:
+        if "optimizer" not in base.training:
             raise TinyGPTError(f"{last} has no optimizer state to go on from", f"--init_from={last}")
         for name, value in base.config.items():
             if name in {field.name for field in dataclasses.fields(config)} - given - {"config", "init_from", "quiet"}:
@@ -158,23 +159,22 @@ def set_up(
     model: GPT,
     base: checkpoint.Checkpoint | None,
 ) -> Run:
-    """Model, optimizers and log on their device, with the checkpoint's state if resuming; shows what was chosen."""
+    """Model, optimizer and log on their device, with the checkpoint's state if resuming; shows what was chosen."""
     torch.backends.cuda.matmul.allow_tf32 = True  # where float32 products remain
-    model.to(compute.device).train()
-    optimizers = make_optimizers(model, config, compute.device.type)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+    if compute.device.type == "cpu":
+        device.keep_freed_memory()
+    mixed = MixedPrecision(model.to(compute.device), compute.dtype).train()
+    optimizer = Optimizer(mixed, config)
     progress = Progress()
     if base is not None and config.init_from in ("resume", "auto"):
         progress = Progress(**base.training["progress"])
-        for optimizer, state in zip(optimizers, base.training["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        scaler.load_state_dict(base.training["scaler"])
+        optimizer.load_state_dict(base.training["optimizer"])
     example = torch.zeros((config.batch_size, config.block_size), dtype=torch.long, device=compute.device)
-    forward, compiled = device.compile_model(model, config.compile, compute, example)
+    forward, compiled = device.compile_model(mixed, config.compile, compute, example)
     if ranks.count > 1:
         forward = nn.parallel.DistributedDataParallel(forward)
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
-    run = Run(config, dataset, model, forward, optimizers, scaler, compute, ranks, log, progress)
+    run = Run(config, dataset, model, mixed, forward, optimizer, compute, ranks, log, progress)
     if ranks.is_main and not config.eval_only:
         with replacing(run.out / "config.yaml") as file:
             file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.files import replacing, writing
 
 
 class RunLog:
@@ -40,7 +40,8 @@ class RunLog:
             kept = [line for line in lines if _is_known(line, step, evaluated_at)]
             with replacing(self.path) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (close() closes it)
+        with writing(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
     def start_wandb(self, config: Any) -> None:
         """Errors: TinyGPTError when the package is not there."""
@@ -67,11 +68,13 @@ class RunLog:
             sys.stdout.flush()
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
-        """A line for programs. One write a line, and the file is flushed, so that a kill leaves whole lines."""
+        """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, "seconds": round(seconds, 3), **values}) + "\n")
-        self._file.flush()
+        line = (json.dumps({"kind": kind, "step": step, "seconds": round(seconds, 3), **values}) + "\n").encode()
+        with writing(self.path):
+            while line:  # on a full disk a write is short, and the next one says so
+                line = line[self._file.write(line) :]
         if self.wandb and kind != "sample":
             self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
 

@@ -25,7 +25,7 @@ def sample(config: SampleConfig) -> None:
     tokenizer = checkpoint_tokenizer(checkpoint, config)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown)
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
-    model = checkpoint.build_model().to(compute.device).eval()
+    model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
     if config.num_samples == 1 and not config.json:
         writer = StreamWriter(tokenizer, config.stop)
         writer.write(tokenizer.decode(prompt))
@@ -47,15 +47,16 @@ def sample(config: SampleConfig) -> None:
 def checkpoint_tokenizer(checkpoint: Checkpoint, config: SampleConfig) -> Tokenizer:
     """The tokenizer inside the checkpoint; for nanoGPT's files that of the prepared dataset that its config names."""
     if checkpoint.tokenizer is not None:
-        return tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
-    dataset = Dataset(config.data_dir, str(checkpoint.config.get("dataset", "")))
-    if dataset.tokenizer.vocab_size > checkpoint.model_args["vocab_size"]:
+        tokenizer = tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
+    elif name := str(checkpoint.config.get("dataset", "")):
+        tokenizer = Dataset(config.data_dir, name).tokenizer
+    else:
         raise TinyGPTError(
-            f"{config.ckpt} has {checkpoint.model_args['vocab_size']} symbols, dataset {dataset.name!r} has "
-            f"{dataset.tokenizer.vocab_size}",
-            f"prepare the text that it was trained on: {dataset.prepare_command}",
+            f"{config.ckpt} holds no tokenizer, and does not say what it was trained on",
+            "tinygpt train --init_from=PATH makes one that does",
         )
-    return dataset.tokenizer
+    checkpoint.require_symbols(tokenizer, config.ckpt)
+    return tokenizer
 
 
 def prompt_text(start: str) -> str:
@@ -65,8 +66,10 @@ def prompt_text(start: str) -> str:
     path = Path(start.removeprefix("FILE:"))
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no such file"
+    except UnicodeDecodeError:
+        raise TinyGPTError(f"{path}: not UTF-8 text", "--start FILE:path/to/prompt.txt") from None
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
         raise TinyGPTError(f"{path}: {what}", "--start FILE:path/to/prompt.txt") from None
 
 
@@ -87,8 +90,7 @@ def new_tokens(model, prompt: list[int], config: SampleConfig, compute: device.C
     """The batch of generated ids, one step at a time: int64 (num_samples,)."""
     idx = torch.tensor([prompt] * config.num_samples, dtype=torch.long, device=compute.device)
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
-    with compute.autocast():
-        yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
+    yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
 
 
 def until(text: str, stop: str) -> str:
@@ -100,14 +102,14 @@ class StreamWriter:
     """Tokens to the terminal as they come: whole characters only, and nothing of a stop text that may be beginning."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
-        self.tokenizer, self.stop, self.held = tokenizer, stop, ""
+        self.tokenizer, self.stop, self.held, self.stopped = tokenizer, stop, "", False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> bool:
         """Write one token; True when the stop text is complete."""
         self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
         if self.stop and self.stop in self.held:
-            self.held = until(self.held, self.stop)
+            self.held, self.stopped = until(self.held, self.stop), True
             return True
         keep = next((n for n in range(len(self.stop), 0, -1) if self.held.endswith(self.stop[:n])), 0)
         self.write(self.held[: len(self.held) - keep])
@@ -115,7 +117,8 @@ class StreamWriter:
         return False
 
     def close(self) -> None:
-        self.write(self.held + "\n")
+        unfinished = "" if self.stopped else self.decoder.decode(b"", final=True)  # a character cut in two
+        self.write(self.held + unfinished + "\n")
 
     def write(self, text: str) -> None:
         sys.stdout.write(text)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 
 from tinygpt import checkpoint, device, distributed
 from tinygpt.config import TrainConfig
@@ -22,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
 from tinygpt.files import folder_lock
 from tinygpt.generate import Choice, generate
-from tinygpt.optim import learning_rate, set_learning_rate
+from tinygpt.optim import learning_rate
 from tinygpt.run import Run, check_processes, make_model, micro_steps, set_up, starting_point, tokens_per_iter
 from tinygpt.signals import StopSignal
 
@@ -69,7 +68,7 @@ def loop(run: Run, stop: "StopSignal") -> int:
             break
 
         rate = learning_rate(progress.step, config)
-        set_learning_rate(run.optimizers, rate, config)
+        run.optimizer.set_learning_rate(rate)
         loss, grad_norm = training_step(run)
         progress.step += 1
 
@@ -110,24 +109,15 @@ def training_step(run: Run) -> tuple[float, float]:
     for micro_step in range(len(x)):
         last = micro_step == len(x) - 1
         seed_dropout(config, step, micro_step, run.ranks.rank)
-        with (
-            run.compute.autocast(),
-            contextlib.nullcontext() if last or run.ranks.count == 1 else run.forward.no_sync(),
-        ):
+        with contextlib.nullcontext() if last or run.ranks.count == 1 else run.forward.no_sync():
             micro_loss = run.forward(x[micro_step], y[micro_step])[1] / len(x)
-            run.scaler.scale(micro_loss).backward()
+            run.optimizer.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf"))
-    mean_loss, norm = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count, grad_norm.item()
-    if not math.isfinite(mean_loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+    norm = run.optimizer.clip().item()
+    mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
+    if not math.isfinite(mean_loss) or not (math.isfinite(norm) or run.optimizer.scaler.is_enabled()):
         raise not_finite(run, mean_loss, norm)
-    for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
-    run.scaler.update()
-    for optimizer in run.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    run.optimizer.step()
     return mean_loss, norm
 
 
@@ -167,7 +157,7 @@ def evaluate_and_save(run: Run) -> None:
     """Both losses to terminal and metrics; ckpt.pt if they are the best; then last.pt, which remembers that."""
     config, progress = run.config, run.progress
     losses = estimate_losses(
-        run.model, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
+        run.mixed, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
     )
     best = losses["val"] < progress.best_val_loss
     run.log.say(
@@ -203,8 +193,7 @@ def save(run: Run, name: str) -> None:
         data={key: str(value) for key, value in run.dataset.meta["sha256"].items()},
         training={
             "progress": dataclasses.asdict(progress),
-            "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
-            "scaler": run.scaler.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
         },
     )
     checkpoint.save(run.out / name, state)
@@ -217,9 +206,8 @@ def show_sample(run: Run, length: int = 200) -> None:
     tokenizer = run.dataset.tokenizer
     prompt = torch.zeros((1, 1), dtype=torch.long, device=run.compute.device)
     run.model.eval()
-    with run.compute.autocast():
-        choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
-        made = [int(row[0]) for row in generate(run.model, prompt, length, choice, tokenizer.vocab_size)]
+    choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
+    made = [int(row[0]) for row in generate(run.model, prompt, length, choice, tokenizer.vocab_size)]
     run.model.train()
     text = tokenizer.decode(made)
     run.log.metric("sample", run.progress.step, run.seconds(), text=text)

@@ -1,0 +1,135 @@
+"""What the tests share: the command line (as a process of its own, or inside this one), a small dataset, a short run.
+
+The folders of `tiny_data` and `tiny_run` are made once a session and only read; `run_copy` is a copy to write in.
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tinygpt.cli import main
+
+TINY_MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
+TINY_TRAIN = [
+    *("train", "--dataset=tiny", "--device=cpu", "--dtype=float32", "--compile=False", "--seed=7", *TINY_MODEL),
+    *("--gradient_accumulation_steps=2", "--dropout=0.1", "--learning_rate=1e-2", "--min_lr=1e-3"),
+    *("--warmup_iters=2", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2"),
+]
+
+
+@dataclass
+class Result:
+    """What a command line gave back."""
+
+    status: int
+    out: str
+    err: str
+
+
+def cli(*args: str | Path, cwd: Path, timeout: float = 120, **env: str) -> Result:
+    """`tinygpt ARGS` as a user runs it: a process of its own in the folder `cwd`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygpt", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONUTF8": "1", **env},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+FORK = """
+import json, os, signal, sys
+import tinygpt.evaluate, tinygpt.plot, tinygpt.prepare, tinygpt.sample, tinygpt.train
+from tinygpt.cli import main
+for line in sys.stdin:
+    args, cwd, out, err, timeout = json.loads(line)
+    if os.fork() == 0:
+        os.chdir(cwd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor, name in ((1, out), (2, err)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        signal.alarm(timeout)
+        sys.exit(main(args))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def cli_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Result]]:
+    """Like `cli`, but forked from a process that has PyTorch imported: 0.1 s instead of 2 s."""
+    folder = tmp_path_factory.mktemp("forked")
+    out, err = folder / "out", folder / "err"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as fork:
+        assert fork.stdin and fork.stdout
+
+        def run(*args: str | Path, cwd: Path, timeout: int = 60) -> Result:
+            print(json.dumps([[*map(str, args)], str(cwd), str(out), str(err), timeout]), file=fork.stdin, flush=True)
+            status = int(fork.stdout.readline())
+            return Result(status, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+        yield run
+        fork.stdin.close()
+
+
+def cli_here(*args: str | Path, cwd: Path) -> Result:
+    """`tinygpt ARGS` inside this process, in the folder `cwd`: no start-up time, no isolation."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*map(str, args)])
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def listing(folder: Path) -> dict[str, bytes | str]:
+    """Every file below `folder` with its content: equal before and after when nothing was written."""
+    return {
+        str(path.relative_to(folder)): f"link to {os.readlink(path)}" if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() or path.is_symlink()
+    } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*/")}
+
+
+def tiny_text(lines: int = 600, seed: int = 1) -> str:
+    """Lines of a few words, about 22,000 characters: quick to prepare, and there is a bit to learn."""
+    words = ["the", "king", "of", "my", "heart", "doth", "sing", "and", "thou", "art", "gone", "from", "me"]
+    draw = random.Random(seed)
+    return "".join(f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(lines))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with text.txt and data/tiny, a prepared character dataset."""
+    folder = tmp_path_factory.mktemp("tiny_data")
+    (folder / "text.txt").write_text(tiny_text())
+    result = cli_here("prepare", "tiny", "--input=text.txt", cwd=folder)
+    assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data/tiny and out/, the run of TINY_TRAIN: 20 iterations, dropout on, 2 evaluations."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    shutil.copytree(tiny_data, folder, dirs_exist_ok=True)
+    result = cli_here(*TINY_TRAIN, cwd=folder)
+    assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run`, to change and to write in."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "work"))

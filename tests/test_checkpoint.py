@@ -1,0 +1,276 @@
+"""Checkpoints: what is saved comes back, and nothing else is taken for it."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tinygpt.checkpoint import Checkpoint, load, save
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT, GPTConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SHAPE = {"block_size": 8, "vocab_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0, "bias": True}
+
+
+def example(**options: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SHAPE | options))
+    optimizer = torch.optim.AdamW(model.parameters())
+    x = torch.tensor([[0, 1, 2, 3]])
+    model(x, x)[1].backward()
+    optimizer.step()
+    return Checkpoint(
+        model=model.state_dict(),
+        model_args=dataclasses.asdict(model.config),
+        config={"dataset": "tiny", "learning_rate": 1e-3, "config": ["a.yaml"]},
+        step=17,
+        best_val_loss=1.25,
+        tokenizer={"kind": "char", "symbols": ["\n", "a", "é", "字", "𝄞"]},
+        data={"train.bin": "0" * 64},
+        training={"optimizers": [optimizer.state_dict()], "progress": {"step": 17, "seconds": 0.5}},
+    )
+
+
+def nanogpts(**changes: Any) -> dict[str, Any]:
+    """What nanoGPT's train.py saves: its names, in its order, the best loss as a tensor."""
+    made = example()
+    return {
+        "model": made.model,
+        "optimizer": made.training["optimizers"][0],
+        "model_args": SHAPE,
+        "iter_num": 250,
+        "best_val_loss": torch.tensor(1.8857),
+        "config": {"dataset": "shakespeare_char", "out_dir": "out", "batch_size": 12},
+    } | changes
+
+
+def logits(checkpoint: Checkpoint) -> torch.Tensor:
+    with torch.inference_mode():
+        return checkpoint.build_model().eval()(torch.tensor([[0, 1, 2, 3, 4]]))[0]
+
+
+def refusal(path: Path) -> TinyGPTError:
+    with pytest.raises(TinyGPTError) as caught:
+        load(path)
+    assert caught.value.status == 2 and str(path) in caught.value.message and caught.value.hint
+    return caught.value
+
+
+# ---- there and back ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "rope", "activation": "swiglu", "tie_weights": False}], ids=str)
+def test_everything_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    saved = example(**options)
+    save(tmp_path / "ckpt.pt", saved)
+    loaded = load(tmp_path / "ckpt.pt")
+    for name, weight in saved.model.items():
+        assert torch.equal(loaded.model[name], weight) and loaded.model[name].dtype == weight.dtype, name
+    plain = {"model": 0, "training": 0}
+    assert vars(loaded) | plain == vars(saved) | plain
+    torch.testing.assert_close(loaded.training, saved.training, rtol=0, atol=0)
+    assert torch.equal(logits(loaded), logits(saved))
+    assert os.listdir(tmp_path) == ["ckpt.pt"]  # no temporary file stays
+
+
+def test_a_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "ckpt.pt", example())
+    save(tmp_path / "last.pt", dataclasses.replace(example(), step=99))
+    assert load(tmp_path).step == load(str(tmp_path)).step == 17
+
+
+def test_our_file_is_an_ordinary_torch_save(tmp_path: Path) -> None:
+    save(tmp_path / "ckpt.pt", example())
+    plain = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    assert plain["tinygpt_format"] == 1 and torch.equal(
+        plain["model"]["lm_head.weight"], example().model["lm_head.weight"]
+    )
+    with zipfile.ZipFile(tmp_path / "ckpt.pt") as archive:
+        assert archive.testzip() is None and archive.comment.startswith(b"tinygpt sha256 ")
+
+
+def test_saving_replaces_and_a_failed_save_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    save(path, example())
+    save(path, dataclasses.replace(example(), step=18))
+    good = path.read_bytes()
+    assert load(path).step == 18
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):  # a lambda cannot be saved
+        save(path, dataclasses.replace(example(), config={"broken": lambda: 0}))
+    assert path.read_bytes() == good and os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+def test_the_first_released_format_loads_for_ever() -> None:
+    """format1.pt is the last.pt of a run of 300 iterations (1 layer, width 4) on four symbols, made by version 0.1."""
+    expected = json.loads((FIXTURES / "format1.json").read_text())
+    loaded = load(FIXTURES / "format1.pt")
+    with torch.inference_mode():
+        found = loaded.build_model().eval()(torch.tensor([expected["ids"]]))[0][0]
+    torch.testing.assert_close(found, torch.tensor(expected["logits"]), atol=1e-4, rtol=0)
+    assert (loaded.step, loaded.best_val_loss) == (expected["step"], pytest.approx(expected["best_val_loss"]))
+    assert loaded.tokenizer == expected["tokenizer"]
+    assert {"progress", "optimizers", "scaler"} <= loaded.training.keys()
+
+
+# ---- damage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "nanoGPT's"])
+def test_every_flipped_byte_is_noticed(tmp_path: Path, sealed: bool) -> None:
+    """In nanoGPT's file the zip archive's checksums cover the content; a flip between its parts changes nothing."""
+    path, changed = tmp_path / "ckpt.pt", tmp_path / "changed" / "ckpt.pt"
+    changed.parent.mkdir()
+    if sealed:
+        save(path, example())
+    else:
+        torch.save(nanogpts(), path)
+    data, expected = path.read_bytes(), logits(load(path))
+    draw = random.Random(0)
+    places = {*draw.sample(range(len(data)), 120), *range(40), *range(len(data) - 120, len(data))}
+    noticed = 0
+    for place in places:
+        changed.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :])
+        try:
+            loaded = load(changed)
+        except TinyGPTError as error:
+            assert error.status == 2
+            noticed += 1
+        else:
+            assert not sealed, f"byte {place} of {len(data)}"
+            assert torch.equal(logits(loaded), expected)
+    assert noticed > len(places) / 3
+    assert torch.equal(logits(load(path)), expected)
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    save(tmp_path / "ckpt.pt", example())
+    data = (tmp_path / "ckpt.pt").read_bytes()
+    path = tmp_path / "cut" / "ckpt.pt"
+    path.parent.mkdir()
+    for size in {0, 1, 2, 3, 100, len(data) // 2, *range(len(data) - 130, len(data))}:
+        path.write_bytes(data[:size])
+        refusal(path)
+    path.write_bytes(data + b"\0")
+    refusal(path)
+    path.write_bytes(data)
+    load(path)
+
+
+def test_each_kind_of_damage_has_its_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    assert "no such file" in refusal(path).message
+    path.write_bytes(b"")
+    assert "it is empty" in refusal(path).message
+    path.write_bytes(b"#!/bin/sh\necho hello\n")
+    assert "not a checkpoint (not a file that torch.save writes)" in refusal(path).message
+    save(path, example())
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "damaged, it is cut short" in refusal(path).message
+    path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    assert "damaged, its checksum does not match" in refusal(path).message
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    assert "ckpt.pt: " in refusal(path).message
+    torch.save([1, 2, 3], path)
+    assert "not a checkpoint (it holds a list)" in refusal(path).message
+    torch.save({"weights": torch.ones(3)}, path)
+    assert "not a checkpoint of tinygpt or nanoGPT" in refusal(path).message
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as future:
+        future.setattr("tinygpt.checkpoint.FORMAT", 2)
+        save(tmp_path / "ckpt.pt", example())
+    error = refusal(tmp_path / "ckpt.pt")
+    assert "format 2 is newer than this tinygpt's 1" in error.message and "upgrade" in error.hint
+
+
+def test_a_good_neighbour_is_named_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    save(tmp_path / "last.pt", example())
+    good = (tmp_path / "last.pt").read_bytes()
+    for name in ("ckpt.pt", "aaa.pt"):
+        (tmp_path / name).write_bytes(good[:3000])
+    assert refusal(tmp_path / "ckpt.pt").hint == f"{tmp_path}/last.pt is good"
+    assert refusal(tmp_path / "gone.pt").hint == f"{tmp_path}/last.pt is good"
+    (tmp_path / "last.pt").write_bytes(good[:3000])  # now all are damaged
+    assert "good" not in refusal(tmp_path / "ckpt.pt").hint
+
+
+# ---- from elsewhere ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
+def test_nanogpts_file_is_read_as_it_is(tmp_path: Path, prefix: str) -> None:
+    weights = {f"{prefix}{name}": weight for name, weight in example().model.items()}
+    masks = {f"{prefix}transformer.h.{layer}.attn.bias": torch.ones(1, 1, 8, 8).tril() for layer in range(2)}
+    torch.save(nanogpts(model=weights | masks), tmp_path / "ckpt.pt")
+    loaded = load(tmp_path / "ckpt.pt")
+    assert torch.equal(logits(loaded), logits(example()))
+    assert (loaded.step, loaded.best_val_loss) == (250, pytest.approx(1.8857))
+    assert loaded.config["dataset"] == "shakespeare_char" and loaded.tokenizer is None and not loaded.training
+
+
+class Canary:
+    """Pickled, it makes whoever unpickles it create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("where", ["model", "config", "model_args", "alone"])
+def test_code_in_a_file_never_runs(tmp_path: Path, where: str) -> None:
+    path, canary = tmp_path / "ckpt.pt", tmp_path / "canary"
+    content = Canary(canary) if where == "alone" else nanogpts(**{where: {"x": Canary(canary)}})
+    torch.save(content, path)
+    assert "could run code" in refusal(path).message
+    assert not canary.exists()
+    torch.load(path, weights_only=False)
+    assert canary.exists()  # the file is a real attack
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layer": 3},
+        {"n_layer": 10**9},
+        {"n_embd": 16},
+        {"vocab_size": 10**9},
+        {"block_size": 10**6},
+        {"n_head": 3},
+        {"n_head": 0},
+        {"n_embd": "8"},
+        {"bias": False},
+    ],
+    ids=str,
+)
+def test_model_args_that_contradict_the_weights_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    torch.save(nanogpts(model_args=SHAPE | change), tmp_path / "ckpt.pt")
+    with pytest.raises(TinyGPTError):
+        load(tmp_path / "ckpt.pt").build_model()
+
+
+def test_a_missing_weight_is_refused(tmp_path: Path) -> None:
+    weights = dict(example().model)
+    del weights["transformer.ln_f.weight"]
+    torch.save(nanogpts(model=weights), tmp_path / "ckpt.pt")
+    with pytest.raises(TinyGPTError, match="do not fit"):
+        load(tmp_path / "ckpt.pt").build_model()
+
+
+def test_a_best_loss_that_was_never_measured_survives(tmp_path: Path) -> None:
+    save(tmp_path / "last.pt", dataclasses.replace(example(), best_val_loss=math.inf))
+    shutil.copy(tmp_path / "last.pt", tmp_path / "copy.pt")
+    assert load(tmp_path / "copy.pt").best_val_loss == math.inf

@@ -1,0 +1,400 @@
+"""Defaults < files < flags, under nanoGPT's names; a config file is read, never run."""
+
+import dataclasses
+import math
+import string
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygpt import cli, config, configfile
+from tinygpt.config import EvalConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig, to_yaml
+from tinygpt.configfile import read_python, read_yaml
+from tinygpt.errors import TinyGPTError
+from tinygpt.parse import parse
+
+
+def train(*args: str) -> TrainConfig:
+    return parse(TrainConfig, list(args))
+
+
+def complaint(*args: str, kind: type = TrainConfig) -> str:
+    with pytest.raises(TinyGPTError) as caught:
+        parse(kind, list(args))
+    return f"{caught.value.message} [{caught.value.hint}]"
+
+
+# ---- where a value comes from -----------------------------------------------------------------------------------
+
+
+def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("n_layer: 2\nn_head: 2\nn_embd: 64\n")
+    (tmp_path / "b.py").write_text("n_layer = 3\nn_head = 4\n")
+    made = train("--n_layer=5", str(tmp_path / "a.yaml"), str(tmp_path / "b.py"))
+    assert (made.n_layer, made.n_head, made.n_embd, made.block_size) == (5, 4, 64, TrainConfig.block_size)
+    assert made.given == {"n_layer", "n_head", "n_embd"}  # type: ignore[attr-defined]
+    made = train(str(tmp_path / "b.py"), str(tmp_path / "a.yaml"))
+    assert (made.n_layer, made.n_head) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--max_iters=7"], {"max_iters": 7}),
+        (["--max_iters", "7"], {"max_iters": 7}),
+        (["--max-iters=7"], {"max_iters": 7}),
+        (["--max-iters", "7", "--quiet"], {"max_iters": 7, "quiet": True}),
+        (["--quiet", "--max_iters", "7"], {"max_iters": 7, "quiet": True}),
+        (["--quiet=True", "--bias=true"], {"quiet": True, "bias": True}),
+        (["--decay_lr", "False", "--tie_weights=false"], {"decay_lr": False, "tie_weights": False}),
+        (["--max_iters=7", "--max_iters=8"], {"max_iters": 8}),
+        (["--learning_rate=1e-4"], {"learning_rate": 1e-4}),
+        (["--learning_rate=1"], {"learning_rate": 1.0}),
+        (["--out_dir=a b=c"], {"out_dir": "a b=c"}),
+        (["--out_dir", "true"], {"out_dir": "true"}),
+        (["--wandb_run_name="], {"wandb_run_name": ""}),
+        (["--compile=False"], {"compile": "False"}),
+        (["--compile=true"], {"compile": "True"}),
+        (["--compile", "auto"], {"compile": "auto"}),
+    ],
+)
+def test_the_forms_of_a_flag(args: list[str], expected: dict[str, Any]) -> None:
+    assert dataclasses.asdict(train(*args)) == dataclasses.asdict(TrainConfig()) | expected
+
+
+def test_several_inputs_follow_one_flag() -> None:
+    made = parse(PrepareConfig, ["mine", "--input", "a.txt", "b.txt", "--val_fraction=0.2", "--input=c.txt"])
+    assert (made.name, made.val_fraction) == ("mine", 0.2)
+    assert made.input[-1] == "c.txt"
+
+
+def test_nanogpts_own_command_line() -> None:
+    made = train(
+        *("configs/shakespeare_char.yaml", "--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64"),
+        *("--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"),
+        *("--lr_decay_iters=2000", "--dropout=0.0"),
+    )
+    assert (made.dataset, made.device, made.compile, made.eval_iters) == ("shakespeare_char", "cpu", "False", 20)
+    assert (made.learning_rate, made.min_lr, made.beta2, made.warmup_iters) == (1e-3, 1e-4, 0.99, 100)
+
+
+NANOGPT_FILES = {  # what nanoGPT's seven config files hold, in their forms
+    "eval_gpt2.py": (
+        "batch_size=8\neval_iters = 500 # a\neval_only = True\nwandb_log = False\ninit_from = 'gpt2'\n",
+        {},
+    ),
+    "eval_gpt2_medium.py": ("eval_only = True\ninit_from = 'gpt2-medium'\n", {"init_from": "gpt2-medium"}),
+    "eval_gpt2_large.py": ("eval_only = True\ninit_from = 'gpt2-large'\n", {"init_from": "gpt2-large"}),
+    "eval_gpt2_xl.py": ("eval_only = True\ninit_from = 'gpt2-xl'\n", {"init_from": "gpt2-xl", "eval_only": True}),
+    "train_gpt2.py": (
+        "wandb_run_name='gpt2-124M'\ngradient_accumulation_steps = 5 * 8\nmax_iters = 600000\nweight_decay = 1e-1\n",
+        {"gradient_accumulation_steps": 40, "weight_decay": 0.1, "wandb_run_name": "gpt2-124M"},
+    ),
+    "train_shakespeare_char.py": (
+        "out_dir = 'out-shakespeare-char'\ndropout = 0.2\nlearning_rate = 1e-3 # a\nn_embd = 384\nn_head = 6\n# b\n",
+        {"out_dir": "out-shakespeare-char", "dropout": 0.2, "learning_rate": 1e-3, "n_embd": 384},
+    ),
+    "finetune_shakespeare.py": (
+        "import time\n\nwandb_run_name = 'ft-' + str(time.time())\ndecay_lr = False\nlearning_rate = 3e-5\n",
+        {"decay_lr": False, "learning_rate": 3e-5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NANOGPT_FILES)
+def test_nanogpts_config_files(name: str, tmp_path: Path) -> None:
+    content, expected = NANOGPT_FILES[name]
+    (tmp_path / name).write_text(content)
+    made = train(str(tmp_path / name))
+    assert {key: getattr(made, key) for key in expected} == expected
+    if name.startswith("finetune"):
+        assert made.wandb_run_name.startswith("ft-") and abs(float(made.wandb_run_name[3:]) - time.time()) < 60
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def strategy(kind: Any) -> st.SearchStrategy[Any]:
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    return {
+        bool: st.booleans(),
+        int: st.integers(0, 10**9),
+        float: st.floats(0, 1e6),
+        str: st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t\0"), max_size=12),
+    }[kind]
+
+
+def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of a config's keys with values of the right type: every key is given a chance, ranges are not heeded."""
+    keys = {key: strategy(hint) for key, hint in get_type_hints(kind).items() if key not in ("config", "dataset")}
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+@given(values=values_of(TrainConfig))
+@settings(max_examples=60, deadline=None)
+def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
+    """to_yaml, a file, parse: all text, numbers at full precision, words that YAML could take for something else."""
+    in_range = {"dropout": 0.1, "beta1": 0.9, "beta2": 0.95, "n_head": 2, "n_embd": 8}
+    at_least_1 = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "eval_interval", "log_interval")
+    values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
+    values |= {key: max(1, values[key]) for key in at_least_1 if key in values}
+    made = dataclasses.replace(TrainConfig(), **values)
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(to_yaml(made), encoding="utf-8")
+    assert dataclasses.asdict(train(str(path))) == dataclasses.asdict(made) | {"config": (str(path),)}
+
+
+@pytest.mark.parametrize(
+    "word", ["true", "null", "1e-3", "off", "0x10", "2020-01-01", "~", "a: b", "# a", "é", "--quiet"]
+)
+def test_text_that_yaml_could_take_for_something_else(word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(to_yaml(dataclasses.replace(TrainConfig(), out_dir=word)), encoding="utf-8")
+    assert train(str(tmp_path / "a.yaml")).out_dir == word
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", "'1e-4'"])
+def test_the_spellings_of_a_small_number(text: str, tmp_path: Path) -> None:
+    assert isinstance(yaml.safe_load("1e-4"), str)  # the reason for this test
+    (tmp_path / "a.yaml").write_text(f"learning_rate: {text}\n")
+    assert train(str(tmp_path / "a.yaml")).learning_rate == 1e-4
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    for content in ("", "# nothing\n", "---\n"):
+        (tmp_path / "a.yaml").write_text(content)
+        made = train(str(tmp_path / "a.yaml"))
+        assert dataclasses.replace(made, config=()) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("a = 5 * 8", 40),
+        ("a = (1 + 2) * 3 - 4", 5),
+        ("a = 7 // 2", 3),
+        ("a = 1 / 4", 0.25),
+        ("a = -1e-3", -1e-3),
+        ("b = 3\na = b * b", 9),
+        ("a = 'x' + \"y\"", "xy"),
+        ("a = str(12)", "12"),
+        ("a = True", True),
+        ("'''a docstring'''\na = 1", 1),
+    ],
+)
+def test_python_that_is_only_values(line: str, value: Any) -> None:
+    assert read_python(line, Path("a.py"))["a"] == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open('executed', 'w')",
+        "a = open('executed', 'w')",
+        "a = __import__('pathlib').Path('executed').touch()",
+        "import os",
+        "import time as os",
+        "import time, os",
+        "from time import time",
+        "a = [open('executed', 'w')]",
+        'a = f\'{open("executed", "w")}\'',
+        "a = str(open('executed', 'w'))",
+        "a = str.format('{}', 1)",
+        "a = (lambda: 1)()",
+        "a = 1 if open('executed', 'w') else 2",
+        "if True:\n    a = 1",
+        "for a in [1]: pass",
+        "def a(): pass",
+        "class a: pass",
+        "@print\ndef a(): pass",
+        "assert open('executed', 'w')",
+        "del a",
+        "a = 'x' * 10**9",
+        "a = 9 ** 9 ** 9",
+        "a = 1 / 0",
+        "a = b",
+        "a = 1; a += 1",
+        "a = c = 1",
+        "a: int = open('executed', 'w')",
+        "a, b = 1, 2",
+        "time.sleep(9)",
+        "a = time.sleep(9)",
+        "a = b'bytes'",
+        "a = None",
+        "str = print\na = str(1)\nb = [1]",
+    ],
+)
+def test_python_that_needs_running_is_refused_by_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").write_text(f"seed = 1\n{line}\n")
+    said = complaint("a.py")
+    assert "a.py, line " in said and "YAML" in said
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_line_is_the_right_one() -> None:
+    with pytest.raises(TinyGPTError, match=r"a\.py, line 4: `print\(1\)` would have to be executed"):
+        read_python("# one\nseed = 1\n\nprint(1)\nseed = 2\n", Path("a.py"))
+    with pytest.raises(TinyGPTError, match=r"a\.yaml, line 3"):
+        read_yaml("seed: 1\n\nmax_iters: 1: 2\n", Path("a.yaml"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch executed']",
+        "!!python/object/new:os.system ['touch executed']",
+        "a: !!python/name:os.system",
+        "a: &a [*a]",
+        "[" * 5000,
+        "a: " + "{a: " * 3000,
+        "? [1]\n: 2",
+        "1: 2",
+        "a: 2020-99-99",
+        "\tb: 1",
+        "a: 1\n---\nb: 2",
+        "a: \x00",
+        "just words",
+    ],
+)
+def test_yaml_that_is_not_keys_and_plain_values(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(text)
+    assert "a.yaml" in complaint("a.yaml")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
+    )
+    assert "did you mean configs/shakespeare_char.yaml?" in complaint("configs/shakespear_char.yaml")
+    (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
+    assert train("shakespeare_char.yaml").dataset == "mine"  # a person's own file comes first
+
+
+def test_every_preset_is_valid() -> None:
+    presets = [path for folder in configfile.PRESETS for path in folder.glob("*.yaml")]
+    assert presets
+    for path in presets:
+        made = train(str(path))
+        assert made.out_dir and math.isclose(made.min_lr, made.learning_rate / 10)
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_all_problems_in_one_message() -> None:
+    said = complaint("--n_layer=0", "--n_head=3", "--n_embd=8", "--dropout=1", "--seed=-1", "--dataset=a/b")
+    for part in ("n_layer is 0", "n_head 3 does not divide n_embd 8", "dropout is 1.0", "seed is -1", "'a/b'"):
+        assert part in said
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../a", "/a", "a/b", "a\\b", "a\n", " a", "-a", "~a", "a:b", ".git"])
+def test_dataset_names_that_could_leave_data(name: str) -> None:
+    assert "dataset name" in complaint(f"--dataset={name}")
+    assert "dataset name" in complaint(f"--dataset={name}", kind=EvalConfig)
+    if not name.startswith("-"):
+        assert "dataset name" in complaint(name, "--input=a.txt", kind=PrepareConfig)
+
+
+@pytest.mark.parametrize("name", ["a", "shakespeare_char", "my-text.v2", "Größe", "日本"])
+def test_dataset_names_that_are_fine(name: str) -> None:
+    assert train(f"--dataset={name}").dataset == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        *((TrainConfig, f"--{name}=0") for name in ["batch_size", "block_size", "n_layer", "n_head", "eval_interval"]),
+        *((TrainConfig, f"--{name}=-1") for name in ["max_iters", "eval_iters", "patience", "learning_rate"]),
+        *((TrainConfig, f"--{name}=1.0") for name in ["dropout", "beta1", "beta2"]),
+        *((TrainConfig, f"--{name}=inf") for name in ["learning_rate", "min_lr", "weight_decay", "grad_clip"]),
+        *((TrainConfig, f"--{name}=nan") for name in ["learning_rate", "dropout", "beta1", "grad_clip"]),
+        (TrainConfig, f"--seed={2**63}"),
+        (SampleConfig, "--num_samples=0"),
+        (SampleConfig, "--temperature=-1"),
+        (SampleConfig, "--top_k=-1"),
+        (SampleConfig, "--top_p=1.5"),
+        (SampleConfig, "--max_new_tokens=-1"),
+    ],
+)
+def test_values_out_of_range_name_the_key(kind: type, flag: str) -> None:
+    assert flag[2:].partition("=")[0] in complaint(flag, kind=kind)
+
+
+@pytest.mark.parametrize(
+    "args", [["--n_layer=two"], ["--n_layer=1.5"], ["--quiet=maybe"], ["--norm=batchnorm"], ["--n_layer="]]
+)
+def test_values_of_the_wrong_type_name_the_key(args: list[str]) -> None:
+    said = complaint(*args)
+    assert args[0][2:].partition("=")[0] in said and "\n" not in said and "│" not in said
+
+
+@given(
+    args=st.lists(
+        st.text(string.printable, max_size=12) | st.sampled_from(["--n_layer", "--quiet", "--", "-x", "--=1"])
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_any_command_line_is_parsed_or_refused(args: list[str]) -> None:
+    if not {"-h", "--help"} & set(args):
+        try:
+            train(*args)
+        except TinyGPTError as error:
+            assert error.message and error.hint
+
+
+# ---- help -------------------------------------------------------------------------------------------------------
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom tinygpt.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('LOADED', [m for m in ('torch', 'numpy', 'tiktoken', 'requests') if m in sys.modules])"
+    )
+    for args in (["--help"], ["train", "--help"], ["prepare", "--help"], ["sample", "-h"], ["--version"], ["trian"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
+        assert "LOADED []" in done.stdout, done
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [(name, getattr(config, entry[1])) for name, entry in cli.COMMANDS.items()]
+)
+def test_help_explains_every_option(command: str, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert not stop.value.code
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    positional = ("config", "name", "runs", "folders")
+    for field in dataclasses.fields(kind):
+        assert field.name in positional or f"--{field.name}" in shown
+
+
+def test_every_key_has_a_help_text() -> None:
+    """The text under each field, without which --help would show a bare name."""
+    import ast
+    import inspect
+
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant), ast.unparse(field)
+
+
+def test_configs_of_every_command_have_valid_defaults() -> None:
+    for kind in (TrainConfig, SampleConfig, EvalConfig, PlotConfig):
+        parse(kind, [])
+    parse(PrepareConfig, ["shakespeare_char"])

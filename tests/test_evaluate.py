@@ -1,0 +1,204 @@
+"""Losses over a split against a loop over its tokens, and the guesses by counting against Python's own counting."""
+
+import json
+import math
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import cli_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygpt import device
+from tinygpt.checkpoint import load
+from tinygpt.data import Dataset
+from tinygpt.distributed import Processes
+from tinygpt.evaluate import batches, count_baselines, estimate_losses, every_token_once, mean_loss
+from tinygpt.model import GPT, GPTConfig
+
+CPU = device.choose("cpu", "float32")
+
+
+def tiny(vocab_size: int = 7, **options: object) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=16, **options))  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 7, count).astype("<u2")
+
+
+@torch.no_grad()
+def one_by_one(model: GPT, ids: np.ndarray) -> list[float]:
+    """The loss of each target, each by a forward pass of its own over what its window shows before it."""
+    model.eval()
+    losses = []
+    for target in range(1, len(ids)):
+        start = (target - 1) // 8 * 8
+        logits = model(torch.from_numpy(ids[start:target].astype(np.int64))[None])[0][0, -1].double()
+        losses.append((logits.logsumexp(-1) - logits[int(ids[target])]).item())
+    return losses
+
+
+# ---- over a split -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 10, 17, 50, 64, 65, 66])
+def test_the_whole_split_is_every_token_once(count: int) -> None:
+    model, ids = tiny(), tokens(count)
+    expected = one_by_one(model, ids)
+    loss = mean_loss(model, ids, every_token_once(ids, 8), CPU)
+    assert loss == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    if count > 10:  # and the shorter last window counts
+        assert abs(sum(expected[:-1]) / (len(expected) - 1) - loss) > 1e-5
+
+
+@given(st.integers(2, 200), st.integers(1, 20), st.integers(1, 5))
+@settings(deadline=None)
+def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) -> None:
+    ids = np.arange(count, dtype="<u2")  # each token is its own position
+    seen: list[int] = []
+    for x, y in batches(ids, every_token_once(ids, block_size), block_size, rows):
+        assert x.shape == y.shape and x.shape[0] <= rows and x.shape[1] == block_size
+        assert ((y == x + 1) | (y == -1)).all()
+        seen += y[y >= 0].tolist()
+    assert seen == list(range(1, count))
+
+
+def test_processes_share_the_work_without_loss_or_repetition() -> None:
+    """The weighted mean over 3 processes' parts is the whole, an uneven share and the short window included."""
+    model, ids = tiny(), tokens(60)
+    starts = every_token_once(ids, 8)
+    total = count = 0.0
+    for rank in range(3):
+        mine = starts[rank::3]
+        size = sum(min(8, 59 - start) for start in mine)
+        total += mean_loss(model, ids, mine, CPU, Processes()) * size
+        count += size
+    assert count == 59
+    assert total / count == pytest.approx(mean_loss(model, ids, starts, CPU), abs=1e-6)
+
+
+def test_large_vocabularies_go_through_in_smaller_batches() -> None:
+    model = tiny(vocab_size=40_000)
+    ids = np.random.default_rng(0).integers(0, 40_000, 200).astype("<u2")
+    rows = [len(x) for x, _ in batches(ids, every_token_once(ids, 8), 8, 13)]
+    assert rows == [13, 12]
+    expected = one_by_one(model, ids)
+    assert mean_loss(model, ids, every_token_once(ids, 8), CPU) == pytest.approx(sum(expected) / 199, abs=1e-4)
+
+
+@pytest.mark.parametrize("eval_iters", [0, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_disturbs_nothing(tiny_data: Path, eval_iters: int, training: bool) -> None:
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+    model = tiny(dataset.tokenizer.vocab_size, dropout=0.5).train(training)
+    before, weights = torch.get_rng_state(), {name: w.clone() for name, w in model.state_dict().items()}
+    losses = [estimate_losses(model, dataset, 1, eval_iters, 4, CPU, Processes()) for _ in range(2)]
+    assert losses[0] == losses[1]  # dropout is off
+    assert model.training is training and all(module.training is training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    other = estimate_losses(model, dataset, 2, eval_iters, 4, CPU, Processes())
+    assert (other == losses[0]) is (eval_iters == 0)  # another seed draws other windows
+
+
+def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> None:
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+    model = tiny(dataset.tokenizer.vocab_size)
+    losses = estimate_losses(model, dataset, 1, 0, 4, CPU, Processes())
+    count = len(dataset.splits["val"])
+    for split in ("train", "val"):
+        expected = one_by_one(model, dataset.splits[split][:count])
+        assert losses[split] == pytest.approx(sum(expected) / (count - 1), abs=1e-5)
+
+
+# ---- counting ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.lists(st.integers(0, 4), min_size=2, max_size=20))
+@settings(deadline=None)
+def test_baselines_by_pythons_counting(train: list[int], val: list[int]) -> None:
+    singles, pairs = Counter(train), Counter(pairwise(train))
+    firsts = Counter(train[:-1])
+
+    def unigram(b: int) -> float:
+        return (singles[b] + 1) / (len(train) + 5)
+
+    def bigram(a: int, b: int) -> float:
+        return (pairs[a, b] + unigram(b)) / (firsts[a] + 1)
+
+    assert sum(map(unigram, range(5))) == pytest.approx(1)  # both are distributions
+    assert all(sum(bigram(a, b) for b in range(5)) == pytest.approx(1) for a in range(5))
+    found = count_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), 5)
+    targets = list(pairwise(val))
+    assert found == pytest.approx(
+        {
+            "uniform": math.log(5),
+            "unigram": -sum(math.log(unigram(b)) for _, b in targets) / len(targets),
+            "bigram": -sum(math.log(bigram(a, b)) for a, b in targets) / len(targets),
+        }
+    )
+
+
+def test_baselines_do_not_wrap_around_with_gpt2s_vocabulary() -> None:
+    """Pairs are numbered up to 2.5 billion, which is beyond uint16 and int32."""
+    ids = np.array([50256, 50255, 50256, 50255, 0, 1] * 20, dtype="<u2")
+    found = count_baselines(ids, ids, 50257)
+    assert found["bigram"] < 0.5 < found["unigram"] < found["uniform"]
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def test_eval_measures_what_the_model_does(tiny_run: Path) -> None:
+    result = cli_here("eval", "--ckpt=out/ckpt.pt", "--device=cpu", "--dtype=float32", "--json", cwd=tiny_run)
+    assert result.status == 0, result.err
+    found = json.loads(result.out)
+    dataset = Dataset(str(tiny_run / "data"), "tiny")
+    model, ids = load(tiny_run / "out").build_model().eval(), dataset.splits["val"]
+    padded = torch.full(((len(ids) - 2) // 16 * 16 + 17,), -1)
+    padded[: len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    with torch.no_grad():
+        expected = model(padded[:-1].view(-1, 16).clamp(min=0), padded[1:].view(-1, 16))[1].item()
+    assert found["loss"] == pytest.approx(expected, abs=1e-4)
+    assert found["tokens"] == len(ids) - 1
+    assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-3)
+    assert found["bits_per_character"] == pytest.approx(expected / math.log(2), rel=1e-3)  # a token is a character
+    train = dataset.splits["train"]
+    assert found["baselines"] == pytest.approx(count_baselines(train, ids, dataset.tokenizer.vocab_size))
+    assert found["baselines"]["bigram"] < found["baselines"]["unigram"] < found["baselines"]["uniform"]
+    assert (found["ckpt"], found["dataset"]) == ("out/ckpt.pt", "tiny")
+
+
+def test_eval_for_people_shows_the_same(tiny_run: Path) -> None:
+    found = json.loads(cli_here("eval", "--dtype=float32", "--json", cwd=tiny_run).out)
+    table = cli_here("eval", "--dtype=float32", "--ckpt=out", cwd=tiny_run).out
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if len(line.split()) == 4}
+    assert rows["model"] == [f"{found[key]:.{n}f}" for key, n in (("loss", 4), ("perplexity", 2))] + [
+        f"{found['bits_per_character']:.3f}"
+    ]
+    assert [rows[name][0] for name in ("uniform", "unigram", "bigram")] == [
+        f"{value:.4f}" for value in found["baselines"].values()
+    ]
+
+
+def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> None:
+    """nanoGPT's files hold no tokenizer, so the sizes are all that can be compared."""
+    state = torch.load(run_copy / "out" / "ckpt.pt", weights_only=True)
+    args = state["model_args"] | {"vocab_size": 5}
+    weights = {
+        k: v[:5].clone() if k.endswith(("wte.weight", "lm_head.weight")) else v for k, v in state["model"].items()
+    }
+    torch.save({"model": weights, "model_args": args, "config": {"dataset": "tiny"}}, run_copy / "nano.pt")
+    result = cli_here("eval", "--ckpt=nano.pt", cwd=run_copy)
+    assert result.status == 2
+    assert "nano.pt has 5 symbols" in result.err

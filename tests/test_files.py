@@ -1,0 +1,198 @@
+"""A file is the old one or the new one, whatever fails on the way; a folder has one writer."""
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tinygpt import files
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock, replacing
+
+OLD, NEW = b"old" * 1000, b"new" * 5000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "ckpt.pt").write_bytes(OLD)
+    return tmp_path / "ckpt.pt"
+
+
+def write(path: Path, replacing: Callable[[Path], contextlib.AbstractContextManager[IO[bytes]]] = replacing) -> None:
+    with replacing(path) as file:
+        for start in range(0, len(NEW), 4096):
+            file.write(NEW[start : start + 4096])
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return fail
+
+
+# ---- the order --------------------------------------------------------------------------------------------------
+
+
+def test_data_then_file_then_name_then_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that survives a power loss. At each step it is looked up what the disk has been told so far."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        written = sum(file.stat().st_size for file in path.parent.glob(".*.tmp"))
+        steps.append("fsync folder" if is_folder else f"fsync file of {written} bytes")
+        fsync(descriptor)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        steps.append(f"replace, old file {'there' if path.read_bytes() == OLD else 'gone'}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    write(path)
+    assert steps == [f"fsync file of {len(NEW)} bytes", "replace, old file there", "fsync folder"]
+    assert path.read_bytes() == NEW
+
+
+def test_a_file_that_was_not_there(tmp_path: Path) -> None:
+    write(tmp_path / "first.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["first.pt"]
+    assert (tmp_path / "first.pt").read_bytes() == NEW
+
+
+def test_the_file_can_be_read_while_it_is_written(path: Path) -> None:
+    with replacing(path) as file:
+        file.write(b"abc")
+        file.seek(0)
+        assert file.read() == b"abc"
+        assert path.read_bytes() == OLD
+
+
+# ---- failures ---------------------------------------------------------------------------------------------------
+
+FAILURES = {
+    "input/output": OSError(errno.EIO, "Input/output error"),
+    "no space": OSError(errno.ENOSPC, "No space left on device"),
+    "a bug": ZeroDivisionError(),
+    "Ctrl-C": KeyboardInterrupt(),
+}
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_each_call_fails_in_turn(place: str, failure: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, place, raising(FAILURES[failure]))
+    with pytest.raises((TinyGPTError, type(FAILURES[failure]))):
+        write(path)
+    assert path.read_bytes() == OLD
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_folders_fsync_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is given by then: the file is the new one, and whole."""
+    monkeypatch.setattr(files, "sync_folder", raising(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises((TinyGPTError, OSError)):
+        write(path)
+    assert path.read_bytes() == NEW
+    assert os.listdir(path.parent) == [path.name]
+
+
+def fail_after(replacing: Callable[..., contextlib.AbstractContextManager[IO[bytes]]], path: Path, size: int) -> None:
+    with replacing(path) as file:
+        file.write(NEW[:size])
+        file.flush()
+        raise FAILURES["no space"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, len(NEW)])
+def test_the_disk_is_full_while_writing(size: int, path: Path) -> None:
+    with pytest.raises(TinyGPTError) as caught:
+        fail_after(replacing, path, size)
+    assert "ckpt.pt: no space left to write it" in caught.value.message and " MB free" in caught.value.message
+    assert caught.value.status == 1 and "free some space" in caught.value.hint
+    assert path.read_bytes() == OLD
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_negative_control_writing_in_place_loses_the_file(path: Path) -> None:
+    """The same failure with plain `open`: these tests can tell the difference."""
+
+    @contextlib.contextmanager
+    def in_place(path: Path) -> Iterator[IO[bytes]]:
+        with open(path, "wb") as file:
+            yield file
+
+    with pytest.raises(OSError, match="No space"):
+        fail_after(in_place, path, 4096)
+    assert path.read_bytes() not in (OLD, NEW)
+
+
+def test_a_full_disk_is_seen_behind_another_error(path: Path) -> None:
+    """torch.save reports the failure of a write through an error of its own."""
+    with pytest.raises(TinyGPTError, match="no space left"), replacing(path):
+        try:
+            raise FAILURES["no space"]
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (the implicit chain is the point)
+    with pytest.raises(RuntimeError, match="unexpected"), replacing(path):
+        raise RuntimeError("unexpected pos 64 vs 0")
+    assert path.read_bytes() == OLD
+
+
+def test_a_link_is_not_written_through(path: Path) -> None:
+    link = path.with_name("link.pt")
+    link.symlink_to(path.name)
+    with pytest.raises(TinyGPTError, match=r"link\.pt is a link to ckpt\.pt"):
+        write(link)
+    assert path.read_bytes() == OLD and link.is_symlink()
+
+
+# ---- one writer a folder ----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tinygpt.files import folder_lock
+with folder_lock(Path(sys.argv[1]), "run"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
+    """And the lock dies with its process, even by kill -9."""
+    folder = tmp_path / "new" / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout and first.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(TinyGPTError, match=rf"out is in use by process {first.pid}$") as caught,
+            folder_lock(folder, "run"),
+        ):
+            pass
+        assert caught.value.status == 2 and "another folder for this run" in caught.value.hint
+        first.kill()
+    with folder_lock(folder, "run"):
+        assert (folder / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_is_given_back(tmp_path: Path) -> None:
+    for _ in range(3):
+        with contextlib.suppress(ZeroDivisionError), folder_lock(tmp_path, "run"):
+            raise ZeroDivisionError
+    with folder_lock(tmp_path, "run"), pytest.raises(TinyGPTError, match="in use"), folder_lock(tmp_path, "run"):
+        pass
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(TinyGPTError, match="out: cannot be written: File exists"), folder_lock(tmp_path / "out", "run"):
+        pass

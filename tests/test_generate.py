@@ -1,0 +1,254 @@
+"""Sampling: the distribution against brute force, and cached generation against recomputing everything."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.model import GPT, GPTConfig
+
+BLOCK = 12
+
+
+def tiny(seed: int = 0, **options: Any) -> GPT:
+    """Random weights so large that the text varies, and depends on everything before it."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{"block_size": BLOCK, "vocab_size": 23, "n_layer": 2, "n_head": 2, "n_embd": 16} | options))
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def text(model: GPT, prompt: Tensor, count: int, vocab_size: int = 0, exact: bool = False, **choice: Any) -> Tensor:
+    """The generated ids, int64 (B, count)."""
+    return torch.stack(list(generate(model, prompt, count, Choice(**choice), vocab_size, exact)), dim=1)
+
+
+@torch.no_grad()
+def naive(model: GPT, idx: Tensor, count: int, **choice: Any) -> Tensor:
+    """nanoGPT's way: the whole window at every token. (Its softmax and draw are written out here.)"""
+    choice = dataclasses.asdict(Choice(**choice))
+    generator = torch.Generator().manual_seed(choice["seed"])
+    start = idx.size(1)
+    for _ in range(count):
+        logits = model(idx[:, -model.config.block_size :])[0][:, -1, :]
+        if choice["temperature"] == 0:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            logits = logits / choice["temperature"]
+            if choice["top_k"]:
+                v, _ = torch.topk(logits, min(choice["top_k"], logits.size(-1)))
+                logits[logits < v[:, [-1]]] = -float("inf")
+            chosen = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+        idx = torch.cat((idx, chosen), dim=1)
+    return idx[:, start:]
+
+
+def prompt(rows: int = 2, length: int = 3) -> Tensor:
+    return torch.randint(23, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+# ---- the distribution -------------------------------------------------------------------------------------------
+
+numbers = st.lists(st.floats(-30, 30, width=16), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(0.05, 5), st.integers(0, 40))
+def test_top_k_keeps_the_k_likeliest_and_what_ties_with_them(logits: list[float], heat: float, k: int) -> None:
+    chances = probabilities(torch.tensor(logits), heat, k).tolist()
+    least = sorted(logits, reverse=True)[k - 1] if 0 < k < len(logits) else -math.inf
+    weights = [math.exp((x - max(logits)) / heat) if x >= least else 0.0 for x in logits]
+    assert chances == pytest.approx([weight / sum(weights) for weight in weights], abs=1e-6)
+    assert sum(chances) == pytest.approx(1, abs=1e-5)
+    assert all((chance > 0) <= (x >= least) for chance, x in zip(chances, logits, strict=True))
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(0.2, 3), st.integers(0, 40), st.floats(0.01, 0.999))
+def test_top_p_keeps_the_fewest_that_reach_p(logits: list[float], heat: float, k: int, p: float) -> None:
+    before = probabilities(torch.tensor(logits), heat, k)
+    after = probabilities(torch.tensor(logits), heat, k, p)
+    kept = after > 0
+    assert after.sum().item() == pytest.approx(1, abs=1e-5)
+    mass, slack = before[kept].double().sum().item(), 1e-5  # float32 sums may miss p by that much
+    assert mass >= p - slack  # enough ...
+    assert mass - before[kept].min().item() < p + slack  # ... and without the last one too few
+    assert not len(before[~kept]) or before[kept].min() >= before[~kept].max()  # the likeliest are the ones kept
+    torch.testing.assert_close(after[kept], (before[kept].double() / mass).float(), atol=1e-6, rtol=1e-4)
+
+
+def test_top_p_by_hand() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[[2, 0, 3, 1]]
+    kept = [(probabilities(logits, 1.0, 0, p) > 0).tolist() for p in (0.4, 0.6, 0.9, 0.97, 1.0)]
+    assert kept == [
+        [False, True, False, False],
+        [False, True, False, True],
+        [True, True, False, True],
+        [True, True, True, True],
+        [True, True, True, True],
+    ]
+    after_top_k = probabilities(logits, 1.0, 2, 0.6)  # the two are 0.625 and 0.375 now: one is enough
+    assert after_top_k.tolist() == [0, 1, 0, 0]
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(0.05, 1))
+def test_temperature_0_is_the_likeliest(logits: list[float], p: float) -> None:
+    chances = probabilities(torch.tensor(logits), 0, 3, p).tolist()
+    assert sorted(chances)[-1] == 1 and sum(chances) == 1
+    assert logits[chances.index(1)] == max(logits)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-38, 1e-45, 1e-60, 5e-324, 1e30, 1e300])
+def test_extreme_temperatures_give_a_distribution(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0], [500.0, -500.0, 0.0]])
+    chances = probabilities(logits, temperature, 2, 0.9)
+    assert torch.isfinite(chances).all()
+    torch.testing.assert_close(chances.sum(-1), torch.ones(2))
+    if temperature < 0.01:
+        assert chances.argmax(-1).tolist() == [1, 0] and chances.max().item() == 1
+
+
+def test_rows_are_independent() -> None:
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    together = probabilities(logits, 0.7, 4, 0.8)
+    for row in range(4):
+        torch.testing.assert_close(together[row], probabilities(logits[row], 0.7, 4, 0.8))
+
+
+def test_draws_follow_the_distribution() -> None:
+    """2,000 first tokens of one prompt against their chances, by a chi-square of 22 degrees of freedom."""
+    model, rows = tiny(), 2000
+    first = text(model, prompt(1).expand(rows, -1), 1, temperature=1.5)[:, 0]
+    chances = probabilities(model(prompt(1))[0][0, -1], 1.5).double()
+    expected = rows * chances
+    seen = torch.bincount(first, minlength=23).double()
+    chi_square = ((seen - expected) ** 2 / expected.clamp(min=1)).sum().item()
+    assert chi_square < 55  # passed by 99.99 % of fair draws
+    uniform = torch.full((23,), rows / 23, dtype=torch.float64)
+    assert ((seen - uniform) ** 2 / uniform).sum().item() > 100
+
+
+# ---- generation -------------------------------------------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"position": "rope"},
+    {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": True},
+    {"position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "tie_weights": False},
+]
+CHOICES: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 5}]
+options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+choices = pytest.mark.parametrize("choice", CHOICES, ids=str)
+
+
+@options
+@choices
+def test_cached_and_uncached_text_are_equal_inside_the_window(options: dict[str, Any], choice: dict[str, Any]) -> None:
+    model, count = tiny(**options), BLOCK - 3 + 1  # the last token is drawn from a full window
+    cached = text(model, prompt(), count, **choice)
+    assert torch.equal(cached, naive(model, prompt(), count, **choice))
+    assert torch.equal(cached, text(model, prompt(), count, exact=True, **choice))
+    assert not torch.equal(cached, naive(tiny(seed=1, **options), prompt(), count, **choice))
+
+
+@options
+@choices
+def test_exact_window_is_nanogpts_text_past_the_window(options: dict[str, Any], choice: dict[str, Any]) -> None:
+    model = tiny(**options)
+    assert torch.equal(text(model, prompt(), 40, exact=True, **choice), naive(model, prompt(), 40, **choice))
+
+
+@torch.no_grad()
+def test_learned_positions_go_on_from_half_a_window() -> None:
+    """With 12 positions: when they are full, the last 6 tokens become the new beginning, and so on."""
+    model, window = tiny(), prompt(1)
+    made: list[int] = []
+    for _ in range(60):
+        chosen = model(window)[0][:, -1].argmax(-1, keepdim=True)
+        made.append(chosen.item())
+        window = torch.cat((window, chosen), dim=1)
+        window = window[:, -BLOCK // 2 :] if window.size(1) > BLOCK else window
+    assert text(model, prompt(1), 60, temperature=0.0)[0].tolist() == made
+    assert made != text(model, prompt(1), 60, exact=True, temperature=0.0)[0].tolist()
+
+
+def test_one_layer_with_rope_rolls_exactly() -> None:
+    """Its keys and values know nothing of the tokens before them, so the rolled cache is the recomputed window."""
+    model = tiny(position="rope", n_layer=1)
+    assert torch.equal(text(model, prompt(), 50, temperature=0.9), naive(model, prompt(), 50, temperature=0.9))
+
+
+@options
+def test_only_the_last_block_of_a_long_prompt_counts(options: dict[str, Any]) -> None:
+    model, long = tiny(**options), prompt(2, 3 * BLOCK)
+    whole = text(model, long, 20, temperature=0.0)
+    assert torch.equal(whole, text(model, long[:, -BLOCK:], 20, temperature=0.0))
+    assert torch.equal(whole[:, 0], naive(model, long, 1, temperature=0.0)[:, 0])
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_the_shortest_windows(block_size: int, position: str) -> None:
+    model = tiny(block_size=block_size, position=position)
+    made = text(model, prompt(2, 2), 7, temperature=0.0)
+    assert made.shape == (2, 7)
+    if block_size == 1:
+        assert torch.equal(made, naive(model, prompt(2, 2), 7, temperature=0.0))
+
+
+def test_ids_of_padding_are_never_drawn() -> None:
+    model = tiny(tie_weights=False)
+    model.lm_head.weight.data[20:] *= 30  # they would be drawn all the time
+    for choice in ({"temperature": 1.0}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 5, "top_p": 0.9}):
+        assert text(model, prompt(16), 30, vocab_size=20, **choice).max() < 20
+        assert text(model, prompt(16), 30, **choice).max() >= 20
+
+
+def test_the_seed_decides() -> None:
+    model = tiny()
+    state = torch.get_rng_state()
+    one = text(model, prompt(), 30, seed=1)
+    torch.manual_seed(99)
+    assert torch.equal(one, text(model, prompt(), 30, seed=1))
+    assert not torch.equal(one, text(model, prompt(), 30, seed=2))
+    torch.set_rng_state(state)
+    text(model, prompt(), 30, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+
+
+def test_rows_of_a_batch_differ_and_the_greedy_ones_do_not() -> None:
+    same = prompt(1).expand(4, -1)
+    assert len({tuple(row) for row in text(tiny(), same, 20, temperature=1.0).tolist()}) == 4
+    greedy = text(tiny(), same, 20, temperature=0.0)
+    assert torch.equal(greedy, greedy[:1].expand(4, -1))
+
+
+def test_nothing_is_made_before_it_is_asked_for() -> None:
+    steps = generate(tiny(), prompt(), 1000, Choice())
+    assert next(steps).shape == (2,)
+    steps.close()
+    assert not torch.is_inference_mode_enabled()
+    assert list(generate(tiny(), prompt(), 0, Choice())) == []
+
+
+@options
+@settings(deadline=None, max_examples=5)
+@given(length=st.integers(1, 2 * BLOCK), count=st.integers(1, 40), seed=st.integers(0, 2**63 - 1))
+def test_any_length_gives_ids_of_the_vocabulary(options: dict[str, Any], length: int, count: int, seed: int) -> None:
+    made = text(tiny(**options), prompt(2, length), count, seed=seed)
+    assert made.shape == (2, count) and made.min() >= 0 and made.max() < 23
+
+
+def test_bfloat16_generates_with_a_cache_of_its_own_dtype() -> None:
+    for option in OPTIONS:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = text(tiny(**option), prompt(), 40, temperature=0.0)
+        assert made.shape == (2, 40)

@@ -1,0 +1,358 @@
+"""The model against Hugging Face's GPT-2, Llama and Qwen3, against formulas, and against itself."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tinygpt.generate import Choice, generate
+from tinygpt.model import GPT, GPTConfig, KVCache
+from tinygpt.pretrained import from_huggingface
+
+SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": True},
+    {"tie_weights": False},
+    {"norm": "rmsnorm"},
+    {"position": "rope"},
+    {"activation": "relu2"},
+    {"activation": "swiglu"},
+    {"qk_norm": True},
+    {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_norm": True, "tie_weights": False, "bias": True},
+    {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True},
+]
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{v}" for v in o.values()) or "gpt2")
+
+
+def small(seed: int = 0, **options: Any) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(dataclasses.replace(SMALL, **options)).eval()
+
+
+def shaken(model: GPT, std: float = 0.3) -> GPT:
+    """Weights so large that every part of the model shows in its logits (fresh ones hardly move the residual)."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += std * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def ids(*shape: int, seed: int = 0, vocab_size: int = 65) -> Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+# ---- against other implementations ------------------------------------------------------------------------------
+
+
+def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
+    torch.manual_seed(3)
+    config = transformers.GPT2Config(
+        vocab_size=65, n_positions=n_positions, n_embd=32, n_layer=2, n_head=4, activation_function=activation
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    "activation,T", [("gelu", 16), ("relu2", 16), ("gelu", 600)], ids=["gelu", "relu2", "long context"]
+)
+@torch.inference_mode()
+def test_logits_equal_huggingface_gpt2(activation: str, T: int) -> None:
+    theirs = huggingface_gpt2(activation, n_positions=T)
+    checkpoint = from_huggingface(theirs)
+    checkpoint.model_args["activation"] = activation
+    ours = checkpoint.build_model().eval()
+    idx = ids(2, T)
+    assert largest(theirs(idx).logits) > 1  # there is something to compare
+    assert largest(ours(idx)[0] - theirs(idx).logits) < 1e-5
+
+
+@torch.inference_mode()
+def test_logits_differ_from_huggingface_when_one_weight_does() -> None:
+    theirs = huggingface_gpt2()
+    ours = from_huggingface(theirs).build_model().eval()
+    theirs.transformer.h[1].attn.c_proj.weight[3, 5] += 0.1
+    assert largest(ours(ids(2, 16))[0] - theirs(ids(2, 16)).logits) > 1e-4
+
+
+def copy_to_llama(ours: GPT, theirs: Any) -> None:
+    """Our weights under the names of Hugging Face's Llama and Qwen3, which keep q, k, v and gate, up apart."""
+    weights = {
+        "model.embed_tokens.weight": ours.transformer["wte"].weight,
+        "model.norm.weight": ours.transformer["ln_f"].weight,
+        "lm_head.weight": ours.lm_head.weight,
+    }
+    for layer, block in enumerate(ours.transformer["h"]):
+        q, k, v = block.attn.c_attn.weight.chunk(3)
+        gate, up = block.mlp.c_fc.weight.chunk(2)
+        weights |= {
+            f"model.layers.{layer}.{name}.weight": weight
+            for name, weight in {
+                "input_layernorm": block.ln_1.weight,
+                "post_attention_layernorm": block.ln_2.weight,
+                "self_attn.q_proj": q,
+                "self_attn.k_proj": k,
+                "self_attn.v_proj": v,
+                "self_attn.o_proj": block.attn.c_proj.weight,
+                "mlp.gate_proj": gate,
+                "mlp.up_proj": up,
+                "mlp.down_proj": block.mlp.c_proj.weight,
+            }.items()
+        }
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    assert not unexpected and all("q_norm" in name or "k_norm" in name for name in missing)  # these are ones
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
+@torch.inference_mode()
+def test_rmsnorm_rope_and_swiglu_make_llama_and_with_qk_norm_qwen3(qk_norm: bool) -> None:
+    options: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_weights": False}
+    ours = shaken(small(**options, qk_norm=qk_norm))
+    kind, config = ("Qwen3", {"head_dim": 16}) if qk_norm else ("Llama", {})
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(
+            vocab_size=65,
+            hidden_size=32,
+            intermediate_size=int(8 * 32 / 3),
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            **config,
+        )
+    ).eval()
+    copy_to_llama(ours, theirs)
+    logits = theirs(ids(2, 16)).logits
+    # two stabilising epsilons differ where Qwen3 normalises queries and keys: 1e-5 there, 1e-7 here
+    assert largest(ours(ids(2, 16))[0] - logits) < (1e-3 if qk_norm else 1e-5) * largest(logits)
+    other = shaken(small(**options, qk_norm=not qk_norm))
+    assert largest(other(ids(2, 16))[0] - logits) > 0.05 * largest(logits)
+
+
+# ---- losses -----------------------------------------------------------------------------------------------------
+
+
+@every_option
+def test_first_loss_is_that_of_a_uniform_guess(options: dict[str, Any]) -> None:
+    loss = small(**options)(ids(8, 16), ids(8, 16, seed=1))[1]
+    assert abs(loss.item() - math.log(65)) < 0.05
+
+
+@every_option
+def test_one_batch_can_be_learned_by_heart(options: dict[str, Any]) -> None:
+    model = small(**options).train()
+    x, y = ids(4, 16), ids(4, 16, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(120):
+        loss = model(x, y)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+@torch.inference_mode()
+def test_loss_is_the_mean_over_the_targets_that_are_not_padding() -> None:
+    model = shaken(small())
+    x, y = ids(3, 16), ids(3, 16, seed=1)
+    y[0, 4:] = y[2, :] = -1
+    logits, loss = model(x, y)
+    chances = logits.double().softmax(-1)
+    by_hand = [-math.log(chances[b, t, y[b, t]]) for b in range(3) for t in range(16) if y[b, t] != -1]
+    assert len(by_hand) == 20
+    assert loss.item() == pytest.approx(sum(by_hand) / 20, abs=1e-5)
+
+
+def test_padding_targets_give_no_gradient() -> None:
+    model = shaken(small())
+    x, y = ids(2, 16), ids(2, 16, seed=1)
+    y[1] = -1
+    model(x, y)[1].backward()
+    both = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model(x[:1], y[:1])[1].backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, both[name], atol=1e-6, rtol=1e-5)
+
+
+# ---- attention and the cache ------------------------------------------------------------------------------------
+
+
+@every_option
+@torch.inference_mode()
+def test_no_logit_depends_on_a_later_token(options: dict[str, Any]) -> None:
+    model, idx = shaken(small(**options)), ids(2, 16)
+    before = model(idx)[0]
+    for at in (1, 7, 15):
+        changed = idx.clone()
+        changed[:, at] = (changed[:, at] + 1) % 65
+        after = model(changed)[0]
+        assert torch.equal(after[:, :at], before[:, :at])
+        assert largest(after[:, at:] - before[:, at:]) > 0.01
+        assert largest(after[:, -1] - before[:, -1]) > 1e-4  # and the past does count
+
+
+@every_option
+@pytest.mark.parametrize("pieces", [[1] * 16, [16], [5, 1, 1, 1, 8], [1, 15]], ids=str)
+@torch.inference_mode()
+def test_cached_logits_equal_uncached_ones(options: dict[str, Any], pieces: list[int]) -> None:
+    model, idx = shaken(small(**options)), ids(2, 16)
+    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
+    cached = torch.cat([model(piece, cache=cache)[0] for piece in idx.split(pieces, dim=1)], dim=1)
+    whole = model(idx)[0]
+    torch.testing.assert_close(cached, whole, atol=1e-5 * largest(whole), rtol=0)
+    cache.length = 3  # negative control: a cache that has lost count
+    assert largest(model(idx[:, -1:], cache=cache)[0][:, 0] - whole[:, -1]) > 0.01
+
+
+@torch.inference_mode()
+def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future() -> None:
+    """Contexts of more than 512 take another way through attention."""
+    model, idx = shaken(small(block_size=600, n_layer=1, n_embd=16)), ids(1, 600)
+    cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
+    cached = torch.cat([model(piece, cache=cache)[0] for piece in idx.split([40, 559, 1], dim=1)], dim=1)
+    whole = model(idx)[0]
+    torch.testing.assert_close(cached, whole, atol=1e-5 * largest(whole), rtol=0)
+
+
+@every_option
+@torch.inference_mode()
+def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
+    model = shaken(small(**options))
+    last = model(ids(2, 16), last_only=True)[0]
+    assert last.shape == (2, 1, 65)
+    torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_rope_attention_depends_on_distances_only() -> None:
+    """One layer: past its window, keys that were turned at positions long ago give the logits of a fresh window.
+
+    (With more layers, cached keys remember what lay before the window.) The tokens are followed greedily to position
+    80, five windows, and compared with windows that start from position 0.
+    """
+    model = shaken(small(n_layer=1, position="rope"))
+    cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
+    idx = ids(1, 80)
+    for end in range(1, 81):
+        rolled = model(idx[:, end - 1 : end], cache=cache)[0][:, -1]
+        fresh = model(idx[:, max(0, end - 16) : end])[0][:, -1]
+        assert largest(rolled - fresh) < 1e-4 * largest(fresh)
+    without_position = shaken(small(n_layer=1, position="rope"))(idx[:, [4, 2, 0, 1, 3, 5]])[0][:, -1]
+    assert largest(without_position - model(idx[:, :6])[0][:, -1]) > 0.01  # and the order does matter
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------------
+
+
+@every_option
+def test_gradients_agree_with_finite_differences(options: dict[str, Any]) -> None:
+    """Along random directions of all parameters, in float64; and the float32 gradients with those of float64."""
+    single = shaken(small(**options), std=0.1)
+    double = shaken(small(**options), std=0.1).double()
+    x, y = ids(2, 8), ids(2, 8, seed=1)
+    single(x, y)[1].backward()
+    double(x, y)[1].backward()
+    for (name, a), b in zip(single.named_parameters(), double.parameters(), strict=True):
+        assert largest(a.grad - b.grad) < 1e-4 * largest(b.grad) + 1e-7, name
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in double.parameters()]
+        slope = sum((p.grad * d).sum().item() for p, d in zip(double.parameters(), direction, strict=True))
+        losses = []
+        for sign in (1, -2, 1):  # to +h, to -h, and back
+            for p, d in zip(double.parameters(), direction, strict=True):
+                p.data += sign * 1e-6 * d
+            losses.append(double(x, y)[1].item())
+        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@every_option
+def test_bfloat16_is_close_to_float32(options: dict[str, Any]) -> None:
+    model = small(**options)
+    x, y = ids(4, 16), ids(4, 16, seed=1)
+    logits, loss = model(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, rough_loss = model(x, y)
+        rough_loss.backward()
+    assert 0 < largest(rough - logits) < 0.05 * largest(logits)
+    assert abs(rough_loss.item() - loss.item()) < 0.01
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@every_option
+def test_dropout_works_in_training_only(options: dict[str, Any]) -> None:
+    model = shaken(small(**options, dropout=0.5))
+    assert torch.equal(model(ids(1, 16))[0], model(ids(1, 16))[0])
+    assert torch.equal(model(ids(1, 16))[0], shaken(small(**options))(ids(1, 16))[0])
+    model.train()
+    assert largest(model(ids(1, 16))[0] - model(ids(1, 16))[0]) > 0.01
+
+
+# ---- sizes ------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_nanogpts_recipe() -> None:
+    """795,904 is what nanoGPT prints for its CPU recipe (0.80M), position embeddings not counted."""
+    model = GPT(GPTConfig(block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128))
+    assert model.num_params() == 795_904
+    assert sum(p.numel() for p in model.parameters()) == 795_904 + 64 * 128
+
+
+@pytest.mark.parametrize(
+    "bias,norm,position,tied", list(itertools.product([0, 1], ["layernorm", "rmsnorm"], ["learned", "rope"], [0, 1]))
+)
+def test_parameters_by_formula(bias: int, norm: str, position: str, tied: int) -> None:
+    C, V, L = 32, 65, 2
+    model = small(bias=bool(bias), norm=norm, position=position, tie_weights=bool(tied))
+    norms = (2 * L + 1) * C * (2 if bias and norm == "layernorm" else 1)
+    blocks = L * (12 * C * C + bias * 9 * C)  # 3C + C in attention, 4C + C in the MLP
+    assert model.num_params() == V * C * (1 if tied else 2) + blocks + norms
+    assert sum(p.numel() for p in model.parameters()) - model.num_params() == (16 * C if position == "learned" else 0)
+
+
+def test_swiglu_has_about_as_many_parameters_as_gelu() -> None:
+    assert small(activation="swiglu").num_params() == pytest.approx(small().num_params(), rel=0.02)
+
+
+def test_initial_weights_are_gpt2s() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, bias=True))
+    for name, weight in model.named_parameters():
+        if name.endswith("c_proj.weight"):  # 8 of them add up in the residual stream
+            assert weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.05), name
+        elif weight.dim() == 2:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.05), name
+        else:
+            assert torch.equal(weight, torch.full_like(weight, float("ln" in name and "weight" in name))), name
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+@torch.inference_mode()
+def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
+    model = shaken(small(position=position))
+    before = model(ids(2, 8))[0]
+    model.crop_block_size(8)
+    assert model.config.block_size == 8
+    assert torch.equal(model(ids(2, 8))[0], before)
+    if position == "learned":
+        assert model.transformer["wpe"].weight.shape == (8, 32)
+        with pytest.raises(RuntimeError):  # the forgotten positions are gone
+            model(ids(2, 9))
+    made = list(generate(model, ids(1, 8), 12, Choice(seed=1)))
+    assert len(made) == 12
+    copy = GPT(model.config)
+    copy.load_state_dict(model.state_dict())

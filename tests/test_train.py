@@ -1,0 +1,343 @@
+"""`tinygpt train` end to end, in a folder of its own: what it writes, where it goes on, what it refuses."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_TRAIN, Result, cli, cli_here, listing, tiny_text
+
+from tinygpt.checkpoint import load
+from tinygpt.optim import learning_rate
+from tinygpt.runlog import read_metrics
+
+
+@pytest.fixture
+def work(tiny_data: Path, tmp_path: Path) -> Path:
+    """An empty working folder that sees data/tiny."""
+    (tmp_path / "data").symlink_to(tiny_data / "data")
+    return tmp_path
+
+
+def trained(folder: Path, *args: str) -> Result:
+    result = cli_here(*TINY_TRAIN, *args, cwd=folder)
+    assert result.status == 0, result.err
+    return result
+
+
+def entries(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in read_metrics(run) if entry["kind"] == kind]
+
+
+def column(run: Path, kind: str, name: str) -> list[Any]:
+    return [entry[name] for entry in entries(run, kind)]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Bit for bit, with the optimizers' state."""
+    flat_one, flat_other = (
+        {f"{name}": weight for name, weight in state.model.items()}
+        | {
+            f"{index} {key} {name}": value
+            for index, optimizer in enumerate(state.training["optimizers"])
+            for key, values in optimizer["state"].items()
+            for name, value in values.items()
+        }
+        for state in (load(one), load(other))
+    )
+    assert flat_one.keys() == flat_other.keys()
+    return all(torch.equal(value, flat_other[name]) for name, value in flat_one.items())
+
+
+# ---- what a run leaves ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_four_files(tiny_run: Path) -> None:
+    names = {path.name for path in (tiny_run / "out").iterdir()} - {".lock"}
+    assert names == {"ckpt.pt", "last.pt", "metrics.jsonl", "config.yaml"}
+    assert load(tiny_run / "out/last.pt").step == 20
+
+
+def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
+    lines = [json.loads(line) for line in (tiny_run / "out/metrics.jsonl").read_text().splitlines()]
+    keys = {
+        "train": {"kind", "step", "seconds", "loss", "lr", "grad_norm", "tokens_per_second"},
+        "eval": {"kind", "step", "seconds", "train_loss", "val_loss"},
+    }
+    assert all(line.keys() == keys[line["kind"]] for line in lines)
+    train, evaluations = (entries(tiny_run / "out", kind) for kind in ("train", "eval"))
+    assert [line["step"] for line in train] == list(range(20))
+    assert [line["step"] for line in evaluations] == [0, 10, 20]
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    config = SimpleNamespace(**load(tiny_run / "out/last.pt").config)
+    assert [line["lr"] for line in train] == [learning_rate(step, config) for step in range(20)]  # type: ignore[arg-type]
+    assert train[-1]["loss"] < train[0]["loss"] - 0.3
+    assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"] - 0.3
+
+
+def test_ckpt_is_the_best_and_last_the_newest(work: Path) -> None:
+    """A rate that first helps and then destroys: the best evaluation is not the last one."""
+    trained(work, "--max_iters=40", "--decay_lr=False", "--learning_rate=0.3", "--eval_interval=4", "--grad_clip=0")
+    losses = dict(zip(column(work / "out", "eval", "step"), column(work / "out", "eval", "val_loss"), strict=True))
+    best = min(losses, key=losses.__getitem__)
+    assert 0 < best < 40
+    ckpt, last = load(work / "out/ckpt.pt"), load(work / "out/last.pt")
+    assert (ckpt.step, last.step) == (best, 40)
+    assert ckpt.best_val_loss == last.best_val_loss == losses[best]
+    trained(work, "--max_iters=4", "--eval_interval=2", "--learning_rate=0", "--min_lr=0", "--always_save_checkpoint")
+    assert load(work / "out/ckpt.pt").step == 4
+
+
+def test_config_yaml_is_a_config(tiny_run: Path, work: Path) -> None:
+    result = cli_here("train", tiny_run / "out/config.yaml", "--out_dir=again", cwd=work)
+    assert result.status == 0, result.err
+    assert same_weights(tiny_run / "out/last.pt", work / "again/last.pt")
+    first, again = ((folder / "config.yaml").read_text() for folder in (tiny_run / "out", work / "again"))
+    assert first.replace("out_dir: out", "out_dir: again") == again
+
+
+def test_the_seed_decides(tiny_run: Path, work: Path) -> None:
+    trained(work)
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+    trained(work, "--seed=8")
+    assert not same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+
+
+def test_what_is_shown(work: Path) -> None:
+    shown = trained(work, "--max_iters=30", "--sample_interval=10").out
+    for pattern in (
+        r"^device: +cpu \(\d+ threads?\), float32: as asked$",
+        r"^compile: +off",
+        r"^dataset: +data/tiny: [\d,]+ training tokens, \d+ symbols$",
+        r"^model: +[\d,]+ parameters: 1 layers, 2 heads, width 16, context 16$",
+        r"^iterations: +30 of 128 tokens",
+        r"^expected: +[\d.]+ minutes for 5 more iterations \([\d.]+ ms each\)$",
+        r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
+        r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
+        r"^    \| ",
+        r"^done in 0 min \d+ s; best validation loss \d\.\d{4}$",
+        r"^next: tinygpt sample --ckpt out/ckpt\.pt$",
+    ):
+        assert re.search(pattern, shown, re.MULTILINE), pattern
+    assert f"{load(work / 'out').build_model().num_params():,} parameters" in shown
+    texts = entries(work / "out", "sample")
+    assert [entry["step"] for entry in texts] == [0, 10, 20, 30] and {len(entry["text"]) for entry in texts} == {200}
+    quiet = trained(work, "--quiet", "--sample_interval=10").out
+    assert "device:" not in quiet and "    | " not in quiet and "step 20: train loss" in quiet
+
+
+def test_log_interval_thins_the_lines_and_changes_nothing_else(tiny_run: Path, work: Path) -> None:
+    trained(work, "--log_interval=5", "--sample_interval=5", "--checkpoint_interval=3")
+    assert column(work / "out", "train", "step") == [0, 5, 10, 15]
+    assert column(work / "out", "train", "loss") == column(tiny_run / "out", "train", "loss")[::5]
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+
+
+# ---- when to stop, when to evaluate -----------------------------------------------------------------------------
+
+
+def test_patience_stops_early(work: Path) -> None:
+    still = ["--learning_rate=0", "--min_lr=0", "--eval_interval=2"]
+    shown = trained(work, "--patience=3", *still).out
+    assert column(work / "out", "eval", "step") == [0, 2, 4, 6]  # the first is the best; three are not better
+    assert "stopped early: 3 evaluations without a better validation loss" in shown
+    assert load(work / "out/last.pt").step == 6
+    trained(work, *still)
+    assert column(work / "out", "eval", "step")[-1] == 20
+
+
+def test_eval_only_writes_nothing(run_copy: Path) -> None:
+    shown = trained(run_copy, "--eval_only", "--out_dir=fresh").out
+    assert len(re.findall("val loss", shown)) == 1
+    assert not {path.name for path in (run_copy / "fresh").glob("*")} - {".lock"}
+    before = listing(run_copy / "out")
+    shown = trained(run_copy, "--init_from=resume", "--eval_only").out
+    last = entries(run_copy / "out", "eval")[-1]
+    assert f"step 20: train loss {last['train_loss']:.4f}, val loss {last['val_loss']:.4f}" in shown
+    assert listing(run_copy / "out") == before
+
+
+def test_eval_iters_0_is_the_whole_split(tiny_run: Path, work: Path) -> None:
+    trained(work, "--eval_iters=0")
+    measured = cli_here("eval", "--json", "--device=cpu", "--dtype=float32", "--ckpt=out/last.pt", cwd=work)
+    assert json.loads(measured.out)["loss"] == pytest.approx(column(work / "out", "eval", "val_loss")[-1], abs=1e-6)
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")  # how it is evaluated changes nothing
+
+
+# ---- going on ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--optimizer=muon"]], ids=["adamw", "muon"])
+def test_resuming_is_exact_in_another_process_too(work: Path, options: list[str]) -> None:
+    """Dropout on; each part in a process of its own, in which sets come in another order."""
+    trained(work, *options, "--out_dir=whole")
+    for seed, args in enumerate((["--max_iters=7"], ["--init_from=resume", "--max_iters=13"], ["--init_from=resume"])):
+        result = cli(*TINY_TRAIN, *options, *args, cwd=work, PYTHONHASHSEED=str(seed))
+        assert result.status == 0, result.err
+        if seed == 0:
+            assert not same_weights(work / "whole/last.pt", work / "out/last.pt")
+    assert same_weights(work / "whole/last.pt", work / "out/last.pt")
+    for name in ("loss", "lr", "grad_norm"):
+        assert column(work / "whole", "train", name) == column(work / "out", "train", name)
+
+
+def test_resuming_a_finished_run_changes_nothing(run_copy: Path) -> None:
+    before = listing(run_copy / "out")
+    trained(run_copy, "--init_from=resume")
+    after = listing(run_copy / "out")
+    assert {name for name in before if before[name] != after[name]} <= {"config.yaml"}
+
+
+def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
+    old = load(run_copy / "out/last.pt").config
+    result = cli_here("train", "--init_from=resume", "--max_iters=25", cwd=run_copy)
+    assert result.status == 0, result.err
+    new = load(run_copy / "out/last.pt")
+    assert new.step == 25
+    assert {key for key in old if old[key] != new.config[key]} == {"init_from", "max_iters"}
+
+
+def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Path) -> None:
+    assert "resuming" not in trained(work, "--init_from=auto", "--max_iters=9").out
+    assert "resuming after iteration 9" in trained(work, "--init_from=auto").out
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+
+
+def test_resuming_on_other_data_is_refused(run_copy: Path) -> None:
+    (run_copy / "text.txt").write_text(tiny_text(seed=2))  # the same vocabulary
+    assert cli_here("prepare", "tiny", "--input=text.txt", cwd=run_copy).status == 0
+    before = listing(run_copy / "out")
+    result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", cwd=run_copy)
+    assert result.status == 2 and "has been prepared from other text" in result.err
+    assert listing(run_copy / "out") == before
+    trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")  # starting from its weights is allowed
+
+
+def test_starting_from_another_runs_weights(run_copy: Path) -> None:
+    trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=new", "--max_iters=1", "--n_embd=16")
+    assert column(run_copy / "new", "eval", "val_loss")[0] == pytest.approx(load(run_copy / "out").best_val_loss)
+    assert column(run_copy / "new", "train", "step") == [0]
+    result = cli_here(*TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=newer", "--n_embd=32", cwd=run_copy)
+    assert result.status == 2 and "n_embd is 32 here and 16 in the checkpoint" in result.err
+    trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=short", "--block_size=5", "--max_iters=1")
+    assert load(run_copy / "short").model["transformer.wpe.weight"].shape == (5, 16)
+
+
+def test_starting_from_nanogpts_file(run_copy: Path) -> None:
+    ours = load(run_copy / "out/ckpt.pt")
+    nano = {"model": ours.model, "model_args": ours.model_args, "iter_num": 20, "best_val_loss": torch.tensor(2.0)}
+    torch.save(nano | {"config": {"dataset": "tiny"}}, run_copy / "nano.pt")
+    trained(run_copy, "--init_from=nano.pt", "--out_dir=new", "--max_iters=0")
+    assert column(run_copy / "new", "eval", "val_loss") == [pytest.approx(ours.best_val_loss)]
+    assert load(run_copy / "new").tokenizer == ours.tokenizer  # from here on it has one
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+
+def test_nanogpts_command_line(work: Path) -> None:
+    """The one of its README, for another dataset and 3 iterations."""
+    line = (
+        "train configs/shakespeare_char.yaml --device=cpu --compile=False --eval_iters=20 --block_size=64 "
+        "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=3 --lr_decay_iters=3 --dropout=0.0"
+    )
+    result = cli(*line.split(), "--dataset=tiny", cwd=work)
+    assert (result.status, result.err) == (0, "")
+    assert load(work / "out").model_args["n_embd"] == 128 and load(work / "out/last.pt").step == 3
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(work: Path) -> None:
+    first = {}
+    for rows, steps in ((12, 1), (6, 2), (1, 12), (12, 2)):
+        args = [f"--batch_size={rows}", f"--gradient_accumulation_steps={steps}", "--dropout=0", "--max_iters=3"]
+        trained(work, *args)
+        first[rows, steps] = [(line["loss"], line["grad_norm"]) for line in entries(work / "out", "train")]
+    for pieces in ((6, 2), (1, 12)):
+        for whole, part in zip(first[12, 1], first[pieces], strict=True):
+            assert part == pytest.approx(whole, rel=1e-5)
+    assert first[12, 2][0] != pytest.approx(first[12, 1][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype: str) -> None:
+    assert f", {dtype}: as asked" in trained(work, f"--dtype={dtype}").out
+    exact, rough = (column(folder / "out", "train", "loss") for folder in (tiny_run, work))
+    assert exact != rough
+    assert rough[0] == pytest.approx(exact[0], abs=0.01) and rough[-1] == pytest.approx(exact[-1], abs=0.1)
+    assert all(weight.dtype == torch.float32 for weight in load(work / "out").model.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer=muon"],
+        ["--norm=rmsnorm", "--position=rope", "--activation=relu2", "--qk_norm", "--bias=True"],
+        ["--activation=swiglu", "--tie_weights=False", "--optimizer=muon", "--norm=rmsnorm", "--position=rope"],
+    ],
+    ids=" ".join,
+)
+def test_architectures_train_resume_and_sample(work: Path, options: list[str]) -> None:
+    trained(work, *options, "--max_iters=10")
+    trained(work, "--init_from=resume", *options)
+    losses = column(work / "out", "train", "loss")
+    assert losses[-1] < losses[0] - 0.3
+    args = load(work / "out").model_args
+    for option in options:
+        name, _, value = option.removeprefix("--").partition("=")
+        if name != "optimizer":
+            assert str(args[name]) == (value or "True")
+    assert len(cli_here("sample", "--max_new_tokens=40", cwd=work).out) == 42
+
+
+def test_compile_works_or_says_why_not(tiny_run: Path, work: Path) -> None:
+    result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=300)
+    assert result.status == 0, result.err
+    (line,) = re.findall(r"^compile: +(.*)$", result.out, re.MULTILINE)
+    assert line == "on" or re.fullmatch(r"cannot work here \(.+\), going on without it", line)
+    found = column(work / "out", "train", "loss")
+    assert found[:3] == pytest.approx(column(tiny_run / "out", "train", "loss")[:3], abs=0.05)  # dropout's masks differ
+
+
+def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path) -> None:
+    env = {
+        "CXX": "/nowhere/g++",
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "cache"),
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    }
+    result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=300, **env)
+    assert result.status == 0, result.err
+    assert re.search(r"^compile: +cannot work here \(.+\), going on without it$", result.out, re.MULTILINE)
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+
+
+def test_wandb_is_only_needed_when_asked_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    trained(work, "--max_iters=1")
+    result = cli_here(*TINY_TRAIN, "--wandb_log=True", "--out_dir=new", cwd=work)
+    assert result.status == 2
+    assert "wandb_log needs the package wandb" in result.err and "pip install wandb" in result.err
+
+
+def test_wandb_gets_the_numbers_of_metrics_jsonl(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    stand_in = SimpleNamespace(
+        init=lambda **settings: sent.append((-1, settings)),
+        log=lambda values, step: sent.append((step, values)),
+        finish=lambda: sent.append((99, {})),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    trained(work, "--wandb_log=True", "--wandb_project=mine", "--sample_interval=10")
+    assert sent[0][1]["project"] == "mine" and sent[-1] == (99, {})  # type: ignore[comparison-overlap]
+    expected = [
+        (
+            entry["step"],
+            {f"{entry['kind']}/{key}": entry[key] for key in entry if key not in ("kind", "step", "seconds")},
+        )
+        for entry in read_metrics(work / "out")
+        if entry["kind"] != "sample"
+    ]
+    assert sent[1:-1] == expected
