@@ -258,39 +258,59 @@ def test_rope_attention_depends_on_distances_only() -> None:
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("T", [16, 600], ids=["short context", "long context"])
+def test_gradients_equal_huggingfaces(T: int) -> None:
+    theirs = huggingface_gpt2(n_positions=T)
+    ours = from_huggingface(theirs).build_model()
+    x, y = ids(2, T), ids(2, T, seed=1)
+    ours(x, y)[1].backward()
+    torch.nn.functional.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten()).backward()
+    for parameter in theirs.parameters():
+        parameter.data = parameter.grad
+    gradients = from_huggingface(theirs).model
+    for name, parameter in ours.named_parameters():
+        assert largest(parameter.grad - gradients[name]) < 1e-5 * max(1, largest(gradients[name])), name
+
+
 @every_option
 def test_gradients_agree_with_finite_differences(options: dict[str, Any]) -> None:
-    """Along random directions of all parameters, in float64; and the float32 gradients with those of float64."""
+    """Along random directions of length 1; and the float32 gradients are those of float64."""
     single = shaken(small(**options), std=0.1)
     double = shaken(small(**options), std=0.1).double()
     x, y = ids(2, 8), ids(2, 8, seed=1)
     single(x, y)[1].backward()
     double(x, y)[1].backward()
-    for (name, a), b in zip(single.named_parameters(), double.parameters(), strict=True):
+    parameters = list(double.parameters())
+    for (name, a), b in zip(single.named_parameters(), parameters, strict=True):
         assert largest(a.grad - b.grad) < 1e-4 * largest(b.grad) + 1e-7, name
-    for seed in range(3):
+    for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
-        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in double.parameters()]
-        slope = sum((p.grad * d).sum().item() for p, d in zip(double.parameters(), direction, strict=True))
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+        length = math.sqrt(sum((d * d).sum().item() for d in direction))
+        slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, direction, strict=True)) / length
         losses = []
-        for sign in (1, -2, 1):  # to +h, to -h, and back
-            for p, d in zip(double.parameters(), direction, strict=True):
-                p.data += sign * 1e-6 * d
+        for sign in (1, -2):  # to +h, then to -h
+            for p, d in zip(parameters, direction, strict=True):
+                p.data += sign * 0.01 / length * d
             losses.append(double(x, y)[1].item())
-        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=1e-4, abs=1e-6)
+        for p, d in zip(parameters, direction, strict=True):
+            p.data += 0.01 / length * d
+        assert (losses[0] - losses[1]) / 0.02 == pytest.approx(slope, rel=0.01, abs=1e-4)
 
 
 @every_option
 def test_bfloat16_is_close_to_float32(options: dict[str, Any]) -> None:
-    model = small(**options)
+    model, low = small(**options), small(**options).to(torch.bfloat16)
     x, y = ids(4, 16), ids(4, 16, seed=1)
-    logits, loss = model(x, y)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough, rough_loss = model(x, y)
-        rough_loss.backward()
+    (logits, loss), (rough, rough_loss) = model(x, y), low(x, y)
+    assert rough.dtype == torch.float32  # the loss is computed from float32
     assert 0 < largest(rough - logits) < 0.05 * largest(logits)
     assert abs(rough_loss.item() - loss.item()) < 0.01
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    loss.backward()
+    rough_loss.backward()
+    for (name, a), b in zip(model.named_parameters(), low.parameters(), strict=True):
+        if not name.endswith("attn.c_attn.bias"):  # the keys' biases have no gradient but rounding
+            assert (a.grad - b.grad).norm() < 0.05 * a.grad.norm(), name
 
 
 @every_option

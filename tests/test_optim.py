@@ -1,5 +1,7 @@
-"""The schedule against nanoGPT's formula, AdamW against torch's plain one, Muon against what it is meant to do."""
+"""The schedule against nanoGPT's formula, AdamW against torch's plain one, Muon against what it is meant to do; and
+mixed precision, whose flat weights they move, against the model itself."""
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from tinygpt.config import TrainConfig
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.optim import learning_rate, make_optimizers, set_learning_rate
+from tinygpt.optim import Optimizer, learning_rate
+from tinygpt.precision import MixedPrecision
 
 
 def tiny(**options: Any) -> GPT:
@@ -19,17 +22,29 @@ def tiny(**options: Any) -> GPT:
     return GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, bias=True, **options))
 
 
-def one_step(model: GPT, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+def set_up(config: TrainConfig, **options: Any) -> tuple[GPT, MixedPrecision, Optimizer]:
+    model = tiny(**options)
+    mixed = MixedPrecision(model, torch.float32)
+    return model, mixed, Optimizer(mixed, config)
+
+
+def gradient(mixed: MixedPrecision | GPT, seed: int) -> None:
     x = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(seed))
-    model.zero_grad()
-    model(x[:, :-1], x[:, 1:])[1].backward()
-    for optimizer in optimizers:
-        optimizer.step()
+    mixed(x[:, :-1], x[:, 1:])[1].backward()
 
 
-def names_of(model: GPT, parameters: list[torch.Tensor]) -> list[str]:
-    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [by_id[id(parameter)] for parameter in parameters]
+def one_step(mixed: MixedPrecision, optimizer: Optimizer, seed: int) -> None:
+    gradient(mixed, seed)
+    optimizer.clip()
+    optimizer.step()
+
+
+def weights(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def rates(optimizer: Optimizer) -> list[list[float]]:
+    return [[group["lr"] for group in one.param_groups] for one in optimizer.optimizers]
 
 
 # ---- the schedule -----------------------------------------------------------------------------------------------
@@ -66,59 +81,71 @@ def test_learning_rate_at_its_corners() -> None:
 
 
 def test_every_group_gets_its_rate() -> None:
-    config = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02)
-    adamw, muon = optimizers = make_optimizers(tiny(), config, "cpu")
-    set_learning_rate(optimizers, 2.5e-4, config)
-    assert [group["lr"] for group in adamw.param_groups] == pytest.approx([2.5e-4, 2.5e-4])
-    assert [group["lr"] for group in muon.param_groups] == pytest.approx([0.005])
-    still = dataclasses.replace(config, learning_rate=0.0)
-    set_learning_rate(optimizers, 0.0, still)
-    assert {group["lr"] for optimizer in optimizers for group in optimizer.param_groups} == {0.0}
+    optimizer = set_up(TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02))[2]
+    optimizer.set_learning_rate(2.5e-4)
+    assert rates(optimizer) == [pytest.approx([2.5e-4, 2.5e-4]), pytest.approx([0.005])]
+    optimizer = set_up(TrainConfig(learning_rate=0.0))[2]
+    optimizer.set_learning_rate(0.0)
+    assert rates(optimizer) == [[0.0, 0.0]]
 
 
-# ---- the groups -------------------------------------------------------------------------------------------------
+# ---- which weights are moved how --------------------------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("options", [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}], ids=str)
-def test_matrices_are_decayed_and_vectors_are_not_each_once(options: dict[str, Any], optimizer: str) -> None:
-    model = tiny(**options)
-    config = TrainConfig(optimizer=optimizer, weight_decay=0.3)
-    made = make_optimizers(model, config, "cpu")
-    groups = [(names_of(model, group["params"]), group["weight_decay"]) for o in made for group in o.param_groups]
-    assert sorted(name for names, _ in groups for name in names) == sorted(n for n, _ in model.named_parameters())
-    shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
-    for names, decay in groups:
-        assert {shapes[name] for name in names} == ({2} if decay == 0.3 else {1})
-        assert decay in (0.3, 0.0)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_matrices_are_decayed_and_vectors_are_not(options: dict[str, Any], optimizer: str) -> None:
+    """Without a gradient, decay is all that moves: by rate times decay."""
+    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.5)
+    model, mixed, made = set_up(config, **options)
+    before = weights(model)
+    mixed.flat.grad = torch.zeros_like(mixed.flat)
+    made.clip()
+    made.step()
+    for name, after in weights(model).items():
+        muon = optimizer == "muon" and ".h." in name
+        kept = (1 - 0.5 * (0.2 if muon else 0.1)) if after.dim() == 2 else 1.0
+        torch.testing.assert_close(after, before[name] * kept, msg=name)
 
 
-def test_muon_has_the_blocks_matrices_in_the_models_order() -> None:
-    """The order is how a saved optimizer state finds its parameters again, in another process too."""
-    model = tiny()
-    muon = make_optimizers(model, TrainConfig(optimizer="muon"), "cpu")[1]
-    assert names_of(model, muon.param_groups[0]["params"]) == [
-        f"transformer.h.{layer}.{name}.weight"
-        for layer in range(2)
-        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_weight_is_moved_exactly_once(options: dict[str, Any], optimizer: str) -> None:
+    """A constant gradient of 1: Adam's first step is the rate itself, so twice would show."""
+    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, weight_decay=0.0, grad_clip=0)
+    model, mixed, made = set_up(config, **options)
+    before = weights(model)
+    mixed.flat.grad = torch.ones_like(mixed.flat)
+    made.clip()
+    made.step()
+    for name, after in weights(model).items():
+        moved = before[name] - after
+        if optimizer == "adamw" or ".h." not in name or after.dim() < 2:
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.1), atol=1e-4, rtol=0, msg=name)
+        else:  # Muon: a matrix of rank one stays one, its singular value becomes about 1
+            assert moved.std() < 1e-3 and 0.5 < moved.norm() / 0.02 / max(1, after.size(0) / after.size(1)) ** 0.5 < 1.5
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_weights_are_left_out() -> None:
     model = tiny()
     before = model.transformer["wte"].weight.requires_grad_(False).clone()
-    optimizers = make_optimizers(model, TrainConfig(), "cpu")
-    one_step(model, optimizers, seed=0)
+    mixed = MixedPrecision(model, torch.float32)
+    optimizer = Optimizer(mixed, TrainConfig())
+    others = weights(model)
+    one_step(mixed, optimizer, seed=0)
     assert torch.equal(model.transformer["wte"].weight, before)
+    assert not torch.equal(model.transformer["wpe"].weight, others["transformer.wpe.weight"])
 
 
 # ---- the updates ------------------------------------------------------------------------------------------------
 
 
-def test_adamw_is_torchs_plain_one() -> None:
-    config = TrainConfig(learning_rate=1e-2, beta1=0.8, beta2=0.97, weight_decay=0.2)
-    ours, theirs = tiny(), tiny()
-    mine = make_optimizers(ours, config, "cpu")
+def test_adamw_and_clipping_are_torchs_plain_ones() -> None:
+    config = TrainConfig(learning_rate=1e-2, beta1=0.8, beta2=0.97, weight_decay=0.2, grad_clip=0.3)
+    ours, mixed, mine = set_up(config)
+    start, theirs = weights(ours), tiny()
     plain = torch.optim.AdamW(
         [
             {"params": [p for p in theirs.parameters() if p.dim() == 2], "weight_decay": 0.2},
@@ -129,60 +156,102 @@ def test_adamw_is_torchs_plain_one() -> None:
         fused=False,
         foreach=False,
     )
-    start = [p.detach().clone() for p in ours.parameters()]
     for seed in range(4):
-        one_step(ours, mine, seed)
-        one_step(theirs, [plain], seed)
-    for (name, a), b, before in zip(ours.named_parameters(), theirs.parameters(), start, strict=True):
-        moved = (a - before).norm()
+        gradient(mixed, seed)
+        norm = mine.clip()
+        mine.step()
+        theirs.zero_grad()
+        gradient(theirs, seed)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 0.3
+        plain.step()
+    for name, b in weights(theirs).items():
+        a, moved = weights(ours)[name], (b - start[name]).norm()
         assert moved > 1e-3, name
         # Adam divides by |gradient|, so where a gradient is nearly 0 (the keys' biases) rounding decides its sign
         if not name.endswith("attn.c_attn.bias"):
             assert (a - b).norm() < 1e-3 * moved, name
 
 
-def test_decay_alone_shrinks_matrices_by_rate_times_decay() -> None:
-    config = TrainConfig(learning_rate=0.1, weight_decay=0.5)
-    model = tiny()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    for optimizer in make_optimizers(model, config, "cpu"):
-        optimizer.step()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p.data, before[name] * (0.95 if p.dim() == 2 else 1.0))
-
-
 def test_muon_moves_matrices_by_nearly_orthogonal_updates() -> None:
     """Every singular value of an update is near the rate (Newton-Schulz leaves 0.7 to 1.2), as no gradient's are."""
-    model = tiny()
-    config = TrainConfig(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.0)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.randn(p.shape)
-    for optimizer in make_optimizers(model, config, "cpu"):
-        optimizer.step()
-    for name, p in model.named_parameters():
-        moved = p.detach() - before[name]
+    model, mixed, optimizer = set_up(TrainConfig(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.0))
+    before = weights(model)
+    mixed.flat.grad = torch.randn(mixed.flat.shape, generator=torch.Generator().manual_seed(0))
+    gradients = {name: mixed.flat.grad[place].view(mixed.shapes[name]).clone() for name, place in mixed.places.items()}
+    optimizer.clip()
+    optimizer.step()
+    for name, after in weights(model).items():
+        moved = after - before[name]
         assert moved.abs().max() > 0, name
-        if ".h." in name and p.dim() == 2:
-            tall = max(1, p.size(0) / p.size(1)) ** 0.5  # a tall matrix goes further: Jordan's "original"
-            values, gradient = torch.linalg.svdvals(moved) / (0.1 * tall), torch.linalg.svdvals(p.grad)
+        if ".h." in name and after.dim() == 2:
+            tall = max(1, after.size(0) / after.size(1)) ** 0.5  # a tall matrix goes further: Jordan's "original"
+            values, gradient = torch.linalg.svdvals(moved) / (0.1 * tall), torch.linalg.svdvals(gradients[name])
             assert values.min() > 0.5 and values.max() < 1.5, name
             assert gradient.min() < 0.5 * gradient.max(), name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_saved_state_goes_on_exactly(optimizer: str) -> None:
-    config = TrainConfig(optimizer=optimizer)
-    model, other = tiny(), tiny()
-    through, first = make_optimizers(model, config, "cpu"), make_optimizers(other, config, "cpu")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_saved_state_goes_on_exactly(kind: str) -> None:
+    config = TrainConfig(optimizer=kind)  # type: ignore[arg-type]
+    through, mixed_through, optimizer = set_up(config)
     for seed in range(3):
-        one_step(model, through, seed)
-    one_step(other, first, 0)
-    then = make_optimizers(other, config, "cpu")
-    for new, old in zip(then, first, strict=True):
-        new.load_state_dict(old.state_dict())
+        one_step(mixed_through, optimizer, seed)
+    model, mixed, first = set_up(config)
+    one_step(mixed, first, 0)
+    saved = copy.deepcopy(first.state_dict())
+    then = Optimizer(mixed, config)
+    then.load_state_dict(saved)
     for seed in (1, 2):
-        one_step(other, then, seed)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+        one_step(mixed, then, seed)
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), model.parameters(), strict=True))
+
+
+def test_a_loaded_state_takes_the_configs_rates_and_decay() -> None:
+    """What was learned about the gradients is the state's; rates, decay and betas are the config's of now."""
+    saved = set_up(TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))[2].state_dict()
+    optimizer = set_up(TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta2=0.99))[2]
+    optimizer.load_state_dict(saved)
+    optimizer.set_learning_rate(1e-4)
+    assert rates(optimizer) == [pytest.approx([1e-4, 1e-4])]
+    assert [group["weight_decay"] for group in optimizer.optimizers[0].param_groups] == [0.3, 0.0]
+    assert {group["betas"] for group in optimizer.optimizers[0].param_groups} == {(0.9, 0.99)}
+
+
+# ---- mixed precision --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"activation": "swiglu", "qk_norm": True}], ids=str)
+def test_mixed_precision_in_float32_is_the_model(options: dict[str, Any]) -> None:
+    model = tiny(**options)
+    gradient(model, seed=0)
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    x = torch.arange(8)[None] % 11
+    logits = model(x)[0]
+    mixed = MixedPrecision(model, torch.float32)
+    assert torch.equal(mixed(x)[0], logits) and torch.equal(model(x)[0], logits)
+    gradient(mixed, seed=0)
+    assert mixed.places.keys() == expected.keys() and mixed.flat.numel() == sum(g.numel() for g in expected.values())
+    for name, place in mixed.places.items():
+        torch.testing.assert_close(mixed.flat.grad[place].view(mixed.shapes[name]), expected[name], msg=name)
+
+
+def test_the_models_weights_are_the_ones_trained() -> None:
+    model, mixed, optimizer = set_up(TrainConfig(learning_rate=0.1))
+    before = weights(model)
+    one_step(mixed, optimizer, seed=0)
+    for name, after in weights(model).items():
+        assert not torch.equal(after, before[name]), name
+        assert torch.equal(after.flatten(), mixed.flat[mixed.places[name]])
+
+
+def test_gradients_of_micro_steps_add_up_in_float32() -> None:
+    """256 + 1 is 256 in bfloat16."""
+    mixed = MixedPrecision(tiny(), torch.bfloat16)
+    gradient(mixed, seed=0)
+    one = mixed.flat.grad.clone()
+    mixed.flat.grad.mul_(0).add_(256.0)
+    gradient(mixed, seed=0)
+    assert mixed.flat.grad.dtype == torch.float32
+    torch.testing.assert_close(mixed.flat.grad - 256.0, one, atol=1e-4, rtol=0)
+    assert one.abs().max() > 1e-3

@@ -135,7 +135,7 @@ def nanogpts_file(run: Path, **changes: Any) -> None:
     shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
     state = {
         "model": {f"_orig_mod.{name}": weight for name, weight in ours["model"].items()},
-        "optimizer": ours["training"]["optimizers"][0],
+        "optimizer": ours["training"]["optimizer"],
         "model_args": {name: ours["model_args"][name] for name in shape},
         "iter_num": 20,
         "best_val_loss": torch.tensor(2.5),

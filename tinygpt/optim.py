@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tinygpt.config import TrainConfig
+from tinygpt.muon import Muon
 from tinygpt.precision import EMBEDDING, MATRIX, VECTOR, MixedPrecision
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of iteration `step`, counted from 0: linear warm-up, then a cosine down to min_lr (Loshchilov & Hutter
-    2017), then constant. A pure function; the same formula as nanoGPT's get_lr."""
+    """The rate of iteration `step`, counted from 0: linear warm-up, then down to min_lr along a cosine (Loshchilov &
+    Hutter 2017) or a straight line, then constant. A pure function; the cosine is nanoGPT's get_lr."""
     if not config.decay_lr:
         return config.learning_rate
     if step < config.warmup_iters:
@@ -25,7 +26,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step >= config.lr_decay_iters:
         return config.min_lr
     progress = (step - config.warmup_iters) / (config.lr_decay_iters - config.warmup_iters)
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)
+    left = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
 class Optimizer:
@@ -54,7 +56,7 @@ class Optimizer:
         if muon:
             matrices = [self._parameter([name], mixed.shapes[name]) for name in muon]
             rate, decay = config.muon_learning_rate, config.weight_decay
-            self.optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay))
+            self.optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, dtype=mixed.dtype))
         for optimizer, peak in zip(self.optimizers, (config.learning_rate, config.muon_learning_rate), strict=False):
             for group in optimizer.param_groups:
                 group["peak_lr"] = peak
@@ -98,6 +100,10 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the moments; rates, decay and betas stay those of the config, which may have changed since."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
         self.scaler.load_state_dict(state["scaler"])
