@@ -1,7 +1,7 @@
 """Keep the README true: rewrite its parts that are made from the code (the tree, the table of config keys).
 
-    python scripts/readme.py            # rewrite README.md
-    python scripts/readme.py --check    # exit 1 if it would change (tests/test_docs.py)
+python scripts/readme.py            # rewrite README.md
+python scripts/readme.py --check    # exit 1 if it would change (tests/test_docs.py)
 """
 
 import ast

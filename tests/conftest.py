@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tinygpt.cli import main
+
+# The same examples at every run, on a machine of any speed; `pytest --hypothesis-profile=default` draws new ones.
+hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("everyday")
 
 TINY_MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
 TINY_TRAIN = [

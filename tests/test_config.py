@@ -139,7 +139,7 @@ def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @given(values=values_of(TrainConfig))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
     """to_yaml, a file, parse: all text, numbers at full precision, words that YAML could take for something else."""
     in_range = {"dropout": 0.1, "beta1": 0.9, "beta2": 0.95, "n_head": 2, "n_embd": 8}
@@ -346,7 +346,7 @@ def test_values_of_the_wrong_type_name_the_key(args: list[str]) -> None:
         st.text(string.printable, max_size=12) | st.sampled_from(["--n_layer", "--quiet", "--", "-x", "--=1"])
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_command_line_is_parsed_or_refused(args: list[str]) -> None:
     if not {"-h", "--help"} & set(args):
         try:

@@ -18,7 +18,7 @@ from tinygpt import data
 from tinygpt.data import Dataset, TokenWriter, draw_windows, windows
 from tinygpt.errors import TinyGPTError
 
-PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PATIENT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -45,7 +45,6 @@ def complaint(folder: Path, block_size: int = 1) -> str:
     count=st.integers(0, 50),
     stream=st.integers(0, 2),
 )
-@settings(deadline=None)
 def test_windows_depend_on_their_arguments_alone_and_fit(
     seed: int, step: int, block_size: int, spare: int, count: int, stream: int
 ) -> None:
@@ -83,7 +82,6 @@ def test_the_draw_is_the_same_for_ever() -> None:
 
 
 @given(tokens=st.lists(st.integers(0, 65_535), min_size=12, max_size=40), block_size=st.integers(1, 8))
-@settings(deadline=None)
 def test_windows_are_slices(tokens: list[int], block_size: int) -> None:
     starts = draw_windows(0, 0, len(tokens), block_size, 5)
     made = windows(np.array(tokens, dtype="<u2"), starts, block_size)

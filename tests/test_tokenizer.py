@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiktoken
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinygpt.errors import TinyGPTError
@@ -52,7 +52,6 @@ def test_through_json_and_back(tokenizer: Tokenizer) -> None:
 
 
 @given(corpus=TEXT, data=st.data())
-@settings(deadline=None)
 @example(corpus="\0\x1c\x85\u2028\uffff\U0010ffff", data=None)
 def test_characters_are_what_a_dictionary_makes_of_them(corpus: str, data: st.DataObject | None) -> None:
     """nanoGPT's two lines: stoi = {ch: i for i, ch in enumerate(sorted(set(data)))}, and its inverse."""
@@ -66,7 +65,6 @@ def test_characters_are_what_a_dictionary_makes_of_them(corpus: str, data: st.Da
 
 
 @given(symbols=st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), text=st.text(max_size=30))
-@settings(deadline=None)
 def test_skip_unknown_leaves_out_exactly_what_is_unknown(symbols: set[str], text: str) -> None:
     tokenizer = CharTokenizer(sorted(symbols))
     known = "".join(character for character in text if character in symbols)
@@ -137,7 +135,6 @@ def test_what_is_no_tokenizer_is_refused_with_its_place(spec: object) -> None:
 
 
 @given(text=st.text())
-@settings(deadline=None)
 @example(text="<|endoftext|>")
 @example(text="I'll've   12345 don't\n\n\n  fiancé 日本語 🙂\x1c\x85")
 def test_gpt2_spells_any_text(gpt2: GPT2Tokenizer, text: str) -> None:

@@ -1,0 +1,747 @@
+"""Measure tinygpt beside nanoGPT on this machine's processor: speed, loss in a given time, memory.
+
+    python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 20 minutes on two cores
+    python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops
+    python scripts/bench.py --quick                               # does it work at all? the figures mean nothing
+
+Without a checkout of nanoGPT only our side is measured, and its training is taken to last NANOGPT_SECONDS. All work is
+done in a temporary folder, nanoGPT's in a copy of its files; nothing is downloaded for it. Both sides train
+nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 iterations). How:
+
+- Whole commands are processes of their own, from start to exit, interpreter and imports included; peak memory is what
+  the kernel says of the process (so this one stays small: it imports neither torch nor numpy).
+- Steps and generation are measured in two workers that stay loaded, since allocator settings hold for a process: one
+  does what nanoGPT's train.py and sample.py do, the other calls our own `training_step` and `new_tokens`. They take
+  turns, A B A B, with the first round thrown away. A ratio is the median of the rounds' ratios.
+- Losses are those of `tinygpt eval`: the whole validation split, every character once, in float32. Ours are of
+  last.pt, the end of the run; nanoGPT keeps the best by its own estimate.
+- `flops`: the matrix products of a step (three times the forward pass: linear layers, head, attention's two products over
+  the full T x T) a second, over the rate of 2048 x 2048 x 2048 products in the same dtype, measured between the rounds.
+- `same_time`, `six_times`: as many iterations of the preset as fit, by its pace in an earlier run, into 1 and 6 times the
+  wall time of nanoGPT's command. More than 2 % too long does not count as met.
+- `to_loss` counts as met only if the run of every seed reaches TARGET_LOSS.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RECIPE, FAST, BEST = (f"configs/shakespeare_char{kind}.yaml" for kind in ("", "_fast", "_best"))
+NANOGPT_RECIPE = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=10 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+).split()
+NANOGPT_OUT = "nanogpt/out-shakespeare-char"
+NANOGPT_SECONDS = 87.0  # its whole training command on two cores of a 2023 server, for when there is no checkout
+TARGET_LOSS = 1.886  # what nanoGPT's README promises of this recipe is 1.88
+A100_LOSS = 1.4697  # nanoGPT's README, 10.65 M parameters on an A100
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table. `kind`: ratio (higher is better), share (likewise), low (a value, lower is better)."""
+
+    what: str
+    unit: str
+    kind: str
+    first_bar: float
+    goal: float
+
+
+ROWS = {
+    "step": Row("step time, same recipe", "ms", "ratio", 2.0, 3.0),
+    "flops": Row("matmul FLOP/s of a step / large products'", "GFLOP/s", "share", 0.45, 0.65),
+    "to_loss": Row(f"whole command until loss {TARGET_LOSS}", "s", "ratio", 6, 12),
+    "same_time": Row("loss in nanoGPT's time", "nats", "low", 1.52, A100_LOSS),
+    "six_times": Row("loss in 6 x that time", "nats", "low", 1.45, 1.40),
+    "sample_command": Row("sample 10 x 500, whole command", "s", "ratio", 4, 6),
+    "sample_batch": Row("10 samples, once loaded", "tokens/s", "ratio", 10, 30),
+    "sample_stream": Row("one sample streamed, once loaded", "tokens/s", "ratio", 4, 10),
+    "prepare": Row("prepare 56 MB of characters", "s", "ratio", 8, 20),
+    "prepare_memory": Row("peak memory of prepare at 1 GB", "MB", "low", 200, 150),
+    "help": Row("tinygpt --help", "s", "low", 0.3, 0.15),
+    "memory": Row("peak memory of training the recipe", "MB", "ratio", 1, 1),
+}
+
+
+@dataclasses.dataclass
+class Result:
+    """What a row came to: medians of both sides, and the value that its bars are about."""
+
+    theirs: float | None
+    ours: float
+    value: float | None
+    raw: dict[str, Any]
+    note: str = ""
+    counts: bool = True  # False: the value was reached by breaking the row's condition
+
+
+@dataclasses.dataclass
+class Command:
+    """A process that has ended: `lines` are (seconds since its start, text)."""
+
+    wall: float
+    peak_mb: float
+    lines: list[tuple[float, str]]
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(seconds, validation loss) of each evaluation; both programs print them alike."""
+        found = ((at, re.match(r"step +[\d,]+: .*val loss ([\d.]+)", line)) for at, line in self.lines)
+        return [(round(at, 3), float(match[1])) for at, match in found if match]
+
+
+def run(args: list[str], cwd: Path) -> Command:
+    """Run a command to its end. Errors: RuntimeError with its last lines."""
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    lines, start = [], time.perf_counter()
+    with subprocess.Popen(
+        args, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((time.perf_counter() - start, line.rstrip()))
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        end = "\n".join(line for _, line in lines[-6:])
+        raise RuntimeError(f"{' '.join(args[1:4])} ... ended with {process.returncode}:\n{end}")
+    return Command(wall, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3 / 1.024), lines)
+
+
+# ---- workers: processes that stay loaded --------------------------------------------------------------------------
+
+
+def nanogpt_worker() -> dict[str, Callable[..., Any]]:
+    """An iteration of train.py and the generation of sample.py, with the model.py of the current folder."""
+    sys.path.insert(0, os.getcwd())
+    import numpy as np
+    import torch
+    from model import GPT, GPTConfig
+
+    batch_size, block_size, torch_seed = 12, 64, 1337
+    torch.manual_seed(torch_seed)
+    shape = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": block_size, "dropout": 0.0, "vocab_size": 65}
+    model = GPT(GPTConfig(bias=False, **shape))
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+
+    def get_batch() -> Any:
+        data = np.memmap("data/shakespeare_char/train.bin", dtype=np.uint16, mode="r")
+        ix = torch.randint(len(data) - block_size, (batch_size,))
+        x = torch.stack([torch.from_numpy(data[i : i + block_size].astype(np.int64)) for i in ix])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
+        return x, y
+
+    ahead = [get_batch()]  # its loop draws the next batch between the forward and the backward pass
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for step in range(count):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            _, loss = model(*ahead.pop())
+            ahead.append(get_batch())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % 10 == 0:
+                loss.item()
+        return (time.perf_counter() - start) / count * 1e3
+
+    @functools.cache
+    def trained() -> Any:
+        saved = torch.load("out-shakespeare-char/ckpt.pt", map_location="cpu")
+        trained = GPT(GPTConfig(**saved["model_args"]))
+        trained.load_state_dict(saved["model"])
+        return trained.eval()
+
+    @torch.no_grad()
+    def sample(samples: int, tokens: int) -> float:
+        newline, generator = torch.zeros((1, 1), dtype=torch.long), trained()
+        start = time.perf_counter()
+        for _ in range(samples):
+            generator.generate(newline, tokens, temperature=0.8, top_k=200)[0].tolist()
+        return samples * tokens / (time.perf_counter() - start)
+
+    return {"steps": steps, "sample": sample}
+
+
+def tinygpt_worker() -> dict[str, Callable[..., Any]]:
+    """Our own training step and generation, made by the code that the commands run."""
+    import torch
+
+    from tinygpt import device, distributed, parse, sample
+    from tinygpt import run as start_up
+    from tinygpt.checkpoint import load
+    from tinygpt.config import SampleConfig, TrainConfig
+    from tinygpt.data import Dataset
+    from tinygpt.optim import learning_rate
+    from tinygpt.train import training_step
+
+    config = parse.parse(TrainConfig, [RECIPE, "--device=cpu", "--out_dir=out-worker", "--quiet"])
+    compute, dataset = device.choose(config.device, config.dtype), Dataset(config.data_dir, config.dataset)
+    Path(config.out_dir).mkdir(exist_ok=True)
+    model = start_up.make_model(config, dataset, None)
+    training = start_up.set_up(config, compute, distributed.Processes(), dataset, model, None)
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            training.optimizer.set_learning_rate(learning_rate(training.progress.step, config))
+            training_step(training)
+            training.progress.step += 1
+        return (time.perf_counter() - start) / count * 1e3
+
+    def facts() -> dict[str, Any]:
+        B, T, C = config.batch_size, config.block_size, config.n_embd
+        linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head is one
+        flops = 3 * (2 * B * T * linears + config.n_layer * 2 * (2 * B * T * T * C))
+        return {"flops": flops, "dtype": str(compute.dtype), "threads": torch.get_num_threads()}
+
+    a, b, c = (torch.randn(2048, 2048).to(compute.dtype) for _ in range(3))
+
+    def large_products(count: int) -> float:
+        """GFLOP/s"""
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.mm(a, b, out=c)
+        return count * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+
+    @functools.cache
+    def trained(samples: int, tokens: int) -> Any:
+        """What `tinygpt sample` has at hand before the first token."""
+        flags = ["--ckpt=out-recipe", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
+        wanted = parse.parse(SampleConfig, flags)
+        checkpoint = load(wanted.ckpt)
+        tokenizer = sample.checkpoint_tokenizer(checkpoint, wanted)
+        compute = device.choose(wanted.device, "float32" if wanted.dtype == "auto" else wanted.dtype)
+        generator = checkpoint.build_model().to(compute.device, compute.dtype).eval()
+        return generator, sample.encode_prompt(wanted.start, tokenizer, False), wanted, compute, tokenizer
+
+    def generated(samples: int, tokens: int) -> float:
+        generator, prompt, wanted, compute, tokenizer = trained(samples, tokens)
+        start = time.perf_counter()
+        rows = sample.new_tokens(generator, prompt, wanted, compute, tokenizer.vocab_size)
+        if samples == 1:
+            with contextlib.redirect_stdout(io.StringIO()):
+                writer = sample.StreamWriter(tokenizer, wanted.stop)
+                for row in rows:
+                    writer.feed(int(row[0]))
+        else:
+            torch.stack(list(rows), dim=1).tolist()
+        return samples * tokens / (time.perf_counter() - start)
+
+    return {"steps": steps, "sample": generated, "large_products": large_products, "facts": facts}
+
+
+def serve(kind: str) -> None:
+    """Answer requests until stdin ends: a line of JSON, [name, *arguments], gets a line of JSON."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the programs print must not mix with the answers
+    functions = nanogpt_worker() if kind == "nanogpt" else tinygpt_worker()
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        print(json.dumps(functions[name](*arguments)), file=answers, flush=True)
+
+
+class Worker:
+    """The other end of `serve`."""
+
+    def __init__(self, kind: str, cwd: Path) -> None:
+        self.kind = kind
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the worker)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), "--worker", kind],
+            cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+
+    def ask(self, *request: Any) -> Any:
+        """Errors: RuntimeError with the worker's last words."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.log.seek(0)
+            raise RuntimeError(f"the {self.kind} worker ended:\n{self.log.read()[-1000:]}")
+        time.sleep(0.02)  # its threads go to sleep before the other side starts
+        return json.loads(answer)
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+
+
+# ---- the rows -------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Everything measured in one folder. Training runs are kept in `trainings`, since several rows need them."""
+
+    def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int) -> None:
+        self.folder, self.quick, self.nanogpt_runs = folder, quick, nanogpt_runs
+        self.has_nanogpt = nanogpt is not None
+        self.trainings: dict[str, dict[str, Any]] = {}
+        self.workers: dict[str, Worker] = {}
+        say("preparing Tiny Shakespeare")
+        self.tinygpt("prepare", "shakespeare_char")
+        self.text = (folder / "data/shakespeare_char/input.txt").read_bytes()
+        if nanogpt is not None:
+            left_out = shutil.ignore_patterns(".git", "out*", "*.bin", "*.pkl", "input.txt", "*.ipynb", "assets")
+            shutil.copytree(nanogpt, folder / "nanogpt", ignore=left_out)
+            (folder / "nanogpt/data/shakespeare_char/input.txt").write_bytes(self.text)
+            self.nanogpt("data/shakespeare_char/prepare.py")
+
+    def tinygpt(self, *args: str) -> Command:
+        return run([sys.executable, "-m", "tinygpt", *args], self.folder)
+
+    def nanogpt(self, *args: str) -> Command:
+        return run([sys.executable, *args], self.folder / "nanogpt")
+
+    def worker(self, kind: str) -> Worker:
+        if kind not in self.workers:
+            self.workers[kind] = Worker(kind, self.folder / ("nanogpt" if kind == "nanogpt" else ""))
+        return self.workers[kind]
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
+        self.workers.clear()
+
+    # training runs
+
+    def train(self, name: str, preset: str, *flags: str) -> dict[str, Any]:
+        """The whole command `tinygpt train`, then the loss it reached."""
+        short = ["--max_iters=40", "--lr_decay_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
+        command = self.tinygpt("train", preset, "--device=cpu", f"--out_dir=out-{name}", *short, *flags)
+        return self.finished(name, command, f"out-{name}/last.pt")
+
+    def finished(self, name: str, command: Command, ckpt: str) -> dict[str, Any]:
+        output = self.tinygpt("eval", "--ckpt", ckpt, "--dataset=shakespeare_char", "--device=cpu", "--json").lines
+        loss = json.loads(next(line for _, line in reversed(output) if line.startswith("{")))["loss"]
+        say(f"  {name}: {command.wall:.1f} s, validation loss {loss:.4f} (whole split)")
+        self.trainings[name] = {
+            "wall": command.wall,
+            "peak_mb": command.peak_mb,
+            "loss": loss,
+            "curve": command.curve(),
+        }
+        return self.trainings[name]
+
+    def theirs(self, index: int = 0) -> dict[str, Any]:
+        """nanoGPT's recipe, trained once for each index."""
+        name = "nanogpt" + (f"-{index + 1}" if index else "")
+        short = ["--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
+        if name not in self.trainings:
+            say("  nanoGPT's recipe by nanoGPT")
+            self.finished(name, self.nanogpt("train.py", *NANOGPT_RECIPE, *short), f"{NANOGPT_OUT}/ckpt.pt")
+        return self.trainings[name]
+
+    def recipe(self) -> dict[str, Any]:
+        return self.trainings.get("recipe") or self.train("recipe", RECIPE)
+
+    def within(self, name: str, times: float) -> Result:
+        """The BEST preset, with as many iterations as fit into `times` the wall time of nanoGPT's command."""
+        reference = self.theirs() if self.has_nanogpt else None
+        budget = times * (reference["wall"] if reference else NANOGPT_SECONDS if not self.quick else 10)
+        if "best" not in self.trainings:
+            probe = ["--max_iters=90", "--lr_decay_iters=90", "--eval_interval=30", "--log_interval=5"]
+            self.train("best", BEST, *probe)["iterations"] = 90
+            self.trainings["best"]["interval"] = 30
+        iterations = iterations_within(budget, self.trainings["best"], self.folder / "out-best", preset_interval(BEST))
+        say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
+        flags = [f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
+        flags += [f"--eval_interval={preset_interval(BEST)}"] if self.quick else []
+        done = self.train("best", BEST, *flags)
+        done |= {"iterations": iterations, "interval": preset_interval(BEST), "budget": budget}
+        self.trainings[name] = done
+        over = done["wall"] / budget - 1
+        note = f"{iterations} iterations, {done['wall']:.1f} s of {budget:.1f} s" + (
+            " assumed" if not reference else ""
+        )
+        note += f", {over:.1%} too long" if over > 0.02 else ""
+        return Result(reference and reference["loss"], done["loss"], done["loss"], done, note, counts=over <= 0.02)
+
+    # one method a row
+
+    @functools.cached_property
+    def rounds(self) -> dict[str, list[float]]:
+        """Rounds of steps, ours and theirs by turns, and of large products."""
+        found: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
+        count, steps = (2, 3) if self.quick else (13, 20)
+        for index in range(count + 1):
+            theirs = [self.worker("nanogpt").ask("steps", steps)] if self.has_nanogpt else []
+            ours = self.worker("tinygpt").ask("steps", steps)
+            products = self.worker("tinygpt").ask("large_products", 4)
+            if index:
+                found["theirs"] += theirs
+                found["ours"].append(ours)
+                found["products"].append(products)
+                say(f"  round {index}: {''.join(f'{x:.1f} and ' for x in theirs)}{ours:.1f} ms, {products:.0f} GFLOP/s")
+        return found
+
+    def step(self) -> Result:
+        return compared(self.rounds["theirs"], self.rounds["ours"])
+
+    def flops(self) -> Result:
+        facts, rounds = self.worker("tinygpt").ask("facts"), self.rounds
+        achieved = [facts["flops"] / ms / 1e6 for ms in rounds["ours"]]
+        shares = [rate / product for rate, product in zip(achieved, rounds["products"], strict=True)]
+        raw = {"achieved": achieved, "products": rounds["products"], **facts}
+        products = (
+            f"{facts['dtype'].removeprefix('torch.')} products: {statistics.median(rounds['products']):.0f} GFLOP/s"
+        )
+        return Result(None, statistics.median(achieved), statistics.median(shares), raw, products)
+
+    def to_loss(self) -> Result:
+        ours, theirs = [], []
+        for index in range(max(3, self.nanogpt_runs)):
+            if self.has_nanogpt and index < self.nanogpt_runs:
+                theirs.append(self.theirs(index))
+            if index < 3:
+                ours.append(self.train(f"fast-{index}", FAST, f"--seed={1337 + index}"))
+        losses = [training["loss"] for training in ours]
+        result = compared([one["wall"] for one in theirs], [one["wall"] for one in ours], pairs=False)
+        result.raw |= {"losses": losses, "their_loss": theirs[0]["loss"] if theirs else None}
+        result.note = f"losses {', '.join(f'{loss:.4f}' for loss in losses)}"
+        result.note += f"; nanoGPT's {theirs[0]['loss']:.4f}" if theirs else ""
+        result.counts = max(losses) <= TARGET_LOSS
+        return result
+
+    def same_time(self) -> Result:
+        return self.within("same_time", 1)
+
+    def six_times(self) -> Result:
+        return self.within("six_times", 2 if self.quick else 6)
+
+    def alternating(self, theirs: Callable[[], float], ours: Callable[[], float], times: int = 3) -> Result:
+        their_numbers, our_numbers = [], []
+        for _ in range(1 if self.quick else times):
+            if self.has_nanogpt:
+                their_numbers.append(theirs())
+            our_numbers.append(ours())
+        return compared(their_numbers, our_numbers)
+
+    def trained_both(self) -> int:
+        """Make sure that both have a checkpoint; returns how many tokens to sample."""
+        self.recipe()
+        if self.has_nanogpt:
+            self.theirs()
+        return 50 if self.quick else 500
+
+    def sample_command(self) -> Result:
+        flags = ["--num_samples=10", f"--max_new_tokens={self.trained_both()}", "--device=cpu"]
+        return self.alternating(
+            lambda: self.nanogpt("sample.py", "--out_dir=out-shakespeare-char", "--compile=False", *flags).wall,
+            lambda: self.tinygpt("sample", "--ckpt=out-recipe", *flags).wall,
+        )
+
+    def sample_loaded(self, samples: int, times: int) -> Result:
+        """Tokens a second, so that a ratio is ours over theirs."""
+        tokens = self.trained_both()
+        for kind in ("nanogpt", "tinygpt") if self.has_nanogpt else ("tinygpt",):
+            self.worker(kind).ask("sample", samples, 20)
+        result = self.alternating(
+            lambda: self.worker("nanogpt").ask("sample", samples, tokens),
+            lambda: self.worker("tinygpt").ask("sample", samples, tokens),
+            times,
+        )
+        result.value = 1 / result.value if result.value else None
+        return result
+
+    def sample_batch(self) -> Result:
+        return self.sample_loaded(10, 3)
+
+    def sample_stream(self) -> Result:
+        return self.sample_loaded(1, 7)
+
+    def write_text(self, path: Path, copies: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            for _ in range(copies):
+                file.write(self.text)
+        return path
+
+    def prepare(self) -> Result:
+        text = self.write_text(self.folder / "nanogpt/data/large/input.txt", 2 if self.quick else 50)
+        if self.has_nanogpt:
+            shutil.copy(self.folder / "nanogpt/data/shakespeare_char/prepare.py", text.parent)
+        result = self.alternating(
+            lambda: self.nanogpt("data/large/prepare.py").wall,
+            lambda: self.tinygpt("prepare", "large", "--input", str(text)).wall,
+        )
+        shutil.rmtree(text.parent)
+        shutil.rmtree(self.folder / "data/large")
+        return result
+
+    def prepare_memory(self) -> Result:
+        text = self.write_text(self.folder / "huge.txt", 20 if self.quick else round(1e9 / len(self.text)))
+        done = self.tinygpt("prepare", "huge", "--input", str(text))
+        raw = {"bytes": text.stat().st_size, "wall": done.wall, "peak_mb": done.peak_mb}
+        text.unlink()
+        shutil.rmtree(self.folder / "data/huge")
+        return Result(None, done.peak_mb, done.peak_mb, raw, f"{raw['bytes'] / 1e6:.0f} MB in {done.wall:.1f} s")
+
+    def help(self) -> Result:
+        script = Path(sys.executable).parent / "tinygpt"
+        command = [str(script)] if script.exists() else [sys.executable, "-m", "tinygpt"]
+        walls = [run([*command, "--help"], self.folder).wall for _ in range(2 if self.quick else 9)]
+        median = statistics.median(walls)
+        return Result(None, median, median, {"ours": walls}, spread(walls))
+
+    def memory(self) -> Result:
+        iterations = 20 if self.quick else 200  # with an evaluation and a checkpoint on the way, on both sides
+        flags = [f"--max_iters={iterations}", f"--eval_interval={iterations // 2}", "--device=cpu"]
+        return self.alternating(
+            lambda: self.nanogpt("train.py", *NANOGPT_RECIPE, *flags).peak_mb,
+            lambda: self.tinygpt("train", RECIPE, "--out_dir=out-memory", *flags).peak_mb,
+            times=1,
+        )
+
+
+def compared(theirs: list[float], ours: list[float], pairs: bool = True) -> Result:
+    """Medians of both sides and of the ratios theirs / ours, round by round or median by median."""
+    median, raw = statistics.median, {"theirs": theirs, "ours": ours}
+    if not theirs:
+        return Result(None, median(ours), None, raw, spread(ours))
+    ratio = median(a / b for a, b in zip(theirs, ours, strict=True)) if pairs else median(theirs) / median(ours)
+    return Result(median(theirs), median(ours), ratio, raw, f"{spread(theirs)} and {spread(ours)}")
+
+
+def spread(numbers: list[float]) -> str:
+    return f"{shown(min(numbers))}..{shown(max(numbers))}"
+
+
+def preset_interval(preset: str) -> int:
+    """Iterations between a preset's evaluations."""
+    from tinygpt.config import TrainConfig
+    from tinygpt.configfile import find_config, read_config
+
+    return int(read_config(find_config(preset)).get("eval_interval", TrainConfig.eval_interval))
+
+
+def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: int) -> int:
+    """How many iterations fit into `budget` seconds, by the pace of a run that is done (its metrics are in `out`).
+
+    wall = start-up + iterations x step + evaluations x evaluation; with 1 % left for luck.
+    """
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    plain, broken = [], []  # (seconds, iterations) between two lines of training, without and with an evaluation
+    last, evaluated = None, False
+    for entry in entries:
+        if entry["kind"] == "train":
+            if last:
+                between = entry["seconds"] - last["seconds"], entry["step"] - last["step"]
+                (broken if evaluated else plain).append(between)
+            last, evaluated = entry, False
+        evaluated |= entry["kind"] == "eval"
+    step = sum(seconds for seconds, _ in plain[1:]) / sum(count for _, count in plain[1:])
+    evaluation = max(0.0, statistics.median(seconds - count * step for seconds, count in broken)) if broken else 0.0
+
+    def seconds(iterations: int, interval: int) -> float:
+        return iterations * step + (-(-iterations // interval) + 1) * evaluation
+
+    start_up = done["wall"] - seconds(done["iterations"], done["interval"])
+    fits = max(1, int(budget / step))
+    while fits > 1 and start_up + seconds(fits, interval) > 0.99 * budget:
+        fits -= 1
+    return fits
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def shown(number: float | None) -> str:
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
+
+
+def table(results: dict[str, Result]) -> Iterator[str]:
+    """Markdown."""
+    lines = [["row", "unit", "nanoGPT", "tinygpt", "ratio or value", "first bar", "goal", "", "spread, remarks"]]
+    for name, result in results.items():
+        row, value = ROWS[name], result.value
+        loss = row.unit == "nats"
+        numbers = [f"{x:.4f}" if loss and x is not None else shown(x) for x in (result.theirs, result.ours, value)]
+        lines.append(
+            [row.what, row.unit, *numbers, str(row.first_bar), str(row.goal), verdict(row, result), result.note]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for index, line in enumerate(lines):
+        yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
+        if index == 0:
+            yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+
+
+def verdict(row: Row, result: Result) -> str:
+    if result.value is None:
+        return "not compared"
+    sign = -1 if row.kind == "low" else 1
+    met = [result.counts and sign * result.value >= sign * bar for bar in (row.first_bar, row.goal)]
+    return "goal met" if met[1] else "first bar met" if met[0] else "missed"
+
+
+def machine(nanogpt: Path | None) -> dict[str, Any]:
+    """Processor, memory, versions, date."""
+    cpu_info = Path("/proc/cpuinfo")
+    info = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", cpu_info.read_text(), re.MULTILINE)) if cpu_info.exists() else {}
+    features = info.get("flags", "").split()
+    git = ["git", "-C", str(nanogpt), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if nanogpt else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": info.get("model name", platform.processor() or platform.machine()),
+        "cores": cores,
+        "bfloat16": [flag for flag in features if "bf16" in flag],
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("torch", "numpy", "tinygpt")},
+        "nanogpt": commit,
+        "date": datetime.date.today().isoformat(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
+    """Validation loss against seconds since each command's start, with the names at the lines' ends."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = {
+        "nanogpt": "nanoGPT",
+        "recipe": "tinygpt, same recipe",
+        "fast-curve": "tinygpt, fast preset",
+        "same_time": "tinygpt, best preset",
+    }
+    curves = {names[key]: trainings[key]["curve"] for key in names if trainings.get(key, {}).get("curve")}
+    if not curves:
+        return
+    figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
+    longest = max(curve[-1][0] for curve in curves.values())
+    lowest = min(min(loss for _, loss in curve) for curve in curves.values())
+    for index, (name, curve) in enumerate(curves.items()):
+        seconds, losses = zip(*curve, strict=True)
+        axes.plot(seconds, losses, "o-", color=f"C{index}", markersize=3)
+        label = f"{name}\n{losses[-1]:.2f} at {seconds[-1]:.0f} s"
+        axes.annotate(
+            label, curve[-1], xytext=(6, 0), textcoords="offset points", color=f"C{index}", va="center", fontsize=9
+        )
+    axes.axhline(A100_LOSS, color="gray", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        "nanoGPT's 10.65 M parameters on an A100: 1.4697",
+        (0.01, A100_LOSS), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="gray",
+    )  # fmt: skip
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= 2 * longest]
+    axes.set(xscale="log", xlim=(2, longest * 2.2), ylim=(min(lowest, A100_LOSS) - 0.08, max(3.0, lowest + 0.5)))
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.set(xlabel="seconds since the start of the command", ylabel="validation loss (nats per character)")
+    axes.set_title("Tiny Shakespeare, 0.8 M parameters: loss against waiting", fontsize=11, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.supxlabel(
+        f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['date']}; losses as each run printed them",
+        fontsize=7, color="gray",
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    say(f"written: {path}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it only our side")
+    parser.add_argument("--nanogpt_runs", type=int, default=1, help="how often nanoGPT's training is timed for to_loss")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="all raw numbers")
+    parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"), help="loss against seconds")
+    parser.add_argument("--worker", choices=("nanogpt", "tinygpt"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        serve(args.worker)
+        return 0
+    rows = args.rows.split(",")
+    if unknown := set(rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    if args.nanogpt and not (args.nanogpt / "train.py").exists():
+        parser.error(f"{args.nanogpt} is not a checkout of nanoGPT (it has no train.py)")
+    return measure(args, rows)
+
+
+def measure(args: argparse.Namespace, rows: list[str]) -> int:
+    """Row by row; the figures are written after each, and a row that fails does not stop the others."""
+    about, results, failed = machine(args.nanogpt), {}, []
+    say(f"{len(rows)} rows{'' if args.quick else '; all of them take about 20 minutes'}")
+    if about["load"] > 0.5:
+        say(f"warning: other work is running here (load {about['load']}), which spoils the figures")
+    with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
+        bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs))
+        with contextlib.closing(bench):
+            for name in rows:
+                say(f"{name}: {ROWS[name].what}")
+                try:
+                    results[name] = getattr(bench, name)()
+                except RuntimeError as error:
+                    say(f"  failed: {error}")
+                    failed.append(name)
+                    continue
+                if "threads" not in about and "tinygpt" in bench.workers:
+                    about["threads"] = bench.worker("tinygpt").ask("facts")["threads"]
+                write(args.out, about, results, bench.trainings, args.quick)
+            if "to_loss" in results and args.picture:
+                say("the curves for the picture")
+                bench.recipe()
+                bench.train("fast-curve", FAST, *([] if args.quick else curve_flags()))
+                write(args.out, about, results, bench.trainings, args.quick)
+    print("\n".join(table(results)))
+    print(f"\n{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['date']}{' (quick)' * args.quick}")
+    draw(args.picture, bench.trainings, about)
+    return 1 if failed else 0
+
+
+def curve_flags() -> list[str]:
+    """The fast preset, looked at on its way; as timed, it evaluates at its end only."""
+    from tinygpt.configfile import find_config, read_config
+
+    return [f"--eval_interval={max(1, int(read_config(find_config(FAST))['max_iters']) // 10)}", "--eval_iters=20"]
+
+
+def write(path: Path, about: dict[str, Any], results: dict[str, Result], trainings: Any, quick: bool) -> None:
+    rows = {
+        name: dataclasses.asdict(ROWS[name]) | dataclasses.asdict(result) | {"verdict": verdict(ROWS[name], result)}
+        for name, result in results.items()
+    }
+    path.write_text(
+        json.dumps({"quick": quick, "machine": about, "rows": rows, "trainings": trainings}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
