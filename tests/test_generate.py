@@ -141,6 +141,7 @@ def test_draws_follow_the_distribution() -> None:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"position": "rope"},
+    {"bigram_table": True},
     {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": True},
     {"position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "tie_weights": False},
 ]

@@ -41,7 +41,7 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(text)
         twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # PyYAML stumbles over odd numbers and dates in many ways
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or type(error).__name__
@@ -87,7 +87,7 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 sides = evaluate(left), evaluate(right)
                 if any(isinstance(side, str) for side in sides) and not isinstance(op, ast.Add):
                     raise TypeError("arithmetic on text")  # 'a' * 10**9 would fill the memory
-                return _ARITHMETIC[type(op)](*sides)
+                return _bounded(_ARITHMETIC[type(op)](*sides))
             case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
                 return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
         raise TypeError("would have to be executed")
@@ -111,6 +111,13 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
             case _:
                 raise _needs_execution(statement, path, "key: value")
     return values
+
+
+def _bounded(value: Any) -> Any:
+    """A result of arithmetic, unless a short line has made something huge of it."""
+    if (isinstance(value, int) and abs(value) > 1 << 64) or (isinstance(value, str) and len(value) > 10_000):
+        raise ValueError("makes something huge")
+    return value
 
 
 def _needs_execution(statement: ast.stmt, path: Path, yaml_line: str, why: str = "would have to be executed"):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,8 +24,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
     the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as `writing`'s.
     """
-    if path.is_symlink():
-        raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
+    refuse_link(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with writing(path):
@@ -38,6 +38,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_link(path: Path) -> None:
+    """Errors: TinyGPTError if `path` is a symbolic link, whose target a rename would not change."""
+    if path.is_symlink():
+        raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
 
 
 @contextlib.contextmanager
@@ -94,6 +100,7 @@ def folder_lock(folder: Path, use: str):
         lock.acquire(timeout=0)
     except filelock.Timeout:
         owner = ""
+        time.sleep(0.05)  # the winner of a race writes its number just after it has the lock
         with contextlib.suppress(OSError, ValueError):
             owner = f" by process {int(path.read_text())}"
         raise TinyGPTError(

@@ -112,7 +112,9 @@ class CausalSelfAttention(nn.Module):
             y = attend(qkv, dropout)
         else:
             k, v = cache.update(self.layer, qkv[1], qkv[2])
-            y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=T > 1)
+            S = k.size(2)  # of which the T new positions are the last
+            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+            y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 

@@ -86,6 +86,8 @@ def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the keys are: {', '.join(known)}"
         raise TinyGPTError(f"{prefix}{key}: no such key", hint)
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        raise TinyGPTError(f"{prefix}{key}: the number is too large", f"{key}: 1")
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{prefix}{key}: needs one plain value, not {type(value).__name__} {value!r}", f"{key}: 1")
     text = str(value)
@@ -115,6 +117,8 @@ def _problems(config: Any) -> Iterator[str]:
     for name in f"{at_least_one} num_samples".split():
         if getattr(config, name, 1) < 1:
             yield f"{name} is {getattr(config, name)}, it must be at least 1"
+        if getattr(config, name, 1) > 2**53:
+            yield f"{name} is {getattr(config, name)}, more than any machine can hold"
     at_least_zero = "max_iters eval_iters patience checkpoint_interval sample_interval warmup_iters lr_decay_iters seed"
     rates = "learning_rate muon_learning_rate min_lr weight_decay grad_clip temperature top_k max_new_tokens"
     for name in f"{at_least_zero} {rates}".split():

@@ -54,6 +54,7 @@ class Run:
     log: RunLog
     progress: Progress
     started: float = dataclasses.field(default_factory=time.perf_counter)
+    saved_at: int = -1  # the iteration before which last.pt was written
     clock: float = 0.0  # for the announcement of the expected time
 
     @property
@@ -175,6 +176,8 @@ def set_up(
         forward = nn.parallel.DistributedDataParallel(forward)
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
     run = Run(config, dataset, model, mixed, forward, optimizer, compute, ranks, log, progress)
+    if base is not None and config.init_from in ("resume", "auto"):
+        run.saved_at = progress.step
     if ranks.is_main and not config.eval_only:
         with replacing(run.out / "config.yaml") as file:
             file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())

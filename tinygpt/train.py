@@ -19,7 +19,7 @@ from tinygpt.config import TrainConfig
 from tinygpt.data import Dataset, draw_windows, windows
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
-from tinygpt.files import folder_lock
+from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
 from tinygpt.run import Run, check_processes, make_model, micro_steps, set_up, starting_point, tokens_per_iter
@@ -29,25 +29,32 @@ from tinygpt.signals import StopSignal
 def train(config: TrainConfig) -> int:
     """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
     compute = device.choose(distributed.device_name(config.device), config.dtype)
+    try:
+        return prepare_and_loop(config, compute)
+    except (RuntimeError, MemoryError) as error:
+        if not device.is_out_of_memory(error):
+            raise
+        raise out_of_memory(config, compute) from None
+
+
+def prepare_and_loop(config: TrainConfig, compute: device.Compute) -> int:
+    """Everything a user can get wrong is found out before a file is written; then the loop."""
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(distributed.processes(config.backend, compute.device))
         base, config = starting_point(config)
         dataset = Dataset(config.data_dir, config.dataset)
         dataset.require(config.block_size)
         check_processes(config, ranks)
-        model = make_model(config, dataset, base)  # everything a user can get wrong is known before a file is written
+        for name in ("ckpt.pt", "last.pt"):
+            refuse_link(Path(config.out_dir) / name)
+        model = make_model(config, dataset, base)
         if ranks.is_main:
             stack.enter_context(folder_lock(Path(config.out_dir), "run"))
         ranks.wait()
         stop = stack.enter_context(StopSignal())
         run = set_up(config, compute, ranks, dataset, model, base)
         stack.callback(run.log.close)
-        try:
-            return loop(run, stop)
-        except (RuntimeError, MemoryError) as error:
-            if not device.is_out_of_memory(error):
-                raise
-            raise out_of_memory(run) from None
+        return loop(run, stop)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -149,8 +156,8 @@ def seed_dropout(config: TrainConfig, step: int, micro_step: int, rank: int) -> 
 def evaluation_due(run: Run) -> bool:
     """At every eval_interval and at the end, once each."""
     config, progress = run.config, run.progress
-    due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters or config.eval_only
-    return due and progress.evaluated_at != progress.step
+    due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters
+    return config.eval_only or (due and progress.evaluated_at != progress.step)
 
 
 def evaluate_and_save(run: Run) -> None:
@@ -159,6 +166,8 @@ def evaluate_and_save(run: Run) -> None:
     losses = estimate_losses(
         run.mixed, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
     )
+    if not all(math.isfinite(loss) for loss in losses.values()):
+        raise not_finite(run, losses["val"], 0.0)
     best = losses["val"] < progress.best_val_loss
     run.log.say(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
@@ -179,7 +188,11 @@ def evaluate_and_save(run: Run) -> None:
 
 
 def save(run: Run, name: str) -> None:
-    """Write the whole state, as it is before iteration `progress.step`."""
+    """Write the whole state, as it is before iteration `progress.step`. Errors: weights that are not finite."""
+    if not run.mixed.flat.isfinite().all():
+        raise not_finite(run, math.nan, 0.0)
+    if name == "last.pt":
+        run.saved_at = run.progress.step
     if not run.ranks.is_main:
         return
     progress = dataclasses.replace(run.progress, seconds=run.seconds())
@@ -247,8 +260,9 @@ def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> N
 
 def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
-    last = run.out / "last.pt"
-    safe = f"{last} is from before and good; go on from it" if last.exists() else "start again"
+    # what was saved just before this iteration is whole, but it is the state that leads here
+    good = 0 <= run.saved_at < run.progress.step
+    safe = f"{run.out}/last.pt is from before and good; go on from it" if good else "start again"
     return TinyGPTError(
         f"iteration {run.progress.step}: {what}; stopped before the update",
         f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
@@ -256,8 +270,7 @@ def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     )
 
 
-def out_of_memory(run: Run) -> TinyGPTError:
-    config = run.config
+def out_of_memory(config: TrainConfig, compute: device.Compute) -> TinyGPTError:
     rows, steps = config.batch_size, config.gradient_accumulation_steps
     fits = (
         f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"
@@ -265,5 +278,5 @@ def out_of_memory(run: Run) -> TinyGPTError:
         else f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
     )
     return TinyGPTError(
-        f"out of memory on {run.compute.device} with batch_size {rows} x block_size {config.block_size}", fits, status=1
+        f"out of memory on {compute.device} with batch_size {rows} x block_size {config.block_size}", fits, status=1
     )
