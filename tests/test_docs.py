@@ -86,6 +86,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_no_help_imports_torch() -> None:
     for args in ("['--help']", "['train', '--help']", "['sample', '--help']"):
-        code = f"import sys, contextlib\nfrom tinygpt.cli import main\nwith contextlib.suppress(SystemExit): main({args})\n"
+        code = "import sys, contextlib\nfrom tinygpt.cli import main\n"
+        code += f"with contextlib.suppress(SystemExit): main({args})\n"
         done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
         assert done.returncode == 0, f"tinygpt {args} imports torch"

@@ -153,7 +153,7 @@ def test_patience_stops_early(work: Path) -> None:
 def test_eval_only_writes_nothing(run_copy: Path) -> None:
     shown = trained(run_copy, "--eval_only", "--out_dir=fresh").out
     assert len(re.findall("val loss", shown)) == 1
-    assert not {path.name for path in (run_copy / "fresh").glob("*")} - {".lock"}
+    assert not (run_copy / "fresh").exists()
     before = listing(run_copy / "out")
     shown = trained(run_copy, "--init_from=resume", "--eval_only").out
     last = entries(run_copy / "out", "eval")[-1]
@@ -201,6 +201,23 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
     assert {key for key in old if old[key] != new.config[key]} == {"init_from", "max_iters"}
 
 
+def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
+    """The optimizer's state holds rates too; those of the command win. Here: nothing may move any more."""
+    before = load(run_copy / "out/last.pt").model
+    trained(run_copy, "--init_from=resume", "--max_iters=25", "--learning_rate=1e-12", "--min_lr=1e-12")
+    after = load(run_copy / "out/last.pt").model
+    assert column(run_copy / "out", "train", "lr")[-1] == 1e-12
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-8, rtol=0)
+
+
+def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
+    before = listing(run_copy / "out")
+    result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", "--optimizer=muon", cwd=run_copy)
+    assert result.status == 2 and "optimizer is muon here and adamw in the checkpoint" in result.err
+    assert listing(run_copy / "out") == before
+
+
 def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Path) -> None:
     assert "resuming" not in trained(work, "--init_from=auto", "--max_iters=9").out
     assert "resuming after iteration 9" in trained(work, "--init_from=auto").out
@@ -234,6 +251,12 @@ def test_starting_from_nanogpts_file(run_copy: Path) -> None:
     trained(run_copy, "--init_from=nano.pt", "--out_dir=new", "--max_iters=0")
     assert column(run_copy / "new", "eval", "val_loss") == [pytest.approx(ours.best_val_loss)]
     assert load(run_copy / "new").tokenizer == ours.tokenizer  # from here on it has one
+    tables = ("wte.weight", "lm_head.weight")
+    small = {key: value[:5].clone() if key.endswith(tables) else value for key, value in ours.model.items()}
+    torch.save(nano | {"model": small, "model_args": ours.model_args | {"vocab_size": 5}}, run_copy / "nano.pt")
+    result = cli_here(*TINY_TRAIN, "--init_from=nano.pt", "--out_dir=newer", cwd=run_copy)
+    assert result.status == 2 and "nano.pt has 5 symbols" in result.err
+    assert not (run_copy / "newer").exists()
 
 
 # ---- options ----------------------------------------------------------------------------------------------------
@@ -320,6 +343,7 @@ def test_wandb_is_only_needed_when_asked_for(work: Path, monkeypatch: pytest.Mon
     result = cli_here(*TINY_TRAIN, "--wandb_log=True", "--out_dir=new", cwd=work)
     assert result.status == 2
     assert "wandb_log needs the package wandb" in result.err and "pip install wandb" in result.err
+    assert not (work / "new").exists()
 
 
 def test_wandb_gets_the_numbers_of_metrics_jsonl(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ checkpoints load as they are. The defaults are GPT-2's; each option is a named c
     activation  gelu (Hendrycks & Gimpel 2016)      relu2 (So et al. 2021), swiglu (Shazeer 2020)
     qk_norm     off                                 on (Henry et al. 2020)
     zero_init   off                                 on: output projections start at zero (Zhang et al. 2019, "Fixup")
-    bigram_table  off                               on: pairs of tokens are embedded too (an n-gram feature; Bengio 2003)
+    bigram_table off                                on: pairs of tokens are embedded too (Bengio et al. 2003)
 
 Shapes: B sequences, T positions, C = n_embd, V = vocab_size.
 

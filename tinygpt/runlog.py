@@ -44,11 +44,7 @@ class RunLog:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
     def start_wandb(self, config: Any) -> None:
-        """Errors: TinyGPTError when the package is not there."""
-        try:
-            import wandb
-        except ImportError:
-            raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
+        wandb = import_wandb()
         wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=dataclasses.asdict(config))
         self.wandb = wandb
 
@@ -85,6 +81,15 @@ class RunLog:
             self._file.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def import_wandb() -> Any:
+    """Errors: TinyGPTError when the package is not there."""
+    try:
+        import wandb
+    except ImportError:
+        raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
+    return wandb
 
 
 def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
