@@ -204,11 +204,11 @@ def test_muon_moves_matrices_by_nearly_orthogonal_updates() -> None:
 
 def test_muon_is_torchs() -> None:
     """torch's takes the matrices one by one, its products in bfloat16; ours in batches of one shape."""
-    config = TrainConfig(optimizer="muon", muon_learning_rate=0.02, weight_decay=0.2, grad_clip=0)
+    config = TrainConfig(optimizer="muon", muon_learning_rate=0.02, weight_decay=5.0, grad_clip=0)
     model, mixed, optimizer = set_up(config)
     start, theirs = weights(model), tiny()
     matrices = [p for name, p in theirs.named_parameters() if ".h." in name and p.dim() == 2]
-    plain = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.2)
+    plain = torch.optim.Muon(matrices, lr=0.02, weight_decay=5.0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         given = {name: torch.randn(p.shape, generator=generator) for name, p in theirs.named_parameters()}

@@ -96,6 +96,12 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
     if resume:
         if "optimizer" not in base.training:
             raise TinyGPTError(f"{last} has no optimizer state to go on from", f"--init_from={last}")
+        has = base.config.get("optimizer", config.optimizer)
+        if "optimizer" in given and config.optimizer != has:  # its state cannot be read as the other's
+            raise TinyGPTError(
+                f"optimizer is {config.optimizer} here and {has} in the checkpoint",
+                f"drop optimizer, or start from the weights alone: --init_from={last} --out_dir=out-new",
+            )
         for name, value in base.config.items():
             if name in {field.name for field in dataclasses.fields(config)} - given - {"config", "init_from", "quiet"}:
                 setattr(config, name, value)
@@ -114,6 +120,7 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
             f"{dataset.name!r} ({dataset.fingerprint})",
             "prepare the text that it was trained on, or start with --init_from=scratch",
         )
+    base.require_symbols(dataset.tokenizer, config.init_from)
     resume = config.init_from in ("resume", "auto")
     if resume and base.data != {key: str(value) for key, value in dataset.meta["sha256"].items()}:
         raise TinyGPTError(

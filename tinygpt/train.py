@@ -23,6 +23,7 @@ from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
 from tinygpt.run import Run, check_processes, make_model, micro_steps, set_up, starting_point, tokens_per_iter
+from tinygpt.runlog import import_wandb
 from tinygpt.signals import StopSignal
 
 
@@ -48,7 +49,9 @@ def prepare_and_loop(config: TrainConfig, compute: device.Compute) -> int:
         for name in ("ckpt.pt", "last.pt"):
             refuse_link(Path(config.out_dir) / name)
         model = make_model(config, dataset, base)
-        if ranks.is_main:
+        if config.wandb_log:
+            import_wandb()
+        if ranks.is_main and not config.eval_only:
             stack.enter_context(folder_lock(Path(config.out_dir), "run"))
         ranks.wait()
         stop = stack.enter_context(StopSignal())
