@@ -160,6 +160,7 @@ class Bench:
     def fork(self, work: Callable[[], Any], sabotaged: bool = True) -> Child:
         """Start `work` in a child, with the command line's own treatment of errors and exit statuses."""
         log = self.new("log")
+        log.touch()  # a child may be dead before it gets that far
         sys.stdout.flush()
         sys.stderr.flush()
         if pid := os.fork():
@@ -209,7 +210,10 @@ class Bench:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of all that a checkpoint holds of the training: weights, optimizer, progress (but not the seconds)."""
+    """SHA-256 of all that a checkpoint holds of the training: weights, optimizer, progress.
+
+    Not the seconds, and not the optimizer's `lr`: that is the last iteration's, set anew before each.
+    """
     loaded = checkpoint.load(path)
     sha = hashlib.sha256()
 
@@ -218,7 +222,7 @@ def digest(path: Path) -> str:
             sha.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
-                if key != "seconds":
+                if key not in ("seconds", "lr"):
                     sha.update(str(key).encode())
                     add(value[key])
         elif isinstance(value, (list, tuple)):
@@ -957,10 +961,12 @@ YAML_TOKENS = [
 ]
 LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x,x]\n"  # each line ten times the one before
 LAUGHS += b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 10)) for c in b"abcdefghi")
+NESTED_LAUGHS = b"seed: [" + LAUGHS[3:].strip().replace(b"\n", b",") + b"]"
 HOSTILE_YAML = [
     b"seed: !!int", b"seed: !!int ''", b"seed: !!float ''", b"quiet: !!bool x", b"seed: !!timestamp x", b"seed: 0b",
     b"seed: 0x", b"seed: 0x" + b"f" * 5000, b"seed: " + b"9" * 5000, b"? [1, 2]\n: 3", b"? {a: b}\n: 3", b"[" * 20000,
-    b"seed: " + b"[" * 900, LAUGHS, b"seed: &a\n  b: *a", b"seed: &a [*a]", b"<<: &a {<<: *a}", b"&a seed: *a",
+    b"seed: " + b"[" * 900, LAUGHS, NESTED_LAUGHS,
+    b"seed: &a\n  b: *a", b"seed: &a [*a]", b"<<: &a {<<: *a}", b"&a seed: *a",
     b"seed: 2001-02-30", b"seed: !!binary 'x'", b"seed: .nan", b"learning_rate: 1e-x", b"dataset: '\\ud800'",
     b'dataset: "\\uD800"', b'out_dir: "\\0"', b"out_dir: " + b"x" * 5000, b"--- 1\n--- 2",
 ]
@@ -973,6 +979,7 @@ HOSTILE_PYTHON = [
     b"dataset = '\\ud800'", b"out_dir = '\\0'", b"seed = " + b"str(" * 150 + b"1" + b")" * 150, b"\0", b"# coding: x\n",
     b"x = 10 ** 10 ** 10", b"x = 1 << 10 ** 10", b"x = 1e308 * 10", b"x = 9" + b"9" * 300 + b" * 1.5",
     b"seed = " + b"[" * 150 + b"]" * 150, b"seed = " + b"-" * 900 + b"1", b"seed = " + b"+".join([b"1"] * 900),
+    b"seed = " + b"+".join([b"1"] * 2500), b"f(" + b"+".join([b"1"] * 2500) + b")",
 ]
 # fmt: on
 
@@ -1253,7 +1260,7 @@ def signals(bench: Bench, scale: float) -> Result:
             train.training_step = slow_step
 
         child = bench.fork(bench.train(out, slow))
-        while child.wait(0) is None and "in a step" not in (child.said if child.log.exists() else ""):
+        while child.wait(0) is None and "in a step" not in child.said:
             time.sleep(0.002)
         child.send(number)
         polite = child.wait(0.2) is None

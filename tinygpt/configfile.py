@@ -39,15 +39,15 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_yaml(text: str, path: Path) -> dict[str, Any]:
     """YAML's plain mapping of key: value; tags that would build objects are refused by PyYAML's safe loader."""
     try:
+        _check_flat(yaml.compose(text, Loader=yaml.SafeLoader), path)
         loaded = yaml.safe_load(text)
-        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+    except TinyGPTError:
+        raise
     except Exception as error:  # PyYAML stumbles over odd numbers and dates in many ways
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or type(error).__name__
         raise TinyGPTError(f"{where}: {what}", "a config is lines of 'key: value' with plain values") from None
-    if twice:
-        raise TinyGPTError(f"{path}: {twice} is set twice", "keep one of the two")
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
@@ -55,9 +55,26 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _repeated_key(node: Any) -> str:
-    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    return next((str(key) for key in keys if keys.count(key) > 1), "")
+def _check_flat(node: Any, path: Path) -> None:
+    """Errors: TinyGPTError for a key that is there twice, or for a value that is not a plain one.
+
+    Looked at before a value is built: a few lines of aliases unfold to gigabytes.
+    """
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if not isinstance(key, yaml.ScalarNode):
+            raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", "lines of 'key: value'")
+        if key.value in seen:
+            raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
+        seen.add(key.value)
+        if not isinstance(value, yaml.ScalarNode):
+            plain = value.tag in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+            what = ("list" if isinstance(value, yaml.SequenceNode) else "dict") if plain else value.tag
+            where = path if plain else f"{path}, line {value.start_mark.line + 1}"
+            raise TinyGPTError(
+                f"{where}: {key.value}: needs one plain value, not {what}",
+                f"lines of 'key: value' with plain values, for example {key.value}: 1",
+            )
 
 
 _ARITHMETIC = {
@@ -98,18 +115,19 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
         line = getattr(error, "lineno", None) or 1
         raise TinyGPTError(f"{path}, line {line}: not Python: {error}", "or write it as YAML: key: value") from None
     for statement in statements:
+        line = (ast.get_source_segment(text, statement) or "...").splitlines()[0][:60]
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=node):
                 try:
                     values[name] = evaluate(node)
                 except (TypeError, ArithmeticError, ValueError, RecursionError) as error:
-                    raise _needs_execution(statement, path, f"{name}: VALUE", str(error)) from None
+                    raise _needs_execution(line, statement.lineno, path, f"{name}: VALUE", str(error)) from None
             case ast.Import(names=[ast.alias(name="time", asname=None)]):
                 pass  # for str(time.time())
             case ast.Expr(value=ast.Constant()):
                 pass  # a docstring
             case _:
-                raise _needs_execution(statement, path, "key: value")
+                raise _needs_execution(line, statement.lineno, path, "key: value")
     return values
 
 
@@ -120,9 +138,8 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-def _needs_execution(statement: ast.stmt, path: Path, yaml_line: str, why: str = "would have to be executed"):
-    line = ast.unparse(statement).splitlines()[0][:60]
+def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: str = "would have to be executed"):
     return TinyGPTError(
-        f"{path}, line {statement.lineno}: `{line}` {why}; configs are read, never run",
+        f"{path}, line {number}: `{line}` {why}; configs are read, never run",
         f"write the value itself, or use a YAML file with the line `{yaml_line}`",
     )

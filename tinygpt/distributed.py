@@ -60,7 +60,12 @@ def processes(backend: str, device: torch.device) -> Iterator[Processes]:
     if backend == "auto" or (backend == "nccl" and device.type != "cuda"):
         backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend)
+        # After a restart torchrun may hand out the store of the dead processes, with their addresses still in it.
+        store, rank, count = next(iter(dist.rendezvous("env://")))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=count
+        )
     except (ValueError, RuntimeError) as error:
         raise TinyGPTError(f"--backend={backend}: {str(error).splitlines()[0]}", "--backend=gloo") from None
     try:

@@ -102,8 +102,10 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
                 f"optimizer is {config.optimizer} here and {has} in the checkpoint",
                 f"drop optimizer, or start from the weights alone: --init_from={last} --out_dir=out-new",
             )
+        # not where to write and whom to tell: the file may be a stranger's
+        own = given | {"config", "init_from", "quiet", "out_dir", "wandb_log"}
         for name, value in base.config.items():
-            if name in {field.name for field in dataclasses.fields(config)} - given - {"config", "init_from", "quiet"}:
+            if name in {field.name for field in dataclasses.fields(config)} - own:
                 setattr(config, name, value)
     return base, config
 
