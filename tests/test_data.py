@@ -228,3 +228,10 @@ def test_too_short_for_a_block_says_what_would_fit(folder: Path) -> None:
 def test_the_prepare_command_for_what_is_missing(tmp_path: Path) -> None:
     assert "[tinygpt prepare shakespeare_char]" in complaint(tmp_path / "shakespeare_char")
     assert "[tinygpt prepare mine --input YOUR_TEXT]" in complaint(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/etc", "a" * 300, "", "."])
+def test_a_dataset_name_from_a_file_stays_inside_the_folder(name: str, tiny_data: Path) -> None:
+    """A checkpoint's config names its dataset, and the checkpoint may be a stranger's."""
+    with pytest.raises(TinyGPTError, match="is not a folder's name inside"):
+        Dataset(str(tiny_data / "data"), name)

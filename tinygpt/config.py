@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 Device = str
+DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

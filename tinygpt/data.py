@@ -12,12 +12,14 @@ Source of the counter-based generator: Salmon et al. 2011, "Parallel random numb
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinygpt import __version__
+from tinygpt.config import DATASET_NAME
 from tinygpt.errors import TinyGPTError
 from tinygpt.tokenizer import Tokenizer, fingerprint, tokenizer_from_dict
 
@@ -74,6 +76,8 @@ class Dataset:
     """A prepared dataset, opened and checked. Errors: TinyGPTError for whatever is missing, damaged or foreign."""
 
     def __init__(self, data_dir: str, name: str) -> None:
+        if not re.fullmatch(DATASET_NAME, name):  # it may come from a checkpoint, and that from a stranger
+            raise TinyGPTError(f"dataset name {name[:40]!r} is not a folder's name inside {data_dir}", "--dataset=NAME")
         self.name = name
         self.folder = Path(data_dir) / name
         self.meta = self._read_meta()

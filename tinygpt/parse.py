@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from tinygpt.config import PrepareConfig
+from tinygpt.config import DATASET_NAME, PrepareConfig
 from tinygpt.configfile import find_config, read_config
 from tinygpt.errors import TinyGPTError
 
@@ -144,5 +144,5 @@ def _problems(config: Any) -> Iterator[str]:
 
 
 def _dataset_name_problems(name: str, required: bool = False) -> Iterator[str]:
-    if (name or required) and not re.fullmatch(r"\w[\w.-]*", name):
+    if (name or required) and not re.fullmatch(DATASET_NAME, name):
         yield f"dataset name {name!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
