@@ -13,7 +13,7 @@ def plot(config: PlotConfig) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise TinyGPTError("plotting needs matplotlib", 'pip install "tinygpt[plot]"') from None
+        raise TinyGPTError("plotting needs matplotlib", "pip install matplotlib") from None
     matplotlib.use("agg")  # a file, no window
     from matplotlib import pyplot
 
