@@ -35,6 +35,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zipfile
@@ -47,6 +48,7 @@ import numpy as np
 import requests  # noqa: F401 (this and torch._dynamo, which an optimizer imports, before forking: they take a second)
 import torch
 import torch._dynamo
+from tqdm import tqdm
 
 from tinygpt import checkpoint, cli, corpora, data, evaluate, files, parse, prepare, runlog, sample, train
 from tinygpt.checkpoint import Checkpoint
@@ -55,6 +57,9 @@ from tinygpt.data import Dataset
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
+
+# tqdm's own lock is shared with forked processes: one killed while holding it would stop every later progress bar.
+tqdm.set_lock(threading.RLock())
 
 ROOT = Path(__file__).resolve().parent.parent
 # fmt: off

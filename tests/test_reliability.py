@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from tinygpt import checkpoint, data, files, prepare, train
 from tinygpt.sample import sample
@@ -219,3 +221,17 @@ def test_a_socket_would_have_been_noticed(tmp_path: Path) -> None:
             socket.create_connection(("127.0.0.1", 9), timeout=1)
 
     assert torture.Bench(tmp_path).run(call_home).status == 99
+
+
+def test_a_child_killed_while_it_draws_its_progress_bar_stops_nobody_else(tmp_path: Path) -> None:
+    """Without `tqdm.set_lock(...)` in scripts/torture.py every later progress bar waits for ever."""
+
+    def die_holding_the_lock() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.get_lock()  # made here, before the fork: what is made in a child is the child's own
+    bench = torture.Bench(tmp_path)
+    assert bench.run(die_holding_the_lock).status == -signal.SIGKILL
+    child = bench.run(lambda: tqdm(disable=True).close(), seconds=20)
+    assert child.status == 0, child.said
