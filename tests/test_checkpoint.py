@@ -38,7 +38,7 @@ def example(**options: Any) -> Checkpoint:
         best_val_loss=1.25,
         tokenizer={"kind": "char", "symbols": ["\n", "a", "é", "字", "𝄞"]},
         data={"train.bin": "0" * 64},
-        training={"optimizers": [optimizer.state_dict()], "progress": {"step": 17, "seconds": 0.5}},
+        training={"optimizer": optimizer.state_dict(), "progress": {"step": 17, "seconds": 0.5}},
     )
 
 
@@ -47,7 +47,7 @@ def nanogpts(**changes: Any) -> dict[str, Any]:
     made = example()
     return {
         "model": made.model,
-        "optimizer": made.training["optimizers"][0],
+        "optimizer": made.training["optimizer"],
         "model_args": SHAPE,
         "iter_num": 250,
         "best_val_loss": torch.tensor(1.8857),

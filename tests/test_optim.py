@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.config import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.optim import Optimizer, learning_rate
-from tinygpt.precision import MixedPrecision
+from tinygpt.precision import MATRIX, MixedPrecision
 
 
 def tiny(**options: Any) -> GPT:
@@ -36,15 +37,11 @@ def gradient(mixed: MixedPrecision | GPT, seed: int) -> None:
 def one_step(mixed: MixedPrecision, optimizer: Optimizer, seed: int) -> None:
     gradient(mixed, seed)
     optimizer.clip()
-    optimizer.step()
+    optimizer.update()
 
 
 def weights(model: GPT) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def rates(optimizer: Optimizer) -> list[list[float]]:
-    return [[group["lr"] for group in one.param_groups] for one in optimizer.optimizers]
 
 
 # ---- the schedule -----------------------------------------------------------------------------------------------
@@ -83,13 +80,26 @@ def test_learning_rate_at_its_corners() -> None:
     assert {learning_rate(it, constant) for it in (0, 3, 50, 1000)} == {1.0}
 
 
-def test_every_group_gets_its_rate() -> None:
-    optimizer = set_up(TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02))[2]
-    optimizer.set_learning_rate(2.5e-4)
-    assert rates(optimizer) == [pytest.approx([2.5e-4, 2.5e-4]), pytest.approx([0.005])]
-    optimizer = set_up(TrainConfig(learning_rate=0.0))[2]
-    optimizer.set_learning_rate(0.0)
-    assert rates(optimizer) == [[0.0, 0.0]]
+@pytest.mark.parametrize(("rate", "muons"), [(1e-3, 0.02), (2.5e-4, 0.005), (0.0, 0.0)])
+def test_muons_rate_moves_with_adamws(rate: float, muons: float) -> None:
+    """A constant gradient: Adam's first step is the rate itself, and Muon's goes with its own."""
+    config = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0, grad_clip=0)
+    _, mixed, optimizer = set_up(config)
+    optimizer.set_learning_rate(rate)
+    before, matrices = mixed.flat.detach().clone(), mixed.place_of(MATRIX)
+    mixed.flat.grad = torch.ones_like(mixed.flat)
+    optimizer.update()
+    moved = (before - mixed.flat.detach()).abs()
+    torch.testing.assert_close(moved[matrices.stop :], torch.full_like(moved[matrices.stop :], rate), rtol=1e-2, atol=0)
+    size = sum(max(1, shape[0] / shape[1]) for name, shape in mixed.shapes.items() if mixed.kinds[name] == MATRIX)
+    assert moved[matrices].norm() == pytest.approx(muons * size**0.5, rel=0.35)  # Newton-Schulz leaves 0.7 to 1.2
+
+
+def test_a_rate_of_zero_stays_zero() -> None:
+    _, mixed, optimizer = set_up(TrainConfig(optimizer="muon", learning_rate=0.0))
+    before = mixed.flat.detach().clone()
+    one_step(mixed, optimizer, seed=0)
+    assert torch.equal(mixed.flat.detach(), before)
 
 
 # ---- which weights are moved how --------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ def test_matrices_are_decayed_and_vectors_are_not(options: dict[str, Any], optim
     before = weights(model)
     mixed.flat.grad = torch.zeros_like(mixed.flat)
     made.clip()
-    made.step()
+    made.update()
     for name, after in weights(model).items():
         muon = optimizer == "muon" and ".h." in name
         kept = (1 - 0.5 * (0.2 if muon else 0.1)) if after.dim() == 2 else 1.0
@@ -122,7 +132,7 @@ def test_every_weight_is_moved_exactly_once(options: dict[str, Any], optimizer: 
     before = weights(model)
     mixed.flat.grad = torch.ones_like(mixed.flat)
     made.clip()
-    made.step()
+    made.update()
     for name, after in weights(model).items():
         moved = before[name] - after
         if optimizer == "adamw" or ".h." not in name or after.dim() < 2:
@@ -162,7 +172,7 @@ def test_adamw_and_clipping_are_torchs_plain_ones() -> None:
     for seed in range(4):
         gradient(mixed, seed)
         norm = mine.clip()
-        mine.step()
+        mine.update()
         theirs.zero_grad()
         gradient(theirs, seed)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
@@ -189,7 +199,7 @@ def test_muon_moves_matrices_by_nearly_orthogonal_updates() -> None:
             gradients[name] = u @ torch.linspace(1, 0.1, len(values)).diag() @ v
     mixed.flat.grad = torch.cat([gradients[name].flatten() for name in mixed.places])
     optimizer.clip()
-    optimizer.step()
+    optimizer.update()
     for name, after in weights(model).items():
         moved = after - before[name]
         assert moved.abs().max() > 0, name
@@ -216,7 +226,7 @@ def test_muon_is_torchs() -> None:
             parameter.grad = given[name].clone()
         mixed.flat.grad = torch.cat([given[name].flatten() for name in mixed.places])
         optimizer.clip()
-        optimizer.step()
+        optimizer.update()
         plain.step()
     for name, parameter in theirs.named_parameters():
         if ".h." in name and parameter.dim() == 2:
@@ -242,13 +252,23 @@ def test_a_saved_state_goes_on_exactly(kind: str) -> None:
 
 def test_a_loaded_state_takes_the_configs_rates_and_decay() -> None:
     """What was learned about the gradients is the state's; rates, decay and betas are the config's of now."""
-    saved = set_up(TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))[2].state_dict()
-    optimizer = set_up(TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta2=0.99))[2]
-    optimizer.load_state_dict(saved)
-    optimizer.set_learning_rate(1e-4)
-    assert rates(optimizer) == [pytest.approx([1e-4, 1e-4])]
-    assert [group["weight_decay"] for group in optimizer.optimizers[0].param_groups] == [0.3, 0.0]
-    assert {group["betas"] for group in optimizer.optimizers[0].param_groups} == {(0.9, 0.99)}
+    _, mixed, saved = set_up(TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))
+    one_step(mixed, saved, seed=0)
+    optimizer = Optimizer(mixed, TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta2=0.99))
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.rate == 1e-4 and optimizer.adamw.decays == [0.3, 0.0] and optimizer.adamw.betas == (0.9, 0.99)
+    assert [float(step) for step in optimizer.adamw.steps] == [1.0, 1.0]
+    assert torch.equal(optimizer.adamw.exp_avg[0], saved.adamw.exp_avg[0]) and optimizer.adamw.exp_avg[0].norm() > 0
+
+
+def test_the_state_of_something_else_is_refused() -> None:
+    own = set_up(TrainConfig())[2]
+    for other in (set_up(TrainConfig(optimizer="muon"))[2], set_up(TrainConfig(), position="rope")[2]):
+        with pytest.raises(TinyGPTError, match="not that of this model"):
+            own.load_state_dict(other.state_dict())
+    for nonsense in ({}, {"moments": 1}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}):
+        with pytest.raises(TinyGPTError, match="not that of this model"):
+            own.load_state_dict(nonsense)
 
 
 # ---- mixed precision --------------------------------------------------------------------------------------------

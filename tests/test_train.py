@@ -42,10 +42,9 @@ def same_weights(one: Path, other: Path) -> bool:
     flat_one, flat_other = (
         {f"{name}": weight for name, weight in state.model.items()}
         | {
-            f"{index} {key} {name}": value
-            for index, optimizer in enumerate(state.training["optimizer"]["optimizers"])
-            for key, values in optimizer["state"].items()
-            for name, value in values.items()
+            f"{index} {name}": value
+            for name, values in state.training["optimizer"]["moments"].items()
+            for index, value in enumerate(values)
         }
         for state in (load(one), load(other))
     )

@@ -7,54 +7,46 @@ are too small to keep a processor busy that way, and batched the step takes less
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steepest at zero, so that small singular values grow fast
 STEPS = 5
+MOMENTUM = 0.95
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum with Nesterov's look-ahead, orthogonalised, for matrices (rows, columns) only."""
+class Muon:
+    """Momentum with Nesterov's look-ahead, orthogonalised, for matrices (rows, columns) that lie in one flat tensor."""
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = dtype  # of the products; not part of the state, since it is the machine's choice
+    def __init__(self, weights: Tensor, shapes: list[torch.Size], weight_decay: float, dtype: torch.dtype) -> None:
+        """weights (n,): the matrices of `shapes`, one behind the other. dtype: of the products."""
+        self.weights, self.shapes, self.weight_decay, self.dtype = weights, shapes, weight_decay, dtype
+        self.momentum = torch.zeros_like(weights)
+        self.alike: dict[tuple[int, ...], list[int]] = {}  # matrices of one shape, up to transposition
+        for index, shape in enumerate(shapes):
+            self.alike.setdefault(tuple(sorted(shape)), []).append(index)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                by_shape.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
-            for parameters in by_shape.values():
-                self._move(parameters, group["lr"], group["weight_decay"], group["momentum"])
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """gradient (n,)"""
+        self.momentum.lerp_(gradient, 1 - MOMENTUM)
+        ahead = self._matrices(gradient.lerp(self.momentum, MOMENTUM))
+        self.weights.mul_(1 - lr * self.weight_decay)
+        weights = self._matrices(self.weights)
+        for indices in self.alike.values():
+            directions = orthogonalize(torch.stack([wide(ahead[index]) for index in indices]).to(self.dtype))
+            for index, direction in zip(indices, directions, strict=True):
+                rows, columns = weights[index].shape
+                wide(weights[index]).add_(direction, alpha=-lr * math.sqrt(max(1, rows / columns)))
 
-    def _move(self, parameters: list[Any], lr: float, weight_decay: float, momentum: float) -> None:
-        """One update of matrices that have one shape, up to transposition."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, buffers, momentum)
-        wide = [a if a.size(0) <= a.size(1) else a.T for a in ahead]  # (N, rows, columns), rows <= columns
-        directions = orthogonalize(torch.stack(wide).to(self.dtype))
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        for parameter, direction in zip(parameters, directions, strict=True):
-            rows, columns = parameter.shape
-            parameter.add_(
-                direction if rows <= columns else direction.T,
-                alpha=-lr * math.sqrt(max(1, rows / columns)),
-            )
+    def _matrices(self, flat: Tensor) -> list[Tensor]:
+        sizes = [shape.numel() for shape in self.shapes]
+        return [piece.view(shape) for piece, shape in zip(flat.split(sizes), self.shapes, strict=True)]
+
+
+def wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
 
 
 def orthogonalize(x: Tensor) -> Tensor:

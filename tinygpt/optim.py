@@ -2,7 +2,7 @@
 
 optimizer = Optimizer(mixed, config)
 optimizer.set_learning_rate(learning_rate(step, config))
-loss.backward(); norm = optimizer.step()
+loss.backward(); norm = optimizer.clip(); optimizer.update()
 """
 
 import math
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from tinygpt.config import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.muon import Muon
 from tinygpt.precision import EMBEDDING, MATRIX, VECTOR, MixedPrecision
 
@@ -30,80 +32,99 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
-class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW
-    for embeddings, head and vectors.
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019) on stretches of one flat tensor: torch's fused kernel.
 
-    Matrices and embeddings are decayed, vectors (biases, norms) are not: Devlin et al. 2019, GPT-3, nanoGPT. Since
-    the weights lie in one flat tensor, AdamW is one fused kernel for each of the two groups.
+    Not through torch.optim.AdamW: the first use of any torch.optim.Optimizer imports PyTorch's compiler, which takes
+    1.4 s and 70 MB, a tenth of a short run.
+    """
+
+    def __init__(self, weights: list[Tensor], decays: list[float], betas: tuple[float, float]) -> None:
+        self.weights, self.decays, self.betas = weights, decays, betas
+        self.exp_avg = [torch.zeros_like(weight) for weight in weights]
+        self.exp_avg_sq = [torch.zeros_like(weight) for weight in weights]
+        self.steps = [torch.zeros((), device=weight.device) for weight in weights]
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], lr: float) -> None:
+        beta1, beta2 = self.betas
+        for index, decay in enumerate(self.decays):
+            w, g, m, v, step = (
+                [tensors[index]] for tensors in (self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.steps)
+            )
+            adamw(
+                w, g, m, v, [], step, fused=True, amsgrad=False, maximize=False,
+                beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=1e-8,
+            )  # fmt: skip
+
+
+class Optimizer:
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for embeddings, head and
+    vectors.
+
+    Matrices and embeddings are decayed, vectors (biases, norms) are not: Devlin et al. 2019, GPT-3, nanoGPT. The
+    weights of each kind lie side by side in the flat tensor, so AdamW is one kernel for those decayed and one for the
+    rest.
     """
 
     def __init__(self, mixed: MixedPrecision, config: TrainConfig) -> None:
-        self.mixed, self.config = mixed, config
-        self.slices: list[tuple[nn.Parameter, slice]] = []  # each optimizer's parameters, and where they lie in `flat`
-        muon = [name for name, kind in mixed.kinds.items() if kind == MATRIX and config.optimizer == "muon"]
-        decayed = [name for name, kind in mixed.kinds.items() if kind in (MATRIX, EMBEDDING) and name not in muon]
-        vectors = [name for name, kind in mixed.kinds.items() if kind == VECTOR]
-        groups: list[dict[str, Any]] = [
-            {"params": [self._parameter(names)], "weight_decay": decay}
-            for names, decay in ((decayed, config.weight_decay), (vectors, 0.0))
-            if names
-        ]
-        betas = (config.beta1, config.beta2)
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-        ]
-        if muon:
-            matrices = [self._parameter([name], mixed.shapes[name]) for name in muon]
-            rate, decay = config.muon_learning_rate, config.weight_decay
-            self.optimizers.append(Muon(matrices, lr=rate, weight_decay=decay, dtype=mixed.dtype))
-        for optimizer, peak in zip(self.optimizers, (config.learning_rate, config.muon_learning_rate), strict=False):
-            for group in optimizer.param_groups:
-                group["peak_lr"] = peak
-        self.scaler = torch.amp.GradScaler(mixed.flat.device.type, enabled=mixed.dtype is torch.float16)
-
-    def _parameter(self, names: list[str], shape: torch.Size | None = None) -> nn.Parameter:
-        """A stretch of `flat` as a parameter of its own, which an optimizer moves in place."""
-        place = slice(self.mixed.places[names[0]].start, self.mixed.places[names[-1]].stop)
-        stretch = self.mixed.flat.detach()[place]
-        parameter = nn.Parameter(stretch if shape is None else stretch.view(shape))
-        self.slices.append((parameter, place))
-        return parameter
+        self.mixed, self.config, self.rate = mixed, config, config.learning_rate
+        flat, wd = mixed.flat.detach(), config.weight_decay
+        self.muon: Muon | None = None
+        decayed = [MATRIX, EMBEDDING]
+        if config.optimizer == "muon" and (place := mixed.place_of(MATRIX)):
+            self.muon_place, decayed = place, [EMBEDDING]
+            shapes = [shape for name, shape in mixed.shapes.items() if mixed.kinds[name] == MATRIX]
+            self.muon = Muon(flat[place], shapes, wd, mixed.dtype)
+        kinds = [(mixed.place_of(*decayed), wd), (mixed.place_of(VECTOR), 0.0)]
+        self.places = [place for place, _ in kinds if place]
+        decays = [decay for place, decay in kinds if place]
+        self.adamw = AdamW([flat[place] for place in self.places], decays, (config.beta1, config.beta2))
+        self.scaler = torch.amp.GradScaler(flat.device.type, enabled=mixed.dtype is torch.float16)
+        self.param_groups = [{"params": [mixed.flat]}]  # where the scaler looks for gradients
 
     def set_learning_rate(self, rate: float) -> None:
         """AdamW's rate; Muon's moves in proportion."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate / self.config.learning_rate if self.config.learning_rate else 0.0
+        self.rate = rate
 
     def clip(self) -> Tensor:
         """Scale the gradient down to norm grad_clip if it is larger; returns the norm that it had."""
-        gradient = self.mixed.flat.grad
-        assert gradient is not None
-        for parameter, place in self.slices:
-            parameter.grad = gradient[place].view(parameter.shape)
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(self)  # type: ignore[arg-type]
         return nn.utils.clip_grad_norm_([self.mixed.flat], self.config.grad_clip or math.inf)
 
-    def step(self) -> None:
-        """Move the weights, and forget the gradient."""
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+    def update(self) -> None:
+        """Move the weights, unless float16 overflowed, and forget the gradient."""
+        self.scaler.step(self)  # type: ignore[arg-type]
         self.scaler.update()
         self.mixed.flat.grad = None
 
+    def step(self) -> None:
+        """Move the weights."""
+        gradient = self.mixed.flat.grad
+        assert gradient is not None
+        self.adamw.step([gradient[place] for place in self.places], self.rate)
+        if self.muon:
+            share = self.rate / self.config.learning_rate if self.config.learning_rate else 0.0
+            self.muon.step(gradient[self.muon_place], self.config.muon_learning_rate * share)
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-        }
+        """What the optimizer has learned about the gradients; rates, decay and betas are the config's."""
+        adamw = {name: getattr(self.adamw, name) for name in ("exp_avg", "exp_avg_sq", "steps")}
+        muon = {"momentum": [self.muon.momentum]} if self.muon else {}
+        return {"moments": adamw | muon, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the moments; rates, decay and betas stay those of the config, which may have changed since."""
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, own in zip(optimizer.param_groups, settings, strict=True):
-                group.update(own)
+        """Errors: TinyGPTError for the state of another model or optimizer."""
+        own: dict[str, list[Tensor]] = self.state_dict()["moments"]
+        saved: Any = state.get("moments")
+        same = isinstance(saved, dict) and saved.keys() == own.keys()
+        if not same or [_shapes(saved[name]) for name in own] != [_shapes(own[name]) for name in own]:
+            raise TinyGPTError("the checkpoint's optimizer state is not that of this model")
+        for name, tensors in own.items():
+            for mine, theirs in zip(tensors, saved[name], strict=True):
+                mine.copy_(theirs)
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _shapes(tensors: Any) -> list[Any]:
+    return [getattr(tensor, "shape", None) for tensor in tensors]

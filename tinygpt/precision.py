@@ -29,9 +29,7 @@ class MixedPrecision(nn.Module):
         self.model: GPT
         self.__dict__["model"] = model  # not a submodule: its weights are here already, as `flat`
         weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        weights = dict(
-            sorted(weights.items(), key=lambda item: _kind(*item))
-        )  # stable: the model's order within a kind
+        weights = dict(sorted(weights.items(), key=lambda item: _kind(*item)))  # the model's order within a kind
         self.dtype = dtype
         self.shapes = {name: weight.shape for name, weight in weights.items()}
         self.kinds = {name: _kind(name, weight) for name, weight in weights.items()}
@@ -42,6 +40,11 @@ class MixedPrecision(nn.Module):
             self.places[name] = slice(end, end := end + weight.numel())
             weight.data = self.flat.detach()[self.places[name]].view(weight.shape)
         self.frozen = {name: w.detach().to(dtype) for name, w in model.named_parameters() if not w.requires_grad}
+
+    def place_of(self, *kinds: int) -> slice | None:
+        """The stretch of `flat` with the weights of these kinds, which lie side by side."""
+        places = [place for name, place in self.places.items() if self.kinds[name] in kinds]
+        return slice(places[0].start, places[-1].stop) if places else None
 
     @property
     def config(self) -> GPTConfig:

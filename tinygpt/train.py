@@ -127,7 +127,7 @@ def training_step(run: Run) -> tuple[float, float]:
     mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
     if not math.isfinite(mean_loss) or not (math.isfinite(norm) or run.optimizer.scaler.is_enabled()):
         raise not_finite(run, mean_loss, norm)
-    run.optimizer.step()
+    run.optimizer.update()
     return mean_loss, norm
 
 
