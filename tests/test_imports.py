@@ -14,7 +14,7 @@ LAYERS = [  # each module imports only from rows above its own, or from the same
     "errors",
     "files config",
     "configfile parse tokenizer model distributed device data corpora",
-    "precision muon",
+    "precision muon decode",
     "optim signals",
     "checkpoint evaluate generate prepare runlog pretrained",
     "run train sample plot check",

@@ -1,6 +1,5 @@
 """The model against Hugging Face's GPT-2, Llama and Qwen3, against formulas, and against itself."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any
@@ -8,50 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from models import every_option, ids, largest, shaken, small
 
 from tinygpt.generate import Choice, generate
-from tinygpt.model import GPT, GPTConfig, KVCache
+from tinygpt.model import GPT, GPTConfig
 from tinygpt.pretrained import from_huggingface
-
-SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"bias": True},
-    {"tie_weights": False},
-    {"norm": "rmsnorm"},
-    {"position": "rope"},
-    {"activation": "relu2"},
-    {"activation": "swiglu"},
-    {"qk_norm": True},
-    {"bigram_table": True},
-    {"zero_init": True, "bias": True},
-    {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_norm": True, "tie_weights": False, "bias": True},
-    {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True},
-]
-every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{v}" for v in o.values()) or "gpt2")
-
-
-def small(seed: int = 0, **options: Any) -> GPT:
-    torch.manual_seed(seed)
-    return GPT(dataclasses.replace(SMALL, **options)).eval()
-
-
-def shaken(model: GPT, std: float = 0.3) -> GPT:
-    """Weights so large that every part of the model shows in its logits (fresh ones hardly move the residual)."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += std * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def ids(*shape: int, seed: int = 0, vocab_size: int = 65) -> Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def largest(difference: Tensor) -> float:
-    return difference.abs().max().item()
-
 
 # ---- against other implementations ------------------------------------------------------------------------------
 
@@ -190,7 +150,7 @@ def test_padding_targets_give_no_gradient() -> None:
         torch.testing.assert_close(parameter.grad, both[name], atol=1e-6, rtol=1e-5)
 
 
-# ---- attention and the cache ------------------------------------------------------------------------------------
+# ---- attention ------------------------------------------------------------------------------------
 
 
 @every_option
@@ -208,53 +168,12 @@ def test_no_logit_depends_on_a_later_token(options: dict[str, Any]) -> None:
 
 
 @every_option
-@pytest.mark.parametrize("pieces", [[1] * 16, [16], [5, 1, 1, 1, 8], [1, 15]], ids=str)
-@torch.inference_mode()
-def test_cached_logits_equal_uncached_ones(options: dict[str, Any], pieces: list[int]) -> None:
-    model, idx = shaken(small(**options)), ids(2, 16)
-    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
-    cached = torch.cat([model(piece, cache=cache)[0] for piece in idx.split(pieces, dim=1)], dim=1)
-    whole = model(idx)[0]
-    torch.testing.assert_close(cached, whole, atol=1e-5 * largest(whole), rtol=0)
-    cache.length = 3  # negative control: a cache that has lost count
-    assert largest(model(idx[:, -1:], cache=cache)[0][:, 0] - whole[:, -1]) > 0.01
-
-
-@torch.inference_mode()
-def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future() -> None:
-    """Contexts of more than 512 take another way through attention."""
-    model, idx = shaken(small(block_size=600, n_layer=1, n_embd=16)), ids(1, 600)
-    cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
-    cached = torch.cat([model(piece, cache=cache)[0] for piece in idx.split([40, 559, 1], dim=1)], dim=1)
-    whole = model(idx)[0]
-    torch.testing.assert_close(cached, whole, atol=1e-5 * largest(whole), rtol=0)
-
-
-@every_option
 @torch.inference_mode()
 def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
     model = shaken(small(**options))
     last = model(ids(2, 16), last_only=True)[0]
     assert last.shape == (2, 1, 65)
     torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
-
-
-@torch.inference_mode()
-def test_rope_attention_depends_on_distances_only() -> None:
-    """One layer: past its window, keys that were turned at positions long ago give the logits of a fresh window.
-
-    (With more layers, cached keys remember what lay before the window.) The tokens are followed greedily to position
-    80, five windows, and compared with windows that start from position 0.
-    """
-    model = shaken(small(n_layer=1, position="rope"))
-    cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
-    idx = ids(1, 80)
-    for end in range(1, 81):
-        rolled = model(idx[:, end - 1 : end], cache=cache)[0][:, -1]
-        fresh = model(idx[:, max(0, end - 16) : end])[0][:, -1]
-        assert largest(rolled - fresh) < 1e-4 * largest(fresh)
-    without_position = shaken(small(n_layer=1, position="rope"))(idx[:, [4, 2, 0, 1, 3, 5]])[0][:, -1]
-    assert largest(without_position - model(idx[:, :6])[0][:, -1]) > 0.01  # and the order does matter
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tinygpt.model import GPT, KVCache
+from tinygpt.decode import Decoder
+from tinygpt.model import GPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,25 +65,20 @@ def generate(
     B, T = prompt.shape
     tokens = torch.empty(B, T + max_new_tokens, dtype=torch.long, device=prompt.device)
     tokens[:, :T] = prompt
-    cache = None if exact_window else _new_cache(model, B)
+    decoder = None if exact_window else Decoder(model, B)
     context = tokens[:, max(0, T - block_size) : T]
     for end in range(T, T + max_new_tokens):
-        logits = model(context, cache=cache, last_only=True)[0][:, -1]
+        logits = decoder(context) if decoder else model(context, last_only=True)[0][:, -1]
         if vocab_size:
             logits = logits[:, :vocab_size]
         chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
         chosen = torch.multinomial(chances, 1, generator=generator)
         tokens[:, end : end + 1] = chosen
         yield chosen[:, 0]
-        if cache is None:
+        if decoder is None:
             context = tokens[:, max(0, end + 1 - block_size) : end + 1]
-        elif cache.length < block_size or rolls:
+        elif decoder.length < block_size or rolls:
             context = chosen
         else:
-            cache = _new_cache(model, B)
+            decoder.forget()
             context = tokens[:, end + 1 - max(1, block_size // 2) : end + 1]
-
-
-def _new_cache(model: GPT, batch_size: int) -> KVCache:
-    weight = model.lm_head.weight
-    return KVCache(model.config, batch_size, weight.device, weight.dtype)

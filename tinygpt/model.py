@@ -51,32 +51,6 @@ class GPTConfig:
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
 
-class KVCache:
-    """The keys and values of the last `block_size` positions of every layer, allocated once.
-
-    `length` counts the positions seen so far. With rotary positions the cache rolls: position p lies in slot
-    p % block_size, and attention does not mind the order of its slots.
-    """
-
-    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        head_dim = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.size = config.block_size
-        self.length = 0
-        self.last = torch.zeros((batch_size, 1), device=device, dtype=torch.long)  # the last token, for bigrams
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, n_head, T, head_dim) behind what is there; returns all keys and values to attend to."""
-        slot = self.length % self.size
-        end = slot + k.size(2)
-        self.keys[layer, :, :, slot:end] = k
-        self.values[layer, :, :, slot:end] = v
-        filled = min(self.length + k.size(2), self.size)
-        return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
-
-
 class Norm(nn.Module):
     """LayerNorm with an optional bias, or RMSNorm, which has no mean and no bias."""
 
@@ -101,22 +75,21 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.qk_norm, self.layer = config.n_head, config.dropout, config.qk_norm, layer
 
-    def forward(self, x: Tensor, rope: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
         B, T, C = x.size()
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
-        if self.qk_norm or rope is not None:
-            qk = F.rms_norm(qkv[:2], qkv.shape[-1:]) if self.qk_norm else qkv[:2]
-            qkv = torch.cat((qk if rope is None else rotate(qk, rope), qkv[2:]))
         dropout = self.dropout if self.training else 0.0
-        if cache is None:
-            y = attend(qkv, dropout)
-        else:
-            k, v = cache.update(self.layer, qkv[1], qkv[2])
-            S = k.size(2)  # of which the T new positions are the last
-            mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-            y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
+        y = attend(positioned(qkv, rope, self.qk_norm), dropout)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def positioned(qkv: Tensor, rope: Tensor | None, qk_norm: bool) -> Tensor:
+    """Queries and keys of length one, and turned by their positions, where the model wants that; values as they are."""
+    if rope is None and not qk_norm:
+        return qkv
+    qk = F.rms_norm(qkv[:2], qkv.shape[-1:]) if qk_norm else qkv[:2]
+    return torch.cat((qk if rope is None else rotate(qk, rope), qkv[2:]))
 
 
 def attend(qkv: Tensor, dropout: float = 0.0) -> Tensor:
@@ -192,15 +165,17 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        if self.activation == "gelu":
-            x = F.gelu(x)
-        elif self.activation == "relu2":
-            x = F.relu(x).square()
-        else:
-            gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        x = self.c_proj(activate(self.c_fc(x), self.activation))
+        return F.dropout(x, self.dropout, self.training)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "relu2":
+        return F.relu(x).square()
+    gate, x = x.chunk(2, dim=-1)
+    return F.silu(gate) * x
 
 
 class Block(nn.Module):
@@ -213,8 +188,8 @@ class Block(nn.Module):
         self.ln_2 = Norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rope, cache)
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -249,30 +224,26 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+        self, idx: Tensor, targets: Tensor | None = None, last_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Logits and, with targets, their mean cross-entropy.
 
-        idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx are the
-        positions that follow those in it. last_only: logits of the last position alone, (B, 1, V).
+        idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. last_only: logits of the
+        last position alone, (B, 1, V).
         """
-        config = self.config
-        start = cache.length if cache is not None else 0
+        config, T = self.config, idx.size(1)
         x: Tensor = self.transformer["wte"](idx)  # (B, T, C)
         if config.bigram_table:  # the pair (token before, token); before the first token stands symbol 0
-            before = torch.zeros_like(idx[:, :1]) if cache is None else cache.last
-            x = x + self.transformer["wbe"](torch.cat((before, idx[:, :-1]), dim=1) * config.vocab_size + idx)
+            before = F.pad(idx[:, :-1], (1, 0))
+            x = x + self.transformer["wbe"](before * config.vocab_size + idx)
         rope = None
         if config.position == "learned":
-            x = x + self.transformer["wpe"].weight[start : start + idx.size(1)]
+            x = x + self.transformer["wpe"].weight[:T]
         else:
-            rope = rope_angles(start, idx.size(1), config.n_embd // config.n_head, idx.device)
+            rope = rope_angles(0, T, config.n_embd // config.n_head, idx.device)
         x = F.dropout(x, config.dropout, self.training)
         for block in self.transformer["h"]:
-            x = block(x, rope, cache)
-        if cache is not None:
-            cache.length += idx.size(1)
-            cache.last = idx[:, -1:]
+            x = block(x, rope)
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         logits = self.lm_head(x).float()
         if targets is None:

@@ -1,0 +1,110 @@
+"""The model one position at a time: a key-value cache, and the weights laid out for products with a few rows.
+
+    decoder = Decoder(model, batch_size)
+    logits = decoder(prompt)        # prompt int64 (B, T); logits (B, V) of the last position
+    logits = decoder(chosen)        # chosen int64 (B, 1): the next position, and so on
+
+The same mathematics as GPT.forward (tests compare them for every option), in the fewest calls: a token of a small
+model takes a quarter of a millisecond, and most of what a module call costs is not arithmetic (docs/PERFORMANCE.md).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tinygpt.model import GPT, Block, Norm, activate, positioned, rope_angles
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(slots=True)
+class Linear:
+    """x W + b for x (rows, in), with W (in, out) contiguous; `residual` is added in the same kernel."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        y = torch.addmm(residual, x, self.weight)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Decoder:
+    """Reads tokens and remembers the last block_size of them as keys and values, in memory allocated once.
+
+    `length` counts the positions read. With rotary positions the cache rolls: position p lies in slot p % block_size,
+    and attention does not mind the order of its slots. With learned positions length may not exceed block_size.
+    """
+
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        config, transformer = model.config, model.transformer
+        head = model.lm_head.weight
+        self.config, self.batch_size, self.length = config, batch_size, 0
+        self.wte, self.head = transformer["wte"].weight, Linear(head.t().contiguous(), None)
+        self.wpe = transformer["wpe"].weight if config.position == "learned" else None
+        self.wbe = transformer["wbe"].weight if config.bigram_table else None
+        self.blocks, self.ln_f = [_layout(block) for block in transformer["h"]], _norm(transformer["ln_f"])
+        shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype).unbind()  # keys and values of each layer
+        self.last = torch.zeros((batch_size, 1), device=head.device, dtype=torch.long)  # the token before, for bigrams
+        self.rope, self.rope_start = torch.empty(2, 0, 0), 0  # angles of the positions from rope_start on
+
+    def __call__(self, idx: Tensor) -> Tensor:
+        """Read idx int64 (B, T), the positions after those read before; logits float32 (B, V) of the last of them.
+
+        Several positions at once (T > 1) must fit into the cache without rolling it: length + T <= block_size.
+        """
+        config, (B, T), start = self.config, idx.shape, self.length
+        x = self.wte[idx]
+        if self.wbe is not None:
+            x = x + self.wbe[torch.cat((self.last, idx[:, :-1]), dim=1) * config.vocab_size + idx]
+        if self.wpe is not None:
+            x = x + self.wpe[start : start + T]
+        rope = self._angles(start, T, idx.device) if self.wpe is None else None
+        x = x.view(B * T, -1)
+        slot, filled = start % config.block_size, min(start + T, config.block_size)
+        mask = None if T == 1 else torch.ones(T, filled, dtype=torch.bool, device=idx.device).tril(filled - T)
+        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), cache in zip(self.blocks, self.cache, strict=True):
+            qkv = c_attn(ln_1(x)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
+            qkv = positioned(qkv, rope, config.qk_norm)
+            cache.narrow(3, slot, T).copy_(qkv[1:])
+            k, v = cache.narrow(3, 0, filled).unbind()
+            y = torch.nn.functional.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
+            x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
+            x = mlp_proj.onto(x, activate(c_fc(ln_2(x)), config.activation))
+        self.length += T
+        self.last = idx[:, -1:]
+        return self.head(self.ln_f(x.view(B, T, -1)[:, -1])).float()
+
+    def forget(self) -> None:
+        """Start anew at position 0."""
+        self.length, self.last = 0, torch.zeros_like(self.last)
+
+    def _angles(self, start: int, T: int, device: torch.device) -> Tensor:
+        config = self.config
+        if not self.rope_start <= start <= start + T <= self.rope_start + self.rope.size(1):
+            self.rope_start = start
+            self.rope = rope_angles(start, max(T, config.block_size), config.n_embd // config.n_head, device)
+            self.rope = self.rope.to(self.wte.dtype)
+        return self.rope[:, start - self.rope_start : start - self.rope_start + T]
+
+
+def _layout(block: Block) -> tuple[Function, Linear, Linear, Function, Linear, Linear]:
+    attn, mlp = block.attn, block.mlp
+    qkv, attn_proj, fc, mlp_proj = (
+        Linear(linear.weight.t().contiguous(), linear.bias)
+        for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
+    )
+    return _norm(block.ln_1), qkv, attn_proj, _norm(block.ln_2), fc, mlp_proj
+
+
+def _norm(module: Norm) -> Function:
+    shape, weight, bias = list(module.weight.shape), module.weight, module.bias
+    if module.rms:
+        return lambda x: torch.rms_norm(x, shape, weight, 1e-5)
+    return lambda x: torch.layer_norm(x, shape, weight, bias, 1e-5)
