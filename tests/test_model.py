@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 from models import every_option, ids, largest, shaken, small
+from torch import Tensor
 
 from tinygpt.generate import Choice, generate
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.model import GPT, GPTConfig, NormRotate, rope_angles, rotate
 from tinygpt.pretrained import from_huggingface
 
 # ---- against other implementations ------------------------------------------------------------------------------
@@ -174,6 +175,22 @@ def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
     last = model(ids(2, 16), last_only=True)[0]
     assert last.shape == (2, 1, 65)
     torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_written_out_gradient_of_norm_and_rotation(qk_norm: bool) -> None:
+    """Against numerical differentiation, and against the plain formula's values."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    rope = rope_angles(3, 5, 4, torch.device("cpu")).double()
+
+    def through(x: Tensor) -> Tensor:
+        return NormRotate.apply(x.permute(2, 0, 3, 1, 4), rope, qk_norm)
+
+    assert torch.autograd.gradcheck(through, (x,))
+    qkv = x.permute(2, 0, 3, 1, 4)
+    qk = torch.nn.functional.rms_norm(qkv[:2], (4,), eps=1e-6) if qk_norm else qkv[:2]
+    torch.testing.assert_close(through(x), torch.cat((rotate(qk, rope), qkv[2:])))
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
+
 
 @dataclasses.dataclass
 class GPTConfig:
@@ -88,7 +90,9 @@ def positioned(qkv: Tensor, rope: Tensor | None, qk_norm: bool) -> Tensor:
     """Queries and keys of length one, and turned by their positions, where the model wants that; values as they are."""
     if rope is None and not qk_norm:
         return qkv
-    qk = F.rms_norm(qkv[:2], qkv.shape[-1:]) if qk_norm else qkv[:2]
+    if rope is not None and qkv.device.type == "cpu":
+        return NormRotate.apply(qkv, rope.to(qkv.dtype), qk_norm)  # type: ignore[no-any-return]
+    qk = F.rms_norm(qkv[:2], qkv.shape[-1:], eps=QK_EPS) if qk_norm else qkv[:2]
     return torch.cat((qk if rope is None else rotate(qk, rope), qkv[2:]))
 
 
@@ -150,6 +154,46 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + head_dim/2]) by its position's angle (the "half" layout of GPT-NeoX and Llama)."""
     cos, sin = rope.to(x.dtype)
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+
+
+class NormRotate(torch.autograd.Function):
+    """`positioned` with rotary positions in half the kernels, forward and backward, for a processor without a compiler.
+
+    Turning keeps the length, so y = R x s with s = 1 / sqrt(mean(x^2) + eps) can be normalised after it was turned;
+    the gradient is dx = R^T s (dy - y mean(dy y)), and R^T is the turn by the opposite angle.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, rope: Tensor, qk_norm: bool) -> Tensor:
+        """qkv (3, B, n_head, T, head_dim) in any layout, rope (2, T, head_dim); returns it contiguous."""
+        out = torch.empty(qkv.shape, dtype=qkv.dtype)
+        turn(qkv[:2], rope, out[:2])
+        out[2].copy_(qkv[2])
+        scale = None
+        if qk_norm:
+            scale = torch.linalg.vector_norm(out[:2], dim=-1, keepdim=True)
+            scale = scale.square_().div_(qkv.size(-1)).add_(QK_EPS).rsqrt_()
+            out[:2].mul_(scale)
+        ctx.save_for_backward(out, rope, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        out, rope, scale = ctx.saved_tensors
+        _, B, n_head, T, head_dim = d_out.shape
+        d = torch.empty((B, T, 3, n_head, head_dim), dtype=d_out.dtype).permute(2, 0, 3, 1, 4)  # as c_attn gave it
+        dy = d_out[:2]
+        if scale is not None:
+            dy = torch.addcmul(dy, out[:2], (dy * out[:2]).mean(-1, keepdim=True), value=-1).mul_(scale)
+        turn(dy, rope, d[:2], direction=-1)
+        d[2].copy_(d_out[2])
+        return d, None, None
+
+
+def turn(x: Tensor, rope: Tensor, out: Tensor, direction: int = 1) -> None:
+    """`rotate` into `out`; direction -1 turns back."""
+    torch.mul(x, rope[0], out=out)
+    out.addcmul_(x.roll(x.size(-1) // 2, dims=-1), rope[1], value=direction)
 
 
 class MLP(nn.Module):
