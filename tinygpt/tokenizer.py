@@ -20,6 +20,7 @@ from tinygpt.errors import TinyGPTError
 
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
 CODE_POINTS = 0x110000
+PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # marks of an example, each one symbol
 
 
 def code_points(text: str) -> np.ndarray:
@@ -28,7 +29,10 @@ def code_points(text: str) -> np.ndarray:
 
 
 class CharTokenizer:
-    """One id a character, ids in the order of `symbols` (sorted by code point when made by `prepare`)."""
+    """One id a character, ids in the order of `symbols` (sorted by code point when made by `prepare`).
+
+    Of the symbols, those in SPECIAL are no characters but marks: no text is encoded as one, even if it looks the same.
+    """
 
     kind = "char"
 
@@ -40,11 +44,13 @@ class CharTokenizer:
                 "use --tokenizer gpt2, which spells any text with 50,257 tokens",
             )
         self.vocab_size = len(self.symbols)
-        codes = code_points("".join(self.symbols))
+        self.special = {symbol: index for index, symbol in enumerate(self.symbols) if symbol in SPECIAL}
+        ids = [index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL]
+        codes = code_points("".join(self.symbols[index] for index in ids))
         self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
         self._known[codes] = True
         self._ids = np.zeros(CODE_POINTS, dtype="<u2")
-        self._ids[codes] = np.arange(len(codes))
+        self._ids[codes] = ids
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
@@ -61,7 +67,19 @@ class CharTokenizer:
             codes = codes[known]
         return self._ids[codes]
 
+    def encode_pair(self, prompt: str, response: str | None = None, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of an example: PROMPT prompt RESPONSE response END; without a response, those that ask for one."""
+        marks = np.array([self.special[name] for name in SPECIAL], dtype="<u2")
+        asked = (marks[:1], self.encode(prompt, skip_unknown), marks[1:2])
+        answer = () if response is None else (self.encode(response, skip_unknown), marks[2:])
+        return np.concatenate((*asked, *answer))
+
+    def grown(self, symbols: Iterable[str]) -> "CharTokenizer":
+        """This tokenizer with further symbols behind its own, whose ids stay."""
+        return CharTokenizer([*self.symbols, *(symbol for symbol in symbols if symbol not in set(self.symbols))])
+
     def decode(self, ids: Iterable[int]) -> str:
+        """The text, in which a mark stands as its name."""
         return "".join(self.symbols[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -113,7 +131,7 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
         case {"kind": "char", "symbols": [*symbols]} if symbols and all(
-            isinstance(symbol, str) and len(symbol) == 1 for symbol in symbols
+            isinstance(symbol, str) and (len(symbol) == 1 or symbol in SPECIAL) for symbol in symbols
         ):
             if len(set(symbols)) == len(symbols):
                 return CharTokenizer(symbols)
