@@ -1097,7 +1097,7 @@ def same_batches(bench: Bench, scale: float) -> Result:
                 parts = []
                 for rank in range(count):
                     run = SimpleNamespace(
-                        config=config, dataset=SimpleNamespace(splits={"train": tokens}),
+                        config=config, dataset=SimpleNamespace(sources={"train": data.Windows(tokens)}),
                         ranks=Processes(rank, rank, count), compute=SimpleNamespace(device=torch.device("cpu")),
                     )  # fmt: skip
                     x, y = train.batch(run, step)  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tinygpt import device
 from tinygpt.checkpoint import load
-from tinygpt.data import Dataset
+from tinygpt.data import Dataset, Windows
 from tinygpt.distributed import Processes
-from tinygpt.evaluate import batches, count_baselines, estimate_losses, every_token_once, mean_loss
+from tinygpt.evaluate import count_baselines, estimate_losses, mean_loss
 from tinygpt.model import GPT, GPTConfig
 
 CPU = device.choose("cpu", "float32")
@@ -47,6 +47,10 @@ def one_by_one(model: GPT, ids: np.ndarray) -> list[float]:
     return losses
 
 
+def whole_loss(model: GPT, ids: np.ndarray) -> float:
+    return mean_loss(model, Windows(ids), Windows(ids).every(8), CPU)
+
+
 # ---- over a split -----------------------------------------------------------------------------------------------
 
 
@@ -54,7 +58,7 @@ def one_by_one(model: GPT, ids: np.ndarray) -> list[float]:
 def test_the_whole_split_is_every_token_once(count: int) -> None:
     model, ids = tiny(), tokens(count)
     expected = one_by_one(model, ids)
-    loss = mean_loss(model, ids, every_token_once(ids, 8), CPU)
+    loss = whole_loss(model, ids)
     assert loss == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     if count > 10:  # and the shorter last window counts
         assert abs(sum(expected[:-1]) / (len(expected) - 1) - loss) > 1e-5
@@ -65,7 +69,10 @@ def test_the_whole_split_is_every_token_once(count: int) -> None:
 def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) -> None:
     ids = np.arange(count, dtype="<u2")  # each token is its own position
     seen: list[int] = []
-    for x, y in batches(ids, every_token_once(ids, block_size), block_size, rows):
+    source = Windows(ids)
+    starts = source.every(block_size)
+    for at in range(0, len(starts), rows):
+        x, y = source.rows(starts[at : at + rows], block_size)
         assert x.shape == y.shape and x.shape[0] <= rows and x.shape[1] == block_size
         assert ((y == x + 1) | (y == -1)).all()
         seen += y[y >= 0].tolist()
@@ -75,24 +82,26 @@ def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) 
 def test_processes_share_the_work_without_loss_or_repetition() -> None:
     """The weighted mean over 3 processes' parts is the whole, an uneven share and the short window included."""
     model, ids = tiny(), tokens(60)
-    starts = every_token_once(ids, 8)
+    starts = Windows(ids).every(8)
     total = count = 0.0
     for rank in range(3):
         mine = starts[rank::3]
         size = sum(min(8, 59 - start) for start in mine)
-        total += mean_loss(model, ids, mine, CPU, Processes()) * size
+        total += mean_loss(model, Windows(ids), mine, CPU, Processes()) * size
         count += size
     assert count == 59
-    assert total / count == pytest.approx(mean_loss(model, ids, starts, CPU), abs=1e-6)
+    assert total / count == pytest.approx(mean_loss(model, Windows(ids), starts, CPU), abs=1e-6)
 
 
 def test_large_vocabularies_go_through_in_smaller_batches() -> None:
     model = tiny(vocab_size=40_000)
     ids = np.random.default_rng(0).integers(0, 40_000, 200).astype("<u2")
-    rows = [len(x) for x, _ in batches(ids, every_token_once(ids, 8), 8, 13)]
-    assert rows == [13, 12]
+    sizes: list[int] = []
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    loss = whole_loss(model, ids)
+    assert sizes == [13, 12]
     expected = one_by_one(model, ids)
-    assert mean_loss(model, ids, every_token_once(ids, 8), CPU) == pytest.approx(sum(expected) / 199, abs=1e-4)
+    assert loss == pytest.approx(sum(expected) / 199, abs=1e-4)
 
 
 @pytest.mark.parametrize("eval_iters", [0, 3])

@@ -13,15 +13,28 @@ SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
     "errors",
     "files config",
-    "configfile parse tokenizer model distributed device data corpora",
-    "precision muon decode",
+    "configfile parse tokenizer model distributed device data corpora tasks",
+    "precision muon decode lora pairs",
     "optim signals",
-    "checkpoint evaluate generate prepare runlog pretrained",
-    "run train sample plot check",
+    "checkpoint generate prepare runlog pretrained classify",
+    "adapter evaluate",
+    "run train sample plot check finetune",
     "cli __main__",
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules.split()}
-HEAVY = {"torch", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock", "transformers", "matplotlib"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "tiktoken",
+    "yaml",
+    "tqdm",
+    "requests",
+    "tyro",
+    "filelock",
+    "transformers",
+    "matplotlib",
+    "sklearn",
+}
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -10,6 +10,7 @@ file from a stranger can hold wrong numbers, but it cannot run code.
     model = checkpoint.build_model()
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -17,12 +18,13 @@ import re
 import struct
 import typing
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from tinygpt import __version__
+from tinygpt import __version__, lora
 from tinygpt.config import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
@@ -48,17 +50,40 @@ class Checkpoint:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only `resume` needs
 
     def build_model(self) -> GPT:
-        """The model with these weights. Errors: TinyGPTError when sizes and weights contradict each other."""
+        """The model with these weights, a LoRA run's adapters added to them.
+
+        Errors: TinyGPTError when sizes and weights contradict each other.
+        """
+        return self._build(lora.merged(self.model, self._alpha()) if lora.is_adapted(self.model) else self.model)
+
+    def build_adapted(self, adapter: lora.LoRA) -> GPT:
+        """The model of a LoRA run with its adapters beside its weights, to go on training them."""
+        learned = lora.adapted_only(self.model)
+        model = self._build({name: weight for name, weight in self.model.items() if name not in learned})
+        lora.attach(model, adapter, len(learned.get("transformer.wte.new_rows", ())))
+        self._fill(model, self.model)
+        return model
+
+    def _alpha(self) -> float:
+        alpha = self.config.get("lora_alpha")
+        if not isinstance(alpha, (int, float)):
+            raise TinyGPTError("the checkpoint has adapters, but its config no lora_alpha", "use another file")
+        return float(alpha)
+
+    def _build(self, weights: dict[str, torch.Tensor]) -> GPT:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
         model = GPT(args)
+        self._fill(model, weights)
+        return model
+
+    def _fill(self, model: GPT, weights: dict[str, torch.Tensor]) -> None:
         try:
-            model.load_state_dict(self.model)
+            model.load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None
-        return model
 
     def require_symbols(self, tokenizer: Tokenizer, where: str) -> None:
         """Errors: TinyGPTError if the tokenizer has ids that the model has no embedding for."""
@@ -89,26 +114,50 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file stays."""
-    state = {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}
+    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)})
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, or the ckpt.pt of a folder. Errors: those of `read`, and a file that is something else."""
+    path = Path(path)
+    path = path / "ckpt.pt" if path.is_dir() else path
+    with _naming_a_neighbour(path):
+        state, sealed = _read(path)
+        return _from_state(state, path, sealed)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values, atomically and sealed."""
     with replacing(path) as file:
         torch.save(state, file)
         _seal(file)
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, or the ckpt.pt of a folder, after checking that it is whole.
+def read(path: Path) -> Any:
+    """What `write` wrote, after checking that it is whole.
 
     Errors: TinyGPTError, a sentence of its own for each: no file, truncated or changed, foreign, of a newer format,
     holding more than tensors and plain values. A neighbour that is good is named.
     """
-    path = Path(path)
-    path = path / "ckpt.pt" if path.is_dir() else path
+    with _naming_a_neighbour(path):
+        state, sealed = _read(path)
+        if not sealed:
+            raise _damaged(path, "its seal is missing")
+        return state
+
+
+def _read(path: Path) -> tuple[Any, bool]:
+    with open(path, "rb") as file:
+        sealed = verify(file, path)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True), sealed
+
+
+@contextlib.contextmanager
+def _naming_a_neighbour(path: Path) -> Iterator[None]:
+    """Turn whatever reading raises into one sentence."""
     try:
-        with open(path, "rb") as file:
-            sealed = verify(file, path)
-            file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        return _from_state(state, path, sealed)
+        yield
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
@@ -176,6 +225,8 @@ def _digest(file: IO[bytes], size: int) -> str:
 def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
+    if "tinygpt_adapter" in state:
+        raise TinyGPTError(f"{path}: an adapter, which needs its base", f"--ckpt BASE/ckpt.pt --adapter {path}")
     version = state.get("tinygpt_format", 0)
     if version and not sealed:
         raise _damaged(path, "its seal is missing")
@@ -231,7 +282,7 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:
     """Name a neighbour that can be used, if there is one."""
     for neighbour in sorted(path.parent.glob("*.pt")):
-        if neighbour.name != path.name:
+        if neighbour.name not in (path.name, "adapter.pt"):
             try:
                 with open(neighbour, "rb") as file:
                     if verify(file, neighbour):

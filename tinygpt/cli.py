@@ -17,6 +17,8 @@ COMMANDS = {
     "train": ("tinygpt.train", "TrainConfig", "train a GPT on a prepared dataset"),
     "sample": ("tinygpt.sample", "SampleConfig", "write text with a trained model"),
     "eval": ("tinygpt.evaluate", "EvalConfig", "measure a model, beside what counting would reach"),
+    "finetune": ("tinygpt.finetune", "FinetuneConfig", "teach a trained model a task, with all weights or LoRA"),
+    "merge": ("tinygpt.adapter", "MergeConfig", "make one checkpoint out of a base and a LoRA adapter"),
     "check": ("tinygpt.check", "CheckConfig", "verify a run's or a dataset's files; prove that resuming is exact"),
     "plot": ("tinygpt.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
 }

@@ -21,7 +21,9 @@ class PrepareConfig:
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
     Ready corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
+    Ready tasks, of prompts and responses: transactions, headlines.
     Own text: tinygpt prepare mine --input notes.txt more/ '*.md'
+    Own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -31,7 +33,19 @@ class PrepareConfig:
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
     """char: one symbol a character; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
     val_fraction: float = 0.1
-    """share of the text, at its end, that is kept for validation"""
+    """share of the text, at its end, that is kept for validation; of pairs, by example"""
+    format: Literal["text", "pairs"] = "text"
+    """text: one long text; pairs: a prompt and a response a line, as JSON Lines or CSV (by the file's name)"""
+    prompt_field: str = "prompt"
+    """pairs: the key or column of the prompt"""
+    response_field: str = "response"
+    """pairs: the key or column of the response"""
+    test_fraction: float = 0.1
+    """pairs: share of the examples that is kept for a last test"""
+    skip_bad: bool = False
+    """pairs: leave out lines that are not pairs, instead of stopping"""
+    show: int = 0
+    """pairs: print so many examples, with the characters that carry loss marked"""
     encoding: str = "utf-8"
     """how the input's bytes spell characters, for example cp1252 or utf-16"""
     source: str = ""
@@ -149,10 +163,77 @@ class TrainConfig:
     """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
+    lora_rank: int = 0
+    """with a checkpoint to start from: train adapters of this rank beside frozen weights (Hu et al. 2021); 0: all
+    weights"""
+    lora_alpha: float = 16.0
+    """adapters count lora_alpha / lora_rank times"""
+    lora_dropout: float = 0.0
+    """share of an adapter's inputs dropped in training"""
+    lora_targets: str = "c_attn,c_proj,c_fc"
+    """the linear layers that get an adapter, in every block"""
+    replay: float = 0.0
+    """with a checkpoint to start from: share of each batch that is taken from the base model's own data, against
+    forgetting"""
+    base_dataset: str = ""
+    """the base model's own dataset; empty: the one that its checkpoint names"""
     seed: int = 1337
     """of the weights, the batches and dropout"""
     quiet: bool = False
     """no progress bar and no samples, only the evaluations: for logs"""
+
+
+@dataclasses.dataclass
+class FinetuneConfig(TrainConfig):
+    """Make a trained model behave differently with a few thousand examples; write OUT_DIR/{ckpt.pt, last.pt, ...}.
+
+    tinygpt finetune configs/finetune_transactions.yaml --ckpt out/ckpt.pt
+    tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out/ckpt.pt
+    """
+
+    ckpt: str = "out/ckpt.pt"
+    """the base model: a checkpoint, or the folder that holds ckpt.pt"""
+    out_dir: str = "out-finetune"
+    """folder for checkpoints and metrics"""
+    dataset: str = "transactions"
+    """a prepared dataset, of prompts and responses or plain text"""
+    batch_size: int = 32
+    """sequences per micro-step"""
+    gradient_accumulation_steps: int = 1
+    """micro-steps per iteration, over all processes together"""
+    learning_rate: float = 1e-3
+    """peak learning rate"""
+    min_lr: float = 0.0
+    """the learning rate after the decay"""
+    lr_schedule: Literal["cosine", "linear"] = "linear"
+    """the way from learning_rate to min_lr"""
+    warmup_iters: int = 20
+    """iterations of linear warm-up"""
+    max_iters: int = 1000
+    """iterations (optimizer updates)"""
+    lr_decay_iters: int = 1000
+    """iteration at which the learning rate has come down to min_lr; usually max_iters"""
+    eval_interval: int = 100
+    """iterations between evaluations"""
+    eval_iters: int = 0
+    """batches per evaluation and split; 0: the whole validation split"""
+    patience: int = 5
+    """stop after this many evaluations in a row without a better validation loss; 0: never"""
+
+
+@dataclasses.dataclass
+class MergeConfig:
+    """Make one ordinary checkpoint out of a base model and an adapter.
+
+    tinygpt merge --ckpt out/ckpt.pt --adapter out-finetune/adapter.pt --out_dir out-merged
+    """
+
+    ckpt: str = "out/ckpt.pt"
+    """the base model: a checkpoint, or the folder that holds ckpt.pt"""
+    adapter: str = "out-finetune/adapter.pt"
+    """what a LoRA run wrote"""
+    out_dir: str = "out-merged"
+    """folder for ckpt.pt"""
 
 
 @dataclasses.dataclass
@@ -164,6 +245,8 @@ class SampleConfig:
 
     ckpt: str = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt (nanoGPT's checkpoints are read too)"""
+    adapter: str = ""
+    """an adapter.pt, or its folder, to put beside that checkpoint"""
     start: str = "\n"
     """the prompt; FILE:prompt.txt reads it from a file"""
     num_samples: int = 1
@@ -178,6 +261,8 @@ class SampleConfig:
     """choose among the fewest tokens whose probabilities reach p (Holtzman et al. 2020); 1: all"""
     stop: str = ""
     """end a sample where this text appears"""
+    plain: bool = False
+    """continue the prompt as text, also with a model that was fine-tuned to answer prompts"""
     seed: int = 1337
     """the same seed gives the same text"""
     skip_unknown: bool = False
@@ -199,12 +284,24 @@ class EvalConfig:
     """Measure a model on a whole validation split, beside what guessing by counts would reach.
 
     tinygpt eval --ckpt out/ckpt.pt
+    tinygpt eval --ckpt out-finetune/ckpt.pt --task transactions
     """
 
     ckpt: str = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt"""
+    adapter: str = ""
+    """an adapter.pt, or its folder, to put beside that checkpoint"""
     dataset: str = ""
     """a prepared dataset; empty: the one the model was trained on"""
+    task: str = ""
+    """a prepared labelled task: accuracy, F1, confusions and calibration, beside simpler ways to the same labels"""
+    split: Literal["test", "val"] = "test"
+    """of a task: the split to measure on"""
+    predict: str = ""
+    """of a task: label the lines of this file instead, as CSV with the probability of each label"""
+    output: str = ""
+    """of a task: the confusion matrix as PNG, or the CSV of --predict; empty: confusion.png beside the checkpoint, and
+    CSV to the terminal"""
     data_dir: str = "data"
     """folder that holds the datasets"""
     device: Device = "auto"

@@ -1,7 +1,9 @@
 """Prepared datasets: the only place that knows the token files' format, and where batches come from.
 
 A dataset is a folder of three files. `train.bin` and `val.bin` are raw little-endian uint16 ids, byte-compatible
-with nanoGPT's; `meta.json` holds the tokenizer, counts, and the SHA-256 of everything. Nothing is ever pickled.
+with nanoGPT's; `meta.json` holds the tokenizer, counts, and the SHA-256 of everything. Nothing is ever pickled. A
+dataset of prompts and responses has a `test.bin` too; its examples are PROMPT prompt RESPONSE response END, one behind
+the other, so which tokens carry loss can be read off the tokens themselves.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
@@ -9,6 +11,7 @@ evaluation cannot disturb training, and the number of processes does not change 
 Source of the counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -21,11 +24,12 @@ import numpy as np
 from tinygpt import __version__
 from tinygpt.config import DATASET_NAME
 from tinygpt.errors import TinyGPTError
-from tinygpt.tokenizer import Tokenizer, fingerprint, tokenizer_from_dict
+from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 
 META_FORMAT = 1
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`
 TOKEN = np.dtype("<u2")
+READY = ("shakespeare_char", "shakespeare", "transactions", "headlines")  # what `prepare` makes from its name alone
 
 
 class TokenWriter:
@@ -82,13 +86,50 @@ class Dataset:
         self.folder = Path(data_dir) / name
         self.meta = self._read_meta()
         self.tokenizer: Tokenizer = tokenizer_from_dict(self.meta.get("tokenizer"), str(self.folder / "meta.json"))
-        self.fingerprint = fingerprint(self.tokenizer.to_dict())
-        self.splits = {split: self._open(split) for split in ("train", "val")}
+        self.pairs = self.meta.get("kind") == "pairs"
+        names = ("train", "val", "test") if self.pairs else ("train", "val")
+        self.splits = {split: self._open(split) for split in names}
+        self._set_sources()
 
     @property
     def prepare_command(self) -> str:
-        own_text = "" if self.name in ("shakespeare_char", "shakespeare") else " --input YOUR_TEXT"
+        own_text = "" if self.name in READY else " --input YOUR_TEXT"
         return f"tinygpt prepare {self.name}{own_text}"
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.tokenizer.to_dict())
+
+    @property
+    def labels(self) -> list[str]:
+        """The responses of a labelled task; empty for free responses and for plain text."""
+        labels = self.meta.get("labels", []) if self.pairs else []
+        return labels if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else []
+
+    def _set_sources(self) -> None:
+        self.sources: dict[str, Windows | Examples] = {}
+        for split, tokens in self.splits.items():
+            try:
+                self.sources[split] = Examples(tokens, self.tokenizer) if self.pairs else Windows(tokens)
+            except (AttributeError, KeyError, ValueError):
+                what = f"{self.folder}/{split}.bin: does not hold prompts and responses"
+                raise TinyGPTError(what, f"re-run {self.prepare_command}") from None
+
+    def speak(self, tokenizer: Tokenizer) -> bool:
+        """Take over a tokenizer that has all symbols of this one, under ids of its own; False if it has not."""
+        mine, theirs = self.tokenizer, tokenizer
+        if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
+            return True
+        if not isinstance(mine, CharTokenizer) or not isinstance(theirs, CharTokenizer):
+            return False
+        ids = {symbol: index for index, symbol in enumerate(theirs.symbols)}
+        if not ids.keys() >= set(mine.symbols):
+            return False
+        table = np.array([ids[symbol] for symbol in mine.symbols], dtype=TOKEN)
+        self.splits = {split: table[tokens] for split, tokens in self.splits.items()}
+        self.tokenizer = theirs
+        self._set_sources()
+        return True
 
     def _read_meta(self) -> dict[str, Any]:
         path = self.folder / "meta.json"
@@ -147,12 +188,21 @@ class Dataset:
         raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
 
     def require(self, block_size: int) -> None:
-        """Errors: TinyGPTError if a split is too short for one window of block_size and its shifted target."""
-        for split, tokens in self.splits.items():
-            if len(tokens) < block_size + 1:
+        """Errors: TinyGPTError if a split has nothing that fits a context of block_size."""
+        for split, source in self.sources.items():
+            if isinstance(source, Examples):
+                long = int((source.lengths > block_size + 1).sum())
+                if long:
+                    raise TinyGPTError(
+                        f"{long} of {len(source.lengths)} examples in {split} are longer than block_size {block_size} "
+                        f"(the longest has {source.lengths.max()} tokens)",
+                        "shorter examples, or a base model with a longer context",
+                    )
+            elif len(source.tokens) < block_size + 1:
+                tokens = len(source.tokens)
                 raise TinyGPTError(
-                    f"{split} has {len(tokens)} tokens; block_size {block_size} needs {block_size + 1}",
-                    f"use --block_size={max(len(tokens) - 1, 1)} or less, or more text",
+                    f"{split} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
+                    f"use --block_size={max(tokens - 1, 1)} or less, or more text",
                 )
 
 
@@ -165,6 +215,92 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and all(isinstance(value, str) for value in sums.values())
         and all(isinstance(value, int) for value in counts.values())
     )
+
+
+# ---- rows: what a model is trained and measured on ----------------------------------------------------------------
+
+
+class Windows:
+    """Plain text: every stretch of block_size tokens is a row, its targets the stretch one token further."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def width(self, block_size: int) -> int:
+        """Columns of a row."""
+        return block_size
+
+    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        """Where the rows of a step's global batch start, see `draw_windows`."""
+        return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
+
+    def every(self, block_size: int) -> np.ndarray:
+        """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
+        return np.arange(0, len(self.tokens) - 1, block_size)
+
+    def like(self, other: "Windows | Examples") -> "Windows":
+        """As many tokens as the other has, from the start."""
+        return Windows(self.tokens[: len(other.tokens)])
+
+    def rows(self, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 (n, block_size); behind the end of the text the target is -1: no loss."""
+        if starts.max() + block_size < len(self.tokens):
+            block = windows(self.tokens, starts, block_size)
+        else:
+            places = starts[:, None] + np.arange(block_size + 1)
+            inside = places < len(self.tokens)
+            block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
+        return np.maximum(block[:, :-1], 0), block[:, 1:]
+
+
+class Examples:
+    """Prompts and responses: a row is an example, its targets the response and END alone; the rest is -1: no loss."""
+
+    def __init__(self, tokens: np.ndarray, tokenizer: Any) -> None:
+        """Errors: KeyError, ValueError if the tokens are not whole examples."""
+        marks = {name: np.flatnonzero(tokens == tokenizer.special[name]) for name in SPECIAL}
+        self.tokens, self.starts, self.ends = tokens, marks[PROMPT], marks[END] + 1
+        self.responses, self.end_id = marks[RESPONSE], tokenizer.special[END]
+        if not len(self.starts) == len(self.responses) == len(self.ends) > 0:
+            raise ValueError("marks are missing")
+        bounds = np.append(self.starts, len(tokens))
+        in_order = (self.starts < self.responses) & (self.responses < self.ends - 1) & (self.ends == bounds[1:])
+        if self.starts[0] or not in_order.all():
+            raise ValueError("marks are not in order")
+        self.lengths = self.ends - self.starts
+
+    def width(self, block_size: int) -> int:
+        """Columns of a row: those of the longest example."""
+        return min(int(self.lengths.max()) - 1, block_size)
+
+    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        """Which examples make up a step's global batch."""
+        return draw_windows(seed, step, len(self.starts), 0, count, stream)
+
+    def every(self, block_size: int) -> np.ndarray:
+        return np.arange(len(self.starts))
+
+    def like(self, other: "Windows | Examples") -> "Examples":
+        """As many examples as the other has, from the start."""
+        assert isinstance(other, Examples)
+        few = copy.copy(self)
+        few.starts = self.starts[: len(other.starts)]
+        return few
+
+    def rows(self, at: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the examples `at`, int64 (n, width(block_size))."""
+        places = self.starts[at][:, None] + np.arange(self.width(block_size) + 1)
+        inside = places < self.ends[at][:, None]
+        block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)
+        answer = inside & (places > self.responses[at][:, None])
+        return block[:, :-1], np.where(answer, block, -1)[:, 1:]
+
+    def texts(self, tokenizer: CharTokenizer) -> list[tuple[str, str]]:
+        """Every example as (prompt, response)."""
+        return [
+            (tokenizer.decode(self.tokens[a + 1 : b].tolist()), tokenizer.decode(self.tokens[b + 1 : c - 1].tolist()))
+            for a, b, c in zip(self.starts, self.responses, self.ends, strict=True)
+        ]
 
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:

@@ -1,68 +1,53 @@
 """How good a model is: its loss over a split, and `tinygpt eval`, which puts that number beside what counting reaches.
 
-loss = split_loss(model, dataset.splits["val"], 64, compute)         # nats per token
+loss = mean_loss(model, source, source.every(block_size), compute)      # source = dataset.sources["val"]; nats a token
 bits_per_character = loss / math.log(2) * tokens / characters
 """
 
+import io
 import json
 import math
-from collections.abc import Iterator
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from tinygpt import device
-from tinygpt.checkpoint import load
+from tinygpt import classify, device
+from tinygpt.adapter import load_model
 from tinygpt.config import EvalConfig
-from tinygpt.data import Dataset, draw_windows, windows
+from tinygpt.data import Dataset, Examples, Windows
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
 from tinygpt.model import GPT
 from tinygpt.precision import MixedPrecision
-from tinygpt.tokenizer import fingerprint, tokenizer_from_dict
-
-
-def every_token_once(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
-    return np.arange(0, len(tokens) - 1, block_size)
-
-
-def batches(
-    tokens: np.ndarray, starts: np.ndarray, block_size: int, rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(x, y) of `rows` windows at a time, int64; behind the end of the split y is -1, which carries no loss."""
-    for at in range(0, len(starts), rows):
-        some = starts[at : at + rows]
-        if some[-1] + block_size < len(tokens):
-            block = windows(tokens, some, block_size)
-        else:
-            places = some[:, None] + np.arange(block_size + 1)
-            inside = places < len(tokens)
-            block = np.where(inside, tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64), -1)
-        yield np.maximum(block[:, :-1], 0), block[:, 1:]
+from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 
 
 @torch.inference_mode()
 def mean_loss(
     model: GPT | MixedPrecision,
-    tokens: np.ndarray,
-    starts: np.ndarray,
+    source: Windows | Examples,
+    at: np.ndarray,
     compute: device.Compute,
     ranks: Processes = Processes(),
-    block_size: int = 0,
 ) -> float:
-    """Mean cross-entropy in nats over all targets of the windows at `starts`, shared out among the processes."""
-    block_size = block_size or model.config.block_size
-    # several windows at once are faster; about 8,000 tokens of a small model, fewer of a large one
-    rows = max(1, (1 << 22) // (block_size * max(model.config.vocab_size, 4 * model.config.n_embd)))
+    """Mean cross-entropy in nats over all targets of the rows `at`, shared out among the processes."""
+    block_size, mine = model.config.block_size, at[ranks.rank :: ranks.count]
+    # several rows at once are faster; about 8,000 tokens of a small model, fewer of a large one
+    many = max(1, (1 << 22) // (source.width(block_size) * max(model.config.vocab_size, 4 * model.config.n_embd)))
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for x, y in batches(tokens, starts[ranks.rank :: ranks.count], block_size, rows):
-        loss = model(torch.from_numpy(x).to(compute.device), torch.from_numpy(y).to(compute.device))[1]
+    for index in range(0, len(mine), many):
+        x, y = (
+            torch.from_numpy(np.ascontiguousarray(part)) for part in source.rows(mine[index : index + many], block_size)
+        )
         valid = int((y >= 0).sum())
-        total += loss.item() * valid
-        count += valid
+        if valid:
+            total += model(x.to(compute.device), y.to(compute.device))[1].item() * valid  # type: ignore[union-attr]
+            count += valid
     model.train(was_training)
     total_loss, total_count = ranks.sum([total, count], compute.device)
     return total_loss / total_count
@@ -78,19 +63,20 @@ def estimate_losses(
     ranks: Processes,
 ) -> dict[str, float]:
     """Loss of both splits: over `eval_iters` random batches as in nanoGPT, or with 0 over the whole validation split
-    and an equally long part of the training split.
+    and an equally large part of the training split.
 
     The random windows are the same at every evaluation, so that two evaluations differ by the model alone; they are a
     stream of their own, so that evaluating does not change what is trained on.
     """
     block_size, losses = model.config.block_size, {}
-    for stream, (split, tokens) in enumerate(dataset.splits.items(), start=1):
+    for stream, split in enumerate(("train", "val"), start=1):
+        source = dataset.sources[split]
         if eval_iters:
-            starts = draw_windows(seed, 0, len(tokens), block_size, eval_iters * batch_size, stream)
+            at = source.draw(seed, 0, block_size, eval_iters * batch_size, stream)
         else:
-            tokens = tokens[: len(dataset.splits["val"])]
-            starts = every_token_once(tokens, block_size)
-        losses[split] = mean_loss(model, tokens, starts, compute, ranks)
+            source = source.like(dataset.sources["val"])
+            at = source.every(block_size)
+        losses[split] = mean_loss(model, source, at, compute, ranks)
     return losses
 
 
@@ -122,43 +108,111 @@ def count_baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict
 
 
 def evaluate(config: EvalConfig) -> None:
-    """`tinygpt eval`: whole-split loss, perplexity and bits per character of a checkpoint."""
-    checkpoint = load(config.ckpt)
-    name = config.dataset or str(checkpoint.config.get("dataset", ""))
+    """`tinygpt eval`: whole-split loss, perplexity and bits per character of a checkpoint; for a labelled task its
+    accuracy, beside simpler ways to the same labels."""
+    checkpoint = load_model(config.ckpt, config.adapter)
+    name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
         raise TinyGPTError(f"{config.ckpt} does not say what it was trained on", "--dataset=NAME")
     dataset = Dataset(config.data_dir, name)
     if checkpoint.tokenizer is not None:
-        own = tokenizer_from_dict(checkpoint.tokenizer, config.ckpt).to_dict()
-        if fingerprint(own) != dataset.fingerprint:
+        own = tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
+        fresh = dataset.fingerprint
+        if not dataset.speak(own):
             raise TinyGPTError(
                 f"{config.ckpt} and dataset {name!r} have different vocabularies "
-                f"({fingerprint(own)} and {dataset.fingerprint})",
+                f"({fingerprint(own.to_dict())} and {fresh})",
                 "evaluate on the dataset it was trained on, or train on this one",
             )
     checkpoint.require_symbols(dataset.tokenizer, config.ckpt)
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
-    model = checkpoint.build_model().to(compute.device, compute.dtype)
+    model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
+    if dataset.labels:
+        label_task(config, model, dataset, compute)
+    elif config.task or config.predict:
+        raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
+    else:
+        show_loss(config, model, dataset, compute)
+
+
+def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
+    """How well the model labels a split, or with --predict the labels of a file's lines."""
+    tokenizer, labels = dataset.tokenizer, dataset.labels
+    assert isinstance(tokenizer, CharTokenizer)
+    if config.predict:
+        prompts = lines_of(Path(config.predict))
+        total, _ = classify.label_scores(model, tokenizer, prompts, labels, compute.device, skip_unknown=True)
+        chances = classify.probabilities(total)
+        if not config.output:
+            classify.predict_csv(sys.stdout, prompts, labels, chances)
+            return
+        with replacing(Path(config.output)) as file:
+            text = io.TextIOWrapper(file, "utf-8", newline="")
+            classify.predict_csv(text, prompts, labels, chances)
+            text.detach()  # which flushes it
+        print(f"written: {config.output}, {len(prompts):,} lines")
+        return
+    train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))  # type: ignore[union-attr]
+    total, mean = classify.label_scores(model, tokenizer, [prompt for prompt, _ in wanted], labels, compute.device)
+    report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train)
+    if config.json:
+        print(json.dumps({"ckpt": config.ckpt, **report.to_dict()}))
+        return
+    print(report.text())
+    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    picture = Path(config.output) if config.output else beside / "confusion.png"
+    try:
+        classify.draw_confusion(report, picture)
+        print(f"\nwritten: {picture}")
+    except TinyGPTError as error:
+        if config.output:
+            raise
+        print(f"\nno picture: {error.message}")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise TinyGPTError(f"{path}: not UTF-8 text", "one prompt a line") from None
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
+        raise TinyGPTError(f"{path}: {what}", "--predict FILE, with one prompt a line") from None
+    if not any(lines):
+        raise TinyGPTError(f"{path}: empty", "one prompt a line")
+    return [line for line in lines if line]
+
+
+def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
+    """The loss of the whole validation split, and for plain text what guessing by counts reaches on it."""
     train, val = dataset.splits["train"], dataset.splits["val"]
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
-    loss = mean_loss(model, val, every_token_once(val, model.config.block_size), compute)
+    source = dataset.sources["val"]
+    loss = mean_loss(model, source, source.every(model.config.block_size), compute)
+    targets = int((source.rows(source.every(1 << 20), 1 << 20)[1] >= 0).sum()) if dataset.pairs else len(val) - 1
     tokens_per_character = len(val) / max(int(dataset.meta.get("characters", {}).get("val", len(val))), 1)
-    losses = {**count_baselines(train, val, dataset.tokenizer.vocab_size), "model": loss}
+    if dataset.pairs:
+        tokens_per_character = 1.0
+    baselines = {} if dataset.pairs else count_baselines(train, val, dataset.tokenizer.vocab_size)
+    losses = {**baselines, "model": loss}
     if config.json:
         result = {
             "ckpt": config.ckpt,
-            "dataset": name,
-            "tokens": len(val) - 1,
+            "dataset": dataset.name,
+            "tokens": targets,
             "loss": loss,
             "perplexity": math.exp(loss),
             "bits_per_character": loss / math.log(2) * tokens_per_character,
-            "baselines": {key: value for key, value in losses.items() if key != "model"},
+            "baselines": baselines,
         }
         print(json.dumps(result))
         return
-    print(f"{config.ckpt} on the validation split of {name}: {len(val) - 1:,} tokens, each predicted once\n")
+    what = "response tokens" if dataset.pairs else "tokens, each predicted once"
+    print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
     print(f"{'':<10}{'loss':>8}{'perplexity':>13}{'bits per character':>21}")
     for key, value in losses.items():
         print(f"{key:<10}{value:>8.4f}{math.exp(value):>13.2f}{value / math.log(2) * tokens_per_character:>21.3f}")
-    print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol")
+    if baselines:
+        print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol")

@@ -17,6 +17,7 @@ Shapes: B sequences, T positions, C = n_embd, V = vocab_size.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -137,6 +138,7 @@ class PlainAttention(torch.autograd.Function):
         return d
 
 
+@functools.lru_cache(maxsize=2)
 def future_mask(T: int, dtype: torch.dtype) -> Tensor:
     """Zero on and below the diagonal, minus infinity above: (T, T), added to the scores."""
     return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
@@ -299,6 +301,26 @@ class GPT(nn.Module):
         self.config.block_size = block_size
         if self.config.position == "learned":
             self.transformer["wpe"].weight = nn.Parameter(self.transformer["wpe"].weight[:block_size].detach().clone())
+
+    def grow_vocabulary(self, known: int, total: int) -> None:
+        """Room for `total` symbols, of which the first `known` are in use. Old rows stay; a new one starts as their
+        mean, so that the model takes an unknown symbol for an average one (Hewitt 2021, "Initializing new word
+        embeddings for pretrained language models")."""
+        old, size = self.config.vocab_size, max(total, self.config.vocab_size)
+        transformer = self.transformer
+        if "wbe" in transformer:  # rows of pairs: (before, token)
+            pairs = transformer["wbe"].weight.detach().view(old, old, -1)[:known, :known]
+            grown = pairs.mean((0, 1)).repeat(size, size, 1)
+            grown[:known, :known] = pairs
+            transformer["wbe"] = nn.Embedding.from_pretrained(grown.flatten(0, 1), freeze=False)
+        for module in {transformer["wte"], self.lm_head}:
+            rows = module.weight.detach()[:known]
+            grown = torch.cat((rows, rows.mean(0).repeat(size - known, 1)))
+            module.weight = nn.Parameter(grown)
+        transformer["wte"].num_embeddings = self.lm_head.out_features = size
+        if self.config.tie_weights:
+            self.lm_head.weight = transformer["wte"].weight
+        self.config.vocab_size = size
 
     def num_params(self) -> int:
         """Parameters, each counted once; without the position embeddings, as nanoGPT counts."""

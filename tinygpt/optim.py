@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from tinygpt.config import TrainConfig
@@ -46,7 +46,8 @@ class AdamW:
         self.steps = [torch.zeros((), device=weight.device) for weight in weights]
 
     @torch.no_grad()
-    def step(self, gradients: list[Tensor], lr: float) -> None:
+    def step(self, gradients: list[Tensor], lr: float, divide_by: Tensor | None = None) -> None:
+        """`divide_by`: of the gradients, in the same kernel."""
         beta1, beta2 = self.betas
         for index, decay in enumerate(self.decays):
             w, g, m, v, step = (
@@ -54,7 +55,7 @@ class AdamW:
             )
             adamw(
                 w, g, m, v, [], step, fused=True, amsgrad=False, maximize=False,
-                beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=1e-8,
+                beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=1e-8, grad_scale=divide_by,
             )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ class Optimizer:
         decays = [decay for place, decay in kinds if place]
         self.adamw = AdamW([flat[place] for place in self.places], decays, (config.beta1, config.beta2))
         self.scaler = torch.amp.GradScaler(flat.device.type, enabled=mixed.dtype is torch.float16)
+        self.divide_by: Tensor | None = None  # what clipping makes of the gradient's norm
         self.param_groups = [{"params": [mixed.flat]}]  # where the scaler looks for gradients
 
     def set_learning_rate(self, rate: float) -> None:
@@ -88,9 +90,12 @@ class Optimizer:
         self.rate = rate
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to norm grad_clip if it is larger; returns the norm that it had."""
+        """The gradient's norm; if it is larger than grad_clip, `update` scales the gradient down to that."""
         self.scaler.unscale_(self)  # type: ignore[arg-type]
-        return nn.utils.clip_grad_norm_([self.mixed.flat], self.config.grad_clip or math.inf)
+        assert self.mixed.flat.grad is not None
+        norm = torch.linalg.vector_norm(self.mixed.flat.grad)
+        self.divide_by = (norm / self.config.grad_clip).clamp(min=1.0) if self.config.grad_clip else None
+        return norm
 
     def update(self) -> None:
         """Move the weights, unless float16 overflowed, and forget the gradient."""
@@ -102,10 +107,12 @@ class Optimizer:
         """Move the weights."""
         gradient = self.mixed.flat.grad
         assert gradient is not None
-        self.adamw.step([gradient[place] for place in self.places], self.rate)
+        self.adamw.step([gradient[place] for place in self.places], self.rate, self.divide_by)
         if self.muon:
             share = self.rate / self.config.learning_rate if self.config.learning_rate else 0.0
-            self.muon.step(gradient[self.muon_place], self.config.muon_learning_rate * share)
+            part = gradient[self.muon_place]
+            part = part if self.divide_by is None else part / self.divide_by
+            self.muon.step(part, self.config.muon_learning_rate * share)
 
     def state_dict(self) -> dict[str, Any]:
         """What the optimizer has learned about the gradients; rates, decay and betas are the config's."""

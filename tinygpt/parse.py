@@ -120,15 +120,18 @@ def _problems(config: Any) -> Iterator[str]:
         if getattr(config, name, 1) > 2**53:
             yield f"{name} is {getattr(config, name)}, more than any machine can hold"
     at_least_zero = "max_iters eval_iters patience checkpoint_interval sample_interval warmup_iters lr_decay_iters seed"
-    rates = "learning_rate muon_learning_rate min_lr weight_decay grad_clip temperature top_k max_new_tokens"
+    at_least_zero += " lora_rank show"
+    rates = "learning_rate muon_learning_rate min_lr weight_decay grad_clip temperature top_k max_new_tokens lora_alpha"
     for name in f"{at_least_zero} {rates}".split():
         if not 0 <= getattr(config, name, 0) < float("inf"):
             yield f"{name} is {getattr(config, name)}, it must be 0 or more"
-    for name, low, high in (("dropout", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1)):
+    for name, low, high in [(name, 0, 1) for name in ("dropout", "lora_dropout", "replay", "beta1", "beta2")]:
         if not low <= getattr(config, name, low) < high:
             yield f"{name} is {getattr(config, name)}, it must be in [{low}, {high})"
     if hasattr(config, "val_fraction") and not 0 < config.val_fraction < 1:
         yield f"val_fraction is {config.val_fraction}, it must be between 0 and 1"
+    if hasattr(config, "test_fraction") and not 0 < config.test_fraction < 1 - config.val_fraction:
+        yield f"test_fraction is {config.test_fraction}, it must be above 0 and leave room for training"
     if hasattr(config, "top_p") and not 0 < config.top_p <= 1:
         yield f"top_p is {config.top_p}, it must be above 0 and at most 1"
     if hasattr(config, "n_head") and config.n_head > 0 and config.n_embd % config.n_head:
@@ -137,8 +140,8 @@ def _problems(config: Any) -> Iterator[str]:
         yield f"position=rope turns pairs of numbers: n_embd {config.n_embd} / n_head {config.n_head} must be even"
     if getattr(config, "seed", 0) >= 2**63:
         yield f"seed is {config.seed}, it must be below 2**63"
-    if hasattr(config, "dataset"):
-        yield from _dataset_name_problems(config.dataset)
+    for key in ("dataset", "base_dataset", "task"):
+        yield from _dataset_name_problems(getattr(config, key, ""))
     if isinstance(config, PrepareConfig):
         yield from _dataset_name_problems(config.name, required=True)
 

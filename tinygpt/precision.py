@@ -60,7 +60,10 @@ class MixedPrecision(nn.Module):
         sizes = [shape.numel() for shape in self.shapes.values()]
         pieces = zip(self.shapes.items(), low.split(sizes), strict=True)
         weights = {name: piece.view(shape) for (name, shape), piece in pieces}
-        return torch.func.functional_call(self.model, weights | self.frozen, (idx, targets))
+        for name in [name for name in weights if name.endswith(".new_rows")]:  # of a table whose other rows are frozen
+            table, rows = name.replace(".new_rows", ".weight"), weights[name]
+            weights[table] = torch.cat((self.frozen[table][: -len(rows)], rows))
+        return torch.func.functional_call(self.model, self.frozen | weights, (idx, targets))
 
 
 MATRIX, EMBEDDING, VECTOR = 0, 1, 2

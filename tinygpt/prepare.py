@@ -28,6 +28,8 @@ from tinygpt.config import PrepareConfig
 from tinygpt.data import TokenWriter, commit_dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
+from tinygpt.pairs import prepare_pairs
+from tinygpt.tasks import TASKS
 from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it stays in the cache), and half the memory
@@ -41,6 +43,8 @@ def prepare(config: PrepareConfig) -> None:
     """Make DATA_DIR/NAME/{train.bin, val.bin, meta.json}, complete or not at all, and show what was made."""
     folder = Path(config.data_dir) / config.name
     check_request(config)
+    if config.format == "pairs" or config.name in TASKS:
+        return prepare_pairs(config, input_files(config.input))
     text = InputText(input_files(config.input), config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # a mistake in own text is found before anything is written
@@ -68,17 +72,22 @@ def make_tokenizer(text: "InputText", config: PrepareConfig) -> Tokenizer:
 
 def check_request(config: PrepareConfig) -> None:
     """Errors: TinyGPTError for combinations that cannot be meant, before anything is written."""
-    if config.name in READY and config.input:
+    if config.name in (*READY, *TASKS) and (config.input or (config.format == "pairs" and config.name in READY)):
         raise TinyGPTError(
             f"{config.name} is a ready corpus and takes no --input", "choose another name for your own text"
         )
     if config.name not in READY and config.source:
         raise TinyGPTError("--source is for the ready corpora", f"--input {config.source}")
-    if config.name not in READY and not config.input:
+    ready = [*READY, *TASKS]
+    if config.name not in ready and not config.input:
         raise TinyGPTError(
-            f"{config.name!r} is not a ready corpus ({', '.join(READY)}), and no --input was given",
+            f"{config.name!r} is not a ready corpus ({', '.join(ready)}), and no --input was given",
             f"tinygpt prepare {config.name} --input path/to/text.txt",
         )
+    if config.format == "pairs" and config.tokenizer == "gpt2":
+        raise TinyGPTError("pairs need marks, which GPT-2's vocabulary has not", "drop --tokenizer=gpt2")
+    if config.format != "pairs" and config.name not in ready and all(i.endswith(".jsonl") for i in config.input):
+        raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")
     if not is_encoding(config.encoding):
         raise TinyGPTError(f"--encoding {config.encoding}: no such encoding", "for example cp1252 or utf-16")
 

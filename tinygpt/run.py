@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__, checkpoint, device
+from tinygpt import __version__, checkpoint, device, lora
+from tinygpt.adapter import weights_fingerprint
 from tinygpt.config import TrainConfig, to_yaml
-from tinygpt.data import Dataset
+from tinygpt.data import Dataset, Examples
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
@@ -23,7 +24,7 @@ from tinygpt.model import GPT, GPTConfig
 from tinygpt.optim import Optimizer
 from tinygpt.precision import MixedPrecision
 from tinygpt.runlog import RunLog
-from tinygpt.tokenizer import fingerprint
+from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
 
@@ -55,11 +56,27 @@ class Run:
     progress: Progress
     started: float = dataclasses.field(default_factory=time.perf_counter)
     saved_at: int = -1  # the iteration before which last.pt was written
+    base_data: Dataset | None = None  # what the base model was trained on: for replay, and to see what is forgotten
+    base_fingerprint: str = ""  # of the weights that an adapter of this run belongs to
     clock: float = 0.0  # for the announcement of the expected time
 
     @property
     def out(self) -> Path:
         return Path(self.config.out_dir)
+
+    @property
+    def tokens_per_iter(self) -> int:
+        """Tokens that an iteration reads, padding included."""
+        rows = self.config.batch_size * self.config.gradient_accumulation_steps
+        return rows * self.dataset.sources["train"].width(self.config.block_size)
+
+    def plain_model(self) -> GPT:
+        """The model as it is now, with adapters added to its weights: what writes samples."""
+        if not self.config.lora_rank:
+            return self.model
+        plain = GPT(self.model.config).to(self.compute.device)
+        plain.load_state_dict(lora.merged(self.model.state_dict(), self.config.lora_alpha))
+        return plain
 
     def seconds(self) -> float:
         return self.progress.seconds + time.perf_counter() - self.started
@@ -96,12 +113,13 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
     if resume:
         if "optimizer" not in base.training:
             raise TinyGPTError(f"{last} has no optimizer state to go on from", f"--init_from={last}")
-        has = base.config.get("optimizer", config.optimizer)
-        if "optimizer" in given and config.optimizer != has:  # its state cannot be read as the other's
-            raise TinyGPTError(
-                f"optimizer is {config.optimizer} here and {has} in the checkpoint",
-                f"drop optimizer, or start from the weights alone: --init_from={last} --out_dir=out-new",
-            )
+        for name in ("optimizer", "lora_rank", "lora_targets"):  # its state cannot be read as another's
+            wanted, has = getattr(config, name), base.config.get(name, getattr(config, name))
+            if name in given and wanted != has:
+                raise TinyGPTError(
+                    f"{name} is {wanted} here and {has} in the checkpoint",
+                    f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
+                )
         # not where to write and whom to tell: the file may be a stranger's
         own = given | {"config", "init_from", "quiet", "out_dir", "wandb_log"}
         for name, value in base.config.items():
@@ -111,19 +129,19 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
 
 
 def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None) -> GPT:
-    """A new model from the seed, or that of the checkpoint. Errors: TinyGPTError when it speaks another vocabulary."""
+    """A new model from the seed, or that of the checkpoint, grown by the symbols that are new in the dataset.
+
+    The dataset then speaks the model's vocabulary. Errors: TinyGPTError when the two vocabularies cannot be one.
+    """
     if base is None:
+        for name in ("lora_rank", "replay"):
+            if getattr(config, name):
+                raise TinyGPTError(f"{name} needs a trained model to start from", "--init_from=out/ckpt.pt")
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return GPT(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape))
-    if base.tokenizer is not None and fingerprint(base.tokenizer) != dataset.fingerprint:
-        raise TinyGPTError(
-            f"the checkpoint's vocabulary ({fingerprint(base.tokenizer)}) is not that of dataset "
-            f"{dataset.name!r} ({dataset.fingerprint})",
-            "prepare the text that it was trained on, or start with --init_from=scratch",
-        )
-    base.require_symbols(dataset.tokenizer, config.init_from)
     resume = config.init_from in ("resume", "auto")
+    known = agree_on_symbols(config, dataset, base, resume)
     if resume and base.data != {key: str(value) for key, value in dataset.meta["sha256"].items()}:
         raise TinyGPTError(
             f"dataset {dataset.name!r} has been prepared from other text since {config.out_dir}/last.pt was written",
@@ -131,19 +149,69 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
             f"--init_from={config.out_dir}/last.pt --out_dir=out-new",
         )
     base.model_args["dropout"] = config.dropout
+    adapter = lora.LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    if resume and config.lora_rank:
+        return base.build_adapted(adapter)
     model = base.build_model()
     if config.block_size < model.config.block_size:
         model.crop_block_size(config.block_size)
+    size = dataset.tokenizer.vocab_size
+    if size > known:
+        model.grow_vocabulary(known, padded_vocab_size(size))
+    if config.lora_rank:
+        torch.manual_seed(config.seed)
+        lora.attach(model, adapter, model.config.vocab_size - known if size > known else 0)
     return model
+
+
+def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint, resume: bool) -> int:
+    """Let the dataset speak the checkpoint's vocabulary, to whose end new characters are added; returns how many
+    symbols the checkpoint knows. Errors: TinyGPTError when there is no such vocabulary."""
+    if base.tokenizer is None:  # nanoGPT's
+        base.require_symbols(dataset.tokenizer, config.init_from)
+        return dataset.tokenizer.vocab_size
+    own, fresh = tokenizer_from_dict(base.tokenizer, config.init_from), dataset.fingerprint
+    both = own
+    if not resume and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
+        both = own.grown(dataset.tokenizer.symbols)
+    if not dataset.speak(both):
+        raise TinyGPTError(
+            f"the checkpoint's vocabulary ({fingerprint(own.to_dict())}) is not that of dataset "
+            f"{dataset.name!r} ({fresh})",
+            "prepare the text that it was trained on, or start with --init_from=scratch",
+        )
+    if both is own:
+        base.require_symbols(own, config.init_from)
+    return own.vocab_size
+
+
+def base_dataset(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None) -> Dataset | None:
+    """What the base model was trained on, if it is prepared here. Errors: TinyGPTError if replay needs it."""
+    if base is not None and not config.base_dataset and config.init_from not in ("resume", "auto"):
+        config.base_dataset = str(base.config.get("dataset", ""))
+    if not config.base_dataset:
+        if config.replay:
+            raise TinyGPTError("replay needs the base model's own data", "--base_dataset=NAME")
+        return None
+    try:
+        found = Dataset(config.data_dir, config.base_dataset)
+    except TinyGPTError:
+        if config.replay:
+            raise
+        return None
+    if found.speak(dataset.tokenizer):
+        return found
+    if config.replay:
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has symbols that the base model does not know",
+            "--base_dataset=NAME of the text that the base model was trained on",
+        )
+    return None
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
     """Forward passes an iteration in each process: never more rows at once than batch_size."""
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
-
-
-def tokens_per_iter(config: TrainConfig) -> int:
-    return config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -179,7 +247,8 @@ def set_up(
     if base is not None and config.init_from in ("resume", "auto"):
         progress = Progress(**base.training["progress"])
         optimizer.load_state_dict(base.training["optimizer"])
-    example = torch.zeros((config.batch_size, config.block_size), dtype=torch.long, device=compute.device)
+    columns = dataset.sources["train"].width(config.block_size)
+    example = torch.zeros((config.batch_size, columns), dtype=torch.long, device=compute.device)
     forward, compiled = device.compile_model(mixed, config.compile, compute, example)
     if ranks.count > 1:
         forward = nn.parallel.DistributedDataParallel(forward)
@@ -187,6 +256,9 @@ def set_up(
     run = Run(config, dataset, model, mixed, forward, optimizer, compute, ranks, log, progress)
     if base is not None and config.init_from in ("resume", "auto"):
         run.saved_at = progress.step
+        run.base_fingerprint = str(base.training.get("base", ""))
+    elif base is not None and config.lora_rank:
+        run.base_fingerprint = weights_fingerprint(base.model)
     if ranks.is_main and not config.eval_only:
         with replacing(run.out / "config.yaml") as file:
             file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())
@@ -201,16 +273,26 @@ def set_up(
 def show_start(run: Run, compiled: str) -> None:
     """What was chosen and what follows from it, before the first iteration."""
     config, data = run.config, run.dataset
-    train_tokens, per_iter = len(data.splits["train"]), tokens_per_iter(config)
+    rows, source = config.batch_size * config.gradient_accumulation_steps, data.sources["train"]
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
-    passes = config.max_iters * per_iter / train_tokens
+    if isinstance(source, Examples):
+        size, passes, per_iter = (
+            f"{len(source.starts):,} training examples",
+            rows / len(source.starts),
+            f"{rows} examples",
+        )
+    else:
+        size, passes = f"{len(source.tokens):,} training tokens", run.tokens_per_iter / len(source.tokens)
+        per_iter = f"{run.tokens_per_iter:,} tokens"
+    trained = run.mixed.flat.numel()
+    part = f"; {trained:,} of them are trained" if config.lora_rank else ""
     for line in (
         f"device:      {run.compute.describe()}{processes}",
         f"compile:     {compiled}",
-        f"dataset:     {data.folder}: {train_tokens:,} training tokens, {data.tokenizer.vocab_size:,} symbols",
-        f"model:       {run.model.num_params():,} parameters: {shape}",
-        f"iterations:  {config.max_iters:,} of {per_iter:,} tokens, {passes:.1f} passes over the data",
+        f"dataset:     {data.folder}: {size}, {data.tokenizer.vocab_size:,} symbols",
+        f"model:       {run.model.num_params():,} parameters{part}: {shape}",
+        f"iterations:  {config.max_iters:,} of {per_iter}, {config.max_iters * passes:.1f} passes over the data",
     ):
         run.log.say(line)
     if run.progress.step:

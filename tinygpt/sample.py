@@ -4,6 +4,7 @@ Text streams as it is made when there is one sample; several samples of the prom
 """
 
 import codecs
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,19 +12,21 @@ from pathlib import Path
 import torch
 
 from tinygpt import device
-from tinygpt.checkpoint import Checkpoint, load
+from tinygpt.adapter import load_model
+from tinygpt.checkpoint import Checkpoint
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import Choice, generate
-from tinygpt.tokenizer import Tokenizer, tokenizer_from_dict
+from tinygpt.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer, tokenizer_from_dict
 
 
 def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`."""
-    checkpoint = load(config.ckpt)
+    checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = checkpoint_tokenizer(checkpoint, config)
-    prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown)
+    prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
+    config = dataclasses.replace(config, stop=config.stop or (END if answers(tokenizer) and not config.plain else ""))
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
     model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
     if config.num_samples == 1 and not config.json:
@@ -73,8 +76,20 @@ def prompt_text(start: str) -> str:
         raise TinyGPTError(f"{path}: {what}", "--start FILE:path/to/prompt.txt") from None
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool) -> list[int]:
-    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start."""
+def answers(tokenizer: Tokenizer) -> bool:
+    """Whether the model was fine-tuned on prompts and responses: its vocabulary has their marks."""
+    return isinstance(tokenizer, CharTokenizer) and len(tokenizer.special) == len(SPECIAL)
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool, plain: bool = False) -> list[int]:
+    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start.
+
+    A model that answers is asked: PROMPT text RESPONSE.
+    """
+    if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
+        if not text.strip():
+            raise TinyGPTError("this model answers prompts, and there is none", '--start "a prompt", or --plain')
+        return tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
     if text in ("", "\n"):
         try:
             return tokenizer.encode("\n").tolist()

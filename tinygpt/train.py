@@ -15,30 +15,41 @@ import numpy as np
 import torch
 
 from tinygpt import checkpoint, device, distributed
+from tinygpt.adapter import save_adapter
 from tinygpt.config import TrainConfig
-from tinygpt.data import Dataset, draw_windows, windows
+from tinygpt.data import Dataset, Examples
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
 from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
-from tinygpt.run import Run, check_processes, make_model, micro_steps, set_up, starting_point, tokens_per_iter
+from tinygpt.run import Run, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
 from tinygpt.runlog import import_wandb
 from tinygpt.signals import StopSignal
 
+REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
 
-def train(config: TrainConfig) -> int:
+
+class Observer:
+    """Looks at a run before its first iteration and after its last one."""
+
+    def before(self, run: Run) -> None: ...
+
+    def after(self, run: Run) -> None: ...
+
+
+def train(config: TrainConfig, observer: Observer | None = None) -> int:
     """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
     compute = device.choose(distributed.device_name(config.device), config.dtype)
     try:
-        return prepare_and_loop(config, compute)
+        return prepare_and_loop(config, compute, observer or Observer())
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
         raise out_of_memory(config, compute) from None
 
 
-def prepare_and_loop(config: TrainConfig, compute: device.Compute) -> int:
+def prepare_and_loop(config: TrainConfig, compute: device.Compute, observer: Observer) -> int:
     """Everything a user can get wrong is found out before a file is written; then the loop."""
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(distributed.processes(config.backend, compute.device))
@@ -46,9 +57,10 @@ def prepare_and_loop(config: TrainConfig, compute: device.Compute) -> int:
         dataset = Dataset(config.data_dir, config.dataset)
         dataset.require(config.block_size)
         check_processes(config, ranks)
-        for name in ("ckpt.pt", "last.pt"):
+        for name in ("ckpt.pt", "last.pt", "adapter.pt"):
             refuse_link(Path(config.out_dir) / name)
         model = make_model(config, dataset, base)
+        base_data = base_dataset(config, dataset, base)
         if config.wandb_log:
             import_wandb()
         if ranks.is_main and not config.eval_only:
@@ -57,7 +69,13 @@ def prepare_and_loop(config: TrainConfig, compute: device.Compute) -> int:
         stop = stack.enter_context(StopSignal())
         run = set_up(config, compute, ranks, dataset, model, base)
         stack.callback(run.log.close)
-        return loop(run, stop)
+        run.base_data = base_data
+        observer.before(run)
+        status = loop(run, stop)
+        if not status and not config.eval_only:
+            observer.after(run)
+            finish(run)
+        return status
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -84,7 +102,7 @@ def loop(run: Run, stop: "StopSignal") -> int:
 
         if (progress.step - 1) % config.log_interval == 0:
             now = time.perf_counter()
-            speed = tokens_per_iter(config) * config.log_interval / (now - marked)
+            speed = run.tokens_per_iter * config.log_interval / (now - marked)
             marked = now
             run.log.metric(
                 "train",
@@ -104,7 +122,6 @@ def loop(run: Run, stop: "StopSignal") -> int:
             )
             run.log.say("next: the same command with --init_from=resume", always=True)
             return stop.status
-    finish(run)
     return 0
 
 
@@ -133,22 +150,27 @@ def training_step(run: Run) -> tuple[float, float]:
 
 def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T)."""
-    config, tokens = run.config, run.dataset.splits["train"]
+    config, source = run.config, run.dataset.sources["train"]
     rows = config.batch_size * config.gradient_accumulation_steps
-    starts = draw_windows(config.seed, step, len(tokens), config.block_size, rows)
-    share = starts.reshape(run.ranks.count, -1)[run.ranks.rank]
-    block = torch.from_numpy(windows(tokens, share, config.block_size))
+    replayed = round(config.replay * rows)
+    parts = [source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), config.block_size)]
+    if replayed and run.base_data:  # of the base model's own text, as wide as the examples
+        old, width = run.base_data.sources["train"], source.width(config.block_size)
+        parts.append(old.rows(old.draw(config.seed, step, width, replayed, REPLAY), width))
+    x, y = (np.concatenate(halves) for halves in zip(*parts, strict=True))
+    share = slice(run.ranks.rank * rows // run.ranks.count, (run.ranks.rank + 1) * rows // run.ranks.count)
+    block = torch.from_numpy(np.stack((x[share], y[share])))
     if run.compute.device.type == "cuda":
         block = block.pin_memory().to(run.compute.device, non_blocking=True)
     else:
         block = block.to(run.compute.device)
-    block = block.view(micro_steps(config, run.ranks), -1, config.block_size + 1)
-    return block[..., :-1].contiguous(), block[..., 1:].contiguous()
+    inputs, targets = block.view(2, micro_steps(config, run.ranks), -1, x.shape[1])
+    return inputs, targets
 
 
 def seed_dropout(config: TrainConfig, step: int, micro_step: int, rank: int) -> None:
     """Dropout's masks are a function of (seed, step, micro_step, rank)."""
-    if config.dropout:
+    if config.dropout or config.lora_dropout:
         key = np.random.SeedSequence([config.seed, step, micro_step, rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(key[0]))
 
@@ -187,6 +209,8 @@ def evaluate_and_save(run: Run) -> None:
         return
     if best or config.always_save_checkpoint:
         save(run, "ckpt.pt")
+        if config.lora_rank and run.ranks.is_main:
+            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint)
     save(run, "last.pt")
 
 
@@ -198,8 +222,13 @@ def save(run: Run, name: str) -> None:
         run.saved_at = run.progress.step
     if not run.ranks.is_main:
         return
+    checkpoint.save(run.out / name, state_of(run))
+
+
+def state_of(run: Run) -> checkpoint.Checkpoint:
+    """All that a run knows."""
     progress = dataclasses.replace(run.progress, seconds=run.seconds())
-    state = checkpoint.Checkpoint(
+    return checkpoint.Checkpoint(
         model=run.model.state_dict(),
         model_args=dataclasses.asdict(run.model.config),
         config=dataclasses.asdict(run.config) | {"config": list(run.config.config)},
@@ -210,9 +239,9 @@ def save(run: Run, name: str) -> None:
         training={
             "progress": dataclasses.asdict(progress),
             "optimizer": run.optimizer.state_dict(),
+            "base": run.base_fingerprint,
         },
     )
-    checkpoint.save(run.out / name, state)
 
 
 def show_sample(run: Run, length: int = 200) -> None:
@@ -220,10 +249,12 @@ def show_sample(run: Run, length: int = 200) -> None:
     if not run.ranks.is_main:
         return
     tokenizer = run.dataset.tokenizer
-    prompt = torch.zeros((1, 1), dtype=torch.long, device=run.compute.device)
-    run.model.eval()
-    choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
-    made = [int(row[0]) for row in generate(run.model, prompt, length, choice, tokenizer.vocab_size)]
+    source, start = run.dataset.sources["val"], np.zeros(1, dtype=np.int64)
+    if isinstance(source, Examples):  # the first example's prompt, up to where its response begins
+        start = source.tokens[: source.responses[0] + 1].astype(np.int64)
+    prompt = torch.from_numpy(start[None]).to(run.compute.device)
+    choice, model = Choice(temperature=0.8, top_k=200, seed=run.config.seed), run.plain_model().eval()
+    made = [int(row[0]) for row in generate(model, prompt, length, choice, tokenizer.vocab_size)]
     run.model.train()
     text = tokenizer.decode(made)
     run.log.metric("sample", run.progress.step, run.seconds(), text=text)
@@ -240,13 +271,13 @@ def out_of_patience(run: Run) -> bool:
 
 def finish(run: Run) -> None:
     config = run.config
-    if config.eval_only:
-        return
     best = run.progress.best_val_loss
     minutes, seconds = divmod(run.seconds(), 60)
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
-    run.log.say(f"written: {run.out}/ckpt.pt (the best), last.pt (the newest), metrics.jsonl, config.yaml")
-    run.log.say(f"\nnext: tinygpt sample --ckpt {run.out}/ckpt.pt", always=True)
+    adapter = ", adapter.pt" if config.lora_rank else ""
+    run.log.say(f"written: {run.out}/ckpt.pt (the best){adapter}, last.pt (the newest), metrics.jsonl, config.yaml")
+    measure = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
+    run.log.say(f"\nnext: tinygpt {measure if run.dataset.labels else f'sample --ckpt {run.out}/ckpt.pt'}", always=True)
 
 
 def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> None:

@@ -1,0 +1,147 @@
+"""Ways to fine-tune, side by side: what each learns, what it forgets, what it costs.
+
+    python scripts/compare.py configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
+
+Not at all, with all weights, with replay of the base model's own text, with LoRA of two ranks: each by `tinygpt
+finetune` and `tinygpt eval`, with three seeds. Prints a Markdown table of medians with the least and the greatest,
+draws accuracy against forgetting, and writes every figure to compare.json. Runs share the processor if --jobs says so;
+then their seconds are longer.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tinygpt.adapter import load_model
+from tinygpt.configfile import find_config, read_config
+from tinygpt.lora import adapted_only
+from tinygpt.runlog import read_metrics
+
+LORA = ["--weight_decay=0", "--learning_rate=5e-3", "--lora_alpha=16"]
+WAYS = {
+    "all weights": [],
+    "all weights, replay 0.1": ["--replay=0.1"],
+    "all weights, replay 0.3": ["--replay=0.3"],
+    "LoRA, rank 2": ["--lora_rank=2", *LORA],
+    "LoRA, rank 8": ["--lora_rank=8", *LORA],
+}
+
+
+def tinygpt(*args: str, threads: int) -> str:
+    command = [sys.executable, "-m", "tinygpt", *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(args)}:\n{done.stderr[-500:]}")
+    return done.stdout
+
+
+def measure(way: str, seed: int, args: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """One run and its evaluation."""
+    out = args.out / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
+    flags = [*WAYS[way], f"--ckpt={args.ckpt}", f"--out_dir={out}", f"--seed={seed}", "--device=cpu", "--quiet"]
+    tinygpt("finetune", args.config, *flags, *args.more, threads=threads)
+    report = json.loads(tinygpt("eval", f"--ckpt={out}", "--device=cpu", "--json", threads=threads))
+    entries = {entry["kind"]: entry for entry in read_metrics(out)}
+    saved = load_model(str(out / "ckpt.pt"))
+    trained = adapted_only(saved.model) or saved.model
+    if "lm_head.weight" in trained and saved.model_args["tie_weights"]:
+        trained = {name: weight for name, weight in trained.items() if name != "lm_head.weight"}
+    file = out / ("adapter.pt" if (out / "adapter.pt").exists() else "ckpt.pt")
+    found = {
+        "way": way,
+        "seed": seed,
+        "trained": sum(weight.numel() for weight in trained.values()),
+        "megabytes": file.stat().st_size / 1e6,
+        "seconds": entries["after"]["seconds"],
+        "accuracy": report["results"]["model"]["accuracy"],
+        "ngram": report["results"].get("ngram", {}).get("accuracy"),
+        "response_loss": report["loss"],
+        "forgetting": entries["after"]["base_loss"] - entries["before"]["base_loss"],
+        "before": entries["before"],
+    }
+    print(f"{way}, seed {seed}: accuracy {found['accuracy']:.3f}, forgotten {found['forgetting']:.2f}", file=sys.stderr)
+    return found
+
+
+def spread(values: list[float], form: str) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| way | numbers trained | file | seconds | accuracy | loss on the responses | forgotten |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    before = results[0]["before"]
+    lines.append(f"| not at all | 0 | | 0 | 0 % | {before['response_loss']:.3f} (validation) | 0 |")
+    for way in WAYS:
+        runs = [result for result in results if result["way"] == way]
+        if not runs:
+            continue
+        columns = {key: [run[key] for run in runs] for key in runs[0]}
+        cells = [
+            way,
+            f"{runs[0]['trained']:,}",
+            f"{runs[0]['megabytes']:.1f} MB",
+            f"{statistics.median(columns['seconds']):.0f}",
+            spread([100 * accuracy for accuracy in columns["accuracy"]], ".1f") + " %",
+            spread(columns["response_loss"], ".3f"),
+            spread(columns["forgetting"], "+.2f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if results[0]["ngram"] is not None:
+        lines.append(f"| n-grams (no model) | | | | {100 * results[0]['ngram']:.1f} % | | |")
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against forgetting, a point a run."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for index, way in enumerate(WAYS):
+        runs = [run for run in results if run["way"] == way]
+        xs, ys = [run["forgetting"] for run in runs], [100 * run["accuracy"] for run in runs]
+        axes.plot(xs, ys, "o", color=f"C{index}", markersize=6, label=way)
+    axes.set(xlabel="forgotten: loss on the base model's own validation split, after minus before (nats)")
+    axes.set(ylabel="accuracy on the test split (%)")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a fine-tuning config of a labelled task")
+    parser.add_argument("--ckpt", default="out-fast/ckpt.pt", help="the base model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--out", type=Path, default=Path("out-compare"), help="folder for the runs")
+    parser.add_argument("--picture", type=Path, help="accuracy against forgetting; default: OUT/compare.png")
+    parser.add_argument("more", nargs="*", help="further flags for every run, after --")
+    args = parser.parse_args()
+    read_config(find_config(args.config))  # a mistake is found before the first run
+    args.out.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    jobs = [(way, seed) for seed in args.seeds for way in WAYS]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(lambda job: measure(*job, args, threads), jobs))
+    (args.out / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    draw(results, args.picture or args.out / "compare.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""Labelled tasks: scores against one forward pass a label, figures against scikit-learn's and cases by hand."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import random
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from models import shaken, small
+
+from tinygpt import classify
+from tinygpt.classify import (
+    Report,
+    calibration,
+    confusion_matrix,
+    draw_confusion,
+    label_scores,
+    make_report,
+    ngram_baseline,
+    predict_csv,
+    probabilities,
+    quality,
+    rates,
+)
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
+from tinygpt.precision import MixedPrecision
+from tinygpt.tokenizer import SPECIAL, CharTokenizer
+
+TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
+PROMPTS = ["abc", "", "dad cab", "a", "bb", "abc"]
+LABELS = ["a", "cab", "b d", "", "dd"]
+
+
+def tiny(**options: object) -> GPT:
+    return shaken(small(vocab_size=TOKENIZER.vocab_size, block_size=16, n_layer=1, **options))
+
+
+@torch.no_grad()
+def by_hand(model: GPT, prompt: str, response: str) -> tuple[float, int]:
+    """log P(response, END | prompt) of a single row without padding, token by token, and the number of tokens."""
+    spelled = [TOKENIZER.special[SPECIAL[0]], *TOKENIZER.encode(prompt).tolist(), TOKENIZER.special[SPECIAL[1]]]
+    answer = [*TOKENIZER.encode(response).tolist(), TOKENIZER.special[SPECIAL[2]]]
+    total = 0.0
+    for token in answer:
+        total += model(torch.tensor([spelled]))[0][0, -1].double().log_softmax(-1)[token].item()
+        spelled.append(token)
+    return total, len(answer)
+
+
+# ---- scores -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "rope", "bigram_table": True}], ids=["gpt2", "rope"])
+def test_scores_are_those_of_one_forward_pass_a_token(options: dict[str, object]) -> None:
+    model = tiny(**options)
+    total, mean = label_scores(model, TOKENIZER, PROMPTS, LABELS)
+    assert total.shape == mean.shape == (6, 5) and total.dtype == mean.dtype == np.float64
+    for (i, prompt), (j, label) in itertools.product(enumerate(PROMPTS), enumerate(LABELS)):
+        expected, tokens = by_hand(model, prompt, label)
+        assert total[i, j] == pytest.approx(expected, abs=1e-4)
+        assert mean[i, j] == pytest.approx(expected / tokens, abs=1e-4)
+    assert total.std() > 1  # the weights are such that something is at stake
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 50])
+def test_batches_and_padding_change_nothing(batch_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    expected = label_scores(model, TOKENIZER, PROMPTS, LABELS)[0]
+    shapes = []
+    model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    monkeypatch.setattr(classify, "BATCH_TOKENS", batch_tokens)
+    np.testing.assert_allclose(label_scores(model, TOKENIZER, PROMPTS, LABELS)[0], expected, atol=1e-4)
+    assert sum(rows for rows, _ in shapes) == 30 and len(shapes) > 4
+    assert all(rows * width <= batch_tokens or rows == 1 for rows, width in shapes)
+
+
+def test_the_probabilities_of_all_responses_sum_to_one() -> None:
+    """All texts of at most two characters, and all that begin with three: together whatever the model can say."""
+    model, characters = tiny(), [s for s in TOKENIZER.symbols if s not in SPECIAL]
+    short = ["".join(text) for length in range(3) for text in itertools.product(characters, repeat=length)]
+    ended = np.exp(label_scores(model, TOKENIZER, ["ab"], short)[0]).sum()
+    asked = torch.from_numpy(TOKENIZER.encode_pair("ab").astype(np.int64))
+    end, others = TOKENIZER.special[SPECIAL[2]], [i for i in range(TOKENIZER.vocab_size) if i != 1]
+    ids = {symbol: TOKENIZER.symbols.index(symbol) for symbol in characters}
+    assert end == 1
+    going_on = 0.0  # the probability of anything but END, a mark included, at each place up to the third
+    for text in short:
+        rows = torch.cat((asked, torch.tensor([ids[c] for c in text], dtype=torch.long)))
+        logprobs = model(rows[None])[0][0].double().log_softmax(-1).detach()
+        reached = sum(logprobs[len(asked) - 1 + k, ids[c]].item() for k, c in enumerate(text))
+        wanted = others if len(text) == 2 else [TOKENIZER.special[SPECIAL[0]], TOKENIZER.special[SPECIAL[1]]]
+        going_on += math.exp(reached) * logprobs[-1, wanted].exp().sum().item()
+    assert ended + going_on == pytest.approx(1, abs=1e-5) and 0.01 < ended < 0.99
+
+
+def test_mixed_precision_and_a_training_model_score_alike() -> None:
+    model = tiny(dropout=0.5).train()
+    expected = label_scores(tiny(), TOKENIZER, PROMPTS, LABELS)[0]
+    np.testing.assert_allclose(label_scores(model, TOKENIZER, PROMPTS, LABELS)[0], expected, atol=1e-4)
+    assert model.training  # as it was
+    mixed = MixedPrecision(tiny(), torch.float32)
+    np.testing.assert_allclose(label_scores(mixed, TOKENIZER, PROMPTS, LABELS)[0], expected, atol=1e-4)
+    low = label_scores(MixedPrecision(tiny(), torch.bfloat16), TOKENIZER, PROMPTS, LABELS)[0]
+    np.testing.assert_allclose(low, expected, rtol=0.1, atol=0.5)
+
+
+def test_the_longest_prompt_that_fits_and_the_next() -> None:
+    model, fits = tiny(), "a" * 11  # PROMPT 11 RESPONSE and the 3 of `cab`; END is predicted, not read
+    total, _ = label_scores(model, TOKENIZER, [fits], LABELS)
+    assert total[0, 1] == pytest.approx(by_hand(model, fits, "cab")[0], abs=1e-4)
+    with pytest.raises(TinyGPTError) as caught:
+        label_scores(model, TOKENIZER, ["a", fits + "b"], LABELS)
+    assert str(caught.value) == "prompt 2 ('aaaaaaaaaaab') takes 17 tokens with the label 'cab', but the model reads 16"
+    assert "--block_size" in caught.value.hint
+
+
+def test_unknown_characters_are_refused_or_left_out() -> None:
+    model = tiny()
+    with pytest.raises(TinyGPTError, match="'é'"):
+        label_scores(model, TOKENIZER, ["aébc"], LABELS)
+    skipped = label_scores(model, TOKENIZER, ["aébc"], LABELS, skip_unknown=True)[0]
+    np.testing.assert_allclose(skipped[0], label_scores(model, TOKENIZER, ["abc"], LABELS)[0][0], atol=1e-5)
+    with pytest.raises(TinyGPTError, match="'é'"):
+        label_scores(model, TOKENIZER, ["abc"], ["é"], skip_unknown=True)
+
+
+def test_no_prompts_no_scores() -> None:
+    assert [scores.shape for scores in label_scores(tiny(), TOKENIZER, [], LABELS)] == [(0, 5), (0, 5)]
+
+
+def test_probabilities_are_a_softmax_over_the_labels() -> None:
+    scores = np.array([[-1000.0, -1000.0 - math.log(3)], [-5.0, -5.0], [0.0, -2000.0]])
+    np.testing.assert_allclose(probabilities(scores), [[0.75, 0.25], [0.5, 0.5], [1, 0]], atol=1e-12)
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_figures_equal_scikit_learns(seed: int) -> None:
+    draw, L = np.random.default_rng(seed), 3 + seed
+    truth = draw.integers(0, L - 1, 60)  # the last label does not occur
+    predicted = np.where(draw.random(60) < 0.5, truth, draw.integers(0, L - (seed % 2), 60))  # or is answered
+    confusion = confusion_matrix(truth, predicted, L)
+    assert (confusion == sklearn.metrics.confusion_matrix(truth, predicted, labels=range(L))).all()
+    assert quality(confusion)["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
+    macro = sklearn.metrics.f1_score(truth, predicted, average="macro")
+    assert quality(confusion)["macro_f1"] == pytest.approx(macro)
+    each = sklearn.metrics.precision_recall_fscore_support(truth, predicted, labels=range(L), zero_division=0)
+    for ours, theirs in zip(rates(confusion).values(), each, strict=True):
+        np.testing.assert_allclose(ours, theirs)
+
+
+def test_calibration_of_a_case_by_hand() -> None:
+    """Five answers: 0.6 falls into the bin that ends there, 0.61 and 0.69 into the next, 1 and 0.95 into the last."""
+    sure, right = np.array([0.6, 0.61, 0.69, 1.0, 0.95]), [True, True, False, True, True]
+    truth = np.array([0 if good else 1 for good in right])
+    error, bins = calibration(np.stack((sure, 1 - sure), axis=1), truth)
+    assert [part["count"] for part in bins] == [0, 0, 0, 0, 0, 1, 2, 0, 0, 2]
+    assert bins[5] == {"count": 1, "confidence": 0.6, "accuracy": 1.0}
+    assert bins[6] == {"count": 2, "confidence": pytest.approx(0.65), "accuracy": 0.5}
+    assert bins[9] == {"count": 2, "confidence": pytest.approx(0.975), "accuracy": 1.0}
+    assert bins[0] == {"count": 0, "confidence": None, "accuracy": None}
+    assert error == pytest.approx((0.4 + 2 * 0.15 + 2 * 0.025) / 5)
+
+
+def toy(n: int, seed: int) -> list[tuple[str, str]]:
+    """Questions whose first word tells the label; three in five are `person`."""
+    words = {"who": "person", "where": "place", "when": "time"}
+    draw = random.Random(seed)
+    asked = draw.choices(list(words), weights=[6, 2, 2], k=n)
+    return [(f"{word} {draw.choice(['was', 'is'])} {draw.choice('abcdefgh') * 3}?", words[word]) for word in asked]
+
+
+def test_ngrams_learn_an_easy_task() -> None:
+    train, val = toy(200, 1), toy(50, 2)
+    labels = ["person", "place", "time"]
+    truth = np.array([labels.index(label) for _, label in train])
+    answers, note = ngram_baseline([prompt for prompt, _ in train], truth, [prompt for prompt, _ in val])
+    assert answers is not None and note == ""
+    assert [labels[answer] for answer in answers] == [label for _, label in val]
+
+
+def test_ngrams_that_cannot_be_had_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[0] is None  # one label: nothing to separate
+    assert "cannot learn this" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[1]
+    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"])
+    assert answers is None and note == "the n-gram baseline needs scikit-learn: pip install scikit-learn"
+    report = sample_report()
+    assert "ngram" not in report.results and f"({note})" in report.text() and "n-grams" not in report.text()
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+
+
+def sample_report(labels: tuple[str, ...] = ("person", "place", "time"), n: int = 80, wrong: float = 0.3) -> Report:
+    """A report on made-up scores, right in most cases."""
+    draw, train, val = np.random.default_rng(0), toy(200, 1), toy(n, 2)
+    if labels != ("person", "place", "time"):
+        train, val = (
+            [(prompt, labels[i * i % 61 % len(labels)]) for i, (prompt, _) in enumerate(s)] for s in (train, val)
+        )
+    truth = np.array([labels.index(label) for _, label in val])
+    total = draw.normal(-9, 1, (n, len(labels)))
+    total[np.arange(n), np.where(draw.random(n) < wrong, draw.integers(0, len(labels), n), truth)] += 6
+    mean = total / np.array([len(label) + 1 for label in labels])
+    return make_report("toy", "val", val, list(labels), total, mean, train)
+
+
+def test_the_report_adds_up() -> None:
+    train, labels = toy(200, 1), ["person", "place", "time"]
+    val = [("who is aaa?", "person"), ("where is bbb?", "place"), ("when is ccc?", "time"), ("who is ddd?", "person")]
+    probs = np.array([[0.7, 0.2, 0.1], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4], [0.4, 0.6, 0.0]])
+    total = np.log(probs + 1e-9)
+    report = make_report("toy", "val", val, labels, total, np.eye(3)[[0, 1, 2, 0]], train)
+    assert (report.n, report.labels, report.note) == (4, labels, "")
+    assert report.results["model"]["accuracy"] == 0.5
+    assert report.results["normalised"] == {"accuracy": 1, "macro_f1": 1}
+    assert report.results["majority"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}
+    assert report.results["ngram"] == {"accuracy": 1, "macro_f1": 1}
+    assert report.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert report.per_label["person"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert report.loss == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (7 + 6 + 5 + 7))
+    assert report.calibration_error == pytest.approx((0.3 + 0.9 + abs(0.4 - 1) + 0.6) / 4)
+    assert report.mistakes == [
+        {"prompt": "where is bbb?", "true": "place", "predicted": "person", "probability": pytest.approx(0.9)},
+        {"prompt": "who is ddd?", "true": "person", "predicted": "place", "probability": pytest.approx(0.6)},
+    ]
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["confusion"] == report.confusion.tolist()
+    assert len(make_report("toy", "val", val, labels, total, total, train, n_mistakes=1).mistakes) == 1
+
+
+def test_the_text_has_the_figures() -> None:
+    report = sample_report()
+    text = report.text()
+    for name, key in (
+        ("model ", "model"),
+        ("model, length-norm", "normalised"),
+        ("n-gra", "ngram"),
+        ("majo", "majority"),
+    ):
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        accuracy = report.results[key]["accuracy"]
+        error = math.sqrt(accuracy * (1 - accuracy) / 80)
+        assert f"{100 * accuracy:.1f} % ± {100 * error:>3.1f}" in line
+        assert line.endswith(f"{report.results[key]['macro_f1']:.3f}")
+    assert f"loss {report.loss:.4f}" in text and f"expected error {report.calibration_error:.3f}" in text
+    row = next(line for line in text.splitlines() if line.startswith("place")).split()
+    assert row[1:4] == [str(count or "·") for count in report.confusion[1]]
+    assert row[4] == f"{report.per_label['place']['recall']:.2f}"
+    assert repr(report.mistakes[0]["prompt"]) in text and f"{100 * report.mistakes[0]['probability']:.1f} %" in text
+
+
+@pytest.mark.parametrize("name", ["country of {}", "{} and what else may be asked"], ids=["alike", "telling"])
+def test_twelve_labels_fit_into_100_columns(name: str) -> None:
+    labels = tuple(name.format(letter * 4) for letter in "abcdefghijkl")
+    report = sample_report(labels, n=3000)
+    lines = report.text().splitlines()
+    assert max(map(len, lines)) <= 100
+    heading = next(line for line in lines if line.startswith("true ")).split()
+    assert heading[1:-1] == [str(i) for i in range(1, 13)] if "of" in name else heading[1] == "aaaa"
+    assert len(set(heading)) == 14
+
+
+def test_mistakes_in_the_data_have_their_sentence() -> None:
+    scores = np.zeros((1, 2))
+    with pytest.raises(TinyGPTError, match="the response 'c' is not one of its 2 labels"):
+        make_report("toy", "val", [("q", "c")], ["a", "b"], scores, scores, [("q", "a"), ("r", "b")])
+    with pytest.raises(TinyGPTError, match="no examples"):
+        make_report("toy", "val", [], ["a", "b"], scores[:0], scores[:0], [("q", "a"), ("r", "b")])
+
+
+def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
+    for name, labels in (("three", ("person", "place", "time")), ("odd", ("$\\no$", "a_b^c", "_hidden", "d" * 40))):
+        draw_confusion(sample_report(labels), tmp_path / f"{name}.png")
+        data = (tmp_path / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", data[16:24])
+        assert width > 400 and height > 400 and len(data) > 5000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.png", "three.png"]
+    with pytest.raises(TinyGPTError, match="cannot be written"):
+        draw_confusion(sample_report(), tmp_path / "nowhere" / "picture.png")
+
+
+def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = sample_report()
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(TinyGPTError, match="needs matplotlib") as caught:
+        draw_confusion(report, tmp_path / "picture.png")
+    assert caught.value.hint == "pip install matplotlib" and not list(tmp_path.iterdir())
+
+
+def test_predictions_survive_the_csv() -> None:
+    prompts, labels = ['He said "yes, no", and\nleft', "plain", ""], ["a, b", 'the "c"']
+    file = io.StringIO(newline="")
+    predict_csv(file, prompts, labels, np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]]))
+    rows = list(csv.reader(io.StringIO(file.getvalue(), newline="")))
+    assert rows[0] == ["prompt", "label", "probability", *labels]
+    assert [row[0] for row in rows[1:]] == prompts
+    assert [row[1] for row in rows[1:]] == ['the "c"', "a, b", "a, b"]
+    assert [[float(x) for x in row[2:]] for row in rows[1:]] == [[0.75, 0.25, 0.75], [0.9, 0.9, 0.1], [0.5, 0.5, 0.5]]

@@ -1,0 +1,249 @@
+"""Fine-tuning through the command line: what is learned, what is kept, what a killed run loses (nothing)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, cli_here, listing
+from test_pairs import json_lines
+
+from tinygpt.checkpoint import load
+from tinygpt.data import Dataset
+from tinygpt.runlog import read_metrics
+
+FLAGS = [
+    *("--ckpt=out/ckpt.pt", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"),
+    *("--batch_size=8", "--max_iters=40", "--lr_decay_iters=40", "--warmup_iters=2", "--eval_interval=10"),
+    *("--learning_rate=1e-2", "--patience=0", "--seed=3"),
+]
+LORA = ["--lora_rank=2", "--lora_dropout=0.1", "--out_dir=out-lora"]
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the base of `tiny_run`, data/colours, out-finetune/ and out-lora/."""
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tuned") / "work"))
+    names = ["red", "green", "blue"]
+    json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(200)])
+    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=folder).status == 0
+    for more in ([], LORA):
+        result = cli_here("finetune", *FLAGS, *more, cwd=folder)
+        assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def work(tuned: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(tuned, tmp_path / "work"))
+
+
+def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in read_metrics(run) if entry["kind"] == kind]
+
+
+def test_before_and_after(tuned: Path) -> None:
+    (before,), (after,) = kinds(tuned / "out-finetune", "before"), kinds(tuned / "out-finetune", "after")
+    assert after["response_loss"] < before["response_loss"] - 0.5
+    assert after["base_loss"] > before["base_loss"] + 0.01  # it has forgotten
+    base = json.loads(cli_here("eval", "--ckpt=out/ckpt.pt", "--dtype=float32", "--json", cwd=tuned).out)
+    more, old = (len(load(tuned / run).tokenizer["symbols"]) for run in ("out-finetune", "out"))  # type: ignore[index]
+    assert base["loss"] <= before["base_loss"] < base["loss"] + np.log(more / old)  # new symbols take a share at most
+    assert len(before["answers"]) == len(after["answers"]) == len(after["prompts"]) == 3
+    flags = ["--ckpt=out-finetune/ckpt.pt", "--dataset=tiny", "--dtype=float32", "--json"]
+    forgot = json.loads(cli_here("eval", *flags, cwd=tuned).out)
+    assert after["base_loss"] == pytest.approx(forgot["loss"], abs=1e-4)
+
+
+def test_the_base_is_as_it_was_and_old_symbols_keep_their_ids(tuned: Path, tiny_run: Path) -> None:
+    assert (tuned / "out/ckpt.pt").read_bytes() == (tiny_run / "out/ckpt.pt").read_bytes()
+    base, grown = load(tuned / "out/ckpt.pt"), load(tuned / "out-finetune/ckpt.pt")
+    assert base.tokenizer and grown.tokenizer
+    assert grown.tokenizer["symbols"][: len(base.tokenizer["symbols"])] == base.tokenizer["symbols"]
+    assert "7" in grown.tokenizer["symbols"] and "7" not in base.tokenizer["symbols"]
+
+
+def test_lora_leaves_the_base_weights_and_trains_the_rest(tuned: Path) -> None:
+    base, run = load(tuned / "out/ckpt.pt"), load(tuned / "out-lora/ckpt.pt")
+    old = len(base.tokenizer["symbols"])  # type: ignore[index]
+    for name, weight in base.model.items():
+        assert torch.equal(run.model[name][: len(weight)] if weight.dim() == 2 else run.model[name], weight), name
+    assert any(run.model[name].abs().max() > 0 for name in run.model if name.endswith("lora_B"))
+    rows = run.model["transformer.wte.new_rows"]
+    assert len(rows) == len(run.tokenizer["symbols"]) - old  # type: ignore[index]
+    assert not torch.allclose(rows, base.model["transformer.wte.weight"].mean(0).expand_as(rows))
+    assert (tuned / "out-lora/adapter.pt").stat().st_size < (tuned / "out-lora/ckpt.pt").stat().st_size
+
+
+def sampled(folder: Path, *flags: str) -> str:
+    result = cli_here("sample", "--start=123 red", "--temperature=0", "--max_new_tokens=20", *flags, cwd=folder)
+    assert result.status == 0, result.err
+    return result.out
+
+
+def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
+    both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
+    assert cli_here("merge", *both, "--out_dir=merged", cwd=work).status == 0
+    texts = {sampled(work, *flags) for flags in (both, ["--ckpt=merged"], ["--ckpt=out-lora"])}
+    assert len(texts) == 1 and texts != {sampled(work, "--ckpt=out/ckpt.pt", "--start=the king")}
+    assert not any("lora" in name for name in load(work / "merged").model)
+    wrong = cli_here("sample", "--ckpt=out/last.pt", "--adapter=out-lora/adapter.pt", "--start=red", cwd=work)
+    same = (work / "out/last.pt").read_bytes() == (work / "out/ckpt.pt").read_bytes()
+    trained_on = load(work / "out/last.pt").step == load(work / "out/ckpt.pt").step
+    assert same or trained_on or (wrong.status == 2 and "was trained beside other weights" in wrong.err)
+    wrong = cli_here("eval", "--ckpt=out-finetune/ckpt.pt", "--adapter=out-lora", cwd=work)
+    assert wrong.status == 2 and "was trained beside other weights" in wrong.err
+
+
+def test_the_model_answers_and_stops(work: Path) -> None:
+    answer = sampled(work, "--ckpt=out-finetune")
+    assert answer.startswith("<|prompt|>123 red<|response|>") and "<|end|>" not in answer
+    plain = sampled(work, "--ckpt=out-finetune", "--plain")
+    assert plain.startswith("123 red") and "<|prompt|>123" not in plain
+
+
+def test_eval_of_the_task(work: Path) -> None:
+    flags = ["--ckpt=out-finetune/ckpt.pt", "--task=colours"]
+    result = cli_here("eval", *flags, cwd=work)
+    assert result.status == 0, result.err
+    assert "accuracy" in result.out and "majority" in result.out and (work / "out-finetune/confusion.png").exists()
+    found = json.loads(cli_here("eval", *flags, "--json", cwd=work).out)
+    assert 0.3 < found["results"]["model"]["accuracy"] <= 1
+    dataset = Dataset(str(work / "data"), "colours")
+    assert found["n"] == dataset.meta["examples"]["test"]
+
+
+def test_predict_labels_lines_as_csv(work: Path) -> None:
+    (work / "new.txt").write_text("777 red\n\n78 b, c\n")
+    flags = ["--ckpt=out-finetune", "--task=colours", "--predict=new.txt"]
+    result = cli_here("eval", *flags, cwd=work)
+    assert result.status == 0, result.err
+    header, *rows = result.out.splitlines()
+    assert header == "prompt,label,probability,blue,green,red" and len(rows) == 2
+    assert cli_here("eval", *flags, "--output=labels.csv", cwd=work).status == 0
+    assert (work / "labels.csv").read_text().splitlines() == [header, *rows]
+
+
+# ---- replay ------------------------------------------------------------------------------------------------------
+
+
+def test_replay_forgets_less(work: Path) -> None:
+    result = cli_here("finetune", *FLAGS, "--replay=0.5", "--out_dir=out-replay", cwd=work)
+    assert result.status == 0, result.err
+    lost = {
+        run: kinds(work / run, "after")[0]["base_loss"] - kinds(work / run, "before")[0]["base_loss"]
+        for run in ("out-finetune", "out-replay")
+    }
+    assert lost["out-replay"] < lost["out-finetune"] / 2
+
+
+# ---- what a batch is ---------------------------------------------------------------------------------------------
+
+
+def test_prompts_and_padding_carry_no_loss(tuned: Path) -> None:
+    model, dataset = load(tuned / "out-finetune").build_model().eval(), Dataset(str(tuned / "data"), "colours")
+    assert dataset.speak(load_tokenizer(tuned))
+    x, y = (torch.from_numpy(part) for part in dataset.sources["train"].rows(np.arange(4), 16))
+    with torch.no_grad():
+        loss = model(x, y)[1]
+        others = torch.where(y < 0, -1, y)
+        assert torch.equal(model(x, others)[1], loss)
+        behind = torch.zeros_like(y, dtype=torch.bool)
+        for row in range(len(y)):
+            last = int((y[row] >= 0).nonzero()[-1])
+            behind[row, last + 1 :] = True
+        assert torch.allclose(model(torch.where(behind, 0, x), y)[1], loss)
+        first = (y >= 0) & ((y >= 0).cumsum(1) == 1)
+        assert not torch.equal(model(x, torch.where(first, (y + 1) % 5, y))[1], loss)  # and responses do
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from tinygpt.tokenizer import tokenizer_from_dict
+
+    return tokenizer_from_dict(load(folder / "out-finetune").tokenizer, "")
+
+
+# ---- nothing is lost ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("more", [["--replay=0.25", "--dropout=0.1"], LORA], ids=["full", "lora"])
+def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
+    flags = [*FLAGS, "--max_iters=60", "--lr_decay_iters=60", "--checkpoint_interval=3", *more]
+    assert cli_here("finetune", *flags, "--out_dir=whole", cwd=work).status == 0
+    command = [sys.executable, "-m", "tinygpt", "finetune", *flags, "--out_dir=killed", "--init_from=auto"]
+    with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (work / "killed/last.pt").exists():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert load(work / "killed/last.pt").step < 60
+    again = cli_here("finetune", *flags, "--out_dir=killed", "--init_from=auto", cwd=work)
+    assert again.status == 0, again.err
+    whole, resumed = load(work / "whole/last.pt"), load(work / "killed/last.pt")
+    assert whole.step == resumed.step == 60
+    assert all(torch.equal(weight, resumed.model[name]) for name, weight in whole.model.items())
+    moments = (run.training["optimizer"]["moments"] for run in (whole, resumed))
+    for one, other in zip(*(m["exp_avg_sq"] for m in moments), strict=True):
+        assert torch.equal(one, other)
+    assert len(kinds(work / "killed", "before")) == len(kinds(work / "killed", "after")) == 1
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--out_dir=out"], "holds the base model"),
+        (["--ckpt=nothing.pt"], "nothing.pt: no such file"),
+        (["--dataset=nothing"], "not prepared"),
+        (["--lora_rank=2", "--lora_targets=query", "--out_dir=o"], "no layer is called 'query'"),
+        (["--replay=0.5", "--base_dataset=nothing", "--out_dir=o"], "not prepared"),
+        (["--replay=1.5", "--out_dir=o"], "replay is 1.5"),
+        (["--init_from=resume", "--lora_rank=4", "--out_dir=out-lora"], "lora_rank is 4 here and 2 in the checkpoint"),
+    ],
+)
+def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> None:
+    before = listing(work)
+    result = cli_here("finetune", *FLAGS, *flags, cwd=work)
+    assert result.status == 2 and says in result.err and len(result.err.splitlines()) <= 2
+    assert listing(work) == before
+
+
+def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
+    json_lines(work, [{"prompt": f"{n:03} {'a' * 30}", "response": "yes"} for n in range(100)], "long.jsonl")
+    assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
+    result: Result = cli_here("finetune", *FLAGS, "--dataset=long", "--out_dir=o", cwd=work)
+    assert result.status == 2 and "longer than block_size 16 (the longest has 40 tokens)" in result.err
+    assert not (work / "o").exists()
+
+
+def test_lora_and_replay_need_a_model_to_start_from(work: Path) -> None:
+    for flag in ("--lora_rank=2", "--replay=0.5"):
+        result = cli_here("train", "--dataset=tiny", "--device=cpu", flag, "--out_dir=o", cwd=work)
+        assert result.status == 2 and "needs a trained model to start from" in result.err
+
+
+def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
+    (work / "more.txt").write_text("".join(f"{n} kings sing & sing\n" for n in range(300)))
+    assert cli_here("prepare", "more", "--input=more.txt", cwd=work).status == 0
+    flags = ["--init_from=out/ckpt.pt", "--dataset=more", "--out_dir=out-more", "--device=cpu", "--compile=False"]
+    small = ["--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=10", "--eval_interval=10", "--quiet"]
+    result = cli_here("train", *flags, *small, "--eval_iters=2", cwd=work)
+    assert result.status == 0, result.err
+    symbols = load(work / "out-more/ckpt.pt").tokenizer["symbols"]  # type: ignore[index]
+    base = load(work / "out/ckpt.pt").tokenizer["symbols"]  # type: ignore[index]
+    assert symbols[: len(base)] == base and {"&", "0", "9"} <= set(symbols)
+    assert cli_here("sample", "--ckpt=out-more", "--start=9 kings", "--max_new_tokens=5", cwd=work).status == 0

@@ -1,0 +1,177 @@
+"""LoRA against peft on the same matrices, what is trained and what is not, and the adapter's file."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from models import SMALL, every_option, ids, largest, shaken, small
+
+from tinygpt import checkpoint, lora
+from tinygpt.adapter import applied, save_adapter, weights_fingerprint
+from tinygpt.checkpoint import Checkpoint
+from tinygpt.errors import TinyGPTError
+from tinygpt.lora import LoRA
+from tinygpt.model import GPT
+from tinygpt.precision import MixedPrecision
+
+
+def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:
+    """A model with adapters that are not at their start."""
+    model = shaken(small(**options))
+    if new:
+        model.grow_vocabulary(65, 65 + new)
+    lora.attach(model, LoRA(rank, alpha), new)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def plain(model: GPT, alpha: float = 6.0) -> GPT:
+    merged = GPT(model.config).eval()
+    merged.load_state_dict(lora.merged(model.state_dict(), alpha))
+    return merged
+
+
+# ---- the mathematics ---------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_forward_and_merged_weights_are_pefts() -> None:
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=True))
+    ours = lora.LoRALinear(copy.deepcopy(base[0]), LoRA(rank=4, alpha=10.0))
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=10, target_modules=["0"]))  # type: ignore[arg-type]
+    layer = theirs.base_model.model[0]
+    ours.lora_B.data = torch.randn(24, 4)
+    layer.lora_A["default"].weight.data.copy_(ours.lora_A)
+    layer.lora_B["default"].weight.data.copy_(ours.lora_B)
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert largest(ours(x) - torch.nn.functional.linear(x, ours.weight, ours.bias)) > 0.1
+    merged = lora.merged({f"h.{name}": weight for name, weight in ours.state_dict().items()}, alpha=10.0)
+    torch.testing.assert_close(merged["h.weight"], theirs.merge_and_unload()[0].weight)
+
+
+@every_option
+@torch.inference_mode()
+def test_at_the_start_nothing_changes_and_merged_is_unmerged(options: dict[str, Any]) -> None:
+    base = shaken(small(**options)).eval()
+    fresh = copy.deepcopy(base)
+    lora.attach(fresh, LoRA(rank=2, alpha=8.0), 0)
+    assert torch.equal(fresh(ids(2, 16))[0], base(ids(2, 16))[0])
+    model = adapted(**options)
+    moved = model(ids(2, 16))[0]
+    assert largest(moved - base(ids(2, 16))[0]) > 0.01
+    torch.testing.assert_close(plain(model)(ids(2, 16))[0], moved, atol=1e-4 * largest(moved), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
+def test_gradients_reach_adapters_and_new_symbols_only(options: dict[str, Any], dtype: torch.dtype) -> None:
+    model = adapted(new=4, **options)
+    mixed = MixedPrecision(model, dtype)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = set(mixed.places)
+    assert {name.rpartition(".")[2] for name in trained} == {"lora_A", "lora_B", "new_rows"}
+    x = ids(2, 16, vocab_size=69)
+    mixed(x[:, :-1], x[:, 1:])[1].backward()
+    assert mixed.flat.grad is not None
+    for name, place in mixed.places.items():
+        assert mixed.flat.grad[place].abs().max() > 0, name
+    mixed.flat.data -= 0.1 * mixed.flat.grad
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) is (name not in trained), name
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_weights": False}], ids=str)
+@torch.inference_mode()
+def test_what_trains_is_what_is_merged(options: dict[str, Any]) -> None:
+    """The model in mixed precision, whose tables are put together anew at each pass, and the one that is saved."""
+    model = adapted(new=4, **options)
+    x = ids(2, 16, vocab_size=69)
+    through = MixedPrecision(model, torch.float32).eval()(x)[0]
+    torch.testing.assert_close(plain(model)(x)[0], through, atol=1e-4 * largest(through), rtol=0)
+
+
+def test_targets_are_the_layers_named() -> None:
+    model = small()
+    lora.attach(model, LoRA(rank=2, alpha=2.0, targets="c_attn,c_fc"), 0)
+    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"c_attn", "c_fc"}
+    with pytest.raises(TinyGPTError, match="no layer is called 'query'"):
+        lora.attach(small(), LoRA(rank=2, alpha=2.0, targets="c_attn,query"), 0)
+
+
+# ---- growing -----------------------------------------------------------------------------------------------------
+
+
+@every_option
+@torch.inference_mode()
+def test_a_grown_model_gives_the_old_logits_on_the_old_symbols(options: dict[str, Any]) -> None:
+    model = shaken(small(**options)).eval()
+    before = model(ids(2, 16))[0]
+    model.grow_vocabulary(65, 70)
+    after = model(ids(2, 16))[0]
+    assert after.shape[-1] == 70
+    torch.testing.assert_close(after[..., :65], before)
+    rows = model.transformer["wte"].weight
+    torch.testing.assert_close(rows[65:], rows[:65].mean(0).expand(5, -1))
+    assert torch.isfinite(model(ids(2, 16, vocab_size=70))[0]).all()
+    again = GPT(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(ids(2, 16))[0], after)
+
+
+# ---- the file ----------------------------------------------------------------------------------------------------
+
+
+def base_and_run(new: int = 0) -> tuple[Checkpoint, Checkpoint]:
+    """A base, and the checkpoint of a LoRA run on it."""
+    symbols = [chr(33 + n) for n in range(65)]
+    model = shaken(small())
+    base = Checkpoint(model.state_dict(), dataclasses.asdict(SMALL), {}, tokenizer={"kind": "char", "symbols": symbols})
+    trained = adapted(new=new)
+    grown = {"kind": "char", "symbols": symbols + [chr(200 + n) for n in range(new)]}
+    args = dataclasses.asdict(trained.config)
+    return base, Checkpoint(trained.state_dict(), args, {"lora_alpha": 6.0, "ckpt": "b.pt"}, 7, 1.5, grown)
+
+
+@pytest.mark.parametrize("new", [0, 4])
+@torch.inference_mode()
+def test_base_and_adapter_make_the_model_of_the_run(tmp_path: Path, new: int) -> None:
+    base, run = base_and_run(new)
+    checkpoint.save(tmp_path / "base.pt", base)
+    save_adapter(tmp_path / "adapter.pt", run, weights_fingerprint(base.model))
+    whole = applied(checkpoint.load(tmp_path / "base.pt"), "base.pt", str(tmp_path))
+    x = ids(1, 16, vocab_size=65 + new)
+    assert torch.equal(whole.build_model().eval()(x)[0], run.build_model().eval()(x)[0])
+    assert (tmp_path / "adapter.pt").stat().st_size < (tmp_path / "base.pt").stat().st_size
+    assert whole.tokenizer == run.tokenizer
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    base, run = base_and_run()
+    save_adapter(tmp_path / "adapter.pt", run, weights_fingerprint(base.model))
+    base.model["transformer.ln_f.weight"] = base.model["transformer.ln_f.weight"] + 1e-6
+    with pytest.raises(TinyGPTError, match="was trained beside other weights"):
+        applied(base, "base.pt", str(tmp_path / "adapter.pt"))
+
+
+def test_an_adapter_is_no_checkpoint_and_no_checkpoint_an_adapter(tmp_path: Path) -> None:
+    base, run = base_and_run()
+    checkpoint.save(tmp_path / "base.pt", base)
+    save_adapter(tmp_path / "adapter.pt", run, weights_fingerprint(base.model))
+    with pytest.raises(TinyGPTError, match="an adapter, which needs its base"):
+        checkpoint.load(tmp_path / "adapter.pt")
+    with pytest.raises(TinyGPTError, match="not an adapter"):
+        applied(base, "base.pt", str(tmp_path / "base.pt"))
+    whole = (tmp_path / "adapter.pt").read_bytes()
+    (tmp_path / "adapter.pt").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    with pytest.raises(TinyGPTError, match="damaged"):
+        applied(base, "base.pt", str(tmp_path / "adapter.pt"))

@@ -1,0 +1,166 @@
+"""Prompts and responses: what is read, how it is split, what carries loss, and every way to get it wrong."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Result, cli_here, listing
+
+from tinygpt.data import Dataset, Examples
+from tinygpt.pairs import skeleton, split
+from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
+
+COLOURS = ["red", "green", "blue"]
+
+
+def pairs(count: int = 120) -> list[dict[str, str]]:
+    return [{"prompt": f"item {n} is {COLOURS[n % 3]}", "response": COLOURS[n % 3]} for n in range(count)]
+
+
+def json_lines(folder: Path, entries: list[Any], name: str = "pairs.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(f"{entry if isinstance(entry, str) else json.dumps(entry)}\n" for entry in entries))
+    return path
+
+
+def prepared(folder: Path, *flags: str, file: str = "pairs.jsonl") -> Result:
+    return cli_here("prepare", "mine", f"--input={file}", "--format=pairs", *flags, cwd=folder)
+
+
+def mine(folder: Path) -> Dataset:
+    return Dataset(str(folder / "data"), "mine")
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
+    json_lines(tmp_path, pairs())
+    result = prepared(tmp_path, "--show=3")
+    assert result.status == 0, result.err
+    dataset = mine(tmp_path)
+    assert isinstance(dataset.tokenizer, CharTokenizer) and dataset.labels == sorted(COLOURS)
+    found = [pair for source in dataset.sources.values() for pair in source.texts(dataset.tokenizer)]  # type: ignore[union-attr]
+    assert sorted(found) == sorted((entry["prompt"], entry["response"]) for entry in pairs())
+    assert list(dataset.splits) == ["train", "val", "test"]
+    assert dataset.tokenizer.symbols[-3:] == list(SPECIAL)
+    assert result.out.count(PROMPT) == 3 and f"[red{END}]" in result.out
+
+
+def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
+    with open(tmp_path / "bank.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "line", "kind"])
+        writer.writeheader()
+        for n, entry in enumerate(pairs()):
+            writer.writerow({"id": n, "line": f'{entry["prompt"]}, "{n}"', "kind": entry["response"]})
+    assert prepared(tmp_path, "--prompt_field=line", "--response_field=kind", file="bank.csv").status == 0
+    dataset = mine(tmp_path)
+    texts = dataset.sources["train"].texts(dataset.tokenizer)  # type: ignore[union-attr, arg-type]
+    assert all(prompt.endswith('"') and ", " in prompt for prompt, _ in texts)
+    wrong = prepared(tmp_path, file="bank.csv")
+    assert wrong.status == 2 and "no column prompt or response (it has: id, line, kind)" in wrong.err
+
+
+def test_a_text_that_looks_like_a_mark_is_text(tmp_path: Path) -> None:
+    entries = [*pairs(), {"prompt": f"say {END} twice", "response": END}]
+    json_lines(tmp_path, entries)
+    assert prepared(tmp_path).status == 0
+    dataset = mine(tmp_path)
+    found = [pair for source in dataset.sources.values() for pair in source.texts(dataset.tokenizer)]  # type: ignore
+    assert (f"say {END} twice", END) in found
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{not json", "line 121: not a JSON object"),
+        ("[1, 2]", "line 121: not a JSON object"),
+        ({"prompt": "x"}, "line 121: no key 'response'"),
+        ({"prompt": "x", "response": 5}, "line 121: response is not text"),
+        ({"prompt": "x", "response": " "}, "line 121: response is empty"),
+        ({"prompt": "a\0b", "response": "y"}, "line 121: prompt has a NUL in it"),
+    ],
+)
+def test_bad_lines_are_named_and_stop_the_run(tmp_path: Path, line: Any, says: str) -> None:
+    json_lines(tmp_path, [*pairs(), line])
+    before = listing(tmp_path)
+    result = prepared(tmp_path)
+    assert result.status == 2 and says in result.err and "--skip_bad" in result.err
+    assert listing(tmp_path) == before
+    result = prepared(tmp_path, "--skip_bad")
+    assert result.status == 0 and f"left out: pairs.jsonl {says}" in result.err
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+
+
+@pytest.mark.parametrize(
+    ("entries", "flags", "says"),
+    [
+        ([], [], "too few"),
+        (pairs(3), [], "too few"),
+        (pairs(), ["--test_fraction=0.95"], "leave room for training"),
+        (pairs(), ["--tokenizer=gpt2"], "marks"),
+    ],
+)
+def test_what_cannot_be_meant(tmp_path: Path, entries: list[Any], flags: list[str], says: str) -> None:
+    json_lines(tmp_path, entries)
+    before = listing(tmp_path)
+    result = prepared(tmp_path, *flags)
+    assert result.status == 2 and says in result.err and len(result.err.splitlines()) <= 2
+    assert listing(tmp_path) == before
+
+
+def test_json_lines_are_not_taken_for_text(tmp_path: Path) -> None:
+    json_lines(tmp_path, pairs())
+    result = cli_here("prepare", "mine", "--input=pairs.jsonl", cwd=tmp_path)
+    assert result.status == 2 and "--format pairs" in result.err
+
+
+# ---- splitting ---------------------------------------------------------------------------------------------------
+
+
+def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
+    some = [(f"Item {n}", "a") for n in range(300)]
+    twins = [(f"  ITEM, {n}!", "b") for n in range(300)]
+    splits = split(some + twins, 0.1, 0.1)
+    where = {pair: name for name, part in splits.items() for pair in part}
+    assert all(where[pair] == where[twin] for pair, twin in zip(some, twins, strict=True))
+    assert {name: len(part) for name, part in splits.items()} == {"train": 486, "val": 48, "test": 66}
+    more = split([*some, *twins, ("another", "c")], 0.1, 0.1)
+    assert all(set(part) <= set(more[name]) for name, part in splits.items())
+    assert skeleton("12+3") != skeleton("45+6") and skeleton("?!") != skeleton("!?")
+
+
+# ---- what carries loss -------------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_response_and_the_end(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer([*"abc", *SPECIAL])
+    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
+    x, y = Examples(ids, tokenizer).rows(np.array([1, 0]), 16)
+    p, r, e = (tokenizer.special[name] for name in SPECIAL)
+    assert x.tolist() == [[p, 2, r, 0, 0, 1], [p, 0, 1, r, 2, e]]
+    assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_tokens_that_are_not_whole_examples_are_refused(cut: int) -> None:
+    tokenizer = CharTokenizer([*"abc", *SPECIAL])
+    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
+    with pytest.raises(ValueError, match="marks"):
+        Examples(ids[cut:], tokenizer)
+    with pytest.raises(ValueError, match="marks"):
+        Examples(ids[:-cut], tokenizer)
+
+
+def test_a_dataset_speaks_a_larger_vocabulary(tmp_path: Path) -> None:
+    json_lines(tmp_path, pairs())
+    assert prepared(tmp_path).status == 0
+    dataset, other = mine(tmp_path), CharTokenizer([*"ZYXzyx", *RESPONSE[:0]])
+    assert not dataset.speak(other)
+    texts = {name: source.texts(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
+    grown = other.grown(dataset.tokenizer.symbols)  # type: ignore[union-attr]
+    assert grown.symbols[:6] == list("ZYXzyx") and dataset.speak(grown) and dataset.tokenizer is grown
+    assert {name: source.texts(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]

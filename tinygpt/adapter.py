@@ -1,0 +1,104 @@
+"""adapter.pt: what a LoRA run has learned, without the model that it learned it beside.
+
+A few hundred kilobytes at most: the adapters, the new symbols' rows, the grown vocabulary, and the fingerprint of the
+base weights. Applied to any other base it is refused: the numbers would mean nothing there.
+
+    save_adapter(path, checkpoint)                         # out of a LoRA run's checkpoint
+    checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinygpt import __version__, checkpoint
+from tinygpt.checkpoint import Checkpoint
+from tinygpt.config import MergeConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock
+from tinygpt.lora import adapted_only
+from tinygpt.tokenizer import tokenizer_from_dict
+
+ADAPTER_FORMAT = 1
+
+
+def weights_fingerprint(weights: dict[str, Tensor]) -> str:
+    """Short name of a model's weights: equal exactly when they are, bit for bit."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().cpu().contiguous()
+        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + weight.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def save_adapter(path: Path, run: Checkpoint, base: str) -> None:
+    """Write the adapter of a LoRA run beside its checkpoints; `base` is the fingerprint of the weights it adapts."""
+    state = {
+        "tinygpt_adapter": ADAPTER_FORMAT,
+        "tinygpt": __version__,
+        "base": base,
+        "weights": adapted_only(run.model),
+        "vocab_size": run.model_args["vocab_size"],
+        "tokenizer": run.tokenizer,
+        "config": run.config,
+        "step": run.step,
+        "best_val_loss": run.best_val_loss,
+    }
+    checkpoint.write(path, state)
+
+
+def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
+    """A checkpoint, with an adapter applied to it if one is given. Errors: TinyGPTError, also for the wrong base."""
+    base = checkpoint.load(ckpt)
+    return applied(base, ckpt, adapter) if adapter else base
+
+
+def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
+    """Base and adapter as one checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
+    path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
+    state = checkpoint.read(path)
+    if not _is_adapter(state):
+        raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune with lora_rank writes OUT_DIR/adapter.pt")
+    own = weights_fingerprint(base.model)
+    if state["base"] != own:
+        raise TinyGPTError(
+            f"{path} was trained beside other weights than {ckpt} ({state['base']} and {own})",
+            f"give the checkpoint that it was fine-tuned from: --ckpt {state['config'].get('ckpt', 'out/ckpt.pt')}",
+        )
+    tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
+    known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size
+    model = dataclasses.replace(base).build_model()
+    model.grow_vocabulary(known, state["vocab_size"])
+    return Checkpoint(
+        model={**model.state_dict(), **state["weights"]},
+        model_args=dataclasses.asdict(model.config),
+        config=state["config"],
+        step=state["step"],
+        best_val_loss=state["best_val_loss"],
+        tokenizer=state["tokenizer"],
+    )
+
+
+def _is_adapter(state: Any) -> bool:
+    if not isinstance(state, dict) or state.get("tinygpt_adapter") != ADAPTER_FORMAT:
+        return False
+    types = {"base": str, "weights": dict, "vocab_size": int, "tokenizer": dict, "config": dict, "step": int}
+    return all(isinstance(state.get(name), kind) for name, kind in types.items()) and all(
+        isinstance(weight, Tensor) for weight in state["weights"].values()
+    )
+
+
+def merge(config: MergeConfig) -> None:
+    """`tinygpt merge`: one ordinary checkpoint out of a base and an adapter."""
+    whole = load_model(config.ckpt, config.adapter)
+    model = whole.build_model()
+    whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
+    out = Path(config.out_dir)
+    with folder_lock(out, "run"):
+        checkpoint.save(out / "ckpt.pt", whole)
+    print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
+    print(f"\nnext: tinygpt sample --ckpt {out}/ckpt.pt")

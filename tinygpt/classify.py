@@ -1,0 +1,334 @@
+"""How good a model is at a labelled task: prompts whose response is one of a few labels.
+
+The model is asked how probable each label is as the response to each prompt, and the most probable one is its answer;
+nothing is sampled. A label's probability is the product over its tokens and END, so P(label | prompt) is exact, and a
+softmax over the labels only leaves out all other responses. The length-normalised score (the mean over the tokens) is
+for models that were not trained on these labels, where long labels lose for being long (Brown et al. 2020, section
+2.4). Beside the model stand two baselines, and whether its probabilities can be believed (Guo et al. 2017).
+
+Shapes: n prompts, L labels.
+
+    total, mean = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)    # each (n, L)
+    report = make_report("trec", "val", val, labels, total, mean, train)                   # val, train: pairs
+    print(report.text())
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
+from tinygpt.model import GPT
+from tinygpt.precision import MixedPrecision
+from tinygpt.tokenizer import CharTokenizer
+
+BATCH_TOKENS = 2048  # of a forward pass, padding included; on a processor a third faster than 8192 (0.8 M weights)
+COLUMNS = 100  # of the terminal
+
+Examples = Sequence[tuple[str, str]]  # (prompt, label)
+
+
+# ---- what the model says ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def label_scores(
+    model: GPT | MixedPrecision,
+    tokenizer: CharTokenizer,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    device: torch.device | str = "cpu",
+    skip_unknown: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
+
+    Errors: TinyGPTError for a prompt that does not fit into the model with the longest label, and for a character
+    without an id (in prompts, `skip_unknown` leaves those out).
+    """
+    asks = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
+    answers = [tokenizer.encode_pair("", label)[2:] for label in labels]  # the label's tokens and END
+    tokens = np.array([len(answer) for answer in answers])
+    lengths = np.add.outer(np.array([len(ask) for ask in asks], dtype=int), tokens) - 1  # (n, L): END is not read
+    if lengths.size and lengths.max() > model.config.block_size:
+        i, j = np.unravel_index(lengths.argmax(), lengths.shape)
+        raise TinyGPTError(
+            f"prompt {i + 1} ({cut(repr(prompts[i]), 40)}) takes {lengths[i, j]} tokens with the label "
+            f"{labels[j]!r}, but the model reads {model.config.block_size}",
+            "shorten it, or train with a larger --block_size",
+        )
+    was_training = model.training
+    model.eval()
+    total, at = np.zeros(lengths.shape), 0
+    order = np.argsort(-lengths, axis=None, kind="stable")  # rows of like length side by side: little padding
+    while at < len(order):
+        width = lengths.flat[order[at]]
+        some = order[at : at + max(1, BATCH_TOKENS // width)]
+        x, y = np.zeros((len(some), width), dtype=np.int64), np.full((len(some), width), -1)  # (B, T)
+        for row, (i, j) in enumerate(zip(*np.unravel_index(some, lengths.shape), strict=True)):
+            x[row, : lengths[i, j]] = np.concatenate((asks[i], answers[j][:-1]))
+            y[row, len(asks[i]) - 1 : lengths[i, j]] = answers[j]
+        total.flat[some] = response_scores(model, x, y, device)
+        at += len(some)
+    model.train(was_training)
+    return total, total / tokens
+
+
+def response_scores(
+    model: GPT | MixedPrecision, x: np.ndarray, y: np.ndarray, device: torch.device | str
+) -> np.ndarray:
+    """Sum of the log-probabilities of the targets y (B, T), -1 where there is none, after x (B, T): (B,), float64."""
+    logits = model(torch.from_numpy(x).to(device))[0]  # (B, T, V)
+    targets = torch.from_numpy(y)
+    rows, places = (targets >= 0).nonzero(as_tuple=True)
+    chosen = logits[rows.to(logits.device), places.to(logits.device)].cpu().double()  # (response tokens, V)
+    losses = F.cross_entropy(chosen, targets[rows, places], reduction="none")
+    return -np.bincount(rows.numpy(), weights=losses.numpy(), minlength=len(x))
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the labels: log-scores (n, L) to probabilities (n, L)."""
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+# ---- how good that is -------------------------------------------------------------------------------------------
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
+    """How often label i was answered with label j: int64 (L, L), from indices of labels (n,)."""
+    return np.bincount(truth * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
+
+
+def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall, F1 and support of each label, (L,) each; 0 where nothing was predicted or nothing is there."""
+    right, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    return {
+        "precision": right / np.maximum(answered, 1),
+        "recall": right / np.maximum(support, 1),
+        "f1": 2 * right / np.maximum(support + answered, 1),  # the harmonic mean of the two
+        "support": support,
+    }
+
+
+def quality(confusion: np.ndarray) -> dict[str, float]:
+    """Accuracy, and macro F1: the mean over the labels that occur, in the truth or among the answers."""
+    occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
+    accuracy = confusion.trace() / confusion.sum()
+    return {"accuracy": float(accuracy), "macro_f1": float(rates(confusion)["f1"][occurs].mean())}
+
+
+def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple[float, list[dict[str, Any]]]:
+    """Expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L), and its bins.
+
+    Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; of each the number of answers, their
+    mean confidence and their accuracy (None in an empty bin). The error is the mean of |accuracy - confidence|.
+    """
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == truth
+    places = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    error, bins = 0.0, []
+    for place in range(n_bins):
+        inside = places == place
+        count, sure, good = int(inside.sum()), None, None
+        if count:
+            sure, good = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count / len(truth) * abs(good - sure)
+        bins.append({"count": count, "confidence": sure, "accuracy": good})
+    return error, bins
+
+
+def ngram_baseline(
+    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str]
+) -> tuple[np.ndarray | None, str]:
+    """Answers (n,) of a logistic regression on the prompts' 1 to 5-grams of characters; or None, and why not."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        return None, "the n-gram baseline needs scikit-learn: pip install scikit-learn"
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
+    try:
+        classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
+    except ValueError as error:  # a single label, or not one character
+        return None, f"the n-gram baseline cannot learn this: {str(error).splitlines()[0]}"
+    return classifier.predict(vectorizer.transform(prompts)), ""
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+
+ROWS = {"model": "model", "normalised": "model, length-normalised", "ngram": "n-grams", "majority": "majority"}
+
+
+@dataclasses.dataclass
+class Report:
+    """A model on one split of a task. All but `results["normalised"]` is by the labels' whole probabilities."""
+
+    task: str
+    split: str
+    n: int
+    labels: list[str]
+    loss: float  # nats per token of the right responses
+    results: dict[str, dict[str, float]]  # accuracy and macro_f1 of what ROWS names
+    per_label: dict[str, dict[str, float]]  # precision, recall, f1, support
+    confusion: np.ndarray  # (L, L): rows are the truth, columns the answers
+    calibration_error: float
+    bins: list[dict[str, Any]]
+    mistakes: list[dict[str, Any]]  # the surest ones: prompt, true, predicted, probability
+    note: str = ""  # why a baseline is missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self) | {"confusion": self.confusion.tolist()}
+
+    def text(self) -> str:
+        """For the terminal, in 100 columns (with more than a dozen labels the matrix may be wider)."""
+        n, bins = self.n, [part for part in self.bins if part["count"]]
+        lines = [
+            f"{self.task}, split {self.split}: {n:,} prompts, {len(self.labels)} labels; "
+            f"loss {self.loss:.4f} nats per token of the right response\n",
+            f"{'':<26}{'accuracy':>14}{'macro F1':>12}",
+        ]
+        for key, name in ROWS.items():
+            if key in self.results:
+                accuracy, macro_f1 = self.results[key]["accuracy"], self.results[key]["macro_f1"]
+                error = 100 * (accuracy * (1 - accuracy) / n) ** 0.5  # binomial standard error
+                lines.append(f"{name:<26}{100 * accuracy:>6.1f} % ± {error:>3.1f}{macro_f1:>12.3f}")
+        sure = sum(part["count"] * part["confidence"] for part in bins) / n
+        pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
+        lines += [
+            *([f"({self.note})"] if self.note else []),
+            *("", *self.matrix_lines(), ""),
+            f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * sure:.1f} %, "
+            f"accuracy {100 * self.results['model']['accuracy']:.1f} %",
+            f"  how sure → how often right, in %: {', '.join(pairs)}",
+        ]
+        lines += [f"\n{'surest mistakes':<17}{'true':<17}{'answer':<17}prompt"] if self.mistakes else []
+        for item in self.mistakes:
+            names = "".join(f"{cut(item[key], 16):<17}" for key in ("true", "predicted"))
+            lines.append(f"{100 * item['probability']:>13.1f} %  {names}{cut(repr(item['prompt']), COLUMNS - 51)}")
+        return "\n".join(lines)
+
+    def matrix_lines(self) -> list[str]:
+        """The counts, with the recall of each row at its end and the precision of each column below it."""
+        labels, L = self.labels, len(self.labels)
+        width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
+        heads = [label[: width - 1].strip() for label in labels]
+        if len(set(heads)) < L:  # cut, they look alike: numbers
+            heads = [str(number) for number in range(1, L + 1)]
+            labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
+        left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
+        lines = ["answers (columns) to the prompts of each label (rows):"]
+        lines.append(f"{'true':<{left}}{''.join(f'{head:>{width}}' for head in heads)}{'recall':>8}")
+        rates = [self.per_label[label] for label in self.labels]
+        for label, counts, rate in zip(labels, self.confusion, rates, strict=True):
+            cells = "".join(f"{count or '·':>{width}}" for count in counts)
+            lines.append(f"{cut(label, left - 1):<{left}}{cells}{rate['recall']:>8.2f}")
+        return [*lines, f"{'precision':<{left}}" + "".join(f"{rate['precision']:>{width}.2f}" for rate in rates)]
+
+
+def make_report(
+    task: str,
+    split: str,
+    examples: Examples,
+    labels: Sequence[str],
+    total: np.ndarray,
+    mean: np.ndarray,
+    train: Examples,
+    n_mistakes: int = 5,
+) -> Report:
+    """The report on `examples`, whose prompts have the `label_scores` total and mean, (n, L) each.
+
+    Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
+    """
+    truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
+    probs, n, L = probabilities(total), len(examples), len(labels)
+    predicted = probs.argmax(axis=1)
+    prompts = [prompt for prompt, _ in examples]
+    ngram, note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts)
+    majority = np.full(n, np.bincount(train_truth).argmax())
+    answers = {"model": predicted, "normalised": mean.argmax(axis=1), "majority": majority}
+    if ngram is not None:
+        answers["ngram"] = ngram
+    confusion = confusion_matrix(truth, predicted, L)
+    columns = rates(confusion)
+    error, bins = calibration(probs, truth)
+    sure, wrong = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth)
+    mistakes = [
+        {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]], "probability": sure[i]}
+        for i in sorted(wrong, key=lambda i: -sure[i])[:n_mistakes]
+    ]
+    tokens = np.array([len(label) + 1 for label in labels])[truth]  # its characters and END
+    return Report(
+        task=task,
+        split=split,
+        n=n,
+        labels=list(labels),
+        loss=float(-total[np.arange(n), truth].sum() / tokens.sum()),
+        results={key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()},
+        per_label={label: {key: column[j].item() for key, column in columns.items()} for j, label in enumerate(labels)},
+        confusion=confusion,
+        calibration_error=error,
+        bins=bins,
+        mistakes=mistakes,
+        note=note,
+    )
+
+
+def label_indices(task: str, examples: Examples, labels: Sequence[str]) -> np.ndarray:
+    """Which of `labels` each example has: int64 (n,). Errors: TinyGPTError as `make_report`'s."""
+    if not examples:
+        raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more of them")
+    place = {label: index for index, label in enumerate(labels)}
+    for unknown in (label for _, label in examples if label not in place):
+        raise TinyGPTError(
+            f"{task}: the response {unknown!r} is not one of its {len(labels)} labels", "prepare it again"
+        )
+    return np.array([place[label] for _, label in examples])
+
+
+def draw_confusion(report: Report, path: Path) -> None:
+    """The confusion matrix as a PNG: counts, coloured by their share of the row. Errors: TinyGPTError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TinyGPTError("drawing the confusion matrix needs matplotlib", "pip install matplotlib") from None
+    share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
+    names, L = [cut(label, 24) for label in report.labels], len(report.labels)
+    figure = Figure(figsize=(2.6 + 0.55 * L, 2.2 + 0.5 * L), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(L), names, parse_math=False)
+    axes.set(xlabel="answer", ylabel="true label")
+    for i, j in np.argwhere(report.confusion):
+        color = "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, f"{report.confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
+    accuracy = 100 * report.results["model"]["accuracy"]
+    title = f"{report.task}, {report.split}: accuracy {accuracy:.1f} % of {report.n:,} prompts"
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    axes.set_xticks(np.arange(L + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(L + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="lightgray", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
+    """CSV rows `prompt,label,probability,<each label's>` of probabilities (n, L); `file` is open with newline=""."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["prompt", "label", "probability", *labels])
+    for prompt, row in zip(prompts, probs, strict=True):
+        writer.writerow([prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))])
+
+
+def cut(text: str, width: int) -> str:
+    """At most `width` characters of `text`, the last one `…` if something is missing."""
+    return text if len(text) <= width else text[: width - 1] + "…"

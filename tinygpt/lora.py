@@ -1,0 +1,102 @@
+"""LoRA: fine-tuning a few thousand numbers beside frozen matrices (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
+Large Language Models").
+
+A frozen linear layer W gets two thin matrices, A (rank, in) and B (out, rank), and computes W x + (alpha / rank) B A x.
+B starts at zero, so at first nothing changes; at the end B A is added to W, and the model is an ordinary one again.
+
+    attach(model, LoRA(rank=8, alpha=16), new_symbols=12)     # only A, B and the new symbols' rows are trained
+    state = merged(model.state_dict(), alpha=16)              # the weights of an ordinary GPT
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """What is adapted, and how much."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: str = "c_attn,c_proj,c_fc"  # names of linear layers, in every block
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with an adapter beside it, under the name that the layer had."""
+
+    def __init__(self, linear: nn.Linear, lora: LoRA) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.lora_A = nn.Parameter(torch.empty(lora.rank, linear.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, lora.rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return super().forward(x) + self.scale * F.linear(F.linear(beside, self.lora_A), self.lora_B)
+
+
+class GrownEmbedding(nn.Embedding):
+    """An embedding whose last rows are trained while the others are frozen."""
+
+    def __init__(self, embedding: nn.Embedding, new: int) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim)
+        self.weight = embedding.weight
+        self.new_rows = nn.Parameter(embedding.weight.detach()[-new:].clone())
+
+
+def attach(model: GPT, lora: LoRA, new_symbols: int) -> None:
+    """Freeze the model and put adapters beside its target layers; the last `new_symbols` rows stay trainable.
+
+    Errors: TinyGPTError for a target that no layer has.
+    """
+    model.requires_grad_(False)
+    for target in lora.targets.split(","):
+        found = False
+        for block in model.transformer["h"]:
+            for part in (block.attn, block.mlp):
+                layer = getattr(part, target, None)
+                if isinstance(layer, nn.Linear):
+                    setattr(part, target, LoRALinear(layer, lora))
+                    found = True
+        if not found:
+            raise TinyGPTError(f"lora_targets: no layer is called {target!r}", "--lora_targets=c_attn,c_proj,c_fc")
+    if new_symbols:
+        model.transformer["wte"] = GrownEmbedding(model.transformer["wte"], new_symbols)
+        if not model.config.tie_weights:
+            model.lm_head.register_parameter("new_rows", nn.Parameter(model.lm_head.weight[-new_symbols:].clone()))
+
+
+def is_adapted(state: dict[str, Tensor]) -> bool:
+    return any(name.endswith((".lora_A", ".new_rows")) for name in state)
+
+
+def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is trained: adapters and new rows."""
+    return {name: weight for name, weight in state.items() if name.endswith((".lora_A", ".lora_B", ".new_rows"))}
+
+
+def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state of an ordinary GPT that computes the same: W + (alpha / rank) B A, and the new rows in their places."""
+    plain = {name: weight for name, weight in state.items() if name not in adapted_only(state)}
+    for name in adapted_only(state):
+        layer, _, kind = name.rpartition(".")
+        weight = plain[f"{layer}.weight"]
+        if kind == "lora_A":
+            a, b = state[name], state[f"{layer}.lora_B"]
+            plain[f"{layer}.weight"] = weight + alpha / a.size(0) * (b @ a)
+        elif kind == "new_rows":
+            plain[f"{layer}.weight"] = torch.cat((weight[: -len(state[name])], state[name]))
+            if layer == "transformer.wte" and "lm_head.new_rows" not in state:  # one matrix for both
+                plain["lm_head.weight"] = plain[f"{layer}.weight"]
+    return plain

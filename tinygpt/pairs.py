@@ -1,0 +1,197 @@
+"""Prompts and responses into a dataset: read, split by example, written as PROMPT prompt RESPONSE response END.
+
+An example belongs to a split by a hash of its prompt's letters and digits. So prompts that differ in case, spacing or
+punctuation alone never stand on both sides, and an example keeps its split when others are added.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinygpt.config import PrepareConfig
+from tinygpt.data import TokenWriter, commit_dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock
+from tinygpt.tasks import TASKS
+from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
+
+Pair = tuple[str, str]
+MOST_LABELS = 50  # more distinct responses than this are free text
+
+
+def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
+    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from a ready task's templates."""
+    if config.name in TASKS:
+        task = TASKS[config.name]
+        splits, labels, source = task.make(1337), list(task.labels), f"the templates of tinygpt.tasks, {config.name}"
+    else:
+        pairs = list(read(paths, config))
+        splits = split(pairs, config.val_fraction, config.test_fraction)
+        labels = labels_of(pairs)
+        source = ", ".join(map(str, paths[:3]))
+    characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
+    tokenizer = CharTokenizer([*characters, *SPECIAL])
+    folder = Path(config.data_dir) / config.name
+    with folder_lock(folder, "dataset"):
+        meta = write(folder, splits, tokenizer, labels)
+    describe(config, folder, meta, splits, source)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
+    """The pairs of JSON Lines and CSV files. Errors: TinyGPTError naming the bad lines, unless --skip_bad."""
+    bad: list[str] = []
+    for path in paths:
+        try:
+            with open(path, encoding=config.encoding, newline="") as file:
+                lines = csv_lines(path, file, config) if path.suffix.lower() == ".csv" else json_lines(file)
+                for number, entry in lines:
+                    pair, problem = checked(entry, config)
+                    if problem:
+                        bad.append(f"{path} line {number}: {problem}")
+                    else:
+                        yield pair
+        except UnicodeDecodeError as error:
+            what = f"{path}: byte 0x{error.object[error.start]:02x} is not {config.encoding}"
+            raise TinyGPTError(what, "--encoding cp1252") from None
+        except csv.Error as error:
+            raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
+        except OSError as error:
+            raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
+    if bad and not config.skip_bad:
+        more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+        raise TinyGPTError("; ".join(bad[:5]) + more, "mend these lines, or pass --skip_bad to leave them out")
+    for line in bad[:5]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(bad) > 5:
+        print(f"left out: {len(bad) - 5:,} more lines", file=sys.stderr)
+
+
+def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def csv_lines(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(file)
+    missing = {config.prompt_field, config.response_field} - set(reader.fieldnames or ())
+    if missing:
+        has = ", ".join(reader.fieldnames or ()) or "no header"
+        flags = "--prompt_field=COLUMN --response_field=COLUMN"
+        raise TinyGPTError(f"{path}: no column {' or '.join(sorted(missing))} (it has: {has})", flags)
+    for entry in reader:
+        yield reader.line_num, entry
+
+
+def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
+    """The pair in what a line holds, or what is wrong with it."""
+    none = ("", "")
+    if not isinstance(entry, dict):
+        return none, "not a JSON object"
+    for key in (config.prompt_field, config.response_field):
+        if key not in entry:
+            return none, f"no key {key!r}"
+        if not isinstance(entry[key], str):
+            return none, f"{key} is not text"
+        if not entry[key].strip():
+            return none, f"{key} is empty"
+        if "\0" in entry[key]:
+            return none, f"{key} has a NUL in it"
+    return (entry[config.prompt_field].strip(), entry[config.response_field].strip()), ""
+
+
+# ---- splitting --------------------------------------------------------------------------------------------------
+
+
+def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[str, list[Pair]]:
+    """Train, val and test, by a hash of the prompt. Errors: TinyGPTError if one of them stays empty."""
+    splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    for pair in pairs:
+        digest = hashlib.sha256(skeleton(pair[0]).encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        in_test, in_val = place < test_fraction, place < test_fraction + val_fraction
+        splits["test" if in_test else "val" if in_val else "train"].append(pair)
+    empty = [name for name, part in splits.items() if not part]
+    if empty:
+        raise TinyGPTError(
+            f"{len(pairs)} pairs with different prompts are too few: nothing is left for {', '.join(empty)}",
+            "more pairs, or larger --val_fraction and --test_fraction",
+        )
+    return splits
+
+
+def skeleton(prompt: str) -> str:
+    """What near-duplicates have in common: letters and digits, without case. A prompt without either is itself."""
+    return "".join(filter(str.isalnum, prompt.casefold())) or prompt
+
+
+def labels_of(pairs: list[Pair]) -> list[str]:
+    """The distinct responses, if they are few enough to be labels."""
+    labels = sorted({response for _, response in pairs})
+    return labels if 2 <= len(labels) <= MOST_LABELS and len(labels) * 4 <= len(pairs) else []
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, splits: dict[str, list[Pair]], tokenizer: CharTokenizer, labels: list[str]) -> dict[str, Any]:
+    """Encode and commit; returns what meta.json says."""
+    writers: dict[str, TokenWriter] = {}
+    source = hashlib.sha256(json.dumps(splits, ensure_ascii=True).encode()).hexdigest()
+    try:
+        for name, pairs in splits.items():
+            writers[name] = TokenWriter(folder / f"{name}.bin")
+            for pair in pairs:
+                writers[name].write(tokenizer.encode_pair(*pair))
+        meta = {
+            "kind": "pairs",
+            "tokenizer": tokenizer.to_dict(),
+            "vocab_size": tokenizer.vocab_size,
+            "labels": labels,
+            "examples": {name: len(pairs) for name, pairs in splits.items()},
+            "tokens": {name: writer.tokens for name, writer in writers.items()},
+            "sha256": {"source": source} | {w.path.name: w.sha256.hexdigest() for w in writers.values()},
+        }
+        commit_dataset(folder, list(writers.values()), meta)
+    except OSError as error:
+        raise TinyGPTError(f"{folder}: cannot be written: {error.strerror}", "free some space", status=1) from error
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    return meta
+
+
+def describe(
+    config: PrepareConfig, folder: Path, meta: dict[str, Any], splits: dict[str, list[Pair]], source: str
+) -> None:
+    """What was made, some examples as they are trained on, and the next command."""
+    print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
+    if meta["labels"]:
+        print(f"labels:     {', '.join(meta['labels'])}")
+    lengths = [len(prompt) + len(response) + 3 for part in splits.values() for prompt, response in part]
+    print(f"lengths:    up to {max(lengths)} tokens with the marks, {sum(lengths) / len(lengths):.0f} on average")
+    for prompt, response in splits["train"][: config.show or 1]:
+        print(f"  {coloured(prompt, response)}")
+    print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
+    print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
+    preset = config.name if config.name in TASKS else f"transactions.yaml --dataset={config.name}"
+    preset = preset if preset.endswith(config.name) and preset != config.name else f"{config.name}.yaml"
+    place = "" if str(folder.parent) == "data" else f" --data_dir={folder.parent}"
+    print(f"\nnext: tinygpt finetune configs/finetune_{preset} --ckpt out/ckpt.pt{place}")
+
+
+def coloured(prompt: str, response: str) -> str:
+    """An example with the part that carries loss in green, or in brackets where there are no colours."""
+    asked, answer = f"{PROMPT}{prompt}{RESPONSE}", f"{response}{END}"
+    text = f"\033[2m{asked}\033[0m\033[32m{answer}\033[0m" if sys.stdout.isatty() else f"{asked}[{answer}]"
+    return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")
