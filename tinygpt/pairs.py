@@ -184,10 +184,11 @@ def describe(
         print(f"  {coloured(prompt, response)}")
     print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
-    preset = config.name if config.name in TASKS else f"transactions.yaml --dataset={config.name}"
-    preset = preset if preset.endswith(config.name) and preset != config.name else f"{config.name}.yaml"
+    preset = f"{config.name}.yaml" if config.name in TASKS else f"transactions.yaml --dataset={config.name}"
     place = "" if str(folder.parent) == "data" else f" --data_dir={folder.parent}"
-    print(f"\nnext: tinygpt finetune configs/finetune_{preset} --ckpt out/ckpt.pt{place}")
+    print(f"\nnext: tinygpt finetune configs/finetune_{preset} --ckpt out-fast/ckpt.pt{place}")
+    if not Path("out-fast/ckpt.pt").exists():
+        print("      (its base model, in half a minute: tinygpt train configs/shakespeare_char_fast.yaml)")
 
 
 def coloured(prompt: str, response: str) -> str:
