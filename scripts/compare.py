@@ -1,9 +1,9 @@
 """Ways to fine-tune, side by side: what each learns, what it forgets, what it costs.
 
-    python scripts/compare.py configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
+    python scripts/compare.py --ckpt out-fast/ckpt.pt
 
 Not at all, with all weights, with replay of the base model's own text, with LoRA of two ranks: each by `tinygpt
-finetune` and `tinygpt eval`, with three seeds. Prints a Markdown table of medians with the least and the greatest,
+finetune` and `tinygpt eval` on the transactions, with three seeds. Prints a Markdown table of medians with the least and the greatest,
 draws accuracy against forgetting, and writes every figure to compare.json. Runs share the processor if --jobs says so;
 then their seconds are longer.
 """
@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.adapter import load_model
-from tinygpt.configfile import find_config, read_config
 from tinygpt.lora import adapted_only
 from tinygpt.runlog import read_metrics
 
-LORA = ["--weight_decay=0", "--learning_rate=5e-3", "--lora_alpha=16"]
+FULL, LORA = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora"))
 WAYS = {
-    "all weights": [],
-    "all weights, replay 0.1": ["--replay=0.1"],
-    "all weights, replay 0.3": ["--replay=0.3"],
-    "LoRA, rank 2": ["--lora_rank=2", *LORA],
-    "LoRA, rank 8": ["--lora_rank=8", *LORA],
+    "all weights": [FULL],
+    "all weights, replay 0.1": [FULL, "--replay=0.1"],
+    "LoRA, rank 2": [LORA, "--lora_rank=2"],
+    "LoRA, rank 8": [LORA],
 }
 
 
@@ -45,7 +43,7 @@ def measure(way: str, seed: int, args: argparse.Namespace, threads: int) -> dict
     """One run and its evaluation."""
     out = args.out / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
     flags = [*WAYS[way], f"--ckpt={args.ckpt}", f"--out_dir={out}", f"--seed={seed}", "--device=cpu", "--quiet"]
-    tinygpt("finetune", args.config, *flags, *args.more, threads=threads)
+    tinygpt("finetune", *flags, *args.more, threads=threads)
     report = json.loads(tinygpt("eval", f"--ckpt={out}", "--device=cpu", "--json", threads=threads))
     entries = {entry["kind"]: entry for entry in read_metrics(out)}
     saved = load_model(str(out / "ckpt.pt"))
@@ -123,7 +121,6 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a fine-tuning config of a labelled task")
     parser.add_argument("--ckpt", default="out-fast/ckpt.pt", help="the base model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
@@ -131,10 +128,9 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="accuracy against forgetting; default: OUT/compare.png")
     parser.add_argument("more", nargs="*", help="further flags for every run, after --")
     args = parser.parse_args()
-    read_config(find_config(args.config))  # a mistake is found before the first run
     args.out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    jobs = [(way, seed) for seed in args.seeds for way in WAYS]
+    jobs = [(way, seed) for way in sorted(WAYS, key=lambda way: "LoRA" not in way) for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda job: measure(*job, args, threads), jobs))
     (args.out / "compare.json").write_text(json.dumps(results, indent=1) + "\n")

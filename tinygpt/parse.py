@@ -130,7 +130,8 @@ def _problems(config: Any) -> Iterator[str]:
             yield f"{name} is {getattr(config, name)}, it must be in [{low}, {high})"
     if hasattr(config, "val_fraction") and not 0 < config.val_fraction < 1:
         yield f"val_fraction is {config.val_fraction}, it must be between 0 and 1"
-    if hasattr(config, "test_fraction") and not 0 < config.test_fraction < 1 - config.val_fraction:
+    pairs = isinstance(config, PrepareConfig) and config.format == "pairs"
+    if pairs and not 0 < config.test_fraction < 1 - config.val_fraction:
         yield f"test_fraction is {config.test_fraction}, it must be above 0 and leave room for training"
     if hasattr(config, "top_p") and not 0 < config.top_p <= 1:
         yield f"top_p is {config.top_p}, it must be above 0 and at most 1"
