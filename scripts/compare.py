@@ -3,9 +3,9 @@
     python scripts/compare.py --ckpt out-fast/ckpt.pt
 
 Not at all, with all weights, with replay of the base model's own text, with LoRA of two ranks: each by `tinygpt
-finetune` and `tinygpt eval` on the transactions, with three seeds. Prints a Markdown table of medians with the least and the greatest,
-draws accuracy against forgetting, and writes every figure to compare.json. Runs share the processor if --jobs says so;
-then their seconds are longer.
+finetune` and `tinygpt eval` on the transactions, with three seeds. Prints a Markdown table of medians with the least
+and the greatest, draws accuracy against forgetting, and writes every figure to compare.json. Runs share the processor
+if --jobs says so; then their seconds are longer.
 """
 
 import argparse

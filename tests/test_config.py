@@ -146,7 +146,15 @@ def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 @settings(max_examples=60)
 def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
     """to_yaml, a file, parse: all text, numbers at full precision, words that YAML could take for something else."""
-    in_range = {"dropout": 0.1, "beta1": 0.9, "beta2": 0.95, "n_head": 2, "n_embd": 8}
+    in_range = {
+        "dropout": 0.1,
+        "lora_dropout": 0.1,
+        "replay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "n_head": 2,
+        "n_embd": 8,
+    }
     at_least_1 = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "eval_interval", "log_interval")
     values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
     values |= {key: max(1, values[key]) for key in at_least_1 if key in values}
