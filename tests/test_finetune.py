@@ -222,6 +222,33 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
     assert listing(work) == before
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["merge", "--adapter=nothing.pt"], "nothing.pt: no such file"),
+        (["merge", "--adapter=out/ckpt.pt"], "not an adapter"),
+        (["merge", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained beside other weights"),
+        (["sample", "--ckpt=out-lora/adapter.pt", "--start=a"], "an adapter, which needs its base"),
+        (["sample", "--ckpt=out-finetune"], "answers prompts, and there is none"),
+        (["sample", "--ckpt=out-finetune", "--start=§"], "is not in this model's"),
+        (["eval", "--ckpt=out-finetune", "--task=nothing"], "not prepared"),
+        (["eval", "--ckpt=out-finetune", "--task=tiny"], "is not a labelled task"),
+        (["eval", "--ckpt=out-finetune", "--task=../x"], "dataset name '../x'"),
+        (["eval", "--ckpt=out-finetune", "--predict=nothing.txt"], "nothing.txt: no such file"),
+        (["eval", "--ckpt=out-finetune", "--predict=data/tiny/train.bin"], "is binary, not text"),
+        (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),
+        (["prepare", "transactions", "--input=text.txt"], "is a ready corpus"),
+        (["prepare", "mine", "--input=nothing.jsonl", "--format=pairs"], "nothing.jsonl: no such file"),
+        (["prepare", "mine", "--input=text.txt", "--format=pairs"], "not a JSON object"),
+    ],
+)
+def test_mistakes_with_other_commands_too(work: Path, args: list[str], says: str) -> None:
+    before = listing(work)
+    result = cli_here(*args, cwd=work)
+    assert result.status == 2 and says in result.err and len(result.err.splitlines()) <= 2
+    assert listing(work) == before
+
+
 def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
     json_lines(work, [{"prompt": f"{n:03} {'a' * 30}", "response": "yes"} for n in range(100)], "long.jsonl")
     assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0

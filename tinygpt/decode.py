@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinygpt.model import GPT, Block, Norm, activate, positioned, rope_angles
@@ -50,7 +51,7 @@ class Decoder:
         self.wbe = transformer["wbe"].weight if config.bigram_table else None
         self.blocks, self.ln_f = [_layout(block) for block in transformer["h"]], _norm(transformer["ln_f"])
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype).unbind()  # keys and values of each layer
+        self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype)  # keys and values of each layer
         self.last = torch.zeros((batch_size, 1), device=head.device, dtype=torch.long)  # the token before, for bigrams
         self.rope, self.rope_start = torch.empty(2, 0, 0), 0  # angles of the positions from rope_start on
 
@@ -60,26 +61,28 @@ class Decoder:
         Several positions at once (T > 1) must fit into the cache without rolling it: length + T <= block_size.
         """
         config, (B, T), start = self.config, idx.shape, self.length
-        x = self.wte[idx]
+        x = F.embedding(idx, self.wte)
         if self.wbe is not None:
-            x = x + self.wbe[torch.cat((self.last, idx[:, :-1]), dim=1) * config.vocab_size + idx]
+            before = self.last if T == 1 else torch.cat((self.last, idx[:, :-1]), dim=1)
+            x = x + F.embedding(before * config.vocab_size + idx, self.wbe)
         if self.wpe is not None:
             x = x + self.wpe[start : start + T]
         rope = self._angles(start, T, idx.device) if self.wpe is None else None
         x = x.view(B * T, -1)
         slot, filled = start % config.block_size, min(start + T, config.block_size)
         mask = None if T == 1 else torch.ones(T, filled, dtype=torch.bool, device=idx.device).tril(filled - T)
-        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), cache in zip(self.blocks, self.cache, strict=True):
+        new, known = self.cache.narrow(4, slot, T).unbind(), self.cache.narrow(4, 0, filled).unbind()
+        for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in enumerate(self.blocks):
             qkv = c_attn(ln_1(x)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
             qkv = positioned(qkv, rope, config.qk_norm)
-            cache.narrow(3, slot, T).copy_(qkv[1:])
-            k, v = cache.narrow(3, 0, filled).unbind()
-            y = torch.nn.functional.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
+            new[layer].copy_(qkv[1:])
+            k, v = known[layer].unbind()
+            y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
             x = mlp_proj.onto(x, activate(c_fc(ln_2(x)), config.activation))
         self.length += T
         self.last = idx[:, -1:]
-        return self.head(self.ln_f(x.view(B, T, -1)[:, -1])).float()
+        return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
 
     def forget(self) -> None:
         """Start anew at position 0."""

@@ -173,15 +173,18 @@ def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise TinyGPTError(f"{path}: not UTF-8 text", "one prompt a line") from None
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
         raise TinyGPTError(f"{path}: {what}", "--predict FILE, with one prompt a line") from None
-    if not any(lines):
+    if "\0" in text:
+        raise TinyGPTError(f"{path}: is binary, not text", "one prompt a line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
         raise TinyGPTError(f"{path}: empty", "one prompt a line")
-    return [line for line in lines if line]
+    return lines
 
 
 def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:

@@ -36,7 +36,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits - logits.amax(-1, keepdim=True)  # from the top: a tiny temperature cannot overflow
+    if temperature < 1e-3:
+        logits = logits - logits.amax(-1, keepdim=True)  # from the top: a tiny temperature cannot overflow
     logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 no number
     if 0 < top_k < logits.size(-1):
         kth = logits.topk(top_k).values[..., -1:]
@@ -69,7 +70,7 @@ def generate(
     context = tokens[:, max(0, T - block_size) : T]
     for end in range(T, T + max_new_tokens):
         logits = decoder(context) if decoder else model(context, last_only=True)[0][:, -1]
-        if vocab_size:
+        if 0 < vocab_size < logits.size(-1):
             logits = logits[:, :vocab_size]
         chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
         chosen = torch.multinomial(chances, 1, generator=generator)
