@@ -21,8 +21,11 @@ class PrepareConfig:
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
     Ready corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
+
     Ready tasks, of prompts and responses: transactions, headlines.
+
     Own text: tinygpt prepare mine --input notes.txt more/ '*.md'
+
     Own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
@@ -187,8 +190,9 @@ class TrainConfig:
 class FinetuneConfig(TrainConfig):
     """Make a trained model behave differently with a few thousand examples; write OUT_DIR/{ckpt.pt, last.pt, ...}.
 
-    tinygpt finetune configs/finetune_transactions.yaml --ckpt out/ckpt.pt
-    tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out/ckpt.pt
+    tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
+
+    tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out-fast/ckpt.pt
     """
 
     ckpt: str = "out/ckpt.pt"
@@ -284,6 +288,7 @@ class EvalConfig:
     """Measure a model on a whole validation split, beside what guessing by counts would reach.
 
     tinygpt eval --ckpt out/ckpt.pt
+
     tinygpt eval --ckpt out-finetune/ckpt.pt --task transactions
     """
 
@@ -330,6 +335,7 @@ class CheckConfig:
     """Say whether the files of a run or a dataset are whole, and what can still be used.
 
     tinygpt check out/ data/shakespeare_char
+
     tinygpt check --resume configs/shakespeare_char.yaml
     """
 
