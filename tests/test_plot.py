@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import cli_here
 
-pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

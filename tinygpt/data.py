@@ -11,11 +11,13 @@ evaluation cannot disturb training, and the number of processes does not change 
 Source of the counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ import numpy as np
 from tinygpt import __version__
 from tinygpt.config import DATASET_NAME
 from tinygpt.errors import TinyGPTError
+from tinygpt.tasks import TASKS
 from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 
 META_FORMAT = 1
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`
 TOKEN = np.dtype("<u2")
-READY = ("shakespeare_char", "shakespeare", "transactions", "headlines")  # what `prepare` makes from its name alone
+READY = ("shakespeare_char", "shakespeare", *TASKS)  # what `prepare` makes from its name alone
 
 
 class TokenWriter:
@@ -56,6 +59,21 @@ class TokenWriter:
     def discard(self) -> None:
         self._file.close()
         self.temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def token_writers(folder: Path, splits: Iterable[str]) -> Iterator[dict[str, TokenWriter]]:
+    """A writer for each split; what was not committed is discarded. Errors: TinyGPTError when the system refuses."""
+    writers: dict[str, TokenWriter] = {}
+    try:
+        for split in splits:
+            writers[split] = TokenWriter(folder / f"{split}.bin")
+        yield writers
+    except OSError as error:
+        raise TinyGPTError(f"{folder}: cannot be written: {error.strerror}", "free some space", status=1) from error
+    finally:
+        for writer in writers.values():
+            writer.discard()
 
 
 def commit_dataset(folder: Path, writers: list[TokenWriter], meta: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.config import PrepareConfig
-from tinygpt.data import TokenWriter, commit_dataset
+from tinygpt.data import commit_dataset, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.tasks import TASKS
@@ -146,11 +146,9 @@ def labels_of(pairs: list[Pair]) -> list[str]:
 
 def write(folder: Path, splits: dict[str, list[Pair]], tokenizer: CharTokenizer, labels: list[str]) -> dict[str, Any]:
     """Encode and commit; returns what meta.json says."""
-    writers: dict[str, TokenWriter] = {}
     source = hashlib.sha256(json.dumps(splits, ensure_ascii=True).encode()).hexdigest()
-    try:
+    with token_writers(folder, splits) as writers:
         for name, pairs in splits.items():
-            writers[name] = TokenWriter(folder / f"{name}.bin")
             for pair in pairs:
                 writers[name].write(tokenizer.encode_pair(*pair))
         meta = {
@@ -163,11 +161,6 @@ def write(folder: Path, splits: dict[str, list[Pair]], tokenizer: CharTokenizer,
             "sha256": {"source": source} | {w.path.name: w.sha256.hexdigest() for w in writers.values()},
         }
         commit_dataset(folder, list(writers.values()), meta)
-    except OSError as error:
-        raise TinyGPTError(f"{folder}: cannot be written: {error.strerror}", "free some space", status=1) from error
-    finally:
-        for writer in writers.values():
-            writer.discard()
     return meta
 
 

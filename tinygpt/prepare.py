@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tinygpt import corpora
 from tinygpt.config import PrepareConfig
-from tinygpt.data import TokenWriter, commit_dataset
+from tinygpt.data import commit_dataset, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.pairs import prepare_pairs
@@ -254,10 +254,7 @@ def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, val_fracti
     characters = {"train": int(text.characters * (1 - val_fraction))}
     characters["val"] = text.characters - characters["train"]
     encode = encode_characters if isinstance(tokenizer, CharTokenizer) else encode_gpt2
-    writers: dict[str, TokenWriter] = {}
-    try:
-        for split in characters:
-            writers[split] = TokenWriter(folder / f"{split}.bin")
+    with token_writers(folder, characters) as writers:
         labelled = by_split(text.blocks("encoding"), characters["train"])
         for split, group in itertools.groupby(labelled, key=operator.itemgetter(0)):
             for ids in encode(tokenizer, (block for _, block in group)):  # type: ignore[arg-type]
@@ -271,11 +268,6 @@ def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, val_fracti
             | {writer.path.name: writer.sha256.hexdigest() for writer in writers.values()},
         }
         commit_dataset(folder, list(writers.values()), meta)
-    except OSError as error:
-        raise TinyGPTError(f"{folder}: cannot be written: {error.strerror}", "free some space", status=1) from error
-    finally:
-        for writer in writers.values():
-            writer.discard()
     return meta
 
 

@@ -70,9 +70,11 @@ def prepare_and_loop(config: TrainConfig, compute: device.Compute, observer: Obs
         run = set_up(config, compute, ranks, dataset, model, base)
         stack.callback(run.log.close)
         run.base_data = base_data
+        if config.eval_only:
+            return loop(run, stop)
         observer.before(run)
         status = loop(run, stop)
-        if not status and not config.eval_only:
+        if not status:
             observer.after(run)
             finish(run)
         return status
