@@ -12,13 +12,13 @@ import tinygpt
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
     "errors",
-    "files config",
+    "files config skeleton",
     "configfile parse tokenizer model distributed device data corpora tasks",
     "precision muon decode lora pairs",
     "optim signals",
     "checkpoint generate prepare runlog pretrained classify",
-    "adapter evaluate",
-    "run train sample plot check finetune",
+    "adapter evaluate ladder",
+    "run train sample plot check finetune exercise",
     "cli __main__",
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules.split()}

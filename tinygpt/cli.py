@@ -20,6 +20,7 @@ COMMANDS = {
     "finetune": ("tinygpt.finetune", "FinetuneConfig", "teach a trained model a task, with all weights or LoRA"),
     "merge": ("tinygpt.adapter", "MergeConfig", "make one checkpoint out of a base and a LoRA adapter"),
     "check": ("tinygpt.check", "CheckConfig", "verify a run's or a dataset's files; prove that resuming is exact"),
+    "exercise": ("tinygpt.exercise", "ExerciseConfig", "write a GPT yourself, in ten steps that are checked"),
     "plot": ("tinygpt.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
 }
 

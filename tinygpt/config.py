@@ -349,6 +349,25 @@ class CheckConfig:
     """folder that holds the datasets"""
 
 
+@dataclasses.dataclass
+class ExerciseConfig:
+    """Write a GPT yourself, in ten steps, each with checks that say what is wrong and where to look.
+
+    tinygpt exercise list
+
+    tinygpt exercise start 4
+
+    tinygpt exercise check 4 my_gpt.py
+    """
+
+    action: Annotated[Literal["list", "start", "check"], tyro.conf.Positional] = "list"
+    """list: the ten steps; start: put a step's skeleton into the file; check: say whether what you wrote is right"""
+    step: Annotated[int, tyro.conf.Positional] = 0
+    """which step"""
+    file: Annotated[str, tyro.conf.Positional] = "my_gpt.py"
+    """the file that you write in"""
+
+
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `parse` reads back: what a run writes beside its checkpoints."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}

@@ -1,0 +1,853 @@
+"""What must be true of each of the ladder's ten steps: properties, tried on small inputs, with a report that teaches.
+
+`tinygpt exercise check N FILE` runs this module in a process of its own (`python -m tinygpt.ladder N FILE`), which
+imports the reader's file and prints one line of JSON before and after each check. A check is a function of that file's
+module; it ends without a word, or calls `expect` with something that is not so.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinygpt.model import GPT, GPTConfig
+
+
+class Broken(Exception):
+    """A property that does not hold: what was given, what came out, what was expected."""
+
+    def __init__(self, given: str, got: str, expected: str) -> None:
+        super().__init__(given, got, expected)
+        self.finding = {"given": given, "got": got, "expected": expected}
+
+
+@dataclasses.dataclass
+class Check:
+    """One property of a step."""
+
+    step: int
+    name: str  # the property, as a sentence that is true of a right solution
+    look: str  # where a mistake would be
+    run: Callable[[Any], None]
+
+
+CHECKS: list[Check] = []
+
+
+def check(step: int, name: str, look: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    def add(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        CHECKS.append(Check(step, name, look, function))
+        return function
+
+    return add
+
+
+def expect(right: bool, given: str, got: Any, expected: Any) -> None:
+    if not right:
+        raise Broken(given, shown(got), shown(expected))
+
+
+def expect_close(got: Any, expected: Tensor, given: str, atol: float = 1e-5) -> None:
+    """Errors: Broken unless `got` is a tensor with the shape and, but for rounding, the numbers of `expected`."""
+    expect(isinstance(got, Tensor), given, f"a {type(got).__name__}", "a tensor")
+    expect_shape(got, tuple(expected.shape), given)
+    expect(bool(torch.isfinite(got).all()), given, got, expected)
+    expect(torch.allclose(got.float(), expected.float(), atol=atol, rtol=1e-4), given, got, expected)
+
+
+def expect_shape(got: Any, shape: tuple[int, ...], given: str) -> None:
+    expect(isinstance(got, Tensor), given, f"a {type(got).__name__}", "a tensor")
+    expect(tuple(got.shape) == shape, given, f"a tensor of shape {tuple(got.shape)}", f"a tensor of shape {shape}")
+
+
+def shown(value: Any) -> str:
+    """A value on a line or a few."""
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, str) else repr(value)
+    value = value.detach()
+    if value.numel() > 40:
+        flat = ", ".join(f"{x:.4g}" for x in value.flatten()[:6].tolist())
+        return f"a tensor of shape {tuple(value.shape)} that begins {flat}, ..."
+    numbers = nested(value.tolist()) if value.is_floating_point() else str(value.tolist())
+    return numbers.replace("], [", "],\n [")
+
+
+def nested(value: Any) -> str:
+    return f"[{', '.join(map(nested, value))}]" if isinstance(value, list) else f"{value:.4f}"
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shake(module: nn.Module, std: float = 0.5) -> nn.Module:
+    """Weights so large that every part shows in the output."""
+    for index, parameter in enumerate(module.parameters()):
+        parameter.data = std * noise(*parameter.shape, seed=index)
+    return module.eval()
+
+
+def expect_blind_to_future(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, what: str) -> None:
+    """Only the last two of T positions differ between x and other; outputs before them must not."""
+    T = x.size(1)
+    before, after = function(x), function(other)
+    changed = [t for t in range(T - 2) if not torch.allclose(before[:, t], after[:, t], atol=1e-5)]
+    given = f"{what} of {T} positions, twice; only positions {T - 2} and {T - 1} differ"
+    expect(not changed, given, f"other outputs at positions {changed}", f"the same outputs at positions 0 to {T - 3}")
+    same_end = torch.allclose(before[:, -1], after[:, -1], atol=1e-6)
+    expect(not same_end, given, f"the same output at position {T - 1}", "another one there")
+
+
+# ==== step 1: tokenizer ====
+
+
+@check(1, "each distinct character counts once", "vocab_size: how many distinct characters are there?")
+def _(my: Any) -> None:
+    expect((got := my.CharTokenizer("hello").vocab_size) == 4, "CharTokenizer('hello').vocab_size", got, 4)
+
+
+@check(1, "numbers follow the sorted order", "sorted(set(text)): a set alone has no order, and another one each time")
+def _(my: Any) -> None:
+    got = list(my.CharTokenizer("the cat").encode(" aceht"))
+    expect(got == [0, 1, 2, 3, 4, 5], "CharTokenizer('the cat').encode(' aceht')", got, [0, 1, 2, 3, 4, 5])
+
+
+@check(1, "decoding gives the text back", "the two tables must be each other's inverse, for every character")
+def _(my: Any) -> None:
+    text = "First Citizen:\nBefore we proceed, naïve €5!\n\n"
+    tokenizer = my.CharTokenizer(text)
+    got = tokenizer.decode(tokenizer.encode(text))
+    expect(got == text, "a text with capitals, line ends and accents, encoded and decoded", repr(got), repr(text))
+
+
+@check(1, "an unknown character is refused, by name", "what does encode do with a character that is in no table?")
+def _(my: Any) -> None:
+    given, expected = "CharTokenizer('hello').encode('hex')", "a ValueError that names 'x'"
+    try:
+        got = my.CharTokenizer("hello").encode("hex")
+    except (ValueError, KeyError) as error:
+        expect("x" in str(error), given, f"{type(error).__name__}: {error}", expected)
+    else:
+        expect(False, given, got, expected)
+
+
+# ==== step 2: batches ====
+
+
+def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x, y = my.get_batch(torch.arange(length), block, size, torch.Generator().manual_seed(seed))
+    return x, y
+
+
+@check(2, "the end of the data is for validation, and nothing is in both", "cut once, before any window is made")
+def _(my: Any) -> None:
+    train, val = my.split(torch.arange(10), 0.2)
+    got = f"{train.tolist()} and {val.tolist()}"
+    expected = "[0, 1, 2, 3, 4, 5, 6, 7] and [8, 9]"
+    expect(got == expected, "split(torch.arange(10), 0.2)", got, expected)
+
+
+@check(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack of one window a row")
+def _(my: Any) -> None:
+    for part, name in zip(batch(my, 100, 8, 4), "xy", strict=True):
+        given = f"{name} of get_batch(torch.arange(100), 8, 4, generator)"
+        expect_shape(part, (4, 8), given)
+        expect(part.dtype == torch.int64, given, str(part.dtype), "torch.int64")
+
+
+@check(2, "the target is the input shifted by one", "y starts one place after x, in the same window")
+def _(my: Any) -> None:
+    x, y = batch(my, 100, 8, 4)
+    given = f"data 0, 1, 2, ..., 99; the window x[0] = {x[0].tolist()}"
+    expect(bool((x[:, 1:] == x[:, :-1] + 1).all()), given, x[0], "consecutive numbers")
+    expect(bool((y == x + 1).all()), given, f"y[0] = {y[0].tolist()}", f"y[0] = {(x[0] + 1).tolist()}")
+
+
+@check(2, "windows are drawn at random, by the generator alone", "pass generator=generator to torch.randint")
+def _(my: Any) -> None:
+    first, second = batch(my, 1000, 4, 6)[0], batch(my, 1000, 4, 6, seed=1)[0]
+    starts = first[:, 0]
+    expect(len(set(starts.tolist())) > 3, "6 windows of one batch", f"starts {starts.tolist()}", "different starts")
+    given = "get_batch twice, with generators of the same seed"
+    torch.manual_seed(1)
+    again = batch(my, 1000, 4, 6)[0]
+    expect(torch.equal(first, again), given, f"starts {again[:, 0].tolist()}", f"starts {starts.tolist()}")
+    expect(not torch.equal(first, second), "generators of different seeds", "the same windows", "different ones")
+
+
+@check(
+    2, "every window can be drawn, the first and the last too", "the largest start still leaves block_size + 1 numbers"
+)
+def _(my: Any) -> None:
+    starts = sorted(set(batch(my, 7, 4, 300)[0][:, 0].tolist()))
+    expect(starts == [0, 1, 2], "300 windows of 4 from 7 numbers", f"starts {starts}", "starts [0, 1, 2]")
+
+
+# ==== step 3: bigram ====
+
+PAIRS = torch.tensor([0, 1, 0, 1, 0, 2])  # after 0: twice 1, once 2; after 1: always 0
+
+
+@check(3, "there is one row of logits for each position, and no loss without targets", "logits = self.table(idx)")
+def _(my: Any) -> None:
+    logits, loss = my.Bigram(5)(torch.tensor([[0, 1, 2], [3, 4, 0]]))
+    expect_shape(logits, (2, 3, 5), "the logits of Bigram(5) for idx of shape (2, 3)")
+    expect(loss is None, "Bigram(5)(idx) without targets", loss, "None as the loss")
+
+
+@check(
+    3,
+    "the guess depends on the last character alone",
+    "each character has its own row of the table, whatever stood before",
+)
+def _(my: Any) -> None:
+    model = shake(my.Bigram(5))
+    logits = model(torch.tensor([[1, 2, 3], [0, 2, 4]]))[0]
+    expect_close(logits[1, 1], logits[0, 1], "the logits at position 1 of [0, 2, 4] and of [1, 2, 3]")
+    expect_close(logits[0, 1], model.table.weight[2], "the logits after character 2, and row 2 of self.table")  # type: ignore[union-attr, index]
+
+
+@check(3, "the loss is the mean cross-entropy in nats", "F.cross_entropy wants (B T, V) and (B T,)")
+def _(my: Any) -> None:
+    model = my.Bigram(5)
+    model.table.weight.data = 2 * noise(5, 5)
+    idx, targets = torch.tensor([[0, 1, 2], [3, 4, 0]]), torch.tensor([[1, 2, 3], [4, 0, 2]])
+    by_hand = -torch.stack(
+        [model.table.weight[i].log_softmax(0)[t] for i, t in zip(idx.flatten(), targets.flatten(), strict=True)]
+    ).mean()
+    given = "idx [[0, 1, 2], [3, 4, 0]], targets [[1, 2, 3], [4, 0, 2]]: -log softmax(row)[target], averaged"
+    expect_close(model(idx, targets)[1], by_hand, given)
+
+
+@check(3, "counting gives the least loss", "p(next | current) = count(current, next) / count(current, anything)")
+def _(my: Any) -> None:
+    expected = (2 * math.log(3 / 2) + math.log(3) + 2 * math.log(1)) / 5
+    got = my.counts_loss(PAIRS, 3)
+    given = "counts_loss of 0 1 0 1 0 2: after 0 comes 1 with 2/3, 2 with 1/3; after 1 always 0"
+    expect(
+        abs(float(got) - expected) < 1e-4,
+        given,
+        f"{float(got):.4f}",
+        f"(2 ln 3/2 + ln 3 + 2 ln 1) / 5 = {expected:.4f}",
+    )
+
+
+@check(3, "training ends where counting does", "the loss must be a tensor with a gradient: no .item(), no .detach()")
+def _(my: Any) -> None:
+    model = my.Bigram(3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = model(PAIRS[None, :-1], PAIRS[None, 1:])[1]
+        expect(isinstance(loss, Tensor) and loss.requires_grad, "the loss", shown(loss), "a tensor with a gradient")
+        loss.backward()
+        optimizer.step()
+    expected = (2 * math.log(3 / 2) + math.log(3)) / 5
+    given = "300 steps on 0 1 0 1 0 2, starting from noise"
+    expect(abs(loss.item() - expected) < 0.02, given, f"loss {loss.item():.4f}", f"loss {expected:.4f}")
+
+
+# ==== step 4: head ====
+
+
+@check(4, "rows of the weights sum to one", "softmax over the last dimension, after the mask")
+def _(my: Any) -> None:
+    weights = my.attention_weights(noise(2, 5, 16), noise(2, 5, 16, seed=1))
+    expect_shape(weights, (2, 5, 5), "attention_weights of q and k, both (2, 5, 16)")
+    expect_close(weights.sum(-1), torch.ones(2, 5), "the sums of the rows of attention_weights(q, k)")
+
+
+@check(
+    4, "the future cannot be seen", "scores of later positions become -inf before the softmax: torch.tril, masked_fill"
+)
+def _(my: Any) -> None:
+    weights = my.attention_weights(noise(1, 4, 16), noise(1, 4, 16, seed=1))[0]
+    later = [(t, s) for t in range(4) for s in range(t + 1, 4) if weights[t, s].abs() > 1e-6]
+    expect(not later, "attention_weights of 4 positions: row t is what t looks at", weights, "zeros above the diagonal")
+    expect(
+        bool((weights.tril() > 0).sum() == 10),
+        "the same",
+        weights,
+        "weights on and below the diagonal, itself included",
+    )
+
+
+@check(
+    4,
+    "without a preference all earlier positions count alike",
+    "queries of zero give equal scores, so 1 / (t + 1) each",
+)
+def _(my: Any) -> None:
+    expected = torch.tensor([[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]])
+    expect_close(my.attention_weights(torch.zeros(1, 3, 8), noise(1, 3, 8))[0], expected, "q of zeros, 3 positions")
+
+
+@check(4, "scores are scaled by 1 / sqrt(head_size)", "head_size is the last dimension of q, not T and not n_embd")
+def _(my: Any) -> None:
+    q, k = torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)
+    q[0, 1, 0], k[0, 0, 0] = 2.0, 2.0  # position 1 asks for what position 0 offers: score 4, scaled 1
+    expected = torch.tensor([[1, 0], [math.e / (math.e + 1), 1 / (math.e + 1)]])
+    given = "head_size 16, scores of position 1 before scaling: 4 and 0, so softmax(4 / 4, 0)"
+    expect_close(my.attention_weights(q, k)[0], expected, given)
+
+
+@check(4, "the head gathers values by these weights", "weights @ values, with self.value and not the input or the keys")
+def _(my: Any) -> None:
+    head, x = shake(my.Head(8, 16)), noise(2, 5, 8)
+    q, k, v = head.query(x), head.key(x), head.value(x)  # type: ignore[operator]
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    expect_close(head(x), expected, "Head(8, 16) on x of shape (2, 5, 8), against torch's own attention")
+
+
+# ==== step 5: block ====
+
+
+@check(5, "attention keeps the shape (B, T, C)", "put the heads side by side again, then self.c_proj")
+def _(my: Any) -> None:
+    expect_shape(my.MultiHeadAttention(12, 3)(noise(2, 5, 12)), (2, 5, 12), "MultiHeadAttention(12, 3) on (2, 5, 12)")
+
+
+@check(
+    5,
+    "no head sees the future",
+    "view(B, T, n_head, size).transpose(1, 2): a plain view mixes positions; then the mask",
+)
+def _(my: Any) -> None:
+    attention, x = shake(my.MultiHeadAttention(12, 3)), noise(2, 6, 12)
+    other = torch.cat((x[:, :-2], noise(2, 2, 12, seed=9)), 1)
+    expect_blind_to_future(attention, x, other, "MultiHeadAttention(12, 3), an input")
+
+
+@check(
+    5,
+    "each head works on its own channels",
+    "q, k and v in this order; head h has channels h size to (h + 1) size of each",
+)
+def _(my: Any) -> None:
+    attention, x = shake(my.MultiHeadAttention(12, 3)), noise(2, 5, 12)
+    q, k, v = (part.view(2, 5, 3, 4).transpose(1, 2) for part in attention.c_attn(x).split(12, dim=2))  # type: ignore[operator]
+    heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    expected = attention.c_proj(heads.transpose(1, 2).reshape(2, 5, 12))  # type: ignore[operator]
+    expect_close(attention(x), expected, "12 channels in 3 heads, against torch's own attention on each")
+
+
+@check(5, "the MLP is linear, GELU, linear", "self.c_proj(F.gelu(self.c_fc(x)))")
+def _(my: Any) -> None:
+    mlp, x = shake(my.MLP(8)), noise(2, 3, 8)
+    expected = mlp.c_proj(F.gelu(mlp.c_fc(x)))  # type: ignore[operator]
+    expect_close(mlp(x), expected, "MLP(8) on x of shape (2, 3, 8)", atol=5e-3)  # GELU's tanh form will do
+
+
+@check(5, "a block adds to the stream", "x = x + ...: with both output projections at zero, x must come out as it is")
+def _(my: Any) -> None:
+    block, x = shake(my.Block(12, 3)), noise(2, 5, 12)
+    for layer in (block.attn.c_proj, block.mlp.c_proj):  # type: ignore[union-attr]
+        nn.init.zeros_(layer.weight)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[union-attr, arg-type]
+    expect_close(block(x), x, "Block(12, 3) whose output projections are zero")
+
+
+@check(5, "each half reads a normalised copy", "x + attn(ln_1(x)), and then the MLP on ln_2 of the new x")
+def _(my: Any) -> None:
+    block, x = shake(my.Block(12, 3)), 3 * noise(2, 5, 12)
+    middle = x + block.attn(block.ln_1(x))  # type: ignore[operator]
+    expected = middle + block.mlp(block.ln_2(middle))  # type: ignore[operator]
+    expect_close(
+        block(x), expected, "Block(12, 3) on x, against the two lines x + attn(ln_1(x)), x + mlp(ln_2(x))", 1e-4
+    )
+
+
+# ==== step 6: gpt ====
+
+
+def small_gpt(my: Any, n_layer: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return my.GPT(vocab_size=11, block_size=8, n_layer=n_layer, n_head=2, n_embd=16)  # type: ignore[no-any-return]
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@check(6, "contexts of every length up to block_size give logits (B, T, V)", "positions: the first T rows of self.wpe")
+def _(my: Any) -> None:
+    for T in (8, 3, 1):
+        logits, loss = small_gpt(my)(tokens(2, T))
+        expect_shape(logits, (2, T, 11), f"the logits of GPT(11, 8, 2, 2, 16) for idx of shape (2, {T})")
+        expect(loss is None, "the model without targets", loss, "None as the loss")
+
+
+@check(6, "an untrained model guesses evenly", "initial weights: standard deviation 0.02, also in the embeddings")
+def _(my: Any) -> None:
+    loss = small_gpt(my)(tokens(32, 8), tokens(32, 8, seed=1))[1]
+    expect(isinstance(loss, Tensor), "the model with targets", shown(loss), "a loss")
+    given = "the first loss of a model of 11 characters"
+    expect(abs(loss.item() - math.log(11)) < 0.05, given, f"{loss.item():.3f}", f"about ln 11 = {math.log(11):.3f}")
+
+
+@check(6, "the loss is the mean cross-entropy of the logits", "all positions count, each target once")
+def _(my: Any) -> None:
+    model, x, y = shake(small_gpt(my)), tokens(3, 8), tokens(3, 8, seed=1)
+    expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
+    expect_close(model(x, y)[1], expected, "idx and targets of shape (3, 8)", 1e-4)
+
+
+@check(6, "the future cannot be seen", "the mask must survive in every block")
+def _(my: Any) -> None:
+    model, x = shake(small_gpt(my)), tokens(2, 8)
+    other = torch.cat((x[:, :-2], (x[:, -2:] + 3) % 11), 1)
+    expect_blind_to_future(lambda idx: model(idx)[0], x, other, "a text")  # type: ignore[no-any-return]
+
+
+@check(6, "the order of earlier characters matters", "add the embedding of each position to that of its character")
+def _(my: Any) -> None:
+    model = shake(small_gpt(my, n_layer=1))
+    one, two = (model(torch.tensor([text]))[0][0, -1] for text in ([1, 2, 3, 4], [2, 1, 3, 4]))
+    given = "one layer; the last logits of [1, 2, 3, 4] and of [2, 1, 3, 4]"
+    expect(not torch.allclose(one, two, atol=1e-4), given, "the same logits", "different ones: position counts")
+
+
+@check(6, "every part takes part", "a part that never gets a gradient is made in __init__ and not used in forward")
+def _(my: Any) -> None:
+    model = shake(small_gpt(my))
+    expect(len({id(block) for block in model.h}) == 2, "n_layer = 2", "one block used twice", "two blocks in self.h")  # type: ignore[arg-type, union-attr]
+    model(tokens(4, 8), tokens(4, 8, seed=1))[1].backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    expect(not idle, "one backward pass", f"no gradient for {', '.join(idle)}", "a gradient for every parameter")
+    for name in ("wte", "wpe", "ln_f", "lm_head"):
+        expect(hasattr(model, name), "the parts of the model", f"no self.{name}", "self.wte, wpe, h, ln_f and lm_head")
+
+
+# ==== step 7: training ====
+
+
+class Line(nn.Module):
+    """A model whose gradient is known by hand: loss = mean((w x - y)^2), so dloss/dw = mean(2 x (w x - y))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.w * x, ((self.w * x - y) ** 2).mean()
+
+
+def line_step(my: Any, model: Line, optimizer: torch.optim.Optimizer, lr: float = 0.1, max_norm: float = 1e9) -> Any:
+    return my.train_step(model, optimizer, torch.tensor([1.0]), torch.tensor([1.0]), lr, max_norm)
+
+
+@check(
+    7,
+    "the rate warms up, turns at the peak and ends at the minimum",
+    "three cases: step < warmup, step > total, the cosine",
+)
+def _(my: Any) -> None:
+    for step, expected in ((0, 0.1), (3, 0.4), (9, 1.0), (109, 0.1), (500, 0.1)):
+        got = my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109)
+        given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
+        expect(abs(float(got) - expected) < 1e-6, given, f"{float(got):.4f}", f"{expected:.4f}")
+
+
+@check(
+    7,
+    "in between the rate follows half a cosine",
+    "(1 + cos(pi share)) / 2, where share runs from 0 at warmup to 1 at total",
+)
+def _(my: Any) -> None:
+    for step, expected in ((34, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2), (59, 0.55)):
+        got = my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109)
+        given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
+        expect(abs(float(got) - expected) < 1e-6, given, f"{float(got):.4f}", f"{expected:.4f}")
+
+
+@check(7, "the loss comes back as a number, measured before the update", "loss.item()")
+def _(my: Any) -> None:
+    model = Line()
+    loss = line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    expect(isinstance(loss, float), "what train_step returns", f"a {type(loss).__name__}", "a float")
+    expect(abs(loss - 1.0) < 1e-6, "w = 0, x = 1, y = 1: the loss (w x - y)^2", f"{loss:.4f}", "1.0000")
+
+
+@check(7, "an update uses the rate that it is given", "for group in optimizer.param_groups: group['lr'] = lr")
+def _(my: Any) -> None:
+    model = Line()
+    line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), lr=0.1)
+    given = "w = 0 with gradient -2, plain SGD, lr = 0.1"
+    expect(abs(model.w.item() - 0.2) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.2000")
+
+
+@check(7, "each update starts from a gradient of zero", "optimizer.zero_grad() before loss.backward()")
+def _(my: Any) -> None:
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    line_step(my, model, optimizer)
+    line_step(my, model, optimizer)
+    given = "two steps: w = 0, gradient -2, then w = 0.2, gradient -1.6; lr = 0.1"
+    expect(abs(model.w.item() - 0.36) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.3600")
+
+
+@check(
+    7,
+    "the gradient is clipped between backward and step",
+    "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)",
+)
+def _(my: Any) -> None:
+    model = Line()
+    line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), max_norm=0.5)
+    given = "gradient -2, max_norm = 0.5, lr = 0.1: the update is 0.1 times 0.5"
+    expect(abs(model.w.item() - 0.05) < 1e-4, given, f"w = {model.w.item():.4f}", "w = 0.0500")
+
+
+@check(
+    7,
+    "one batch can be learned by heart",
+    "all of it together: if a model cannot overfit one batch, something is broken",
+)
+def _(my: Any) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=32, bias=True))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    x, y = tokens(4, 8), tokens(4, 8, seed=1)
+    first = model(x, y)[1].item()
+    for _ in range(150):
+        my.train_step(model, optimizer, x, y, 1e-2, 1.0)
+    last = model(x, y)[1].item()
+    given = "a GPT of one layer, 150 steps on the same 4 windows"
+    expect(last < 0.1, given, f"loss {first:.2f} to {last:.2f}", "a loss below 0.1 at the end")
+
+
+# ==== step 8: sampler ====
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+
+
+@check(8, "probabilities sum to one, and the temperature divides the logits", "softmax(logits / temperature)")
+def _(my: Any) -> None:
+    for temperature in (1.0, 2.0, 0.5):
+        given = f"logits ln(0.5, 0.3, 0.15, 0.05), temperature {temperature}"
+        expect_close(my.probabilities(LOGITS, temperature), F.softmax(LOGITS / temperature, 0), given)
+
+
+@check(8, "as the temperature goes to zero the largest logit takes all", "divide the logits, not the probabilities")
+def _(my: Any) -> None:
+    got = my.probabilities(torch.tensor([1.0, 3.0, 2.9]), 1e-3)
+    expect_close(got, torch.tensor([0.0, 1.0, 0.0]), "logits 1, 3, 2.9, temperature 0.001")
+
+
+@check(8, "top_k keeps the k likeliest", "the others get probability zero, and what is left sums to one")
+def _(my: Any) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    expected = torch.tensor([0.5, 0.3, 0, 0])[order] / 0.8
+    expect_close(my.probabilities(LOGITS[order], 1.0, top_k=2), expected, "ln(0.15, 0.5, 0.05, 0.3), top_k 2")
+    expect_close(my.probabilities(LOGITS, 1.0, top_k=9), LOGITS.exp(), "4 logits, top_k 9: all are kept")
+
+
+@check(8, "top_p keeps the fewest that reach p", "the one that crosses p is still kept; the likeliest is kept always")
+def _(my: Any) -> None:
+    for top_p, kept in ((0.7, [0.5, 0.3, 0, 0]), (0.85, [0.5, 0.3, 0.15, 0]), (0.1, [0.5, 0, 0, 0])):
+        order = torch.tensor([2, 0, 3, 1])
+        expected = torch.tensor(kept)[order] / sum(kept)
+        given = f"probabilities 0.15, 0.5, 0.05, 0.3, top_p {top_p}"
+        expect_close(my.probabilities(LOGITS[order], 1.0, top_p=top_p), expected, given)
+
+
+@check(8, "temperature comes first, then top_k, then top_p", "top_p counts in what top_k has left, scaled to one")
+def _(my: Any) -> None:
+    given = "probabilities 0.5, 0.3, 0.15, 0.05; top_k 2 leaves 0.625, 0.375, so top_p 0.6 keeps the first"
+    expect_close(my.probabilities(LOGITS, 1.0, top_k=2, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), given)
+    cold = F.softmax(LOGITS / 0.5, 0)
+    given = "temperature 0.5 makes 0.5 into 0.68, so top_p 0.6 keeps it alone"
+    expect_close(my.probabilities(LOGITS, 0.5, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), f"{given} ({shown(cold)})")
+
+
+class Counting(nn.Module):
+    """After n comes n + 1, surely; at most block_size numbers may be given."""
+
+    def __init__(self, V: int, block_size: int) -> None:
+        super().__init__()
+        self.V, self.block_size = V, block_size
+
+    def forward(self, idx: Tensor) -> tuple[Tensor, None]:
+        given = f"a model with block_size {self.block_size}"
+        expect(idx.size(1) <= self.block_size, given, f"an input of {idx.size(1)}", f"the last {self.block_size}")
+        return 100.0 * F.one_hot((idx + 1) % self.V, self.V), None
+
+
+class Even(nn.Module):
+    """Every number is as likely as every other."""
+
+    def forward(self, idx: Tensor) -> tuple[Tensor, None]:
+        return torch.zeros(*idx.shape, 50), None
+
+
+def generated(
+    my: Any, model: nn.Module, idx: Tensor, count: int, block_size: int = 8, seed: int = 0, **choice: Any
+) -> Any:
+    return my.generate(model, idx, count, block_size, torch.Generator().manual_seed(seed), **choice)
+
+
+@check(8, "each new number continues all before it, in every sequence", "the last position's logits; append; repeat")
+def _(my: Any) -> None:
+    got = generated(my, Counting(10, 8), torch.tensor([[1, 2], [5, 7]]), 4)
+    given = "a model that counts on, from [[1, 2], [5, 7]], 4 new numbers"
+    expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6], [5, 7, 8, 9, 0, 1]]), given)
+
+
+@check(8, "the model sees at most block_size numbers", "idx[:, -block_size:]: the last ones, not the first")
+def _(my: Any) -> None:
+    got = generated(my, Counting(10, 3), torch.tensor([[1, 2, 3, 4]]), 5, block_size=3)
+    expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]]), "block_size 3, from [[1, 2, 3, 4]], 5 new numbers")
+
+
+@check(8, "numbers are drawn, by the generator alone", "torch.multinomial(probabilities, 1, generator=generator)")
+def _(my: Any) -> None:
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    first, second = generated(my, Even(), start, 40), generated(my, Even(), start, 40, seed=1)
+    given = "a model to which 50 numbers are equally likely, 40 of them"
+    expect(len(set(first[0].tolist())) > 10, given, first[0], "many different ones")
+    torch.manual_seed(1)
+    same = torch.equal(first, generated(my, Even(), start, 40))
+    expect(same, "two generators of one seed", "different numbers", "the same numbers")
+    expect(not torch.equal(first, second), "generators of different seeds", "the same numbers", "different numbers")
+
+
+class Sloping(nn.Module):
+    """Of 50 numbers each is a little less likely than the one before it."""
+
+    def forward(self, idx: Tensor) -> tuple[Tensor, None]:
+        return (-0.01 * torch.arange(50)).expand(*idx.shape, 50), None
+
+
+@check(8, "generate passes its choices on", "temperature, top_k and top_p go to probabilities")
+def _(my: Any) -> None:
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    choices: list[tuple[str, Any, set[int]]]
+    choices = [("temperature", 1e-4, {0}), ("top_k", 3, {0, 1, 2}), ("top_p", 0.05, {0, 1, 2})]
+    for name, value, kept in choices:
+        got = set(generated(my, Sloping(), start, 40, **{name: value})[0, 1:].tolist())
+        given = f"50 numbers, each a little less likely than the one before; {name} {value}"
+        expect(got <= kept, given, f"drawn: {sorted(got)}", f"drawn: none but {sorted(kept)}")
+
+
+# ==== step 9: fine-tuning ====
+
+PAIR = "pair_example(prompt=[1, 2, 3], response=[4, 5], end=9, block_size=8)"
+
+
+def pair(my: Any) -> tuple[Tensor, Tensor]:
+    x, y = my.pair_example([1, 2, 3], [4, 5], 9, 8)
+    for part, name in ((x, "x"), (y, "y")):
+        expect_shape(part, (8,), f"{name} of {PAIR}")
+    return x, y
+
+
+@check(9, "x is the prompt, then the response, padded with end", "whole = prompt + response + [end]; x = whole[:-1]")
+def _(my: Any) -> None:
+    x = pair(my)[0]
+    expect(x.tolist() == [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}", x, "[1, 2, 3, 4, 5, 9, 9, 9]")
+
+
+@check(9, "the prompt carries no loss", "y is -1 where the target itself belongs to the prompt: len(prompt) - 1 places")
+def _(my: Any) -> None:
+    y = pair(my)[1]
+    expect(y[:2].tolist() == [-1, -1], f"the first two of y of {PAIR}", y[:2], "[-1, -1]: 2 and 3 are the prompt's")
+
+
+@check(
+    9,
+    "the response is learned from its first number on",
+    "after the prompt's last number the target is the response's first",
+)
+def _(my: Any) -> None:
+    y = pair(my)[1]
+    expect(y[2:4].tolist() == [4, 5], f"places 2 and 3 of y of {PAIR}", y[2:4], "[4, 5]")
+
+
+@check(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
+def _(my: Any) -> None:
+    y = pair(my)[1]
+    expect(y[4].item() == 9, f"place 4 of y of {PAIR}", y[4].item(), 9)
+
+
+@check(9, "padding carries no loss", "only one end is a target; behind it y is -1")
+def _(my: Any) -> None:
+    y = pair(my)[1]
+    expect(y[5:].tolist() == [-1, -1, -1], f"the last three of y of {PAIR}", y[5:], "[-1, -1, -1]")
+
+
+@check(9, "the loss is the mean over what is trained", "F.cross_entropy(..., ignore_index=-1); do not divide by T")
+def _(my: Any) -> None:
+    logits, targets = 2 * noise(2, 4, 5), torch.tensor([[-1, -1, 3, 1], [-1, 2, -1, -1]])
+    chosen = [logits[0, 2].log_softmax(0)[3], logits[0, 3].log_softmax(0)[1], logits[1, 1].log_softmax(0)[2]]
+    given = "targets [[-1, -1, 3, 1], [-1, 2, -1, -1]]: the mean of three terms"
+    expect_close(my.masked_loss(logits, targets), -torch.stack(chosen).mean(), given)
+
+
+@check(
+    9,
+    "what stands at masked places changes nothing",
+    "-1 is no index: clamping or wrapping it trains on the wrong thing",
+)
+def _(my: Any) -> None:
+    logits, targets = noise(1, 4, 5).requires_grad_(), torch.tensor([[-1, -1, 3, 1]])
+    my.masked_loss(logits, targets).backward()
+    assert logits.grad is not None
+    idle = logits.grad[0, :2].abs().sum(-1)
+    expect(not idle.sum(), "the gradient at the masked places 0 and 1", idle, "zeros")
+    expect(bool((logits.grad[0, 2:].abs().sum(-1) > 0).all()), "the gradient at places 2 and 3", "zero", "not zero")
+
+
+# ==== step 10: LoRA ====
+
+
+def adapted(my: Any, **values: Any) -> tuple[nn.Linear, Any]:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4)
+    return linear, my.LoRALinear(linear, **({"rank": 2, "alpha": 8.0} | values))
+
+
+def stirred(my: Any) -> tuple[nn.Linear, Any]:
+    """With A and B as after some training."""
+    linear, lora = adapted(my)
+    lora.A.data, lora.B.data = noise(2, 6), noise(4, 2, seed=1)
+    return linear, lora
+
+
+@check(10, "A and B have the shapes that B A x needs", "A (rank, in_features), B (out_features, rank), as nn.Parameter")
+def _(my: Any) -> None:
+    _, lora = adapted(my)
+    for name, shape in (("A", (2, 6)), ("B", (4, 2))):
+        expect_shape(getattr(lora, name, None), shape, f"LoRALinear(nn.Linear(6, 4), rank=2, alpha=8).{name}")
+
+
+@check(10, "at first nothing changes", "B starts at zero, so B A is zero")
+def _(my: Any) -> None:
+    linear, lora = adapted(my)
+    expect_close(lora(noise(3, 6)), linear(noise(3, 6)), "a new LoRALinear, against the layer that it wraps")
+
+
+@check(
+    10, "only A and B are trained", "linear.requires_grad_(False), and A and B as nn.Parameter: rank (in + out) numbers"
+)
+def _(my: Any) -> None:
+    _, lora = adapted(my)
+    got = sorted(name for name, parameter in lora.named_parameters() if parameter.requires_grad)
+    expect(
+        got == ["A", "B"],
+        "in 6, out 4, rank 2: what is trained",
+        f"{', '.join(got)}",
+        "A and B, 2 (6 + 4) = 20 numbers",
+    )
+
+
+@check(10, "a new adapter can learn", "if A and B both start at zero, both gradients are zero for ever")
+def _(my: Any) -> None:
+    _, lora = adapted(my)
+    lora(noise(3, 6)).square().sum().backward()
+    moved = lora.B.grad is not None and bool(lora.B.grad.abs().sum() > 0)
+    expect(moved, "the gradient of B after one backward pass", "zero", "not zero")
+
+
+@check(10, "the adapter adds (alpha / rank) B A x", "rank 2 and alpha 8: a factor of 4")
+def _(my: Any) -> None:
+    linear, lora = stirred(my)
+    x = noise(3, 6, seed=2)
+    expected = linear(x) + 4 * x @ lora.A.T @ lora.B.T
+    expect_close(lora(x), expected, "alpha 8, rank 2: W x + bias + 4 B A x", 1e-4)
+
+
+@check(10, "merged and unmerged compute the same", "W + (alpha / rank) B A, with the same bias")
+def _(my: Any) -> None:
+    _, lora = stirred(my)
+    merged, x = lora.merged(), noise(3, 6, seed=2)
+    expect(type(merged) is nn.Linear, "what merged() returns", f"a {type(merged).__name__}", "an nn.Linear")
+    expect_close(merged(x), lora(x), "merged()(x), against the LoRALinear itself", 1e-4)
+
+
+@check(10, "merging leaves the frozen layer as it is", "copy the weight before adding to it")
+def _(my: Any) -> None:
+    linear, lora = stirred(my)
+    before = linear.weight.detach().clone()
+    lora.merged()
+    expect_close(linear.weight, before, "the frozen weight after merged()")
+
+
+# ==== running them ====
+
+
+def checks_of(step: int) -> list[Check]:
+    return [check for check in CHECKS if check.step == step]
+
+
+def try_check(check: Check, my: Any, file: str) -> dict[str, str] | None:
+    """None if the property holds, or what is wrong, in the words of the report."""
+    torch.manual_seed(0)
+    try:
+        check.run(my)
+    except Broken as broken:
+        return broken.finding
+    except BaseException as error:
+        return raised(error, file)
+    return None
+
+
+def raised(error: BaseException, file: str) -> dict[str, str]:
+    """What an exception out of the reader's code says, with the line it came from; without our own frames."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return {"got": f"line {error.lineno}: {error.msg}", "expected": "Python"}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f"line {frames[-1].lineno}, in {frames[-1].name}: {frames[-1].line}" if frames else ""
+    if isinstance(error, NotImplementedError):
+        return {"got": f"not written yet: {where}", "expected": "your code in place of raise NotImplementedError"}
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as the skeleton has it"}
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return {"got": f"{text}\n{where}".strip(), "expected": "no exception"}
+
+
+def load_module(file: str) -> ModuleType:
+    """The reader's file as a module."""
+    spec = importlib.util.spec_from_file_location("my_gpt", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["my_gpt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(step: int, file: str) -> None:
+    """One line of JSON when a check begins and one when it ends, up to the first that fails."""
+    out = sys.stdout
+
+    def tell(**message: Any) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    torch.set_num_threads(1)
+    tell(begin="the file can be imported", look="the lines outside of functions and classes")
+    with contextlib.redirect_stdout(sys.stderr):  # what the reader prints stays apart
+        try:
+            my = load_module(file)
+        except BaseException as error:
+            return tell(broken=raised(error, file))
+        tell(good=True)
+        for check in checks_of(step):
+            tell(begin=check.name, look=check.look)
+            if (finding := try_check(check, my, file)) is not None:
+                return tell(broken=finding)
+            tell(good=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), str(Path(sys.argv[2]).resolve()))
