@@ -370,14 +370,20 @@ class Bench:
 
         pace = best(150, 50, "--log_interval=5")
         iterations = iterations_within(budget, pace, self.folder / "out-best", interval)
-        say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
-        self.trainings[name] = done = best(iterations, interval)
-        del self.trainings["best"]
-        over = done["wall"] / budget - 1
-        note = f"{iterations} iterations, {done['wall']:.1f} s of {budget:.1f} s{'' if reference else ' assumed'}"
-        note += f", {over:.1%} too long" if over > 0.02 else ""
+        for _ in range(1 if self.quick else 2):  # a machine that others use too slows down and recovers
+            say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
+            self.trainings[name] = done = best(iterations, interval)
+            del self.trainings["best"]
+            over = done["wall"] / budget - 1
+            if over <= 0.01:
+                break
+            iterations = int(iterations * 0.97 * budget / done["wall"])
+        note = (
+            f"{done['iterations']} iterations, {done['wall']:.1f} s of {budget:.1f} s{'' if reference else ' assumed'}"
+        )
+        note += f", {over:.1%} too long" if over > 0.01 else ""
         theirs = reference["loss"] if reference else None
-        return Result(theirs, done["loss"], done["loss"], done, note, counts=over <= 0.02)
+        return Result(theirs, done["loss"], done["loss"], done, note, counts=over <= 0.01)
 
     same_time = functools.partialmethod(within, "same_time", 1, *SHORT)
     six_times = functools.partialmethod(within, "six_times", 6)
@@ -534,7 +540,7 @@ def preset_value(name: str, key: str) -> int:
 def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: int) -> int:
     """How many iterations fit into `budget` seconds, by the pace of a run that is done (its metrics are in `out`).
 
-    wall = start-up + iterations x step + evaluations x evaluation; with 1 % left for luck.
+    wall = start-up + iterations x step + evaluations x evaluation; with 4 % left for luck.
     """
     entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     plain: list[tuple[float, int]] = []  # (seconds, iterations) between two lines of training ...
@@ -555,7 +561,7 @@ def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: 
 
     start_up = done["wall"] - seconds(done["iterations"], done["interval"])
     fits = max(1, int(budget / step))
-    while fits > 1 and start_up + seconds(fits, interval) > 0.99 * budget:
+    while fits > 1 and start_up + seconds(fits, interval) > 0.96 * budget:
         fits -= 1
     return fits
 

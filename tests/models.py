@@ -20,6 +20,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"activation": "swiglu"},
     {"qk_norm": True},
     {"bigram_table": True},
+    {"token_shift": True},
+    {"token_shift": True, "position": "rope", "norm": "rmsnorm"},
     {"zero_init": True, "bias": True},
     {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_norm": True, "tie_weights": False, "bias": True},
     {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True},

@@ -143,6 +143,8 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"position": "rope"},
     {"bigram_table": True},
+    {"token_shift": True, "position": "rope"},
+    {"token_shift": True, "bias": True},
     {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": True},
     {"position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "tie_weights": False},
 ]

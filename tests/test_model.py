@@ -316,6 +316,26 @@ def test_the_bigram_table_is_looked_up_by_hand() -> None:
     assert model.num_params() == small(n_layer=1).num_params() + 65 * 65 * 32
 
 
+@torch.inference_mode()
+def test_a_shifted_block_reads_half_of_the_position_before() -> None:
+    """One block by hand: channel c < 16 of what is read at t comes from t - 1, zero at the first; the rest from t."""
+    model, x = shaken(small(token_shift=True, n_layer=1)), torch.randn(2, 16, 32)
+    block = model.transformer["h"][0]
+
+    def read(x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        for t in range(16):
+            for c in range(32):
+                out[:, t, c] = x[:, t, c] if c >= 16 else x[:, t - 1, c] if t else 0
+        return out
+
+    middle = x + block.attn(read(block.ln_1(x)), None)
+    expected = middle + block.mlp(read(block.ln_2(middle)))
+    torch.testing.assert_close(block(x), expected)
+    block.token_shift = False
+    assert largest(block(x) - expected) > 1e-3
+
+
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @torch.inference_mode()
 def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:

@@ -130,6 +130,8 @@ class TrainConfig:
     """start the blocks' output projections at zero, so that each block begins as the identity (Zhang et al. 2019)"""
     bigram_table: bool = False
     """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
+    token_shift: bool = False
+    """half of what attention and the MLP read comes from the position before"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""

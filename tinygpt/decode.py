@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.model import GPT, Block, Norm, activate, positioned, rope_angles
+from tinygpt.model import GPT, Block, Norm, activate, positioned, rope_angles, shift
 
 Function = Callable[[Tensor], Tensor]
 
@@ -53,6 +53,8 @@ class Decoder:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype)  # keys and values of each layer
         self.last = torch.zeros((batch_size, 1), device=head.device, dtype=torch.long)  # the token before, for bigrams
+        shape = (config.n_layer, 2, batch_size, 1, config.n_embd)
+        self.read_last = torch.zeros(shape, device=head.device, dtype=head.dtype)  # for token_shift
         self.rope, self.rope_start = torch.empty(2, 0, 0), 0  # angles of the positions from rope_start on
 
     def __call__(self, idx: Tensor) -> Tensor:
@@ -73,13 +75,15 @@ class Decoder:
         mask = None if T == 1 else torch.ones(T, filled, dtype=torch.bool, device=idx.device).tril(filled - T)
         new, known = self.cache.narrow(4, slot, T).unbind(), self.cache.narrow(4, 0, filled).unbind()
         for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in enumerate(self.blocks):
-            qkv = c_attn(ln_1(x)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
+            qkv = (
+                c_attn(self._read(ln_1(x), T, layer, 0)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
+            )  # (3, B, nh, T, hd)
             qkv = positioned(qkv, rope, config.qk_norm)
             new[layer].copy_(qkv[1:])
             k, v = known[layer].unbind()
             y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
-            x = mlp_proj.onto(x, activate(c_fc(ln_2(x)), config.activation))
+            x = mlp_proj.onto(x, activate(c_fc(self._read(ln_2(x), T, layer, 1)), config.activation))
         self.length += T
         self.last = idx[:, -1:]
         return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
@@ -87,6 +91,16 @@ class Decoder:
     def forget(self) -> None:
         """Start anew at position 0."""
         self.length, self.last = 0, torch.zeros_like(self.last)
+        self.read_last.zero_()
+
+    def _read(self, x: Tensor, T: int, layer: int, part: int) -> Tensor:
+        """What attention (part 0) or the MLP (1) reads: with token_shift, half of it from the position before."""
+        if not self.config.token_shift:
+            return x
+        x = x.view(-1, T, x.size(1))
+        shifted = shift(x, self.read_last[layer, part])
+        self.read_last[layer, part] = x[:, -1:]
+        return shifted.flatten(0, 1)
 
     def _angles(self, start: int, T: int, device: torch.device) -> Tensor:
         config = self.config

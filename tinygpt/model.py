@@ -9,6 +9,8 @@ checkpoints load as they are. The defaults are GPT-2's; each option is a named c
     qk_norm     off                                 on (Henry et al. 2020)
     zero_init   off                                 on: output projections start at zero (Zhang et al. 2019, "Fixup")
     bigram_table off                                on: pairs of tokens are embedded too (Bengio et al. 2003)
+    token_shift off                                 on: half of what a block reads is from the position before (RWKV-LM,
+                                                    Peng 2021)
 
 Shapes: B sequences, T positions, C = n_embd, V = vocab_size.
 
@@ -47,6 +49,7 @@ class GPTConfig:
     tie_weights: bool = True
     zero_init: bool = False
     bigram_table: bool = False
+    token_shift: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
@@ -233,10 +236,21 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = Norm(config)
         self.mlp = MLP(config)
+        self.token_shift = config.token_shift
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rope)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.read(self.ln_1(x)), rope)
+        return x + self.mlp(self.read(self.ln_2(x)))
+
+    def read(self, x: Tensor) -> Tensor:
+        return shift(x, torch.zeros_like(x[:, :1])) if self.token_shift else x
+
+
+def shift(x: Tensor, before: Tensor) -> Tensor:
+    """x (B, T, C) with the first half of its channels from one position earlier; before (B, 1, C): what was at -1."""
+    half = x.size(-1) // 2
+    earlier = torch.cat((before[..., :half], x[:, :-1, :half]), dim=1)
+    return torch.cat((earlier, x[..., half:]), dim=-1)
 
 
 class GPT(nn.Module):
