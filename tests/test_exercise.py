@@ -87,7 +87,7 @@ WRONG = [
     (7, "    optimizer.zero_grad()\n", "", "each update starts from a gradient of zero", "w = 0.3600"),
     (7, "    optimizer.zero_grad()\n    loss.backward()", "    loss.backward()\n    optimizer.zero_grad()", "an update uses the rate", "w = 0.0000"),
     (7, "    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)\n", "", "the gradient is clipped", "w = 0.2000"),
-    (7, "clip_grad_norm_(model.parameters(), max_norm)\n    optimizer.step()", "clip_grad_norm_(model.parameters(), 1.0)\n    optimizer.step()", "an update uses the rate|the gradient is clipped", "gradient -2"),
+    (7, "clip_grad_norm_(model.parameters(), max_norm)\n    optimizer.step()", "clip_grad_norm_(model.parameters(), 1.0)\n    optimizer.step()", "the gradient is clipped", "gradient -2"),
     (7, "    loss = model(x, y)[1]\n", "    loss = model(x, y)[1] if hasattr(model, 'w') else model(x, x)[1]\n", "one batch can be learned by heart", "at the end"),
     (7, "loss = model(x, y)[1]\n", "loss = model(x[:1], y[:1])[1]\n", "one batch can be learned by heart", "at the end"),
     (8, "logits = logits / temperature", "logits = logits * temperature", "probabilities sum to one, and the temperature", "temperature 2.0"),
@@ -104,7 +104,7 @@ WRONG = [
     (8, "[0][:, -1]\n", "[0][:, 0]\n", "each new number continues", "counts on"),
     (8, "torch.cat((idx, torch", "torch.cat((idx[:, 1:], torch", "each new number continues", "(2, 6)"),
     (8, "idx[:, -block_size:]", "idx", "the model sees at most block_size", "an input of 4"),
-    (8, "idx[:, -block_size:]", "idx[:, :block_size]", "each new number continues|the model sees", "block_size 3"),
+    (8, "idx[:, -block_size:]", "idx[:, :block_size]", "the model sees", "block_size 3"),
     (8, "torch.multinomial(p, 1, generator=generator)", "p.argmax(1, keepdim=True)", "numbers are drawn", "many different"),
     (8, "torch.multinomial(p, 1, generator=generator)", "torch.multinomial(p, 1)", "numbers are drawn", "one seed"),
     (8, "probabilities(row, temperature, top_k, top_p)", "probabilities(row, temperature)", "generate passes its choices on", "top_k 3"),
@@ -130,7 +130,7 @@ WRONG = [
     (10, "x @ self.A.T @ self.B.T", "x.detach() @ self.A.T @ self.B.T + 0.1 * (x @ self.A.T @ self.B.T)", "the adapter adds", "alpha 8, rank 2"),
     (10, "self.linear.weight + self.scale * self.B @ self.A", "self.linear.weight + self.B @ self.A", "merged and unmerged", "against the LoRALinear"),
     (10, "            out.bias.data = self.linear.bias\n", "            pass\n", "merged and unmerged", "against the LoRALinear"),
-    (10, "out.weight.data = self.linear.weight + self.scale * self.B @ self.A", "out.weight.data = self.linear.weight.data.add_(self.scale * self.B.data @ self.A.data)", "merged and unmerged|merging leaves", "after merged()|LoRALinear itself"),
+    (10, "out.weight.data = self.linear.weight + self.scale * self.B @ self.A", "out.weight.data = self.linear.weight.data.add_(self.scale * self.B.data @ self.A.data)", "merging leaves", "after merged()"),
     (10, "        return out\n", "        return self\n", "merged and unmerged", "a LoRALinear"),
 ]  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_found_by_its_check(
     assert old in SOURCE
     found, report = verdict(step, SOURCE.replace(old, new), tmp_path / "my_gpt.py")
     assert re.match(name, found), f"{found!r} found it: {report}"
-    assert any(word in report for word in words.split("|")), report
+    assert words in report, report
 
 
 def test_every_check_finds_something() -> None:

@@ -53,8 +53,8 @@ class Decoder:
         shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype)  # keys and values of each layer
         self.last = torch.zeros((batch_size, 1), device=head.device, dtype=torch.long)  # the token before, for bigrams
-        shape = (config.n_layer, 2, batch_size, 1, config.n_embd)
-        self.read_last = torch.zeros(shape, device=head.device, dtype=head.dtype)  # for token_shift
+        read = (config.n_layer, 2, batch_size, 1, config.n_embd)
+        self.read_last = torch.zeros(read, device=head.device, dtype=head.dtype)  # for token_shift
         self.rope, self.rope_start = torch.empty(2, 0, 0), 0  # angles of the positions from rope_start on
 
     def __call__(self, idx: Tensor) -> Tensor:

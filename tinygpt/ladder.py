@@ -167,7 +167,7 @@ def _(my: Any) -> None:
         expect(part.dtype == torch.int64, given, str(part.dtype), "torch.int64")
 
 
-@check(2, "the target is the input shifted by one", "y starts one place after x, in the same window")
+@check(2, "the target is the input shifted by one", "y starts one position after x, in the same window")
 def _(my: Any) -> None:
     x, y = batch(my, 100, 8, 4)
     given = f"data 0, 1, 2, ..., 99; the window x[0] = {x[0].tolist()}"
@@ -659,7 +659,7 @@ def _(my: Any) -> None:
     expect(x.tolist() == [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}", x, "[1, 2, 3, 4, 5, 9, 9, 9]")
 
 
-@check(9, "the prompt carries no loss", "y is -1 where the target itself belongs to the prompt: len(prompt) - 1 places")
+@check(9, "the prompt carries no loss", "y is -1 where the target itself belongs to the prompt: len(prompt) - 1 positions")
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect(y[:2].tolist() == [-1, -1], f"the first two of y of {PAIR}", y[:2], "[-1, -1]: 2 and 3 are the prompt's")
@@ -672,13 +672,13 @@ def _(my: Any) -> None:
 )
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect(y[2:4].tolist() == [4, 5], f"places 2 and 3 of y of {PAIR}", y[2:4], "[4, 5]")
+    expect(y[2:4].tolist() == [4, 5], f"positions 2 and 3 of y of {PAIR}", y[2:4], "[4, 5]")
 
 
 @check(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect(y[4].item() == 9, f"place 4 of y of {PAIR}", y[4].item(), 9)
+    expect(y[4].item() == 9, f"position 4 of y of {PAIR}", y[4].item(), 9)
 
 
 @check(9, "padding carries no loss", "only one end is a target; behind it y is -1")
@@ -697,7 +697,7 @@ def _(my: Any) -> None:
 
 @check(
     9,
-    "what stands at masked places changes nothing",
+    "what stands at masked positions changes nothing",
     "-1 is no index: clamping or wrapping it trains on the wrong thing",
 )
 def _(my: Any) -> None:
@@ -705,8 +705,8 @@ def _(my: Any) -> None:
     my.masked_loss(logits, targets).backward()
     assert logits.grad is not None
     idle = logits.grad[0, :2].abs().sum(-1)
-    expect(not idle.sum(), "the gradient at the masked places 0 and 1", idle, "zeros")
-    expect(bool((logits.grad[0, 2:].abs().sum(-1) > 0).all()), "the gradient at places 2 and 3", "zero", "not zero")
+    expect(not idle.sum(), "the gradient at the masked positions 0 and 1", idle, "zeros")
+    expect(bool((logits.grad[0, 2:].abs().sum(-1) > 0).all()), "the gradient at positions 2 and 3", "zero", "not zero")
 
 
 # ==== step 10: LoRA ====
@@ -771,9 +771,10 @@ def _(my: Any) -> None:
 @check(10, "merged and unmerged compute the same", "W + (alpha / rank) B A, with the same bias")
 def _(my: Any) -> None:
     _, lora = stirred(my)
-    merged, x = lora.merged(), noise(3, 6, seed=2)
+    x = noise(3, 6, seed=2)
+    before, merged = lora(x), lora.merged()
     expect(type(merged) is nn.Linear, "what merged() returns", f"a {type(merged).__name__}", "an nn.Linear")
-    expect_close(merged(x), lora(x), "merged()(x), against the LoRALinear itself", 1e-4)
+    expect_close(merged(x), before, "merged()(x), against the LoRALinear itself", 1e-4)
 
 
 @check(10, "merging leaves the frozen layer as it is", "copy the weight before adding to it")

@@ -39,7 +39,7 @@ def split(data: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def get_batch(data: Tensor, block_size: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Windows at random places of data (n,), drawn with `generator`: x and y, both int64 (batch_size, block_size).
+    """Windows at random positions of data (n,), drawn with `generator`: x and y, both int64 (batch_size, block_size).
 
     y is x shifted by one: y[b, t] is the number that follows x[b, t] in the data.
     """
