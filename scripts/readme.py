@@ -16,6 +16,12 @@ from tinygpt import config
 ROOT = Path(__file__).resolve().parent.parent
 
 
+IN_A_LINE = {
+    "notebooks": "gpt_from_scratch: the notebook, stripped, and beside it the same as text, which can be reviewed",
+    "tests": "one file a module; bad input, reliability and the README have their own",
+}
+
+
 def field_docs(name: str) -> dict[str, str]:
     """The text under each field of a dataclass in config.py."""
     tree = ast.parse((ROOT / "tinygpt/config.py").read_text())
@@ -52,10 +58,10 @@ def first_line(path: Path) -> str:
 def tree() -> str:
     """One line a file."""
     lines = []
-    for folder in ("tinygpt", "configs", "scripts", "docs", "data", "tests"):
+    for folder in ("tinygpt", "configs", "scripts", "docs", "notebooks", "data", "tests"):
         lines.append(f"{folder}/")
-        if folder == "tests":
-            lines[-1] += "                 one file a module; bad input, reliability and the README have their own"
+        if folder in IN_A_LINE:
+            lines[-1] = f"{lines[-1]:<29}{IN_A_LINE[folder]}"
             continue
         for path in sorted((ROOT / folder).glob("*")):
             if path.is_file() and path.suffix in (".py", ".yaml", ".sh", ".md") and not path.name.startswith("__"):
