@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,14 +47,10 @@ class TokenWriter:
 
     def write(self, ids: np.ndarray) -> None:
         data = np.ascontiguousarray(ids, dtype=TOKEN).view(np.uint8).data
+        self.sha256.update(data)
         self.tokens += len(ids)
-        digest = threading.Thread(target=self.sha256.update, args=(data,))  # while the system copies the same bytes
-        digest.start()
-        try:
-            while data:  # an unbuffered write may be short
-                data = data[self._file.write(data) :]
-        finally:
-            digest.join()
+        while data:  # an unbuffered write may be short
+            data = data[self._file.write(data) :]
 
     def commit(self) -> None:
         self._file.close()
