@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -92,7 +93,7 @@ def learn_bpe(text: str, merges: int) -> list[tuple[str, str]]:
     for _ in range(merges):
         pairs = Counter()
         for word, count in words.items():
-            for pair in zip(word, word[1:]):
+            for pair in pairwise(word):
                 pairs[pair] += count
         best = pairs.most_common(1)[0][0]
         learned.append(best)
@@ -420,7 +421,9 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, size)
+        q, k, v = (
+            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, T, size)
         if self.position == "rotary":
             q, k = rotate(q), rotate(k)
         if self.cache is not None:
@@ -475,7 +478,9 @@ def draw_heads(weights, line: str, title: str) -> None:
 line = "Speak, I charge thee, speak!"
 with torch.no_grad():
     one_layer(torch.tensor([encode(line)]))
-draw_heads(one_layer.attn.weights[0], line, "one layer after 500 steps: each row is a position, bright is where it looks")
+draw_heads(
+    one_layer.attn.weights[0], line, "one layer after 500 steps: each row is a position, bright is where it looks"
+)
 
 # %% [markdown]
 # **Question.** In some head there is a bright line just below the diagonal. What does that head do?
@@ -558,13 +563,20 @@ class GPT(nn.Module):
 
 # %%
 C, L = 128, 4
-by_formula = {"characters": V * C, "positions": T * C, "attention": L * 4 * C * C, "MLP": L * 8 * C * C, "norms": (2 * L + 1) * C}
+by_formula = {
+    "characters": V * C,
+    "positions": T * C,
+    "attention": L * 4 * C * C,
+    "MLP": L * 8 * C * C,
+    "norms": (2 * L + 1) * C,
+}
 by_code = sum(weight.numel() for weight in GPT().parameters())
 print(by_formula, sum(by_formula.values()), by_code)
 assert sum(by_formula.values()) == by_code
 
 # %% [markdown]
 # What are positions worth? Three small models, the same in all but that:
+
 
 # %%
 def quick(model, steps, seed=1, lr=3e-3):
@@ -716,9 +728,13 @@ torch.manual_seed(1337)
 more = train(GPT(n_layer=2), 600, title="1,000,000 characters", peak=3e-3)
 
 # %%
-display(curves({"20,000 characters": overfit, "with dropout": dropped, "stopped early": stopped, "all of the text": more}))
+display(
+    curves({"20,000 characters": overfit, "with dropout": dropped, "stopped early": stopped, "all of the text": more})
+)
 least = min(entry[2] for entry in overfit)
-print(f"best {least:.2f}, at the end {overfit[-1][2]:.2f}; with dropout {dropped[-1][2]:.2f}; all of the text {more[-1][2]:.2f}")
+print(
+    f"best {least:.2f}, at the end {overfit[-1][2]:.2f}; with dropout {dropped[-1][2]:.2f}; all of the text {more[-1][2]:.2f}"
+)
 assert overfit[-1][2] > least + 0.2 and overfit[-1][1] < 1.0  # the training loss falls on, the validation loss rises
 assert dropped[-1][2] < overfit[-1][2] - 0.1 and more[-1][2] < least
 assert len(stopped) < len(overfit) and abs(estimate(stopped_model, val_data) - min(e[2] for e in stopped)) < 1e-6
@@ -753,7 +769,12 @@ def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 with torch.no_grad():
     logits = model(torch.tensor([encode("ROMEO:\nWhat, shall I h")]))[0][0, -1]
-choices = {"as it is": {}, "temperature 0.5": {"temperature": 0.5}, "top_k 5": {"top_k": 5}, "top_p 0.6": {"top_p": 0.6}}
+choices = {
+    "as it is": {},
+    "temperature 0.5": {"temperature": 0.5},
+    "top_k 5": {"top_k": 5},
+    "top_p 0.6": {"top_p": 0.6},
+}
 order = logits.argsort(descending=True)[:12]
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.4), layout="constrained", sharey=True)
 for ax, (name, choice) in zip(axes, choices.items()):
@@ -899,7 +920,12 @@ def finetune(model, steps=300, lr=1e-3, masked=True, seed=1):
 
 def report(name, model):
     right = np.mean([answer(model, prompt) == response for prompt, response in val_pairs])
-    row = {"right": right, "response loss": pair_loss(model), "all-positions loss": pair_loss(model, False), "Shakespeare": whole_loss(model)}
+    row = {
+        "right": right,
+        "response loss": pair_loss(model),
+        "all-positions loss": pair_loss(model, False),
+        "Shakespeare": whole_loss(model),
+    }
     print(f"{name:<24}" + "   ".join(f"{key} {value:.2f}" for key, value in row.items()))
     return row
 
@@ -910,7 +936,9 @@ after = report("after, masked", masked_model)
 unmasked_model = finetune(copy.deepcopy(model), masked=False)
 unmasked = report("after, not masked", unmasked_model)
 for prompt, response in val_pairs[:3]:
-    print(f"{prompt} (right: {response})\n   before: {answer(model, prompt)!r}   after: {answer(masked_model, prompt)!r}")
+    print(
+        f"{prompt} (right: {response})\n   before: {answer(model, prompt)!r}   after: {answer(masked_model, prompt)!r}"
+    )
 assert after["right"] > 0.9 > before["right"] and after["response loss"] < 0.2
 assert unmasked["all-positions loss"] < after["all-positions loss"]  # it has learned to guess prompts, too
 assert after["Shakespeare"] > before["Shakespeare"] + 0.3  # and what it knew before is going
@@ -921,7 +949,9 @@ rows = {"before": before, "masked": after, "not masked": unmasked}
 for ax, key in zip(axes, ("response loss", "Shakespeare")):
     ax.barh(list(rows), [row[key] for row in rows.values()], color=["C7", "C0", "C1"])
     ax.invert_yaxis()
-    ax.set(title={"response loss": "loss on the responses", "Shakespeare": "loss on Shakespeare: what was forgotten"}[key])
+    ax.set(
+        title={"response loss": "loss on the responses", "Shakespeare": "loss on Shakespeare: what was forgotten"}[key]
+    )
 plt.show()
 
 # %% [markdown]
@@ -986,8 +1016,15 @@ assert lora["right"] > 0.85
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
 for name, row, numbers in (("all weights", after, by_code), ("LoRA, rank 8", lora, trained)):
     ax.scatter(row["Shakespeare"] - before["Shakespeare"], 100 * row["right"], s=numbers / 800, alpha=0.5)
-    ax.annotate(f"{name}\n{numbers:,} numbers", (row["Shakespeare"] - before["Shakespeare"], 100 * row["right"]), fontsize=8)
-ax.set(xlabel="forgotten: loss on Shakespeare, after minus before", ylabel="right answers, %", ylim=(50, 115), xlim=(0, None))
+    ax.annotate(
+        f"{name}\n{numbers:,} numbers", (row["Shakespeare"] - before["Shakespeare"], 100 * row["right"]), fontsize=8
+    )
+ax.set(
+    xlabel="forgotten: loss on Shakespeare, after minus before",
+    ylabel="right answers, %",
+    ylim=(50, 115),
+    xlim=(0, None),
+)
 plt.show()
 
 # %% [markdown]
@@ -1004,6 +1041,7 @@ plt.show()
 # The configuration `shakespeare_char.yaml` describes the model and the loop of part 7. So the curves should lie on each
 # other, but for noise: other random numbers, and on many processors another precision.
 
+
 # %%
 def tinygpt(*args):
     done = subprocess.run([sys.executable, "-m", "tinygpt", *args], cwd=folder, capture_output=True, text=True)
@@ -1013,7 +1051,14 @@ def tinygpt(*args):
 
 tinygpt("prepare", "shakespeare_char")
 begun = time.time()
-tinygpt("train", "configs/shakespeare_char.yaml", "--device=cpu", "--max_iters=1000", "--lr_decay_iters=1000", "--eval_interval=100")
+tinygpt(
+    "train",
+    "configs/shakespeare_char.yaml",
+    "--device=cpu",
+    "--max_iters=1000",
+    "--lr_decay_iters=1000",
+    "--eval_interval=100",
+)
 print(f"{time.time() - begun:.0f} s")
 
 import json

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import tyro
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -391,9 +392,9 @@ def test_help_explains_every_option(command: str, kind: type, capsys: pytest.Cap
         cli.main([command, "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    positional = ("config", "name", "runs", "folders")
+    hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        assert field.name in positional or f"--{field.name}" in shown
+        assert tyro.conf.Positional in get_args(hints[field.name]) or f"--{field.name}" in shown
 
 
 def test_every_key_has_a_help_text() -> None:

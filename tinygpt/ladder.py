@@ -659,7 +659,7 @@ def _(my: Any) -> None:
     expect(x.tolist() == [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}", x, "[1, 2, 3, 4, 5, 9, 9, 9]")
 
 
-@check(9, "the prompt carries no loss", "y is -1 where the target itself belongs to the prompt: len(prompt) - 1 positions")
+@check(9, "the prompt carries no loss", "y is -1 where the target belongs to the prompt: len(prompt) - 1 positions")
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect(y[:2].tolist() == [-1, -1], f"the first two of y of {PAIR}", y[:2], "[-1, -1]: 2 and 3 are the prompt's")

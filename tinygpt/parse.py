@@ -66,7 +66,7 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
         elif hints.get(key) is bool:
             literal = queue and queue[0].lower() in ("true", "false")
             flags += [_flag(kind, key, queue.pop(0) if literal else "True")]
-        elif hints.get(key) == tuple[str, ...]:
+        elif hints.get(key) is tuple:
             flags.append(f"--{key}")
             while queue and not queue[0].startswith("--"):
                 flags.append(queue.pop(0))
