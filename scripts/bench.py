@@ -18,7 +18,7 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
 - `flops`: the matrix products of a step (three times the forward pass: linear layers, head, attention's two products
   over the full T x T) a second, over the rate of 2048^3 products in the same dtype, measured between the rounds.
 - `same_time`, `six_times`: as many iterations of the preset as fit, by its pace in a run of 150, into 1 and 6 times
-  the wall time of nanoGPT's command. More than 2 % too long does not count as met.
+  the wall time of nanoGPT's command. More than 1 % too long does not count as met.
 - `to_loss` counts as met only if the run of every seed reaches TARGET_LOSS.
 """
 
