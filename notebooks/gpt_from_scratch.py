@@ -712,7 +712,7 @@ draw_heads(model.h[3].attn.weights[0], line, "your model, last layer")
 # %%
 little = train_data[:20_000]
 torch.manual_seed(1337)
-overfit = train(GPT(n_layer=2), 600, little, title="20,000 characters", peak=3e-3)
+overfit = train(GPT(n_layer=2), 600, little, title="20,000 characters", peak=3e-3, every=50)
 
 # %% [markdown]
 # Three cures: switch off a fifth of the channels at random in each step (dropout, Srivastava et al. 2014); stop when
@@ -720,12 +720,12 @@ overfit = train(GPT(n_layer=2), 600, little, title="20,000 characters", peak=3e-
 
 # %%
 torch.manual_seed(1337)
-dropped = train(GPT(n_layer=2, dropout=0.2), 600, little, title="and dropout 0.2", peak=3e-3)
+dropped = train(GPT(n_layer=2, dropout=0.2), 600, little, title="and dropout 0.2", peak=3e-3, every=50)
 torch.manual_seed(1337)
 stopped_model = GPT(n_layer=2)
-stopped = train(stopped_model, 600, little, title="stopped early", peak=3e-3, patience=3)
+stopped = train(stopped_model, 600, little, title="stopped early", peak=3e-3, every=50, patience=3)
 torch.manual_seed(1337)
-more = train(GPT(n_layer=2), 600, title="1,000,000 characters", peak=3e-3)
+more = train(GPT(n_layer=2), 600, title="1,000,000 characters", peak=3e-3, every=50)
 
 # %%
 display(
@@ -856,8 +856,9 @@ plt.show()
 # The model continues text. To make it *answer*, show it pairs of prompt and response, and let only the response count:
 # the prompt is given, so learning to guess it is effort spent on the wrong thing.
 #
-# Our pairs: a line of a bank statement, and what the money was spent on. `>` is not in the text, so it becomes the mark
-# between prompt and response, instead of a symbol that is hardly ever used; a line end is the end.
+# Our pairs: a line of a bank statement, and what the money was spent on. Between prompt and response stands a mark that
+# is no text: `tinygpt finetune` adds a symbol for it, here `$` will do, which occurs once in all of Shakespeare's text. A
+# line end says that the answer is over.
 
 # %%
 shops = {
