@@ -193,7 +193,7 @@ def evaluate_and_save(run: Run) -> None:
     losses = estimate_losses(
         run.mixed, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
     )
-    if not all(math.isfinite(loss) for loss in losses.values()):
+    if not (math.isfinite(losses["train"]) and math.isfinite(losses["val"])):
         raise not_finite(run, losses["val"], 0.0)
     best = losses["val"] < progress.best_val_loss
     run.log.say(
@@ -201,7 +201,8 @@ def evaluate_and_save(run: Run) -> None:
         f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
         always=True,
     )
-    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"])
+    error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
+    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"], **error)
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
@@ -259,7 +260,7 @@ def show_sample(run: Run, length: int = 200) -> None:
     made = [int(row[0]) for row in generate(model, prompt, length, choice, tokenizer.vocab_size)]
     run.model.train()
     text = tokenizer.decode(made)
-    run.log.metric("sample", run.progress.step, run.seconds(), text=text)
+    run.log.metric("sample", run.progress.step, run.seconds(), text=text, prompt=tokenizer.decode(start.tolist()))
     run.log.say("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
 
 
@@ -296,6 +297,7 @@ def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> N
 
 def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+    run.log.metric("diverged", run.progress.step, run.seconds(), reason=what)
     # what was saved just before this iteration is whole, but it is the state that leads here
     good = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt is from before and good; go on from it" if good else "start again"
