@@ -391,7 +391,7 @@ def test_help_explains_every_option(command: str, kind: type, capsys: pytest.Cap
         cli.main([command, "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    positional = ("config", "name", "runs", "folders")
+    positional = ("config", "name", "run", "runs", "folders")
     for field in dataclasses.fields(kind):
         assert field.name in positional or f"--{field.name}" in shown
 

@@ -18,13 +18,14 @@ from tinygpt import checkpoint, device, distributed
 from tinygpt.adapter import save_adapter
 from tinygpt.config import TrainConfig
 from tinygpt.data import Dataset, Examples
+from tinygpt.doctor import judge
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
 from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
 from tinygpt.run import Run, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
-from tinygpt.runlog import import_wandb
+from tinygpt.runlog import import_wandb, read_metrics
 from tinygpt.signals import StopSignal
 
 REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
@@ -279,6 +280,10 @@ def finish(run: Run) -> None:
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if config.lora_rank else ""
     run.log.say(f"written: {run.out}/ckpt.pt (the best){adapter}, last.pt (the newest), metrics.jsonl, config.yaml")
+    if run.ranks.is_main:
+        sizes = run.model.num_params(), len(run.dataset.splits["train"])
+        for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
+            run.log.say(line, always=True)
     measure = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
     run.log.say(f"\nnext: tinygpt {measure if run.dataset.labels else f'sample --ckpt {run.out}/ckpt.pt'}", always=True)
 
