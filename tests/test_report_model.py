@@ -157,7 +157,11 @@ def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False
 
 
 @pytest.mark.parametrize("length", [1, 25])
-@pytest.mark.parametrize("options", [{}, {"block_size": 1}, {"position": "rope", "token_shift": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"token_shift": True, "bigram_table": True}, {"block_size": 1}, {"position": "rope", "token_shift": True}],
+    ids=str,
+)
 def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
     model, prompt = shaken(small(**options)), ids(length).tolist()
     expected = greedy(model, prompt, 200)
@@ -298,6 +302,18 @@ def test_the_head_is_kept_once_and_half_precision_halves() -> None:
 
 
 @torch.inference_mode()
+def test_every_number_of_half_precision_is_read_as_it_is() -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
+    finite = numbers[numbers.isfinite()].view(-1, 32)
+    model = small(vocab_size=len(finite), n_layer=1)
+    model.transformer["wte"].weight.copy_(finite)
+    packed = pack(model, CharTokenizer(map(chr, range(100, 100 + len(finite)))))
+    assert packed["dtype"] == "float16"
+    found = torch.tensor(node("return [...TinyGPT.load(input.packed).wte]", packed=packed))
+    assert torch.equal(found.view(-1, 32), finite)
+
+
+@torch.inference_mode()
 def test_weights_too_large_for_half_precision_stay_whole() -> None:
     model, idx = small(), ids(1, 16)
     model.transformer["h"][0].mlp.c_fc.weight[0, 0] = 70_000.0
@@ -350,7 +366,7 @@ def test_a_page_can_inline_the_file() -> None:
     assert "</script" not in source and "<!--" not in source
     code = """const vm = require("vm"), page = vm.createContext({ atob }, { codeGeneration: { strings: false } });
               vm.runInContext(input.source, page);
-              const run = (code) => { try { return vm.runInContext(code, page); } catch (error) { return error.name; } };
+              const run = (text) => { try { return vm.runInContext(text, page); } catch (e) { return e.name; } };
               const names = run("Object.keys(TinyGPT)"), logits = run(`TinyGPT.load(${input.packed}).start().read(3)`);
               return [[...names], [...logits], run("eval('1')"), run("document")];"""
     packed = pack(small(), SYMBOLS)

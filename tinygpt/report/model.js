@@ -167,9 +167,10 @@ const TinyGPT = (() => {
       const { model, x, normed, hidden } = this;
       const { config } = model;
       if (!Number.isInteger(id) || id < 0 || id >= config.vocab_size) throw new Error(`no symbol has the id ${id}`);
-      if (model.wpe && this.length >= config.block_size) throw new Error("the window is full: forget() and read again");
+      const rotary = config.position === "rope";
+      if (!rotary && this.length >= config.block_size) throw new Error("the window is full: forget() and read again");
       this.embed(id);
-      if (!model.wpe) setAngles(this.angles, this.length);
+      if (rotary) setAngles(this.angles, this.length);
       this.attention = wantAttention ? [] : null;
       for (let layer = 0; layer < config.n_layer; layer++) {
         const block = model.blocks[layer];
@@ -319,7 +320,7 @@ const TinyGPT = (() => {
   /**
    * Cosines, then sines of the angles by which position p turns its pairs (Su et al. 2021).
    *
-   * Rounded to float32 where Python rounds: at position 10,000 that is seen in the fourth digit of an angle.
+   * Rounded to float32 where Python rounds, which at position 10,000 moves an angle by up to 0.0005.
    */
   function setAngles(angles, p) {
     const half = angles.length / 2;

@@ -1,6 +1,7 @@
 """A model and its symbols as one JSON object, for the plain-JavaScript model of `model.js`, which explains the format.
 
-Half precision halves the page, and moves a probability in its fourth digit at most.
+Half precision halves the page. On 3,200 characters of Tiny Shakespeare it moves the logits of the shakespeare_char
+model by 0.008 at most and a chance by 0.002; those of a fine-tuned one, which is surer of itself, by 0.07 and 0.012.
 
     packed = pack(checkpoint.build_model(), tokenizer)
     json.dumps(packed)                                # 2.2 MB for 0.8 M parameters
