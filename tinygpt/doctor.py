@@ -27,16 +27,16 @@ CROWDED = 10  # parameters for each training token; beyond, there is too little 
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
-    "diverged": "the loss is no number any more, or the training loss has gone back up by more than half of what it had "
-    "come down",
+    "diverged": "the loss is no number any more, or the training loss has gone back up by more than half of what it "
+    "had come down",
     "overfitting": "the validation loss stands above its best by more than two standard errors at three evaluations in "
     "a row",
     "still improving": "the validation loss has come down by more than two standard errors over the last three "
     "evaluations",
-    "finished": "the validation loss has not come down by more than two standard errors over the last three evaluations, "
-    "and does not stand above its best by more at three in a row",
+    "finished": "the validation loss has not come down by more than two standard errors over the last three "
+    "evaluations, and does not stand above its best by more at three in a row",
 }
-RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters for each training token"
+RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters a training token"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,8 +104,10 @@ def estimate_losses(
 # ---- counting, for comparison -----------------------------------------------------------------------------------
 
 
-def count_baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Loss in nats per token, on all targets of `val`, of guessing from counts in `train`.
+def count_baselines(
+    train: np.ndarray, val: np.ndarray, vocab_size: int, where: np.ndarray | slice = slice(None)
+) -> dict[str, float]:
+    """Loss in nats per token, on the targets val[1:], or those of them at `where`, of guessing from counts in `train`.
 
     uniform: log V. unigram: add-one counts. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one
     imagined observation spread like the unigram (Dirichlet smoothing; Jurafsky & Martin, chapter 3). trigram: the same
@@ -113,12 +115,12 @@ def count_baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict
     """
     counts = np.bincount(train, minlength=vocab_size).astype(np.float64)
     guess = ((counts + 1) / (counts.sum() + vocab_size))[val[1:]]  # the probability of each target
-    losses = {"uniform": math.log(vocab_size), "unigram": float(-np.log(guess).mean())}
+    losses = {"uniform": math.log(vocab_size), "unigram": float(-np.log(guess[where]).mean())}
     for name, n in (("bigram", 2), ("trigram", 3)):
         found = occurrences(train, val, n, vocab_size)
         before = occurrences(train[:-1], val[:-1], n - 1, vocab_size)
         guess[n - 2 :] = (found + guess[n - 2 :]) / (before + 1)  # what has too little before it keeps its guess
-        losses[name] = float(-np.log(guess).mean())
+        losses[name] = float(-np.log(guess[where]).mean())
     return losses
 
 

@@ -1,4 +1,4 @@
-"""`tinygpt report` and `tinygpt export`: one HTML file of a run, or of a model alone, in which the model itself answers.
+"""`tinygpt report` and `tinygpt export`: one HTML file of a run, or of a model alone, in which the model answers.
 
 The page holds everything: weights, style, script, drawings. Its content security policy forbids every request, and
 lets only the one script run whose checksum it names, so that nothing that a run wrote can become code. All values go
@@ -28,6 +28,7 @@ def report(config: ReportConfig) -> None:
     from tinygpt.report.curves import RUN_COLOURS, draw_curves
 
     folders = [Path(name) for name in config.runs]
+    path = destination(config.output, folders[0], "report.html")
     if len(folders) > RUN_COLOURS:
         raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
     entries, settings = collect.read_run(folders[0])
@@ -47,7 +48,7 @@ def report(config: ReportConfig) -> None:
         "memorised": found,
         "reproduce": collect.reproduce(run, settings),
     }
-    write(environment, run, values, Path(config.output or folders[0] / "report.html"))
+    write(environment, run, values, path)
 
 
 def export(config: ExportConfig) -> None:
@@ -56,11 +57,22 @@ def export(config: ExportConfig) -> None:
     from tinygpt.adapter import load_model
     from tinygpt.report import collect
 
+    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    path = destination(config.output, beside, "model.html")
     run = collect.open_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
-    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    write(environment, run, values, Path(config.output or beside / "model.html"))
+    write(environment, run, values, path)
+
+
+def destination(output: str, folder: Path, name: str) -> Path:
+    """Where the page goes. Errors: TinyGPTError, before the work, for a place where no file can be."""
+    path = Path(output) if output else folder / name
+    if path.is_dir():
+        raise TinyGPTError(f"{path}: is a folder", f"-o {path / name}")
+    if output and not path.parent.is_dir():
+        raise TinyGPTError(f"{path.parent}: no such folder", f"-o {name}")
+    return path
 
 
 def title(run: Any) -> str:

@@ -25,7 +25,7 @@ from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import pack
 from tinygpt.sample import answers, checkpoint_tokenizer
-from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 
 PASSAGE = 600  # characters of each split whose losses are shown
 EXAMPLES = 8  # of each split, for prompts and responses
@@ -70,13 +70,14 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
     tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
     compute = device.choose("auto", "float32")
     model = checkpoint.build_model().to(compute.device).eval()
-    dataset, missing = None, ""
+    missing, dataset = "", None
+    name = str(checkpoint.config.get("dataset", ""))
     try:
-        dataset = Dataset(data_dir, str(checkpoint.config.get("dataset", "")))
+        dataset = Dataset(data_dir, name)
         if not dataset.speak(tokenizer):
-            dataset, missing = None, f"dataset {dataset.name!r} has another vocabulary now than this model"
+            dataset, missing = None, f"dataset {name!r} has another vocabulary now than this model"
         elif checkpoint.data and checkpoint.data != dataset.meta["sha256"]:
-            missing = f"dataset {dataset.name!r} holds other text now than the model was trained on"
+            missing = f"dataset {name!r} holds other text now than the model was trained on"
     except TinyGPTError as error:
         missing = error.message
     return Run(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
@@ -96,8 +97,8 @@ def summary(run: Run, entries: list[dict[str, Any]], settings: dict[str, Any]) -
         "model": f"{sum(parts.values()):,} parameters in {shape.n_layer} layers of {shape.n_head} heads, width "
         f"{shape.n_embd}, reading {shape.block_size} {run.unit}s at a time",
         "trained on": trained_on(run),
-        "iterations": f"{done:,}, of {settings.get('max_iters', done):,}; this page shows the best model, the one after "
-        f"{run.checkpoint.step:,}",
+        "iterations": f"{done:,} of {settings.get('max_iters', done):,}; the model in this page is the best one, "
+        f"after {run.checkpoint.step:,}",
         "took": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
@@ -145,10 +146,11 @@ def losses(run: Run) -> list[dict[str, Any]]:
     val = run.split("val")
     characters = run.dataset.meta.get("characters", {})
     share = 1.0 if run.dataset.pairs else len(val) / max(int(characters.get("val", len(val))), 1)
-    measured = {"this model": loss}
-    if not run.dataset.pairs:
-        same = val[: len(rows) * block_size + 1]
-        measured = count_baselines(run.split("train"), same, run.tokenizer.vocab_size) | measured
+    where: slice | np.ndarray = slice(len(rows) * block_size)  # the same targets
+    if isinstance(source, Examples):
+        spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
+        where = np.concatenate(spans)
+    measured = count_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
     return [
         {
             "name": name,
@@ -225,10 +227,17 @@ def memorised(run: Run, training: Training) -> dict[str, Any]:
         for text in made
         for start, end in training.stretches(text)
     ]
-    held_out = run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())
-    shares = {name: (training.share(*made), sum(map(len, made))) for name, made in texts.items()}
-    shares["held-out text"] = (training.share(held_out), len(held_out))
-    return {"shares": shares, "longest": sorted(longest, key=lambda found: -found[0])[:5], "characters": SHORTEST}
+    source = run.dataset.sources["val"] if run.dataset else None
+    if isinstance(source, Examples):
+        texts["held-out responses"] = [response for _, response in source.texts(run.tokenizer)]  # type: ignore[arg-type]
+    else:
+        texts["held-out text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
+    return {
+        "texts": any(len(text) >= SHORTEST for made in texts.values() for text in made),
+        "shares": {name: (training.share(*made), sum(map(len, made))) for name, made in texts.items()},
+        "longest": sorted(longest, key=lambda found: -found[0])[:5],
+        "characters": SHORTEST,
+    }
 
 
 def fresh(run: Run, model: GPT, count: int = 4, length: int = 500) -> list[str]:
@@ -272,7 +281,7 @@ def passages(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 @torch.inference_mode()
 def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
-    """A cell for each token; from `first` on with loss, rank, probability and the five likeliest, except up to `silent`.
+    """A cell for each token; from `first` on, behind `silent`, with loss, rank, probability and the five likeliest.
 
     Each is guessed from at least half a window before it, as far as the tokens reach.
     """
@@ -311,7 +320,12 @@ def embedding_map(run: Run) -> dict[str, Any]:
         {"text": symbol, "x": x, "y": y, "kind": kind_of(symbol)}
         for symbol, (x, y) in zip(symbols, places.tolist(), strict=True)
     ]
-    return {"points": points, "size": size, "explained": (scale[:2] ** 2 / (scale**2).sum()).tolist(), "width": vectors.shape[1]}
+    return {
+        "points": points,
+        "size": size,
+        "explained": (scale[:2] ** 2 / (scale**2).sum()).tolist(),
+        "width": vectors.shape[1],
+    }
 
 
 def kind_of(symbol: str) -> str:
@@ -360,5 +374,3 @@ def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
         "here": f"{versions}{platform.python_version()}, {platform.system()} {platform.machine()}, threads: "
         f"{torch.get_num_threads()}",
     }
-
-

@@ -13,7 +13,7 @@ from typing import Any
 from tinygpt.errors import TinyGPTError
 
 RUN_COLOURS = 6  # in page.css: --run-0, --run-1, ...
-MOST_SHOWN = 4  # evaluations up to which the first one, of an untrained model, is in the picture
+MOST_SHOWN = 4  # evaluations of a run up to which the first one, of an untrained model, is in the picture
 MOST_POINTS = 400  # of learning rate and gradient norm; of longer runs every n-th is drawn
 INK, LINE = "#0a0b0c", "#1a1b1c"  # stand for the page's colours until they are put in
 
@@ -32,7 +32,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     from matplotlib import pyplot, ticker
 
     colours = {f"#0{i}0{i}f{i}": f"var(--run-{i})" for i in range(RUN_COLOURS)}
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"tinygpt-{width}",
         "font.size": 12,
@@ -63,12 +63,14 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         axes[2].set_title("gradient norm")
         if any(norm > 0 for run in runs for _, _, norm in run["lines"]):
             axes[2].set_yscale("log")
-            axes[2].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes[2].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
             axes[2].yaxis.set_major_formatter("{x:g}")
             axes[2].yaxis.set_minor_locator(ticker.NullLocator())
-        top = max((max(run["val"][1:]) for run in runs if len(run["val"]) > MOST_SHOWN), default=0.0)
-        if top and any(run["val"][0] > 1.2 * top for run in runs if run["val"]):
-            axes[0].set_ylim(top=1.02 * top)  # an untrained model's loss would press all that comes after it flat
+        if all(len(run["val"]) > MOST_SHOWN for run in runs):
+            later = [loss for run in runs for loss in (*run["train"][1:], *run["val"][1:])]
+            margin = 0.06 * (max(later) - min(later))
+            # an untrained model's loss would press all that comes after it flat
+            axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
         axes[0].legend(frameon=False, ncols=1 if width < 500 else 2)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -7,6 +7,8 @@ Chance makes short stretches equal; from about 20 characters on, they are quotat
     training.share(sample)          # of the sample's windows of 20 characters, those that stand in the text
 """
 
+import itertools
+
 import numpy as np
 
 from tinygpt.tokenizer import code_points
@@ -75,4 +77,4 @@ def marked(text: str, stretches: list[tuple[int, int]]) -> list[tuple[str, bool]
     for start, end in stretches:
         inside[start:end] = True
     cuts = [0, *(np.flatnonzero(inside[1:-1] != inside[:-2]) + 1).tolist(), len(text)] if text else []
-    return [(text[a:b], bool(inside[a])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [(text[a:b], bool(inside[a])) for a, b in itertools.pairwise(cuts)]

@@ -95,6 +95,7 @@
   const box = $("text");
   const random = TinyGPT.random(1337);
   const history = []; // texts to go back to
+  let caret = box.value.length; // of our own: a browser forgets a box's when another element is pressed
   let reader = null; // has read what stands before the cursor
   let running = false;
 
@@ -126,10 +127,10 @@
   });
 
   function refresh() {
-    const { ids, unknown } = idsBefore(box.selectionEnd);
+    const { ids, unknown } = idsBefore(caret);
     read(ids);
     drawBars();
-    const inside = box.selectionEnd < box.value.length;
+    const inside = caret < box.value.length;
     $("note").textContent = inside ? "The bars are for the place of the cursor; a new character takes the place of what follows it." : "";
     if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s" : ""} that the model does not know left out.`;
     later();
@@ -170,14 +171,15 @@
 
   const write = (text) => {
     box.value = text;
-    box.setSelectionRange(text.length, text.length);
+    caret = text.length;
+    box.setSelectionRange(caret, caret);
     box.scrollTop = box.scrollHeight;
   };
 
   /** Put one character at the cursor; what followed it goes. False for the end of a response. */
   function take(id) {
     if (id === marks["<|end|>"]) return false;
-    write(box.value.slice(0, box.selectionEnd) + model.symbols[id]);
+    write(box.value.slice(0, caret) + model.symbols[id]);
     reader.push(id);
     return true;
   }
@@ -187,7 +189,7 @@
   /** Write on, a few characters a frame, until stopped. */
   function run() {
     remember();
-    read(idsBefore(box.selectionEnd).ids);
+    read(idsBefore(caret).ids);
     const started = performance.now();
     let made = 0;
     setRunning(true);
@@ -219,7 +221,7 @@
   $("stop").addEventListener("click", () => setRunning(false));
   $("step").addEventListener("click", () => {
     remember();
-    read(idsBefore(box.selectionEnd).ids);
+    read(idsBefore(caret).ids);
     $("speed").textContent = take(draw()) ? "" : "the response ends here";
     refresh();
   });
@@ -235,12 +237,18 @@
     if (target.dataset.id === undefined) return;
     setRunning(false);
     remember();
-    read(idsBefore(box.selectionEnd).ids);
+    read(idsBefore(caret).ids);
     $("speed").textContent = take(Number(target.dataset.id)) ? "" : "the response ends here";
     refresh();
   });
   for (const id of ["temperature", "top-k", "top-p"]) $(id).addEventListener("input", drawBars);
-  for (const type of ["input", "keyup", "click"]) box.addEventListener(type, () => running || refresh());
+  for (const type of ["input", "keyup", "click"]) {
+    box.addEventListener(type, () => {
+      if (running) return;
+      caret = box.selectionEnd;
+      refresh();
+    });
+  }
   $("prompt")?.addEventListener("input", refresh);
 
   // ---- attention ---------------------------------------------------------------------------------------------------
@@ -303,8 +311,8 @@
       span.classList.toggle("from", index === place);
     });
     const most = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3);
-    const name = (index) => `${shown(model.symbols[seen.ids[index]])} ${index === place ? "(itself)" : `(${place - index} before)`} ${percent(row[index])}`;
-    $("looks").textContent = `${shown(model.symbols[seen.ids[place]])} looks mostly at ${most.map(name).join(", ")}.`;
+    const name = (index) => `“${shown(model.symbols[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} before)`} ${percent(row[index])}`;
+    $("looks").textContent = `“${shown(model.symbols[seen.ids[place]])}” looks mostly at ${most.map(name).join(", ")}.`;
   }
 
   $("heads").style.setProperty("--heads", n_head);
@@ -329,10 +337,10 @@
   const MOST_IDS = 200;
 
   function showIds() {
-    const characters = [...($("prompt") ? $("prompt").value.trim() : ""), ...box.value].slice(-MOST_IDS);
+    const prompt = data.answers ? ["<|prompt|>", ...$("prompt").value.trim(), "<|response|>"] : [];
     const unknown = new Set();
-    const items = characters.map((character) => {
-      const id = model.encode(character).ids[0];
+    const items = [...prompt, ...box.value].slice(-MOST_IDS).map((character) => {
+      const id = marks[character] ?? model.encode(character).ids[0]; // a mark is longer than any character
       if (id === undefined) unknown.add(character);
       return make("li", id === undefined ? { class: "unknown" } : {}, shown(character), make("small", {}, id ?? "none"));
     });
@@ -353,6 +361,5 @@
   }
 
   $("top-k").max = Math.min(model.symbols.length, 40);
-  box.setSelectionRange(box.value.length, box.value.length);
   refresh();
 })();
