@@ -70,6 +70,9 @@ def main() -> None:
                 box = driver.find_element("css selector", "#text")
                 box.clear()
                 box.send_keys(args.text)
+                for name, value in (("temperature", 1.4), ("top-k", 8), ("top-p", 0.9)):
+                    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+                    driver.execute_script(script, driver.find_element("css selector", f"#{name}"), value)
                 time.sleep(1)
                 driver.find_element("css selector", "[data-layer='2'][data-head='1']").click()
                 driver.execute_script("document.activeElement.blur()")

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class Verdict:
             f"rule:        {self.rule}",
             f"overfitting: {self.overfitting}",
             *note,
+            f"try:         {self.command}",
         ]
 
 
@@ -79,7 +81,6 @@ def doctor(config: DoctorConfig) -> None:
     entries, settings = read_run(folder)
     verdict = judge(entries, settings, str(folder), *sizes(folder, settings, config.data_dir))
     print("\n".join(verdict.lines()))
-    print(f"\nnext: {verdict.command}")
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -165,48 +166,56 @@ def evaluations(
     rows = [
         (entry["step"], entry["train_loss"], entry["val_loss"], entry.get("val_loss_se", math.nan))
         for entry in entries
-        if entry["kind"] == "eval" and _finite(entry.get("train_loss")) and _finite(entry.get("val_loss"))
+        if entry["kind"] == "eval" and is_number(entry.get("train_loss")) and is_number(entry.get("val_loss"))
     ]
     table = np.array(rows, dtype=float).reshape(-1, 4)
     error, note = table[:, 3], ""
     if np.isnan(error).any():
-        losses = [entry["loss"] for entry in entries if entry["kind"] == "train" and _finite(entry.get("loss"))]
+        losses = [entry["loss"] for entry in entries if entry["kind"] == "train" and is_number(entry.get("loss"))]
         noise = np.diff(losses[len(losses) // 2 :]).std() / math.sqrt(2) if len(losses) > 3 else 0.0
-        batches = int(settings.get("eval_iters") or 20)
+        batches = number(settings, "eval_iters", 20)
         error = np.where(np.isnan(error), noise / math.sqrt(batches), error)
         note = "metrics.jsonl has no standard errors; they are estimated from the noise of the training losses"
     return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
 
 
-def _finite(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
     """What to try after a verdict."""
     command = "finetune" if "ckpt" in settings else "train"
-    again = f"tinygpt {command} {out}/config.yaml"
+    again = f"tinygpt {command} {quote(f'{out}/config.yaml')}"
     if settings.get("init_from") in ("resume", "auto"):
         again += " --init_from=scratch"
-    iterations = int(settings.get("max_iters") or 1000)
-    interval = int(settings.get("eval_interval") or 10)
+    iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
     match kind:
         case "still improving":
             more = f"--max_iters={2 * iterations} --lr_decay_iters={2 * iterations}"
-            return f"tinygpt {command} --init_from=resume --out_dir={out} {more}"
+            return f"tinygpt {command} --init_from=resume --out_dir={quote(out)} {more}"
         case "too early":
-            return f"{again} --eval_interval={max(1, min(interval, iterations) // 5)} --out_dir={out}-watched"
+            return (
+                f"{again} --eval_interval={max(1, min(interval, iterations) // 5)} --out_dir={quote(f'{out}-watched')}"
+            )
         case "diverged":
-            rate = float(settings.get("learning_rate") or 1e-3)
-            return f"{again} --learning_rate={rate / 3:.1g} --out_dir={out}-slower"
+            rate = number(settings, "learning_rate", 1e-3) / 3
+            return f"{again} --learning_rate={rate:.1g} --out_dir={quote(f'{out}-slower')}"
         case "overfitting":
-            dropout = 0.2 if float(settings.get("dropout") or 0) < 0.2 else 0.4
-            return f"{again} --dropout={dropout} --patience=3 --out_dir={out}-dropout"
+            dropout = 0.2 if number(settings, "dropout", 0.1) < 0.2 else 0.4
+            return f"{again} --dropout={dropout} --patience=3 --out_dir={quote(f'{out}-dropout')}"
         case "too little data" if command == "finetune":
-            return f"{again} --lora_rank=8 --out_dir={out}-lora"
+            return f"{again} --lora_rank=8 --out_dir={quote(f'{out}-lora')}"
+        case "too little data" if (layers := int(number(settings, "n_layer", 1))) > 1:
+            return f"{again} --n_layer={layers // 2} --out_dir={quote(f'{out}-small')}"
         case "too little data":
-            width = int(settings.get("n_embd") or 128) // 2
-            return f"{again} --n_embd={width} --out_dir={out}-small    (or prepare more text)"
+            return "tinygpt prepare mine --input MORE_TEXT"
     if command == "finetune":
-        return f"tinygpt eval --ckpt {out}/ckpt.pt --task {settings.get('dataset')}"
-    return f"tinygpt sample --ckpt {out}/ckpt.pt"
+        return f"tinygpt eval --ckpt {quote(f'{out}/ckpt.pt')} --task {quote(str(settings.get('dataset')))}"
+    return f"tinygpt sample --ckpt {quote(f'{out}/ckpt.pt')}"
+
+
+def number(settings: dict[str, Any], key: str, default: float) -> float:
+    """A number of a config.yaml that somebody may have written in."""
+    value = settings.get(key)
+    return value if value and is_number(value) else default

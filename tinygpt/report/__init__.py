@@ -46,7 +46,7 @@ def report(config: ReportConfig) -> None:
         "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
         "passages": collect.passages(run),
         "memorised": found,
-        "reproduce": collect.reproduce(run, settings),
+        "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
     }
     write(environment, run, values, path)
 
@@ -85,7 +85,7 @@ def templates() -> Any:
     try:
         import jinja2
     except ImportError:
-        raise TinyGPTError("a report needs the package jinja2", 'pip install "tinygpt[report]"') from None
+        raise TinyGPTError("a report needs the package jinja2", "pip install jinja2") from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tinygpt.report", "."),
         autoescape=True,
@@ -119,6 +119,7 @@ def write(environment: Any, run: Any, values: dict[str, Any], path: Path) -> Non
         values,
         unit=run.unit,
         answers=run.answers,
+        parameters=run.model.num_params(),
         block_size=run.model.config.block_size,
         silent=silent,
         missing=run.missing,

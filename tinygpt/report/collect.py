@@ -16,7 +16,7 @@ from tinygpt import __version__, device
 from tinygpt.checkpoint import Checkpoint, load
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset, Examples
-from tinygpt.doctor import evaluations, judge, read_run
+from tinygpt.doctor import evaluations, is_number, judge, read_run
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import count_baselines, measured_loss
 from tinygpt.finetune import answer
@@ -30,7 +30,7 @@ from tinygpt.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 PASSAGE = 600  # characters of each split whose losses are shown
 EXAMPLES = 8  # of each split, for prompts and responses
 HELD_OUT = 20_000  # characters that the samples' share of quotations is compared with
-MOST_TEXT = 20_000_000  # tokens of the training text that are searched
+MOST_TEXT = 10_000_000  # tokens of the training text that are searched: the first ones
 WORK = 10**11  # parameters times tokens that the loss is measured with: 3 s on two cores
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 LARGEST = 20_000_000  # parameters that still make a page
@@ -92,7 +92,7 @@ def summary(run: Run, entries: list[dict[str, Any]], settings: dict[str, Any]) -
     tokens = len(run.split("train")) if run.dataset else 0
     verdict = judge(entries, settings, str(run.folder), run.model.num_params(), tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
-    seconds = max((float(entry.get("seconds", 0)) for entry in entries), default=0.0)
+    seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
     facts = {
         "model": f"{sum(parts.values()):,} parameters in {shape.n_layer} layers of {shape.n_head} heads, width "
         f"{shape.n_embd}, reading {shape.block_size} {run.unit}s at a time",
@@ -170,7 +170,7 @@ def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
     if len(found) < 2:
         return {}
     both = {names[key]: (found["before"].get(key), found["after"].get(key)) for key in names}
-    return {name: pair for name, pair in both.items() if all(isinstance(value, float) for value in pair)}
+    return {name: pair for name, pair in both.items() if all(map(is_number, pair))}
 
 
 # ---- curves and samples -----------------------------------------------------------------------------------------
@@ -181,9 +181,9 @@ def curves(folder: Path) -> dict[str, Any]:
     entries, settings = read_run(folder)
     steps, train, val, error, _ = evaluations(entries, settings)
     lines = [
-        (entry["step"], float(entry["lr"]), float(entry["grad_norm"]))
+        (entry["step"], entry["lr"], entry["grad_norm"])
         for entry in entries
-        if entry["kind"] == "train" and {"lr", "grad_norm"} <= entry.keys()
+        if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
     ]
     return {
         "name": folder.name or str(folder.resolve().name),

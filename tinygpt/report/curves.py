@@ -27,7 +27,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     try:
         import matplotlib
     except ImportError:
-        raise TinyGPTError("the report's curves need matplotlib", 'pip install "tinygpt[report]"') from None
+        raise TinyGPTError("the report's curves need matplotlib", "pip install matplotlib") from None
     matplotlib.use("agg")
     from matplotlib import pyplot, ticker
 
