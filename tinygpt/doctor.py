@@ -12,7 +12,7 @@ import dataclasses
 import math
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", way_out)
     try:
-        entries = [entry for entry in read_metrics(folder) if isinstance(entry.get("kind"), str)]
+        entries = [e for e in read_metrics(folder) if isinstance(e.get("kind"), str) and is_number(e["step"])]
     except OSError:
         raise TinyGPTError(f"{folder} holds no metrics.jsonl", way_out) from None
     try:
@@ -164,7 +164,7 @@ def evaluations(
     stands in, divided by the square root of the number of batches that an evaluation averages.
     """
     rows = [
-        (entry["step"], entry["train_loss"], entry["val_loss"], entry.get("val_loss_se", math.nan))
+        (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.nan))
         for entry in entries
         if entry["kind"] == "eval" and is_number(entry.get("train_loss")) and is_number(entry.get("val_loss"))
     ]
@@ -179,8 +179,9 @@ def evaluations(
     return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value read from a file is a number that a run could have written."""
+    return isinstance(value, (int, float)) and abs(value) < 1e12
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
@@ -215,7 +216,7 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
     return f"tinygpt sample --ckpt {quote(f'{out}/ckpt.pt')}"
 
 
-def number(settings: dict[str, Any], key: str, default: float) -> float:
-    """A number of a config.yaml that somebody may have written in."""
-    value = settings.get(key)
-    return value if value and is_number(value) else default
+def number(values: dict[str, Any], key: str, default: float) -> float:
+    """A positive number of a file that somebody may have written in."""
+    value = values.get(key)
+    return value if is_number(value) and value > 0 else default
