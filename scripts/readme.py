@@ -16,6 +16,7 @@ from tinygpt import config
 ROOT = Path(__file__).resolve().parent.parent
 
 
+SHOWN = (".py", ".yaml", ".sh", ".md", ".js", ".css", ".j2")
 IN_A_LINE = {
     "notebooks": "gpt_from_scratch: the notebook, stripped, and beside it the same as text, which can be reviewed",
     "tests": "one file a module; bad input, reliability and the README have their own",
@@ -49,7 +50,9 @@ def first_line(path: Path) -> str:
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
     else:
-        comments = [re.sub(r"^(#|//|<!--) ?", "", line) for line in text.splitlines() if not line.startswith("#!")]
+        comments = [
+            re.sub(r"^(#|//|<!--|\{#|/\*) ?", "", line) for line in text.splitlines() if not line.startswith("#!")
+        ]
         text = "\n".join(comments)
     paragraph = text.strip().partition("\n\n")[0].replace("\n", " ")
     return re.split(r"(?<=[.])\s", paragraph, maxsplit=1)[0].rstrip(".:")
@@ -63,9 +66,10 @@ def tree() -> str:
         if folder in IN_A_LINE:
             lines[-1] = f"{lines[-1]:<29}{IN_A_LINE[folder]}"
             continue
-        for path in sorted((ROOT / folder).glob("*")):
-            if path.is_file() and path.suffix in (".py", ".yaml", ".sh", ".md") and not path.name.startswith("__"):
-                lines.append(f"  {path.name:<26} {first_line(path)}")
+        for path in sorted((ROOT / folder).rglob("*")):
+            top = path.parent == ROOT / folder
+            if path.is_file() and path.suffix in SHOWN and not (top and path.name.startswith("__")):
+                lines.append(f"  {path.relative_to(ROOT / folder)!s:<26} {first_line(path)}")
     return "```\n" + "\n".join(lines) + "\n```"
 
 

@@ -17,7 +17,7 @@ from tinygpt import device
 from tinygpt.checkpoint import load
 from tinygpt.data import Dataset, Windows
 from tinygpt.distributed import Processes
-from tinygpt.evaluate import count_baselines, estimate_losses, mean_loss
+from tinygpt.evaluate import count_baselines, estimate_losses, mean_loss, measured_loss
 from tinygpt.model import GPT, GPTConfig
 
 CPU = device.choose("cpu", "float32")
@@ -130,6 +130,19 @@ def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> N
         assert losses[split] == pytest.approx(sum(expected) / (count - 1), abs=1e-5)
 
 
+def test_the_standard_error_is_that_of_the_windows_means() -> None:
+    """Windows of one length: the plain standard error of their means; and it foretells how estimates scatter."""
+    model, source = tiny(), Windows(tokens(4000))
+    starts = source.draw(1, 0, 8, 50)
+    mean, error = measured_loss(model, source, starts, CPU)
+    each = [mean_loss(model, source, starts[i : i + 1], CPU) for i in range(50)]
+    assert mean == pytest.approx(np.mean(each), abs=1e-6)
+    assert error == pytest.approx(np.std(each, ddof=1) / math.sqrt(50), rel=1e-3)
+    scatter = np.std([mean_loss(model, source, source.draw(seed, 0, 8, 50), CPU) for seed in range(100)], ddof=1)
+    assert error == pytest.approx(scatter, rel=0.3)
+    assert measured_loss(model, source, starts[:1], CPU)[1] == math.inf  # one window says nothing of the others
+
+
 # ---- counting ---------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +150,8 @@ def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> N
 @settings(deadline=None)
 def test_baselines_by_pythons_counting(train: list[int], val: list[int]) -> None:
     singles, pairs = Counter(train), Counter(pairwise(train))
-    firsts = Counter(train[:-1])
+    triples = Counter(zip(train, train[1:], train[2:], strict=False))
+    firsts, first_pairs = Counter(train[:-1]), Counter(pairwise(train[:-1]))
 
     def unigram(b: int) -> float:
         return (singles[b] + 1) / (len(train) + 5)
@@ -145,8 +159,12 @@ def test_baselines_by_pythons_counting(train: list[int], val: list[int]) -> None
     def bigram(a: int, b: int) -> float:
         return (pairs[a, b] + unigram(b)) / (firsts[a] + 1)
 
-    assert sum(map(unigram, range(5))) == pytest.approx(1)  # both are distributions
+    def trigram(a: int, b: int, c: int) -> float:
+        return (triples[a, b, c] + bigram(b, c)) / (first_pairs[a, b] + 1)
+
+    assert sum(map(unigram, range(5))) == pytest.approx(1)  # all are distributions
     assert all(sum(bigram(a, b) for b in range(5)) == pytest.approx(1) for a in range(5))
+    assert all(sum(trigram(a, b, c) for c in range(5)) == pytest.approx(1) for a in range(5) for b in range(5))
     found = count_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), 5)
     targets = list(pairwise(val))
     assert found == pytest.approx(
@@ -154,6 +172,11 @@ def test_baselines_by_pythons_counting(train: list[int], val: list[int]) -> None
             "uniform": math.log(5),
             "unigram": -sum(math.log(unigram(b)) for _, b in targets) / len(targets),
             "bigram": -sum(math.log(bigram(a, b)) for a, b in targets) / len(targets),
+            "trigram": -(
+                math.log(bigram(*targets[0]))
+                + sum(math.log(trigram(*three)) for three in zip(val, val[1:], val[2:], strict=False))
+            )
+            / len(targets),
         }
     )
 
@@ -162,7 +185,7 @@ def test_baselines_do_not_wrap_around_with_gpt2s_vocabulary() -> None:
     """Pairs are numbered up to 2.5 billion, which is beyond uint16 and int32."""
     ids = np.array([50256, 50255, 50256, 50255, 0, 1] * 20, dtype="<u2")
     found = count_baselines(ids, ids, 50257)
-    assert found["bigram"] < 0.5 < found["unigram"] < found["uniform"]
+    assert found["trigram"] < found["bigram"] < 0.5 < found["unigram"] < found["uniform"]
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -195,7 +218,7 @@ def test_eval_for_people_shows_the_same(tiny_run: Path) -> None:
     assert rows["model"] == [f"{found[key]:.{n}f}" for key, n in (("loss", 4), ("perplexity", 2))] + [
         f"{found['bits_per_character']:.3f}"
     ]
-    assert [rows[name][0] for name in ("uniform", "unigram", "bigram")] == [
+    assert [rows[name][0] for name in ("uniform", "unigram", "bigram", "trigram")] == [
         f"{value:.4f}" for value in found["baselines"].values()
     ]
 

@@ -12,16 +12,19 @@ import tinygpt
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
     "errors",
-    "files config skeleton",
+    "files config skeleton report.curves",
     "configfile parse tokenizer model distributed device data corpora tasks",
-    "precision muon decode lora pairs",
-    "optim signals",
+    "precision muon decode lora pairs report.overlap",
+    "optim signals report.weights",
     "checkpoint generate prepare runlog pretrained classify",
-    "adapter evaluate ladder",
+    "adapter evaluate ladder doctor",
     "run train sample plot check finetune exercise",
+    "report.collect",
+    "report",
     "cli __main__",
 ]
 ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules.split()}
+PACKAGES = {f"tinygpt.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")}
 HEAVY = {
     "torch",
     "numpy",
@@ -34,6 +37,7 @@ HEAVY = {
     "transformers",
     "matplotlib",
     "sklearn",
+    "jinja2",
 }
 
 
@@ -45,18 +49,25 @@ def imported(tree: ast.AST) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            inside = node.module == "tinygpt"
-            found |= {f"tinygpt.{alias.name}" for alias in node.names} if inside else {str(node.module)}
+            inside = node.module in ("tinygpt", *PACKAGES)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {str(node.module)}
     return found
 
 
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.glob("*.py"))}
+    """Every module by its name inside tinygpt; a package has the name of its folder."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
 
 
 def own(tree: ast.AST) -> set[str]:
     """tinygpt's modules among the imports, without the version, which is in `tinygpt` itself."""
-    return {name.split(".")[1] for name in imported(tree) if name.startswith("tinygpt.")} - {"__version__"}
+    names = {name.removeprefix("tinygpt.") for name in imported(tree) if name.startswith("tinygpt.")}
+    return names - {"__version__"}
 
 
 def at_module_level(tree: ast.Module) -> ast.Module:
@@ -83,7 +94,7 @@ def test_there_is_no_circle() -> None:
 
 
 def test_nothing_heavy_at_module_level_of_the_command_line() -> None:
-    for name in ("__init__", "__main__", "cli"):
+    for name in ("__init__", "__main__", "cli", "report"):
         found = {module.split(".")[0] for module in imported(at_module_level(modules()[name]))}
         assert not found & HEAVY, name
     assert "torch" in imported(at_module_level(modules()["train"]))  # the search does find things

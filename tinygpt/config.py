@@ -340,6 +340,55 @@ class PlotConfig:
 
 
 @dataclasses.dataclass
+class DoctorConfig:
+    """Say how a run went, in plain words: still improving, finished, overfitting, diverged, too little data.
+
+    tinygpt doctor out/
+    """
+
+    run: Annotated[str, tyro.conf.Positional] = "out"
+    """the run's folder"""
+    data_dir: str = "data"
+    """folder that holds the datasets"""
+
+
+@dataclasses.dataclass
+class ReportConfig:
+    """Make one HTML file of a run, in which its model answers: no server, no network.
+
+    tinygpt report out/ -o report.html
+
+    tinygpt report out/ out-mine/ for the curves of several runs over each other
+    """
+
+    runs: Annotated[tuple, STRINGS, tyro.conf.Positional] = ("out",)
+    """run folders: the report is about the first, the others are in its curves"""
+    output: str = ""
+    """the page, also -o; empty: report.html in the first folder"""
+    data_dir: str = "data"
+    """folder that holds the datasets"""
+
+
+@dataclasses.dataclass
+class ExportConfig:
+    """Make one HTML file of a model, to hand to someone who has no Python.
+
+    tinygpt export --ckpt out/ckpt.pt --format html
+    """
+
+    ckpt: str = "out/ckpt.pt"
+    """a checkpoint, or the folder that holds ckpt.pt"""
+    adapter: str = ""
+    """an adapter.pt, or its folder, to put beside that checkpoint"""
+    format: Literal["html"] = "html"
+    """html: a page in which the model runs"""
+    output: str = ""
+    """the page, also -o; empty: model.html beside the checkpoint"""
+    data_dir: str = "data"
+    """folder of the datasets: a nanoGPT checkpoint's tokenizer comes from the one its config names"""
+
+
+@dataclasses.dataclass
 class CheckConfig:
     """Say whether the files of a run or a dataset are whole, and what can still be used.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tinygpt import classify, device
 from tinygpt.adapter import load_model
@@ -25,7 +26,6 @@ from tinygpt.precision import MixedPrecision
 from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 
 
-@torch.inference_mode()
 def mean_loss(
     model: GPT | MixedPrecision,
     source: Windows | Examples,
@@ -34,23 +34,44 @@ def mean_loss(
     ranks: Processes = Processes(),
 ) -> float:
     """Mean cross-entropy in nats over all targets of the rows `at`, shared out among the processes."""
+    return measured_loss(model, source, at, compute, ranks)[0]
+
+
+@torch.inference_mode()
+def measured_loss(
+    model: GPT | MixedPrecision,
+    source: Windows | Examples,
+    at: np.ndarray,
+    compute: device.Compute,
+    ranks: Processes = Processes(),
+) -> tuple[float, float]:
+    """`mean_loss` and its standard error, infinite for a single row.
+
+    The rows count as drawn independently, each with its own number of targets, so the mean is a ratio of two sums and
+    its error that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
+    """
     block_size, mine = model.config.block_size, at[ranks.rank :: ranks.count]
     # several rows at once are faster; about 8,000 tokens of a small model, fewer of a large one
     many = max(1, (1 << 22) // (source.width(block_size) * max(model.config.vocab_size, 4 * model.config.n_embd)))
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2
     for index in range(0, len(mine), many):
         x, y = (
             torch.from_numpy(np.ascontiguousarray(part)) for part in source.rows(mine[index : index + many], block_size)
         )
-        valid = int((y >= 0).sum())
-        if valid:
-            total += model(x.to(compute.device), y.to(compute.device))[1].item() * valid  # type: ignore[union-attr]
-            count += valid
+        logits, y = model(x.to(compute.device))[0], y.to(compute.device)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+        loss = losses.view(y.shape).sum(1).double().cpu().numpy()
+        targets = (y >= 0).sum(1).double().cpu().numpy()
+        sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
-    total_loss, total_count = ranks.sum([total, count], compute.device)
-    return total_loss / total_count
+    total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
+    mean = total / count
+    if rows < 2:
+        return mean, math.inf
+    residuals = max(square - 2 * mean * mixed + mean**2 * counts_square, 0.0)  # sum of (loss - mean * targets)^2
+    return mean, math.sqrt(residuals * rows / (rows - 1)) / count
 
 
 def estimate_losses(
@@ -62,8 +83,8 @@ def estimate_losses(
     compute: device.Compute,
     ranks: Processes,
 ) -> dict[str, float]:
-    """Loss of both splits: over `eval_iters` random batches as in nanoGPT, or with 0 over the whole validation split
-    and an equally large part of the training split.
+    """Loss of both splits, and `val_se`, the standard error of the second: over `eval_iters` random batches as in
+    nanoGPT, or with 0 over the whole validation split and an equally large part of the training split.
 
     The random windows are the same at every evaluation, so that two evaluations differ by the model alone; they are a
     stream of their own, so that evaluating does not change what is trained on.
@@ -76,32 +97,50 @@ def estimate_losses(
         else:
             source = source.like(dataset.sources["val"])
             at = source.every(block_size)
-        losses[split] = mean_loss(model, source, at, compute, ranks)
+        losses[split], losses["val_se"] = measured_loss(model, source, at, compute, ranks)
     return losses
 
 
 # ---- counting, for comparison -----------------------------------------------------------------------------------
 
 
-def count_baselines(train: np.ndarray, val: np.ndarray, vocab_size: int) -> dict[str, float]:
-    """Loss in nats per token, on all targets of `val`, of guessing from counts in `train`.
+def count_baselines(
+    train: np.ndarray, val: np.ndarray, vocab_size: int, where: np.ndarray | slice = slice(None)
+) -> dict[str, float]:
+    """Loss in nats per token, on the targets val[1:], or those of them at `where`, of guessing from counts in `train`.
 
     uniform: log V. unigram: add-one counts. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one
-    imagined observation spread like the unigram (Dirichlet smoothing; Jurafsky & Martin, chapter 3).
+    imagined observation spread like the unigram (Dirichlet smoothing; Jurafsky & Martin, chapter 3). trigram: the same
+    from two tokens, the imagined observation spread like the bigram.
     """
     counts = np.bincount(train, minlength=vocab_size).astype(np.float64)
-    unigram = (counts + 1) / (counts.sum() + vocab_size)
-    pairs, pair_counts = np.unique(train[:-1].astype(np.int64) * vocab_size + train[1:], return_counts=True)
-    wanted = val[:-1].astype(np.int64) * vocab_size + val[1:]
-    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    found = np.where(pairs[at] == wanted, pair_counts[at], 0)
-    from_a = np.bincount(train[:-1], minlength=vocab_size)[val[:-1]]
-    bigram = (found + unigram[val[1:]]) / (from_a + 1)
-    return {
-        "uniform": math.log(vocab_size),
-        "unigram": float(-np.log(unigram[val[1:]]).mean()),
-        "bigram": float(-np.log(bigram).mean()),
-    }
+    guess = ((counts + 1) / (counts.sum() + vocab_size))[val[1:]]  # the probability of each target
+    losses = {"uniform": math.log(vocab_size), "unigram": float(-np.log(guess[where]).mean())}
+    for name, n in (("bigram", 2), ("trigram", 3)):
+        found = occurrences(train, val, n, vocab_size)
+        before = occurrences(train[:-1], val[:-1], n - 1, vocab_size)
+        guess[n - 2 :] = (found + guess[n - 2 :]) / (before + 1)  # what has too little before it keeps its guess
+        losses[name] = float(-np.log(guess[where]).mean())
+    return losses
+
+
+def occurrences(train: np.ndarray, val: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """For each n neighbouring tokens of `val`, int64 (len(val) - n + 1,): how often they stand in `train`."""
+    keys, wanted = (numbered(ids, n, vocab_size) for ids in (train, val))
+    if vocab_size**n <= 1 << 24:
+        return np.bincount(keys, minlength=vocab_size**n)[wanted]
+    known, counts = np.unique(np.append(keys, -1), return_counts=True)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, counts[at], 0)
+
+
+def numbered(ids: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """One number for each n neighbouring tokens: int64, which three tokens of 65,536 symbols fit into."""
+    length = max(len(ids) - n + 1, 0)
+    key = np.zeros(length, dtype=np.int64)
+    for offset in range(n):
+        key = key * vocab_size + ids[offset : offset + length]
+    return key
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -218,4 +257,5 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
     for key, value in losses.items():
         print(f"{key:<10}{value:>8.4f}{math.exp(value):>13.2f}{value / math.log(2) * tokens_per_character:>21.3f}")
     if baselines:
-        print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol")
+        print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol;")
+        print("trigram: by what followed the last two")

@@ -12,7 +12,7 @@ import difflib
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -56,6 +56,8 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
     queue = list(args)
     while queue:
         arg = queue.pop(0)
+        if arg == "-o" and "output" in hints:
+            arg = "--output"
         if not arg.startswith("--") or arg == "--":
             positionals.append(arg)
             continue
@@ -80,7 +82,8 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
 
 def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
     """One --key=value for tyro; Errors: a key that does not exist, a value that is not a plain one."""
-    known = [name for name in _fields(kind) if name not in ("config", "name", "runs", "folders")]
+    hints = get_type_hints(kind, include_extras=True)
+    known = [name for name in _fields(kind) if tyro.conf.Positional not in get_args(hints[name])]
     prefix = f"{where}: " if where else "--"
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)

@@ -1,7 +1,8 @@
 """The trail of a run: `metrics.jsonl` for programs, lines and one progress bar for people.
 
-metrics.jsonl holds one object a line: `kind` (train, eval, sample), `step`, `seconds`, and by kind `loss`, `lr`,
-`grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss`, or `text`.
+metrics.jsonl holds one object a line: `kind` (train, eval, sample, diverged), `step`, `seconds`, and by kind `loss`,
+`lr`, `grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss` and its standard error `val_loss_se`, or `text` and
+`prompt`, or `reason`.
 """
 
 import dataclasses

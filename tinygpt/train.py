@@ -18,13 +18,14 @@ from tinygpt import checkpoint, device, distributed
 from tinygpt.adapter import save_adapter
 from tinygpt.config import TrainConfig
 from tinygpt.data import Dataset, Examples
+from tinygpt.doctor import judge
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
 from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
 from tinygpt.run import Run, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
-from tinygpt.runlog import import_wandb
+from tinygpt.runlog import import_wandb, read_metrics
 from tinygpt.signals import StopSignal
 
 REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
@@ -193,7 +194,7 @@ def evaluate_and_save(run: Run) -> None:
     losses = estimate_losses(
         run.mixed, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
     )
-    if not all(math.isfinite(loss) for loss in losses.values()):
+    if not (math.isfinite(losses["train"]) and math.isfinite(losses["val"])):
         raise not_finite(run, losses["val"], 0.0)
     best = losses["val"] < progress.best_val_loss
     run.log.say(
@@ -201,7 +202,8 @@ def evaluate_and_save(run: Run) -> None:
         f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
         always=True,
     )
-    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"])
+    error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
+    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"], **error)
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
@@ -259,7 +261,7 @@ def show_sample(run: Run, length: int = 200) -> None:
     made = [int(row[0]) for row in generate(model, prompt, length, choice, tokenizer.vocab_size)]
     run.model.train()
     text = tokenizer.decode(made)
-    run.log.metric("sample", run.progress.step, run.seconds(), text=text)
+    run.log.metric("sample", run.progress.step, run.seconds(), text=text, prompt=tokenizer.decode(start.tolist()))
     run.log.say("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
 
 
@@ -278,6 +280,10 @@ def finish(run: Run) -> None:
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if config.lora_rank else ""
     run.log.say(f"written: {run.out}/ckpt.pt (the best){adapter}, last.pt (the newest), metrics.jsonl, config.yaml")
+    if run.ranks.is_main:
+        sizes = run.model.num_params(), len(run.dataset.splits["train"])
+        for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
+            run.log.say(line, always=True)
     measure = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
     run.log.say(f"\nnext: tinygpt {measure if run.dataset.labels else f'sample --ckpt {run.out}/ckpt.pt'}", always=True)
 
@@ -296,6 +302,7 @@ def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> N
 
 def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+    run.log.metric("diverged", run.progress.step, run.seconds(), reason=what)
     # what was saved just before this iteration is whole, but it is the state that leads here
     good = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt is from before and good; go on from it" if good else "start again"

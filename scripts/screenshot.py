@@ -1,0 +1,92 @@
+"""Make docs/report.png: the part of a report where its model answers, used for a moment in headless Chromium.
+
+tinygpt report out -o report.html && python scripts/screenshot.py report.html
+python scripts/screenshot.py report.html --output phone.png --width 390 --dark --whole
+"""
+
+import argparse
+import base64
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+SWITCHES = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking hide-scrollbars"
+
+
+def chromium(profile: str | Path) -> webdriver.Chrome:
+    """Debian's Chromium without a window and without a network; `profile`: an empty folder."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for switch in [*SWITCHES.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    return driver
+
+
+def resize(driver: webdriver.Chrome, width: int, dark: bool = False, scale: float = 1) -> None:
+    """Show pages as on a screen of this width; below 500 pixels, as on a phone."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
+
+
+def picture(driver: webdriver.Chrome, clip: dict[str, Any]) -> bytes:
+    asked = {"captureBeyondViewport": True, "clip": {"scale": 1, **clip}}
+    return base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
+    parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="what is typed")
+    parser.add_argument("--width", type=int, default=1000)
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="all of the page, as it opens")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as profile:
+        driver = chromium(profile)
+        try:
+            resize(driver, args.width, args.dark, scale=1 if args.whole else 1.5)
+            driver.get(args.page.resolve().as_uri())
+            clip = {"x": 0, "y": 0, "width": args.width}
+            if args.whole:
+                time.sleep(1)  # attention follows the text after a moment
+                driver.execute_script(
+                    "for (const panel of document.querySelectorAll('.panel')) panel.style.position = 'static'"
+                )
+                clip["height"] = driver.execute_script("return document.documentElement.scrollHeight")
+            else:
+                box = driver.find_element("css selector", "#text")
+                box.clear()
+                box.send_keys(args.text)
+                for name, value in (("temperature", 1.4), ("top-k", 8), ("top-p", 0.9)):
+                    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+                    driver.execute_script(script, driver.find_element("css selector", f"#{name}"), value)
+                time.sleep(1)
+                driver.find_element("css selector", "[data-layer='2'][data-head='1']").click()
+                driver.execute_script("document.activeElement.blur()")
+                places = "#type, #attention"
+                edges = driver.execute_script(
+                    f"return [...document.querySelectorAll('{places}')].map(e => e.getBoundingClientRect())"
+                    ".map(box => [box.top + scrollY, box.bottom + scrollY])"
+                )
+                clip |= {"y": edges[0][0], "height": edges[-1][1] - edges[0][0]}
+            args.output.write_bytes(picture(driver, clip))
+        finally:
+            driver.quit()
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

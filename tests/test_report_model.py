@@ -1,0 +1,381 @@
+"""The page's model in Node, from the very file that a page inlines, against PyTorch: logits, attention, text, draws."""
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import cli_here
+from models import every_option, ids, largest, shaken, small
+from test_pairs import json_lines
+from torch import Tensor
+
+import tinygpt.report.weights
+from tinygpt import lora
+from tinygpt.adapter import load_model
+from tinygpt.decode import Decoder
+from tinygpt.errors import TinyGPTError
+from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.model import GPT, positioned, rope_angles
+from tinygpt.report.weights import pack
+from tinygpt.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
+
+FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
+PRELUDE = f"""
+const TinyGPT = require({json.dumps(str(FILE))});
+const input = JSON.parse(require("fs").readFileSync(0, "utf8"));
+// logits (T, V) after each token that a fresh state reads, and after each that a reader reads past its first `known`
+const read = (packed, ids) => {{
+  const state = TinyGPT.load(packed).start();
+  return ids.map((id) => [...state.read(id)]);
+}};
+const follow = (packed, ids, known) => {{
+  const reader = TinyGPT.load(packed).reader(ids.slice(0, known));
+  return ids.slice(known).map((id) => (reader.push(id), [...reader.logits]));
+}};
+const greedy = (packed, ids, count) => {{
+  const reader = TinyGPT.load(packed).reader(ids);
+  while (count--) reader.push(TinyGPT.draw(TinyGPT.probabilities(reader.logits, {{ temperature: 0 }}).topP, 0.5));
+  return reader.ids.slice(ids.length);
+}};
+"""
+SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 symbols
+
+
+def node(code: str, **values: Any) -> Any:
+    """What a function of this body returns in Node; `values` are its `input`."""
+    program = shutil.which("node")
+    if program is None and "CI" not in os.environ:
+        pytest.skip("the page's model runs in Node, which is not installed here")
+    command = [program or "node", "-e", f"{PRELUDE}\nconsole.log(JSON.stringify((() => {{ {code} }})()));"]
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# ---- logits ------------------------------------------------------------------------------------------------------
+
+
+@every_option
+@torch.inference_mode()
+def test_logits_are_pytorchs(options: dict[str, Any]) -> None:
+    model, idx = shaken(small(**options), std=0.2), ids(2, 16)
+    packed = {"full": pack(model, SYMBOLS, half=False), "half": pack(model, SYMBOLS)}
+    code = "return [input.full, input.half].map((packed) => input.ids.map((row) => read(packed, row)))"
+    full, half = torch.tensor(node(code, **packed, ids=idx.tolist()))
+    whole, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
+    assert largest(full - whole) < 1e-4
+    assert largest(half - whole) < 2e-2
+    assert largest(half - rounded) < 1e-4  # what half precision changes is the weights, nothing else
+    model.transformer["h"][0].mlp.c_proj.weight[0, 0] += 0.2  # negative control: one weight of thousands
+    assert largest(half - model(idx)[0]) > 2e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({}, {"n_head": 1}),
+        ({"norm": "rmsnorm"}, {"norm": "layernorm"}),
+        ({"position": "rope"}, {"position": "learned"}),
+        ({"activation": "relu2"}, {"activation": "gelu"}),
+        ({"qk_norm": True}, {"qk_norm": False}),
+        ({"token_shift": True}, {"token_shift": False}),
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_a_wrong_option_would_be_noticed(options: dict[str, Any], wrong: dict[str, Any]) -> None:
+    model, idx = shaken(small(**options), std=0.2), ids(16)
+    packed = pack(model, SYMBOLS)
+    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx.tolist()))
+    assert largest(found - model(idx[None])[0][0]) < 2e-2
+    packed["config"] |= wrong
+    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx.tolist()))
+    assert largest(found - model(idx[None])[0][0]) > 0.1
+
+
+@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "token_shift": True, "bigram_table": True}], ids=str)
+@torch.inference_mode()
+def test_rotary_positions_roll_beyond_the_window(more: dict[str, Any]) -> None:
+    """So far that angles without Python's rounding to float32 would be too far from Python's.
+
+    (The decoder's own rolling is compared with whole windows in test_decode.py.)
+    """
+    model, idx = shaken(small(position="rope", **more), std=0.2), ids(1, 1000)
+    decoder = Decoder(model, 1)
+    expected = torch.cat([decoder(token) for token in idx.split(1, dim=1)])
+    packed, given = pack(model, SYMBOLS, half=False), idx[0].tolist()
+    code = "return [read(input.packed, input.ids), follow(input.packed, input.ids, 16)]"
+    found, followed = node(code, packed=packed, ids=given)
+    assert largest(torch.tensor(found) - expected) < 2e-5
+    assert largest(torch.tensor(followed) - expected[16:]) < 2e-5
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the base in out/, and out-finetune/ and out-lora/, which know further symbols."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tuned") / "work"))
+    names = ["red", "green", "blue"]
+    json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(60)])
+    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=folder).status == 0
+    flags = ["--ckpt=out/ckpt.pt", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"]
+    flags += ["--max_iters=6", "--eval_interval=3", "--batch_size=8", "--learning_rate=1e-2"]
+    for more in ([], ["--lora_rank=2", "--out_dir=out-lora"]):
+        result = cli_here("finetune", *flags, *more, cwd=folder)
+        assert result.status == 0, result.err
+    return folder
+
+
+@pytest.mark.parametrize("files", ["out-finetune", "out-lora", "out out-lora/adapter.pt"])
+@torch.inference_mode()
+def test_checkpoints_of_finetuning(tuned: Path, files: str) -> None:
+    checkpoint = load_model(*[str(tuned / name) for name in files.split()])
+    tokenizer, model = tokenizer_from_dict(checkpoint.tokenizer, files), checkpoint.build_model().eval()
+    assert isinstance(tokenizer, CharTokenizer) and set(tokenizer.special) == set(SPECIAL)
+    example, prompt = tokenizer.encode_pair("123 red", "red").tolist(), tokenizer.encode_pair("041 blue").tolist()
+    code = """const { full, half, example, prompt } = input;
+              return [read(full, example), read(half, example), greedy(full, prompt, 60)];"""
+    packed = {"full": pack(model, tokenizer, half=False), "half": pack(model, tokenizer)}
+    full, half, answer = node(code, **packed, example=example, prompt=prompt)
+    expected = model(torch.tensor([example]))[0][0]
+    assert largest(torch.tensor(full) - expected) < 1e-4
+    assert largest(torch.tensor(half) - expected) < 2e-2
+    assert answer == greedy(model, prompt, 60)
+    base, red = load_model(str(tuned / "out")).build_model().eval(), torch.tensor([tokenizer.encode("red").tolist()])
+    assert largest(model(red)[0][..., : base.config.vocab_size] - base(red)[0]) > 0.1  # it is not the base's logits
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False) -> list[int]:
+    tokens = generate(model, torch.tensor([prompt]), count, Choice(temperature=0), exact_window=exact_window)
+    return [int(token[0]) for token in tokens]
+
+
+@pytest.mark.parametrize("length", [1, 25])
+@pytest.mark.parametrize(
+    "options",
+    [{"token_shift": True, "bigram_table": True}, {"block_size": 1}, {"position": "rope", "token_shift": True}],
+    ids=str,
+)
+def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
+    model, prompt = shaken(small(**options)), ids(length).tolist()
+    expected = greedy(model, prompt, 200)
+    code = "return greedy(input.packed, input.prompt, 200)"
+    assert node(code, packed=pack(model, SYMBOLS, half=False), prompt=prompt) == expected
+    if "block_size" not in options:  # negative control: the window's ends are where the ways part
+        assert len(set(expected)) > 5 and greedy(model, prompt, 200, exact_window=True) != expected
+
+
+def test_greedy_text_of_a_trained_model(tiny_run: Path) -> None:
+    checkpoint = load_model(str(tiny_run / "out"))
+    model, tokenizer = checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, "out")
+    code = """const model = TinyGPT.load(input.packed);
+              return model.decode(greedy(input.packed, model.encode("The king").ids, 200));"""
+    text = node(code, packed=pack(model, tokenizer))
+    assert text == tokenizer.decode(greedy(model, tokenizer.encode("The king").tolist(), 200))
+
+
+def test_characters_and_marks() -> None:
+    characters = "\n ab\u00e9\U0001f600"  # the last one takes two units of JavaScript's strings
+    tokenizer = CharTokenizer([*characters, *SPECIAL])
+    model = small(vocab_size=tokenizer.vocab_size)
+    text = "a\U0001f600?b<|end|>\u00e9\U0001d11e\n"
+    code = """const model = TinyGPT.load(input.packed);
+              return [model.encode(input.text), model.decode(model.symbols.keys()), model.special];"""
+    found, decoded, special = node(code, packed=pack(model, tokenizer), text=text)
+    assert found["ids"] == tokenizer.encode(text, skip_unknown=True).tolist()
+    assert found["unknown"] == [place for place, character in enumerate(text) if character not in characters]
+    assert decoded == tokenizer.decode(range(tokenizer.vocab_size)) and special == tokenizer.special
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+def attention_by_hand(model: GPT, idx: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) for idx (1, T), with a whole matrix of scores: (n_layer, n_head, T, T)."""
+    config, T = model.config, idx.size(1)
+    head_dim = config.n_embd // config.n_head
+    x = model.transformer["wte"](idx)
+    rope = rope_angles(0, T, head_dim, idx.device) if config.position == "rope" else None
+    if rope is None:
+        x = x + model.transformer["wpe"].weight[:T]
+    layers = []
+    for block in model.transformer["h"]:
+        qkv = block.attn.c_attn(block.read(block.ln_1(x))).view(T, 3, config.n_head, head_dim).permute(1, 2, 0, 3)
+        q, k, _ = positioned(qkv[:, None], rope, config.qk_norm)[:, 0]
+        future = torch.ones(T, T, dtype=torch.bool).triu(1)
+        layers.append((q @ k.transpose(1, 2) / head_dim**0.5).masked_fill(future, -torch.inf).softmax(-1))
+        x = block(x, rope)
+    return torch.stack(layers)
+
+
+ATTENTION = """
+const state = TinyGPT.load(input.packed).start();
+return input.ids.map((id) => (state.read(id, true), state.attention.map((heads) => heads.map((row) => [...row]))));
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "rope", "qk_norm": True, "token_shift": True}], ids=str)
+@torch.inference_mode()
+def test_attention_is_the_one_by_hand(options: dict[str, Any]) -> None:
+    model, idx = shaken(small(**options)), ids(1, 16)
+    expected = attention_by_hand(model, idx)
+    found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
+    for position, layers in enumerate(found):
+        rows = torch.tensor(layers, dtype=torch.float32)  # (n_layer, n_head, position + 1)
+        torch.testing.assert_close(rows.sum(-1), torch.ones(2, 2))
+        torch.testing.assert_close(rows, expected[:, :, position, : position + 1], atol=1e-5, rtol=0)
+    assert largest(expected[0, 0, 15] - expected[0, 1, 15]) > 0.01  # negative control: heads differ
+
+
+@torch.inference_mode()
+def test_attention_beyond_the_window_is_in_the_order_of_positions() -> None:
+    """One layer, in which a rolled window is the same as one from position 0 (test_decode.py says why)."""
+    model, idx = shaken(small(n_layer=1, position="rope")), ids(1, 40)
+    found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
+    for end in (17, 24, 40):
+        rows = torch.tensor(found[end - 1])
+        expected = attention_by_hand(model, idx[:, end - 16 : end])[:, :, -1]
+        torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
+    assert largest(rows.roll(1, -1) - expected) > 0.01
+
+
+# ---- the next token ----------------------------------------------------------------------------------------------
+
+
+def test_the_stages_are_those_of_generate() -> None:
+    generator = torch.Generator().manual_seed(4)
+    some = (torch.randperm(1200, generator=generator)[:195].view(3, 65) - 600) / 64  # float32 keeps them apart
+    apart = [*some, torch.tensor([1.0]), torch.tensor([20.0, 19.99998])]  # the last matter at a tiny temperature
+    neighbours = (torch.tensor([3.9]).view(torch.int32) + torch.arange(8, dtype=torch.int32)).view(torch.float32)
+    assert len((neighbours / 3.0).unique()) < 8  # at temperature 3 some of them tie, in float32
+    tied = [torch.tensor([2.0, 1.0, 1.0, 1.0, 0.5, -3.0, 2.0]).repeat(9), torch.zeros(10), neighbours]
+    rows = [*apart, *tied]
+    settings = [(t, k, p) for t in (0.0, 1e-5, 0.5, 1.0, 3.0) for k in (0, 1, 3, 70) for p in (1.0, 0.9, 0.4, 0.01)]
+    code = """return input.rows.map((row) => input.settings.map(([temperature, topK, topP]) => {
+                const found = TinyGPT.probabilities(Float32Array.from(row), { temperature, topK, topP });
+                return ["raw", "temperature", "topK", "topP"].map((stage) => [...found[stage]]);
+              }));"""
+    found = node(code, rows=[row.tolist() for row in rows], settings=settings)
+    for row, (logits, answers) in enumerate(zip(rows, found, strict=True)):
+        for (t, k, p), stages in zip(settings, answers, strict=True):
+            stages = torch.tensor(stages, dtype=torch.float64)
+            expected = [probabilities(logits, *choice) for choice in ((1.0,), (t,), (t, k), (t, k, p))]
+            torch.testing.assert_close(stages.sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-12, rtol=0)
+            if row >= len(apart):  # which of equal ones top_p keeps is not said
+                stages[3], expected[3] = stages[3].sort().values, expected[3].sort().values
+            torch.testing.assert_close(stages.float(), torch.stack(expected), atol=1e-6, rtol=0)
+    first = dict(zip(settings, found[0], strict=True))  # negative control
+    assert largest(torch.tensor(first[1.0, 3, 1.0][3]) - probabilities(rows[0], 1.0, 2)) > 1e-3
+
+
+def test_draws_follow_the_chances_and_the_seed() -> None:
+    chances, count = [0.5, 0.0, 0.3, 0.2, 0.0], 20_000
+    code = """const some = (seed) => Array.from({ length: input.count }, TinyGPT.random(seed));
+              const numbers = some(1);
+              return { numbers, again: some(1), other: some(2), ids: numbers.map((u) => TinyGPT.draw(input.chances, u)),
+                       ends: [0, 0.5, 1 - 2 ** -53].map((u) => TinyGPT.draw(input.chances, u)) };"""
+    found = node(code, chances=chances, count=count)
+    assert min(found["numbers"]) >= 0 and max(found["numbers"]) < 1
+    assert found["again"] == found["numbers"] and not set(found["other"]) & set(found["numbers"][:100])
+    drawn = torch.bincount(torch.tensor(found["ids"]), minlength=5) / count
+    expected = torch.tensor(chances)
+    assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt()).all()  # four standard errors
+    assert found["ends"] == [0, 2, 3]
+
+
+# ---- what is packed, and what is refused -------------------------------------------------------------------------
+
+
+def test_the_head_is_kept_once_and_half_precision_halves() -> None:
+    model = small()
+    full, half = pack(model, SYMBOLS, half=False), pack(model, SYMBOLS)
+    assert (full["format"], full["dtype"], half["dtype"]) == (1, "float32", "float16")
+    assert full["config"] == dataclasses.asdict(model.config) and full["symbols"] == SYMBOLS.symbols
+    assert "lm_head.weight" not in full["tensors"] and "lm_head.weight" in model.state_dict()
+    assert "lm_head.weight" in pack(small(tie_weights=False), SYMBOLS)["tensors"]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert len(full["data"]) == pytest.approx(count * 4 * 4 / 3, abs=4)
+    assert len(half["data"]) == pytest.approx(count * 2 * 4 / 3, abs=4)
+
+
+@torch.inference_mode()
+def test_every_number_of_half_precision_is_read_as_it_is() -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
+    finite = numbers[numbers.isfinite()].view(-1, 32)
+    model = small(vocab_size=len(finite), n_layer=1)
+    model.transformer["wte"].weight.copy_(finite)
+    packed = pack(model, CharTokenizer(map(chr, range(100, 100 + len(finite)))))
+    assert packed["dtype"] == "float16"
+    found = torch.tensor(node("return [...TinyGPT.load(input.packed).wte]", packed=packed))
+    assert torch.equal(found.view(-1, 32), finite)
+
+
+@torch.inference_mode()
+def test_weights_too_large_for_half_precision_stay_whole() -> None:
+    model, idx = small(), ids(1, 16)
+    model.transformer["h"][0].mlp.c_fc.weight[0, 0] = 70_000.0
+    packed = pack(model, SYMBOLS)
+    assert packed["dtype"] == "float32"
+    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx[0].tolist()))
+    assert largest(found - model(idx)[0]) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bigram_table": True}], ids=str)
+@torch.inference_mode()
+def test_rows_without_a_symbol_are_left_out(options: dict[str, Any]) -> None:
+    model, idx = shaken(small(**options)), ids(1, 16, vocab_size=50)
+    packed = pack(model, CharTokenizer(SYMBOLS.symbols[:50]), half=False)
+    assert packed["config"]["vocab_size"] == 50
+    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx[0].tolist()))
+    assert found.shape == (16, 50) and largest(found - model(idx)[0][..., :50]) < 1e-4
+
+
+def test_what_is_not_for_the_page_is_refused() -> None:
+    with pytest.raises(TinyGPTError, match="GPT-2's tokens") as caught:
+        pack(small(), GPT2Tokenizer())
+    assert "--tokenizer=char" in caught.value.hint
+    with pytest.raises(TinyGPTError, match="65 symbols, its tokenizer 66"):
+        pack(small(), SYMBOLS.grown(["!"]))
+    adapted = small()
+    lora.attach(adapted, lora.LoRA(rank=2, alpha=4.0), 0)
+    with pytest.raises(TinyGPTError, match="adapters"):
+        pack(adapted, SYMBOLS)
+    diverged = small()
+    diverged.transformer["ln_f"].weight.data[3] = torch.nan
+    with pytest.raises(TinyGPTError, match="not finite"):
+        pack(diverged, SYMBOLS)
+
+
+def test_mistakes_of_a_caller_are_errors() -> None:
+    code = """const caught = (act) => { try { act(); return "nothing"; } catch (error) { return error.message; } };
+              const model = TinyGPT.load(input.packed), state = model.start();
+              for (let i = 0; i < 16; i++) state.read(0);
+              return [() => TinyGPT.load({ ...input.packed, format: 2 }), () => model.reader([]), () => state.read(65),
+                      () => state.read("1"), () => state.read(0)].map(caught);"""
+    found = node(code, packed=pack(small(), SYMBOLS))
+    for message, part in zip(found, ["format 2", "nothing to read", "id 65", "id 1", "window is full"], strict=True):
+        assert part in message
+
+
+def test_a_page_can_inline_the_file() -> None:
+    """As a script it needs the language and `atob`, and works where code out of text is forbidden."""
+    source = FILE.read_text(encoding="utf-8")
+    assert "</script" not in source and "<!--" not in source
+    code = """const vm = require("vm"), page = vm.createContext({ atob }, { codeGeneration: { strings: false } });
+              vm.runInContext(input.source, page);
+              const run = (text) => { try { return vm.runInContext(text, page); } catch (e) { return e.name; } };
+              const names = run("Object.keys(TinyGPT)"), logits = run(`TinyGPT.load(${input.packed}).start().read(3)`);
+              return [[...names], [...logits], run("eval('1')"), run("document")];"""
+    packed = pack(small(), SYMBOLS)
+    names, logits, *refused = node(code, source=source, packed=json.dumps(packed))
+    assert names == ["load", "probabilities", "random", "draw"] and refused == ["EvalError", "ReferenceError"]
+    assert [logits] == node("return read(input.packed, [3])", packed=packed)

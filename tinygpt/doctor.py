@@ -1,0 +1,222 @@
+"""`tinygpt doctor`: how a run went, in plain words, with the rule that says so and the next command to try.
+
+`judge` is a pure function of what a run wrote into metrics.jsonl. Two evaluations differ by chance, too: by about a
+standard error, which each evaluation notes. A difference counts here when it is larger than two of them.
+
+    verdict = judge(read_metrics(Path("out")), config, "out")
+    verdict.kind          # "still improving", "finished", "overfitting", "too little data", "diverged" or "too early"
+"""
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+from shlex import quote
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from tinygpt.checkpoint import load
+from tinygpt.config import DoctorConfig
+from tinygpt.configfile import read_config
+from tinygpt.data import Dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.runlog import read_metrics
+
+IN_A_ROW = 3  # evaluations
+CROWDED = 10  # parameters for each training token; beyond, there is too little to learn from
+
+RULES = {
+    "too early": f"a trend needs {IN_A_ROW} evaluations",
+    "diverged": "the loss is no number any more, or the training loss has gone back up by more than half of what it "
+    "had come down",
+    "overfitting": "the validation loss stands above its best by more than two standard errors at three evaluations in "
+    "a row",
+    "still improving": "the validation loss has come down by more than two standard errors over the last three "
+    "evaluations",
+    "finished": "the validation loss has not come down by more than two standard errors over the last three "
+    "evaluations, and does not stand above its best by more at three in a row",
+}
+RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters a training token"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a run."""
+
+    kind: str
+    since: int | None  # the iteration where it began, of what has a beginning
+    why: str  # the numbers
+    rule: str
+    command: str  # to try next
+    note: str = ""  # what the rule had to do without
+
+    @property
+    def title(self) -> str:
+        """A few plain words."""
+        if self.kind == "too little data":
+            return f"too little data: overfitting since step {self.since:,}"
+        return self.kind if self.since is None else f"{self.kind} since step {self.since:,}"
+
+    @property
+    def overfitting(self) -> str:
+        seen = self.kind in ("overfitting", "too little data")
+        return f"since step {self.since:,}" if seen else "not seen"
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        note = [f"note:        {self.note}"] if self.note else []
+        return [
+            f"verdict:     {self.title} ({self.why})",
+            f"rule:        {self.rule}",
+            f"overfitting: {self.overfitting}",
+            *note,
+            f"try:         {self.command}",
+        ]
+
+
+def doctor(config: DoctorConfig) -> None:
+    """The verdict on a run's folder."""
+    folder = Path(config.run)
+    entries, settings = read_run(folder)
+    verdict = judge(entries, settings, str(folder), *sizes(folder, settings, config.data_dir))
+    print("\n".join(verdict.lines()))
+
+
+def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of metrics.jsonl and the values of config.yaml, none where that cannot be read.
+
+    Errors: TinyGPTError for a folder that holds no run.
+    """
+    way_out = "give the folder of a run, the one with metrics.jsonl in it"
+    if not folder.is_dir():
+        raise TinyGPTError(f"{folder}: no such folder", way_out)
+    try:
+        entries = [e for e in read_metrics(folder) if isinstance(e.get("kind"), str) and is_number(e["step"])]
+    except OSError:
+        raise TinyGPTError(f"{folder} holds no metrics.jsonl", way_out) from None
+    try:
+        return entries, read_config(folder / "config.yaml")
+    except (OSError, TinyGPTError):
+        return entries, {}
+
+
+def sizes(folder: Path, settings: dict[str, Any], data_dir: str) -> tuple[int, int]:
+    """Parameters of the model and tokens of its training text, 0 for what cannot be read."""
+    parameters = tokens = 0
+    with contextlib.suppress(TinyGPTError):
+        parameters = load(folder).build_model().num_params()
+    with contextlib.suppress(TinyGPTError):
+        tokens = len(Dataset(data_dir, str(settings.get("dataset", ""))).splits["train"])
+    return parameters, tokens
+
+
+# ---- the rules --------------------------------------------------------------------------------------------------
+
+
+def judge(
+    entries: list[dict[str, Any]], settings: dict[str, Any], out: str, parameters: int = 0, tokens: int = 0
+) -> Verdict:
+    """The verdict on the lines of metrics.jsonl.
+
+    settings: the run's configuration; out: its folder as the user names it, for the command. Without parameters and
+    training tokens (0), too little data cannot be told from overfitting.
+    """
+    steps, train, val, error, note = evaluations(entries, settings)
+
+    def verdict(kind: str, since: int | None, why: str) -> Verdict:
+        return Verdict(kind, since, why, RULES[kind], next_command(kind, settings, out), note)
+
+    if entries and entries[-1]["kind"] == "diverged":
+        return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
+    if len(val) < IN_A_ROW:
+        return verdict("too early", None, f"{len(val)} evaluation{'s' * (len(val) != 1)} so far")
+    lowest = int(np.argmin(train))
+    halfway = train[lowest] + max(0.5 * (train[0] - train[lowest]), 2 * error[-1])
+    if train[-1] > halfway:
+        since = next(step for step, loss in zip(steps[lowest:], train[lowest:], strict=True) if loss > halfway)
+        why = f"the training loss was {train[lowest]:.3f} at step {steps[lowest]:,} and is {train[-1]:.3f}"
+        return verdict("diverged", since, why)
+    best = int(np.argmin(val))
+    above = val > val[best] + 2 * error
+    for first in range(best + 1, len(val) - IN_A_ROW + 1):
+        if above[first : first + IN_A_ROW].all():
+            kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
+            why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
+            if kind == "too little data":
+                why += f"; {parameters:,} parameters learn from {tokens:,} tokens"
+            return verdict(kind, steps[first], why)
+    came_down = val[max(0, len(val) - 1 - IN_A_ROW)] - val[-1]
+    why = f"the validation loss has come down by {came_down:.3f} over the last three evaluations, to {val[-1]:.3f}"
+    if came_down > 2 * error[-1]:
+        return verdict("still improving", None, f"{why}; two standard errors are {2 * error[-1]:.3f}")
+    if came_down <= 0:
+        why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
+    return verdict("finished", None, f"{why}; two standard errors are {2 * error[-1]:.3f}")
+
+
+def evaluations(
+    entries: list[dict[str, Any]], settings: dict[str, Any]
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray, str]:
+    """Steps, training losses, validation losses and their standard errors, and a note on where the errors are from.
+
+    Metrics written before evaluations noted their error: the noise of the training batches' losses around their trend
+    stands in, divided by the square root of the number of batches that an evaluation averages.
+    """
+    rows = [
+        (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.nan))
+        for entry in entries
+        if entry["kind"] == "eval" and is_number(entry.get("train_loss")) and is_number(entry.get("val_loss"))
+    ]
+    table = np.array(rows, dtype=float).reshape(-1, 4)
+    error, note = table[:, 3], ""
+    if np.isnan(error).any():
+        losses = [entry["loss"] for entry in entries if entry["kind"] == "train" and is_number(entry.get("loss"))]
+        noise = np.diff(losses[len(losses) // 2 :]).std() / math.sqrt(2) if len(losses) > 3 else 0.0
+        batches = number(settings, "eval_iters", 20)
+        error = np.where(np.isnan(error), noise / math.sqrt(batches), error)
+        note = "metrics.jsonl has no standard errors; they are estimated from the noise of the training losses"
+    return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value read from a file is a number that a run could have written."""
+    return isinstance(value, (int, float)) and abs(value) < 1e12
+
+
+def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
+    """What to try after a verdict."""
+    command = "finetune" if "ckpt" in settings else "train"
+    again = f"tinygpt {command} {quote(f'{out}/config.yaml')}"
+    if settings.get("init_from") in ("resume", "auto"):
+        again += " --init_from=scratch"
+    iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
+    match kind:
+        case "still improving":
+            more = f"--max_iters={2 * iterations} --lr_decay_iters={2 * iterations}"
+            return f"tinygpt {command} --init_from=resume --out_dir={quote(out)} {more}"
+        case "too early":
+            return (
+                f"{again} --eval_interval={max(1, min(interval, iterations) // 5)} --out_dir={quote(f'{out}-watched')}"
+            )
+        case "diverged":
+            rate = number(settings, "learning_rate", 1e-3) / 3
+            return f"{again} --learning_rate={rate:.1g} --out_dir={quote(f'{out}-slower')}"
+        case "overfitting":
+            dropout = 0.2 if number(settings, "dropout", 0.1) < 0.2 else 0.4
+            return f"{again} --dropout={dropout} --patience=3 --out_dir={quote(f'{out}-dropout')}"
+        case "too little data" if command == "finetune":
+            return f"{again} --lora_rank=8 --out_dir={quote(f'{out}-lora')}"
+        case "too little data" if (layers := int(number(settings, "n_layer", 1))) > 1:
+            return f"{again} --n_layer={layers // 2} --out_dir={quote(f'{out}-small')}"
+        case "too little data":
+            return "tinygpt prepare mine --input MORE_TEXT"
+    if command == "finetune":
+        return f"tinygpt eval --ckpt {quote(f'{out}/ckpt.pt')} --task {quote(str(settings.get('dataset')))}"
+    return f"tinygpt sample --ckpt {quote(f'{out}/ckpt.pt')}"
+
+
+def number(values: dict[str, Any], key: str, default: float) -> float:
+    """A positive number of a file that somebody may have written in."""
+    value = values.get(key)
+    return value if is_number(value) and value > 0 else default

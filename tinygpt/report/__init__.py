@@ -1,0 +1,139 @@
+"""`tinygpt report` and `tinygpt export`: one HTML file of a run, or of a model alone, in which the model answers.
+
+The page holds everything: weights, style, script, drawings. Its content security policy forbids every request, and
+lets only the one script run whose checksum it names, so that nothing that a run wrote can become code. All values go
+through Jinja2's escaping.
+
+    collect.py    what is shown, as plain values       weights.py    the model as JSON
+    curves.py     the loss curves, as SVG              overlap.py    what samples share with the training text
+    page.html.j2, page.css, page.js                    model.js      the model in plain JavaScript
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import math
+from pathlib import Path
+from typing import Any
+
+from tinygpt.config import ExportConfig, ReportConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
+
+
+def report(config: ReportConfig) -> None:
+    """Write the page of a run. Errors: TinyGPTError for what cannot be shown at all; what is missing is said in it."""
+    environment = templates()
+    from tinygpt.report import collect
+    from tinygpt.report.curves import RUN_COLOURS, draw_curves
+
+    folders = [Path(name) for name in config.runs]
+    path = destination(config.output, folders[0], "report.html")
+    if len(folders) > RUN_COLOURS:
+        raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
+    entries, settings = collect.read_run(folders[0])
+    run = collect.open_run(str(folders[0]), config.data_dir)
+    drawn = [collect.curves(folder) for folder in folders]
+    training = collect.training_text(run)
+    found = collect.memorised(run, training) if training else {}
+    values = {
+        "kind": "report",
+        "title": title(run),
+        "summary": collect.summary(run, entries, settings),
+        "runs": drawn,
+        "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
+        "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
+        "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
+        "passages": collect.passages(run),
+        "memorised": found,
+        "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
+    }
+    write(environment, run, values, path)
+
+
+def export(config: ExportConfig) -> None:
+    """Write the page of a model alone. Errors: TinyGPTError for a model that no page can hold."""
+    environment = templates()
+    from tinygpt.adapter import load_model
+    from tinygpt.report import collect
+
+    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    path = destination(config.output, beside, "model.html")
+    run = collect.open_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
+    collect.live_model(run)
+    values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
+    write(environment, run, values, path)
+
+
+def destination(output: str, folder: Path, name: str) -> Path:
+    """Where the page goes. Errors: TinyGPTError, before the work, for a place where no file can be."""
+    path = Path(output) if output else folder / name
+    if path.is_dir():
+        raise TinyGPTError(f"{path}: is a folder", f"-o {path / name}")
+    if output and not path.parent.is_dir():
+        raise TinyGPTError(f"{path.parent}: no such folder", f"-o {name}")
+    return path
+
+
+def title(run: Any) -> str:
+    name = str(run.checkpoint.config.get("wandb_run_name") or "run")
+    return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
+
+
+def templates() -> Any:
+    """Jinja2's environment. Errors: TinyGPTError when the package is not there."""
+    try:
+        import jinja2
+    except ImportError:
+        raise TinyGPTError("a report needs the package jinja2", "pip install jinja2") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tinygpt.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment
+
+
+def percent(value: float, digits: int = 0) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
+
+
+def write(environment: Any, run: Any, values: dict[str, Any], path: Path) -> None:
+    """Fill the template and write the file, whole or not at all."""
+    from tinygpt.report import collect
+
+    model, silent = None, ""
+    try:
+        model = collect.live_model(run)
+    except TinyGPTError as error:
+        silent = error.message
+    cells = {
+        split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in found]
+        for split, found in values["passages"].items()
+    }
+    script = "\n".join(read(name) for name in ("model.js", "page.js"))
+    page = environment.get_template("page.html.j2").render(
+        values,
+        unit=run.unit,
+        answers=run.answers,
+        parameters=run.model.num_params(),
+        block_size=run.model.config.block_size,
+        silent=silent,
+        missing=run.missing,
+        opening=collect.opening(run, [] if silent else collect.fresh(run, run.model, count=1, length=80)),
+        embedding=collect.embedding_map(run),
+        data={"model": model, "answers": run.answers, "cells": cells},
+        css=read("page.css"),
+        script=script,
+        checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    with replacing(path) as file:
+        file.write(page.encode("utf-8", "replace"))
+    print(f"written: {path}, {len(page.encode('utf-8', 'replace')) / 1e6:.1f} MB; open it in any browser")
+
+
+def read(name: str) -> str:
+    return (importlib.resources.files("tinygpt.report") / name).read_text(encoding="utf-8")

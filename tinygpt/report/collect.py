@@ -1,0 +1,376 @@
+"""What a page shows, read from a run's folder: plain values that template, style sheet and script understand."""
+
+import dataclasses
+import hashlib
+import math
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from tinygpt import __version__, device
+from tinygpt.checkpoint import Checkpoint, load
+from tinygpt.config import SampleConfig
+from tinygpt.data import Dataset, Examples
+from tinygpt.doctor import evaluations, is_number, judge, read_run
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import count_baselines, measured_loss
+from tinygpt.finetune import answer
+from tinygpt.generate import Choice, generate
+from tinygpt.model import GPT
+from tinygpt.report.overlap import SHORTEST, Training, marked
+from tinygpt.report.weights import pack
+from tinygpt.sample import answers, checkpoint_tokenizer
+from tinygpt.tokenizer import SPECIAL, CharTokenizer, Tokenizer
+
+PASSAGE = 600  # characters of each split whose losses are shown
+EXAMPLES = 8  # of each split, for prompts and responses
+HELD_OUT = 20_000  # characters that the samples' share of quotations is compared with
+MOST_TEXT = 10_000_000  # tokens of the training text that are searched: the first ones
+WORK = 10**11  # parameters times tokens that the loss is measured with: 3 s on two cores
+MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
+LARGEST = 20_000_000  # parameters that still make a page
+
+
+@dataclasses.dataclass
+class Run:
+    """A run's folder, opened."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    model: GPT
+    tokenizer: Tokenizer
+    compute: device.Compute
+    dataset: Dataset | None
+    missing: str  # why there is no dataset
+
+    @property
+    def answers(self) -> bool:
+        return isinstance(self.tokenizer, CharTokenizer) and answers(self.tokenizer)
+
+    @property
+    def unit(self) -> str:
+        return "character" if isinstance(self.tokenizer, CharTokenizer) else "token"
+
+    def split(self, name: str) -> np.ndarray:
+        assert self.dataset is not None
+        return self.dataset.splits[name]
+
+
+def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> Run:
+    """The best model of a folder, or `checkpoint`, and its dataset if that is here.
+
+    Errors: TinyGPTError where there is no checkpoint or no tokenizer.
+    """
+    checkpoint = checkpoint or load(path)
+    tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
+    compute = device.choose("auto", "float32")
+    model = checkpoint.build_model().to(compute.device).eval()
+    missing, dataset = "", None
+    name = str(checkpoint.config.get("dataset", ""))
+    try:
+        dataset = Dataset(data_dir, name)
+        if not dataset.speak(tokenizer):
+            dataset, missing = None, f"dataset {name!r} has another vocabulary now than this model"
+        elif checkpoint.data and checkpoint.data != dataset.meta["sha256"]:
+            missing = f"dataset {name!r} holds other text now than the model was trained on"
+    except TinyGPTError as error:
+        missing = error.message
+    return Run(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
+
+
+# ---- summary ----------------------------------------------------------------------------------------------------
+
+
+def summary(run: Run, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """What was trained, on what, for how long, on which machine; the losses; the parameters; the verdict."""
+    shape, parts = run.model.config, parameters(run.model)
+    tokens = len(run.split("train")) if run.dataset else 0
+    verdict = judge(entries, settings, str(run.folder), run.model.num_params(), tokens)
+    done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
+    seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
+    facts = {
+        "model": f"{sum(parts.values()):,} parameters in {shape.n_layer} layers of {shape.n_head} heads, width "
+        f"{shape.n_embd}, reading {shape.block_size} {run.unit}s at a time",
+        "trained on": trained_on(run),
+        "iterations": f"{done:,} of {settings.get('max_iters', done):,}; the model in this page is the best one, "
+        f"after {run.checkpoint.step:,}",
+        "took": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
+        "machine": machine(run.folder),
+    }
+    return {"facts": facts, "verdict": verdict, "parts": parts, "losses": losses(run), "before_after": before(entries)}
+
+
+def parameters(model: GPT) -> dict[str, int]:
+    """How many numbers each part of the model has learned."""
+    names = {"wte": "embedding of symbols", "wpe": "embedding of positions", "wbe": "embedding of pairs"}
+    names |= {"attn": "attention", "mlp": "MLP", "ln_1": "norms", "ln_2": "norms", "ln_f": "norms", "lm_head": "head"}
+    parts: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        parts[next(part for key, part in names.items() if key in name.split("."))] += weight.numel()
+    return dict(parts)
+
+
+def trained_on(run: Run) -> str:
+    name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
+    if run.dataset is None:
+        return f"{name}, which is not here: {run.missing}"
+    source, known = run.dataset.sources["train"], f"{run.tokenizer.vocab_size:,} different symbols"
+    if isinstance(source, Examples):
+        size = f"{len(source.starts):,} prompts with their responses"
+    else:
+        size = f"{len(source.tokens):,} {run.unit}s of text"
+    return f"{name}: {size}, {known}" + (f" (note: {run.missing})" if run.missing else "")
+
+
+def machine(folder: Path) -> str:
+    """The first line of config.yaml, a comment in which `train` notes versions, device and dtype."""
+    try:
+        first = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, ValueError):
+        first = ""
+    return first.removeprefix("# ") if first.startswith("# tinygpt") else "not noted"
+
+
+def losses(run: Run) -> list[dict[str, Any]]:
+    """The model's loss on the validation split, and what guessing by counts reaches on the same targets."""
+    if run.dataset is None or len(run.split("val")) < 2:
+        return []
+    source, block_size = run.dataset.sources["val"], run.model.config.block_size
+    rows = source.every(block_size)[: max(1, WORK // run.model.num_params() // source.width(block_size))]
+    loss, error = measured_loss(run.model, source, rows, run.compute)
+    val = run.split("val")
+    characters = run.dataset.meta.get("characters", {})
+    share = 1.0 if run.dataset.pairs else len(val) / max(int(characters.get("val", len(val))), 1)
+    where: slice | np.ndarray = slice(len(rows) * block_size)  # the same targets
+    if isinstance(source, Examples):
+        spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
+        where = np.concatenate(spans)
+    measured = count_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
+    return [
+        {
+            "name": name,
+            "loss": value,
+            "error": error if name == "this model" and math.isfinite(error) else None,
+            "perplexity": math.exp(value),
+            "bits": value / math.log(2) * share,
+        }
+        for name, value in measured.items()
+    ]
+
+
+def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The losses that `finetune` measures before and after, if this run did."""
+    found = {entry["kind"]: entry for entry in entries if entry["kind"] in ("before", "after")}
+    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's own text"}
+    if len(found) < 2:
+        return {}
+    both = {names[key]: (found["before"].get(key), found["after"].get(key)) for key in names}
+    return {name: pair for name, pair in both.items() if all(map(is_number, pair))}
+
+
+# ---- curves and samples -----------------------------------------------------------------------------------------
+
+
+def curves(folder: Path) -> dict[str, Any]:
+    """A run's evaluations and training lines. Errors: TinyGPTError for a folder that holds no run."""
+    entries, settings = read_run(folder)
+    steps, train, val, error, _ = evaluations(entries, settings)
+    lines = [
+        (entry["step"], entry["lr"], entry["grad_norm"])
+        for entry in entries
+        if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
+    ]
+    return {
+        "name": folder.name or str(folder.resolve().name),
+        "steps": steps,
+        "train": train.tolist(),
+        "val": val.tolist(),
+        "error": error.tolist(),
+        "lines": lines,
+    }
+
+
+def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
+    """The samples that `train` took, in pieces: each with whether it stands word for word in the training text."""
+    found = []
+    for entry in entries:
+        if entry["kind"] == "sample" and isinstance(entry.get("text"), str):
+            text = entry["text"]
+            stretches = training.stretches(text) if training else []
+            share = training.share(text) if training else math.nan
+            prompt = str(entry.get("prompt", first))
+            found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
+    return found
+
+
+def training_text(run: Run) -> Training | None:
+    return Training(run.tokenizer.decode(run.split("train")[:MOST_TEXT].tolist())) if run.dataset else None
+
+
+def memorised(run: Run, training: Training) -> dict[str, Any]:
+    """How much of fresh samples stands in the training text: of the best model, of the newest, and of held-out text."""
+    texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
+    try:
+        last = load(run.folder / "last.pt")
+        if last.step > run.checkpoint.step:
+            texts[f"newest model (step {last.step:,})"] = fresh(run, last.build_model().to(run.compute.device).eval())
+    except TinyGPTError:
+        pass  # a folder with the best model alone
+    longest = [
+        (end - start, name, text[start:end])
+        for name, made in texts.items()
+        for text in made
+        for start, end in training.stretches(text)
+    ]
+    source = run.dataset.sources["val"] if run.dataset else None
+    if isinstance(source, Examples):
+        texts["held-out responses"] = [response for _, response in source.texts(run.tokenizer)]  # type: ignore[arg-type]
+    else:
+        texts["held-out text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
+    return {
+        "texts": any(len(text) >= SHORTEST for made in texts.values() for text in made),
+        "shares": {name: (training.share(*made), sum(map(len, made))) for name, made in texts.items()},
+        "longest": sorted(longest, key=lambda found: -found[0])[:5],
+        "characters": SHORTEST,
+    }
+
+
+def fresh(run: Run, model: GPT, count: int = 4, length: int = 500) -> list[str]:
+    """New text of a model, at temperature 0.8: continuations of one symbol, or answers to validation prompts."""
+    if run.answers and isinstance(run.tokenizer, CharTokenizer):
+        pairs = run.dataset.sources["val"] if run.dataset else None
+        known = pairs.texts(run.tokenizer)[:EXAMPLES] if isinstance(pairs, Examples) else []
+        return [answer(model, run.tokenizer, prompt) for prompt, _ in known]
+    start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
+    choice = Choice(temperature=0.8, top_k=200)
+    made = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
+    return [run.tokenizer.decode(row) for row in made.tolist()]
+
+
+# ---- inside -----------------------------------------------------------------------------------------------------
+
+
+def passages(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """A piece of the training text and one of the held-out text, each character with the model's guess at it."""
+    if run.dataset is None:
+        return {}
+    found = {}
+    for split in ("train", "val"):
+        source, tokens = run.dataset.sources[split], run.split(split)
+        if isinstance(source, Examples):
+            bounds = list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]
+            found[split] = [
+                cell
+                for start, response, end in bounds
+                for cell in guesses(run, tokens[start:end], 1, int(response - start))
+            ]
+        else:
+            block_size = run.model.config.block_size
+            first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
+            if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
+                first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at a line's beginning
+            start = max(0, first - block_size)
+            found[split] = guesses(run, tokens[start : first + PASSAGE], first - start)[first - start :]
+    return found
+
+
+@torch.inference_mode()
+def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
+    """A cell for each token; from `first` on, behind `silent`, with loss, rank, probability and the five likeliest.
+
+    Each is guessed from at least half a window before it, as far as the tokens reach.
+    """
+    block_size, count = run.model.config.block_size, len(tokens)
+    half, ids = max(1, block_size // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
+    names = [run.tokenizer.decode([token]) for token in tokens.tolist()]
+    cells: list[dict[str, Any]] = [{"text": name} for name in names]
+    for start in range(first, count, half):
+        low, high = max(0, start - (block_size - half)), min(start + half, count)
+        logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
+        chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
+        own = chances.gather(1, ids[start:high, None])
+        ranks = (chances > own).sum(1) + 1
+        for row, place in enumerate(range(start, high)):
+            if place > silent:
+                top = [(run.tokenizer.decode([int(i)]), round(chances[row, i].item(), 4)) for i in best[row]]
+                p = own[row].item()
+                cells[place] |= {"p": p, "loss": -math.log(max(p, 1e-9)), "rank": int(ranks[row]), "top": top}
+    return cells
+
+
+def embedding_map(run: Run) -> dict[str, Any]:
+    """The symbols' embedding vectors in the plane of their two main directions (PCA, Pearson 1901)."""
+    symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
+    if len(symbols) < 3:
+        return {}
+    vectors = run.model.transformer["wte"].weight.detach()[: len(symbols)].double().cpu().numpy()
+    centred = vectors - vectors.mean(0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    places = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
+    places -= places.min(0)
+    places *= (700 - 2 * MARGIN) / max(places[:, 0].max(), places[:, 1].max() / 0.8, 1e-9)  # one scale for both axes
+    places += MARGIN
+    size = [700, math.ceil(places[:, 1].max() + MARGIN)]
+    points = [
+        {"text": symbol, "x": x, "y": y, "kind": kind_of(symbol)}
+        for symbol, (x, y) in zip(symbols, places.tolist(), strict=True)
+    ]
+    return {
+        "points": points,
+        "size": size,
+        "explained": (scale[:2] ** 2 / (scale**2).sum()).tolist(),
+        "width": vectors.shape[1],
+    }
+
+
+def kind_of(symbol: str) -> str:
+    if symbol in SPECIAL:
+        return "mark"
+    if symbol.isalpha():
+        vowel = symbol.lower() in "aeiou"
+        return ("vowel" if vowel else "consonant") if symbol.islower() else "capital"
+    return "digit" if symbol.isdigit() else "other"
+
+
+def live_model(run: Run) -> dict[str, Any]:
+    """The model as the page's script reads it. Errors: TinyGPTError for one that no page can hold."""
+    if run.model.num_params() > LARGEST:
+        what = f"the model has {run.model.num_params():,} parameters, more than the {LARGEST:,} that make a page"
+        raise TinyGPTError(what, "a smaller model")
+    return pack(run.model, run.tokenizer)
+
+
+def opening(run: Run, made: list[str]) -> str:
+    """What stands in the text box at first: some words of the model's own, or a prompt."""
+    if run.answers:
+        source = run.dataset.sources["val"] if run.dataset else None
+        return source.texts(run.tokenizer)[0][0] if isinstance(source, Examples) else ""  # type: ignore[arg-type]
+    text = made[0].lstrip()[:60] if made else ""
+    return text.rpartition(" ")[0] or text
+
+
+# ---- reproduce --------------------------------------------------------------------------------------------------
+
+
+def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """Configuration, checksums, versions and the commands that make the same run again."""
+    path = run.folder / "ckpt.pt"
+    sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    name = str(run.checkpoint.config.get("dataset", ""))
+    sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
+    command = "finetune" if "ckpt" in settings else "train"
+    prepare = run.dataset.prepare_command if run.dataset else f"tinygpt prepare {name}"
+    versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
+    return {
+        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {run.folder}"],
+        "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        "sums": sums,
+        "trained": machine(run.folder),
+        "here": f"{versions}{platform.python_version()}, {platform.system()} {platform.machine()}, threads: "
+        f"{torch.get_num_threads()}",
+    }

@@ -1,0 +1,80 @@
+"""Which stretches of a text stand word for word in another: how a sample shows that a model has memorised.
+
+Chance makes short stretches equal; from about 20 characters on, they are quotations.
+
+    training = Training(text)
+    training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters and more
+    training.share(sample)          # of the sample's windows of 20 characters, those that stand in the text
+"""
+
+import itertools
+
+import numpy as np
+
+from tinygpt.tokenizer import code_points
+
+SHORTEST = 20  # characters
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no character is lost in products modulo 2^64
+CHUNK = 1 << 22  # windows at a time, so that a large text takes 100 MB and not all memory
+
+
+class Training:
+    """A text to look others up in."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def seen(self, text: str) -> np.ndarray:
+        """Whether each window of SHORTEST characters stands in the training text: bool, (len(text) - 19,).
+
+        Both sides' windows are hashed; what is equal there is looked up, since hashes can agree by accident.
+        """
+        wanted = window_hashes(code_points(text))
+        order = np.argsort(wanted)
+        ordered = wanted[order]
+        found = np.zeros(len(wanted), dtype=bool)
+        for start in range(0, len(self.text) if len(wanted) else 0, CHUNK):
+            hashes = window_hashes(code_points(self.text[start : start + CHUNK + SHORTEST - 1]))
+            at = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
+            found |= np.isin(ordered, hashes[ordered[at] == hashes])
+        seen = np.zeros(len(wanted), dtype=bool)
+        seen[order] = found
+        for place in np.flatnonzero(seen):
+            seen[place] = text[place : place + SHORTEST] in self.text
+        return seen
+
+    def stretches(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each stretch of SHORTEST or more that cannot be made longer at either end, in order."""
+        found: list[tuple[int, int]] = []
+        end = 0
+        for start in np.flatnonzero(self.seen(text)).tolist():
+            end = max(end, start + SHORTEST)
+            while end < len(text) and text[start : end + 1] in self.text:
+                end += 1
+            if not found or end > found[-1][1]:
+                found.append((start, end))
+        return found
+
+    def share(self, *texts: str) -> float:
+        """Of all windows of SHORTEST characters in the texts, those that stand in the training text; nan for none."""
+        seen = np.concatenate([self.seen(text) for text in texts]) if texts else np.zeros(0)
+        return float(seen.mean()) if len(seen) else float("nan")
+
+
+def window_hashes(codes: np.ndarray) -> np.ndarray:
+    """A polynomial modulo 2^64 for each window: uint64, (max(len(codes) - 19, 0),)."""
+    length = max(len(codes) - SHORTEST + 1, 0)
+    hashes = np.zeros(length, dtype=np.uint64)
+    for offset in range(SHORTEST):
+        hashes *= BASE
+        hashes += codes[offset : offset + length]
+    return hashes
+
+
+def marked(text: str, stretches: list[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it lies in one of the stretches (which may overlap)."""
+    inside = np.zeros(len(text) + 1, dtype=bool)
+    for start, end in stretches:
+        inside[start:end] = True
+    cuts = [0, *(np.flatnonzero(inside[1:-1] != inside[:-2]) + 1).tolist(), len(text)] if text else []
+    return [(text[a:b], bool(inside[a])) for a, b in itertools.pairwise(cuts)]
