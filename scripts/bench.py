@@ -51,7 +51,7 @@ NANOGPT_RECIPE = [  # its README's, for a CPU
     "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000",
     "--lr_decay_iters=2000", "--dropout=0.0",
 ]  # fmt: skip
-SHORT = ["--block_size=128", "--batch_size=16"]  # what BEST advises for a minute or two
+SHORT = ["--block_size=128", "--batch_size=16", "--token_shift=True"]  # what BEST advises for a minute or two
 NANOGPT_OUT = "nanogpt/out-shakespeare-char"
 NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, for when there is no checkout
 TARGET_LOSS = 1.886  # nanoGPT's own estimate at the end of its recipe
