@@ -175,8 +175,10 @@ def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
 
 
 def test_greedy_text_of_a_trained_model(tiny_run: Path) -> None:
+    """In half precision, for Python as well: rounded weights may choose otherwise where two characters nearly tie."""
     checkpoint = load_model(str(tiny_run / "out"))
-    model, tokenizer = checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, "out")
+    tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "out")
+    model = checkpoint.build_model().half().float().eval()
     code = """const model = TinyGPT.load(input.packed);
               return model.decode(greedy(input.packed, model.encode("The king").ids, 200));"""
     text = node(code, packed=pack(model, tokenizer))
