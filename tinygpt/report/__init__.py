@@ -37,21 +37,22 @@ def report(config: ReportConfig) -> None:
         raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
     entries, settings = read_run(folders[0])
     run = collect.open_run(str(folders[0]), config.data_dir)
-    drawn = [collect.curves(folder) for folder in folders]
-    training = collect.training_text(run)
-    values = {
-        "kind": "report",
-        "title": title(run),
-        "summary": collect.summary(run, entries, settings),
-        "runs": drawn,
-        "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
-        "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
-        "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
-        "passages": collect.passages(run),
-        "memorised": collect.memorised(run, training) if training else {},
-        "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
-    }
-    write(environment, run, values, path)
+    with collect.own_pace(run.model):
+        drawn = [collect.curves(folder) for folder in folders]
+        training = collect.training_text(run)
+        values = {
+            "kind": "report",
+            "title": title(run),
+            "summary": collect.summary(run, entries, settings),
+            "runs": drawn,
+            "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
+            "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
+            "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
+            "passages": collect.passages(run),
+            "memorised": collect.memorised(run, training) if training else {},
+            "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
+        }
+        write(environment, run, values, path)
 
 
 def export(config: ExportConfig) -> None:
@@ -65,7 +66,8 @@ def export(config: ExportConfig) -> None:
     run = collect.open_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    write(environment, run, values, path)
+    with collect.own_pace(run.model):
+        write(environment, run, values, path)
 
 
 def destination(output: str, folder: Path, name: str) -> Path:

@@ -49,6 +49,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         "ytick.color": LINE,
         **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor", "text.color"), INK),
     }
+    columns = 3 if width > 500 or len(runs) == 1 else 1
     with pyplot.rc_context(style):
         size = (width / 72, (560 if width > 500 else 620) / 72)
         figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=size, height_ratios=(3.4, 1, 1), layout="constrained")
@@ -72,7 +73,11 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             # an untrained model's loss would press all that comes after it flat
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
-        axes[0].legend(frameon=False, ncols=1 if width < 500 else 2)
+        lines, names = axes[0].get_legend_handles_labels()
+        # a legend fills columns first, so with one row a run: all validations, all trainings, all bests
+        order = [i for kind in range(3) for i in range(kind, len(lines), 3)] if columns > 1 else list(range(len(lines)))
+        chosen = [lines[i] for i in order], [names[i] for i in order]
+        figure.legend(*chosen, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
