@@ -34,6 +34,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     colours = {f"#0{i}0{i}f{i}": f"var(--run-{i})" for i in range(RUN_COLOURS)}
     style: Any = {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a folder may have dollars in its name
         "svg.hashsalt": f"tinygpt-{width}",
         "font.size": 12,
         "axes.edgecolor": LINE,
@@ -89,12 +90,12 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     steps, train, val = run["steps"], run["train"], run["val"]
     if not steps:
         return
-    name = "" if alone else f"{run['name']}: "
+    name = "" if alone else f" ({run['name']})"  # not first: matplotlib leaves out what begins with "_"
     axes.fill_between(steps, train, val, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(steps, val, color=colour, linewidth=2, label=f"{name}validation")
-    axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"{name}training")
+    axes.plot(steps, val, color=colour, linewidth=2, label=f"validation{name}")
+    axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"training{name}")
     best = min(range(len(val)), key=val.__getitem__)
-    axes.plot(steps[best], val[best], "o", color=colour, markersize=7, label=f"{name}best, step {steps[best]:,}")
+    axes.plot(steps[best], val[best], "o", color=colour, markersize=7, label=f"best, step {steps[best]:,}{name}")
     axes.annotate(
         f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 9), ha="center", color=INK
     )
