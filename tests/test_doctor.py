@@ -1,11 +1,166 @@
-"""The verdict's rule on recorded curves, and the command that speaks it."""
+"""The verdict's rule on curves that were recorded, and the command that speaks it."""
 
+import json
+import math
+import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import cli_here, listing
+from conftest import TINY_TRAIN, cli_here
 
-from tinygpt.doctor import Verdict, judge
+from tinygpt import cli, config, parse
+from tinygpt.doctor import RULES, Verdict, evaluations, judge, read_run
 
-SETTINGS = {"max_iters": 2000, "eval_interval": 250, "learning_rate": 1e-3, "eval_iters": 20}
+# of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
+CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
+SETTINGS = {"max_iters": 2000, "eval_interval": 250, "learning_rate": 1e-3, "n_layer": 4, "dataset": "tiny"}
+
+
+def entries(rows: list[list[float]]) -> list[dict[str, Any]]:
+    names = ("step", "train_loss", "val_loss", "val_loss_se")
+    return [{"kind": "eval", **dict(zip(names, row, strict=False))} for row in rows]
+
+
+def verdict(rows: list[list[float]], **sizes: int) -> Verdict:
+    return judge(entries(rows), SETTINGS, "out", **sizes)
+
+
+def rising(*above: float, error: float = 0.01) -> list[list[float]]:
+    """A curve that comes down to 2.0 at step 200, and then stands above that by so many standard errors."""
+    after = [[300 + 100 * i, 1.8, 2.0 + errors * error, error] for i, errors in enumerate(above)]
+    return [[0, 4.2, 4.2, error], [100, 2.4, 2.5, error], [200, 1.9, 2.0, error], *after]
+
+
+# ---- the rule ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("improving", "still improving"),
+        ("finished", "finished"),
+        ("overfitted", "overfitting"),
+        ("diverged", "diverged"),
+        ("noisy", "finished"),
+    ],
+)
+def test_recorded_curves(name: str, kind: str) -> None:
+    found = verdict(CURVES[name])
+    assert found.kind == kind and found.rule == RULES[kind]
+    assert (found.overfitting == "not seen") is (kind != "overfitting")
+    assert (found.since is None) is (kind in ("still improving", "finished"))
+
+
+def test_the_recorded_noise_would_fool_a_rule_without_errors() -> None:
+    """Its last three evaluations stand above the best, only not by two standard errors."""
+    val = [row[2] for row in CURVES["noisy"]]
+    assert min(val[-3:]) > min(val)
+    exact = [[*row[:3], 1e-6] for row in CURVES["noisy"]]
+    assert verdict(exact).kind == "overfitting"
+
+
+@pytest.mark.parametrize(
+    ("above", "since"),
+    [
+        ((2.1, 2.1, 2.1), 300),
+        ((2.1, 2.1), None),  # not three
+        ((2.1, 2.1, 1.9, 2.1, 2.1), None),  # not in a row
+        ((1.9, 2.1, 2.1, 2.1), 400),
+        ((1.9, 1.9, 1.9, 1.9), None),  # not by two standard errors
+        ((3, 3, 3, -1), None),  # it came down to a new best
+        ((3, 3, 3, 0.5), 300),  # it did not
+    ],
+)
+def test_overfitting_is_three_in_a_row_by_two_standard_errors(above: tuple[float, ...], since: int | None) -> None:
+    found = verdict(rising(*above))
+    assert found.since == since
+    assert (found.kind == "overfitting") is (since is not None)
+    assert found.overfitting == ("not seen" if since is None else f"since step {since}")
+
+
+def test_too_little_data_is_overfitting_with_many_parameters_a_token() -> None:
+    curve = rising(3, 3, 3)
+    assert verdict(curve, parameters=800_000, tokens=80_001).kind == "overfitting"
+    found = verdict(curve, parameters=800_000, tokens=79_999)
+    assert found.kind == "too little data" and found.title == "too little data: overfitting since step 300"
+    assert verdict(curve, parameters=800_000, tokens=0).kind == "overfitting"  # not known
+    assert verdict(rising(-5, -9, -14), parameters=800_000, tokens=100).kind == "still improving"
+
+
+def test_diverging_is_seen_in_the_training_loss_or_in_its_end() -> None:
+    up = [[0, 4.2, 4.2, 0.01], [100, 2.2, 2.2, 0.01], [200, 3.0, 3.0, 0.01]]
+    assert verdict(up).kind != "diverged"
+    assert verdict([*up, [300, 3.3, 3.3, 0.01]]).title == "diverged since step 300"
+    both = rising(3, 3, 3)
+    for row in both[3:]:
+        row[1] = 1.93  # by three standard errors above 1.9
+    assert verdict(both, parameters=800_000, tokens=10).title == "diverged since step 300"
+    ended = [*entries(rising(-5)), {"kind": "diverged", "step": 321, "seconds": 1, "reason": "the loss is nan"}]
+    assert judge(ended, SETTINGS, "out").lines()[0] == "verdict:     diverged since step 321 (the loss is nan)"
+    resumed = [*ended, *entries([[400, 1.5, 1.9, 0.01]])]
+    assert judge(resumed, SETTINGS, "out").kind == "still improving"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_few_evaluations_are_no_trend(count: int) -> None:
+    assert verdict(rising()[:count]).kind == "too early"
+
+
+def test_metrics_without_standard_errors_take_them_from_the_noise_of_training() -> None:
+    draw = random.Random(1)
+    lines = [{"kind": "train", "step": s, "loss": 2 - s / 1000 + draw.gauss(0, 0.1)} for s in range(1000)]
+    old = [row[:3] for row in rising(-1, -2)]
+    *_, error, note = evaluations([*lines, *entries(old)], {"eval_iters": 25})
+    assert error == pytest.approx([0.1 / math.sqrt(25)] * 5, rel=0.1) and "estimated" in note
+    assert evaluations(entries(rising(-1)), {})[-1] == ""
+    assert judge([*lines, *entries(old)], {}, "out").note == note
+
+
+# ---- what to try next -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {}, {**SETTINGS, "ckpt": "base/ckpt.pt"}, {"init_from": "resume"}])
+@pytest.mark.parametrize("folder", ["out", "a folder/it's"])
+def test_each_command_is_understood(settings: dict[str, Any], folder: str, tmp_path: Path) -> None:
+    """Its flags exist, whatever the folder is called."""
+    for name, curve in {**CURVES, "early": []}.items():
+        for sizes in ({}, {"parameters": 10**6, "tokens": 10}):
+            found = judge(entries(curve), settings, folder, **sizes)
+            program, command, *args = shlex.split(found.command)
+            assert program == "tinygpt", name
+            args = [arg for arg in args if not arg.endswith("config.yaml")]
+            parse.parse(getattr(config, cli.COMMANDS[command][1]), args)
+            assert folder in " ".join(args + shlex.split(found.command)) or command == "prepare"
+
+
+def test_the_command_on_a_run_and_the_end_of_training_say_the_same(tiny_data: Path, tmp_path: Path) -> None:
+    flags = [f"--data_dir={tiny_data / 'data'}", f"--out_dir={tmp_path / 'out'}"]
+    trained = cli_here(*TINY_TRAIN, *flags, cwd=tmp_path).out
+    result = cli_here("doctor", "out", flags[0], cwd=tmp_path)
+    assert result.status == 0 and result.out.startswith("verdict:     still improving (")
+    assert result.out.replace("=out", f"={tmp_path / 'out'}") in trained
+    assert re.search(r"^overfitting: not seen$", result.out, re.MULTILINE)
+    more = shlex.split(result.out.splitlines()[-1].removeprefix("try:"))
+    assert more == ["tinygpt", "train", "--init_from=resume", "--out_dir=out", "--max_iters=40", "--lr_decay_iters=40"]
+    assert cli_here(*more[1:], cwd=tmp_path).status == 0  # and it is true
+
+
+def test_a_run_that_diverges_says_so_in_its_metrics(tiny_data: Path, tmp_path: Path) -> None:
+    flags = [f"--data_dir={tiny_data / 'data'}", "--learning_rate=1e30", "--grad_clip=0", "--warmup_iters=0"]
+    assert cli_here(*TINY_TRAIN, *flags, cwd=tmp_path).status == 1
+    result = cli_here("doctor", "out", cwd=tmp_path)
+    assert result.out.startswith("verdict:     diverged since step ") and "--learning_rate=3e+29" in result.out
+
+
+def test_a_damaged_trail_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    draw, junk = random.Random(2), [None, "x", -1, 1e400, math.nan, [], {}, True, 10**30, ""]
+    for _ in range(300):
+        lines = [dict(entry) for entry in entries(CURVES["overfitted"])]
+        for line in draw.choices(lines, k=4):
+            line[draw.choice(["step", "kind", "train_loss", "val_loss", "val_loss_se"])] = draw.choice(junk)
+        (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{")
+        (tmp_path / "config.yaml").write_text(f"{draw.choice(list(SETTINGS))}: {json.dumps(draw.choice(junk))}\n")
+        assert len(judge(*read_run(tmp_path), "out").lines()) >= 4

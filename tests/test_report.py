@@ -37,13 +37,13 @@ def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("reported") / "work"))
     flags = ["--sample_interval=10", f"--wandb_run_name={HOSTILE}"]
     assert cli_here(*TINY_TRAIN, *flags, cwd=folder).status == 0
-    shutil.copytree(folder / "out", folder / "out <b>2")
+    shutil.copytree(folder / "out", folder / "_$x_$<b>2")
     text = tiny_text(folder)
     with open(folder / "out/metrics.jsonl", "a") as file:
         quoted = text[300:340] + "#" + text[500:525]
         for sample in (HOSTILE, quoted):
             print(json.dumps({"kind": "sample", "step": 20, "seconds": 1, "text": sample, "prompt": "\n"}), file=file)
-    result = cli_here("report", "out", "out <b>2", "-o", "report.html", cwd=folder)
+    result = cli_here("report", "out", "_$x_$<b>2", "-o", "report.html", cwd=folder)
     assert result.status == 0, result.err
     assert re.search(r"^written: report\.html, 0\.\d MB", result.out)
     return folder
@@ -278,7 +278,7 @@ def test_what_a_stranger_wrote_stays_text(page: Browser) -> None:
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
     assert HOSTILE in page.find("h1").text and page.driver.title.endswith("· tinygpt")
-    assert "out <b>2: validation" in page.run("return document.querySelector('.plot.wide').textContent")
+    assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
 
 

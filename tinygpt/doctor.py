@@ -28,14 +28,15 @@ CROWDED = 10  # parameters for each training token; beyond, there is too little 
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
-    "diverged": "the loss is no number any more, or the training loss has gone back up by more than half of what it "
-    "had come down",
+    "diverged": "the loss is no number any more; or the training loss has gone back up by more than half of what it "
+    "had come down; or both losses stand above what they were at the best step by more than two standard errors at "
+    "three evaluations in a row",
     "overfitting": "the validation loss stands above its best by more than two standard errors at three evaluations in "
     "a row",
-    "still improving": "the validation loss has come down by more than two standard errors over the last three "
-    "evaluations",
-    "finished": "the validation loss has not come down by more than two standard errors over the last three "
-    "evaluations, and does not stand above its best by more at three in a row",
+    "still improving": "the validation loss stands below all that it was before the last three evaluations by more "
+    "than two standard errors",
+    "finished": "the validation loss neither stands below all that it was before the last three evaluations by more "
+    "than two standard errors, nor above its best by more at three in a row",
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters a training token"
 
@@ -92,7 +93,7 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", way_out)
     try:
-        entries = [e for e in read_metrics(folder) if isinstance(e.get("kind"), str) and is_number(e["step"])]
+        entries = [e for e in read_metrics(folder) if isinstance(e.get("kind"), str) and 0 <= e["step"] < 1 << 53]
     except OSError:
         raise TinyGPTError(f"{folder} holds no metrics.jsonl", way_out) from None
     try:
@@ -138,15 +139,17 @@ def judge(
         why = f"the training loss was {train[lowest]:.3f} at step {steps[lowest]:,} and is {train[-1]:.3f}"
         return verdict("diverged", since, why)
     best = int(np.argmin(val))
-    above = val > val[best] + 2 * error
+    above, unstable = val > val[best] + 2 * error, train > train[best] + 2 * error
     for first in range(best + 1, len(val) - IN_A_ROW + 1):
         if above[first : first + IN_A_ROW].all():
             kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
+            if unstable[first : first + IN_A_ROW].all():  # it has not learned its text by heart: it forgets that, too
+                kind = "diverged"
             why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
             if kind == "too little data":
                 why += f"; {parameters:,} parameters learn from {tokens:,} tokens"
             return verdict(kind, steps[first], why)
-    came_down = val[max(0, len(val) - 1 - IN_A_ROW)] - val[-1]
+    came_down = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
     why = f"the validation loss has come down by {came_down:.3f} over the last three evaluations, to {val[-1]:.3f}"
     if came_down > 2 * error[-1]:
         return verdict("still improving", None, f"{why}; two standard errors are {2 * error[-1]:.3f}")
@@ -181,7 +184,7 @@ def evaluations(
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value read from a file is a number that a run could have written."""
-    return isinstance(value, (int, float)) and abs(value) < 1e12
+    return isinstance(value, (int, float)) and abs(value) < 1e100
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:

@@ -14,16 +14,20 @@ import hashlib
 import importlib.resources
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinygpt.config import ExportConfig, ReportConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
 
+if TYPE_CHECKING:
+    from tinygpt.report.collect import Run
+
 
 def report(config: ReportConfig) -> None:
     """Write the page of a run. Errors: TinyGPTError for what cannot be shown at all; what is missing is said in it."""
     environment = templates()
+    from tinygpt.doctor import read_run
     from tinygpt.report import collect
     from tinygpt.report.curves import RUN_COLOURS, draw_curves
 
@@ -31,24 +35,24 @@ def report(config: ReportConfig) -> None:
     path = destination(config.output, folders[0], "report.html")
     if len(folders) > RUN_COLOURS:
         raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
-    entries, settings = collect.read_run(folders[0])
+    entries, settings = read_run(folders[0])
     run = collect.open_run(str(folders[0]), config.data_dir)
-    drawn = [collect.curves(folder) for folder in folders]
-    training = collect.training_text(run)
-    found = collect.memorised(run, training) if training else {}
-    values = {
-        "kind": "report",
-        "title": title(run),
-        "summary": collect.summary(run, entries, settings),
-        "runs": drawn,
-        "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
-        "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
-        "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
-        "passages": collect.passages(run),
-        "memorised": found,
-        "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
-    }
-    write(environment, run, values, path)
+    with collect.own_pace(run.model):
+        drawn = [collect.curves(folder) for folder in folders]
+        training = collect.training_text(run)
+        values = {
+            "kind": "report",
+            "title": title(run),
+            "summary": collect.summary(run, entries, settings),
+            "runs": drawn,
+            "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
+            "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
+            "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
+            "passages": collect.passages(run),
+            "memorised": collect.memorised(run, training) if training else {},
+            "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
+        }
+        write(environment, run, values, path)
 
 
 def export(config: ExportConfig) -> None:
@@ -62,7 +66,8 @@ def export(config: ExportConfig) -> None:
     run = collect.open_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    write(environment, run, values, path)
+    with collect.own_pace(run.model):
+        write(environment, run, values, path)
 
 
 def destination(output: str, folder: Path, name: str) -> Path:
@@ -75,7 +80,8 @@ def destination(output: str, folder: Path, name: str) -> Path:
     return path
 
 
-def title(run: Any) -> str:
+def title(run: "Run") -> str:
+    """The dataset's name, and the run's if it was given one."""
     name = str(run.checkpoint.config.get("wandb_run_name") or "run")
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
 
@@ -101,7 +107,7 @@ def percent(value: float, digits: int = 0) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
 
 
-def write(environment: Any, run: Any, values: dict[str, Any], path: Path) -> None:
+def write(environment: Any, run: "Run", values: dict[str, Any], path: Path) -> None:
     """Fill the template and write the file, whole or not at all."""
     from tinygpt.report import collect
 

@@ -1,10 +1,12 @@
 """What a page shows, read from a run's folder: plain values that template, style sheet and script understand."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import platform
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ HELD_OUT = 20_000  # characters that the samples' share of quotations is compare
 MOST_TEXT = 10_000_000  # tokens of the training text that are searched: the first ones
 WORK = 10**11  # parameters times tokens that the loss is measured with: 3 s on two cores
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
+SMALL = 4_000_000  # parameters up to which one thread is enough
 LARGEST = 20_000_000  # parameters that still make a page
 
 
@@ -81,6 +84,21 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
     except TinyGPTError as error:
         missing = error.message
     return Run(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
+
+
+@contextlib.contextmanager
+def own_pace(model: GPT) -> Iterator[None]:
+    """One thread for a small model, whose products are too short to share.
+
+    The 0.8 M model's report took 11 s with one thread and 50 s with two on two cores that other programs used as well,
+    since at each product a thread waited for the other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if model.num_params() < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ---- summary ----------------------------------------------------------------------------------------------------

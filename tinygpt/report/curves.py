@@ -34,6 +34,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     colours = {f"#0{i}0{i}f{i}": f"var(--run-{i})" for i in range(RUN_COLOURS)}
     style: Any = {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a folder may have dollars in its name
         "svg.hashsalt": f"tinygpt-{width}",
         "font.size": 12,
         "axes.edgecolor": LINE,
@@ -49,6 +50,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         "ytick.color": LINE,
         **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor", "text.color"), INK),
     }
+    columns = 3 if width > 500 or len(runs) == 1 else 1
     with pyplot.rc_context(style):
         size = (width / 72, (560 if width > 500 else 620) / 72)
         figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=size, height_ratios=(3.4, 1, 1), layout="constrained")
@@ -72,7 +74,11 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             # an untrained model's loss would press all that comes after it flat
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
-        axes[0].legend(frameon=False, ncols=1 if width < 500 else 2)
+        lines, names = axes[0].get_legend_handles_labels()
+        # a legend fills columns first, so with one row a run: all validations, all trainings, all bests
+        order = [i for kind in range(3) for i in range(kind, len(lines), 3)] if columns > 1 else list(range(len(lines)))
+        chosen = [lines[i] for i in order], [names[i] for i in order]
+        figure.legend(*chosen, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -84,12 +90,12 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     steps, train, val = run["steps"], run["train"], run["val"]
     if not steps:
         return
-    name = "" if alone else f"{run['name']}: "
+    name = "" if alone else f" ({run['name']})"  # not first: matplotlib leaves out what begins with "_"
     axes.fill_between(steps, train, val, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(steps, val, color=colour, linewidth=2, label=f"{name}validation")
-    axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"{name}training")
+    axes.plot(steps, val, color=colour, linewidth=2, label=f"validation{name}")
+    axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"training{name}")
     best = min(range(len(val)), key=val.__getitem__)
-    axes.plot(steps[best], val[best], "o", color=colour, markersize=7, label=f"{name}best, step {steps[best]:,}")
+    axes.plot(steps[best], val[best], "o", color=colour, markersize=7, label=f"best, step {steps[best]:,}{name}")
     axes.annotate(
         f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 9), ha="center", color=INK
     )

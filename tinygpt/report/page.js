@@ -110,14 +110,13 @@
   /** What an empty text stands for: a line's start. */
   const lineStart = () => model.encode("\n").ids[0] ?? 0;
 
-  /** Let the reader read what is new, or, where the text has changed before that, all of it again. */
+  /** Let the reader read what is new; where the text has changed before that, or a lot is new, the last window again. */
   function read(ids) {
     const known = reader ? reader.ids : [];
-    if (reader && known.length <= ids.length && known.every((id, place) => id === ids[place])) {
-      for (const id of ids.slice(known.length)) reader.push(id);
-    } else {
-      reader = model.reader(ids);
-    }
+    const more = ids.length - known.length;
+    const goesOn = reader && more >= 0 && more <= model.config.block_size;
+    if (goesOn && known.every((id, place) => id === ids[place])) ids.slice(known.length).forEach((id) => reader.push(id));
+    else reader = model.reader(ids);
   }
 
   const choice = () => ({
