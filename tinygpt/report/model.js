@@ -62,8 +62,7 @@ const TinyGPT = (() => {
       this.config = packed.config;
       this.symbols = packed.symbols;
       this.special = packed.special;
-      const marks = new Set(Object.values(packed.special));
-      this.idOf = new Map(packed.symbols.map((symbol, id) => [symbol, id]).filter(([, id]) => !marks.has(id)));
+      this.idOf = new Map(packed.symbols.map((symbol, id) => [symbol, id]));
 
       const numbers = unpack(packed);
       const tensor = (name) => {
@@ -94,7 +93,11 @@ const TinyGPT = (() => {
       this.head = linear("lm_head.weight" in packed.tensors ? "lm_head" : "transformer.wte");
     }
 
-    /** {ids, unknown}: unknown are the places, counted in characters, of those without a symbol, which are left out. */
+    /**
+     * {ids, unknown}: unknown are the places, counted in characters, of those without a symbol, which are left out.
+     *
+     * Character by character, so no text becomes a mark, whose name is longer than one.
+     */
     encode(text) {
       const ids = [];
       const unknown = [];
@@ -448,7 +451,8 @@ const TinyGPT = (() => {
   /**
    * The likeliest tokens that together reach p, the others 0; the first always stays.
    *
-   * Whether p is reached is asked in float32, as in Python: of ten equal chances, p = 0.9 keeps nine in both.
+   * Whether p is reached is asked in float32, as in Python: of ten equal chances p = 0.9 keeps nine in both, and of
+   * three p = 2/3 keeps all.
    */
   function nucleus(chances, p) {
     const kept = new Float64Array(chances.length);
