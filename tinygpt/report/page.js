@@ -175,12 +175,24 @@
     box.scrollTop = box.scrollHeight;
   };
 
-  /** Put one character at the cursor; what followed it goes. False for the end of a response. */
+  /** Put new text at the cursor; what followed it goes. */
+  const put = (text) => write(box.value.slice(0, caret) + text);
+
+  /** Let the reader take one character; its symbol, or nothing for the end of a response. */
   function take(id) {
-    if (id === marks["<|end|>"]) return false;
-    write(box.value.slice(0, caret) + model.symbols[id]);
+    if (id === marks["<|end|>"]) return "";
     reader.push(id);
-    return true;
+    return model.symbols[id];
+  }
+
+  /** One character from the place of the cursor on: the one that `choose` gives, once what is before it was read. */
+  function step(choose) {
+    remember();
+    read(idsBefore(caret).ids);
+    const symbol = take(choose());
+    put(symbol);
+    $("speed").textContent = symbol ? "" : "the response ends here";
+    refresh();
   }
 
   const draw = () => TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
@@ -194,10 +206,14 @@
     setRunning(true);
     const frame = () => {
       const until = performance.now() + FRAME;
+      let text = ""; // put in once a frame: a box that grows is laid out anew each time
       while (running && performance.now() < until) {
-        if (take(draw())) made += 1;
-        else setRunning(false);
+        const symbol = take(draw());
+        if (!symbol) setRunning(false);
+        else made += 1;
+        text += symbol;
       }
+      put(text);
       $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters a second`;
       if (running) {
         drawBars();
@@ -218,12 +234,7 @@
 
   $("continue").addEventListener("click", run);
   $("stop").addEventListener("click", () => setRunning(false));
-  $("step").addEventListener("click", () => {
-    remember();
-    read(idsBefore(caret).ids);
-    $("speed").textContent = take(draw()) ? "" : "the response ends here";
-    refresh();
-  });
+  $("step").addEventListener("click", () => step(draw));
   $("back").addEventListener("click", () => {
     const { text, prompt } = history.pop();
     setRunning(false);
@@ -235,10 +246,7 @@
   $("bars").addEventListener("click", ({ target }) => {
     if (target.dataset.id === undefined) return;
     setRunning(false);
-    remember();
-    read(idsBefore(caret).ids);
-    $("speed").textContent = take(Number(target.dataset.id)) ? "" : "the response ends here";
-    refresh();
+    step(() => Number(target.dataset.id));
   });
   for (const id of ["temperature", "top-k", "top-p"]) $(id).addEventListener("input", drawBars);
   for (const type of ["input", "keyup", "click"]) {
