@@ -707,12 +707,19 @@ draw_heads(model.h[3].attn.weights[0], line, "your model, last layer")
 # %% [markdown]
 # ### Overfitting, provoked and cured
 #
-# Give a model half as deep only 20,000 characters, and a higher rate. It will know them by heart, and the validation loss tells.
+# Give a model half as deep, with rotary positions and a higher rate, only 10,000 characters. It will know them by heart,
+# and the validation loss tells.
 
 # %%
-little = train_data[:20_000]
+little = train_data[:10_000]
+
+
+def small(dropout=0.0):
+    return GPT(n_layer=2, position="rotary", dropout=dropout)
+
+
 torch.manual_seed(1337)
-overfit = train(GPT(n_layer=2), 600, little, title="20,000 characters", peak=3e-3, every=50)
+overfit = train(small(), 500, little, title="10,000 characters", peak=3e-3, every=50)
 
 # %% [markdown]
 # Three cures: switch off a fifth of the channels at random in each step (dropout, Srivastava et al. 2014); stop when
@@ -720,22 +727,22 @@ overfit = train(GPT(n_layer=2), 600, little, title="20,000 characters", peak=3e-
 
 # %%
 torch.manual_seed(1337)
-dropped = train(GPT(n_layer=2, dropout=0.2), 600, little, title="and dropout 0.2", peak=3e-3, every=50)
+dropped = train(small(dropout=0.2), 500, little, title="and dropout 0.2", peak=3e-3, every=50)
 torch.manual_seed(1337)
-stopped_model = GPT(n_layer=2)
-stopped = train(stopped_model, 600, little, title="stopped early", peak=3e-3, every=50, patience=3)
+stopped_model = small()
+stopped = train(stopped_model, 500, little, title="stopped early", peak=3e-3, every=50, patience=3)
 torch.manual_seed(1337)
-more = train(GPT(n_layer=2), 600, title="1,000,000 characters", peak=3e-3, every=50)
+more = train(small(), 500, title="1,000,000 characters", peak=3e-3, every=50)
 
 # %%
 display(
-    curves({"20,000 characters": overfit, "with dropout": dropped, "stopped early": stopped, "all of the text": more})
+    curves({"10,000 characters": overfit, "with dropout": dropped, "stopped early": stopped, "all of the text": more})
 )
 least = min(entry[2] for entry in overfit)
 print(
     f"best {least:.2f}, at the end {overfit[-1][2]:.2f}; with dropout {dropped[-1][2]:.2f}; all of the text {more[-1][2]:.2f}"
 )
-assert overfit[-1][2] > least + 0.2 and overfit[-1][1] < 1.0  # the training loss falls on, the validation loss rises
+assert overfit[-1][2] > least + 0.2 and overfit[-1][1] < 1.4  # the training loss falls on, the validation loss rises
 assert dropped[-1][2] < overfit[-1][2] - 0.1 and more[-1][2] < least
 assert len(stopped) < len(overfit) and abs(estimate(stopped_model, val_data) - min(e[2] for e in stopped)) < 1e-6
 
