@@ -1031,7 +1031,7 @@ ax.set(
     xlabel="forgotten: loss on Shakespeare, after minus before",
     ylabel="right answers, %",
     ylim=(50, 115),
-    xlim=(0, None),
+    xlim=(0, 1.4 * (after["Shakespeare"] - before["Shakespeare"])),
 )
 plt.show()
 
