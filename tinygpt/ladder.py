@@ -448,6 +448,12 @@ def line_step(my: Any, model: Line, optimizer: torch.optim.Optimizer, lr: float 
     return my.train_step(model, optimizer, torch.tensor([1.0]), torch.tensor([1.0]), lr, max_norm)
 
 
+def expect_rate(my: Any, step: int, expected: float) -> None:
+    got = float(my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109))
+    given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
+    expect(abs(got - expected) < 1e-6, given, f"{got:.4f}", f"{expected:.4f}")
+
+
 @check(
     7,
     "the rate warms up, turns at the peak and ends at the minimum",
@@ -455,9 +461,7 @@ def line_step(my: Any, model: Line, optimizer: torch.optim.Optimizer, lr: float 
 )
 def _(my: Any) -> None:
     for step, expected in ((0, 0.1), (3, 0.4), (9, 1.0), (109, 0.1), (500, 0.1)):
-        got = my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109)
-        given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
-        expect(abs(float(got) - expected) < 1e-6, given, f"{float(got):.4f}", f"{expected:.4f}")
+        expect_rate(my, step, expected)
 
 
 @check(
@@ -467,9 +471,7 @@ def _(my: Any) -> None:
 )
 def _(my: Any) -> None:
     for step, expected in ((34, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2), (59, 0.55)):
-        got = my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109)
-        given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
-        expect(abs(float(got) - expected) < 1e-6, given, f"{float(got):.4f}", f"{expected:.4f}")
+        expect_rate(my, step, expected)
 
 
 @check(7, "the loss comes back as a number, measured before the update", "loss.item()")
