@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import cli, config, configfile
-from tinygpt.config import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig, to_yaml
-from tinygpt.configfile import read_python, read_yaml
+from tinygpt.config import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.configfile import read_python, read_yaml, to_yaml
 from tinygpt.errors import TinyGPTError
 from tinygpt.parse import parse
 

@@ -6,10 +6,9 @@ The text under a field is its help. `tinygpt/parse.py` makes a config out of fil
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-import yaml
 
 Device = str
 DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
@@ -424,9 +423,3 @@ class ExerciseConfig:
     """which step"""
     file: Annotated[str, tyro.conf.Positional] = "my_gpt.py"
     """the file that you write in"""
-
-
-def to_yaml(config: Any) -> str:
-    """The resolved config as YAML that `parse` reads back: what a run writes beside its checkpoints."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,7 @@
 """Config files: YAML, or Python in nanoGPT's style, which is parsed and never executed."""
 
 import ast
+import dataclasses
 import difflib
 import operator
 import time
@@ -143,3 +144,9 @@ def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: st
         f"{path}, line {number}: `{line}` {why}; configs are read, never run",
         f"write the value itself, or use a YAML file with the line `{yaml_line}`",
     )
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML that `parse` reads back: what a run writes beside its checkpoints."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -17,7 +17,6 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from tinygpt.config import DATASET_NAME, PrepareConfig
-from tinygpt.configfile import find_config, read_config
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -33,6 +32,8 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     positionals, flags = _split(kind, args)
     from_files = []
     if "config" in _fields(kind):
+        from tinygpt.configfile import find_config, read_config  # PyYAML, which the other commands can do without
+
         for name in positionals:
             path = find_config(name)
             from_files += [_flag(kind, key, value, where=str(path)) for key, value in read_config(path).items()]

@@ -16,12 +16,12 @@ import itertools
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tinygpt import corpora
 from tinygpt.config import PrepareConfig
@@ -172,12 +172,21 @@ class InputText:
     def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
         """The text of all files in blocks. A block is `bytes` when it is plain ASCII, else `str`."""
         self.crlf = self.boms = 0
-        quiet = self.bytes < BAR_FROM or None  # None: only on a terminal
-        with tqdm(total=self.bytes, unit="B", unit_scale=True, desc=label, leave=False, disable=quiet) as bar:
+        with self._progress_bar(label) as advance:
             for path in self.paths:
-                yield from self._unix_lines(self._decoded(path, bar.update, digest))
+                yield from self._unix_lines(self._decoded(path, advance, digest))
         if self._stamps() != self.stamps:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
+
+    @contextlib.contextmanager
+    def _progress_bar(self, label: str) -> Iterator[Callable[[int], Any]]:
+        if self.bytes < BAR_FROM or not sys.stderr.isatty():
+            yield lambda count: None
+            return
+        from tqdm import tqdm  # whose import takes 20 ms
+
+        with tqdm(total=self.bytes, unit="B", unit_scale=True, desc=label, leave=False) as bar:
+            yield bar.update
 
     def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:
         decoder = codecs.getincrementaldecoder(self.encoding)()

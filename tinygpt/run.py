@@ -15,7 +15,8 @@ import torch.nn as nn
 
 from tinygpt import __version__, checkpoint, device, lora
 from tinygpt.adapter import weights_fingerprint
-from tinygpt.config import TrainConfig, to_yaml
+from tinygpt.config import TrainConfig
+from tinygpt.configfile import to_yaml
 from tinygpt.data import Dataset, Examples
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
