@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from test_pairs import json_lines
 from tinygpt.checkpoint import load
 from tinygpt.data import Dataset
 from tinygpt.runlog import read_metrics
+from tinygpt.train import replayed_rows
 
 FLAGS = [
     *("--ckpt=out/ckpt.pt", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"),
@@ -138,7 +141,28 @@ def test_predict_labels_lines_as_csv(work: Path) -> None:
     assert (work / "labels.csv").read_text().splitlines() == [header, *rows]
 
 
+def test_the_next_command_asks_the_model_something(work: Path) -> None:
+    """Pairs whose responses are no labels: the command to go on with has a prompt, quoted for the shell."""
+    names = [f"{a}{b}{c}" for a in "abcd" for b in "aeou" for c in "lmnr"]
+    json_lines(work, [{"prompt": f"it's {name}?", "response": name[::-1]} for name in names])
+    assert cli_here("prepare", "names", "--input=pairs.jsonl", "--format=pairs", cwd=work).status == 0
+    flags = [flag for flag in FLAGS if "dataset" not in flag and flag != "--quiet"]
+    result = cli_here("finetune", *flags, "--dataset=names", "--max_iters=10", "--out_dir=out-names", cwd=work)
+    assert result.status == 0, result.err
+    (command,) = re.findall(r"^next: tinygpt (sample .*)$", result.out, re.MULTILINE)
+    asked = shlex.split(command)
+    assert re.fullmatch(r"it's [a-z]+\?", asked[-1]) and asked[-2] == "--start"
+    assert cli_here(*asked, "--max_new_tokens=5", cwd=work).status == 0
+
+
 # ---- replay ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.25, 1.0])
+def test_replayed_rows_add_up_to_their_share(share: float) -> None:
+    counts = [replayed_rows(share, 32, step) for step in range(1000)]
+    assert sum(counts) == share * 32_000
+    assert max(counts) - min(counts) <= 1  # spread evenly, not in lumps
 
 
 def test_replay_forgets_less(work: Path) -> None:

@@ -184,7 +184,7 @@ class TrainConfig:
     lora_targets: str = "c_attn,c_proj,c_fc"
     """the linear layers that get an adapter, in every block"""
     replay: float = 0.0
-    """with a checkpoint to start from: share of each batch that is taken from the base model's own data, against
+    """with a checkpoint to start from: share of all rows that is taken from the base model's own data, against
     forgetting"""
     base_dataset: str = ""
     """the base model's own dataset; empty: the one that its checkpoint names"""

@@ -313,7 +313,7 @@ class Examples:
         answer = inside & (places > self.responses[at][:, None])
         return block[:, :-1], np.where(answer, block, -1)[:, 1:]
 
-    def texts(self, tokenizer: CharTokenizer) -> list[tuple[str, str]]:
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         """Every example as (prompt, response)."""
         return [
             (tokenizer.decode(self.tokens[a + 1 : b].tolist()), tokenizer.decode(self.tokens[b + 1 : c - 1].tolist()))

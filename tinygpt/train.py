@@ -8,6 +8,7 @@ and started again with --init_from=resume ends in the same weights, bit for bit,
 import contextlib
 import dataclasses
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T)."""
     config, source = run.config, run.dataset.sources["train"]
     rows = config.batch_size * config.gradient_accumulation_steps
-    replayed = round(config.replay * rows)
+    replayed = replayed_rows(config.replay, rows, step)
     parts = [source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), config.block_size)]
     if replayed and run.base_data:  # of the base model's own text, as wide as the examples
         old, width = run.base_data.sources["train"], source.width(config.block_size)
@@ -169,6 +170,12 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         block = block.to(run.compute.device)
     inputs, targets = block.view(2, micro_steps(config, run.ranks), -1, x.shape[1])
     return inputs, targets
+
+
+def replayed_rows(share: float, rows: int, step: int) -> int:
+    """How many of the `rows` of iteration `step` are the base model's own data: whole rows, none in most iterations if
+    the share is small, which add up to that share of all rows."""
+    return math.floor((step + 1) * share * rows) - math.floor(step * share * rows)
 
 
 def seed_dropout(config: TrainConfig, step: int, micro_step: int, rank: int) -> None:
@@ -284,8 +291,12 @@ def finish(run: Run) -> None:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
             run.log.say(line, always=True)
-    measure = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
-    run.log.say(f"\nnext: tinygpt {measure if run.dataset.labels else f'sample --ckpt {run.out}/ckpt.pt'}", always=True)
+    following, source = f"sample --ckpt {run.out}/ckpt.pt", run.dataset.sources["val"]
+    if run.dataset.labels:
+        following = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
+    elif isinstance(source, Examples):  # a model of pairs answers prompts
+        following += f" --start {shlex.quote(source.texts(run.dataset.tokenizer)[0][0])}"
+    run.log.say(f"\nnext: tinygpt {following}", always=True)
 
 
 def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> None:
