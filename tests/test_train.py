@@ -233,6 +233,14 @@ def test_resuming_on_other_data_is_refused(run_copy: Path) -> None:
     trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")  # starting from its weights is allowed
 
 
+def test_the_same_text_with_other_line_ends_is_the_same_data(run_copy: Path) -> None:
+    text = tiny_text().replace("\n", "\r\n")
+    (run_copy / "text.txt").write_bytes(text.encode())
+    assert "\r\n" in text and "CRLF" in cli_here("prepare", "tiny", "--input=text.txt", cwd=run_copy).out
+    assert "the one it was trained on" in cli_here("check", "out", cwd=run_copy).out
+    assert "resuming after" in trained(run_copy, "--init_from=resume", "--max_iters=30").out
+
+
 def test_starting_from_another_runs_weights(run_copy: Path) -> None:
     trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=new", "--max_iters=1", "--n_embd=16")
     assert column(run_copy / "new", "eval", "val_loss")[0] == pytest.approx(load(run_copy / "out").best_val_loss)

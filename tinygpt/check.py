@@ -99,7 +99,7 @@ def check_vocabulary(state: Checkpoint, data_dir: str) -> bool:
             f"the vocabulary ({own}) is not that of dataset {name!r} now ({dataset.fingerprint})",
             "sampling works (the checkpoint has its own); to resume, prepare the old text again",
         )
-    same = state.data == {key: str(value) for key, value in dataset.meta["sha256"].items()}
+    same = dataset.is_of(state.data)
     return report(
         same,
         f"dataset {name!r}: " + ("the one it was trained on" if same else "the same vocabulary, but other text"),

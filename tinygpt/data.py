@@ -205,6 +205,11 @@ class Dataset:
             return
         raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
 
+    def is_of(self, data: dict[str, str]) -> bool:
+        """Whether a checkpoint's `data` names these token files. Their source may differ, in line ends for example."""
+        files = [f"{split}.bin" for split in self.splits]
+        return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
+
     def require(self, block_size: int) -> None:
         """Errors: TinyGPTError if a split has nothing that fits a context of block_size."""
         for split, source in self.sources.items():

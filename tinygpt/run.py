@@ -143,7 +143,7 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
         return GPT(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape))
     resume = config.init_from in ("resume", "auto")
     known = agree_on_symbols(config, dataset, base, resume)
-    if resume and base.data != {key: str(value) for key, value in dataset.meta["sha256"].items()}:
+    if resume and not dataset.is_of(base.data):
         raise TinyGPTError(
             f"dataset {dataset.name!r} has been prepared from other text since {config.out_dir}/last.pt was written",
             f"prepare the old text again, or start a new run on the new one from these weights: "

@@ -79,7 +79,7 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
         dataset = Dataset(data_dir, name)
         if not dataset.speak(tokenizer):
             dataset, missing = None, f"dataset {name!r} has another vocabulary now than this model"
-        elif checkpoint.data and checkpoint.data != dataset.meta["sha256"]:
+        elif checkpoint.data and not dataset.is_of(checkpoint.data):
             missing = f"dataset {name!r} holds other text now than the model was trained on"
     except TinyGPTError as error:
         missing = error.message
