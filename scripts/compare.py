@@ -25,7 +25,7 @@ from tinygpt.runlog import read_metrics
 FULL, LORA = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora"))
 WAYS = {
     "all weights": [FULL],
-    "all weights, replay 0.03": [FULL, "--replay=0.03"],
+    "all weights, replay 0.001": [FULL, "--replay=0.001"],
     "LoRA, rank 2": [LORA, "--lora_rank=2"],
     "LoRA, rank 8": [LORA],
 }
