@@ -87,24 +87,9 @@ def unchecked_meta() -> None:
     data._is_meta = lambda meta: True
 
 
-class LikeAnything(dict[str, str]):
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-
 def any_data() -> None:
-    """run.make_model without the comparison of `base.data` with the dataset's checksums."""
-    load = checkpoint.load
-
-    def load_of_any_data(path: Path) -> checkpoint.Checkpoint:
-        loaded = load(path)
-        loaded.data = LikeAnything(loaded.data)
-        return loaded
-
-    checkpoint.load = load_of_any_data  # type: ignore[assignment]
+    """run.make_model without the comparison of the checkpoint's `data` with the dataset's checksums."""
+    data.Dataset.is_of = lambda self, data: True  # type: ignore[method-assign]
 
 
 def batches_from_one_generator() -> None:
