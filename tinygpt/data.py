@@ -17,7 +17,9 @@ import functools
 import hashlib
 import json
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,31 @@ TOKEN = np.dtype("<u2")
 READY = ("shakespeare_char", "shakespeare", *TASKS)  # what `prepare` makes from its name alone
 
 
+class Checksum:
+    """SHA-256 of a stream, computed in a thread beside the work that makes the stream (hashlib lets others run)."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._pieces: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=2)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            self._sha256.update(piece)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The caller must not change `piece` any more."""
+        self._pieces.put(piece)
+
+    def hexdigest(self) -> str:
+        """Of everything; nothing may follow."""
+        if self._thread.is_alive():
+            self._pieces.put(None)
+            self._thread.join()
+        return self._sha256.hexdigest()
+
+
 class TokenWriter:
     """Writes one token file under a temporary name, with its checksum; `commit` gives it its name."""
 
@@ -43,8 +70,8 @@ class TokenWriter:
         self.path = path
         self.temporary = path.with_name(f".{path.name}.tmp")
         self.tokens = 0
-        self.sha256 = hashlib.sha256()
         self._file = open(self.temporary, "wb", buffering=0)  # noqa: SIM115 (commit or discard closes it)
+        self.sha256 = Checksum()
 
     def write(self, ids: np.ndarray) -> None:
         data = np.ascontiguousarray(ids, dtype=TOKEN).view(np.uint8).data
@@ -58,6 +85,7 @@ class TokenWriter:
         os.replace(self.temporary, self.path)
 
     def discard(self) -> None:
+        self.sha256.hexdigest()  # ends its thread
         self._file.close()
         self.temporary.unlink(missing_ok=True)
 
