@@ -28,6 +28,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -690,6 +691,8 @@ def main() -> int:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     if args.nanogpt and not (args.nanogpt / "train.py").exists():
         parser.error(f"{args.nanogpt} is not a checkout of nanoGPT (it has no train.py)")
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: pip install matplotlib")
     return measure(args, rows)
 
 

@@ -9,6 +9,7 @@ if --jobs says so; then their seconds are longer.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -128,6 +129,8 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="accuracy against forgetting; default: OUT/compare.png")
     parser.add_argument("more", nargs="*", help="further flags for every run, after --")
     args = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: pip install matplotlib")
     args.out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     jobs = [(way, seed) for way in sorted(WAYS, key=lambda way: "LoRA" not in way) for seed in args.seeds]
