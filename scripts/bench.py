@@ -699,7 +699,7 @@ def main() -> int:
 def measure(args: argparse.Namespace, rows: list[str]) -> int:
     """Row by row; the figures are written after each, and a row that fails does not stop the others."""
     about, results, failed = machine(args.nanogpt), {}, []
-    say(f"{len(rows)} rows{'' if args.quick else '; all of them take about 20 minutes'}")
+    say(f"{len(rows)} rows{'' if args.quick else ' (the whole table takes about 20 minutes)'}")
     if about["load"] > 0.5:
         say(f"warning: other work is running here (load {about['load']}), which spoils the figures")
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
