@@ -105,7 +105,7 @@ MISTAKES = {
     "empty text": Mistake(mine(), r"input\.txt: empty", r"--input", text(b"")),
     "only a byte-order mark": Mistake(mine(), r"input\.txt: empty", r"--input", text(b"\xef\xbb\xbf")),
     "folder without text": Mistake(
-        mine("--input=folder"),
+        ["prepare", "mine", "--input=folder"],
         r"folder: a folder without any \*\.txt file",
         r"'\*\.md'",
         lambda work: (work / "folder").mkdir(),

@@ -60,7 +60,7 @@ def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_presets_are_accepted_and_say_why(preset: Path) -> None:
-    parse.parse(config.TrainConfig, [str(preset)])
+    parse.parse(config.FinetuneConfig if preset.name.startswith("finetune") else config.TrainConfig, [str(preset)])
     assert preset.read_text().count("#") >= 3
 
 

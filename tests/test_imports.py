@@ -11,10 +11,10 @@ import tinygpt
 
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
-    "errors",
+    "errors suggest terminal",
     "files config skeleton report.curves",
-    "configfile parse tokenizer model distributed device data corpora tasks",
-    "precision muon decode lora pairs report.overlap",
+    "configfile parse tokenizer model device data corpora tasks",
+    "distributed precision muon decode lora pairs report.overlap",
     "optim signals report.weights",
     "checkpoint generate prepare runlog pretrained classify",
     "adapter evaluate ladder doctor",

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinygpt import __version__, checkpoint
+from tinygpt import __version__, checkpoint, suggest
 from tinygpt.checkpoint import Checkpoint
 from tinygpt.config import MergeConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import folder_lock
+from tinygpt.files import AGAIN, folder_lock
 from tinygpt.lora import adapted_only
 from tinygpt.tokenizer import tokenizer_from_dict
 
@@ -35,7 +35,7 @@ def weights_fingerprint(weights: dict[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
-def save_adapter(path: Path, run: Checkpoint, base: str) -> None:
+def save_adapter(path: Path, run: Checkpoint, base: str, then: str = AGAIN) -> None:
     """Write the adapter of a LoRA run beside its checkpoints; `base` is the fingerprint of the weights it adapts."""
     state = {
         "tinygpt_adapter": ADAPTER_FORMAT,
@@ -48,7 +48,7 @@ def save_adapter(path: Path, run: Checkpoint, base: str) -> None:
         "step": run.step,
         "best_val_loss": run.best_val_loss,
     }
-    checkpoint.write(path, state)
+    checkpoint.write(path, state, then)
 
 
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
@@ -71,8 +71,9 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
         )
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
     known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size
-    model = dataclasses.replace(base).build_model()
-    model.grow_vocabulary(known, state["vocab_size"])
+    model = base.build_model()
+    if tokenizer.vocab_size > known:
+        model.grow_vocabulary(known, state["vocab_size"])
     return Checkpoint(
         model={**model.state_dict(), **state["weights"]},
         model_args=dataclasses.asdict(model.config),
@@ -94,11 +95,13 @@ def _is_adapter(state: Any) -> bool:
 
 def merge(config: MergeConfig) -> None:
     """`tinygpt merge`: one ordinary checkpoint out of a base and an adapter."""
+    out = Path(config.out_dir)
+    checkpoint.refuse_overwriting(out, config.ckpt, "the base model")
+    checkpoint.refuse_overwriting(out, config.adapter, "the run of the adapter")
     whole = load_model(config.ckpt, config.adapter)
     model = whole.build_model()
     whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
-    out = Path(config.out_dir)
     with folder_lock(out, "run"):
         checkpoint.save(out / "ckpt.pt", whole)
     print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    print(f"\nnext: tinygpt sample --ckpt {out}/ckpt.pt")
+    print(f"\nnext: {suggest.measure(whole.config, out)}")

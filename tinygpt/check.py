@@ -5,7 +5,6 @@ tinygpt check --resume configs/shakespeare_char.yaml
 """
 
 import hashlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,13 +12,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from tinygpt import suggest
 from tinygpt.checkpoint import Checkpoint, load, read
 from tinygpt.config import CheckConfig
-from tinygpt.data import TOKEN, Dataset
+from tinygpt.configfile import find_config, read_config
+from tinygpt.data import TOKEN, Dataset, Examples
 from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
 from tinygpt.runlog import read_metrics
-from tinygpt.tokenizer import fingerprint
+from tinygpt.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
 
 
 def check(config: CheckConfig) -> int:
@@ -56,12 +59,12 @@ def check_run(folder: Path, data_dir: str) -> bool:
         try:
             if path.name == "adapter.pt":
                 read(path)
-                report(True, f"{path}: whole")
+                report(True, f"{path}: intact")
                 continue
             loaded[path.name] = load(path)
-            loaded[path.name].build_model()
+            check_logits(path, loaded[path.name].build_model())
             loss = f", best validation loss {loaded[path.name].best_val_loss:.4f}"
-            report(True, f"{path}: whole, before iteration {loaded[path.name].step:,}{loss}")
+            report(True, f"{path}: intact, before iteration {loaded[path.name].step:,}{loss}")
         except TinyGPTError as error:
             loaded.pop(path.name, None)
             good = report(False, error.message, error.hint)
@@ -71,35 +74,60 @@ def check_run(folder: Path, data_dir: str) -> bool:
         print("      between writing the two; resuming does those iterations again, with the same result")
     newest = last or best
     if newest and newest.tokenizer is not None:
-        good &= check_vocabulary(newest, data_dir)
+        good &= check_vocabulary(newest, folder, data_dir)
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
-        good &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines whole")
+        good &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
     usable = []
     if best:
-        usable.append(f"tinygpt sample --ckpt {folder}/ckpt.pt")
+        usable.append(sample_command(best, folder, data_dir))
     if last and last.training:
-        usable.append(f"tinygpt train --init_from=resume --out_dir={folder}")
+        usable.append(suggest.resume(last.config, folder))
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
     return good
 
 
-def check_vocabulary(state: Checkpoint, data_dir: str) -> bool:
+def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
+    """How to sample from the best checkpoint: a model of pairs needs a prompt, one of its dataset's if that is here."""
+    path = f"{folder}/ckpt.pt"
+    if best.tokenizer is None or PROMPT not in best.tokenizer.get("symbols", []):
+        return suggest.sample(path)
+    try:
+        dataset = Dataset(data_dir, str(best.config.get("dataset", "")))
+        source = dataset.sources["val"]
+        return suggest.sample(path, source.texts(dataset.tokenizer)[0][0] if isinstance(source, Examples) else None)
+    except TinyGPTError:
+        return suggest.command("sample", "--ckpt", path, "--plain")
+
+
+@torch.inference_mode()
+def check_logits(path: Path, model: GPT) -> None:
+    """Errors: TinyGPTError if the model, whose weights may all be finite, computes logits that are not."""
+    idx = torch.arange(min(model.config.block_size, model.config.vocab_size))[None]
+    if not model.eval()(idx)[0].isfinite().all():
+        raise TinyGPTError(
+            f"{path}: intact, but its logits are NaN or infinite: training diverged", "train with a lower learning_rate"
+        )
+
+
+def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
+    """Whether the dataset is the one that the run was trained on; its tokens may be a part of the model's, which has
+    the base model's too."""
     name = str(state.config.get("dataset", ""))
     try:
         dataset = Dataset(data_dir, name)
     except TinyGPTError as error:
         print(f"note  its dataset cannot be compared: {error.message}")
         return True
-    own = fingerprint(state.tokenizer or {})
-    if own != dataset.fingerprint:
+    fresh = dataset.fingerprint
+    if not dataset.speak(tokenizer_from_dict(state.tokenizer, str(folder))):
         return report(
             False,
-            f"the vocabulary ({own}) is not that of dataset {name!r} now ({dataset.fingerprint})",
+            f"the vocabulary ({fingerprint(state.tokenizer or {})}) is not that of dataset {name!r} now ({fresh})",
             "sampling works (the checkpoint has its own); to resume, prepare the old text again",
         )
-    same = dataset.is_of(state.data)
+    same = not state.data or dataset.is_of(state.data)
     return report(
         same,
         f"dataset {name!r}: " + ("the one it was trained on" if same else "the same vocabulary, but other text"),
@@ -113,7 +141,7 @@ def check_dataset(folder: Path) -> bool:
         dataset = Dataset(str(folder.parent), folder.name)
         for split in dataset.splits:
             dataset.verify(split, np.memmap(folder / f"{split}.bin", dtype=TOKEN, mode="r"))
-            report(True, f"{folder}/{split}.bin: whole, {len(dataset.splits[split]):,} tokens")
+            report(True, f"{folder}/{split}.bin: intact, {len(dataset.splits[split]):,} tokens")
         return True
     except TinyGPTError as error:
         return report(False, error.message, error.hint)
@@ -125,39 +153,49 @@ def check_dataset(folder: Path) -> bool:
 def check_resume(config: CheckConfig) -> int:
     """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=auto; compare."""
     iterations = config.iterations
+    settings = read_config(find_config(config.resume))
+    base = [f"--ckpt={config.ckpt}"] if config.ckpt else []
+    name = "finetune" if base else suggest.trained_by(settings)
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
-        command = [sys.executable, "-m", "tinygpt", "train", config.resume, f"--data_dir={config.data_dir}"]
+        command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
         command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--init_from=auto", "--quiet"]
+        command += ["--patience=0"]
         hashes = {}
-        for name in ("undisturbed", "killed and resumed"):
-            out = Path(scratch) / name.split()[0]
+        for title in ("undisturbed", "killed and resumed"):
+            out = Path(scratch) / title.split()[0]
             run = [*command, f"--out_dir={out}"]
-            if name != "undisturbed":
-                kill_at(run, out, iterations * 2 // 3)
+            if title != "undisturbed" and not kill_at(run, out, iterations * 2 // 3):
+                raise TinyGPTError(
+                    f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
+                    suggest.command("check", "--resume", config.resume, *base, f"--iterations={10 * iterations}"),
+                    status=1,
+                )
             finished = subprocess.run(run, capture_output=True, text=True)
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
-                raise TinyGPTError(f"the run for this check failed: {message}", f"tinygpt train {config.resume}")
-            hashes[name] = weights_hash(load(out / "last.pt"))
-            print(f"{name + ':':<20} {hashes[name]}")
+                raise TinyGPTError(
+                    f"the run for this check failed: {message}", suggest.command(name, config.resume, *base)
+                )
+            hashes[title] = weights_hash(load(out / "last.pt"))
+            print(f"{title + ':':<20} {hashes[title]}")
     same = len(set(hashes.values())) == 1
     return 0 if report(same, f"weights after {iterations} iterations are {'equal' if same else 'NOT equal'}") else 1
 
 
-def kill_at(command: list[str], out: Path, step: int) -> None:
-    """Start a run and send it SIGKILL when its metrics show iteration `step`."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        metrics = out / "metrics.jsonl"
-        reached = metrics.exists() and any(e["kind"] == "train" and e["step"] >= step for e in read_metrics(out))
-        if reached:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            print(f"kill -9 after iteration {step}")
-        time.sleep(0.005)
-    if process.stderr:
-        process.stderr.close()
+def kill_at(command: list[str], out: Path, step: int) -> bool:
+    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) when its metrics show iteration `step`; whether
+    it was killed before its end."""
+    killed = False
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            metrics = out / "metrics.jsonl"
+            if metrics.exists() and any(e["kind"] == "train" and e["step"] >= step for e in read_metrics(out)):
+                process.kill()
+                killed = process.wait() != 0
+                print(f"killed after iteration {step}")
+            time.sleep(0.005)
+    return killed
 
 
 def weights_hash(state: Checkpoint) -> str:

@@ -27,7 +27,7 @@ import torch
 from tinygpt import __version__, lora
 from tinygpt.config import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.files import AGAIN, replacing
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.tokenizer import Tokenizer
 
@@ -112,9 +112,10 @@ class Checkpoint:
         return "transformer.wte.weight" in present and all(expected[name] == shape for name, shape in present.items())
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file stays."""
-    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)})
+def save(path: Path, checkpoint: Checkpoint, then: str = AGAIN) -> None:
+    """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file stays. `then`: what
+    to do when there is space again."""
+    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, then)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -126,9 +127,16 @@ def load(path: str | Path) -> Checkpoint:
         return _from_state(state, path, sealed)
 
 
-def write(path: Path, state: dict[str, Any]) -> None:
+def refuse_overwriting(out: Path, source: str, use: str) -> None:
+    """Errors: TinyGPTError if the folder `out`, which is about to be written, holds the checkpoint `source`."""
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if out.resolve() == folder.resolve():
+        raise TinyGPTError(f"{out} holds {use}, which would be overwritten", f"--out_dir={out}-new")
+
+
+def write(path: Path, state: dict[str, Any], then: str = AGAIN) -> None:
     """Write tensors and plain values, atomically and sealed."""
-    with replacing(path) as file:
+    with replacing(path, then) as file:
         torch.save(state, file)
         _seal(file)
 
@@ -238,7 +246,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     whole = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
     if not whole or not all(isinstance(n, str) and isinstance(w, torch.Tensor) for n, w in weights.items()):
         raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)")
-    _check_model_args(args, path)
+    _check_model_args(args, path, str(state.get("tinygpt", "")) if version else "")
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
@@ -262,14 +270,22 @@ def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _check_model_args(args: dict[str, Any], path: Path) -> None:
-    """Errors: TinyGPTError for sizes that no model has. (Whether they fit the weights is seen in `build_model`.)"""
+def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
+    """Errors: TinyGPTError for sizes that no model has, and for options of a newer tinygpt (made_by: the version that
+    wrote the file, empty for nanoGPT's). Whether they fit the weights is seen in `build_model`."""
     shape, hints = GPTConfig.from_dict(args), typing.get_type_hints(TrainConfig)
+    newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
     for field in dataclasses.fields(GPTConfig):
         value, kind = getattr(shape, field.name), type(field.default)
-        known = kind is not str or value in typing.get_args(hints[field.name])
-        if not known or type(value) not in ((int, float) if kind is float else (kind,)):
+        if kind is str and isinstance(value, str) and value not in typing.get_args(hints[field.name]) and made_by:
+            newer.append(f"{field.name}={value[:40]}")
+        elif type(value) not in ((int, float) if kind is float else (kind,)) or (
+            kind is str and value not in typing.get_args(hints[field.name])
+        ):
             raise TinyGPTError(f"{path}: not a checkpoint ({field.name} is {str(value)[:40]!r})")
+    if newer:
+        what = f"its model has {', '.join(newer)}, which tinygpt {__version__} does not know"
+        raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
     sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
     if min(sizes) < 1 or shape.n_embd % shape.n_head or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are those of no model)")

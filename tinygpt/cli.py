@@ -8,7 +8,7 @@ asked, nothing written; 130 and 143 stopped by SIGINT and SIGTERM, with the stat
 import importlib
 import sys
 
-from tinygpt import __version__
+from tinygpt import __version__, terminal
 from tinygpt.errors import TinyGPTError
 
 # command: (module with a function of that name, its config, one line of help)
@@ -51,8 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    terminal.prepare()
     try:
-        return run(args)
+        status = run(args)
+        sys.stdout.flush()
+        return status
     except TinyGPTError as error:
         if debug:
             raise
@@ -61,9 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, `head` for example, has left
-        sys.stderr.close()
-        return 141
+    except OSError:
+        broken = terminal.failure()
+        if broken is None:
+            raise
+        if isinstance(broken, BrokenPipeError):  # the reader, `head` for example, has left
+            return 141
+        print(f"error: standard output: {broken.strerror}", file=sys.stderr)
+        return 1
 
 
 def run(args: list[str]) -> int:

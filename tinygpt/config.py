@@ -19,6 +19,10 @@ STRINGS = tyro.constructors.PrimitiveConstructorSpec(  # of a plain `tuple`, sin
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )
+PATHS = {  # keys that name a file or folder, in which ~ stands for the home folder
+    *("out_dir", "data_dir", "init_from", "ckpt", "adapter", "input", "source", "output", "predict"),
+    *("runs", "run", "folders", "resume", "file"),
+}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -80,8 +84,9 @@ class TrainConfig:
     data_dir: str = "data"
     """folder that holds the datasets"""
     init_from: str = "scratch"
-    """scratch; resume: continue from OUT_DIR/last.pt; auto: resume if there is something to resume, else scratch;
-    a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: through transformers"""
+    """scratch; resume: continue the run in OUT_DIR from its last.pt, with its own settings; auto: resume if there is a
+    last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: through
+    transformers"""
     eval_interval: int = 2000
     """iterations between evaluations of both splits"""
     eval_iters: int = 200
@@ -400,6 +405,8 @@ class CheckConfig:
     """folders of runs or of datasets"""
     resume: str = ""
     """a config: train it for a moment, once undisturbed and once killed and resumed, and compare the weights"""
+    ckpt: str = ""
+    """with --resume and a fine-tuning config: the base model; empty: the one that the config names"""
     iterations: int = 60
     """iterations of that short run"""
     data_dir: str = "data"

@@ -6,12 +6,15 @@ import difflib
 import operator
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
+from tinygpt.config import FinetuneConfig
 from tinygpt.errors import TinyGPTError
 
+# keys of text: `out_dir: 1.10` is the folder 1.10, and not the number 1.1
+TEXT = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
 PRESETS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]  # in a wheel; in a checkout
 
 
@@ -40,7 +43,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_yaml(text: str, path: Path) -> dict[str, Any]:
     """YAML's plain mapping of key: value; tags that would build objects are refused by PyYAML's safe loader."""
     try:
-        _check_flat(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        written = _check_flat(yaml.compose(text, Loader=yaml.SafeLoader), path)
         loaded = yaml.safe_load(text)
     except TinyGPTError:
         raise
@@ -53,21 +56,21 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config is lines of 'key: value'")
-    return loaded
+    return {key: written[key] if key in TEXT and value is not None else value for key, value in loaded.items()}
 
 
-def _check_flat(node: Any, path: Path) -> None:
-    """Errors: TinyGPTError for a key that is there twice, or for a value that is not a plain one.
+def _check_flat(node: Any, path: Path) -> dict[str, str]:
+    """The values as they are written. Errors: TinyGPTError for a key that is there twice, or for a value that is not a
+    plain one.
 
     Looked at before a value is built: a few lines of aliases unfold to gigabytes.
     """
-    seen = set()
+    written: dict[str, str] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         if not isinstance(key, yaml.ScalarNode):
             raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", "lines of 'key: value'")
-        if key.value in seen:
+        if key.value in written:
             raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
-        seen.add(key.value)
         if not isinstance(value, yaml.ScalarNode):
             plain = value.tag in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
             what = ("list" if isinstance(value, yaml.SequenceNode) else "dict") if plain else value.tag
@@ -76,6 +79,8 @@ def _check_flat(node: Any, path: Path) -> None:
                 f"{where}: {key.value}: needs one plain value, not {what}",
                 f"lines of 'key: value' with plain values, for example {key.value}: 1",
             )
+        written[key.value] = value.value
+    return written
 
 
 _ARITHMETIC = {

@@ -254,7 +254,7 @@ class Dataset:
                 tokens = len(source.tokens)
                 raise TinyGPTError(
                     f"{split} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
-                    f"use --block_size={max(tokens - 1, 1)} or less, or more text",
+                    f"--block_size={tokens - 1} or less, or more text" if tokens > 1 else "prepare more text",
                 )
 
 
@@ -294,12 +294,12 @@ class Windows:
         """As many tokens as the other has, from the start."""
         return Windows(self.tokens[: len(other.tokens)])
 
-    def rows(self, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, block_size); behind the end of the text the target is -1: no loss."""
-        if starts.max() + block_size < len(self.tokens):
-            block = windows(self.tokens, starts, block_size)
+    def rows(self, starts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 (n, width); behind the end of the text the target is -1: no loss."""
+        if not len(starts) or starts.max() + width < len(self.tokens):
+            block = windows(self.tokens, starts, width)
         else:
-            places = starts[:, None] + np.arange(block_size + 1)
+            places = starts[:, None] + np.arange(width + 1)
             inside = places < len(self.tokens)
             block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
@@ -339,9 +339,9 @@ class Examples:
         few.starts = self.starts[: len(other.starts)]
         return few
 
-    def rows(self, at: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the examples `at`, int64 (n, width(block_size))."""
-        places = self.starts[at][:, None] + np.arange(self.width(block_size) + 1)
+    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the examples `at`, int64 (n, width); what is longer is cut, behind END is no loss."""
+        places = self.starts[at][:, None] + np.arange(width + 1)
         inside = places < self.ends[at][:, None]
         block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)
         answer = inside & (places > self.responses[at][:, None])

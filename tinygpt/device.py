@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def choose(device: str, dtype: str) -> Compute:
     if dtype != "auto":
         return Compute(where, getattr(torch, dtype), "as asked")
     if where.type == "cuda":
-        if torch.cuda.is_bf16_supported():
+        if has_bfloat16(where):
             return Compute(where, torch.bfloat16, "this GPU multiplies it in hardware")
         return Compute(where, torch.float16, "this GPU has no bfloat16; gradients are scaled")
     if where.type == "cpu":
@@ -65,6 +66,30 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def has_bfloat16(gpu: torch.device) -> bool:
+    """Whether this GPU multiplies bfloat16 in hardware: AMD's and NVIDIA's from Ampere on. (On a T4 or a V100
+    `torch.cuda.is_bf16_supported` is true as well, since PyTorch emulates it there, slowly.)"""
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
+def adamw_scales_gradients(device: torch.device) -> bool:
+    """Whether torch's fused AdamW divides the gradients by `grad_scale` on this device; before torch 2.13 it ignores
+    that on MPS."""
+    return device.type != "mps"
+
+
+def has_float64(device: torch.device) -> bool:
+    """MPS has no float64: such numbers go through the CPU."""
+    return device.type != "mps"
+
+
+def move(block: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch to its device; to a GPU from pinned memory, while earlier work goes on."""
+    if device.type == "cuda":
+        return block.pin_memory().to(device, non_blocking=True)
+    return block.to(device)
+
+
 def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:
     """torch.compile, tried on an example batch (B, T) first; returns what to call, and what to say about it."""
     if wanted == "False" or (wanted == "auto" and compute.device.type != "cuda"):
@@ -81,17 +106,23 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
         return model, f"cannot work here ({why.strip()[:100]}), going on without it"
 
 
-def keep_freed_memory() -> None:
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
     """Ask glibc to keep the blocks that a training step frees, for the next step.
 
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
     memory again: a fifth of nanoGPT's step (docs/PERFORMANCE.md). Other systems' allocators are left alone.
+
+    mallopt: the C library's by default. It returns 0 for a value that it refuses, as older versions do for an mmap
+    threshold above 32 MB. The order matters: setting either one ends glibc's own adjustment of both, so the trim
+    threshold alone would leave blocks of 128 KB and more to mmap for good.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: slack at the heap's end that is kept
-            mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap, not from mmap
+    if mallopt is None:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)  # slack at the heap's end that is kept
 
 
 def is_out_of_memory(error: BaseException) -> bool:

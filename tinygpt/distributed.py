@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from tinygpt.device import has_float64
 from tinygpt.errors import TinyGPTError
 
 
@@ -32,7 +33,7 @@ class Processes:
         """Add the values of all processes, number by number; every process gets the sums."""
         if self.count == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=device if has_float64(device) else "cpu")
         dist.all_reduce(tensor)
         return tensor.tolist()
 

@@ -11,11 +11,11 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from tinygpt import suggest
 from tinygpt.checkpoint import load
 from tinygpt.config import DoctorConfig
 from tinygpt.configfile import read_config
@@ -189,34 +189,36 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
     """What to try after a verdict."""
-    command = "finetune" if "ckpt" in settings else "train"
-    again = f"tinygpt {command} {quote(f'{out}/config.yaml')}"
-    if settings.get("init_from") in ("resume", "auto"):
-        again += " --init_from=scratch"
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
+    from_scratch = settings.get("init_from", "scratch") in ("scratch", "resume", "auto") and "ckpt" not in settings
+
+    def again(name: str, *changes: str) -> str:
+        """The same run in a new folder, with changes."""
+        # versions before 0.2 wrote into config.yaml that a resumed run begins by resuming
+        resumed = ["--init_from=scratch"] if settings.get("init_from") in ("resume", "auto") else []
+        command = suggest.trained_by(settings)
+        return suggest.command(command, f"{out}/config.yaml", *resumed, *changes, f"--out_dir={out}-{name}")
+
     match kind:
         case "still improving":
-            more = f"--max_iters={2 * iterations} --lr_decay_iters={2 * iterations}"
-            return f"tinygpt {command} --init_from=resume --out_dir={quote(out)} {more}"
+            longer = [f"--max_iters={2 * iterations}", f"--lr_decay_iters={2 * iterations}"]
+            return suggest.resume(settings, out, *longer)
         case "too early":
-            return (
-                f"{again} --eval_interval={max(1, min(interval, iterations) // 5)} --out_dir={quote(f'{out}-watched')}"
-            )
+            return again("watched", f"--eval_interval={max(1, min(interval, iterations) // 5)}")
         case "diverged":
-            rate = number(settings, "learning_rate", 1e-3) / 3
-            return f"{again} --learning_rate={rate:.1g} --out_dir={quote(f'{out}-slower')}"
+            rates = ["learning_rate", "min_lr"] + ["muon_learning_rate"] * (settings.get("optimizer") == "muon")
+            lower = [(name, number(settings, name, 1e-3) / 3) for name in rates if settings.get(name) != 0]
+            return again("slower", *(f"--{name}={rate:.1g}" for name, rate in lower))
         case "overfitting":
-            dropout = 0.2 if number(settings, "dropout", 0.1) < 0.2 else 0.4
-            return f"{again} --dropout={dropout} --patience=3 --out_dir={quote(f'{out}-dropout')}"
-        case "too little data" if command == "finetune":
-            return f"{again} --lora_rank=8 --out_dir={quote(f'{out}-lora')}"
+            dropout = next((more for more in (0.2, 0.4, 0.6) if number(settings, "dropout", 0.1) < more), 0.8)
+            return again("dropout", f"--dropout={dropout}", "--patience=3")
+        case "too little data" if not from_scratch:
+            return again("lora", f"--lora_rank={max(1, int(number(settings, 'lora_rank', 16)) // 2)}")
         case "too little data" if (layers := int(number(settings, "n_layer", 1))) > 1:
-            return f"{again} --n_layer={layers // 2} --out_dir={quote(f'{out}-small')}"
+            return again("small", f"--n_layer={layers // 2}")
         case "too little data":
             return "tinygpt prepare mine --input MORE_TEXT"
-    if command == "finetune":
-        return f"tinygpt eval --ckpt {quote(f'{out}/ckpt.pt')} --task {quote(str(settings.get('dataset')))}"
-    return f"tinygpt sample --ckpt {quote(f'{out}/ckpt.pt')}"
+    return suggest.measure(settings, out)
 
 
 def number(values: dict[str, Any], key: str, default: float) -> float:

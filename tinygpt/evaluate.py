@@ -50,16 +50,14 @@ def measured_loss(
     The rows count as drawn independently, each with its own number of targets, so the mean is a ratio of two sums and
     its error that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
     """
-    block_size, mine = model.config.block_size, at[ranks.rank :: ranks.count]
+    mine, width = at[ranks.rank :: ranks.count], source.width(model.config.block_size)
     # several rows at once are faster; about 8,000 tokens of a small model, fewer of a large one
-    many = max(1, (1 << 22) // (source.width(block_size) * max(model.config.vocab_size, 4 * model.config.n_embd)))
+    many = max(1, (1 << 22) // (width * max(model.config.vocab_size, 4 * model.config.n_embd)))
     was_training = model.training
     model.eval()
     sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2
     for index in range(0, len(mine), many):
-        x, y = (
-            torch.from_numpy(np.ascontiguousarray(part)) for part in source.rows(mine[index : index + many], block_size)
-        )
+        x, y = (torch.from_numpy(np.ascontiguousarray(part)) for part in source.rows(mine[index : index + many], width))
         logits, y = model(x.to(compute.device))[0], y.to(compute.device)
         losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
         loss = losses.view(y.shape).sum(1).double().cpu().numpy()
@@ -233,7 +231,7 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
     source = dataset.sources["val"]
     loss = mean_loss(model, source, source.every(model.config.block_size), compute)
-    targets = int((source.rows(source.every(1 << 20), 1 << 20)[1] >= 0).sum()) if dataset.pairs else len(val) - 1
+    targets = int((source.ends - source.responses - 1).sum()) if isinstance(source, Examples) else len(val) - 1
     tokens_per_character = len(val) / max(int(dataset.meta.get("characters", {}).get("val", len(val))), 1)
     if dataset.pairs:
         tokens_per_character = 1.0

@@ -5,29 +5,36 @@ with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then
 with folder_lock(Path("out"), "run"): ...
 """
 
+import codecs
 import contextlib
 import errno
+import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError
 
+AGAIN = "run the command again"
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, then: str = AGAIN) -> Iterator[IO[bytes]]:
     """A binary file to write whose content takes the place of `path` in one step, or not at all.
 
     The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
-    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as `writing`'s.
+    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as `writing`'s, and for a folder.
     """
+    if path.is_dir():
+        raise TinyGPTError(f"{path}: is a folder", "name a file")
     refuse_link(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with writing(path):
+        with writing(path, then):
             with open(temporary, "w+b") as file:
                 yield file
                 file.flush()
@@ -47,8 +54,9 @@ def refuse_link(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes `path`. Errors: TinyGPTError for what the system refuses; a full disk's names the space."""
+def writing(path: Path, then: str = AGAIN) -> Iterator[None]:
+    """Around what writes `path`. Errors: TinyGPTError for what the system refuses; a full disk's names the space.
+    `then`: what to do once there is space, or permission."""
     try:
         yield
     except Exception as error:
@@ -56,13 +64,13 @@ def writing(path: Path) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free / 1e6
             raise TinyGPTError(
                 f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged",
-                "free some space, then go on with --init_from=resume",
+                f"free some space, then {then}",
                 status=1,
             ) from error
         if isinstance(error, OSError):
             raise TinyGPTError(
                 f"{path}: cannot be written ({error.strerror or error}); what was saved before is unchanged",
-                "check the disk and the folder's permissions, then go on with --init_from=resume",
+                f"check the disk and the folder's permissions, then {then}",
                 status=1,
             ) from error
         raise
@@ -118,3 +126,38 @@ def folder_lock(folder: Path, use: str):
         with contextlib.suppress(OSError):
             path.write_text("")
         lock.release()
+
+
+def read_text(path: Path, way_out: str) -> str:
+    """A UTF-8 text file: a byte-order mark is removed, CRLF becomes LF.
+
+    Errors: TinyGPTError with the hint `way_out` for a file that is missing, unreadable, not UTF-8 or binary.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
+        raise TinyGPTError(f"{path}: {what}", way_out) from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8 text", "save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{error.object[error.start]:02x} at offset {error.start + len(data) - len(error.object)}"
+        raise TinyGPTError(f"{path}: not UTF-8 text ({what})", way_out) from None
+    if "\0" in text:
+        raise TinyGPTError(f"{path}: is binary, not text", way_out)
+    return text.replace("\r\n", "\n")
+
+
+def strict_json(value: Any) -> str:
+    """One line of JSON that every parser accepts: ASCII only; NaN and infinity, which JSON has not, become null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, dict):
+            return {key: finite(inner) for key, inner in part.items()}
+        return [finite(inner) for inner in part] if isinstance(part, (list, tuple)) else part
+
+    return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)

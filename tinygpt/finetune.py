@@ -4,7 +4,6 @@ What fine-tuning gives and what it costs is shown side by side: the loss on the 
 model's own validation split (what was forgotten), and the answers to three prompts.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import mean_loss
 from tinygpt.generate import Choice, generate
 from tinygpt.model import GPT
-from tinygpt.run import Run
+from tinygpt.run import Run, resumes
 from tinygpt.runlog import read_metrics
 from tinygpt.tokenizer import END, CharTokenizer
 from tinygpt.train import Observer, train
@@ -26,12 +25,22 @@ ANSWER = 60  # tokens at most
 
 def finetune(config: FinetuneConfig) -> int:
     """Run the command; returns the exit status."""
-    out, ckpt = Path(config.out_dir), Path(config.ckpt)
-    if out.resolve() == (ckpt if ckpt.is_dir() else ckpt.parent).resolve():
-        raise TinyGPTError(f"{out} holds the base model, which would be overwritten", "--out_dir=out-finetune")
-    if config.init_from == "scratch" or (config.init_from == "auto" and not (out / "last.pt").exists()):
-        config.init_from = config.ckpt
+    if not resumes(config):
+        config.init_from = config.ckpt = base_model(config)
     return train(config, BeforeAfter())
+
+
+def base_model(config: FinetuneConfig) -> str:
+    """The checkpoint to start from: `ckpt`, or `init_from` if the command line gives that alone (in a config file it is
+    where an earlier run began)."""
+    flags: set[str] = getattr(config, "flags", set())
+    if "init_from" not in flags or config.init_from in ("scratch", "auto"):
+        return config.ckpt
+    if "ckpt" in flags and config.ckpt != config.init_from:
+        raise TinyGPTError(
+            f"two base models: --ckpt={config.ckpt}, --init_from={config.init_from}", "give --ckpt alone"
+        )
+    return config.init_from
 
 
 class BeforeAfter(Observer):

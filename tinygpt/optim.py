@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from tinygpt.config import TrainConfig
+from tinygpt.device import adamw_scales_gradients
 from tinygpt.errors import TinyGPTError
 from tinygpt.muon import Muon
 from tinygpt.precision import EMBEDDING, MATRIX, VECTOR, MixedPrecision
@@ -47,8 +48,10 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor], lr: float, divide_by: Tensor | None = None) -> None:
-        """`divide_by`: of the gradients, in the same kernel."""
+        """`divide_by`: of the gradients, in the same kernel where it can."""
         beta1, beta2 = self.betas
+        if divide_by is not None and not adamw_scales_gradients(divide_by.device):
+            gradients, divide_by = [gradient / divide_by for gradient in gradients], None
         for index, decay in enumerate(self.decays):
             w, g, m, v, step = (
                 [tensors[index]] for tensors in (self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.steps)

@@ -10,13 +10,14 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from tinygpt.config import DATASET_NAME, PrepareConfig
+from tinygpt.config import DATASET_NAME, PATHS, PrepareConfig
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -29,7 +30,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     """
     if "-h" in args or "--help" in args:
         _tyro(kind, ["--help"], prog)
-    positionals, flags = _split(kind, args)
+    positionals, flags, lists = _split(kind, args)
     from_files = []
     if "config" in _fields(kind):
         from tinygpt.configfile import find_config, read_config  # PyYAML, which the other commands can do without
@@ -38,7 +39,14 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
             path = find_config(name)
             from_files += [_flag(kind, key, value, where=str(path)) for key, value in read_config(path).items()]
     config = _tyro(kind, [*positionals, *from_files, *flags], prog)
-    config.given = {flag[2:].partition("=")[0] for flag in [*from_files, *flags]}  # type: ignore[attr-defined]
+    for key, values in lists.items():
+        setattr(config, key, tuple(values))
+    for key in PATHS & _fields(kind).keys():  # ~/x, which no shell expands behind `--key=`
+        value: Any = getattr(config, key)
+        expanded = tuple(map(os.path.expanduser, value)) if isinstance(value, tuple) else os.path.expanduser(value)
+        setattr(config, key, expanded)
+    config.flags = {flag[2:].partition("=")[0] for flag in flags} | set(lists)  # type: ignore[attr-defined]
+    config.given = config.flags | {flag[2:].partition("=")[0] for flag in from_files}  # type: ignore[attr-defined]
     problems = list(_problems(config))
     if problems:
         raise TinyGPTError("; ".join(problems), f"see {prog} --help for what each value means")
@@ -49,11 +57,13 @@ def _fields(kind: type) -> dict[str, Any]:
     return {field.name: field for field in dataclasses.fields(kind)}
 
 
-def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
-    """Separate positionals from flags, and bring each flag into the form --key=value (a bare --quiet is True)."""
+def _split(kind: type, args: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Separate positionals, flags in the form --key=value (a bare --quiet is True), and the values of the keys that
+    take several, from all their occurrences: `--input a b --input=c`."""
     hints = get_type_hints(kind)
     positionals: list[str] = []
     flags: list[str] = []
+    lists: dict[str, list[str]] = {}
     queue = list(args)
     while queue:
         arg = queue.pop(0)
@@ -64,27 +74,35 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str]]:
             continue
         key, equals, value = arg[2:].partition("=")
         key = key.replace("-", "_")
-        if equals:
+        if hints.get(key) is tuple and key in _options(kind):
+            values = [value] if equals else []
+            while not equals and queue and not queue[0].startswith("--"):
+                values.append(queue.pop(0))
+            if not values:
+                raise TinyGPTError(f"--{key} needs a value", f"--{key} FILE")
+            lists.setdefault(key, []).extend(values)
+        elif equals:
             flags += [_flag(kind, key, value)]
         elif hints.get(key) is bool:
             literal = queue and queue[0].lower() in ("true", "false")
             flags += [_flag(kind, key, queue.pop(0) if literal else "True")]
-        elif hints.get(key) is tuple:
-            flags.append(f"--{key}")
-            while queue and not queue[0].startswith("--"):
-                flags.append(queue.pop(0))
         elif queue:
             flags += [_flag(kind, key, queue.pop(0))]
         else:
             _flag(kind, key, "")  # an unknown key is the likelier mistake
             raise TinyGPTError(f"--{key} needs a value", f"--{key}=VALUE")
-    return positionals, flags
+    return positionals, flags, lists
+
+
+def _options(kind: type) -> list[str]:
+    """The keys that are flags, not positionals."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [name for name in _fields(kind) if tyro.conf.Positional not in get_args(hints[name])]
 
 
 def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
     """One --key=value for tyro; Errors: a key that does not exist, a value that is not a plain one."""
-    hints = get_type_hints(kind, include_extras=True)
-    known = [name for name in _fields(kind) if tyro.conf.Positional not in get_args(hints[name])]
+    known, hints = _options(kind), get_type_hints(kind)
     prefix = f"{where}: " if where else "--"
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
@@ -94,8 +112,12 @@ def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
         raise TinyGPTError(f"{prefix}{key}: the number is too large", f"{key}: 1")
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{prefix}{key}: needs one plain value, not {type(value).__name__} {value!r}", f"{key}: 1")
+    if hints[key] is str and not isinstance(value, str):  # of Python; YAML's numbers come as they are written
+        raise TinyGPTError(f"{prefix}{key}: needs text, not the number {value!r}", f"{key} = {str(value)!r}")
     text = str(value)
-    if text.lower() in ("true", "false") and get_type_hints(kind)[key] is not str:  # YAML's true, nanoGPT's True
+    if "\0" in text:
+        raise TinyGPTError(f"{prefix}{key}: has a NUL character in it", f"{key}: text without it")
+    if text.lower() in ("true", "false") and hints[key] is not str:  # YAML's true, nanoGPT's True
         text = text.capitalize()
     return f"--{key}={text}"
 

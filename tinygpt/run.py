@@ -1,11 +1,12 @@
 """A run before its first iteration: where it starts, what it is made of, and what is said about it.
 
-base, config = starting_point(config)         # the checkpoint to go on from, if any
+base, resuming = starting_point(config)       # the checkpoint to start from, if any; config takes what it settles
 run = set_up(config, ...)                     # a Run: dataset, model, optimizers, log, progress
 """
 
 import dataclasses
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__, checkpoint, device, lora
+from tinygpt import __version__, checkpoint, device, lora, suggest
 from tinygpt.adapter import weights_fingerprint
 from tinygpt.config import TrainConfig
 from tinygpt.configfile import to_yaml
@@ -66,10 +67,22 @@ class Run:
         return Path(self.config.out_dir)
 
     @property
+    def width(self) -> int:
+        """Columns of a batch: of the longest example, replayed examples included."""
+        source, block_size = self.dataset.sources["train"], self.config.block_size
+        replayed = self.base_data.sources["train"] if self.base_data and self.config.replay else None
+        longest = replayed.width(block_size) if isinstance(replayed, Examples) else 0
+        return max(source.width(block_size), longest)
+
+    @property
     def tokens_per_iter(self) -> int:
         """Tokens that an iteration reads, padding included."""
-        rows = self.config.batch_size * self.config.gradient_accumulation_steps
-        return rows * self.dataset.sources["train"].width(self.config.block_size)
+        return self.config.batch_size * self.config.gradient_accumulation_steps * self.width
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of the matrix products."""
+        return str(self.compute.dtype).removeprefix("torch.")
 
     def plain_model(self) -> GPT:
         """The model as it is now, with adapters added to its weights: what writes samples."""
@@ -83,27 +96,74 @@ class Run:
         return self.progress.seconds + time.perf_counter() - self.started
 
 
-def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, TrainConfig]:
-    """The checkpoint that `init_from` names, if any, and the configuration with what that checkpoint settles.
-
-    The model's shape always comes from the checkpoint. Resuming also takes every other value from it that the command
-    does not give. Errors: TinyGPTError if the command gives another shape than the checkpoint has.
-    """
+def resumes(config: TrainConfig) -> bool:
+    """Whether `init_from` asks to continue the run in out_dir; `auto` does if there is one."""
     last = Path(config.out_dir) / "last.pt"
-    if config.init_from == "scratch" or (config.init_from == "auto" and not last.exists()):
-        return None, config
-    resume = config.init_from in ("resume", "auto")
-    if config.init_from.startswith("gpt2"):
+    return config.init_from == "resume" or (config.init_from == "auto" and last.exists())
+
+
+def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, bool]:
+    """The checkpoint that `init_from` names, if any, and whether its run is resumed.
+
+    Fills `config` with what the checkpoint settles: always the model's shape; when resuming, every value that the
+    command does not give, device, dtype and origin included. Errors: TinyGPTError for a command that contradicts the
+    checkpoint.
+    """
+    if resumes(config):
+        return resumed(config), True
+    if config.init_from in ("scratch", "auto"):
+        config.init_from = "scratch"
+        return None, False
+    if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
         from tinygpt.pretrained import gpt2_checkpoint
 
         base = gpt2_checkpoint(config.init_from)
     else:
-        base = checkpoint.load(last if resume else config.init_from)
+        checkpoint.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
+        base = checkpoint.load(config.init_from)
+    take_shape(config, base, may_crop=True)
+    return base, False
+
+
+def resumed(config: TrainConfig) -> checkpoint.Checkpoint:
+    """The state that a run was stopped in, with its configuration. Errors: TinyGPTError as `starting_point`'s."""
+    last = Path(config.out_dir) / "last.pt"
+    state = checkpoint.load(last)
+    began = origin(state.config)
+    command, asked = suggest.trained_by(state.config), suggest.trained_by(vars(config))
+    if command != asked:
+        raise TinyGPTError(
+            f"{config.out_dir} holds a run of tinygpt {command}, not of {asked}",
+            suggest.resume(state.config, config.out_dir),
+        )
+    take_shape(config, state, may_crop=False)
+    if "optimizer" not in state.training:
+        raise TinyGPTError(f"{last} has no optimizer state to resume from", f"--init_from={last} --out_dir=out-new")
+    given: set[str] = getattr(config, "given", set())
+    for name in ("optimizer", "lora_rank", "lora_targets"):  # its state cannot be read as another's
+        wanted, has = getattr(config, name), state.config.get(name, getattr(config, name))
+        if name in given and wanted != has:
+            raise TinyGPTError(
+                f"{name} is {wanted} here and {has} in the checkpoint",
+                f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
+            )
+    # not where to write and whom to tell: the file may be a stranger's
+    own = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
+    for field in dataclasses.fields(config):
+        if field.name in state.config and field.name not in own:
+            setattr(config, field.name, state.config[field.name])
+    config.init_from = began
+    return state
+
+
+def take_shape(config: TrainConfig, base: checkpoint.Checkpoint, may_crop: bool) -> None:
+    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another one; only a
+    shorter block_size is possible, where the context may be cropped."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
     given: set[str] = getattr(config, "given", set())
     for name in ARCHITECTURE:
         wanted, has = getattr(config, name), shape[name]
-        crops = name == "block_size" and not resume and wanted < has
+        crops = may_crop and name == "block_size" and wanted < has
         if name in given and wanted != has and not crops:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
@@ -111,25 +171,20 @@ def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, T
             )
         if not crops or name not in given:
             setattr(config, name, has)
-    if resume:
-        if "optimizer" not in base.training:
-            raise TinyGPTError(f"{last} has no optimizer state to go on from", f"--init_from={last}")
-        for name in ("optimizer", "lora_rank", "lora_targets"):  # its state cannot be read as another's
-            wanted, has = getattr(config, name), base.config.get(name, getattr(config, name))
-            if name in given and wanted != has:
-                raise TinyGPTError(
-                    f"{name} is {wanted} here and {has} in the checkpoint",
-                    f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
-                )
-        # not where to write and whom to tell: the file may be a stranger's
-        own = given | {"config", "init_from", "quiet", "out_dir", "wandb_log"}
-        for name, value in base.config.items():
-            if name in {field.name for field in dataclasses.fields(config)} - own:
-                setattr(config, name, value)
-    return base, config
 
 
-def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None) -> GPT:
+def origin(config: dict[str, Any]) -> str:
+    """What a run began from: scratch, a checkpoint's path or a pretrained model's name.
+
+    (Versions before 0.2 noted `resume` itself; those runs count as begun from scratch, fine-tuned ones from `ckpt`.)
+    """
+    began = str(config.get("init_from", "scratch"))
+    return str(config.get("ckpt", "scratch")) if began in ("scratch", "resume", "auto") else began
+
+
+def make_model(
+    config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None, resuming: bool = False
+) -> GPT:
     """A new model from the seed, or that of the checkpoint, grown by the symbols that are new in the dataset.
 
     The dataset then speaks the model's vocabulary. Errors: TinyGPTError when the two vocabularies cannot be one.
@@ -137,13 +192,14 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
     if base is None:
         for name in ("lora_rank", "replay"):
             if getattr(config, name):
-                raise TinyGPTError(f"{name} needs a trained model to start from", "--init_from=out/ckpt.pt")
+                raise TinyGPTError(
+                    f"{name} needs a trained model to start from", "--init_from=out/ckpt.pt --out_dir=out-new"
+                )
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return GPT(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape))
-    resume = config.init_from in ("resume", "auto")
-    known = agree_on_symbols(config, dataset, base, resume)
-    if resume and not dataset.is_of(base.data):
+    known = agree_on_symbols(config, dataset, base, resuming)
+    if resuming and not dataset.is_of(base.data):
         raise TinyGPTError(
             f"dataset {dataset.name!r} has been prepared from other text since {config.out_dir}/last.pt was written",
             f"prepare the old text again, or start a new run on the new one from these weights: "
@@ -151,7 +207,7 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
         )
     base.model_args["dropout"] = config.dropout
     adapter = lora.LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    if resume and config.lora_rank:
+    if resuming and config.lora_rank:
         return base.build_adapted(adapter)
     model = base.build_model()
     if config.block_size < model.config.block_size:
@@ -165,7 +221,7 @@ def make_model(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoin
     return model
 
 
-def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint, resume: bool) -> int:
+def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint, resuming: bool) -> int:
     """Let the dataset speak the checkpoint's vocabulary, to whose end new characters are added; returns how many
     symbols the checkpoint knows. Errors: TinyGPTError when there is no such vocabulary."""
     if base.tokenizer is None:  # nanoGPT's
@@ -173,7 +229,7 @@ def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Che
         return dataset.tokenizer.vocab_size
     own, fresh = tokenizer_from_dict(base.tokenizer, config.init_from), dataset.fingerprint
     both = own
-    if not resume and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
+    if not resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
         both = own.grown(dataset.tokenizer.symbols)
     if not dataset.speak(both):
         raise TinyGPTError(
@@ -186,9 +242,11 @@ def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Che
     return own.vocab_size
 
 
-def base_dataset(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None) -> Dataset | None:
+def base_dataset(
+    config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None, resuming: bool
+) -> Dataset | None:
     """What the base model was trained on, if it is prepared here. Errors: TinyGPTError if replay needs it."""
-    if base is not None and not config.base_dataset and config.init_from not in ("resume", "auto"):
+    if base is not None and not config.base_dataset and not resuming:
         config.base_dataset = str(base.config.get("dataset", ""))
     if not config.base_dataset:
         if config.replay:
@@ -201,6 +259,8 @@ def base_dataset(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpo
             raise
         return None
     if found.speak(dataset.tokenizer):
+        if config.replay:
+            found.require(config.block_size)
         return found
     if config.replay:
         raise TinyGPTError(
@@ -237,6 +297,8 @@ def set_up(
     dataset: Dataset,
     model: GPT,
     base: checkpoint.Checkpoint | None,
+    resuming: bool = False,
+    base_data: Dataset | None = None,
 ) -> Run:
     """Model, optimizer and log on their device, with the checkpoint's state if resuming; shows what was chosen."""
     torch.backends.cuda.matmul.allow_tf32 = True  # where float32 products remain
@@ -245,17 +307,16 @@ def set_up(
     mixed = MixedPrecision(model.to(compute.device), compute.dtype).train()
     optimizer = Optimizer(mixed, config)
     progress = Progress()
-    if base is not None and config.init_from in ("resume", "auto"):
+    if base is not None and resuming:
         progress = Progress(**base.training["progress"])
         optimizer.load_state_dict(base.training["optimizer"])
-    columns = dataset.sources["train"].width(config.block_size)
-    example = torch.zeros((config.batch_size, columns), dtype=torch.long, device=compute.device)
-    forward, compiled = device.compile_model(mixed, config.compile, compute, example)
-    if ranks.count > 1:
-        forward = nn.parallel.DistributedDataParallel(forward)
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
-    run = Run(config, dataset, model, mixed, forward, optimizer, compute, ranks, log, progress)
-    if base is not None and config.init_from in ("resume", "auto"):
+    run = Run(config, dataset, model, mixed, mixed, optimizer, compute, ranks, log, progress, base_data=base_data)
+    example = torch.zeros((config.batch_size, run.width), dtype=torch.long, device=compute.device)
+    run.forward, compiled = device.compile_model(mixed, config.compile, compute, example)
+    if ranks.count > 1:
+        run.forward = nn.parallel.DistributedDataParallel(run.forward)
+    if base is not None and resuming:
         run.saved_at = progress.step
         run.base_fingerprint = str(base.training.get("base", ""))
     elif base is not None and config.lora_rank:
@@ -268,6 +329,9 @@ def set_up(
     if config.wandb_log and ranks.is_main:
         log.start_wandb(config)
     show_start(run, compiled)
+    earlier = base.training.get("dtype", "") if base is not None and resuming else ""
+    if earlier and earlier != run.dtype:
+        log.say(f"note: this run computed in {earlier} so far; from here on in {run.dtype}", always=True)
     return run
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing, writing
+from tinygpt.files import AGAIN, replacing, strict_json, writing
 
 
 class RunLog:
@@ -26,6 +27,7 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self.wandb: Any = None
+        self.then = AGAIN  # what to do when the disk was full and there is space again
 
     def open(self, step: int, evaluated_at: int) -> None:
         """Start the file, or on resuming keep the lines that the state before iteration `step` knows of.
@@ -39,9 +41,9 @@ class RunLog:
         elif self.path.exists():
             lines = self.path.read_bytes().splitlines()
             kept = [line for line in lines if _is_known(line, step, evaluated_at)]
-            with replacing(self.path) as file:
+            with replacing(self.path, self.then) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
-        with writing(self.path):
+        with writing(self.path, self.then):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
     def start_wandb(self, config: Any) -> None:
@@ -59,17 +61,23 @@ class RunLog:
             self._bar.set_postfix(shown, refresh=False)
 
     def say(self, text: str, always: bool = False) -> None:
-        """A line for people, above the bar; with --quiet only those that matter always."""
+        """A line for people, above the bar; with --quiet only those that matter always. No run ends because nobody can
+        read it: when standard output takes no more, it goes on in silence."""
         if self.active and (always or not self.quiet):
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:
+                if broken := terminal.failure():
+                    print(f"note: standard output: {broken.strerror}; the run goes on without it", file=sys.stderr)
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
         """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""
         if self._file is None:
             return
-        line = (json.dumps({"kind": kind, "step": step, "seconds": round(seconds, 3), **values}) + "\n").encode()
-        with writing(self.path):
+        entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
+        line = (strict_json(entry) + "\n").encode()
+        with writing(self.path, self.then):
             while line:  # on a full disk a write is short, and the next one says so
                 line = line[self._file.write(line) :]
         if self.wandb and kind != "sample":

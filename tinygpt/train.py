@@ -8,14 +8,14 @@ and started again with --init_from=resume ends in the same weights, bit for bit,
 import contextlib
 import dataclasses
 import math
-import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tinygpt import checkpoint, device, distributed
+from tinygpt import checkpoint, device, distributed, suggest
 from tinygpt.adapter import save_adapter
 from tinygpt.config import TrainConfig
 from tinygpt.data import Dataset, Examples
@@ -42,36 +42,41 @@ class Observer:
 
 def train(config: TrainConfig, observer: Observer | None = None) -> int:
     """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
+    base, resuming = starting_point(config)  # first: a resumed run keeps its device and dtype
     compute = device.choose(distributed.device_name(config.device), config.dtype)
     try:
-        return prepare_and_loop(config, compute, observer or Observer())
+        return prepare_and_loop(config, compute, base, resuming, observer or Observer())
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
         raise out_of_memory(config, compute) from None
 
 
-def prepare_and_loop(config: TrainConfig, compute: device.Compute, observer: Observer) -> int:
+def prepare_and_loop(
+    config: TrainConfig,
+    compute: device.Compute,
+    base: checkpoint.Checkpoint | None,
+    resuming: bool,
+    observer: Observer,
+) -> int:
     """Everything a user can get wrong is found out before a file is written; then the loop."""
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(distributed.processes(config.backend, compute.device))
-        base, config = starting_point(config)
         dataset = Dataset(config.data_dir, config.dataset)
         dataset.require(config.block_size)
         check_processes(config, ranks)
         for name in ("ckpt.pt", "last.pt", "adapter.pt"):
             refuse_link(Path(config.out_dir) / name)
-        model = make_model(config, dataset, base)
-        base_data = base_dataset(config, dataset, base)
+        model = make_model(config, dataset, base, resuming)
+        base_data = base_dataset(config, dataset, base, resuming)
         if config.wandb_log:
             import_wandb()
         if ranks.is_main and not config.eval_only:
             stack.enter_context(folder_lock(Path(config.out_dir), "run"))
         ranks.wait()
         stop = stack.enter_context(StopSignal())
-        run = set_up(config, compute, ranks, dataset, model, base)
+        run = set_up(config, compute, ranks, dataset, model, base, resuming, base_data)
         stack.callback(run.log.close)
-        run.base_data = base_data
         if config.eval_only:
             return loop(run, stop)
         observer.before(run)
@@ -88,14 +93,15 @@ def prepare_and_loop(config: TrainConfig, compute: device.Compute, observer: Obs
 def loop(run: Run, stop: "StopSignal") -> int:
     """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
     config, progress = run.config, run.progress
-    first, marked, speed = progress.step, time.perf_counter(), 0.0
+    first, pace = progress.step, Pace()
     run.log.start_bar(first, config.max_iters)
     while True:
         if evaluation_due(run):
             evaluate_and_save(run)
-            marked = time.perf_counter()
+            pace.restart()
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
+            pace.restart()
         if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
             break
 
@@ -103,11 +109,10 @@ def loop(run: Run, stop: "StopSignal") -> int:
         run.optimizer.set_learning_rate(rate)
         loss, grad_norm = training_step(run)
         progress.step += 1
+        pace.count(run.tokens_per_iter)
 
         if (progress.step - 1) % config.log_interval == 0:
-            now = time.perf_counter()
-            speed = run.tokens_per_iter * config.log_interval / (now - marked)
-            marked = now
+            pace.measure()
             run.log.metric(
                 "train",
                 progress.step - 1,
@@ -115,18 +120,40 @@ def loop(run: Run, stop: "StopSignal") -> int:
                 loss=loss,
                 lr=rate,
                 grad_norm=grad_norm,
-                tokens_per_second=round(speed),
+                tokens_per_second=round(pace.tokens_per_second),
             )
-        run.log.advance(loss=f"{loss:.3f}", tokens=f"{speed / 1000:.0f}k/s")
+        run.log.advance(loss=f"{loss:.3f}", tokens=f"{pace.tokens_per_second / 1000:.0f}k/s")
         announce_speed(run, done=progress.step - first)
         if stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
                 f"stopped by a signal after iteration {progress.step:,}; {run.out}/last.pt has it all", always=True
             )
-            run.log.say("next: the same command with --init_from=resume", always=True)
+            run.log.say(f"next: {resume_command(run)}", always=True)
             return stop.status
     return 0
+
+
+class Pace:
+    """Training speed: tokens per second over the iterations since the last measurement, evaluations and saves left out.
+
+    `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.tokens_per_second = clock, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.tokens, self.since = 0, self.clock()
+
+    def count(self, tokens: int) -> None:
+        self.tokens += tokens
+
+    def measure(self) -> None:
+        tokens, since = self.tokens, self.since
+        self.restart()
+        self.tokens_per_second = tokens / max(self.since - since, 1e-9)
 
 
 def training_step(run: Run) -> tuple[float, float]:
@@ -135,13 +162,13 @@ def training_step(run: Run) -> tuple[float, float]:
     Errors: TinyGPTError, before the update, when the loss or the gradient is not finite.
     """
     config, step = run.config, run.progress.step
-    x, y = batch(run, step)  # (micro_steps, rows, T)
+    x, y, weights = batch(run, step)  # (micro_steps, rows, T), and (micro_steps,)
     loss = torch.zeros((), device=run.compute.device)
     for micro_step in range(len(x)):
         last = micro_step == len(x) - 1
         seed_dropout(config, step, micro_step, run.ranks.rank)
         with contextlib.nullcontext() if last or run.ranks.count == 1 else run.forward.no_sync():
-            micro_loss = run.forward(x[micro_step], y[micro_step])[1] / len(x)
+            micro_loss = run.forward(x[micro_step], y[micro_step])[1] * weights[micro_step]
             run.optimizer.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     norm = run.optimizer.clip().item()
@@ -152,24 +179,39 @@ def training_step(run: Run) -> tuple[float, float]:
     return mean_loss, norm
 
 
-def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T)."""
-    config, source = run.config, run.dataset.sources["train"]
+def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and the
+    weight of each micro-step's mean loss.
+
+    The weights make the loss the mean over all targets of the global batch, however it is cut into micro-steps and
+    shared among processes: a micro-step's targets by all targets, times the number of processes, whose gradients
+    DistributedDataParallel averages.
+    """
+    config, ranks = run.config, run.ranks
     rows = config.batch_size * config.gradient_accumulation_steps
+    x, y = global_batch(run, step, rows)
+    total = int(np.count_nonzero(y >= 0))
+    share = slice(ranks.rank * rows // ranks.count, (ranks.rank + 1) * rows // ranks.count)
+    block = np.stack((x[share], y[share])).reshape(2, micro_steps(config, ranks), -1, x.shape[1])
+    weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in block[1]]
+    inputs, targets = device.move(torch.from_numpy(block), run.compute.device)
+    return inputs, targets, weights
+
+
+def global_batch(run: Run, step: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of all processes together, int64 (rows, T), with replayed rows spread evenly among them."""
+    config, source, width = run.config, run.dataset.sources["train"], run.width
     replayed = replayed_rows(config.replay, rows, step)
-    parts = [source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), config.block_size)]
-    if replayed and run.base_data:  # of the base model's own text, as wide as the examples
-        old, width = run.base_data.sources["train"], source.width(config.block_size)
-        parts.append(old.rows(old.draw(config.seed, step, width, replayed, REPLAY), width))
-    x, y = (np.concatenate(halves) for halves in zip(*parts, strict=True))
-    share = slice(run.ranks.rank * rows // run.ranks.count, (run.ranks.rank + 1) * rows // run.ranks.count)
-    block = torch.from_numpy(np.stack((x[share], y[share])))
-    if run.compute.device.type == "cuda":
-        block = block.pin_memory().to(run.compute.device, non_blocking=True)
-    else:
-        block = block.to(run.compute.device)
-    inputs, targets = block.view(2, micro_steps(config, run.ranks), -1, x.shape[1])
-    return inputs, targets
+    new = source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), width)
+    if not replayed or not run.base_data:
+        return new
+    base = run.base_data.sources["train"]
+    old = base.rows(base.draw(config.seed, step, width, replayed, REPLAY), width)
+    is_old = np.zeros(rows, dtype=bool)
+    is_old[np.arange(replayed) * rows // replayed] = True
+    order = np.argsort(np.argsort(is_old, kind="stable"), kind="stable")  # of the new rows with the old ones behind
+    x, y = (np.concatenate(halves)[order] for halves in zip(new, old, strict=True))
+    return x, y
 
 
 def replayed_rows(share: float, rows: int, step: int) -> int:
@@ -221,7 +263,7 @@ def evaluate_and_save(run: Run) -> None:
     if best or config.always_save_checkpoint:
         save(run, "ckpt.pt")
         if config.lora_rank and run.ranks.is_main:
-            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint)
+            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint, run.log.then)
     save(run, "last.pt")
 
 
@@ -229,11 +271,15 @@ def save(run: Run, name: str) -> None:
     """Write the whole state, as it is before iteration `progress.step`. Errors: weights that are not finite."""
     if not run.mixed.flat.isfinite().all():
         raise not_finite(run, math.nan, 0.0)
+    if run.ranks.is_main:
+        checkpoint.save(run.out / name, state_of(run), run.log.then)
     if name == "last.pt":
         run.saved_at = run.progress.step
-    if not run.ranks.is_main:
-        return
-    checkpoint.save(run.out / name, state_of(run))
+        run.log.then = f"resume: {resume_command(run)}"
+
+
+def resume_command(run: Run) -> str:
+    return suggest.resume(vars(run.config), run.out, processes=run.ranks.count)
 
 
 def state_of(run: Run) -> checkpoint.Checkpoint:
@@ -250,6 +296,7 @@ def state_of(run: Run) -> checkpoint.Checkpoint:
         training={
             "progress": dataclasses.asdict(progress),
             "optimizer": run.optimizer.state_dict(),
+            "dtype": run.dtype,
             "base": run.base_fingerprint,
         },
     )
@@ -291,12 +338,16 @@ def finish(run: Run) -> None:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
             run.log.say(line, always=True)
-    following, source = f"sample --ckpt {run.out}/ckpt.pt", run.dataset.sources["val"]
+    run.log.say(f"\nnext: {following(run)}", always=True)
+
+
+def following(run: Run) -> str:
+    """The command to try after training: measure a labelled task, ask a model of pairs, sample from any other."""
+    source = run.dataset.sources["val"]
     if run.dataset.labels:
-        following = f"eval --ckpt {run.out}/ckpt.pt --task {run.dataset.name}"
-    elif isinstance(source, Examples):  # a model of pairs answers prompts
-        following += f" --start {shlex.quote(source.texts(run.dataset.tokenizer)[0][0])}"
-    run.log.say(f"\nnext: tinygpt {following}", always=True)
+        return suggest.measure(vars(run.config), run.out)
+    prompt = source.texts(run.dataset.tokenizer)[0][0] if isinstance(source, Examples) else None
+    return suggest.sample(f"{run.out}/ckpt.pt", prompt)
 
 
 def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> None:

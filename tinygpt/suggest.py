@@ -1,0 +1,42 @@
+"""The commands that tinygpt suggests, quoted for a POSIX shell. A test collects them from real output and runs them.
+
+suggest.command("sample", "--ckpt", "my runs/ckpt.pt")     # tinygpt sample --ckpt 'my runs/ckpt.pt'
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+
+def command(name: str, *arguments: str | Path) -> str:
+    """`tinygpt NAME ARGUMENTS`."""
+    return shlex.join(["tinygpt", name, *map(str, arguments)])
+
+
+def trained_by(config: dict[str, Any]) -> str:
+    """The command that made a run with this configuration: finetune or train."""
+    return "finetune" if "ckpt" in config else "train"
+
+
+def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
+    """Continue the run in the folder `out`, in as many processes as before."""
+    again = command(trained_by(config), "--init_from=resume", f"--out_dir={out}", *more)
+    if processes > 1:
+        return f"torchrun --nproc_per_node={processes} -m {again}"
+    return again
+
+
+def sample(path: str | Path, prompt: str | None = None) -> str:
+    """Write text with a checkpoint; `prompt` for a model that answers prompts."""
+    return command("sample", "--ckpt", path, *([] if prompt is None else ["--start", prompt]))
+
+
+def measure(config: dict[str, Any], out: str | Path) -> str:
+    """Evaluate the best model of the run in the folder `out`."""
+    return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir(config))
+
+
+def data_dir(config: dict[str, Any]) -> list[str]:
+    """The flag for a data_dir that is not the default one."""
+    folder = str(config.get("data_dir") or "data")
+    return [] if folder == "data" else [f"--data_dir={folder}"]
