@@ -184,18 +184,20 @@ def check_resume(config: CheckConfig) -> int:
 
 
 def kill_at(command: list[str], out: Path, step: int) -> bool:
-    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) when its metrics show iteration `step`; whether
-    it was killed before its end."""
-    killed = False
+    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) when its metrics show iteration `step`.
+
+    Returns whether that cut it short: whether the last checkpoint is from before the last iteration.
+    """
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             metrics = out / "metrics.jsonl"
             if metrics.exists() and any(e["kind"] == "train" and e["step"] >= step for e in read_metrics(out)):
                 process.kill()
-                killed = process.wait() != 0
+                process.wait()
                 print(f"killed after iteration {step}")
             time.sleep(0.005)
-    return killed
+    last = out / "last.pt"
+    return process.returncode != 0 and (not last.exists() or load(last).step < load(last).config["max_iters"])
 
 
 def weights_hash(state: Checkpoint) -> str:

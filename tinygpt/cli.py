@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         hint = f"\n  try: {error.hint}" if error.hint else ""
-        print(f"error: {error.message}{hint}", file=sys.stderr)
+        terminal.complain(f"error: {error.message}{hint}")
         return error.status
     except KeyboardInterrupt:
         return 130
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if isinstance(broken, BrokenPipeError):  # the reader, `head` for example, has left
             return 141
-        print(f"error: standard output: {broken.strerror}", file=sys.stderr)
+        terminal.complain(f"error: standard output: {broken.strerror}")
         return 1
 
 

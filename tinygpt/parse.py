@@ -140,7 +140,7 @@ def _tyro(kind: type[ConfigType], args: list[str], prog: str) -> ConfigType:
 def _problems(config: Any) -> Iterator[str]:
     """Everything that is wrong with the values taken together, each as one phrase."""
     at_least_one = "batch_size block_size gradient_accumulation_steps n_layer n_head n_embd eval_interval log_interval"
-    for name in f"{at_least_one} num_samples".split():
+    for name in f"{at_least_one} num_samples iterations".split():
         if getattr(config, name, 1) < 1:
             yield f"{name} is {getattr(config, name)}, it must be at least 1"
         if getattr(config, name, 1) > 2**53:

@@ -69,7 +69,7 @@ class RunLog:
                 sys.stdout.flush()
             except OSError:
                 if broken := terminal.failure():
-                    print(f"note: standard output: {broken.strerror}; the run goes on without it", file=sys.stderr)
+                    terminal.complain(f"note: standard output: {broken.strerror}; the run goes on without it")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
         """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""

@@ -20,12 +20,20 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def failure() -> OSError | None:
-    """Why standard output takes no more, if it does not; what was not written is dropped, and all that follows."""
+def failure(name: str = "stdout") -> OSError | None:
+    """Why a standard stream takes no more, if it does not; what was not written is dropped, and all that follows."""
+    stream = getattr(sys, name)
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return error
     return None
+
+
+def complain(text: str) -> None:
+    """A line on standard error, if that can be written to."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+    failure("stderr")

@@ -1,0 +1,166 @@
+"""What differs between platforms is behind one function each; both of its answers are tried here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_TRAIN, cli_here
+from test_train import work  # noqa: F401 (a fixture)
+
+from tinygpt import device, distributed, optim
+from tinygpt.checkpoint import load
+from tinygpt.runlog import read_metrics
+
+# ---- MPS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scales", [True, False], ids=["in the kernel", "before it"])
+def test_gradient_clipping_works_where_fused_adamw_ignores_grad_scale(
+    scales: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch's own AdamW on a clipped gradient; the kernel that ignores `grad_scale` is simulated."""
+    kernel = optim.adamw
+
+    def mps_kernel(*args: object, grad_scale: torch.Tensor | None, **options: object) -> None:
+        kernel(*args, grad_scale=grad_scale if scales else None, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(optim, "adamw", mps_kernel)
+    monkeypatch.setattr(optim, "adamw_scales_gradients", lambda _: scales)
+    weights, gradient = torch.randn(50), 7 * torch.randn(50)
+    parameter = torch.nn.Parameter(weights.clone())
+    parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+    reference = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
+    ours = optim.AdamW([weights], [0.1], (0.9, 0.95))
+    for scale in (1.0, 0.2):  # the second step shows the moments, which a first step of Adam hides
+        parameter.grad = scale * gradient
+        torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        reference.step()
+        ours.step([scale * gradient], 0.1, (scale * gradient).norm().clamp(min=1.0))
+    torch.testing.assert_close(weights, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_which_devices_scale_gradients_and_have_float64() -> None:
+    for name, has in (("cpu", True), ("cuda", True), ("mps", False)):
+        assert device.has_float64(torch.device(name)) is has
+        assert device.adamw_scales_gradients(torch.device(name)) is has
+
+
+def test_sums_over_processes_go_through_the_cpu_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
+    ranks = distributed.Processes(0, 0, 2)
+    monkeypatch.setattr(distributed, "has_float64", lambda _: False)
+    assert ranks.sum([1.0, 2.0], torch.device("meta")) == [1.0, 2.0]
+    monkeypatch.setattr(distributed, "has_float64", lambda _: True)
+    assert ranks.sum([1.0, 2.0], torch.device("cpu")) == [1.0, 2.0]
+    assert seen == ["cpu", "cpu"]
+
+
+# ---- GPUs without bfloat16 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "dtype"),
+    [((7, 5), None, torch.float16), ((7, 0), None, torch.float16), ((8, 0), None, torch.bfloat16),
+     ((9, 0), None, torch.bfloat16), ((9, 0), "6.2", torch.bfloat16)],
+    ids=["T4", "V100", "A100", "H100", "AMD"],
+)  # fmt: skip
+def test_bfloat16_is_chosen_only_where_the_named_gpu_multiplies_it(
+    capability: tuple[int, int], hip: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def of(gpu: torch.device) -> tuple[int, int]:
+        asked.append(gpu)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # which counts emulation
+    monkeypatch.setattr(torch.cuda, "get_device_capability", of)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert device.choose("cuda:1", "auto").dtype is dtype
+    assert hip or asked == [torch.device("cuda:1")]
+
+
+# ---- glibc ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [(1 << 40, {-3: 1 << 30, -1: 1 << 30}), (32 << 20, {-3: 32 << 20, -1: 1 << 30}), (0, {})],
+    ids=["new", "thresholds up to 32 MB", "refuses every threshold"],
+)
+def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, expected: dict[int, int]) -> None:
+    """Alone it would freeze the mmap threshold at 128 KB, and every step would be slower than without either."""
+    taken: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if parameter == -3 and value > largest:
+            return 0
+        taken[parameter] = value
+        return 1
+
+    device.keep_freed_memory(mallopt)
+    assert taken == expected and list(taken) == list(expected)
+
+
+# ---- Windows, by reading -------------------------------------------------------------------------------------------
+
+
+def test_no_code_needs_a_signal_that_windows_lacks() -> None:
+    for path in Path(device.__file__).parent.rglob("*.py"):
+        assert "SIGKILL" not in path.read_text(encoding="utf-8").replace("(SIGKILL;", "")
+
+
+# ---- output that cannot be shown -----------------------------------------------------------------------------------
+
+
+def shell(folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    tinygpt = f'"{sys.executable}" -m tinygpt'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | environment
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    return subprocess.run(
+        ["bash", "-c", command.replace("tinygpt", tinygpt, 1)], cwd=folder, env=environment, capture_output=True
+    )
+
+
+OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
+    "cp1252": ("", {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}),
+    "ascii": ("", {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}),
+    "closed": (">&-", {}),
+    "all closed": (">&- 2>&- <&-", {}),
+    "full": ("> /dev/full", {}),
+    "both full": ("> /dev/full 2>&1", {}),
+    "a reader that leaves": ("| head -n 1", {}),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_output_that_cannot_be_shown_costs_no_run(work: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
+    """The run ends as it would have, with samples of characters that few encodings have."""
+    (tmp_path / "greek.txt").write_text("μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n" * 30, encoding="utf-8")
+    folder = tmp_path / "greek"
+    folder.mkdir()
+    assert cli_here("prepare", "tiny", "--input=../greek.txt", cwd=folder).status == 0
+    redirect, environment = OUTPUTS[name]
+    flags = " ".join([*TINY_TRAIN, "--sample_interval=10"])
+    done = shell(folder, f"set -o pipefail; tinygpt {flags} {redirect}", **environment)
+    assert done.returncode == 0, done
+    assert load(folder / "out/last.pt").step == 20
+    assert [e["step"] for e in read_metrics(folder / "out") if e["kind"] == "sample"] == [0, 10, 20]
+    assert b"Traceback" not in done.stdout + done.stderr and b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+def test_a_command_that_only_prints_says_why_it_cannot(tiny_run: Path) -> None:
+    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full")
+    assert done.returncode == 1 and done.stderr == b"error: standard output: No space left on device\n", done
+    assert shell(tiny_run, "tinygpt sample --max_new_tokens=20 >&-").returncode == 0
+    done = shell(tiny_run, "set -o pipefail; tinygpt sample --max_new_tokens=90000 | head -c 10")
+    assert done.returncode == 141 and not done.stderr, done

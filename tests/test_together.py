@@ -1,0 +1,343 @@
+"""Where features meet, through the command line: resumed, fine-tuned, replayed, padded, merged. Each test is named
+after a promise; scripts/matrix.py tries the combinations."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY_TRAIN, cli, cli_here, listing
+from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
+from test_pairs import json_lines
+
+from tinygpt.checkpoint import load
+from tinygpt.runlog import read_metrics
+
+SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2", "--quiet"]
+
+
+@pytest.fixture
+def work(tuned: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """data/tiny (text), data/colours (pairs), out/ (a base), out-finetune/, out-lora/."""
+    return Path(shutil.copytree(tuned, tmp_path / "work"))
+
+
+def ok(folder: Path, *args: str) -> str:
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 0, (args, result.out, result.err)
+    return result.out
+
+
+def refused(folder: Path, *args: str) -> str:
+    """The message of a mistake, after which nothing has changed."""
+    before = listing(folder)
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
+    assert listing(folder) == before
+    return result.err
+
+
+def settings(run: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((run / "config.yaml").read_text()))
+
+
+# ---- resuming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resuming_keeps_device_dtype_and_compile(work: Path, dtype: str) -> None:
+    ok(work, *TINY_TRAIN, f"--dtype={dtype}", "--out_dir=run")
+    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=22")
+    assert f", {dtype}: as asked" in said
+    assert {key: settings(work / "run")[key] for key in ("device", "dtype", "compile")} == {
+        "device": "cpu",
+        "dtype": dtype,
+        "compile": "False",
+    }
+    assert dtype in (work / "run/config.yaml").read_text().partition("\n")[0]
+    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32")
+    assert ("computed in bfloat16 so far; from here on in float32" in said) == (dtype == "bfloat16")
+
+
+def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
+    """config.yaml says what a run began from, so that it can be made again elsewhere."""
+    starts = {"scratch": [*TINY_TRAIN], "out/ckpt.pt": [*TINY_TRAIN, "--init_from=out/ckpt.pt"]}
+    for index, (origin, command) in enumerate(starts.items()):
+        ok(work, *command, f"--out_dir=run{index}")
+        for mode in ("resume", "auto"):
+            ok(work, "train", f"--init_from={mode}", f"--out_dir=run{index}", "--max_iters=25")
+            assert settings(work / f"run{index}")["init_from"] == origin
+        ok(work, "train", f"run{index}/config.yaml", "--out_dir=elsewhere")  # which has no last.pt
+        shutil.rmtree(work / "elsewhere")
+    ok(work, *TINY_TRAIN, "--init_from=auto", "--out_dir=fresh")
+    assert settings(work / "fresh")["init_from"] == "scratch"
+    ok(work, "finetune", "--init_from=resume", "--out_dir=out-finetune", "--max_iters=42")
+    assert {settings(work / "out-finetune")[key] for key in ("init_from", "ckpt")} == {"out/ckpt.pt"}
+
+
+def test_a_config_of_an_older_version_that_says_resume_is_scratch(work: Path) -> None:
+    state = torch.load(work / "out/last.pt", weights_only=True)
+    state["config"]["init_from"] = "resume"
+    from tinygpt.checkpoint import write
+
+    write(work / "out/last.pt", state)
+    ok(work, "train", "--init_from=resume", "--max_iters=21")
+    assert settings(work / "out")["init_from"] == "scratch"
+
+
+def test_resuming_takes_the_command_that_began_the_run(work: Path) -> None:
+    """`train` would forget the base model of a fine-tuning run."""
+    said = refused(work, "train", "--init_from=resume", "--out_dir=out-finetune")
+    assert "tinygpt finetune --init_from=resume --out_dir=out-finetune" in said
+    said = refused(work, "finetune", "--init_from=resume", "--out_dir=out")
+    assert "tinygpt train --init_from=resume --out_dir=out" in said
+
+
+def test_a_fine_tuned_run_in_out_can_be_resumed(work: Path) -> None:
+    shutil.move(work / "out", work / "base")
+    ok(work, "finetune", *FLAGS, "--ckpt=base/ckpt.pt", "--out_dir=out")
+    ok(work, "finetune", "--init_from=resume", "--out_dir=out", "--max_iters=44")
+    assert load(work / "out/last.pt").step == 44 and settings(work / "out")["ckpt"] == "base/ckpt.pt"
+
+
+def test_the_base_model_named_in_the_command_wins(work: Path) -> None:
+    """Not the one that an earlier run's config.yaml notes as its start."""
+    ok(work, *TINY_TRAIN, "--seed=99", "--out_dir=other")
+    again = ("finetune", "out-lora/config.yaml", "--ckpt", "other/ckpt.pt", "--out_dir=new", "--max_iters=2")
+    ok(work, *again)
+    weights = [load(work / run).model["transformer.h.0.attn.c_attn.weight"] for run in ("other", "new")]
+    assert torch.equal(*weights)  # which LoRA leaves as they are
+    assert settings(work / "new")["ckpt"] == settings(work / "new")["init_from"] == "other/ckpt.pt"
+    ok(work, "finetune", *FLAGS[1:], "--init_from=other/ckpt.pt", "--out_dir=newer", "--max_iters=2")
+    assert settings(work / "newer")["ckpt"] == "other/ckpt.pt"
+    said = refused(work, "finetune", *FLAGS, "--init_from=other/ckpt.pt", "--out_dir=newest")
+    assert "two base models" in said
+
+
+def test_a_path_that_begins_like_a_pretrained_model_is_a_path(work: Path) -> None:
+    shutil.copytree(work / "out", work / "gpt2_run")
+    shutil.copytree(work / "out", work / "gpt2")
+    for start in ("gpt2_run/ckpt.pt", "gpt2"):
+        ok(work, *TINY_TRAIN, f"--init_from={start}", "--out_dir=run", "--max_iters=1")
+    assert "no such model" in refused(work, *TINY_TRAIN, "--init_from=gpt2-huge", "--out_dir=new")
+
+
+# ---- what may not be overwritten -----------------------------------------------------------------------------------
+
+
+def test_the_base_model_is_never_overwritten(work: Path) -> None:
+    both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
+    for args in (
+        ["merge", *both, "--out_dir=out"],
+        ["merge", "--ckpt=out", "--adapter=out-lora", "--out_dir=./out/"],
+        ["merge", *both, "--out_dir=out-lora"],
+        ["finetune", *FLAGS, "--out_dir=out"],
+        [*TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=out"],
+    ):
+        said = refused(work, *args)
+        assert "would be overwritten" in said
+        ok(work, *args, re.findall(r"--out_dir=\S+", said)[-1], *SHORT * (args[0] != "merge"))
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------------
+
+
+def losses(folder: Path, *flags: str) -> list[tuple[float, float]]:
+    ok(folder, "finetune", *FLAGS, "--max_iters=3", "--dropout=0", "--eval_iters=1", "--out_dir=run", *flags)
+    lines = [(e["loss"], e["grad_norm"]) for e in read_metrics(folder / "run") if e["kind"] == "train"]
+    shutil.rmtree(folder / "run")
+    return lines
+
+
+@pytest.mark.parametrize("replay", ["0", "0.4"])
+def test_accumulated_pairs_have_the_gradient_of_the_whole_batch(work: Path, replay: str) -> None:
+    """Responses differ in length, so a mean over micro-steps of their means would be another loss; replayed rows of
+    plain text have many more targets."""
+    flags = [f"--replay={replay}"]
+    whole = losses(work, *flags, "--batch_size=16", "--gradient_accumulation_steps=1")
+    for rows, steps in ((4, 4), (1, 16)):
+        cut = losses(work, *flags, f"--batch_size={rows}", f"--gradient_accumulation_steps={steps}")
+        for one, other in zip(whole, cut, strict=True):
+            assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_replay_of_pairs_into_longer_and_into_shorter_pairs(work: Path) -> None:
+    """The base's examples may be wider than the new ones, or narrower; and an iteration may be all replay."""
+    for name, length in (("short", 1), ("long", 5)):
+        json_lines(work, [{"prompt": f"{n:03}", "response": "ab"[n % 2] * length} for n in range(90)], f"{name}.jsonl")
+        ok(work, "prepare", name, f"--input={name}.jsonl", "--format=pairs")
+    flags = [*FLAGS[1:], "--eval_iters=1", "--max_iters=4"]
+    for old, new in (("short", "long"), ("long", "short")):
+        ok(work, "finetune", *flags, "--ckpt=out", f"--dataset={old}", f"--out_dir=base-{old}")
+        ok(work, "finetune", *flags, f"--ckpt=base-{old}", f"--dataset={new}", f"--out_dir=to-{new}", "--replay=0.5")
+    one_row = ["--batch_size=1", "--replay=0.5", "--out_dir=one-row"]
+    ok(work, "finetune", *flags, "--ckpt=base-short", "--dataset=long", *one_row)
+
+
+def test_replayed_rows_are_spread_over_the_processes(tiny_data: Path) -> None:
+    from types import SimpleNamespace
+
+    from tinygpt.config import TrainConfig
+    from tinygpt.data import Dataset
+    from tinygpt.distributed import Processes
+    from tinygpt.train import global_batch
+
+    config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8, replay=0.25)
+    new, old = (Dataset(str(tiny_data / "data"), "tiny") for _ in range(2))
+    old.sources["train"].tokens = old.splits["train"] * 0  # type: ignore[union-attr]
+    run: Any = SimpleNamespace(config=config, dataset=new, base_data=old, width=8, ranks=Processes(0, 0, 4))
+    x, _ = global_batch(run, 0, 16)
+    is_old = (x == 0).all(1)
+    assert is_old.reshape(4, 4).sum(1).tolist() == [1, 1, 1, 1]
+
+
+# ---- adapters, vocabularies ----------------------------------------------------------------------------------------
+
+
+def test_base_and_adapter_are_the_runs_model_with_a_padded_vocabulary(work: Path) -> None:
+    """GPT-2's 50,257 tokens are padded to 50,304 rows: nothing grows, and the padding stays what it was."""
+    ok(work, "prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2")
+    small = [*TINY_TRAIN, "--dataset=bpe", "--n_embd=8", *SHORT, "--max_iters=2"]
+    ok(work, *small, "--out_dir=base")
+    ok(work, *small, "--init_from=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora", "--max_iters=10")
+    ok(work, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
+    models = (["--ckpt=lora"], ["--ckpt=base", "--adapter=lora"], ["--ckpt=merged"])
+    found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json"))["loss"] for model in models]
+    assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
+
+
+def test_check_says_good_of_a_fine_tuned_run(work: Path) -> None:
+    """Its vocabulary is the base's and the new characters, more than its dataset's."""
+    for run in ("out-finetune", "out-lora"):
+        said = ok(work, "check", run)
+        assert "BAD" not in said and "the one it was trained on" in said
+        assert f"tinygpt finetune --init_from=resume --out_dir={run}" in said
+    json_lines(work, [{"prompt": f"{n:03} pink", "response": "§°"[n % 2]} for n in range(200)])
+    ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+    result = cli_here("check", "out-finetune", cwd=work)
+    assert result.status == 1 and "the vocabulary" in result.out  # and other data is still noticed
+
+
+@pytest.mark.parametrize("more", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
+def test_the_resume_check_runs_a_fine_tuning_config(work: Path, more: list[str]) -> None:
+    (work / "ft.yaml").write_text(
+        "".join(f"{flag[2:].replace('=', ': ')}\n" for flag in [*FLAGS, *more] if "=" in flag)
+    )
+    said = cli("check", "--resume", "ft.yaml", "--iterations=40", cwd=work)
+    assert said.status == 0 and "are equal" in said.out, said
+    without = (work / "ft.yaml").read_text().replace("ckpt: out/ckpt.pt\n", "")
+    (work / "ft.yaml").write_text(without)
+    said = cli("check", "--resume", "ft.yaml", "--ckpt=out", "--iterations=40", cwd=work)
+    assert said.status == 0 and "are equal" in said.out, said
+
+
+def test_the_resume_check_says_when_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinygpt import check
+
+    ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
+    monkeypatch.chdir(work)
+    assert not check.kill_at([sys.executable, "-m", "tinygpt", *ended], work / "quick", step=99)
+    monkeypatch.setattr(check, "kill_at", lambda *_: False)
+    (work / "tiny.yaml").write_text("".join(f"{flag[2:].replace('=', ': ')}\n" for flag in TINY_TRAIN[1:]))
+    result = cli_here("check", "--resume", "tiny.yaml", cwd=work)
+    assert result.status == 1 and "ended before it could be killed" in result.err and "equal" not in result.out
+    assert "--iterations=600" in result.err
+    said = refused(work, "check", "--resume", "tiny.yaml", "--iterations=0")
+    assert "iterations is 0, it must be at least 1" in said
+
+
+def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
+    """Not `not a checkpoint`, and not its twin, which has the same option."""
+    from tinygpt.checkpoint import write
+
+    for change in ({"position": "spiral"}, {"hyper_connections": 4}):
+        for name in ("ckpt.pt", "last.pt"):
+            state = torch.load(work / "out" / name, weights_only=True)
+            state["model_args"] = load(work / "out-finetune").model_args | change
+            (work / "newer").mkdir(exist_ok=True)
+            write(work / "newer" / name, state)
+        said = refused(work, "sample", "--ckpt=newer/ckpt.pt")
+        assert "written by tinygpt" in said and next(iter(change)) in said and "upgrade tinygpt" in said
+        assert "is good" not in said
+
+
+def test_a_checkpoint_whose_logits_are_not_finite_is_not_good(work: Path) -> None:
+    """All its weights are numbers; what the model computes from them is not."""
+    wild = ["--learning_rate=1e20", "--min_lr=1e20", "--checkpoint_interval=1", "--max_iters=40", "--grad_clip=0"]
+    result = cli_here(*TINY_TRAIN, *wild, "--out_dir=wild", cwd=work)
+    assert result.status == 1
+    assert all(weight.isfinite().all() for weight in load(work / "wild/last.pt").model.values())
+    result = cli_here("check", "wild", cwd=work)
+    assert result.status == 1 and "NaN or infinite" in result.out and "diverged" in result.out
+
+
+# ---- configuration -------------------------------------------------------------------------------------------------
+
+
+def test_text_keys_are_taken_as_they_are_written(work: Path) -> None:
+    for written in ("1.10", "010", "0x1F", "2024-01-01", "yes", "1_000", "1e3"):
+        (work / "c.yaml").write_text(f"out_dir: {written}\nmax_iters: 1\n")
+        ok(work, TINY_TRAIN[0], "c.yaml", *[flag for flag in TINY_TRAIN[1:] if "max_iters" not in flag])
+        assert (work / written / "ckpt.pt").exists(), written
+    (work / "c.py").write_text("out_dir = 1.10\n")
+    assert "out_dir: needs text" in refused(work, "train", "c.py")
+
+
+def test_a_home_folder_is_expanded_and_a_nul_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(work / "home"))
+    (work / "c.yaml").write_text("out_dir: ~/x\n")
+    ok(work, *TINY_TRAIN, "c.yaml", *SHORT)
+    ok(work, "sample", "--ckpt=~/x/ckpt.pt", "--max_new_tokens=3")
+    assert (work / "home/x/ckpt.pt").exists() and not (work / "~").exists()
+    assert ok(work, "sample", "--ckpt=out", "--start=The", "--max_new_tokens=3").startswith("The")
+    (work / "c.yaml").write_text('out_dir: "a\\0b"\n')
+    assert "NUL" in refused(work, "train", "c.yaml")
+
+
+def test_every_input_is_read_and_a_missing_one_noticed(work: Path) -> None:
+    for name in ("-dash.txt", "a.txt", "b.txt"):
+        (work / name).write_text(f"{name} and more of it\n" * 20)
+    said = ok(work, "prepare", "mine", "--input=-dash.txt", "--input", "a.txt", "--input", "b.txt")
+    assert f"characters: {sum((work / name).stat().st_size for name in ('-dash.txt', 'a.txt', 'b.txt')):,}" in said
+    ok(work, "prepare", "mine", "--input", "-dash.txt", "a.txt")
+    assert "gone.txt: no such file" in refused(work, "prepare", "mine", "--input=gone.txt", "--input=a.txt")
+
+
+def test_a_text_of_one_token_is_not_told_to_use_a_shorter_block(work: Path) -> None:
+    (work / "two.txt").write_text("abcdefghij")
+    ok(work, "prepare", "two", "--input=two.txt")
+    said = refused(work, *TINY_TRAIN, "--dataset=two", "--block_size=1")
+    assert "val has 1 tokens" in said and "or less" not in said and "more text" in said
+
+
+@pytest.mark.parametrize(
+    "args", [["eval", "--ckpt=out-finetune", "--output=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
+)
+def test_a_failed_write_of_another_command_does_not_advise_resuming(work: Path, args: list[str]) -> None:
+    result = cli_here(*args, cwd=work)
+    assert result.status in (1, 2) and "gone" in result.err and "resume" not in result.err, result.err
+
+
+def test_speed_is_that_of_the_iterations_since_the_last_measurement() -> None:
+    from tinygpt.train import Pace
+
+    now = [0.0]
+    pace = Pace(clock=lambda: now[0])
+
+    def iterate(times: int) -> float:
+        for _ in range(times):
+            now[0] += 0.5
+            pace.count(100)
+        pace.measure()
+        return pace.tokens_per_second
+
+    assert iterate(1) == iterate(10) == 200  # the first line of metrics.jsonl is of one iteration
+    iterate(3)
+    now[0] += 60  # an evaluation
+    pace.restart()
+    assert iterate(7) == 200
