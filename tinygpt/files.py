@@ -5,14 +5,17 @@ with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then
 with folder_lock(Path("out"), "run"): ...
 """
 
+import codecs
 import contextlib
 import errno
+import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError
 
@@ -118,3 +121,38 @@ def folder_lock(folder: Path, use: str):
         with contextlib.suppress(OSError):
             path.write_text("")
         lock.release()
+
+
+def read_text(path: Path, way_out: str) -> str:
+    """A UTF-8 text file: a byte-order mark is removed, CRLF becomes LF.
+
+    Errors: TinyGPTError with the hint `way_out` for a file that is missing, unreadable, not UTF-8 or binary.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
+        raise TinyGPTError(f"{path}: {what}", way_out) from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8 text", "save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{error.object[error.start]:02x} at offset {error.start + len(data) - len(error.object)}"
+        raise TinyGPTError(f"{path}: not UTF-8 text ({what})", way_out) from None
+    if "\0" in text:
+        raise TinyGPTError(f"{path}: is binary, not text", way_out)
+    return text.replace("\r\n", "\n")
+
+
+def strict_json(value: Any) -> str:
+    """One line of JSON that every parser accepts: ASCII only; NaN and infinity, which JSON has not, become null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, dict):
+            return {key: finite(inner) for key, inner in part.items()}
+        return [finite(inner) for inner in part] if isinstance(part, (list, tuple)) else part
+
+    return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)
