@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -400,7 +401,7 @@ def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     prepare = run.dataset.prepare_command if run.dataset else f"tinygpt prepare {name}"
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
     return {
-        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {run.folder}"],
+        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {shlex.quote(str(run.folder))}"],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),
