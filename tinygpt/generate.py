@@ -7,8 +7,8 @@ with learned positions has filled its window, its cache cannot slide (every posi
 filled anew with the last half of the window and goes on from there. With rotary positions the cache rolls.
 """
 
+import collections
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import torch
@@ -68,40 +68,42 @@ def generate(
     rolls = model.config.position == "rope"
     generator = torch.Generator(prompt.device).manual_seed(choice.seed)
     context = prompt[:, -block_size:]
-    B, end = context.shape
-    tokens = torch.empty(B, 2 * block_size, dtype=torch.long, device=prompt.device)  # the newest, up to `end`
-    tokens[:, :end] = context
-    decoder = None if exact_window else Decoder(model, B)
+    recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
+    decoder = None if exact_window else Decoder(model, len(context))
     for _ in range(max_new_tokens):
         logits = decoder(context) if decoder else model(context, last_only=True)[0][:, -1]
         if 0 < vocab_size < logits.size(-1):
             logits = logits[:, :vocab_size]
-        chances = probabilities(finite(logits), choice.temperature, choice.top_k, choice.top_p)
-        chosen = torch.multinomial(chances, 1, generator=generator)
-        if end == tokens.size(1):  # full: only the last block_size are still needed
-            tokens[:, :block_size] = tokens[:, end - block_size :].clone()
-            end = block_size
-        tokens[:, end : end + 1] = chosen
-        end += 1
+        chosen = draw(logits, choice, generator)
+        recent.append(chosen)
         yield chosen[:, 0]
         if decoder is None:
-            context = tokens[:, max(0, end - block_size) : end]
+            context = torch.cat(tuple(recent), dim=1)
         elif decoder.length < block_size or rolls:
             context = chosen
         else:
             decoder.forget()
-            context = tokens[:, end - max(1, block_size // 2) : end]
+            context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
 
 
-def finite(logits: Tensor) -> Tensor:
-    """The logits (..., V), shifted to a maximum of 0 if they are so large that a temperature could make them infinite.
+def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """A token for each row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
 
-    Errors: TinyGPTError if one of them is NaN or infinite. One reduction tells in nearly all cases: a token of a small
-    model takes 250 us, this 1.4 (measured on one thread of a processor). The norm overflows from 1.8e19 on.
+    On a CPU multinomial itself refuses a distribution with NaN, so a token of finite logits pays for no check.
     """
-    if math.isfinite(torch.linalg.vector_norm(logits).item()):
-        return logits
-    bad = logits[~logits.isfinite()]
-    if len(bad):
-        raise diverged("the logits are", bad[0].item())
-    return logits - logits.amax(-1, keepdim=True)
+    if choice.temperature == 0 or logits.device.type != "cpu":
+        require_finite(logits)  # argmax would take NaN for the largest; a GPU may stop for good
+    try:
+        chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+        return torch.multinomial(chances, 1, generator=generator)
+    except RuntimeError:
+        require_finite(logits)
+    logits = logits - logits.amax(-1, keepdim=True)  # so large that divided by the temperature they were infinite
+    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+    return torch.multinomial(chances, 1, generator=generator)
+
+
+def require_finite(logits: Tensor) -> None:
+    """Errors: TinyGPTError if one of the logits is NaN or infinite."""
+    if not logits.isfinite().all():
+        raise diverged("the logits are", logits[~logits.isfinite()][0].item())

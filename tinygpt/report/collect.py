@@ -24,7 +24,7 @@ from tinygpt.doctor import evaluations, is_number, judge, read_run
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import count_baselines, measured_loss, perplexity, short_number
 from tinygpt.finetune import answer
-from tinygpt.generate import Choice, finite, generate
+from tinygpt.generate import Choice, generate, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import pack
@@ -76,7 +76,7 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
     tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
     compute = device.choose("auto", "float32")
     model = checkpoint.build_model().to(compute.device).eval()
-    require_finite(model)
+    refuse_diverged(model)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
     try:
@@ -91,13 +91,13 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
 
 
 @torch.inference_mode()
-def require_finite(model: GPT) -> None:
+def refuse_diverged(model: GPT) -> None:
     """Errors: TinyGPTError for weights, or logits of a short text, that are NaN or infinite."""
     for weight in model.parameters():
         if not weight.isfinite().all():
             raise diverged("the model's weights are", weight[~weight.isfinite()][0].item())
     count = min(model.config.vocab_size, model.config.block_size, PROBE)
-    finite(model(torch.arange(count, device=model.lm_head.weight.device)[None])[0])
+    require_finite(model(torch.arange(count, device=model.lm_head.weight.device)[None])[0])
 
 
 @contextlib.contextmanager
@@ -325,7 +325,8 @@ def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[d
     cells: list[dict[str, Any]] = [{"text": name} for name in names]
     for start in range(first, count, half):
         low, high = max(0, start - max(1, block_size - half)), min(start + half, count)
-        logits = finite(run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size])
+        logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
+        require_finite(logits)
         chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
         own = chances.gather(1, ids[start:high, None])
         ranks = (chances > own).sum(1) + 1
