@@ -631,3 +631,21 @@ def test_the_report_quotes_its_own_command(work: Path) -> None:
     assert cli_here("report", "my run", cwd=work).status == 0
     page = html.unescape((work / "my run/report.html").read_text())
     assert "tinygpt report 'my run'" in page
+
+
+def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
+    """A name that is too long stands for all that a system may refuse (a folder without permission, a broken disk)."""
+    name = "x" * 300
+    for args in (
+        ["prepare", "mine", f"--input={name}"],
+        ["prepare", "mine", f"--input={name}", "--format=pairs"],
+        ["eval", f"--output={name}"],
+        ["eval", "--ckpt=out-pairs", f"--predict={name}"],
+        ["sample", f"--start=FILE:{name}"],
+        ["report", f"--output={name}"],
+        ["export", f"--output={name}"],
+        ["exercise", "start", "1", name],
+        ["exercise", "check", "1", name],
+        ["plot", "out", f"--output={name}.png"],
+    ):
+        assert "name too long" in failure(cli_here(*args, cwd=work), status=2)

@@ -224,7 +224,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
-    """Say on standard error how many prompts have characters that the model does not know, and so was not shown."""
+    """Say on standard error how many prompts have characters that the model does not know."""
     left = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
     changed = sum(count < len(prompt) for count, prompt in zip(left, prompts, strict=True))
     if changed:
@@ -235,15 +235,19 @@ def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
 
 def destination(path: Path, name: str) -> Path:
     """`path`, if a file can be written there, for example as `name`. Errors: TinyGPTError, so before the work."""
-    refuse_link(path)
-    if path.is_dir():
-        raise TinyGPTError(f"{path}: is a folder", f"--output {shlex.quote(str(path / name))}")
-    if path.exists() and not path.is_file():
-        raise TinyGPTError(f"{path}: is not a regular file", f"--output {name}")
-    if not path.parent.is_dir():
-        raise TinyGPTError(f"{path.parent}: no such folder", f"--output {name}")
+    way_out = f"--output {name}"
+    try:
+        refuse_link(path)
+        if path.is_dir():
+            raise TinyGPTError(f"{path}: is a folder", f"--output {shlex.quote(str(path / name))}")
+        if path.exists() and not path.is_file():
+            raise TinyGPTError(f"{path}: is not a regular file", way_out)
+        if not path.parent.is_dir():
+            raise TinyGPTError(f"{path.parent}: no such folder", way_out)
+    except OSError as error:
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
     if not os.access(path.parent, os.W_OK):
-        raise TinyGPTError(f"{path.parent}: no permission to write into this folder", f"--output {name}")
+        raise TinyGPTError(f"{path.parent}: no permission to write into this folder", way_out)
     return path
 
 

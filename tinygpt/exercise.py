@@ -74,8 +74,12 @@ def exercise(config: ExerciseConfig) -> int:
         which = f"step {config.step}" if config.step else "which step"
         raise TinyGPTError(f"{which}? The ladder has steps 1 to {len(ladder)}", f"tinygpt exercise {config.action} 1")
     step, path = ladder[config.step - 1], Path(config.file)
-    if path.is_dir():
-        raise TinyGPTError(f"{path} is a folder", f"tinygpt exercise {config.action} {config.step} my_gpt.py")
+    way_out = f"tinygpt exercise {config.action} {config.step} my_gpt.py"
+    try:
+        if path.is_dir():
+            raise TinyGPTError(f"{path} is a folder", way_out)
+    except OSError as error:
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
     if config.action == "start":
         start(step, head, path)
         return 0

@@ -107,15 +107,18 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
     """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
     found: dict[Path, None] = {}
     for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
-            missing = f"{item}: a folder without any *.txt file", "name the files themselves, or a pattern like '*.md'"
-        elif path.exists():
-            matches, missing = [path], ("", "")
-        else:
-            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+        path, way_out = Path(item), "give a text file, a folder or a quoted pattern to --input"
+        try:
+            if path.is_dir():
+                matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
+                missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
+            elif path.exists():
+                matches, missing = [path], ("", "")
+            else:
+                matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
+                missing = f"{item}: no such file", way_out
+        except OSError as error:
+            raise TinyGPTError(f"{item}: {(error.strerror or 'unreadable').lower()}", way_out) from None
         if not matches:
             raise TinyGPTError(*missing)
         found.update(dict.fromkeys(matches))
