@@ -250,7 +250,7 @@ def test_what_the_file_does_on_import_is_survived(
         (["check", "2", "other.py"], "nothing of step 2 (split, get_batch) in it"),
         (["check", "2", "broken.py"], "broken.py, line 1: not Python"),
         (["start", "2", "broken.py"], "broken.py, line 1: not Python"),
-        (["check", "2", "binary.py"], "binary.py: not utf-8 text"),
+        (["check", "2", "binary.py"], "binary.py: is UTF-16 text"),
         (["climb"], "climb"),
         (["check", "two"], "two"),
     ],

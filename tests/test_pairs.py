@@ -139,7 +139,7 @@ def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
 def test_targets_are_the_response_and_the_end(tmp_path: Path) -> None:
     tokenizer = CharTokenizer([*"abc", *SPECIAL])
     ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
-    x, y = Examples(ids, tokenizer).rows(np.array([1, 0]), 16)
+    x, y = Examples(ids, tokenizer).rows(np.array([1, 0]), 6)
     p, r, e = (tokenizer.special[name] for name in SPECIAL)
     assert x.tolist() == [[p, 2, r, 0, 0, 1], [p, 0, 1, r, 2, e]]
     assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]

@@ -356,7 +356,7 @@ def test_what_is_not_for_the_page_is_refused() -> None:
         pack(adapted, SYMBOLS)
     diverged = small()
     diverged.transformer["ln_f"].weight.data[3] = torch.nan
-    with pytest.raises(TinyGPTError, match="not finite"):
+    with pytest.raises(TinyGPTError, match="weights are NaN: training diverged"):
         pack(diverged, SYMBOLS)
 
 

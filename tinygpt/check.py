@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tinygpt import suggest
 from tinygpt.checkpoint import Checkpoint, load, read
@@ -20,7 +19,7 @@ from tinygpt.config import CheckConfig
 from tinygpt.configfile import find_config, read_config
 from tinygpt.data import TOKEN, Dataset, Examples
 from tinygpt.errors import TinyGPTError
-from tinygpt.model import GPT
+from tinygpt.generate import refuse_diverged
 from tinygpt.runlog import read_metrics
 from tinygpt.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
 
@@ -62,12 +61,13 @@ def check_run(folder: Path, data_dir: str) -> bool:
                 report(True, f"{path}: intact")
                 continue
             loaded[path.name] = load(path)
-            check_logits(path, loaded[path.name].build_model())
+            refuse_diverged(loaded[path.name].build_model().eval())
             loss = f", best validation loss {loaded[path.name].best_val_loss:.4f}"
             report(True, f"{path}: intact, before iteration {loaded[path.name].step:,}{loss}")
         except TinyGPTError as error:
             loaded.pop(path.name, None)
-            good = report(False, error.message, error.hint)
+            named = error.message if str(path) in error.message else f"{path}: {error.message}"
+            good = report(False, named, error.hint)
     best, last = loaded.get("ckpt.pt"), loaded.get("last.pt")
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
@@ -99,16 +99,6 @@ def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
         return suggest.sample(path, source.texts(dataset.tokenizer)[0][0] if isinstance(source, Examples) else None)
     except TinyGPTError:
         return suggest.command("sample", "--ckpt", path, "--plain")
-
-
-@torch.inference_mode()
-def check_logits(path: Path, model: GPT) -> None:
-    """Errors: TinyGPTError if the model, whose weights may all be finite, computes logits that are not."""
-    idx = torch.arange(min(model.config.block_size, model.config.vocab_size))[None]
-    if not model.eval()(idx)[0].isfinite().all():
-        raise TinyGPTError(
-            f"{path}: intact, but its logits are NaN or infinite: training diverged", "train with a lower learning_rate"
-        )
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.device import to_host
+from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.files import replacing, strict_json
 from tinygpt.model import GPT
 from tinygpt.precision import MixedPrecision
 from tinygpt.tokenizer import CharTokenizer
@@ -49,8 +50,8 @@ def label_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
 
-    Errors: TinyGPTError for a prompt that does not fit into the model with the longest label, and for a character
-    without an id (in prompts, `skip_unknown` leaves those out).
+    Errors: TinyGPTError for a prompt that does not fit into the model with the longest label, for a character without
+    an id (in prompts, `skip_unknown` leaves those out), and for a model whose loss is not finite.
     """
     asks = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
     answers = [tokenizer.encode_pair("", label)[2:] for label in labels]  # the label's tokens and END
@@ -77,6 +78,8 @@ def label_scores(
         total.flat[some] = response_scores(model, x, y, device)
         at += len(some)
     model.train(was_training)
+    if not np.isfinite(total).all():
+        raise diverged("the loss is", total[~np.isfinite(total)][0])
     return total, total / tokens
 
 
@@ -87,7 +90,7 @@ def response_scores(
     logits = model(torch.from_numpy(x).to(device))[0]  # (B, T, V)
     targets = torch.from_numpy(y)
     rows, places = (targets >= 0).nonzero(as_tuple=True)
-    chosen = logits[rows.to(logits.device), places.to(logits.device)].cpu().double()  # (response tokens, V)
+    chosen = torch.from_numpy(to_host(logits[rows.to(logits.device), places.to(logits.device)]))  # (targets, V)
     losses = F.cross_entropy(chosen, targets[rows, places], reduction="none")
     return -np.bincount(rows.numpy(), weights=losses.numpy(), minlength=len(x))
 
@@ -323,10 +326,23 @@ def draw_confusion(report: Report, path: Path) -> None:
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
     """CSV rows `prompt,label,probability,<each label's>` of probabilities (n, L); `file` is open with newline=""."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["prompt", "label", "probability", *labels])
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(*row: str) -> None:  # Python before 3.13 does not quote a carriage return, which ends a row
+        (quoted if "\r" in "".join(row) else plain).writerow(row)
+
+    write("prompt", "label", "probability", *labels)
     for prompt, row in zip(prompts, probs, strict=True):
-        writer.writerow([prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))])
+        write(prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row)))
+
+
+def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
+    """JSON Lines {"prompt", "label", "probability", "probabilities": {label: probability}} of probabilities (n, L)."""
+    for prompt, row in zip(prompts, probs.tolist(), strict=True):
+        best = max(row)
+        entry = {"prompt": prompt, "label": labels[row.index(best)], "probability": best}
+        file.write(strict_json(entry | {"probabilities": dict(zip(labels, row, strict=True))}) + "\n")
 
 
 def cut(text: str, width: int) -> str:

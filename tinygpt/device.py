@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinygpt.errors import TinyGPTError
@@ -81,6 +82,11 @@ def adamw_scales_gradients(device: torch.device) -> bool:
 def has_float64(device: torch.device) -> bool:
     """MPS has no float64: such numbers go through the CPU."""
     return device.type != "mps"
+
+
+def to_host(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor as a float64 array. It goes to the CPU first, since not every device (MPS) has float64."""
+    return tensor.detach().cpu().double().numpy()  # type: ignore[no-any-return]
 
 
 def move(block: torch.Tensor, device: torch.device) -> torch.Tensor:

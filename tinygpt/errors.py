@@ -7,6 +7,8 @@ names the thing and one hint that shows the way out. `tinygpt/cli.py` is the onl
       try: tinygpt prepare mine --input path/to/text.txt
 """
 
+import math
+
 
 class TinyGPTError(Exception):
     """`message` says what is wrong, `hint` what to do next; `status` is the exit status.
@@ -20,3 +22,9 @@ class TinyGPTError(Exception):
         self.message = message
         self.hint = hint
         self.status = status
+
+
+def diverged(what: str, value: float) -> TinyGPTError:
+    """The error for a model whose loss or logits are NaN or infinite: `diverged("the loss is", loss)`."""
+    shown = "NaN" if math.isnan(value) else "infinite"
+    return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)

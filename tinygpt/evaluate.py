@@ -5,8 +5,9 @@ bits_per_character = loss / math.log(2) * tokens / characters
 """
 
 import io
-import json
 import math
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from tinygpt.adapter import load_model
 from tinygpt.config import EvalConfig
 from tinygpt.data import Dataset, Examples, Windows
 from tinygpt.distributed import Processes
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.files import read_text, refuse_link, replacing, strict_json
 from tinygpt.model import GPT
 from tinygpt.precision import MixedPrecision
 from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
@@ -60,9 +61,10 @@ def measured_loss(
         x, y = (torch.from_numpy(np.ascontiguousarray(part)) for part in source.rows(mine[index : index + many], width))
         logits, y = model(x.to(compute.device))[0], y.to(compute.device)
         losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
-        loss = losses.view(y.shape).sum(1).double().cpu().numpy()
-        targets = (y >= 0).sum(1).double().cpu().numpy()
-        sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
+        loss = device.to_host(losses.view(y.shape).sum(1))
+        targets = device.to_host((y >= 0).sum(1))
+        with np.errstate(invalid="ignore"):  # a loss that is not finite is the caller's to refuse
+            sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
     total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
     mean = total / count
@@ -147,6 +149,9 @@ def numbered(ids: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
 def evaluate(config: EvalConfig) -> None:
     """`tinygpt eval`: whole-split loss, perplexity and bits per character of a checkpoint; for a labelled task its
     accuracy, beside simpler ways to the same labels."""
+    prompts = lines_of(Path(config.predict)) if config.predict else []
+    if config.output:
+        destination(Path(config.output), "labels.csv" if config.predict else "confusion.png")
     checkpoint = load_model(config.ckpt, config.adapter)
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
@@ -165,35 +170,35 @@ def evaluate(config: EvalConfig) -> None:
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
     model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
     if dataset.labels:
-        label_task(config, model, dataset, compute)
+        label_task(config, model, dataset, compute, prompts)
     elif config.task or config.predict:
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
     else:
         show_loss(config, model, dataset, compute)
 
 
-def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """How well the model labels a split, or with --predict the labels of a file's lines."""
+def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, prompts: list[str]) -> None:
+    """How well the model labels a split, or with --predict the labels of `prompts`."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     assert isinstance(tokenizer, CharTokenizer)
     if config.predict:
-        prompts = lines_of(Path(config.predict))
         total, _ = classify.label_scores(model, tokenizer, prompts, labels, compute.device, skip_unknown=True)
-        chances = classify.probabilities(total)
-        if not config.output:
-            classify.predict_csv(sys.stdout, prompts, labels, chances)
-            return
-        with replacing(Path(config.output)) as file:
-            text = io.TextIOWrapper(file, "utf-8", newline="")
-            classify.predict_csv(text, prompts, labels, chances)
-            text.detach()  # which flushes it
-        print(f"written: {config.output}, {len(prompts):,} lines")
+        write = classify.predict_json if config.json else classify.predict_csv
+        if config.output:
+            with replacing(Path(config.output)) as file:
+                text = io.TextIOWrapper(file, "utf-8", newline="")
+                write(text, prompts, labels, classify.probabilities(total))
+                text.detach()  # which flushes it
+            print(f"written: {config.output}, {len(prompts):,} lines")
+        else:
+            write(sys.stdout, prompts, labels, classify.probabilities(total))
+        note_unknown(tokenizer, prompts)
         return
     train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))  # type: ignore[union-attr]
     total, mean = classify.label_scores(model, tokenizer, [prompt for prompt, _ in wanted], labels, compute.device)
     report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train)
     if config.json:
-        print(json.dumps({"ckpt": config.ckpt, **report.to_dict()}))
+        print(strict_json({"ckpt": config.ckpt, **report.to_dict()}))
         return
     print(report.text())
     beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
@@ -208,20 +213,40 @@ def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise TinyGPTError(f"{path}: not UTF-8 text", "one prompt a line") from None
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
-        raise TinyGPTError(f"{path}: {what}", "--predict FILE, with one prompt a line") from None
-    if "\0" in text:
-        raise TinyGPTError(f"{path}: is binary, not text", "one prompt a line")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The lines of a text file that are not blank. A line ends at LF or CRLF, and at nothing else."""
+    way_out = "--predict FILE, with one prompt per line"
+    lines = [line.strip() for line in read_text(path, way_out).split("\n") if line.strip()]
     if not lines:
-        raise TinyGPTError(f"{path}: empty", "one prompt a line")
+        raise TinyGPTError(f"{path}: empty", way_out)
     return lines
+
+
+def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
+    """Say on standard error how many prompts have characters that the model does not know."""
+    left = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
+    changed = sum(count < len(prompt) for count, prompt in zip(left, prompts, strict=True))
+    if changed:
+        empty = f", and nothing is left of {left.count(0):,}" if 0 in left else ""
+        what = f"note: {changed:,} of {len(prompts):,} lines have characters outside the model's vocabulary"
+        print(f"{what}; they were left out{empty}", file=sys.stderr)
+
+
+def destination(path: Path, name: str) -> Path:
+    """`path`, if a file can be written there, for example as `name`. Errors: TinyGPTError, so before the work."""
+    way_out = f"--output {name}"
+    try:
+        refuse_link(path)
+        if path.is_dir():
+            raise TinyGPTError(f"{path}: is a folder", f"--output {shlex.quote(str(path / name))}")
+        if path.exists() and not path.is_file():
+            raise TinyGPTError(f"{path}: is not a regular file", way_out)
+        if not path.parent.is_dir():
+            raise TinyGPTError(f"{path.parent}: no such folder", way_out)
+    except OSError as error:
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
+    if not os.access(path.parent, os.W_OK):
+        raise TinyGPTError(f"{path.parent}: no permission to write into this folder", way_out)
+    return path
 
 
 def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
@@ -229,8 +254,12 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
     train, val = dataset.splits["train"], dataset.splits["val"]
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
+    if dataset.pairs:
+        dataset.require(model.config.block_size)  # an example that is cut would not be measured whole
     source = dataset.sources["val"]
     loss = mean_loss(model, source, source.every(model.config.block_size), compute)
+    if not math.isfinite(loss):
+        raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int((source.ends - source.responses - 1).sum()) if isinstance(source, Examples) else len(val) - 1
     tokens_per_character = len(val) / max(int(dataset.meta.get("characters", {}).get("val", len(val))), 1)
     if dataset.pairs:
@@ -243,17 +272,31 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
             "dataset": dataset.name,
             "tokens": targets,
             "loss": loss,
-            "perplexity": math.exp(loss),
+            "perplexity": perplexity(loss),
             "bits_per_character": loss / math.log(2) * tokens_per_character,
             "baselines": baselines,
         }
-        print(json.dumps(result))
+        print(strict_json(result))
         return
     what = "response tokens" if dataset.pairs else "tokens, each predicted once"
     print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
     print(f"{'':<10}{'loss':>8}{'perplexity':>13}{'bits per character':>21}")
     for key, value in losses.items():
-        print(f"{key:<10}{value:>8.4f}{math.exp(value):>13.2f}{value / math.log(2) * tokens_per_character:>21.3f}")
+        bits = value / math.log(2) * tokens_per_character
+        print(f"{key:<10}{value:>8.4f}{short_number(perplexity(value)):>13}{bits:>21.3f}")
     if baselines:
         print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol;")
         print("trigram: by what followed the last two")
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float64: from 709.8 nats on."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def short_number(value: float) -> str:
+    """Two decimals, or three digits and an exponent for what would not fit into a table."""
+    return f"{value:.2f}" if value < 1e9 or math.isinf(value) else f"{value:.2e}"

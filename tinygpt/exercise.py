@@ -7,7 +7,9 @@ tinygpt exercise check 4 my_gpt.py
 
 import ast
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.config import ExerciseConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.files import read_text, replacing
 
 LIMIT = 60  # seconds that the checks of a step may take; a right solution needs three
 SKELETON = Path(__file__).parent / "skeleton.py"
@@ -72,8 +74,12 @@ def exercise(config: ExerciseConfig) -> int:
         which = f"step {config.step}" if config.step else "which step"
         raise TinyGPTError(f"{which}? The ladder has steps 1 to {len(ladder)}", f"tinygpt exercise {config.action} 1")
     step, path = ladder[config.step - 1], Path(config.file)
-    if path.is_dir():
-        raise TinyGPTError(f"{path} is a folder", f"tinygpt exercise {config.action} {config.step} my_gpt.py")
+    way_out = f"tinygpt exercise {config.action} {config.step} my_gpt.py"
+    try:
+        if path.is_dir():
+            raise TinyGPTError(f"{path} is a folder", way_out)
+    except OSError as error:
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
     if config.action == "start":
         start(step, head, path)
         return 0
@@ -93,6 +99,13 @@ def show_list() -> int:
 
 def start(step: Step, head: str, path: Path) -> None:
     """Put the step's skeleton into the file, behind what is there. Errors: TinyGPTError if the file has it already."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise TinyGPTError(f"{folder}: no such folder", f"mkdir -p {shlex.quote(str(folder))}")
+    if not os.access(folder, os.W_OK):
+        raise TinyGPTError(
+            f"{folder}: no permission to write into this folder", f"{command('start', step.number, path)}"
+        )
     written, there = "", []
     if path.exists():
         written = read(path)
@@ -113,23 +126,20 @@ def start(step: Step, head: str, path: Path) -> None:
 
 
 def read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise TinyGPTError(f"{path}: {reason.lower()}", "give the Python file that you write in") from None
+    return read_text(path, "give the Python file that you write in")
 
 
 def names_in(source: str, path: Path) -> list[str]:
     try:
         return defined(ast.parse(source))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise TinyGPTError(f"{path}{line}: not Python ({error.args[0]})", "mend that line first") from None
+        why = error.args[0] if error.args else "too deeply nested"
+        raise TinyGPTError(f"{path}{line}: not Python ({why})", "fix that line first") from None
 
 
 def command(action: str, number: int, path: Path) -> str:
-    return f"tinygpt exercise {action} {number}{'' if path == Path('my_gpt.py') else f' {path}'}"
+    return f"tinygpt exercise {action} {number}{'' if path == Path('my_gpt.py') else f' {shlex.quote(str(path))}'}"
 
 
 # ---- check ------------------------------------------------------------------------------------------------------

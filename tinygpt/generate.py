@@ -7,6 +7,7 @@ with learned positions has filled its window, its cache cannot slide (every posi
 filled anew with the last half of the window and goes on from there. With rotary positions the cache rolls.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tinygpt.decode import Decoder
+from tinygpt.errors import diverged
 from tinygpt.model import GPT
 
 
@@ -45,7 +47,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     chances = logits.softmax(-1)
     if top_p < 1:
         ordered, order = chances.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # p is reached before this one; the first always stays
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # p is reached before this one
+        beyond[..., 0] = False  # the first always stays: in float32 a tiny top_p is 0
         chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
         chances = chances / chances.sum(-1, keepdim=True)
     return chances
@@ -58,28 +61,59 @@ def generate(
     """Yield the next token of every row, int64 (B,), up to max_new_tokens times.
 
     prompt int64 (B, T), T >= 1, of which the last block_size are used. vocab_size: ids from here on are never drawn
-    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does.
+    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does. The
+    memory that this takes does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
     """
     block_size = model.config.block_size
     rolls = model.config.position == "rope"
     generator = torch.Generator(prompt.device).manual_seed(choice.seed)
-    B, T = prompt.shape
-    tokens = torch.empty(B, T + max_new_tokens, dtype=torch.long, device=prompt.device)
-    tokens[:, :T] = prompt
-    decoder = None if exact_window else Decoder(model, B)
-    context = tokens[:, max(0, T - block_size) : T]
-    for end in range(T, T + max_new_tokens):
+    context = prompt[:, -block_size:]
+    recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
+    decoder = None if exact_window else Decoder(model, len(context))
+    for _ in range(max_new_tokens):
         logits = decoder(context) if decoder else model(context, last_only=True)[0][:, -1]
         if 0 < vocab_size < logits.size(-1):
             logits = logits[:, :vocab_size]
-        chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
-        chosen = torch.multinomial(chances, 1, generator=generator)
-        tokens[:, end : end + 1] = chosen
+        chosen = draw(logits, choice, generator)
+        recent.append(chosen)
         yield chosen[:, 0]
         if decoder is None:
-            context = tokens[:, max(0, end + 1 - block_size) : end + 1]
+            context = torch.cat(tuple(recent), dim=1)
         elif decoder.length < block_size or rolls:
             context = chosen
         else:
             decoder.forget()
-            context = tokens[:, end + 1 - max(1, block_size // 2) : end + 1]
+            context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
+
+
+def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """A token for each row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
+
+    On a CPU multinomial itself refuses a distribution with NaN, so a token of finite logits pays for no check.
+    """
+    if choice.temperature == 0 or logits.device.type != "cpu":
+        require_finite(logits)  # argmax would take NaN for the largest; a GPU may stop for good
+    try:
+        chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+        return torch.multinomial(chances, 1, generator=generator)
+    except RuntimeError:
+        require_finite(logits)
+    logits = logits - logits.amax(-1, keepdim=True)  # so large that divided by the temperature they were infinite
+    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+    return torch.multinomial(chances, 1, generator=generator)
+
+
+@torch.inference_mode()
+def refuse_diverged(model: GPT, probe: int = 64) -> None:
+    """Errors: TinyGPTError for weights, or logits of `probe` tokens, that are NaN or infinite."""
+    for weight in model.parameters():
+        if not weight.isfinite().all():
+            raise diverged("the model's weights are", weight[~weight.isfinite()][0].item())
+    count = min(model.config.vocab_size, model.config.block_size, probe)
+    require_finite(model(torch.arange(count, device=model.lm_head.weight.device)[None])[0])
+
+
+def require_finite(logits: Tensor) -> None:
+    """Errors: TinyGPTError if one of the logits is NaN or infinite."""
+    if not logits.isfinite().all():
+        raise diverged("the logits are", logits[~logits.isfinite()][0].item())

@@ -4,9 +4,12 @@ An example belongs to a split by a hash of its prompt's letters and digits. So p
 punctuation alone never stand on both sides, and an example keeps its split when others are added.
 """
 
+import codecs
 import csv
 import hashlib
+import io
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from tinygpt.data import commit_dataset, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.tasks import TASKS
-from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
+from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, lone_surrogate
 
 Pair = tuple[str, str]
 MOST_LABELS = 50  # more distinct responses than this are free text
@@ -47,9 +50,13 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
 def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
     """The pairs of JSON Lines and CSV files. Errors: TinyGPTError naming the bad lines, unless --skip_bad."""
     bad: list[str] = []
+    marks = 0
     for path in paths:
         try:
-            with open(path, encoding=config.encoding, newline="") as file:
+            with open(path, "rb") as raw:
+                marked = has_byte_order_mark(path, raw, config.encoding)
+                marks += marked
+                file = io.TextIOWrapper(raw, "utf-8-sig" if marked else config.encoding, newline="")
                 lines = csv_lines(path, file, config) if path.suffix.lower() == ".csv" else json_lines(file)
                 for number, entry in lines:
                     pair, problem = checked(entry, config)
@@ -59,18 +66,32 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
                         yield pair
         except UnicodeDecodeError as error:
             what = f"{path}: byte 0x{error.object[error.start]:02x} is not {config.encoding}"
-            raise TinyGPTError(what, "--encoding cp1252") from None
+            raise TinyGPTError(what, f"--encoding {'cp1252' if is_utf8(config.encoding) else 'utf-8'}") from None
         except csv.Error as error:
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
         except OSError as error:
             raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
     if bad and not config.skip_bad:
         more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
-        raise TinyGPTError("; ".join(bad[:5]) + more, "mend these lines, or pass --skip_bad to leave them out")
+        raise TinyGPTError("; ".join(bad[:5]) + more, "fix these lines, or pass --skip_bad to leave them out")
     for line in bad[:5]:
         print(f"left out: {line}", file=sys.stderr)
     if len(bad) > 5:
         print(f"left out: {len(bad) - 5:,} more lines", file=sys.stderr)
+    if marks:
+        print(f"note: removed {marks} byte-order mark{'s' * (marks > 1)}")
+
+
+def is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def has_byte_order_mark(path: Path, raw: io.BufferedReader, encoding: str) -> bool:
+    """Whether the file begins with UTF-8's byte-order mark. Errors: TinyGPTError for UTF-16 that was not asked for."""
+    start = raw.peek(4)[:4] if is_utf8(encoding) else b""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8", "--encoding utf-16")
+    return start.startswith(codecs.BOM_UTF8)
 
 
 def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
@@ -88,6 +109,8 @@ def csv_lines(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[in
     if missing:
         has = ", ".join(reader.fieldnames or ()) or "no header"
         flags = "--prompt_field=COLUMN --response_field=COLUMN"
+        if any(separator in has for separator in ";\t"):
+            flags = "separate the columns with commas"
         raise TinyGPTError(f"{path}: no column {' or '.join(sorted(missing))} (it has: {has})", flags)
     for entry in reader:
         yield reader.line_num, entry
@@ -107,6 +130,8 @@ def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
             return none, f"{key} is empty"
         if "\0" in entry[key]:
             return none, f"{key} has a NUL in it"
+        if surrogate := lone_surrogate(entry[key]):
+            return none, f"{key} has a lone surrogate in it ({surrogate}), which is half of a character"
     return (entry[config.prompt_field].strip(), entry[config.response_field].strip()), ""
 
 
@@ -178,7 +203,7 @@ def describe(
     print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     preset = f"{config.name}.yaml" if config.name in TASKS else f"transactions.yaml --dataset={config.name}"
-    place = "" if str(folder.parent) == "data" else f" --data_dir={folder.parent}"
+    place = "" if str(folder.parent) == "data" else f" --data_dir={shlex.quote(str(folder.parent))}"
     print(f"\nnext: tinygpt finetune configs/finetune_{preset} --ckpt out-fast/ckpt.pt{place}")
     if not Path("out-fast/ckpt.pt").exists():
         print("      (its base model, in half a minute: tinygpt train configs/shakespeare_char_fast.yaml)")

@@ -1,10 +1,13 @@
 """`tinygpt plot`: the loss curves of one or more runs as a PNG (matplotlib, from the extra `plot`)."""
 
+import math
 from pathlib import Path
 
 from tinygpt.config import PlotConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.runlog import read_metrics
+
+LOSSES = ("train_loss", "val_loss")
 
 
 def plot(config: PlotConfig) -> None:
@@ -40,17 +43,23 @@ def plot(config: PlotConfig) -> None:
 
 
 def run_curves(folder: Path) -> tuple[list[int], list[float], list[float]]:
-    """Steps, training and validation losses of a run's evaluations. Errors: TinyGPTError if there are none."""
+    """Steps, training and validation losses of a run's evaluations, without those where a loss is not finite.
+
+    Errors: TinyGPTError if there are none.
+    """
     try:
         entries = [entry for entry in read_metrics(folder) if entry.get("kind") == "eval"]
-        curves = [(entry["step"], float(entry["train_loss"]), float(entry["val_loss"])) for entry in entries]
+        losses = [[math.nan if entry[key] is None else float(entry[key]) for key in LOSSES] for entry in entries]
+        curves = [(e["step"], *pair) for e, pair in zip(entries, losses, strict=True) if all(map(math.isfinite, pair))]
     except OSError:
         raise TinyGPTError(
             f"{folder}/metrics.jsonl: no such file", "give the folder of a run: tinygpt plot out/"
         ) from None
     except (KeyError, TypeError, ValueError):
         raise TinyGPTError(f"{folder}/metrics.jsonl: damaged", "train again") from None
-    if not curves:
+    if not entries:
         raise TinyGPTError(f"{folder} has no evaluation yet", "let it train to its first evaluation")
+    if not curves:
+        raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate")
     steps, train, val = (list(column) for column in zip(*curves, strict=True))
     return steps, train, val

@@ -16,6 +16,7 @@ import itertools
 import operator
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.pairs import prepare_pairs
 from tinygpt.tasks import TASKS
-from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points
+from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points, lone_surrogate
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it stays in the cache), and half the memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
@@ -77,7 +78,7 @@ def check_request(config: PrepareConfig) -> None:
             f"{config.name} is a ready corpus and takes no --input", "choose another name for your own text"
         )
     if config.name not in READY and config.source:
-        raise TinyGPTError("--source is for the ready corpora", f"--input {config.source}")
+        raise TinyGPTError("--source is for the ready corpora", f"--input {shlex.quote(config.source)}")
     ready = [*READY, *TASKS]
     if config.name not in ready and not config.input:
         raise TinyGPTError(
@@ -106,15 +107,18 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
     """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
     found: dict[Path, None] = {}
     for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
-            missing = f"{item}: a folder without any *.txt file", "name the files themselves, or a pattern like '*.md'"
-        elif path.exists():
-            matches, missing = [path], ("", "")
-        else:
-            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+        path, way_out = Path(item), "give a text file, a folder or a quoted pattern to --input"
+        try:
+            if path.is_dir():
+                matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
+                missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
+            elif path.exists():
+                matches, missing = [path], ("", "")
+            else:
+                matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
+                missing = f"{item}: no such file", way_out
+        except OSError as error:
+            raise TinyGPTError(f"{item}: {(error.strerror or 'unreadable').lower()}", way_out) from None
         if not matches:
             raise TinyGPTError(*missing)
         found.update(dict.fromkeys(matches))
@@ -160,8 +164,6 @@ class InputText:
         names = ", ".join(map(str, self.paths[:3]))
         if not self.characters:
             raise TinyGPTError(f"{names}: empty", "give a file with text in it to --input")
-        if seen[0]:
-            raise _binary(self.paths[0])
         if seen.sum() == 1:
             raise TinyGPTError(
                 f"{names}: one distinct character ({chr(int(np.argmax(seen)))!r}), so there is nothing to learn",
@@ -205,7 +207,8 @@ class InputText:
                     if ascii_based and raw.isascii() and not decoder.getstate()[0]:
                         yield raw
                     else:
-                        yield decoder.decode(raw)
+                        decoded = decoder.decode(raw)
+                        yield decoded if ascii_based else self._characters(decoded, path)
                     advance(len(raw))
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
@@ -219,6 +222,15 @@ class InputText:
             ) from None
         except OSError as error:
             raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
+
+    def _characters(self, text: str, path: Path) -> str:
+        """The decoded text. Errors: TinyGPTError if not all of it are characters: a NUL, half of a surrogate pair."""
+        if "\0" in text:
+            raise _binary(path)
+        if surrogate := lone_surrogate(text):
+            what = f"{path}: decoded as {self.encoding}, it has a lone surrogate ({surrogate}), half of a character"
+            raise TinyGPTError(what, "another --encoding, for example utf-8")
+        return text
 
     def _byte_order_mark(self, raw: bytes, path: Path) -> int:
         """Length of UTF-8's byte-order mark, 0 or 3. Errors: TinyGPTError for UTF-16 that was not asked for."""
@@ -356,10 +368,10 @@ def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], te
     with contextlib.suppress(OSError):
         print("the first lines, as tokens and back:")
         start = np.fromfile(folder / "train.bin", dtype="<u2", count=60)
-        for line in tokenizer.decode(start.tolist()).splitlines()[:3]:
+        for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
             print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare" if isinstance(tokenizer, GPT2Tokenizer) else "shakespeare_char"
     own = "" if folder.name in READY else f" --dataset={folder.name} --out_dir=out-{folder.name}"
-    place = "" if str(folder.parent) == "data" else f" --data_dir={folder.parent}"
+    place = "" if str(folder.parent) == "data" else f" --data_dir={shlex.quote(str(folder.parent))}"
     print(f"\nnext: tinygpt train configs/{preset}.yaml{own}{place}")

@@ -5,10 +5,12 @@ Text streams as it is made when there is one sample; several samples of the prom
 
 import codecs
 import dataclasses
-import json
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tinygpt import device
@@ -17,7 +19,9 @@ from tinygpt.checkpoint import Checkpoint
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import read_text, strict_json
 from tinygpt.generate import Choice, generate
+from tinygpt.model import GPT
 from tinygpt.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer, tokenizer_from_dict
 
 
@@ -29,20 +33,46 @@ def sample(config: SampleConfig) -> None:
     config = dataclasses.replace(config, stop=config.stop or (END if answers(tokenizer) and not config.plain else ""))
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
     model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
-    if config.num_samples == 1 and not config.json:
-        writer = StreamWriter(tokenizer, config.stop)
-        writer.write(tokenizer.decode(prompt))
-        for row in new_tokens(model, prompt, config, compute, tokenizer.vocab_size):
+    if answers(tokenizer) and not config.plain:
+        require_room(prompt, model)
+    try:
+        if config.num_samples == 1 and not config.json:
+            stream(model, prompt, config, compute, tokenizer)
+        else:
+            batch(model, prompt, config, compute, tokenizer)
+    except (MemoryError, RuntimeError) as error:
+        if not device.is_out_of_memory(error):
+            raise
+        what = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
+        raise TinyGPTError(f"out of memory on {compute.device} with {what}", "fewer of them", status=1) from None
+
+
+def stream(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
+    """One sample, each token written as soon as it is there."""
+    rows = new_tokens(model, prompt, config, compute, tokenizer.vocab_size)
+    first = list(itertools.islice(rows, 1))  # before anything is written: what is refused is refused here
+    writer = StreamWriter(tokenizer, config.stop)
+    writer.write(tokenizer.decode(prompt))
+    try:
+        for row in itertools.chain(first, rows):
             if writer.feed(int(row[0])):
                 break
+    finally:
         writer.close()
-        return
-    rows = list(new_tokens(model, prompt, config, compute, tokenizer.vocab_size))
-    made = torch.stack(rows, dim=1).tolist() if rows else [[] for _ in range(config.num_samples)]
-    for index, ids in enumerate(made):
-        text = until(tokenizer.decode(ids), config.stop)
+
+
+def batch(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
+    """All samples at once, written when they are complete."""
+    values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
+    if values > 1 << 46:  # more than any machine has, and from 2^63 on more than numpy and torch can count
+        raise MemoryError
+    made = np.empty((config.max_new_tokens, config.num_samples), dtype=np.uint16)  # as in token files
+    for step, row in enumerate(new_tokens(model, prompt, config, compute, tokenizer.vocab_size)):
+        made[step] = row.cpu().numpy()
+    for index in range(config.num_samples):
+        text = until(tokenizer.decode(made[:, index].tolist()), config.stop)
         if config.json:
-            print(json.dumps({"sample": index, "prompt": tokenizer.decode(prompt), "text": text}, ensure_ascii=False))
+            print(strict_json({"sample": index, "prompt": tokenizer.decode(prompt), "text": text}))
         else:
             print(f"{tokenizer.decode(prompt)}{text}\n{'-' * 15}")
 
@@ -66,14 +96,7 @@ def prompt_text(start: str) -> str:
     """--start as it is, or the content of the file behind FILE:."""
     if not start.startswith("FILE:"):
         return start
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise TinyGPTError(f"{path}: not UTF-8 text", "--start FILE:path/to/prompt.txt") from None
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
-        raise TinyGPTError(f"{path}: {what}", "--start FILE:path/to/prompt.txt") from None
+    return read_text(Path(start.removeprefix("FILE:")), "--start FILE:path/to/prompt.txt")
 
 
 def answers(tokenizer: Tokenizer) -> bool:
@@ -89,7 +112,10 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool, plain: bo
     if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
         if not text.strip():
             raise TinyGPTError("this model answers prompts, and there is none", '--start "a prompt", or --plain')
-        return tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
+        ids = tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
+        if not tokenizer.decode(ids[1:-1]).strip():
+            raise nothing_left()
+        return ids
     if text in ("", "\n"):
         try:
             return tokenizer.encode("\n").tolist()
@@ -97,13 +123,29 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool, plain: bo
             return [0]  # a vocabulary without line ends
     ids = tokenizer.encode(text, skip_unknown).tolist()
     if not ids:
-        raise TinyGPTError("nothing is left of the prompt without its unknown characters", "another --start")
+        raise nothing_left()
     return ids
 
 
-def new_tokens(model, prompt: list[int], config: SampleConfig, compute: device.Compute, vocab_size: int):
+def nothing_left() -> TinyGPTError:
+    return TinyGPTError("nothing is left of the prompt without its unknown characters", "another --start")
+
+
+def require_room(prompt: list[int], model: GPT) -> None:
+    """Errors: TinyGPTError for a prompt whose beginning, where its special token stands, the model would not read."""
+    block_size = model.config.block_size
+    if len(prompt) > block_size:
+        raise TinyGPTError(
+            f"the prompt has {len(prompt):,} tokens with its special tokens, but the model reads {block_size:,}",
+            "a shorter prompt, or train with a larger --block_size",
+        )
+
+
+def new_tokens(
+    model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, vocab_size: int
+) -> Iterator[torch.Tensor]:
     """The batch of generated ids, one step at a time: int64 (num_samples,)."""
-    idx = torch.tensor([prompt] * config.num_samples, dtype=torch.long, device=compute.device)
+    idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
     yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
 

@@ -10,6 +10,7 @@ Two tokenizers with one interface: `CharTokenizer`, where every character of the
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +27,15 @@ PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # mar
 def code_points(text: str) -> np.ndarray:
     """The text's Unicode code points, uint32, shape (len(text),)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def lone_surrogate(text: str) -> str:
+    """The first half of a surrogate pair that stands without the other, as `U+D83D`; empty if there is none.
+
+    It is a code point and no character: text with one cannot be written as UTF-8.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    return f"U+{ord(found[0]):04X}" if found else ""
 
 
 class CharTokenizer:

@@ -72,11 +72,11 @@ def export(config: ExportConfig) -> None:
 
 def destination(output: str, folder: Path, name: str) -> Path:
     """Where the page goes. Errors: TinyGPTError, before the work, for a place where no file can be."""
+    from tinygpt import evaluate
+
     path = Path(output) if output else folder / name
-    if path.is_dir():
-        raise TinyGPTError(f"{path}: is a folder", f"-o {path / name}")
-    if output and not path.parent.is_dir():
-        raise TinyGPTError(f"{path.parent}: no such folder", f"-o {name}")
+    if output or path.parent.is_dir():  # a run's folder that does not exist has a sentence of its own
+        evaluate.destination(path, name)
     return path
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,10 @@ from tinygpt.checkpoint import Checkpoint, load
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset, Examples
 from tinygpt.doctor import evaluations, is_number, judge, read_run
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import count_baselines, measured_loss
+from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.evaluate import count_baselines, measured_loss, perplexity, short_number
 from tinygpt.finetune import answer
-from tinygpt.generate import Choice, generate
+from tinygpt.generate import Choice, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import pack
@@ -67,12 +68,13 @@ class Run:
 def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> Run:
     """The best model of a folder, or `checkpoint`, and its dataset if that is here.
 
-    Errors: TinyGPTError where there is no checkpoint or no tokenizer.
+    Errors: TinyGPTError where there is no checkpoint or no tokenizer, and for a model that diverged.
     """
     checkpoint = checkpoint or load(path)
     tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
     compute = device.choose("auto", "float32")
     model = checkpoint.build_model().to(compute.device).eval()
+    refuse_diverged(model)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
     try:
@@ -161,6 +163,8 @@ def losses(run: Run) -> list[dict[str, Any]]:
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
     rows = source.every(block_size)[: max(1, WORK // run.model.num_params() // source.width(block_size))]
     loss, error = measured_loss(run.model, source, rows, run.compute)
+    if not math.isfinite(loss):
+        raise diverged("the loss is", loss)
     val = run.split("val")
     characters = run.dataset.meta.get("characters", {})
     share = 1.0 if run.dataset.pairs else len(val) / max(int(characters.get("val", len(val))), 1)
@@ -174,7 +178,7 @@ def losses(run: Run) -> list[dict[str, Any]]:
             "name": name,
             "loss": value,
             "error": error if name == "this model" and math.isfinite(error) else None,
-            "perplexity": math.exp(value),
+            "perplexity": short_number(perplexity(value)),
             "bits": value / math.log(2) * share,
         }
         for name, value in measured.items()
@@ -308,8 +312,9 @@ def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[d
     names = [run.tokenizer.decode([token]) for token in tokens.tolist()]
     cells: list[dict[str, Any]] = [{"text": name} for name in names]
     for start in range(first, count, half):
-        low, high = max(0, start - (block_size - half)), min(start + half, count)
+        low, high = max(0, start - max(1, block_size - half)), min(start + half, count)
         logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
+        require_finite(logits)
         chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
         own = chances.gather(1, ids[start:high, None])
         ranks = (chances > own).sum(1) + 1
@@ -326,7 +331,7 @@ def embedding_map(run: Run) -> dict[str, Any]:
     symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
     if len(symbols) < 3:
         return {}
-    vectors = run.model.transformer["wte"].weight.detach()[: len(symbols)].double().cpu().numpy()
+    vectors = device.to_host(run.model.transformer["wte"].weight[: len(symbols)])
     centred = vectors - vectors.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     places = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
@@ -341,7 +346,7 @@ def embedding_map(run: Run) -> dict[str, Any]:
     return {
         "points": points,
         "size": size,
-        "explained": (scale[:2] ** 2 / (scale**2).sum()).tolist(),
+        "explained": (scale[:2] ** 2 / max((scale**2).sum(), 1e-300)).tolist(),
         "width": vectors.shape[1],
     }
 
@@ -385,7 +390,7 @@ def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     prepare = run.dataset.prepare_command if run.dataset else f"tinygpt prepare {name}"
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
     return {
-        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {run.folder}"],
+        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {shlex.quote(str(run.folder))}"],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),

@@ -70,7 +70,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             axes[2].yaxis.set_minor_locator(ticker.NullLocator())
         if all(len(run["val"]) > MOST_SHOWN for run in runs):
             later = [loss for run in runs for loss in (*run["train"][1:], *run["val"][1:])]
-            margin = 0.06 * (max(later) - min(later))
+            margin = 0.06 * (max(later) - min(later)) or 0.01
             # an untrained model's loss would press all that comes after it flat
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tinygpt import lora
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.model import GPT
 from tinygpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -50,7 +50,7 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if not numbers.isfinite().all():
-        raise TinyGPTError("the model's weights are not finite: its training diverged", "train with a lower rate")
+        raise diverged("the model's weights are", numbers[~numbers.isfinite()][0].item())
     if half and numbers.half().isfinite().all():  # beyond 65,504 it would be infinite: then rather a larger page
         numbers = numbers.half()
     tensors, offset = {}, 0

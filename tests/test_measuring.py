@@ -1,0 +1,651 @@
+"""What measures a model, and what reads and writes text: each test is named after the promise that it checks."""
+
+import csv
+import html
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODEL, Result, cli, cli_here
+from test_pairs import json_lines
+from test_report_model import node
+
+from tinygpt import checkpoint
+from tinygpt.checkpoint import Checkpoint, load
+from tinygpt.data import Dataset
+from tinygpt.decode import Decoder
+from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.tokenizer import tokenizer_from_dict
+
+COLOURS = ["red", "green", "blue"]
+RATES = ["--learning_rate=1e-2", "--min_lr=1e-3", "--warmup_iters=2"]
+SHORT = [*RATES, "--max_iters=20", "--eval_interval=10", "--eval_iters=2", "--gradient_accumulation_steps=1"]
+TRAIN = ["train", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet", *TINY_MODEL, *SHORT]
+
+
+@pytest.fixture(scope="session")
+def measured(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with out/, a run on plain text, and out-pairs/, one on the labelled task `colours`."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("measured") / "work"))
+    json_lines(folder, [{"prompt": f"{n:03} {COLOURS[n % 3]}", "response": COLOURS[n % 3]} for n in range(90)])
+    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=folder).status == 0
+    result = cli_here(*TRAIN, "--dataset=colours", "--out_dir=out-pairs", "--block_size=24", cwd=folder)
+    assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def work(measured: Path, tmp_path: Path) -> Path:
+    """A copy of `measured`, to change and to write in."""
+    return Path(shutil.copytree(measured, tmp_path / "work"))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write the run's checkpoints again, intact and sealed, with other weights."""
+    for name in ("ckpt.pt", "last.pt"):
+        state = torch.load(folder / name, weights_only=True)
+        change(state["model"])
+        with open(folder / name, "w+b") as file:
+            torch.save(state, file)
+            checkpoint._seal(file)
+
+
+def scaled(factor: float, *names: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    """Weights times a factor: those whose name ends with one of `names`, or all."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        for name in weights:
+            if not names or name.endswith(names):
+                weights[name] = weights[name] * factor  # not in place: tied weights are one tensor
+
+    return change
+
+
+def strict(text: str) -> Any:
+    """The value of one line of JSON. Fails for NaN and Infinity, which JSON has not."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def failure(result: Result, status: int = 1) -> str:
+    """The sentence of an error. Fails for anything but that sentence and the way out of it."""
+    assert result.status == status, result
+    lines = result.err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  try: "), result.err
+    return lines[0].removeprefix("error: ")
+
+
+# ---- a loss that is not finite ----------------------------------------------------------------------------------
+
+BROKEN = {
+    "finite weights, a NaN loss": scaled(1e30),
+    "infinite logits": lambda weights: (
+        scaled(1e18, "wte.weight", "lm_head.weight")(weights),
+        scaled(1e25, "ln_f.weight")(weights),
+    ),
+    "NaN weights": lambda weights: weights["transformer.ln_f.weight"].fill_(math.nan),
+    "infinite weights": lambda weights: weights["transformer.ln_f.weight"].fill_(math.inf),
+}
+COMMANDS = [
+    ["eval"],
+    ["eval", "--json"],
+    ["eval", "--ckpt=out-pairs", "--task=colours"],
+    ["eval", "--ckpt=out-pairs", "--task=colours", "--json"],
+    ["eval", "--ckpt=out-pairs", "--predict=lines.txt"],
+    ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--json"],
+    ["eval", "--ckpt=out-free", "--dataset=free"],
+    ["eval", "--ckpt=out-free", "--dataset=free", "--json"],
+    ["sample"],
+    ["sample", "--temperature=0"],
+    ["sample", "--top_k=0", "--exact_window"],
+    ["sample", "--json"],
+    ["sample", "--num_samples=3"],
+    ["sample", "--ckpt=out-pairs", "--start=001 red"],
+    ["report", "out"],
+    ["report", "out-pairs"],
+    ["report", "out", "--data_dir=nowhere"],
+    ["report", "out-pairs", "--data_dir=nowhere"],
+    ["export"],
+    ["export", "--ckpt=out-pairs"],
+    ["export", "--ckpt=out-pairs", "--data_dir=nowhere"],
+]
+
+
+def free_responses(folder: Path) -> None:
+    """data/free, pairs whose responses are no labels; out-free/ is the model of the colours."""
+    json_lines(folder, [{"prompt": f"{n:03} red", "response": f"{n}"} for n in range(90)], "free.jsonl")
+    assert cli_here("prepare", "free", "--input=free.jsonl", "--format=pairs", cwd=folder).status == 0
+    shutil.copytree(folder / "out-pairs", folder / "out-free")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_loss_that_is_not_finite_is_one_sentence_in_every_command(work: Path, how: str) -> None:
+    free_responses(work)
+    for folder in ("out", "out-pairs", "out-free"):
+        change_weights(work / folder, BROKEN[how])
+    (work / "lines.txt").write_text("001 red\n002 blue\n")
+    said = []
+    for args in COMMANDS:
+        result = cli_here(*args, cwd=work)
+        sentence = failure(result)
+        said.append(f"{' '.join(args):60}{result.err}")
+        assert result.out == ""
+        assert "NaN" in sentence or "infinite" in sentence or "not finite" in sentence
+        assert "training diverged" in sentence and "learning_rate" in result.err
+    print("\n".join(said))
+
+
+def test_a_loss_that_is_not_finite_leaves_standard_error_to_the_sentence(work: Path) -> None:
+    """As a process of its own: no warning of numpy comes before it."""
+    change_weights(work / "out-pairs", BROKEN["finite weights, a NaN loss"])
+    sentence = failure(cli("eval", "--ckpt=out-pairs", "--task=colours", cwd=work))
+    assert "the loss is NaN: training diverged" in sentence
+
+
+def test_a_loss_above_709_nats_has_an_infinite_perplexity(work: Path) -> None:
+    """exp overflows there: "inf" on the terminal and in the page, null in JSON."""
+    change_weights(work / "out", scaled(1e4, "ln_f.weight"))
+    found = strict(cli_here("eval", "--json", cwd=work).out)
+    assert found["loss"] > 710 and found["perplexity"] is None
+    rows = [line.split() for line in cli_here("eval", cwd=work).out.splitlines()]
+    assert ["model", f"{found['loss']:.4f}", "inf"] in [row[:3] for row in rows]
+    assert cli_here("report", "out", cwd=work).status == 0
+    page = (work / "out/report.html").read_text()
+    assert re.search(r'<th scope="row">this model</th><td>\d+\.\d+ .*<td>inf</td>', page)
+
+
+def test_a_large_perplexity_fits_into_its_column(work: Path) -> None:
+    change_weights(work / "out", scaled(40, "ln_f.weight"))
+    loss = strict(cli_here("eval", "--json", cwd=work).out)["loss"]
+    assert 25 < loss < 700
+    (row,) = [line for line in cli_here("eval", cwd=work).out.splitlines() if line.startswith("model")]
+    assert len(row) < 60 and float(row.split()[2]) == pytest.approx(math.exp(loss), rel=0.01)
+
+
+def test_every_json_output_is_strict(work: Path) -> None:
+    """One object per line, ASCII, without NaN and Infinity; also of a model that is almost certain of its labels."""
+    change_weights(work / "out-pairs", scaled(1e3, "ln_f.weight"))
+    (work / "lines.txt").write_text("001 red\n002 blue\n")
+    pairs = ["--ckpt=out-pairs"]
+    for args in (
+        ["eval", "--json"],
+        ["eval", *pairs, "--task=colours", "--json"],
+        ["eval", *pairs, "--predict=lines.txt", "--json"],
+        ["sample", "--json", "--max_new_tokens=5"],
+        ["sample", "--json", "--num_samples=3", "--max_new_tokens=5"],
+    ):
+        result = cli_here(*args, cwd=work)
+        assert (result.status, result.err) == (0, "")
+        assert result.out.isascii() and [strict(line) for line in result.out.splitlines()]
+
+
+def test_strict_json_has_no_nan_and_no_infinity() -> None:
+    from tinygpt.files import strict_json
+
+    value = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, None)], "c": "é\u2028", "d": True, "e": 3}
+    assert strict_json(value) == '{"a": null, "b": [null, 1.5, [null, null]], "c": "\\u00e9\\u2028", "d": true, "e": 3}'
+
+
+def test_curves_leave_out_what_is_not_finite(work: Path) -> None:
+    """A metrics.jsonl with NaN, or with null in its place, is drawn from its finite losses."""
+    lines = (work / "out/metrics.jsonl").read_text()
+    for loss in ("NaN", "null", "Infinity"):
+        entry = f'{{"kind": "eval", "step": 30, "seconds": 1, "train_loss": {loss}, "val_loss": {loss}}}\n'
+        (work / "out/metrics.jsonl").write_text(lines + entry)
+        assert cli_here("plot", "out", cwd=work).status == 0
+        (work / "out/metrics.jsonl").write_text(entry)
+        assert "no evaluation with a finite loss" in failure(cli_here("plot", "out", cwd=work), status=2)
+
+
+# ---- generating -------------------------------------------------------------------------------------------------
+
+
+def random_model(**options: Any) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{"block_size": 8, "vocab_size": 23, "n_layer": 2, "n_head": 2, "n_embd": 16} | options))
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def test_logits_too_large_for_a_temperature_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite logits whose quotient by the temperature is infinite: the likeliest token, and no NaN."""
+    logits = torch.tensor([[-3e38, 2.9e38, 3e38], [3e38, 1.0, -3e38]])
+    monkeypatch.setattr(Decoder, "__call__", lambda self, idx: logits)
+    for choice in (Choice(temperature=0.5), Choice(temperature=1e-5), Choice(temperature=0.5, top_k=2, top_p=0.9)):
+        assert [row.tolist() for row in generate(random_model(), torch.zeros(2, 1).long(), 1, choice)] == [[2, 0]]
+
+
+@pytest.mark.parametrize("top_p", ["1e-300", "1e-45", "5e-324"])
+def test_a_tiny_top_p_takes_the_likeliest_token(work: Path, top_p: str) -> None:
+    result = cli_here("sample", f"--top_p={top_p}", "--max_new_tokens=20", cwd=work)
+    assert result.status == 0, result.err
+    assert result.out == cli_here("sample", "--temperature=0", "--max_new_tokens=20", cwd=work).out
+    chances = probabilities(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), 1.0, 0, float(top_p))
+    assert chances.sum(-1).tolist() == [1, 1] and chances[0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "rope"}], ids=str)
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("length", [1, 7, 8, 30])
+def test_generating_takes_memory_for_the_context_alone(options: dict[str, Any], exact: bool, length: int) -> None:
+    """A billion tokens can be asked for; those that are made are the ones of a short request."""
+    model = random_model(**options)
+    prompt = torch.randint(23, (2, length), generator=torch.Generator().manual_seed(5))
+    some = torch.stack(list(generate(model, prompt, 60, Choice(), 0, exact)), dim=1)
+    endless = generate(model, prompt, 10**12, Choice(), 0, exact)
+    assert torch.equal(some, torch.stack([next(endless) for _ in range(60)], dim=1))
+
+
+def test_streaming_any_number_of_tokens_just_streams(work: Path) -> None:
+    """Until the reader has seen enough."""
+    args = [sys.executable, "-m", "tinygpt", "sample", "--max_new_tokens=1000000000000", "--device=cpu"]
+    with subprocess.Popen(args, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout and running.stderr
+        text = running.stdout.read(300)
+        running.send_signal(signal.SIGINT)
+        rest, error = running.communicate(timeout=60)
+    assert (text + rest).startswith(cli_here("sample", "--max_new_tokens=200", "--device=cpu", cwd=work).out[:-1])
+    assert running.returncode == 130 and error == ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_samples=1000000000"],
+        ["--num_samples=9007199254740992"],
+        ["--num_samples=1000000000", "--exact_window"],
+        ["--num_samples=2", "--max_new_tokens=1000000000000000"],
+        ["--json", "--max_new_tokens=100000000000000000000"],
+    ],
+    ids=str,
+)
+def test_more_samples_than_memory_is_one_sentence(work: Path, flags: list[str]) -> None:
+    sentence = failure(cli_here("sample", "--device=cpu", *flags, cwd=work))
+    assert "out of memory on cpu" in sentence and flags[0] in sentence + " --json"
+
+
+# ---- devices without float64 ------------------------------------------------------------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that stands for one on a device without float64 (MPS), until `.cpu()` brings it to the host."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.cpu, torch.Tensor.item, torch.Tensor.tolist):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(args[0].as_subclass(torch.Tensor), *args[1:])
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return result
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model's logits and embeddings are on such a device."""
+    forward, build = GPT.forward, Checkpoint.build_model
+
+    def device_forward(self: GPT, *args: Any, **kwargs: Any) -> Any:
+        logits, loss = forward(self, *args, **kwargs)
+        return logits.as_subclass(OnDevice), loss
+
+    def device_build(self: Checkpoint) -> GPT:
+        model = build(self)
+        wte = model.transformer["wte"]
+        wte._parameters["weight"] = torch.nn.Parameter(wte.weight.detach().as_subclass(OnDevice))
+        return model
+
+    monkeypatch.setattr(GPT, "forward", device_forward)
+    monkeypatch.setattr(Checkpoint, "build_model", device_build)
+
+
+def test_the_stand_in_for_a_device_refuses_float64_until_it_is_on_the_host() -> None:
+    tensor = torch.ones(3).as_subclass(OnDevice)
+    for convert in (torch.Tensor.double, lambda t: t.to(torch.float64), lambda t: (t + 1).sum().double()):
+        with pytest.raises(TypeError, match="float64"):
+            convert(tensor)
+    assert type(tensor.cpu()) is torch.Tensor and tensor.cpu().double().sum() == 3
+    from tinygpt.classify import to_host
+
+    assert to_host(tensor).dtype == np.float64 and to_host(tensor).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*TRAIN, "--dataset=tiny", "--eval_only"],
+        [*TRAIN, "--dataset=colours", "--block_size=24", "--eval_only"],
+        ["eval", "--json"],
+        ["eval", "--ckpt=out-pairs", "--task=colours", "--json"],
+        ["eval", "--ckpt=out-pairs", "--predict=lines.txt"],
+        ["report", "out"],
+        ["report", "out-pairs"],
+        ["export"],
+    ],
+    ids=lambda args: " ".join(args[:1] + args[-1:]),
+)
+def test_a_device_without_float64_measures_the_same(
+    work: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "lines.txt").write_text("001 red\n002 blue\n")
+    expected = cli_here(*args, cwd=work)
+    on_device(monkeypatch)
+    result = cli_here(*args, cwd=work)
+    assert (result.status, result.err) == (0, "")
+    assert result.out == expected.out
+
+
+# ---- reading text -----------------------------------------------------------------------------------------------
+
+
+def predicted(folder: Path, content: bytes, *flags: str) -> list[list[str]]:
+    """The rows of `eval --predict` of a file with this content, without the header."""
+    (folder / "lines.txt").write_bytes(content)
+    result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", "--output=labels.csv", *flags, cwd=folder)
+    assert result.status == 0, result.err
+    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_predict_has_one_row_per_line_that_is_not_blank(work: Path) -> None:
+    """A line ends at LF or CRLF, at nothing else that Unicode or Python takes for a line's end."""
+    inside = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r"]
+    lines = [f"00{n} {mark} red" for n, mark in enumerate(inside)]
+    content = "\n".join([lines[0], "", "  ", *lines[1:5]]) + "\r\n\r\n" + "\r\n".join(lines[5:])
+    rows = predicted(work, content.encode())
+    assert [row[0] for row in rows] == lines
+    assert [row[0] for row in predicted(work, ("\ufeff" + content + "\n").encode())] == lines
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(work: Path) -> None:
+    """In --predict, in a prompt's file, in a file of the exercises: the same answers with one and without."""
+    mark = "\ufeff".encode()
+    assert predicted(work, mark + b"001 red\n002 blue\n") == predicted(work, b"001 red\n002 blue\n")
+    for name, start in (("plain.txt", b""), ("marked.txt", mark)):
+        (work / name).write_bytes(start + b"The king\r\nof")
+    plain, marked = (cli_here("sample", f"--start=FILE:{name}.txt", cwd=work) for name in ("plain", "marked"))
+    assert plain.status == 0 and plain == marked and plain.out.startswith("The king\nof")
+    source = work / "my_gpt.py"
+    assert cli_here("exercise", "start", "1", source, cwd=work).status == 0
+    source.write_bytes(mark + source.read_bytes())
+    result = cli_here("exercise", "start", "2", source, cwd=work)
+    assert result.status == 0, result.err
+    assert b"\xef\xbb\xbf" not in source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "f.txt: no such file"),
+        (b"caf\xe9", "f.txt: not UTF-8 text (byte 0xe9 at offset 3)"),
+        (b"\xef\xbb\xbfcaf\xe9", "f.txt: not UTF-8 text (byte 0xe9 at offset 6)"),
+        ("red".encode("utf-16"), "f.txt: is UTF-16 text"),
+        (b"re\0d", "f.txt: is binary, not text"),
+    ],
+    ids=str,
+)
+def test_a_text_file_that_cannot_be_read_is_refused_alike_everywhere(
+    work: Path, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (work / "f.txt").write_bytes(content)
+    commands = [["eval", "--ckpt=out-pairs", "--predict=f.txt"], ["sample", "--start=FILE:f.txt"]]
+    commands += [["exercise", "check", "1", "f.txt"]]
+    said = {failure(cli_here(*args, cwd=work), status=2) for args in commands}
+    assert len(said) == 1 and said.pop().startswith(says)
+
+
+def test_pairs_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    """A CSV as Excel writes it, and JSON Lines; the note says so, and the dataset is the one without a mark."""
+    entries = [{"prompt": f"{n:03} {COLOURS[n % 3]}", "response": COLOURS[n % 3]} for n in range(90)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["prompt", "response"], lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    files = {"csv": text.getvalue(), "jsonl": "".join(json.dumps(entry) + "\n" for entry in entries)}
+    for kind, content in files.items():
+        for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+            (tmp_path / f"{name}.{kind}").write_text(content, encoding=encoding, newline="")
+            args = ["prepare", f"{name}-{kind}", f"--input={name}.{kind}", "--format=pairs"]
+            result = cli_here(*args, cwd=tmp_path)
+            assert (result.status, result.err) == (0, ""), result.err
+            assert ("note: removed 1 byte-order mark\n" in result.out) is (name == "marked")
+        plain, marked = ((tmp_path / f"data/{name}-{kind}/train.bin").read_bytes() for name in ("plain", "marked"))
+        assert plain == marked and len(plain) > 1000
+
+
+def test_pairs_in_utf16_name_the_encoding(tmp_path: Path) -> None:
+    content = "prompt,response\n" + "".join(f"{n:03},{COLOURS[n % 3]}\n" for n in range(90))
+    (tmp_path / "p.csv").write_text(content, encoding="utf-16")
+    args = ["prepare", "mine", "--input=p.csv", "--format=pairs"]
+    result = cli_here(*args, cwd=tmp_path)
+    assert "p.csv: is UTF-16 text" in failure(result, status=2) and "--encoding utf-16" in result.err
+    assert cli_here(*args, "--encoding=utf-16", cwd=tmp_path).status == 0
+
+
+@pytest.mark.parametrize("key", ["prompt", "response"])
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00", "\\ude00\\ud83d"])
+def test_a_lone_surrogate_in_a_pair_is_a_bad_line(tmp_path: Path, key: str, half: str) -> None:
+    entries = [json.dumps({"prompt": f"{n:03} red", "response": "smile \U0001f600"}) for n in range(90)]
+    bad = json.dumps({"prompt": "a", "response": "b"} | {key: "x@y"}).replace("@", half)
+    (tmp_path / "p.jsonl").write_text("\n".join([*entries[:6], bad, *entries[6:]]))
+    args = ["prepare", "mine", "--input=p.jsonl", "--format=pairs"]
+    sentence = failure(cli_here(*args, cwd=tmp_path), status=2)
+    assert sentence.startswith(f"p.jsonl line 7: {key} has a lone surrogate in it (U+D")
+    result = cli_here(*args, "--skip_bad", cwd=tmp_path)
+    assert result.status == 0 and "left out: p.jsonl line 7" in result.err
+    meta = strict((tmp_path / "data/mine/meta.json").read_text())
+    assert sum(meta["examples"].values()) == 90 and "\U0001f600" in meta["tokenizer"]["symbols"]
+
+
+@pytest.mark.parametrize(("encoding", "surrogate"), [("utf-7", b"+2D0-"), ("unicode_escape", b"\\ud83d")])
+def test_text_that_decodes_to_a_lone_surrogate_is_refused(tmp_path: Path, encoding: str, surrogate: bytes) -> None:
+    (tmp_path / "t.txt").write_bytes(b"some text " * 100 + surrogate + b" and more " * 100)
+    sentence = failure(cli_here("prepare", "mine", "--input=t.txt", f"--encoding={encoding}", cwd=tmp_path), status=2)
+    assert f"t.txt: decoded as {encoding}, it has a lone surrogate (U+D83D)" in sentence
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "t.txt").write_text("a smile \U0001f600 or two\n" * 100, encoding="utf-7")
+    assert cli_here("prepare", "mine", "--input=t.txt", "--encoding=utf-7", cwd=tmp_path).status == 0
+
+
+# ---- one position -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> None:
+    """block_size 1 is a bigram model: each character is predicted from the one before it, in Python and JavaScript."""
+    result = cli_here(*TRAIN, "--dataset=tiny", "--block_size=1", "--out_dir=out-bigram", cwd=work)
+    assert result.status == 0, result.err
+    for command in (["report", "out-bigram"], ["export", "--ckpt=out-bigram"]):
+        result = cli_here(*command, cwd=work)
+        assert (result.status, result.err) == (0, "")
+    pages = [(work / f"out-bigram/{name}.html").read_text() for name in ("report", "model")]
+    found = [re.search(r'<script type="application/json" id="data">(.*?)</script>', page) for page in pages]
+    data, exported = (strict(match[1]) for match in found if match)
+    assert data["model"] == exported["model"]
+    checkpoint = load(work / "out-bigram")
+    model, tokenizer = checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, "")
+    text = Dataset(str(work / "data"), "tiny").splits["val"]
+    first = max(1, min(len(text) // 2, len(text) - 600))
+    first += tokenizer.decode(text[first : first + 200].tolist()).index("\n") + 1
+    ids = torch.from_numpy(text[first - 1 : first + 600].astype(np.int64))
+    with torch.no_grad():
+        logits = model(ids[:-1, None])[0][:, 0]  # a row for each character, from the one before
+    chances = logits.softmax(-1).gather(1, ids[1:, None])[:, 0]
+    assert [cell[1] for cell in data["cells"]["val"]] == pytest.approx(chances.tolist(), abs=1e-5)
+    code = "return input.ids.map((id) => [...TinyGPT.load(input.packed).reader([id]).logits])"
+    read = torch.tensor(node(code, packed=data["model"], ids=ids[:20].tolist()))
+    assert (read - logits[:20]).abs().max() < 2e-2  # in half precision
+    pushed = torch.tensor(
+        node("return follow(input.packed, input.ids, 1)", packed=data["model"], ids=ids[:20].tolist())
+    )
+    assert (pushed - logits[1:20]).abs().max() < 2e-2
+
+
+# ---- where output goes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["eval", "--ckpt=out-pairs", "--predict=lines.txt"], ["eval", "--ckpt=out-pairs"], ["report"], ["export"]],
+    ids=str,
+)
+def test_an_output_that_cannot_be_a_file_is_refused_before_the_work(
+    work: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "lines.txt").write_text("001 red\n")
+    (work / "link.out").symlink_to("lines.txt")
+    os.mkfifo(work / "pipe")
+    monkeypatch.setattr(GPT, "__init__", lambda *_: pytest.fail("a model was made"))
+    for output, says in (
+        (".", "is a folder"),
+        ("data", "data: is a folder"),
+        ("nowhere/file", "nowhere: no such folder"),
+        ("link.out", "link.out is a link"),
+        ("pipe", "pipe: is not a regular file"),
+        ("/dev/null", "/dev/null: is not a regular file"),
+    ):
+        assert says in failure(cli_here(*args, f"--output={output}", cwd=work), status=2)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_exercise_starts_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    result = cli_here("exercise", "start", "1", "my work/gpt.py", cwd=tmp_path)
+    assert failure(result, status=2) == "my work: no such folder"
+    assert "mkdir -p 'my work'" in result.err and not list(tmp_path.iterdir())
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_json_lines_when_asked(work: Path) -> None:
+    lines = ["001 red", "002 blue", "005 blue"]
+    rows = predicted(work, "\n".join(lines).encode())
+    args = ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--json"]
+    shown = cli_here(*args, cwd=work)
+    assert (shown.status, shown.err) == (0, "")
+    written = cli_here(*args, "--output=labels.jsonl", cwd=work)
+    assert (written.status, written.out) == (0, "written: labels.jsonl, 3 lines\n")
+    assert (work / "labels.jsonl").read_text() == shown.out
+    found = [strict(line) for line in shown.out.splitlines()]
+    assert [set(entry) for entry in found] == [{"prompt", "label", "probability", "probabilities"}] * 3
+    for entry, row in zip(found, rows, strict=True):
+        assert [entry["prompt"], entry["label"]] == row[:2]
+        assert [entry["probability"], *entry["probabilities"].values()] == pytest.approx(
+            list(map(float, row[2:])), abs=1e-6
+        )
+        assert sum(entry["probabilities"].values()) == pytest.approx(1) and list(entry["probabilities"]) == sorted(
+            COLOURS
+        )
+
+
+def test_predict_counts_the_lines_that_it_changed(work: Path) -> None:
+    (work / "lines.txt").write_text("001 red\n002 blüé\nÄÖÜ\n003 red\n")
+    for flags in ([], ["--json"], ["--output=labels.csv"]):
+        result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", *flags, cwd=work)
+        assert result.status == 0
+        assert result.err == (
+            "note: 2 of 4 lines have characters outside the model's vocabulary; they were left out, "
+            "and nothing is left of 1\n"
+        )
+    assert (
+        predicted(work, b"001 red\n")
+        and "note" not in cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", cwd=work).err
+    )
+
+
+@pytest.mark.parametrize("start", ["ZZZ", "Z Z", " Z\n"])
+def test_a_prompt_of_which_nothing_is_left_is_refused(work: Path, start: str) -> None:
+    result = cli_here("sample", "--ckpt=out-pairs", f"--start={start}", "--skip_unknown", cwd=work)
+    assert "nothing is left of the prompt" in failure(result, status=2)
+    assert cli_here("sample", "--ckpt=out-pairs", "--start=Z1", "--skip_unknown", cwd=work).status == 0
+
+
+def test_a_prompt_that_a_model_of_pairs_cannot_read_whole_is_refused(work: Path) -> None:
+    """Cut, it would lose the special token that begins it. (A model of plain text continues the end of its prompt.)"""
+    fits, long = "001 red red red red re", "001 red red red red red"
+    assert len(fits) + 2 == 24
+    assert cli_here("sample", "--ckpt=out-pairs", f"--start={fits}", cwd=work).status == 0
+    sentence = failure(cli_here("sample", "--ckpt=out-pairs", f"--start={long}", cwd=work), status=2)
+    assert "the prompt has 25 tokens" in sentence and "the model reads 24" in sentence
+    assert cli_here("sample", "--ckpt=out-pairs", f"--start={long}", "--plain", cwd=work).status == 0
+
+
+def test_an_example_that_the_model_cannot_read_whole_is_not_measured_in_part(work: Path) -> None:
+    entries = [{"prompt": f"{n:03} red red red red red", "response": f"{n} red"} for n in range(90)]
+    json_lines(work, entries, "long.jsonl")
+    assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
+    sentence = failure(cli_here("eval", "--ckpt=out-pairs", "--dataset=long", cwd=work), status=2)
+    assert "longer than block_size 24" in sentence
+
+
+# ---- what is suggested ------------------------------------------------------------------------------------------
+
+
+def suggested(out: str) -> list[str]:
+    """The command of the line `next: tinygpt ...`, as a shell reads it."""
+    (line,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
+    return shlex.split(line)[1:]
+
+
+def test_the_next_command_is_quoted_for_the_shell(tmp_path: Path, measured: Path) -> None:
+    shutil.copy(measured / "text.txt", tmp_path)
+    shutil.copy(measured / "pairs.jsonl", tmp_path)
+    folder = "my $data; it's"
+    for name, args in (("mine", ["--input=text.txt"]), ("pairs", ["--input=pairs.jsonl", "--format=pairs"])):
+        result = cli_here("prepare", name, *args, f"--data_dir={folder}", cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert f"--data_dir={folder}" in suggested(result.out)
+
+
+def test_the_exercises_commands_are_quoted_for_the_shell(tmp_path: Path) -> None:
+    name = "my gpt's.py"
+    result = cli_here("exercise", "start", "1", name, cwd=tmp_path)
+    assert result.status == 0, result.err
+    command = result.out.partition("then: ")[2]
+    assert shlex.split(command) == ["tinygpt", "exercise", "check", "1", name]
+    result = cli_here("exercise", "start", "1", name, cwd=tmp_path)
+    assert result.status == 2 and shlex.quote(name) in result.err
+
+
+def test_the_report_quotes_its_own_command(work: Path) -> None:
+    (work / "out").rename(work / "my run")
+    assert cli_here("report", "my run", cwd=work).status == 0
+    page = html.unescape((work / "my run/report.html").read_text())
+    assert "tinygpt report 'my run'" in page
+
+
+def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
+    """A name that is too long stands for all that a system may refuse (a folder without permission, a broken disk)."""
+    name = "x" * 300
+    for args in (
+        ["prepare", "mine", f"--input={name}"],
+        ["prepare", "mine", f"--input={name}", "--format=pairs"],
+        ["eval", f"--output={name}"],
+        ["eval", "--ckpt=out-pairs", f"--predict={name}"],
+        ["sample", f"--start=FILE:{name}"],
+        ["report", f"--output={name}"],
+        ["export", f"--output={name}"],
+        ["exercise", "start", "1", name],
+        ["exercise", "check", "1", name],
+        ["plot", "out", f"--output={name}.png"],
+    ):
+        assert "name too long" in failure(cli_here(*args, cwd=work), status=2)
