@@ -238,21 +238,24 @@ MISTAKES = {
     # ---- the checkpoint -----------------------------------------------------------------------------------------
     "no checkpoint": Mistake([*SAMPLE, "--ckpt=nothing/ckpt.pt"], r"nothing/ckpt\.pt: no such file", r"tinygpt train"),
     "no checkpoint, a neighbour": Mistake(
-        SAMPLE, r"out/ckpt\.pt: no such file", r"out/last\.pt is good", lambda work: (work / "out/ckpt.pt").unlink()
+        SAMPLE, r"out/ckpt\.pt: no such file", r"out/last\.pt is intact", lambda work: (work / "out/ckpt.pt").unlink()
     ),
     "truncated": Mistake(
         SAMPLE,
         r"out/ckpt\.pt: damaged, .*cut short",
-        r"out/last\.pt is good",
+        r"out/last\.pt is intact",
         change("out/ckpt.pt", lambda data: data[: len(data) // 2]),
     ),
     "empty checkpoint": Mistake(
-        SAMPLE, r"out/ckpt\.pt: damaged, it is empty", r"out/last\.pt is good", change("out/ckpt.pt", lambda data: b"")
+        SAMPLE,
+        r"out/ckpt\.pt: damaged, it is empty",
+        r"out/last\.pt is intact",
+        change("out/ckpt.pt", lambda data: b""),
     ),
     "bit-flipped": Mistake(
         SAMPLE,
         r"out/ckpt\.pt: damaged, its checksum does not match",
-        r"out/last\.pt is good",
+        r"out/last\.pt is intact",
         change("out/ckpt.pt", flip(9000)),
     ),
     "foreign file": Mistake([*SAMPLE, "--ckpt=text.txt"], r"text\.txt: not a checkpoint", r"train"),
@@ -265,7 +268,7 @@ MISTAKES = {
     "foreign state": Mistake(
         SAMPLE,
         r"ckpt\.pt: not a checkpoint of tinygpt or nanoGPT",
-        r"out/last\.pt is good",
+        r"out/last\.pt is intact",
         state(lambda content: content.pop("model")),
     ),
     "newer checkpoint": Mistake(

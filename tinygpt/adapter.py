@@ -21,7 +21,7 @@ from tinygpt.config import MergeConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import AGAIN, folder_lock
 from tinygpt.lora import adapted_only
-from tinygpt.tokenizer import tokenizer_from_dict
+from tinygpt.tokenizer import PROMPT, tokenizer_from_dict
 
 ADAPTER_FORMAT = 1
 
@@ -104,4 +104,5 @@ def merge(config: MergeConfig) -> None:
     with folder_lock(out, "run"):
         checkpoint.save(out / "ckpt.pt", whole)
     print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    print(f"\nnext: {suggest.measure(whole.config, out)}")
+    answers = PROMPT in (whole.tokenizer or {}).get("symbols", [])
+    print(f"\nnext: {suggest.measure(whole.config, out) if answers else suggest.sample(f'{out}/ckpt.pt')}")

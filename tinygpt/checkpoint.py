@@ -302,7 +302,7 @@ def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> st
             try:
                 with open(neighbour, "rb") as file:
                     if verify(file, neighbour):
-                        return f"{neighbour} is good"
+                        return f"{neighbour} is intact"
             except (TinyGPTError, OSError):
                 continue
     return otherwise

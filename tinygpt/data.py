@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import __version__
-from tinygpt.config import DATASET_NAME
+from tinygpt import __version__, suggest
+from tinygpt.config import DATASET_NAME, PrepareConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.tasks import TASKS
 from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
@@ -123,6 +123,12 @@ def commit_dataset(folder: Path, writers: list[TokenWriter], meta: dict[str, Any
         temporary.unlink(missing_ok=True)
 
 
+def prepare_options(config: PrepareConfig) -> dict[str, Any]:
+    """What a dataset was made with: the values that are not defaults, so that messages can say how to make it again."""
+    given = {name: getattr(config, name) for name in ("input", *sorted(suggest.PREPARE_OPTIONS))}
+    return {name: value for name, value in given.items() if value != getattr(PrepareConfig, name)}
+
+
 class Dataset:
     """A prepared dataset, opened and checked. Errors: TinyGPTError for whatever is missing, damaged or foreign."""
 
@@ -141,7 +147,8 @@ class Dataset:
     @property
     def prepare_command(self) -> str:
         own_text = "" if self.name in READY else " --input YOUR_TEXT"
-        return f"tinygpt prepare {self.name}{own_text}"
+        options = getattr(self, "meta", {}).get("options", {})
+        return suggest.prepare(self.name, options, str(self.folder.parent), own_text)
 
     @property
     def fingerprint(self) -> str:

@@ -9,14 +9,14 @@ import csv
 import hashlib
 import io
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tinygpt import suggest
 from tinygpt.config import PrepareConfig
-from tinygpt.data import commit_dataset, token_writers
+from tinygpt.data import commit_dataset, prepare_options, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.tasks import TASKS
@@ -40,7 +40,7 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
     tokenizer = CharTokenizer([*characters, *SPECIAL])
     folder = Path(config.data_dir) / config.name
     with folder_lock(folder, "dataset"):
-        meta = write(folder, splits, tokenizer, labels)
+        meta = write(folder, splits, tokenizer, labels, prepare_options(config))
     describe(config, folder, meta, splits, source)
 
 
@@ -169,7 +169,13 @@ def labels_of(pairs: list[Pair]) -> list[str]:
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, splits: dict[str, list[Pair]], tokenizer: CharTokenizer, labels: list[str]) -> dict[str, Any]:
+def write(
+    folder: Path,
+    splits: dict[str, list[Pair]],
+    tokenizer: CharTokenizer,
+    labels: list[str],
+    options: dict[str, Any],
+) -> dict[str, Any]:
     """Encode and commit; returns what meta.json says."""
     source = hashlib.sha256(json.dumps(splits, ensure_ascii=True).encode()).hexdigest()
     with token_writers(folder, splits) as writers:
@@ -178,6 +184,7 @@ def write(folder: Path, splits: dict[str, list[Pair]], tokenizer: CharTokenizer,
                 writers[name].write(tokenizer.encode_pair(*pair))
         meta = {
             "kind": "pairs",
+            "options": options,
             "tokenizer": tokenizer.to_dict(),
             "vocab_size": tokenizer.vocab_size,
             "labels": labels,
@@ -202,11 +209,25 @@ def describe(
         print(f"  {coloured(prompt, response)}")
     print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
-    preset = f"{config.name}.yaml" if config.name in TASKS else f"transactions.yaml --dataset={config.name}"
-    place = "" if str(folder.parent) == "data" else f" --data_dir={shlex.quote(str(folder.parent))}"
-    print(f"\nnext: tinygpt finetune configs/finetune_{preset} --ckpt out-fast/ckpt.pt{place}")
-    if not Path("out-fast/ckpt.pt").exists():
-        print("      (its base model, in half a minute: tinygpt train configs/shakespeare_char_fast.yaml)")
+    next_commands(config, folder, max(lengths) - 1)
+
+
+def next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
+    """How to fine-tune on the pairs, and before that how to make a base model that reads `width` tokens, if the usual
+    one is missing or reads fewer."""
+    base, flags = "out-fast", []
+    if width > suggest.CONTEXT:
+        flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
+    own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
+    preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
+    place = suggest.data_dir({"data_dir": folder.parent})
+    print()
+    if not Path(f"{base}/ckpt.pt").exists():
+        print("first a base model, in half a minute:")
+        if not (folder.parent / "shakespeare_char" / "meta.json").exists():
+            print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
+        print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")
+    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
 
 
 def coloured(prompt: str, response: str) -> str:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import corpora
+from tinygpt import corpora, suggest
 from tinygpt.config import PrepareConfig
-from tinygpt.data import commit_dataset, token_writers
+from tinygpt.data import commit_dataset, prepare_options, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.pairs import prepare_pairs
@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig) -> None:
             print(f"text: {corpora.tiny_shakespeare(folder / 'input.txt', config.source or None)}")
             text = InputText([folder / "input.txt"], config.encoding)
             tokenizer = make_tokenizer(text, config)
-        meta = write_splits(text, tokenizer, folder, config.val_fraction)
+        meta = write_splits(text, tokenizer, folder, config)
     describe_result(folder, tokenizer, meta, text)
 
 
@@ -270,9 +270,9 @@ def _binary(path: Path, where: str = "") -> TinyGPTError:
 # ---- encoding ---------------------------------------------------------------------------------------------------
 
 
-def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, val_fraction: float) -> dict[str, Any]:
+def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, config: PrepareConfig) -> dict[str, Any]:
     """Second pass: encode, cut at the split, commit. Returns what meta.json says."""
-    characters = {"train": int(text.characters * (1 - val_fraction))}
+    characters = {"train": int(text.characters * (1 - config.val_fraction))}
     characters["val"] = text.characters - characters["train"]
     encode = encode_characters if isinstance(tokenizer, CharTokenizer) else encode_gpt2
     with token_writers(folder, characters) as writers:
@@ -283,6 +283,7 @@ def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, val_fracti
         meta = {
             "tokenizer": tokenizer.to_dict(),
             "vocab_size": tokenizer.vocab_size,
+            "options": prepare_options(config),
             "characters": characters,
             "tokens": {split: writer.tokens for split, writer in writers.items()},
             "sha256": {"source": text.sha256.hexdigest()}
@@ -372,6 +373,8 @@ def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], te
             print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare" if isinstance(tokenizer, GPT2Tokenizer) else "shakespeare_char"
-    own = "" if folder.name in READY else f" --dataset={folder.name} --out_dir=out-{folder.name}"
-    place = "" if str(folder.parent) == "data" else f" --data_dir={shlex.quote(str(folder.parent))}"
-    print(f"\nnext: tinygpt train configs/{preset}.yaml{own}{place}")
+    own = [] if folder.name in READY else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    if min(tokens.values()) <= suggest.CONTEXT:  # too little text for the preset
+        own.append(f"--block_size={max(min(tokens.values()) - 1, 1)}")
+    place = suggest.data_dir({"data_dir": folder.parent})
+    print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *own, *place)}")

@@ -7,6 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+CONTEXT = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
+PREPARE_OPTIONS = {  # that decide what a dataset holds
+    *("tokenizer", "val_fraction", "format", "prompt_field", "response_field", "test_fraction", "skip_bad", "encoding"),
+}
+
 
 def command(name: str, *arguments: str | Path) -> str:
     """`tinygpt NAME ARGUMENTS`."""
@@ -34,6 +39,18 @@ def sample(path: str | Path, prompt: str | None = None) -> str:
 def measure(config: dict[str, Any], out: str | Path) -> str:
     """Evaluate the best model of the run in the folder `out`."""
     return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir(config))
+
+
+def prepare(name: str, options: Any, folder: str, fallback: str = "") -> str:
+    """Make a dataset again, with the `options` that its meta.json notes (a stranger may have written them); without
+    any, with `fallback`."""
+    flags = []
+    for key, value in options.items() if isinstance(options, dict) else ():
+        if key == "input" and isinstance(value, list):
+            flags += ["--input", *map(str, value)]
+        elif key in PREPARE_OPTIONS and isinstance(value, (str, int, float)):
+            flags.append(f"--{key}={value}")
+    return command("prepare", name, *flags, *data_dir({"data_dir": folder})) + ("" if flags else fallback)
 
 
 def data_dir(config: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import math
 import platform
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 
-from tinygpt import __version__, device
+from tinygpt import __version__, device, suggest
 from tinygpt.checkpoint import Checkpoint, load
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset, Examples
@@ -386,11 +385,12 @@ def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
-    command = "finetune" if "ckpt" in settings else "train"
-    prepare = run.dataset.prepare_command if run.dataset else f"tinygpt prepare {name}"
+    place = suggest.data_dir({"data_dir": run.dataset.folder.parent} if run.dataset else {})
+    again = suggest.command(suggest.trained_by(settings), "config.yaml")
+    prepare = run.dataset.prepare_command if run.dataset else suggest.command("prepare", name)
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
     return {
-        "commands": [prepare, f"tinygpt {command} config.yaml", f"tinygpt report {shlex.quote(str(run.folder))}"],
+        "commands": [prepare, again, suggest.command("report", run.folder, *place)],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),

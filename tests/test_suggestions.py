@@ -1,0 +1,285 @@
+"""Every command that tinygpt suggests works in the situation in which it was suggested.
+
+Real commands are run; from what they print, the suggested commands are collected and run in their turn, in folders with
+ordinary names and in folders with blanks in their names and a data_dir elsewhere.
+"""
+
+import html
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY_TRAIN, Result, cli_here
+from test_finetune import FLAGS
+from test_pairs import json_lines
+
+from tinygpt import suggest
+from tinygpt.checkpoint import load
+from tinygpt.config import TrainConfig
+from tinygpt.parse import parse
+
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
+SOON = {  # appended to a suggested command, so that it ends soon; nothing that decides whether it works
+    "train": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"],
+    "finetune": ["--max_iters=2", "--eval_interval=2", "--device=cpu"],
+    "sample": ["--max_new_tokens=5"],
+}
+YOURS = {"YOUR_TEXT": "text.txt", "MORE_TEXT": "text.txt", "path/to/text.txt": "text.txt"}
+
+
+class Workplace:
+    """A folder in which commands are run as a user runs them, `place` being the flag for its data_dir."""
+
+    def __init__(self, folder: Path, data: str, prefix: str) -> None:
+        self.folder, self.data, self.prefix = folder, data, prefix
+        self.place = [] if data == "data" else [f"--data_dir={data}"]
+
+    def run(self, *args: str) -> Result:
+        return cli_here(*args, cwd=self.folder)
+
+    def ok(self, *args: str) -> str:
+        result = self.run(*args)
+        assert result.status == 0, (args, result.out, result.err)
+        return result.out
+
+    def trained(self, *args: str, out: str) -> str:
+        return self.ok(*args, f"--out_dir={self.prefix}{out}", *self.place)
+
+    def follow(self, said: str, at_least: int = 1) -> list[list[str]]:
+        """Run what was suggested, in its order; returns the commands."""
+        found = suggested(said)
+        assert len(found) >= at_least, said
+        for command in found:
+            name = command[0]
+            result = self.run(*command, *SOON.get(name, []))
+            assert result.status == 0, (command, result.out, result.err)
+        return found
+
+
+def suggested(said: str) -> list[list[str]]:
+    """The arguments of each `tinygpt` command behind a word that suggests one."""
+    lines = re.findall(r"^ *(?:next|try|begin|then|can be used):\s+(.*)", said, flags=re.MULTILINE)
+    commands = [part for line in lines for part in line.split("; ") if "tinygpt " in part]
+    found = []
+    for command in commands:
+        words = shlex.split(command[command.index("tinygpt ") :])[1:]
+        found.append([YOURS.get(word, word) for word in words])
+    return found
+
+
+@pytest.fixture(params=["plain", "blanks"])
+def place(request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path) -> Workplace:
+    """Text, pairs of three labels, pairs of free responses; prepared."""
+    made = Workplace(tmp_path / "work", *{"plain": ("data", ""), "blanks": ("my data", "my ")}[request.param])
+    made.folder.mkdir()
+    shutil.copy(tiny_data / "text.txt", made.folder / "text.txt")
+    labels = ["red", "green", "blue"]
+    json_lines(made.folder, [{"prompt": f"{n:03} {labels[n % 3]}", "response": labels[n % 3]} for n in range(120)])
+    json_lines(made.folder, [{"prompt": f"ask {n}", "response": f"it's {n}"} for n in range(90)], "free.jsonl")
+    made.ok("prepare", "tiny", "--input=text.txt", *made.place)
+    made.ok("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", *made.place)
+    made.ok("prepare", "free", "--input=free.jsonl", "--format=pairs", *made.place)
+    return made
+
+
+@pytest.fixture
+def based(place: Workplace) -> Workplace:
+    """With a base model."""
+    place.trained(*TINY_TRAIN, "--quiet", out="out")
+    return place
+
+
+def tuned(place: Workplace, out: str, *flags: str) -> str:
+    base = f"--ckpt={place.prefix}out/ckpt.pt"
+    short = ["--max_iters=40", "--eval_interval=10", "--block_size=16"]
+    return place.trained("finetune", *FLAGS[1:], base, *short, *flags, out=out)
+
+
+# ---- after each kind of work --------------------------------------------------------------------------------------
+
+
+def test_after_preparing_text(place: Workplace) -> None:
+    place.follow(place.ok("prepare", "mine", "--input=text.txt", *place.place))
+    place.follow(place.ok("prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2", *place.place))
+    (place.folder / "short.txt").write_text("a few words, and no more than that\n" * 4)
+    place.follow(place.ok("prepare", "short", "--input=short.txt", *place.place))
+
+
+@pytest.mark.parametrize("length", [1, 30])
+def test_after_preparing_pairs(place: Workplace, length: int) -> None:
+    """Up to the fine-tuned model, the base model included; long pairs need a base that reads more."""
+    pairs = [{"prompt": f"{n:03} {'ab' * length}", "response": "yes" if n % 2 else "no"} for n in range(90)]
+    json_lines(place.folder, pairs, "mine.jsonl")
+    said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
+    commands = place.follow(said, at_least=3)
+    assert [command[0] for command in commands] == ["prepare", "train", "finetune"]
+    if place.place:  # the base model is there now
+        said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
+        assert len(place.follow(said)) == 1
+
+
+def test_after_training(place: Workplace) -> None:
+    for dataset, out in (("tiny", "out"), ("colours", "pairs"), ("free", "free")):
+        said = place.trained(*TINY_TRAIN, f"--dataset={dataset}", "--max_iters=40", out=out)
+        place.follow(said, at_least=2)  # the verdict's `try:` and `next:`
+
+
+def test_after_fine_tuning_and_merging(based: Workplace) -> None:
+    for dataset, more in (("colours", []), ("free", []), ("tiny", []), ("colours", ["--lora_rank=2"])):
+        out = f"tuned-{dataset}{len(more)}"
+        based.follow(tuned(based, out, f"--dataset={dataset}", *more), at_least=2)
+    adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}tuned-colours1"]
+    based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged"))
+    based.trained(*TINY_TRAIN, f"--init_from={based.prefix}out/ckpt.pt", "--lora_rank=2", out="lora-text")
+    adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}lora-text"]
+    based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged-text"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_after_a_signal(based: Workplace) -> None:
+    for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
+        out = f"{based.prefix}stopped-{name}"
+        flags = [*flags, "--max_iters=100000", f"--out_dir={out}", *based.place]
+        with subprocess.Popen(
+            [sys.executable, "-m", "tinygpt", name, *flags], cwd=based.folder, stdout=subprocess.PIPE, text=True
+        ) as process:
+            metrics = based.folder / out / "metrics.jsonl"
+            while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()[0]
+        (command,) = suggested(said)
+        assert command[0] == name
+        step = load(based.folder / out / "last.pt").step
+        based.ok(*command, f"--max_iters={step + 2}", "--eval_interval=100000")
+        assert load(based.folder / out / "last.pt").step == step + 2
+
+
+def test_of_check(based: Workplace) -> None:
+    tuned(based, "tuned", "--dataset=colours")
+    tuned(based, "lora", "--dataset=free", "--lora_rank=2")
+    based.trained(*TINY_TRAIN, "--dataset=colours", out="pairs")
+    for run in ("out", "tuned", "lora", "pairs"):
+        said = based.ok("check", f"{based.prefix}{run}", *based.place)
+        assert len(suggested(said)) == 2
+        based.follow(said)
+
+
+VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation losses of evaluations
+    "too early": [(3.0, 3.0)],
+    "still improving": [(3.0 - 0.2 * n, 3.0 - 0.2 * n) for n in range(8)],
+    "finished": [(2.0, 2.0)] * 8,
+    "overfitting": [(3.0 - 0.3 * n, 2.0 + abs(n - 2) * 0.3) for n in range(8)],
+    "diverged": [(3.0, 3.0), (2.0, 2.0), (2.9, 2.9), (2.9, 2.9)],
+}
+
+
+@pytest.mark.parametrize("verdict", [*VERDICTS, "too little data"])
+def test_of_doctor(based: Workplace, verdict: str) -> None:
+    """For runs from scratch, from a checkpoint, resumed, fine-tuned, with LoRA: each verdict's advice."""
+    start = f"--init_from={based.prefix}out/ckpt.pt"
+    based.trained(*TINY_TRAIN, start, out="continued")
+    tuned(based, "tuned", "--dataset=colours")
+    tuned(based, "lora", "--dataset=colours", "--lora_rank=2", "--optimizer=muon")
+    for run in ("out", "continued"):
+        based.trained("train", "--init_from=resume", "--max_iters=22", out=run)
+    for run in ("out", "continued", "tuned", "lora"):
+        folder = based.folder / f"{based.prefix}{run}"
+        losses = VERDICTS.get(verdict, VERDICTS["overfitting"])
+        entries = [
+            {"kind": "eval", "step": 5 * n, "seconds": n, "train_loss": a, "val_loss": b, "val_loss_se": 0.01}
+            for n, (a, b) in enumerate(losses)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        command = based.ok("doctor", str(folder.relative_to(based.folder)), *based.place)
+        if verdict == "too little data":  # the tiny model is not that large for its text
+            settings = yaml.safe_load((folder / "config.yaml").read_text())
+            from tinygpt.doctor import judge
+
+            command = "\n".join(judge(entries, settings, str(folder.relative_to(based.folder)), 10**6, 10).lines())
+        assert f"verdict:     {verdict}" in command
+        for words in suggested(command):
+            assert "--init_from=scratch" not in words  # `continued` began from a checkpoint, and notes that
+            more = ["--max_iters=50"] if "--init_from=resume" in words else SOON.get(words[0], [])
+            result = based.run(*words, *more)
+            assert result.status == 0, (run, words, result.out, result.err)
+
+
+def test_of_the_report(based: Workplace) -> None:
+    """The page's commands and its config.yaml make the same run again, elsewhere."""
+    pytest.importorskip("jinja2")
+    tuned(based, "tuned", "--dataset=colours")
+    for run in ("out", "tuned"):
+        based.ok("report", f"{based.prefix}{run}", "-o", "page.html", *based.place)
+        page = html.unescape((based.folder / "page.html").read_text(encoding="utf-8"))
+        commands = re.findall(r"^.*?(tinygpt (?:prepare|train|finetune|report) [^<\n]*)$", page, re.MULTILINE)
+        assert [shlex.split(command)[1] for command in commands][::2] == ["prepare", "report"], commands
+        settings = (based.folder / f"{based.prefix}{run}/config.yaml").read_text()
+        (based.folder / "config.yaml").write_text(settings)
+        weights = load(based.folder / f"{based.prefix}{run}/last.pt").model
+        for command in commands:
+            based.ok(*shlex.split(command)[1:])
+        again = load(based.folder / f"{based.prefix}{run}/last.pt").model
+        assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def hint(result: Result) -> str:
+    assert result.status, result.out
+    return result.err.splitlines()[-1]
+
+
+def test_of_errors(based: Workplace) -> None:
+    """Hints that are whole commands, in the situation that they are for."""
+    tuned(based, "tuned", "--dataset=colours")
+    out = f"{based.prefix}out"
+    based.follow(hint(based.run("train", "--init_from=resume", f"--out_dir={based.prefix}tuned")))
+    based.follow(hint(based.run("finetune", "--init_from=resume", f"--out_dir={out}")))
+    based.follow(hint(based.run(*TINY_TRAIN, "--dataset=gone", "--out_dir=new", *based.place)))
+    based.follow(hint(based.run("prepare", "gone", *based.place)))
+    for name in ("tiny", "colours"):
+        path = based.folder / based.data / name / "train.bin"
+        tokens = np.fromfile(path, dtype="<u2")
+        for damaged in (b"", tokens.tobytes() + b"x", (tokens * 0 + 60_000).tobytes(), tokens[::-1].tobytes()):
+            path.write_bytes(damaged)
+            flags = [*TINY_TRAIN, f"--dataset={name}", f"--out_dir={based.prefix}new"]
+            based.follow(hint(based.run(*flags, *based.place)))  # which prepares it again
+            based.ok(*flags, "--max_iters=1", *based.place)
+    (based.folder / based.data / "tiny" / "meta.json").unlink()
+    based.follow(hint(based.run(*TINY_TRAIN, "--out_dir=new", *based.place)))
+    assert "tinygpt sample" in hint(based.run("sampel"))
+
+
+def test_of_the_exercises(place: Workplace) -> None:
+    found = suggested(place.ok("exercise", "list"))
+    assert found[0] == ["exercise", "start", "1"]
+    place.ok(*found[0])
+    assert place.run(*found[1]).status == 1  # a skeleton does not pass yet
+
+
+# ---- the collecting itself ---------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_a_suggestion() -> None:
+    said = "next: tinygpt sample --ckpt 'a b/c.pt'\n  try: --block_size=3\ncan be used: tinygpt a; tinygpt b -x\n"
+    assert suggested(said) == [["sample", "--ckpt", "a b/c.pt"], ["a"], ["b", "-x"]]
+
+
+def test_the_presets_have_the_context_that_suggestions_count_on() -> None:
+    for preset in ("shakespeare_char", "shakespeare_char_fast", "shakespeare"):
+        made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
+        assert made.block_size == suggest.CONTEXT
