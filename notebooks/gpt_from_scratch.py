@@ -214,6 +214,7 @@ print(f"validation windows that a training window covers but for 8 characters: {
 counts = torch.zeros(V, V)
 counts.index_put_((train_data[:-1], train_data[1:]), torch.tensor(1.0), accumulate=True)
 chances = (counts + 1) / (counts + 1).sum(1, keepdim=True)  # one more for each pair: none is impossible
+# (`tinygpt eval` adds one per row, spread like the unigram, and reaches 2.491)
 counted = -chances[val_data[:-1], val_data[1:]].log().mean().item()
 
 
@@ -572,6 +573,7 @@ by_formula = {
 }
 by_code = sum(weight.numel() for weight in GPT().parameters())
 print(by_formula, sum(by_formula.values()), by_code)
+print(f"{by_code - by_formula['positions']:,} without the positions, which nanoGPT and `tinygpt train` leave out")
 assert sum(by_formula.values()) == by_code
 
 # %% [markdown]
@@ -1123,4 +1125,4 @@ print(f"all of it took {(time.time() - started) / 60:.1f} minutes")
 # </details>
 #
 # Next: `tinygpt exercise list`, to write all of this yourself and have it checked; `configs/shakespeare_char_fast.yaml`,
-# where the same loss takes an eighth of the steps, and why.
+# which reaches the same loss in 210 iterations instead of 2,000, and says why.
