@@ -1,16 +1,23 @@
-"""The README is true: its tree and its table come from the code, its commands exist, its presets are accepted."""
+"""The README is true: its tree and its table come from the code, its commands exist, its presets are accepted, and
+figures that the code can compute are the code's."""
 
 import ast
+import dataclasses
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tinygpt import cli, config, parse
+from tinygpt.classify import label_indices, ngram_baseline
 from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,3 +97,105 @@ def test_no_help_imports_torch() -> None:
         code += f"with contextlib.suppress(SystemExit): main({args})\n"
         done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
         assert done.returncode == 0, f"tinygpt {args} imports torch"
+
+
+# ---- figures ------------------------------------------------------------------------------------------------------
+
+
+def parameter_counts(vocab_size: int, **shape: Any) -> tuple[int, int]:
+    """(without, with) the position embeddings."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=vocab_size, **shape))
+    return model.num_params(), sum(weight.numel() for weight in model.parameters())
+
+
+def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
+    """Of a preset of configs/ on its own dataset, with `grown` tokens added to the vocabulary."""
+    config_of = parse.parse(config.TrainConfig, [str(ROOT / f"configs/{preset}.yaml")])
+    names = {field.name for field in dataclasses.fields(GPTConfig)} & set(vars(config_of))
+    vocab_size = 65 if config_of.dataset == "shakespeare_char" else 50257
+    return parameter_counts(vocab_size + grown, **{name: getattr(config_of, name) for name in names})
+
+
+COUNTS = {path.stem: preset_counts(path.stem) for path in PRESETS if not path.stem.startswith("finetune")}
+OTHER_COUNTS = [
+    preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
+    parameter_counts(65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"),  # PERFORMANCE's larger one
+]
+TEXTS = [ROOT / "README.md", ROOT / "data/README.md", *(ROOT / "docs").glob("*.md"), *PRESETS]
+
+
+def wrong_counts(text: str) -> list[str]:
+    """Parameter counts that the code does not compute, or that include position embeddings without saying so.
+
+    A number of six digits or more counts parameters unless a unit follows. A preset that its paragraph names before it
+    is the one that it must belong to.
+    """
+    wrong = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        paragraph = " ".join(paragraph.split())
+        for found in re.finditer(r"\b\d{1,3}(?:,\d{3})*,\d{3}\b(?! (?:tokens|characters))", paragraph):
+            number = int(found[0].replace(",", ""))
+            if number < 100_000:
+                continue
+            named = re.findall(r"configs/(\w+)\.yaml", paragraph[: found.start()])
+            counts = [COUNTS[named[-1]]] if named and named[-1] in COUNTS else [*COUNTS.values(), *OTHER_COUNTS]
+            without = {count for count, _ in counts}
+            if number not in without | {count for _, count in counts}:
+                wrong.append(f"{found[0]} is no preset's number of parameters: {paragraph[:80]}")
+            elif number not in without and "position embeddings" not in paragraph:
+                wrong.append(f"{found[0]} includes position embeddings and does not say so: {paragraph[:80]}")
+        for rounded in re.findall(r"\b(\d+(?:\.\d+)?) M[ -]parameters?\b", paragraph):
+            digits = len(rounded.partition(".")[2])
+            exact = [count for pair in (*COUNTS.values(), *OTHER_COUNTS) for count in pair]
+            if not any(f"{count / 1e6:.{digits}f}" == rounded for count in exact):
+                wrong.append(f"{rounded} M is no preset's number of parameters: {paragraph[:80]}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_parameter_counts_are_those_of_the_code(path: Path) -> None:
+    assert wrong_counts(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "804,096 numbers by formula and by code",
+        "`configs/shakespeare_char.yaml` trains 795,905 parameters",
+        "`configs/shakespeare_char.yaml` trains 1,336,704 parameters",
+        "the same 0.9 M parameters",
+    ],
+)
+def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
+    """Negative control."""
+    assert len(wrong_counts(text)) == 1
+
+
+def test_iterations_of_the_fast_preset_are_its_own() -> None:
+    fast, recipe = (
+        parse.parse(config.TrainConfig, [str(ROOT / f"configs/{name}.yaml")])
+        for name in ("shakespeare_char_fast", "shakespeare_char")
+    )
+    texts = [*TEXTS, ROOT / "notebooks/gpt_from_scratch.py"]
+    quoted = [
+        found
+        for path in texts
+        for found in re.findall(r"([\d,]+) iterations instead of ([\d,]*\d)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(quoted) >= 3
+    assert set(quoted) == {(f"{fast.max_iters:,}", f"{recipe.max_iters:,}")}
+
+
+def test_the_n_gram_baseline_of_the_headlines_is_the_one_that_eval_shows() -> None:
+    pytest.importorskip("sklearn")
+    examples = TASKS["headlines"].make(1337)
+    labels = sorted({label for _, label in examples["train"]})
+    train, test = (label_indices("headlines", examples[split], labels) for split in ("train", "test"))
+    prompts = {split: [prompt for prompt, _ in examples[split]] for split in ("train", "test")}
+    answers, _ = ngram_baseline(prompts["train"], train, prompts["test"])
+    assert answers is not None
+    accuracy = f"{100 * (answers == test).mean():.1f} %"
+    assert re.search(rf"the n-grams in\s+{accuracy}", README)
+    data = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| character n-grams.*, {accuracy} \|$", data, re.MULTILINE)

@@ -354,6 +354,15 @@ def test_the_whole_split_and_its_guesses_by_counting(reported: Path) -> None:
     assert rows == {name: f"{loss:.3f}" for name, loss in expected.items()}
 
 
+def test_parameters_are_counted_with_and_without_the_position_embeddings(reported: Path) -> None:
+    """The report lists all parts of the model; `train` shows a number without the position embeddings."""
+    model = load(reported / "out").build_model()
+    total, shown = sum(weight.numel() for weight in model.parameters()), model.num_params()
+    assert total > shown
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    assert f"{total:,} parameters, {shown:,} without the position embeddings, in " in page
+
+
 def test_without_the_dataset_the_rest_is_shown_and_what_is_missing_is_said(reported: Path, tmp_path: Path) -> None:
     shutil.copytree(reported / "out", tmp_path / "out")
     result = cli_here("report", "out", cwd=tmp_path)

@@ -108,12 +108,14 @@ def own_pace(model: GPT) -> Iterator[None]:
 def summary(run: Run, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """What was trained, on what, for how long, on which machine; the losses; the parameters; the verdict."""
     shape, parts = run.model.config, parameters(run.model)
+    total, counted = sum(parts.values()), run.model.num_params()
+    without = f", {counted:,} without the position embeddings," if counted < total else ""
     tokens = len(run.split("train")) if run.dataset else 0
-    verdict = judge(entries, settings, str(run.folder), run.model.num_params(), tokens)
+    verdict = judge(entries, settings, str(run.folder), counted, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
     seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
     facts = {
-        "model": f"{sum(parts.values()):,} parameters in {shape.n_layer} layers of {shape.n_head} heads, width "
+        "model": f"{total:,} parameters{without} in {shape.n_layer} layers of {shape.n_head} heads, width "
         f"{shape.n_embd}, reading {shape.block_size} {run.unit}s at a time",
         "trained on": trained_on(run),
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; the model in this page is the best one, "
