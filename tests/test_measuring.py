@@ -601,8 +601,8 @@ def test_an_example_that_the_model_cannot_read_whole_is_not_measured_in_part(wor
 
 
 def suggested(out: str) -> list[str]:
-    """The command of the line `next: tinygpt ...`, as a shell reads it."""
-    (line,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
+    """The command of the last line `next: tinygpt ...`, as a shell reads it."""
+    line = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")][-1]
     return shlex.split(line)[1:]
 
 

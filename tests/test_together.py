@@ -274,6 +274,10 @@ def test_a_checkpoint_whose_logits_are_not_finite_is_not_good(work: Path) -> Non
     assert all(weight.isfinite().all() for weight in load(work / "wild/last.pt").model.values())
     result = cli_here("check", "wild", cwd=work)
     assert result.status == 1 and "wild/last.pt: the logits are" in result.out and "diverged" in result.out
+    for command in (TINY_TRAIN, ["finetune", *FLAGS[1:]], ["finetune", *FLAGS[1:], "--lora_rank=2"]):
+        before = listing(work)
+        result = cli_here(*command, "--init_from=wild/last.pt", "--out_dir=new", cwd=work)
+        assert result.status == 1 and "wild/last.pt: the logits are" in result.err and listing(work) == before
 
 
 # ---- configuration -------------------------------------------------------------------------------------------------

@@ -61,13 +61,12 @@ def check_run(folder: Path, data_dir: str) -> bool:
                 report(True, f"{path}: intact")
                 continue
             loaded[path.name] = load(path)
-            refuse_diverged(loaded[path.name].build_model().eval())
+            refuse_diverged(loaded[path.name].build_model(), str(path))
             loss = f", best validation loss {loaded[path.name].best_val_loss:.4f}"
             report(True, f"{path}: intact, before iteration {loaded[path.name].step:,}{loss}")
         except TinyGPTError as error:
             loaded.pop(path.name, None)
-            named = error.message if str(path) in error.message else f"{path}: {error.message}"
-            good = report(False, named, error.hint)
+            good = report(False, error.message, error.hint)
     best, last = loaded.get("ckpt.pt"), loaded.get("last.pt")
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")

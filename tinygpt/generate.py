@@ -104,16 +104,17 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def refuse_diverged(model: GPT, probe: int = 64) -> None:
-    """Errors: TinyGPTError for weights, or logits of `probe` tokens, that are NaN or infinite."""
+def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
+    """Errors: TinyGPTError for weights, or logits of `probe` tokens, that are NaN or infinite. `where`: names the model
+    in the message."""
     for weight in model.parameters():
-        if not weight.isfinite().all():
-            raise diverged("the model's weights are", weight[~weight.isfinite()][0].item())
+        require_finite(weight, f"{where}: the weights are")
     count = min(model.config.vocab_size, model.config.block_size, probe)
-    require_finite(model(torch.arange(count, device=model.lm_head.weight.device)[None])[0])
+    idx = torch.arange(count, device=model.lm_head.weight.device)[None]
+    require_finite(model.eval()(idx)[0], f"{where}: the logits are")
 
 
-def require_finite(logits: Tensor) -> None:
-    """Errors: TinyGPTError if one of the logits is NaN or infinite."""
-    if not logits.isfinite().all():
-        raise diverged("the logits are", logits[~logits.isfinite()][0].item())
+def require_finite(values: Tensor, what: str = "the logits are") -> None:
+    """Errors: TinyGPTError, which begins with `what`, if one of the values is NaN or infinite."""
+    if not values.isfinite().all():
+        raise diverged(what, values[~values.isfinite()][0].item())

@@ -22,6 +22,7 @@ from tinygpt.data import Dataset, Examples
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
+from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.optim import Optimizer
 from tinygpt.precision import MixedPrecision
@@ -210,6 +211,8 @@ def make_model(
     if resuming and config.lora_rank:
         return base.build_adapted(adapter)
     model = base.build_model()
+    if not resuming:
+        refuse_diverged(model, config.init_from)
     if config.block_size < model.config.block_size:
         model.crop_block_size(config.block_size)
     size = dataset.tokenizer.vocab_size

@@ -73,7 +73,7 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
     tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
     compute = device.choose("auto", "float32")
     model = checkpoint.build_model().to(compute.device).eval()
-    refuse_diverged(model)
+    refuse_diverged(model, path)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
     try:
