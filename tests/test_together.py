@@ -328,7 +328,7 @@ def test_a_failed_write_of_another_command_does_not_advise_resuming(work: Path, 
 
 
 def test_speed_is_that_of_the_iterations_since_the_last_measurement() -> None:
-    from tinygpt.train import Pace
+    from tinygpt.runlog import Pace
 
     now = [0.0]
     pace = Pace(clock=lambda: now[0])

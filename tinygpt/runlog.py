@@ -8,6 +8,8 @@ metrics.jsonl holds one object a line: `kind` (train, eval, sample, diverged), `
 import dataclasses
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,28 @@ class RunLog:
             self._file.close()
         if self.wandb:
             self.wandb.finish()
+
+
+class Pace:
+    """Training speed: tokens per second over the iterations since the last measurement, evaluations and saves left out.
+
+    `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.tokens_per_second = clock, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.tokens, self.since = 0, self.clock()
+
+    def count(self, tokens: int) -> None:
+        self.tokens += tokens
+
+    def measure(self) -> None:
+        tokens, since = self.tokens, self.since
+        self.restart()
+        self.tokens_per_second = tokens / max(self.since - since, 1e-9)
 
 
 def import_wandb() -> Any:

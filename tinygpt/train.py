@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
 from tinygpt.run import Run, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
-from tinygpt.runlog import import_wandb, read_metrics
+from tinygpt.runlog import Pace, import_wandb, read_metrics
 from tinygpt.signals import StopSignal
 
 REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
@@ -132,28 +131,6 @@ def loop(run: Run, stop: "StopSignal") -> int:
             run.log.say(f"next: {resume_command(run)}", always=True)
             return stop.status
     return 0
-
-
-class Pace:
-    """Training speed: tokens per second over the iterations since the last measurement, evaluations and saves left out.
-
-    `clock` returns seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock, self.tokens_per_second = clock, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        self.tokens, self.since = 0, self.clock()
-
-    def count(self, tokens: int) -> None:
-        self.tokens += tokens
-
-    def measure(self) -> None:
-        tokens, since = self.tokens, self.since
-        self.restart()
-        self.tokens_per_second = tokens / max(self.since - since, 1e-9)
 
 
 def training_step(run: Run) -> tuple[float, float]:
