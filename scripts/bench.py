@@ -1,13 +1,18 @@
 """Measure tinygpt beside nanoGPT on this machine's processor: speed, loss in a given time, memory.
 
-    python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 20 minutes on two cores
-    python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops
+    python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 30 minutes on two cores
+    python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops --dtype float32
     python scripts/bench.py --quick                               # does it work at all? the figures mean nothing
 
 Without a checkout of nanoGPT only our side is measured, and its training is taken to last NANOGPT_SECONDS. All work is
 done in a temporary folder, nanoGPT's in a copy of its files; nothing is downloaded for it. Both sides train
 nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 iterations). How:
 
+- Rows that train are measured with `tinygpt train --dtype=bfloat16` and `--dtype=float32` where the processor
+  multiplies bfloat16 in hardware, and in float32 alone where it does not, as on most laptops (`--dtype` chooses). Each
+  row says which. nanoGPT computes in float32 on every processor: its train.py and sample.py turn autocast off on a CPU,
+  whatever their `dtype` says. So a float32 row compares float32 with float32, and a bfloat16 row compares the two
+  programs as each runs by default. `tinygpt sample` computes in float32 by default, too.
 - Whole commands are processes of their own, from start to exit, interpreter and imports included; peak memory is what
   the kernel says of the process (so this one stays small: it imports neither torch nor numpy).
 - Steps and generation are measured in two workers that stay loaded, since allocator settings hold for a process: one
@@ -56,6 +61,7 @@ SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1"]  # what BE
 NANOGPT_OUT = "nanogpt/out-shakespeare-char"
 NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, for when there is no checkout
 TARGET_LOSS = 1.886  # nanoGPT's own estimate at the end of its recipe
+BOTH, EACH = ["bfloat16", "float32"], "each"
 A100_LOSS = 1.4697  # nanoGPT's README, 10.65 M parameters on an A100
 
 
@@ -68,27 +74,31 @@ class Row:
     first_bar: float
     goal: float
     lower: bool = False
+    dtype: str = ""  # that tinygpt computes in: "float32", EACH that --dtype asks for, or "" where it computes nothing
+
+    def dtypes(self, asked_for: list[str]) -> list[str]:
+        return asked_for if self.dtype == EACH else [self.dtype]
 
 
 ROWS = {
-    "step": Row("step time, same recipe", "ms", 2.0, 3.0),
-    "flops": Row("matmul FLOP/s of a step / large products'", "GFLOP/s", 0.45, 0.65),
-    "to_loss": Row(f"whole command until loss {TARGET_LOSS}", "s", 6, 12),
-    "same_time": Row("loss in nanoGPT's time", "nats", 1.52, A100_LOSS, lower=True),
-    "six_times": Row("loss in 6 x that time", "nats", 1.45, 1.40, lower=True),
-    "sample_command": Row("sample 10 x 500, whole command", "s", 4, 6),
-    "sample_batch": Row("10 samples, once loaded", "tokens/s", 10, 30),
-    "sample_stream": Row("one sample streamed, once loaded", "tokens/s", 4, 10),
+    "step": Row("step time, same recipe", "ms", 2.0, 3.0, dtype=EACH),
+    "flops": Row("matmul FLOP/s of a step / large products'", "GFLOP/s", 0.45, 0.65, dtype=EACH),
+    "to_loss": Row(f"whole command until loss {TARGET_LOSS}", "s", 6, 12, dtype=EACH),
+    "same_time": Row("loss in nanoGPT's time", "nats", 1.52, A100_LOSS, lower=True, dtype=EACH),
+    "six_times": Row("loss in 6 x that time", "nats", 1.45, 1.40, lower=True, dtype=EACH),
+    "sample_command": Row("sample 10 x 500, whole command", "s", 4, 6, dtype="float32"),
+    "sample_batch": Row("10 samples, once loaded", "tokens/s", 10, 30, dtype="float32"),
+    "sample_stream": Row("one sample streamed, once loaded", "tokens/s", 4, 10, dtype="float32"),
     "prepare": Row("prepare 56 MB of characters", "s", 8, 20),
     "prepare_memory": Row("peak memory of prepare at 1 GB", "MB", 200, 150, lower=True),
     "help": Row("tinygpt --help", "s", 0.3, 0.15, lower=True),
-    "memory": Row("peak memory of training the recipe", "MB", 1, 1),
+    "memory": Row("peak memory of training the recipe", "MB", 1, 1, dtype=EACH),
 }
 
 
 @dataclasses.dataclass
 class Result:
-    """What a row came to: medians of both sides, and the value that its bars are about."""
+    """What a row came to in one dtype: medians of both sides, and the value that its bars are about."""
 
     theirs: float | None
     ours: float
@@ -188,8 +198,8 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
     return {"steps": steps, "sample": sample}
 
 
-def tinygpt_worker() -> dict[str, Callable[..., Any]]:
-    """Our own training step and generation, made by the code that the commands run."""
+def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
+    """Our own training step in `dtype`, and generation, made by the code that the commands run."""
     import torch
 
     from tinygpt import device, distributed, parse, sample
@@ -200,7 +210,8 @@ def tinygpt_worker() -> dict[str, Callable[..., Any]]:
     from tinygpt.optim import learning_rate
     from tinygpt.train import training_step
 
-    config = parse.parse(TrainConfig, [RECIPE, "--device=cpu", "--out_dir=out-worker", "--quiet"])
+    flags = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-worker-{dtype}", "--quiet"]
+    config = parse.parse(TrainConfig, [RECIPE, *flags])
     compute, dataset = device.choose(config.device, config.dtype), Dataset(config.data_dir, config.dataset)
     Path(config.out_dir).mkdir(exist_ok=True)
     model = start_up.make_model(config, dataset, None)
@@ -232,7 +243,7 @@ def tinygpt_worker() -> dict[str, Callable[..., Any]]:
     @functools.cache
     def trained(samples: int, tokens: int) -> Any:
         """What `tinygpt sample` has at hand before the first token."""
-        flags = ["--ckpt=out-recipe", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
+        flags = [f"--ckpt=out-recipe-{dtype}", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
         wanted = parse.parse(SampleConfig, flags)
         checkpoint = load(wanted.ckpt)
         tokenizer = sample.checkpoint_tokenizer(checkpoint, wanted)
@@ -256,11 +267,11 @@ def tinygpt_worker() -> dict[str, Callable[..., Any]]:
     return {"steps": steps, "sample": generated, "large_products": large_products, "facts": facts}
 
 
-def serve(kind: str) -> None:
+def serve(kind: str, dtype: str) -> None:
     """Answer requests until stdin ends: a line of JSON, [name, *arguments], gets a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the programs print must not mix with the answers
-    functions = nanogpt_worker() if kind == "nanogpt" else tinygpt_worker()
+    functions = nanogpt_worker() if kind == "nanogpt" else tinygpt_worker(dtype)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         print(json.dumps(functions[name](*arguments)), file=answers, flush=True)
@@ -269,11 +280,11 @@ def serve(kind: str) -> None:
 class Worker:
     """The other end of `serve`."""
 
-    def __init__(self, kind: str, cwd: Path) -> None:
+    def __init__(self, kind: str, dtype: str, cwd: Path) -> None:
         self.kind = kind
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the worker)
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker", kind],
+            [sys.executable, str(Path(__file__).resolve()), "--worker", kind, "--dtype", dtype],
             cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
 
@@ -298,13 +309,17 @@ class Worker:
 
 
 class Bench:
-    """Everything measured in one folder. Training runs are kept in `trainings`, since several rows need them."""
+    """Everything measured in one folder.
+
+    Training runs are kept in `trainings`, since several rows need them: nanoGPT's as "nanogpt", ours as NAME-DTYPE.
+    """
 
     def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int) -> None:
         self.folder, self.quick, self.nanogpt_runs = folder, quick, nanogpt_runs
         self.has_nanogpt = nanogpt is not None
         self.trainings: dict[str, dict[str, Any]] = {}
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[tuple[str, str], Worker] = {}
+        self.found_rounds: dict[str, dict[str, list[float]]] = {}
         say("preparing Tiny Shakespeare")
         self.tinygpt("prepare", "shakespeare_char")
         self.text = (folder / "data/shakespeare_char/input.txt").read_bytes()
@@ -320,10 +335,10 @@ class Bench:
     def nanogpt(self, *args: str) -> Command:
         return run([sys.executable, *args], self.folder / "nanogpt")
 
-    def worker(self, kind: str) -> Worker:
-        if kind not in self.workers:
-            self.workers[kind] = Worker(kind, self.folder / ("nanogpt" if kind == "nanogpt" else ""))
-        return self.workers[kind]
+    def worker(self, kind: str, dtype: str = "float32") -> Worker:
+        if (kind, dtype) not in self.workers:
+            self.workers[kind, dtype] = Worker(kind, dtype, self.folder / ("nanogpt" if kind == "nanogpt" else ""))
+        return self.workers[kind, dtype]
 
     def close(self) -> None:
         for worker in self.workers.values():
@@ -332,18 +347,20 @@ class Bench:
 
     # training runs
 
-    def train(self, name: str, preset: str, *flags: str) -> dict[str, Any]:
+    def train(self, name: str, preset: str, dtype: str, *flags: str) -> dict[str, Any]:
         """The whole command `tinygpt train`, then the loss it reached."""
+        name = f"{name}-{dtype}"
         short = ["--max_iters=40", "--lr_decay_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
-        command = self.tinygpt("train", preset, "--device=cpu", f"--out_dir=out-{name}", *short, *flags)
-        return self.finished(name, command, f"out-{name}/last.pt")
+        here = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-{name}"]
+        command = self.tinygpt("train", preset, *here, *short, *flags)
+        return self.finished(name, dtype, command, f"out-{name}/last.pt")
 
-    def finished(self, name: str, command: Command, ckpt: str) -> dict[str, Any]:
+    def finished(self, name: str, dtype: str, command: Command, ckpt: str) -> dict[str, Any]:
         output = self.tinygpt("eval", "--ckpt", ckpt, "--dataset=shakespeare_char", "--device=cpu", "--json").lines
         loss = json.loads(next(line for _, line in reversed(output) if line.startswith("{")))["loss"]
         say(f"  {name}: {command.wall:.1f} s, validation loss {loss:.4f} (whole split)")
-        done = {"wall": command.wall, "peak_mb": command.peak_mb, "loss": loss, "curve": command.curve()}
-        self.trainings[name] = done
+        sizes = {"wall": command.wall, "peak_mb": command.peak_mb, "loss": loss}
+        self.trainings[name] = done = {"dtype": dtype, **sizes, "curve": command.curve()}
         return done
 
     def theirs(self, index: int = 0) -> dict[str, Any]:
@@ -352,13 +369,14 @@ class Bench:
         short = ["--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
         if name not in self.trainings:
             say("  nanoGPT's recipe by nanoGPT")
-            self.finished(name, self.nanogpt("train.py", *NANOGPT_RECIPE, *short), f"{NANOGPT_OUT}/ckpt.pt")
+            command = self.nanogpt("train.py", *NANOGPT_RECIPE, *short)
+            self.finished(name, "float32", command, f"{NANOGPT_OUT}/ckpt.pt")
         return self.trainings[name]
 
-    def recipe(self) -> dict[str, Any]:
-        return self.trainings.get("recipe") or self.train("recipe", RECIPE)
+    def recipe(self, dtype: str) -> dict[str, Any]:
+        return self.trainings.get(f"recipe-{dtype}") or self.train("recipe", RECIPE, dtype)
 
-    def within(self, name: str, times: float, *shape: str) -> Result:
+    def within(self, name: str, times: float, shape: list[str], dtype: str) -> Result:
         """The BEST preset, with as many iterations as fit into `times` the wall time of nanoGPT's command."""
         reference = self.theirs() if self.has_nanogpt else None
         wall = reference["wall"] if reference else 10 if self.quick else NANOGPT_SECONDS
@@ -367,14 +385,15 @@ class Bench:
 
         def best(iterations: int, interval: int, *more: str) -> dict[str, Any]:
             lengths = [f"--max_iters={iterations}", f"--lr_decay_iters={iterations}", f"--eval_interval={interval}"]
-            return self.train("best", BEST, *shape, *lengths, *more) | {"iterations": iterations, "interval": interval}
+            done = self.train("best", BEST, dtype, *shape, *lengths, *more)
+            del self.trainings[f"best-{dtype}"]
+            return done | {"iterations": iterations, "interval": interval}
 
         pace = best(150, 50, "--log_interval=5")
-        iterations = iterations_within(budget, pace, self.folder / "out-best", interval)
+        iterations = iterations_within(budget, pace, self.folder / f"out-best-{dtype}", interval)
         for _ in range(1 if self.quick else 2):  # a machine that others use too slows down and recovers
             say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
-            self.trainings[name] = done = best(iterations, interval)
-            del self.trainings["best"]
+            self.trainings[f"{name}-{dtype}"] = done = best(iterations, interval)
             over = done["wall"] / budget - 1
             if over <= 0.01:
                 break
@@ -386,47 +405,47 @@ class Bench:
         theirs = reference["loss"] if reference else None
         return Result(theirs, done["loss"], done["loss"], done, note, counts=over <= 0.01)
 
-    same_time = functools.partialmethod(within, "same_time", 1, *SHORT)
-    six_times = functools.partialmethod(within, "six_times", 6)
+    same_time = functools.partialmethod(within, "same_time", 1, SHORT)
+    six_times = functools.partialmethod(within, "six_times", 6, [])
 
-    # one method a row
+    # one method a row; it gets the dtype if it is to be measured in EACH
 
-    @functools.cached_property
-    def rounds(self) -> dict[str, list[float]]:
-        """Rounds of steps, ours and theirs by turns, and of large products."""
+    def rounds(self, dtype: str) -> dict[str, list[float]]:
+        """Rounds of steps, ours and theirs by turns, and of large products; measured once for each dtype."""
+        if dtype in self.found_rounds:
+            return self.found_rounds[dtype]
         found: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
+        nanogpt, tinygpt = self.worker("nanogpt") if self.has_nanogpt else None, self.worker("tinygpt", dtype)
         count, steps = (2, 3) if self.quick else (13, 20)
         for index in range(count + 1):
-            theirs = [self.worker("nanogpt").ask("steps", steps)] if self.has_nanogpt else []
-            ours = self.worker("tinygpt").ask("steps", steps)
-            products = self.worker("tinygpt").ask("large_products", 4)
+            theirs = [nanogpt.ask("steps", steps)] if nanogpt else []
+            ours, products = tinygpt.ask("steps", steps), tinygpt.ask("large_products", 4)
             if index:
                 found["theirs"] += theirs
                 found["ours"].append(ours)
                 found["products"].append(products)
                 say(f"  round {index}: {''.join(f'{x:.1f} and ' for x in theirs)}{ours:.1f} ms, {products:.0f} GFLOP/s")
+        self.found_rounds[dtype] = found
         return found
 
-    def step(self) -> Result:
-        return compared(self.rounds["theirs"], self.rounds["ours"])
+    def step(self, dtype: str) -> Result:
+        return compared(self.rounds(dtype)["theirs"], self.rounds(dtype)["ours"])
 
-    def flops(self) -> Result:
-        facts, rounds = self.worker("tinygpt").ask("facts"), self.rounds
+    def flops(self, dtype: str) -> Result:
+        facts, rounds = self.worker("tinygpt", dtype).ask("facts"), self.rounds(dtype)
         achieved = [facts["flops"] / ms / 1e6 for ms in rounds["ours"]]
         shares = [rate / product for rate, product in zip(achieved, rounds["products"], strict=True)]
         raw = {"achieved": achieved, "products": rounds["products"], **facts}
-        rate, kind = statistics.median(rounds["products"]), facts["dtype"].removeprefix("torch.")
-        return Result(
-            None, statistics.median(achieved), statistics.median(shares), raw, f"{kind} products: {rate:.0f} GFLOP/s"
-        )
+        note = f"large products: {statistics.median(rounds['products']):.0f} GFLOP/s"
+        return Result(None, statistics.median(achieved), statistics.median(shares), raw, note)
 
-    def to_loss(self) -> Result:
+    def to_loss(self, dtype: str) -> Result:
         ours, theirs = [], []
         for index in range(max(3, self.nanogpt_runs)):
             if self.has_nanogpt and index < self.nanogpt_runs:
                 theirs.append(self.theirs(index))
             if index < 3:
-                ours.append(self.train(f"fast-{index}", FAST, f"--seed={1337 + index}"))
+                ours.append(self.train(f"fast-{index}", FAST, dtype, f"--seed={1337 + index}"))
         losses = [training["loss"] for training in ours]
         result = compared([one["wall"] for one in theirs], [one["wall"] for one in ours], pairs=False)
         result.raw |= {"losses": losses, "their_loss": theirs[0]["loss"] if theirs else None}
@@ -445,7 +464,7 @@ class Bench:
 
     def trained_both(self) -> int:
         """Make sure that both have a checkpoint; returns how many tokens to sample."""
-        self.recipe()
+        self.recipe("float32")
         if self.has_nanogpt:
             self.theirs()
         return 50 if self.quick else 500
@@ -454,7 +473,7 @@ class Bench:
         flags = ["--num_samples=10", f"--max_new_tokens={self.trained_both()}", "--device=cpu"]
         return self.alternating(
             lambda: self.nanogpt("sample.py", "--out_dir=out-shakespeare-char", "--compile=False", *flags).wall,
-            lambda: self.tinygpt("sample", "--ckpt=out-recipe", *flags).wall,
+            lambda: self.tinygpt("sample", "--ckpt=out-recipe-float32", *flags).wall,
         )
 
     def sample_loaded(self, samples: int, times: int) -> Result:
@@ -507,12 +526,12 @@ class Bench:
         median = statistics.median(walls)
         return Result(None, median, median, {"ours": walls}, spread(walls))
 
-    def memory(self) -> Result:
+    def memory(self, dtype: str) -> Result:
         iterations = 20 if self.quick else 200  # with an evaluation and a checkpoint on the way, on both sides
         flags = [f"--max_iters={iterations}", f"--eval_interval={iterations // 2}", "--device=cpu"]
         return self.alternating(
             lambda: self.nanogpt("train.py", *NANOGPT_RECIPE, *flags).peak_mb,
-            lambda: self.tinygpt("train", RECIPE, "--out_dir=out-memory", *flags).peak_mb,
+            lambda: self.tinygpt("train", RECIPE, f"--dtype={dtype}", "--out_dir=out-memory", *flags).peak_mb,
             times=1,
         )
 
@@ -567,6 +586,15 @@ def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: 
     return fits
 
 
+def chosen_dtypes(wanted: str, folder: Path) -> list[str]:
+    """The dtypes of --dtype; `auto` asks tinygpt whether it would choose bfloat16 on this processor."""
+    if wanted != "auto":
+        return BOTH if wanted == "both" else [wanted]
+    code = "from tinygpt import device; print(device.choose('cpu', 'auto').dtype)"
+    _, chosen = run([sys.executable, "-c", code], folder).lines[-1]
+    return BOTH if chosen == "torch.bfloat16" else ["float32"]
+
+
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 
@@ -580,15 +608,17 @@ def shown(number: float | None) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
 
 
-def table(results: dict[str, Result]) -> Iterator[str]:
-    """Markdown."""
-    lines = [["row", "unit", "nanoGPT", "tinygpt", "ratio or value", "first bar", "goal", "", "spread, remarks"]]
-    for name, result in results.items():
+def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
+    """Markdown; `results` by row and tinygpt's dtype."""
+    lines = [
+        ["row", "dtype", "unit", "nanoGPT", "tinygpt", "ratio or value", "first bar", "goal", "", "spread, remarks"]
+    ]
+    for (name, dtype), result in results.items():
         row, value = ROWS[name], result.value
         loss = row.unit == "nats"
         numbers = [f"{x:.4f}" if loss and x is not None else shown(x) for x in (result.theirs, result.ours, value)]
         bars = [str(row.first_bar), str(row.goal), verdict(row, result)]
-        lines.append([row.what, row.unit, *numbers, *bars, result.note])
+        lines.append([row.what, dtype, row.unit, *numbers, *bars, result.note])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for index, line in enumerate(lines):
         yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
@@ -632,41 +662,51 @@ def described(about: dict[str, Any]) -> str:
 
 
 def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
-    """Validation loss against seconds since each command's start."""
+    """Validation loss against seconds since each command's start; a panel for each dtype, with the same axes."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    curves = {
-        "nanogpt": "nanoGPT",
+    names = {
         "recipe": "tinygpt, same recipe",
         "fast-curve": "tinygpt, fast preset",
         "same_time": "tinygpt, best preset, short form",
         "six_times": "tinygpt, best preset",
     }
-    curves = {key: name for key, name in curves.items() if trainings.get(key, {}).get("curve")}
-    if not curves:
+    drawn = {key: training["curve"] for key, training in trainings.items() if training["curve"]}
+    panels = {dtype: [key for key in names if f"{key}-{dtype}" in drawn] for dtype in BOTH}
+    panels = {dtype: keys for dtype, keys in panels.items() if keys}
+    if not panels:
         return
-    figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
-    for key, name in curves.items():
-        seconds, losses = zip(*trainings[key]["curve"], strict=True)
-        axes.plot(seconds, losses, "o-", markersize=3, label=f"{name}: {losses[-1]:.2f} at {seconds[-1]:.0f} s")
-    axes.legend(loc="upper right", labelcolor="linecolor", frameon=False, fontsize=9)
-    axes.axhline(A100_LOSS, color="gray", linewidth=0.8, linestyle=":")
-    a100 = f"nanoGPT's 10.65 M parameters on an A100: {A100_LOSS}"
-    axes.annotate(a100, (0.01, A100_LOSS), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="gray")
-    ends = [trainings[key]["curve"][-1] for key in curves]
-    last, lowest, highest = max(end[0] for end in ends), min(end[1] for end in ends), max(end[1] for end in ends)
+    shown_curves = [drawn[f"{key}-{dtype}"] for dtype, keys in panels.items() for key in keys]
+    shown_curves += [drawn["nanogpt"]] if "nanogpt" in drawn else []
+    last = max(curve[-1][0] for curve in shown_curves)
+    lowest, highest = (pick(curve[-1][1] for curve in shown_curves) for pick in (min, max))
     limits = (1.5, last * 1.15)
     ticks = [tick for tick in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick < limits[1]]
-    axes.set(xscale="log", xlim=limits, ylim=(min(lowest, A100_LOSS) - 0.06, max(2.9, highest + 0.3)))
-    axes.set_xticks(ticks, map(str, ticks))
-    axes.minorticks_off()
-    axes.set(xlabel="seconds since the start of the command", ylabel="validation loss (nats per character)")
-    axes.set_title("Tiny Shakespeare: validation loss against waiting", fontsize=11, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    size = (8, 0.6 + 4 * len(panels))
+    figure, rows = pyplot.subplots(len(panels), 1, figsize=size, layout="constrained", sharex=True, squeeze=False)
+    for axes, (dtype, keys) in zip(rows.flat, panels.items(), strict=True):
+        curves = {"nanoGPT (float32)": ("C0", drawn["nanogpt"])} if "nanogpt" in drawn else {}
+        curves |= {names[key]: (f"C{1 + list(names).index(key)}", drawn[f"{key}-{dtype}"]) for key in keys}
+        for name, (color, curve) in curves.items():
+            seconds, losses = zip(*curve, strict=True)
+            label = f"{name}: {losses[-1]:.2f} at {seconds[-1]:.0f} s"
+            axes.plot(seconds, losses, "o-", markersize=3, color=color, label=label)
+        axes.legend(loc="upper right", labelcolor="linecolor", frameon=False, fontsize=9)
+        axes.axhline(A100_LOSS, color="gray", linewidth=0.8, linestyle=":")
+        a100 = f"nanoGPT's 10.65 M parameters on an A100: {A100_LOSS}"
+        at = {"xy": (0.01, A100_LOSS), "xycoords": ("axes fraction", "data")}
+        axes.annotate(a100, **at, va="bottom", fontsize=8, color="gray")
+        axes.set(xscale="log", xlim=limits, ylim=(min(lowest, A100_LOSS) - 0.06, max(2.9, highest + 0.3)))
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+        axes.set_ylabel("validation loss (nats per character)")
+        axes.set_title(f"Tiny Shakespeare, tinygpt in {dtype}", fontsize=11, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    rows[-1, 0].set_xlabel("seconds since the start of the command")
     figure.supxlabel(f"{described(about)}; losses as each run printed them", fontsize=7, color="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -678,13 +718,15 @@ def main() -> int:
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it only our side")
     parser.add_argument("--nanogpt_runs", type=int, default=1, help="how often nanoGPT's training is timed for to_loss")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    dtypes = "of the rows that train; auto: both where the processor has bfloat16 hardware, else float32"
+    parser.add_argument("--dtype", choices=("auto", *BOTH, "both"), default="auto", help=dtypes)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="all raw numbers")
     parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"), help="loss against seconds")
     parser.add_argument("--worker", choices=("nanogpt", "tinygpt"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        serve(args.worker)
+        serve(args.worker, args.dtype)
         return 0
     rows = args.rows.split(",")
     if unknown := set(rows) - set(ROWS):
@@ -699,28 +741,31 @@ def main() -> int:
 def measure(args: argparse.Namespace, rows: list[str]) -> int:
     """Row by row; the figures are written after each, and a row that fails does not stop the others."""
     about, results, failed = machine(args.nanogpt), {}, []
-    say(f"{len(rows)} rows{'' if args.quick else ' (the whole table takes about 20 minutes)'}")
+    say(f"{len(rows)} rows{'' if args.quick else ' (the whole table takes about 20 minutes, in two dtypes 30)'}")
     if about["load"] > 0.5:
         say(f"warning: other work is running here (load {about['load']}), which spoils the figures")
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
         bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs))
+        dtypes = chosen_dtypes(args.dtype, Path(folder))
+        parts = [(name, dtype) for name in rows for dtype in ROWS[name].dtypes(dtypes)]
         with contextlib.closing(bench):
-            for name in rows:
-                say(f"{name}: {ROWS[name].what}")
+            for name, dtype in parts:
+                say(f"{name}: {ROWS[name].what}{f' ({dtype})' if dtype else ''}")
                 try:
-                    results[name] = getattr(bench, name)()
+                    results[name, dtype] = getattr(bench, name)(*([dtype] if ROWS[name].dtype == EACH else []))
                 except (RuntimeError, TinyGPTError) as error:
                     say(f"  failed: {error}")
                     failed.append(name)
                     continue
-                if "threads" not in about and "tinygpt" in bench.workers:
-                    about["threads"] = bench.worker("tinygpt").ask("facts")["threads"]
+                workers = [worker for (kind, _), worker in bench.workers.items() if kind == "tinygpt"]
+                if "threads" not in about and workers:
+                    about["threads"] = workers[0].ask("facts")["threads"]
                 write(args.out, about, results, bench.trainings, args.quick)
-            if "to_loss" in results and args.picture:
-                say("the curves for the picture")
-                bench.recipe()
+            for dtype in [dtype for name, dtype in results if name == "to_loss" and args.picture]:
+                say(f"the curves for the picture ({dtype})")
+                bench.recipe(dtype)
                 looks = [f"--eval_interval={max(1, preset_value(FAST, 'max_iters') // 10)}", "--eval_iters=20"]
-                bench.train("fast-curve", FAST, *([] if args.quick else looks))  # as timed, it looks at its end only
+                bench.train("fast-curve", FAST, dtype, *([] if args.quick else looks))  # as timed, it looks at its end
                 write(args.out, about, results, bench.trainings, args.quick)
     print("\n".join(table(results)))
     print(f"\n{described(about)}{' (quick: the figures mean nothing)' * args.quick}")
@@ -728,11 +773,15 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
     return 1 if failed else 0
 
 
-def write(path: Path, about: dict[str, Any], results: dict[str, Result], trainings: Any, quick: bool) -> None:
-    rows = {
-        name: dataclasses.asdict(ROWS[name]) | dataclasses.asdict(result) | {"verdict": verdict(ROWS[name], result)}
-        for name, result in results.items()
-    }
+def write(
+    path: Path, about: dict[str, Any], results: dict[tuple[str, str], Result], trainings: Any, quick: bool
+) -> None:
+    rows = [
+        {"row": name, **dataclasses.asdict(ROWS[name]), "dtype": dtype}
+        | dataclasses.asdict(result)
+        | {"verdict": verdict(ROWS[name], result)}
+        for (name, dtype), result in results.items()
+    ]
     everything = {"quick": quick, "machine": about, "rows": rows, "trainings": trainings}
     path.write_text(json.dumps(everything, indent=1) + "\n")
 
