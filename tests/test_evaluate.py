@@ -1,9 +1,7 @@
-"""Losses over a split against a loop over its tokens, and the guesses by counting against Python's own counting."""
+"""Losses over a split against a loop over its tokens, and the command `tinygpt eval`."""
 
 import json
 import math
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import device
+from tinygpt.baselines import ngram_baselines
 from tinygpt.checkpoint import load
 from tinygpt.data import Dataset, Windows
 from tinygpt.distributed import Processes
-from tinygpt.evaluate import count_baselines, estimate_losses, mean_loss, measured_loss
+from tinygpt.evaluate import estimate_losses, mean_loss, measured_loss
 from tinygpt.model import GPT, GPTConfig
 
 CPU = device.choose("cpu", "float32")
@@ -143,51 +142,6 @@ def test_the_standard_error_is_that_of_the_windows_means() -> None:
     assert measured_loss(model, source, starts[:1], CPU)[1] == math.inf  # one window says nothing of the others
 
 
-# ---- counting ---------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.lists(st.integers(0, 4), min_size=2, max_size=20))
-@settings(deadline=None)
-def test_baselines_by_pythons_counting(train: list[int], val: list[int]) -> None:
-    singles, pairs = Counter(train), Counter(pairwise(train))
-    triples = Counter(zip(train, train[1:], train[2:], strict=False))
-    firsts, first_pairs = Counter(train[:-1]), Counter(pairwise(train[:-1]))
-
-    def unigram(b: int) -> float:
-        return (singles[b] + 1) / (len(train) + 5)
-
-    def bigram(a: int, b: int) -> float:
-        return (pairs[a, b] + unigram(b)) / (firsts[a] + 1)
-
-    def trigram(a: int, b: int, c: int) -> float:
-        return (triples[a, b, c] + bigram(b, c)) / (first_pairs[a, b] + 1)
-
-    assert sum(map(unigram, range(5))) == pytest.approx(1)  # all are distributions
-    assert all(sum(bigram(a, b) for b in range(5)) == pytest.approx(1) for a in range(5))
-    assert all(sum(trigram(a, b, c) for c in range(5)) == pytest.approx(1) for a in range(5) for b in range(5))
-    found = count_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), 5)
-    targets = list(pairwise(val))
-    assert found == pytest.approx(
-        {
-            "uniform": math.log(5),
-            "unigram": -sum(math.log(unigram(b)) for _, b in targets) / len(targets),
-            "bigram": -sum(math.log(bigram(a, b)) for a, b in targets) / len(targets),
-            "trigram": -(
-                math.log(bigram(*targets[0]))
-                + sum(math.log(trigram(*three)) for three in zip(val, val[1:], val[2:], strict=False))
-            )
-            / len(targets),
-        }
-    )
-
-
-def test_baselines_do_not_wrap_around_with_gpt2s_vocabulary() -> None:
-    """Pairs are numbered up to 2.5 billion, which is beyond uint16 and int32."""
-    ids = np.array([50256, 50255, 50256, 50255, 0, 1] * 20, dtype="<u2")
-    found = count_baselines(ids, ids, 50257)
-    assert found["trigram"] < found["bigram"] < 0.5 < found["unigram"] < found["uniform"]
-
-
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +160,7 @@ def test_eval_measures_what_the_model_does(tiny_run: Path) -> None:
     assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-3)
     assert found["bits_per_character"] == pytest.approx(expected / math.log(2), rel=1e-3)  # a token is a character
     train = dataset.splits["train"]
-    assert found["baselines"] == pytest.approx(count_baselines(train, ids, dataset.tokenizer.vocab_size))
+    assert found["baselines"] == pytest.approx(ngram_baselines(train, ids, dataset.tokenizer.vocab_size))
     assert found["baselines"]["bigram"] < found["baselines"]["unigram"] < found["baselines"]["uniform"]
     assert (found["ckpt"], found["dataset"]) == ("out/ckpt.pt", "tiny")
 

@@ -12,7 +12,7 @@ import tinygpt
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
     "errors suggest terminal",
-    "files config skeleton report.curves",
+    "files config skeleton report.curves baselines",
     "configfile parse tokenizer model device data corpora tasks",
     "distributed precision muon decode lora pairs report.overlap",
     "optim signals report.weights",

@@ -1,4 +1,4 @@
-"""How good a model is: its loss over a split, and `tinygpt eval`, which puts that number beside what counting reaches.
+"""How good a model is: its loss over a split, and `tinygpt eval`, which compares that loss with n-gram baselines.
 
 loss = mean_loss(model, source, source.every(block_size), compute)      # source = dataset.sources["val"]; nats a token
 bits_per_character = loss / math.log(2) * tokens / characters
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from tinygpt import classify, device
 from tinygpt.adapter import load_model
+from tinygpt.baselines import ngram_baselines
 from tinygpt.config import EvalConfig
 from tinygpt.data import Dataset, Examples, Windows
 from tinygpt.distributed import Processes
@@ -99,48 +100,6 @@ def estimate_losses(
             at = source.every(block_size)
         losses[split], losses["val_se"] = measured_loss(model, source, at, compute, ranks)
     return losses
-
-
-# ---- counting, for comparison -----------------------------------------------------------------------------------
-
-
-def count_baselines(
-    train: np.ndarray, val: np.ndarray, vocab_size: int, where: np.ndarray | slice = slice(None)
-) -> dict[str, float]:
-    """Loss in nats per token, on the targets val[1:], or those of them at `where`, of guessing from counts in `train`.
-
-    uniform: log V. unigram: add-one counts. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one
-    imagined observation spread like the unigram (Dirichlet smoothing; Jurafsky & Martin, chapter 3). trigram: the same
-    from two tokens, the imagined observation spread like the bigram.
-    """
-    counts = np.bincount(train, minlength=vocab_size).astype(np.float64)
-    guess = ((counts + 1) / (counts.sum() + vocab_size))[val[1:]]  # the probability of each target
-    losses = {"uniform": math.log(vocab_size), "unigram": float(-np.log(guess[where]).mean())}
-    for name, n in (("bigram", 2), ("trigram", 3)):
-        found = occurrences(train, val, n, vocab_size)
-        before = occurrences(train[:-1], val[:-1], n - 1, vocab_size)
-        guess[n - 2 :] = (found + guess[n - 2 :]) / (before + 1)  # what has too little before it keeps its guess
-        losses[name] = float(-np.log(guess[where]).mean())
-    return losses
-
-
-def occurrences(train: np.ndarray, val: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
-    """For each n neighbouring tokens of `val`, int64 (len(val) - n + 1,): how often they stand in `train`."""
-    keys, wanted = (numbered(ids, n, vocab_size) for ids in (train, val))
-    if vocab_size**n <= 1 << 24:
-        return np.bincount(keys, minlength=vocab_size**n)[wanted]
-    known, counts = np.unique(np.append(keys, -1), return_counts=True)
-    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[at] == wanted, counts[at], 0)
-
-
-def numbered(ids: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
-    """One number for each n neighbouring tokens: int64, which three tokens of 65,536 symbols fit into."""
-    length = max(len(ids) - n + 1, 0)
-    key = np.zeros(length, dtype=np.int64)
-    for offset in range(n):
-        key = key * vocab_size + ids[offset : offset + length]
-    return key
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -250,7 +209,7 @@ def destination(path: Path, name: str) -> Path:
 
 
 def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """The loss of the whole validation split, and for plain text what guessing by counts reaches on it."""
+    """The loss of the whole validation split, and for plain text the losses of the n-gram baselines."""
     train, val = dataset.splits["train"], dataset.splits["val"]
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
@@ -264,7 +223,7 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
     tokens_per_character = len(val) / max(int(dataset.meta.get("characters", {}).get("val", len(val))), 1)
     if dataset.pairs:
         tokens_per_character = 1.0
-    baselines = {} if dataset.pairs else count_baselines(train, val, dataset.tokenizer.vocab_size)
+    baselines = {} if dataset.pairs else ngram_baselines(train, val, dataset.tokenizer.vocab_size)
     losses = {**baselines, "model": loss}
     if config.json:
         result = {
@@ -285,8 +244,8 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
         bits = value / math.log(2) * tokens_per_character
         print(f"{key:<10}{value:>8.4f}{short_number(perplexity(value)):>13}{bits:>21.3f}")
     if baselines:
-        print("\nuniform: any symbol alike; unigram: by how often it occurs; bigram: by what followed the last symbol;")
-        print("trigram: by what followed the last two")
+        print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
+        print("estimate it from the training split, given the previous 0, 1 and 2 tokens")
 
 
 def perplexity(loss: float) -> float:

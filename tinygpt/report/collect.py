@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from tinygpt import __version__, device, suggest
+from tinygpt.baselines import ngram_baselines
 from tinygpt.checkpoint import Checkpoint, load
 from tinygpt.config import SampleConfig
 from tinygpt.data import Dataset, Examples
 from tinygpt.doctor import evaluations, is_number, judge, read_run
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate import count_baselines, measured_loss, perplexity, short_number
+from tinygpt.evaluate import measured_loss, perplexity, short_number
 from tinygpt.finetune import answer
 from tinygpt.generate import Choice, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
@@ -158,7 +159,7 @@ def machine(folder: Path) -> str:
 
 
 def losses(run: Run) -> list[dict[str, Any]]:
-    """The model's loss on the validation split, and what guessing by counts reaches on the same targets."""
+    """The model's loss on the validation split, and those of the n-gram baselines on the same targets."""
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
@@ -173,7 +174,7 @@ def losses(run: Run) -> list[dict[str, Any]]:
     if isinstance(source, Examples):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
         where = np.concatenate(spans)
-    measured = count_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
+    measured = ngram_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
     return [
         {
             "name": name,
