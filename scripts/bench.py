@@ -214,8 +214,8 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     config = parse.parse(TrainConfig, [RECIPE, *flags])
     compute, dataset = device.choose(config.device, config.dtype), Dataset(config.data_dir, config.dataset)
     Path(config.out_dir).mkdir(exist_ok=True)
-    model = start_up.make_model(config, dataset, None)
-    training = start_up.set_up(config, compute, distributed.Processes(), dataset, model, None)
+    model = start_up.make_model(config, dataset)
+    training = start_up.set_up(config, compute, distributed.Processes(), dataset, model)
 
     def steps(count: int) -> float:
         start = time.perf_counter()

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from tinygpt import train
+from tinygpt import suggest, train
 from tinygpt.checkpoint import load
 from tinygpt.cli import main as tinygpt_main
 from tinygpt.runlog import read_metrics
@@ -198,7 +199,8 @@ def trained(folder: Path, cell: Cell, out: str) -> Path:
         args += ["--replay=0.25"]
     command(folder, *args, processes=cell.processes, killed=cell.resumed)
     if cell.resumed:
-        command(folder, name, "--init_from=resume", f"--out_dir={out}", processes=cell.processes)
+        again = suggest.resume({"ckpt": ""} if name == "finetune" else {}, out)
+        command(folder, *shlex.split(again)[1:], processes=cell.processes)
     return folder / out
 
 

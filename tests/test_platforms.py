@@ -1,5 +1,6 @@
 """What differs between platforms is behind one function each; both of its answers are tried here."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -113,8 +114,11 @@ def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, ex
 
 
 def test_no_code_needs_a_signal_that_windows_lacks() -> None:
+    windows = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
     for path in Path(device.__file__).parent.rglob("*.py"):
-        assert "signal.SIGKILL" not in path.read_text(encoding="utf-8"), path
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("SIG")}
+        assert used <= windows, path
 
 
 # ---- output that cannot be shown -----------------------------------------------------------------------------------
@@ -137,6 +141,8 @@ OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
     "full": ("> /dev/full", {}),
     "both full": ("> /dev/full 2>&1", {}),
     "a reader that leaves": ("| head -n 1", {}),
+    "a reader that leaves, unbuffered": ("| head -n 1", {"PYTHONUNBUFFERED": "1"}),
+    "full, unbuffered": ("> /dev/full", {"PYTHONUNBUFFERED": "1"}),
 }
 
 
@@ -158,9 +164,22 @@ def test_output_that_cannot_be_shown_costs_no_run(work: Path, tmp_path: Path, na
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
-def test_a_command_that_only_prints_says_why_it_cannot(tiny_run: Path) -> None:
-    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full")
-    assert done.returncode == 1 and done.stderr == b"error: standard output: No space left on device\n", done
-    assert shell(tiny_run, "tinygpt sample --max_new_tokens=20 >&-").returncode == 0
-    done = shell(tiny_run, "set -o pipefail; tinygpt sample --max_new_tokens=90000 | head -c 10")
-    assert done.returncode == 141 and not done.stderr, done
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+def test_a_command_that_only_prints_says_why_it_cannot(tiny_run: Path, environment: dict[str, str]) -> None:
+    full = b"error: standard output: No space left on device\n"
+    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full", **environment)
+    assert done.returncode == 1 and done.stderr == full, done
+    done = shell(tiny_run, "tinygpt check out nowhere > /dev/full", **environment)
+    assert done.returncode == 1 and done.stderr.endswith(full), done
+    assert shell(tiny_run, "tinygpt sample --max_new_tokens=20 >&-", **environment).returncode == 0
+    for command in ("sample --max_new_tokens=90000 | head -c 10", "train --help | true"):
+        done = shell(tiny_run, f"set -o pipefail; tinygpt {command}", **environment)
+        assert done.returncode == 141 and not done.stderr, done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+def test_a_full_standard_error_costs_no_dataset(tmp_path: Path) -> None:
+    lines = [f'{{"prompt": "{n}", "response": "{n % 2}"}}\n' for n in range(90)]
+    (tmp_path / "p.jsonl").write_text("".join([*lines, "not JSON\n"]))
+    done = shell(tmp_path, "tinygpt prepare p --input p.jsonl --format pairs --skip_bad 2> /dev/full")
+    assert done.returncode == 0 and (tmp_path / "data/p/meta.json").exists(), done

@@ -63,6 +63,8 @@ class Workplace:
         assert len(found) >= at_least, said
         for command in found:
             name = command[0]
+            if name in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
+                assert set(self.place) <= {*command} or any("config.yaml" in word for word in command), command
             result = self.run(*command, *SOON.get(name, []))
             assert result.status == 0, (command, result.out, result.err)
         return found

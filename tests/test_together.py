@@ -263,7 +263,7 @@ def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work
             write(work / "newer" / name, state)
         said = refused(work, "sample", "--ckpt=newer/ckpt.pt")
         assert "written by tinygpt" in said and next(iter(change)) in said and "upgrade tinygpt" in said
-        assert "is good" not in said
+        assert "is intact" not in said
 
 
 def test_a_checkpoint_whose_logits_are_not_finite_is_not_good(work: Path) -> None:
@@ -327,21 +327,96 @@ def test_a_failed_write_of_another_command_does_not_advise_resuming(work: Path, 
     assert result.status in (1, 2) and "gone" in result.err and "resume" not in result.err, result.err
 
 
-def test_speed_is_that_of_the_iterations_since_the_last_measurement() -> None:
-    from tinygpt.runlog import Pace
+def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of metrics.jsonl counts the iterations since the last one, the first line one; no evaluation counts."""
+    from tinygpt import train
 
     now = [0.0]
-    pace = Pace(clock=lambda: now[0])
+    step, evaluation = train.training_step, train.evaluate_and_save
 
-    def iterate(times: int) -> float:
-        for _ in range(times):
-            now[0] += 0.5
-            pace.count(100)
-        pace.measure()
-        return pace.tokens_per_second
+    def training_step(run: Any) -> tuple[float, float]:
+        now[0] += 0.5
+        return step(run)
 
-    assert iterate(1) == iterate(10) == 200  # the first line of metrics.jsonl is of one iteration
-    iterate(3)
-    now[0] += 60  # an evaluation
-    pace.restart()
-    assert iterate(7) == 200
+    def evaluate_and_save(run: Any) -> None:
+        now[0] += 60
+        evaluation(run)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "training_step", training_step)
+    monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_save)
+    flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
+    said = ok(work, *TINY_TRAIN, *flags)
+    speeds = [entry["tokens_per_second"] for entry in read_metrics(work / "run") if entry["kind"] == "train"]
+    assert speeds == [2 * 4 * 2 * 16] * 10  # two iterations a second of 4 x 2 rows of 16 tokens
+    assert "(500.0 ms each)" in said
+
+
+def test_a_full_disk_says_how_to_go_on(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a run that has saved something can be resumed."""
+    import errno
+
+    from tinygpt import files
+
+    replace, allowed = files.os.replace, [0]
+
+    def full(source: Any, target: Any) -> None:
+        if allowed[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allowed[0] -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    allowed[0] = 1  # config.yaml
+    result = cli_here(*TINY_TRAIN, "--out_dir=run", cwd=work)
+    assert result.status == 1 and "no space left" in result.err and "then run the command again" in result.err
+    allowed[0] = 3  # and ckpt.pt, last.pt
+    result = cli_here(*TINY_TRAIN, "--out_dir=run", cwd=work)
+    assert result.status == 1 and "then resume: tinygpt train --init_from=resume --out_dir=run" in result.err
+    for args in (["export", "-o", "m.html"], ["merge", "--adapter=out-lora"], ["exercise", "start", "1"]):
+        result = cli_here(*args, cwd=work)
+        assert result.status == 1 and "then run the command again" in result.err, result.err
+
+
+def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
+    long = "x" * 300
+    for args in (
+        ["train", f"{long}.yaml"],
+        [*TINY_TRAIN, f"--out_dir={long}"],
+        [*TINY_TRAIN, f"--init_from={long}", "--out_dir=new"],
+        *([name, f"--ckpt={long}"] for name in ("sample", "eval", "export")),
+        ["finetune", *FLAGS[1:], f"--ckpt={long}", "--out_dir=new"],
+        ["merge", f"--ckpt={long}", "--adapter=out-lora"],
+        ["merge", f"--adapter={long}"],
+        *([name, long] for name in ("doctor", "check", "report", "plot")),
+        ["check", "--resume", long],
+        ["prepare", "mine", f"--input={long}"],
+        ["eval", "--ckpt=out-finetune", f"--output={long}"],
+        ["exercise", "start", "1", long],
+    ):
+        said = refused(work, *args)
+        assert "file name too long" in said.lower() or "no such" in said, (args, said)
+
+
+def test_measuring_a_checkpoint_in_place_overwrites_nothing(work: Path) -> None:
+    before = listing(work)
+    ok(work, *TINY_TRAIN, "--init_from=out/ckpt.pt", "--eval_only")
+    assert listing(work) == before
+
+
+def test_a_damaged_state_is_named_when_resuming(work: Path) -> None:
+    from tinygpt.checkpoint import write
+
+    state = torch.load(work / "out/last.pt", weights_only=True)
+    write(work / "out/last.pt", state | {"tokenizer": {"kind": "odd"}})
+    assert "out/last.pt: its tokenizer is not one" in refused(work, "train", "--init_from=resume")
+
+
+def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:
+    for name, text in (("c.py", "max_iters = 1\n"), ("c.yaml", "max_iters: 1\n")):
+        (work / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        flags = [flag for flag in TINY_TRAIN if "max_iters" not in flag]
+        ok(work, *flags, name, "--out_dir=run")
+        assert load(work / "run/last.pt").step == 1

@@ -143,7 +143,7 @@ def check_resume(config: CheckConfig) -> int:
     """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=auto; compare."""
     iterations = config.iterations
     settings = read_config(find_config(config.resume))
-    base = [f"--ckpt={config.ckpt}"] if config.ckpt else []
+    base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
     name = "finetune" if base else suggest.trained_by(settings)
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
         command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
@@ -157,14 +157,16 @@ def check_resume(config: CheckConfig) -> int:
             if title != "undisturbed" and not kill_at(run, out, iterations * 2 // 3):
                 raise TinyGPTError(
                     f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
-                    suggest.command("check", "--resume", config.resume, *base, f"--iterations={10 * iterations}"),
+                    suggest.command(
+                        "check", "--resume", config.resume, *base, f"--iterations={10 * iterations}", *place
+                    ),
                     status=1,
                 )
             finished = subprocess.run(run, capture_output=True, text=True)
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
                 raise TinyGPTError(
-                    f"the run for this check failed: {message}", suggest.command(name, config.resume, *base)
+                    f"the run for this check failed: {message}", suggest.command(name, config.resume, *base, *place)
                 )
             hashes[title] = weights_hash(load(out / "last.pt"))
             print(f"{title + ':':<20} {hashes[title]}")
@@ -186,7 +188,7 @@ def kill_at(command: list[str], out: Path, step: int) -> bool:
                 print(f"killed after iteration {step}")
             time.sleep(0.005)
     last = out / "last.pt"
-    return process.returncode != 0 and (not last.exists() or load(last).step < load(last).config["max_iters"])
+    return last.exists() and (state := load(last)).step < state.config["max_iters"]
 
 
 def weights_hash(state: Checkpoint) -> str:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinygpt.device import to_host
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.files import replacing, strict_json
 from tinygpt.model import GPT
@@ -90,7 +89,7 @@ def response_scores(
     logits = model(torch.from_numpy(x).to(device))[0]  # (B, T, V)
     targets = torch.from_numpy(y)
     rows, places = (targets >= 0).nonzero(as_tuple=True)
-    chosen = torch.from_numpy(to_host(logits[rows.to(logits.device), places.to(logits.device)]))  # (targets, V)
+    chosen = logits[rows.to(logits.device), places.to(logits.device)].cpu().double()  # (targets, V)
     losses = F.cross_entropy(chosen, targets[rows, places], reduction="none")
     return -np.bincount(rows.numpy(), weights=losses.numpy(), minlength=len(x))
 

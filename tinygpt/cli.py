@@ -53,25 +53,36 @@ def main(argv: list[str] | None = None) -> int:
     args = [arg for arg in args if arg != "--debug"]
     terminal.prepare()
     try:
-        status = run(args)
+        status = guarded(args, debug)
         sys.stdout.flush()
         return status
+    except OSError as error:  # of standard output: those of files have a name
+        if error.filename is not None:
+            raise
+        terminal.silence("stdout")
+        if isinstance(error, BrokenPipeError):  # the reader, `head` for example, has left
+            return 141
+        terminal.complain(f"error: standard output: {error.strerror}")
+        return 1
+
+
+def guarded(args: list[str], debug: bool) -> int:
+    """Run the command; an error that a user can fix is one sentence on standard error."""
+    try:
+        return run(args)
     except TinyGPTError as error:
         if debug:
             raise
         hint = f"\n  try: {error.hint}" if error.hint else ""
         terminal.complain(f"error: {error.message}{hint}")
         return error.status
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        terminal.complain(f"error: {error.filename}: {(error.strerror or 'unusable').lower()}")
+        return 2
     except KeyboardInterrupt:
         return 130
-    except OSError:
-        broken = terminal.failure()
-        if broken is None:
-            raise
-        if isinstance(broken, BrokenPipeError):  # the reader, `head` for example, has left
-            return 141
-        terminal.complain(f"error: standard output: {broken.strerror}")
-        return 1
 
 
 def run(args: list[str]) -> int:

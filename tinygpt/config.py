@@ -6,7 +6,7 @@ The text under a field is its help. `tinygpt/parse.py` makes a config out of fil
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -65,6 +65,14 @@ class PrepareConfig:
     """for the ready corpora: take the text from this path or URL (its checksum must still be right)"""
     data_dir: str = "data"
     """folder that holds the datasets"""
+
+
+def prepare_options(config: PrepareConfig) -> dict[str, Any]:
+    """What a dataset was made with, for meta.json: the values that are not defaults, so that messages can say how to
+    make it again."""
+    apart = ("name", "source", "show", "data_dir")  # where it comes from and goes to, and what is shown
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {key: v for key, v in values.items() if key not in apart and v != getattr(PrepareConfig, key)}
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ import yaml
 
 from tinygpt.config import FinetuneConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import read_text
 
 # keys of text: `out_dir: 1.10` is the folder 1.10, and not the number 1.1
 TEXT = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
@@ -33,10 +34,7 @@ def find_config(name: str) -> Path:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Keys and values of one config file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise TinyGPTError(f"{path}: not a text file", "a config is YAML, or Python in nanoGPT's style") from None
+    text = read_text(path, "a config is YAML, or Python in nanoGPT's style")
     return read_python(text, path) if path.suffix == ".py" else read_yaml(text, path)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt import __version__, suggest
-from tinygpt.config import DATASET_NAME, PrepareConfig
+from tinygpt.config import DATASET_NAME
 from tinygpt.errors import TinyGPTError
 from tinygpt.tasks import TASKS
 from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
@@ -123,12 +123,6 @@ def commit_dataset(folder: Path, writers: list[TokenWriter], meta: dict[str, Any
         temporary.unlink(missing_ok=True)
 
 
-def prepare_options(config: PrepareConfig) -> dict[str, Any]:
-    """What a dataset was made with: the values that are not defaults, so that messages can say how to make it again."""
-    given = {name: getattr(config, name) for name in ("input", *sorted(suggest.PREPARE_OPTIONS))}
-    return {name: value for name, value in given.items() if value != getattr(PrepareConfig, name)}
-
-
 class Dataset:
     """A prepared dataset, opened and checked. Errors: TinyGPTError for whatever is missing, damaged or foreign."""
 
@@ -148,7 +142,7 @@ class Dataset:
     def prepare_command(self) -> str:
         own_text = "" if self.name in READY else " --input YOUR_TEXT"
         options = getattr(self, "meta", {}).get("options", {})
-        return suggest.prepare(self.name, options, str(self.folder.parent), own_text)
+        return suggest.prepare(self.name, options, self.folder.parent, own_text)
 
     @property
     def fingerprint(self) -> str:
@@ -297,6 +291,10 @@ class Windows:
         """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
         return np.arange(0, len(self.tokens) - 1, block_size)
 
+    def targets(self, starts: np.ndarray, width: int) -> np.ndarray:
+        """How many targets the rows have that begin at `starts`."""
+        return np.minimum(width, len(self.tokens) - 1 - starts)
+
     def like(self, other: "Windows | Examples") -> "Windows":
         """As many tokens as the other has, from the start."""
         return Windows(self.tokens[: len(other.tokens)])
@@ -338,6 +336,10 @@ class Examples:
 
     def every(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
+
+    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
+        """How many targets the examples `at` have in rows of `width`: those of the response and END that fit."""
+        return np.minimum(self.ends, self.starts + width + 1)[at] - self.responses[at] - 1
 
     def like(self, other: "Windows | Examples") -> "Examples":
         """As many examples as the other has, from the start."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinygpt import classify, device
+from tinygpt import classify, device, terminal
 from tinygpt.adapter import load_model
 from tinygpt.baselines import ngram_baselines
 from tinygpt.config import EvalConfig
@@ -187,7 +187,7 @@ def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
     if changed:
         empty = f", and nothing is left of {left.count(0):,}" if 0 in left else ""
         what = f"note: {changed:,} of {len(prompts):,} lines have characters outside the model's vocabulary"
-        print(f"{what}; they were left out{empty}", file=sys.stderr)
+        terminal.complain(f"{what}; they were left out{empty}")
 
 
 def destination(path: Path, name: str) -> Path:
@@ -219,7 +219,8 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
     loss = mean_loss(model, source, source.every(model.config.block_size), compute)
     if not math.isfinite(loss):
         raise diverged(f"{config.ckpt}: the loss is", loss)
-    targets = int((source.ends - source.responses - 1).sum()) if isinstance(source, Examples) else len(val) - 1
+    block_size = model.config.block_size
+    targets = int(source.targets(source.every(block_size), source.width(block_size)).sum())
     tokens_per_character = len(val) / max(int(dataset.meta.get("characters", {}).get("val", len(val))), 1)
     if dataset.pairs:
         tokens_per_character = 1.0

@@ -38,9 +38,9 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    if temperature < 1e-3:
-        logits = logits - logits.amax(-1, keepdim=True)  # from the top: a tiny temperature cannot overflow
-    logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 no number
+    if temperature < 1:
+        logits = logits - logits.amax(-1, keepdim=True)  # from the top: dividing by the temperature cannot overflow
+    logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 is NaN
     if 0 < top_k < logits.size(-1):
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
@@ -93,14 +93,12 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
         require_finite(logits)  # argmax would take NaN for the largest; a GPU may stop for good
+    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
     try:
-        chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
         return torch.multinomial(chances, 1, generator=generator)
     except RuntimeError:
         require_finite(logits)
-    logits = logits - logits.amax(-1, keepdim=True)  # so large that divided by the temperature they were infinite
-    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
-    return torch.multinomial(chances, 1, generator=generator)
+        raise
 
 
 @torch.inference_mode()

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinygpt import suggest
-from tinygpt.config import PrepareConfig
-from tinygpt.data import commit_dataset, prepare_options, token_writers
+from tinygpt import suggest, terminal
+from tinygpt.config import PrepareConfig, prepare_options
+from tinygpt.data import commit_dataset, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.tasks import TASKS
@@ -75,9 +75,9 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
         more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
         raise TinyGPTError("; ".join(bad[:5]) + more, "fix these lines, or pass --skip_bad to leave them out")
     for line in bad[:5]:
-        print(f"left out: {line}", file=sys.stderr)
+        terminal.complain(f"left out: {line}")
     if len(bad) > 5:
-        print(f"left out: {len(bad) - 5:,} more lines", file=sys.stderr)
+        terminal.complain(f"left out: {len(bad) - 5:,} more lines")
     if marks:
         print(f"note: removed {marks} byte-order mark{'s' * (marks > 1)}")
 
@@ -220,7 +220,7 @@ def next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
     own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
     preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
-    place = suggest.data_dir({"data_dir": folder.parent})
+    place = suggest.data_dir_flag(folder.parent)
     print()
     if not Path(f"{base}/ckpt.pt").exists():
         print("first a base model, in half a minute:")

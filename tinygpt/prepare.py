@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from tinygpt import corpora, suggest
-from tinygpt.config import PrepareConfig
-from tinygpt.data import commit_dataset, prepare_options, token_writers
+from tinygpt.config import PrepareConfig, prepare_options
+from tinygpt.data import commit_dataset, token_writers
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.pairs import prepare_pairs
@@ -83,7 +83,9 @@ def check_request(config: PrepareConfig) -> None:
     if config.name not in ready and not config.input:
         raise TinyGPTError(
             f"{config.name!r} is not a ready corpus ({', '.join(ready)}), and no --input was given",
-            f"tinygpt prepare {config.name} --input path/to/text.txt",
+            suggest.command(
+                "prepare", config.name, "--input", "path/to/text.txt", *suggest.data_dir_flag(config.data_dir)
+            ),
         )
     if config.format == "pairs" and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need marks, which GPT-2's vocabulary has not", "drop --tokenizer=gpt2")
@@ -376,5 +378,5 @@ def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], te
     own = [] if folder.name in READY else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     if min(tokens.values()) <= suggest.CONTEXT:  # too little text for the preset
         own.append(f"--block_size={max(min(tokens.values()) - 1, 1)}")
-    place = suggest.data_dir({"data_dir": folder.parent})
+    place = suggest.data_dir_flag(folder.parent)
     print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *own, *place)}")

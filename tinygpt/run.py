@@ -1,15 +1,16 @@
 """A run before its first iteration: where it starts, what it is made of, and what is said about it.
 
-base, resuming = starting_point(config)       # the checkpoint to start from, if any; config takes what it settles
+start = starting_point(config)                # the checkpoint to start from, if any; config takes what it settles
 run = set_up(config, ...)                     # a Run: dataset, model, optimizers, log, progress
 """
 
 import dataclasses
+import functools
 import math
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -61,13 +62,13 @@ class Run:
     saved_at: int = -1  # the iteration before which last.pt was written
     base_data: Dataset | None = None  # what the base model was trained on: for replay, and to see what is forgotten
     base_fingerprint: str = ""  # of the weights that an adapter of this run belongs to
-    clock: float = 0.0  # for the announcement of the expected time
+    clock: float = 0.0  # seconds of training when the measurement of the expected time began
 
     @property
     def out(self) -> Path:
         return Path(self.config.out_dir)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Columns of a batch: of the longest example, replayed examples included."""
         source, block_size = self.dataset.sources["train"], self.config.block_size
@@ -97,33 +98,42 @@ class Run:
         return self.progress.seconds + time.perf_counter() - self.started
 
 
+class Start(NamedTuple):
+    """What a run begins with: nothing, a base model, or its own state when it is resumed."""
+
+    state: checkpoint.Checkpoint | None = None
+    resuming: bool = False
+    where: str = ""  # names the checkpoint in messages
+
+
 def resumes(config: TrainConfig) -> bool:
     """Whether `init_from` asks to continue the run in out_dir; `auto` does if there is one."""
     last = Path(config.out_dir) / "last.pt"
     return config.init_from == "resume" or (config.init_from == "auto" and last.exists())
 
 
-def starting_point(config: TrainConfig) -> tuple[checkpoint.Checkpoint | None, bool]:
-    """The checkpoint that `init_from` names, if any, and whether its run is resumed.
+def starting_point(config: TrainConfig) -> Start:
+    """The checkpoint that `init_from` names, if any.
 
     Fills `config` with what the checkpoint settles: always the model's shape; when resuming, every value that the
     command does not give, device, dtype and origin included. Errors: TinyGPTError for a command that contradicts the
     checkpoint.
     """
     if resumes(config):
-        return resumed(config), True
+        return Start(resumed(config), True, f"{config.out_dir}/last.pt")
     if config.init_from in ("scratch", "auto"):
         config.init_from = "scratch"
-        return None, False
+        return Start()
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
         from tinygpt.pretrained import gpt2_checkpoint
 
         base = gpt2_checkpoint(config.init_from)
     else:
-        checkpoint.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
+        if not config.eval_only:
+            checkpoint.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
         base = checkpoint.load(config.init_from)
     take_shape(config, base, may_crop=True)
-    return base, False
+    return Start(base, False, config.init_from)
 
 
 def resumed(config: TrainConfig) -> checkpoint.Checkpoint:
@@ -183,13 +193,12 @@ def origin(config: dict[str, Any]) -> str:
     return str(config.get("ckpt", "scratch")) if began in ("scratch", "resume", "auto") else began
 
 
-def make_model(
-    config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None, resuming: bool = False
-) -> GPT:
+def make_model(config: TrainConfig, dataset: Dataset, start: Start = Start()) -> GPT:
     """A new model from the seed, or that of the checkpoint, grown by the symbols that are new in the dataset.
 
     The dataset then speaks the model's vocabulary. Errors: TinyGPTError when the two vocabularies cannot be one.
     """
+    base = start.state
     if base is None:
         for name in ("lora_rank", "replay"):
             if getattr(config, name):
@@ -199,8 +208,8 @@ def make_model(
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return GPT(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape))
-    known = agree_on_symbols(config, dataset, base, resuming)
-    if resuming and not dataset.is_of(base.data):
+    known = agree_on_symbols(dataset, base, start)
+    if start.resuming and not dataset.is_of(base.data):
         raise TinyGPTError(
             f"dataset {dataset.name!r} has been prepared from other text since {config.out_dir}/last.pt was written",
             f"prepare the old text again, or start a new run on the new one from these weights: "
@@ -208,11 +217,11 @@ def make_model(
         )
     base.model_args["dropout"] = config.dropout
     adapter = lora.LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    if resuming and config.lora_rank:
+    if start.resuming and config.lora_rank:
         return base.build_adapted(adapter)
     model = base.build_model()
-    if not resuming:
-        refuse_diverged(model, config.init_from)
+    if not start.resuming:
+        refuse_diverged(model, start.where)
     if config.block_size < model.config.block_size:
         model.crop_block_size(config.block_size)
     size = dataset.tokenizer.vocab_size
@@ -224,15 +233,15 @@ def make_model(
     return model
 
 
-def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint, resuming: bool) -> int:
+def agree_on_symbols(dataset: Dataset, base: checkpoint.Checkpoint, start: Start) -> int:
     """Let the dataset speak the checkpoint's vocabulary, to whose end new characters are added; returns how many
     symbols the checkpoint knows. Errors: TinyGPTError when there is no such vocabulary."""
     if base.tokenizer is None:  # nanoGPT's
-        base.require_symbols(dataset.tokenizer, config.init_from)
+        base.require_symbols(dataset.tokenizer, start.where)
         return dataset.tokenizer.vocab_size
-    own, fresh = tokenizer_from_dict(base.tokenizer, config.init_from), dataset.fingerprint
+    own, fresh = tokenizer_from_dict(base.tokenizer, start.where), dataset.fingerprint
     both = own
-    if not resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
+    if not start.resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
         both = own.grown(dataset.tokenizer.symbols)
     if not dataset.speak(both):
         raise TinyGPTError(
@@ -241,16 +250,14 @@ def agree_on_symbols(config: TrainConfig, dataset: Dataset, base: checkpoint.Che
             "prepare the text that it was trained on, or start with --init_from=scratch",
         )
     if both is own:
-        base.require_symbols(own, config.init_from)
+        base.require_symbols(own, start.where)
     return own.vocab_size
 
 
-def base_dataset(
-    config: TrainConfig, dataset: Dataset, base: checkpoint.Checkpoint | None, resuming: bool
-) -> Dataset | None:
+def base_dataset(config: TrainConfig, dataset: Dataset, start: Start) -> Dataset | None:
     """What the base model was trained on, if it is prepared here. Errors: TinyGPTError if replay needs it."""
-    if base is not None and not config.base_dataset and not resuming:
-        config.base_dataset = str(base.config.get("dataset", ""))
+    if start.state is not None and not config.base_dataset and not start.resuming:
+        config.base_dataset = str(start.state.config.get("dataset", ""))
     if not config.base_dataset:
         if config.replay:
             raise TinyGPTError("replay needs the base model's own data", "--base_dataset=NAME")
@@ -299,8 +306,7 @@ def set_up(
     ranks: Processes,
     dataset: Dataset,
     model: GPT,
-    base: checkpoint.Checkpoint | None,
-    resuming: bool = False,
+    start: Start = Start(),
     base_data: Dataset | None = None,
 ) -> Run:
     """Model, optimizer and log on their device, with the checkpoint's state if resuming; shows what was chosen."""
@@ -309,21 +315,21 @@ def set_up(
         device.keep_freed_memory()
     mixed = MixedPrecision(model.to(compute.device), compute.dtype).train()
     optimizer = Optimizer(mixed, config)
-    progress = Progress()
-    if base is not None and resuming:
-        progress = Progress(**base.training["progress"])
-        optimizer.load_state_dict(base.training["optimizer"])
+    progress, state = Progress(), start.state
+    if state is not None and start.resuming:
+        progress = Progress(**state.training["progress"])
+        optimizer.load_state_dict(state.training["optimizer"])
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
     run = Run(config, dataset, model, mixed, mixed, optimizer, compute, ranks, log, progress, base_data=base_data)
     example = torch.zeros((config.batch_size, run.width), dtype=torch.long, device=compute.device)
     run.forward, compiled = device.compile_model(mixed, config.compile, compute, example)
     if ranks.count > 1:
         run.forward = nn.parallel.DistributedDataParallel(run.forward)
-    if base is not None and resuming:
+    if state is not None and start.resuming:
         run.saved_at = progress.step
-        run.base_fingerprint = str(base.training.get("base", ""))
-    elif base is not None and config.lora_rank:
-        run.base_fingerprint = weights_fingerprint(base.model)
+        run.base_fingerprint = str(state.training.get("base", ""))
+    elif state is not None and config.lora_rank:
+        run.base_fingerprint = weights_fingerprint(state.model)
     if ranks.is_main and not config.eval_only:
         with replacing(run.out / "config.yaml") as file:
             file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())
@@ -332,7 +338,7 @@ def set_up(
     if config.wandb_log and ranks.is_main:
         log.start_wandb(config)
     show_start(run, compiled)
-    earlier = base.training.get("dtype", "") if base is not None and resuming else ""
+    earlier = state.training.get("dtype", "") if state is not None and start.resuming else ""
     if earlier and earlier != run.dtype:
         log.say(f"note: this run computed in {earlier} so far; from here on in {run.dtype}", always=True)
     return run

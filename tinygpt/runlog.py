@@ -8,8 +8,6 @@ metrics.jsonl holds one object a line: `kind` (train, eval, sample, diverged), `
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +67,9 @@ class RunLog:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-            except OSError:
-                if broken := terminal.failure():
-                    terminal.complain(f"note: standard output: {broken.strerror}; the run goes on without it")
+            except OSError as error:
+                terminal.silence("stdout")
+                terminal.complain(f"note: standard output: {error.strerror}; the run goes on without it")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
         """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""
@@ -95,25 +93,22 @@ class RunLog:
 
 
 class Pace:
-    """Training speed: tokens per second over the iterations since the last measurement, evaluations and saves left out.
+    """Training speed over the iterations since the last measurement: their own time, without evaluations and saves."""
 
-    `clock` returns seconds.
-    """
+    def __init__(self) -> None:
+        self.tokens, self.seconds, self.tokens_per_second = 0, 0.0, 0.0
+        self.total = 0.0  # seconds of all iterations
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock, self.tokens_per_second = clock, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        self.tokens, self.since = 0, self.clock()
-
-    def count(self, tokens: int) -> None:
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count an iteration."""
         self.tokens += tokens
+        self.seconds += seconds
+        self.total += seconds
 
     def measure(self) -> None:
-        tokens, since = self.tokens, self.since
-        self.restart()
-        self.tokens_per_second = tokens / max(self.since - since, 1e-9)
+        """Set `tokens_per_second`, and begin anew."""
+        self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
+        self.tokens, self.seconds = 0, 0.0
 
 
 def import_wandb() -> Any:

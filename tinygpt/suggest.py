@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
-PREPARE_OPTIONS = {  # that decide what a dataset holds
-    *("tokenizer", "val_fraction", "format", "prompt_field", "response_field", "test_fraction", "skip_bad", "encoding"),
-}
 
 
 def command(name: str, *arguments: str | Path) -> str:
@@ -38,22 +35,21 @@ def sample(path: str | Path, prompt: str | None = None) -> str:
 
 def measure(config: dict[str, Any], out: str | Path) -> str:
     """Evaluate the best model of the run in the folder `out`."""
-    return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir(config))
+    return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir_flag(str(config.get("data_dir") or "data")))
 
 
-def prepare(name: str, options: Any, folder: str, fallback: str = "") -> str:
-    """Make a dataset again, with the `options` that its meta.json notes (a stranger may have written them); without
-    any, with `fallback`."""
-    flags = []
+def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:
+    """Make a dataset again, with the `options` that its meta.json notes (see config.prepare_options; a stranger may
+    have written them); without any, with `fallback`."""
+    flags: list[str] = []
     for key, value in options.items() if isinstance(options, dict) else ():
-        if key == "input" and isinstance(value, list):
-            flags += ["--input", *map(str, value)]
-        elif key in PREPARE_OPTIONS and isinstance(value, (str, int, float)):
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif isinstance(value, (str, int, float)):
             flags.append(f"--{key}={value}")
-    return command("prepare", name, *flags, *data_dir({"data_dir": folder})) + ("" if flags else fallback)
+    return command("prepare", name, *flags, *data_dir_flag(folder)) + ("" if flags else fallback)
 
 
-def data_dir(config: dict[str, Any]) -> list[str]:
+def data_dir_flag(folder: str | Path) -> list[str]:
     """The flag for a data_dir that is not the default one."""
-    folder = str(config.get("data_dir") or "data")
-    return [] if folder == "data" else [f"--data_dir={folder}"]
+    return [] if str(folder) == "data" else [f"--data_dir={folder}"]

@@ -20,20 +20,16 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def failure(name: str = "stdout") -> OSError | None:
-    """Why a standard stream takes no more, if it does not; what was not written is dropped, and all that follows."""
-    stream = getattr(sys, name)
-    try:
-        stream.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return error
-    return None
+def silence(name: str) -> None:
+    """Send a standard stream that takes no more to the null device: what was not written is dropped, and all that
+    follows."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
 def complain(text: str) -> None:
-    """A line on standard error, if that can be written to."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr)
-    failure("stderr")
+    """Print a line on standard error, if that can be written to."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence("stderr")

@@ -17,14 +17,14 @@ import torch
 from tinygpt import checkpoint, device, distributed, suggest
 from tinygpt.adapter import save_adapter
 from tinygpt.config import TrainConfig
-from tinygpt.data import Dataset, Examples
+from tinygpt.data import Dataset, Examples, Windows
 from tinygpt.doctor import judge
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import estimate_losses
 from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
 from tinygpt.optim import learning_rate
-from tinygpt.run import Run, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
+from tinygpt.run import Run, Start, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
 from tinygpt.runlog import Pace, import_wandb, read_metrics
 from tinygpt.signals import StopSignal
 
@@ -41,21 +41,21 @@ class Observer:
 
 def train(config: TrainConfig, observer: Observer | None = None) -> int:
     """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
-    base, resuming = starting_point(config)  # first: a resumed run keeps its device and dtype
-    compute = device.choose(distributed.device_name(config.device), config.dtype)
+    compute = None
     try:
-        return prepare_and_loop(config, compute, base, resuming, observer or Observer())
+        start = starting_point(config)  # first: a resumed run keeps its device and dtype
+        compute = device.choose(distributed.device_name(config.device), config.dtype)
+        return prepare_and_loop(config, compute, start, observer or Observer())
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
-        raise out_of_memory(config, compute) from None
+        raise out_of_memory(config, compute.device if compute else "cpu") from None
 
 
 def prepare_and_loop(
     config: TrainConfig,
     compute: device.Compute,
-    base: checkpoint.Checkpoint | None,
-    resuming: bool,
+    start: Start,
     observer: Observer,
 ) -> int:
     """Everything a user can get wrong is found out before a file is written; then the loop."""
@@ -66,15 +66,15 @@ def prepare_and_loop(
         check_processes(config, ranks)
         for name in ("ckpt.pt", "last.pt", "adapter.pt"):
             refuse_link(Path(config.out_dir) / name)
-        model = make_model(config, dataset, base, resuming)
-        base_data = base_dataset(config, dataset, base, resuming)
+        model = make_model(config, dataset, start)
+        base_data = base_dataset(config, dataset, start)
         if config.wandb_log:
             import_wandb()
         if ranks.is_main and not config.eval_only:
             stack.enter_context(folder_lock(Path(config.out_dir), "run"))
         ranks.wait()
         stop = stack.enter_context(StopSignal())
-        run = set_up(config, compute, ranks, dataset, model, base, resuming, base_data)
+        run = set_up(config, compute, ranks, dataset, model, start, base_data)
         stack.callback(run.log.close)
         if config.eval_only:
             return loop(run, stop)
@@ -97,18 +97,17 @@ def loop(run: Run, stop: "StopSignal") -> int:
     while True:
         if evaluation_due(run):
             evaluate_and_save(run)
-            pace.restart()
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
-            pace.restart()
         if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
             break
 
         rate = learning_rate(progress.step, config)
         run.optimizer.set_learning_rate(rate)
+        began = time.perf_counter()
         loss, grad_norm = training_step(run)
+        pace.add(run.tokens_per_iter, time.perf_counter() - began)
         progress.step += 1
-        pace.count(run.tokens_per_iter)
 
         if (progress.step - 1) % config.log_interval == 0:
             pace.measure()
@@ -122,7 +121,7 @@ def loop(run: Run, stop: "StopSignal") -> int:
                 tokens_per_second=round(pace.tokens_per_second),
             )
         run.log.advance(loss=f"{loss:.3f}", tokens=f"{pace.tokens_per_second / 1000:.0f}k/s")
-        announce_speed(run, done=progress.step - first)
+        announce_speed(run, pace, done=progress.step - first)
         if stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
@@ -166,29 +165,31 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     """
     config, ranks = run.config, run.ranks
     rows = config.batch_size * config.gradient_accumulation_steps
-    x, y = global_batch(run, step, rows)
-    total = int(np.count_nonzero(y >= 0))
-    share = slice(ranks.rank * rows // ranks.count, (ranks.rank + 1) * rows // ranks.count)
-    block = np.stack((x[share], y[share])).reshape(2, micro_steps(config, ranks), -1, x.shape[1])
-    weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in block[1]]
-    inputs, targets = device.move(torch.from_numpy(block), run.compute.device)
+    parts = global_batch(run, step, rows)
+    total = sum(int(source.targets(at, run.width).sum()) for source, at, _ in parts)
+    first, end = ranks.rank * rows // ranks.count, (ranks.rank + 1) * rows // ranks.count
+    block = np.empty((2, end - first, run.width), dtype=np.int64)
+    for source, at, places in parts:
+        mine = (places >= first) & (places < end)
+        block[:, places[mine] - first] = source.rows(at[mine], run.width)
+    pieces = block.reshape(2, micro_steps(config, ranks), -1, run.width)
+    weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
+    inputs, targets = device.move(torch.from_numpy(pieces), run.compute.device)
     return inputs, targets, weights
 
 
-def global_batch(run: Run, step: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of all processes together, int64 (rows, T), with replayed rows spread evenly among them."""
-    config, source, width = run.config, run.dataset.sources["train"], run.width
-    replayed = replayed_rows(config.replay, rows, step)
-    new = source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), width)
-    if not replayed or not run.base_data:
-        return new
-    base = run.base_data.sources["train"]
-    old = base.rows(base.draw(config.seed, step, width, replayed, REPLAY), width)
-    is_old = np.zeros(rows, dtype=bool)
-    is_old[np.arange(replayed) * rows // replayed] = True
-    order = np.argsort(np.argsort(is_old, kind="stable"), kind="stable")  # of the new rows with the old ones behind
-    x, y = (np.concatenate(halves)[order] for halves in zip(new, old, strict=True))
-    return x, y
+def global_batch(run: Run, step: int, rows: int) -> list[tuple[Windows | Examples, np.ndarray, np.ndarray]]:
+    """The rows of all processes together, by source: the source, where in it each row is, and its place in the batch.
+    Replayed rows are spread evenly over the batch, and so over the processes."""
+    config, source = run.config, run.dataset.sources["train"]
+    replayed = replayed_rows(config.replay, rows, step) if run.base_data else 0
+    old = np.arange(replayed) * rows // max(replayed, 1)
+    new = np.setdiff1d(np.arange(rows), old)
+    parts = [(source, source.draw(config.seed, step, config.block_size, len(new)), new)]
+    if run.base_data and replayed:
+        base = run.base_data.sources["train"]
+        parts.append((base, base.draw(config.seed, step, run.width, replayed, REPLAY), old))
+    return parts
 
 
 def replayed_rows(share: float, rows: int, step: int) -> int:
@@ -327,12 +328,12 @@ def following(run: Run) -> str:
     return suggest.sample(f"{run.out}/ckpt.pt", prompt)
 
 
-def announce_speed(run: Run, done: int, settle: int = 5, measure: int = 20) -> None:
+def announce_speed(run: Run, pace: Pace, done: int, settle: int = 5, measure: int = 20) -> None:
     """How long the run will take, measured on its first iterations."""
     if done == settle:
-        run.clock = time.perf_counter()
+        run.clock = pace.total
     if done == settle + measure:
-        each = (time.perf_counter() - run.clock) / measure
+        each = (pace.total - run.clock) / measure
         left = run.config.max_iters - run.progress.step
         run.log.say(
             f"expected:    {each * left / 60:.1f} minutes for {left:,} more iterations ({each * 1000:.1f} ms each)"
@@ -352,7 +353,7 @@ def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     )
 
 
-def out_of_memory(config: TrainConfig, compute: device.Compute) -> TinyGPTError:
+def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:
     rows, steps = config.batch_size, config.gradient_accumulation_steps
     fits = (
         f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"
@@ -360,5 +361,5 @@ def out_of_memory(config: TrainConfig, compute: device.Compute) -> TinyGPTError:
         else f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
     )
     return TinyGPTError(
-        f"out of memory on {compute.device} with batch_size {rows} x block_size {config.block_size}", fits, status=1
+        f"out of memory on {where} with batch_size {rows} x block_size {config.block_size}", fits, status=1
     )
