@@ -215,7 +215,7 @@ def test_a_good_neighbour_is_named_and_a_bad_one_is_not(tmp_path: Path) -> None:
     assert refusal(tmp_path / "ckpt.pt").hint == f"{tmp_path}/last.pt is intact"
     assert refusal(tmp_path / "gone.pt").hint == f"{tmp_path}/last.pt is intact"
     (tmp_path / "last.pt").write_bytes(good[:3000])  # now all are damaged
-    assert "good" not in refusal(tmp_path / "ckpt.pt").hint
+    assert "intact" not in refusal(tmp_path / "ckpt.pt").hint
 
 
 # ---- from elsewhere ---------------------------------------------------------------------------------------------

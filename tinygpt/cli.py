@@ -60,17 +60,17 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         hint = f"\n  try: {error.hint}" if error.hint else ""
-        terminal.complain(f"error: {error.message}{hint}")
+        terminal.print_error(f"error: {error.message}{hint}")
         return error.status
     except KeyboardInterrupt:
         return 130
     except OSError:
-        broken = terminal.failure()
+        broken = terminal.discard_if_broken()
         if broken is None:
             raise
-        if isinstance(broken, BrokenPipeError):  # the reader, `head` for example, has left
+        if isinstance(broken, BrokenPipeError):  # the reader, for example `head`, has closed the pipe
             return 141
-        terminal.complain(f"error: standard output: {broken.strerror}")
+        terminal.print_error(f"error: cannot write to standard output: {broken.strerror}")
         return 1
 
 

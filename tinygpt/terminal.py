@@ -1,4 +1,4 @@
-"""Standard output that can fail without harm: closed, full, or in an encoding that lacks a character.
+"""Protection from standard streams that are closed, full, or in an encoding that lacks a character.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -10,8 +10,10 @@ import sys
 
 
 def prepare() -> None:
-    """Replace characters that a stream's encoding lacks, and open the null device for a stream that is closed: `print`
-    would do without, but the next file to be opened would get its number."""
+    """Replace characters that a stream's encoding lacks, and open the null device in place of a closed stream.
+
+    `print` ignores a closed stream, but the next file opened would get its file descriptor.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
@@ -20,8 +22,8 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def failure(name: str = "stdout") -> OSError | None:
-    """Why a standard stream takes no more, if it does not; what was not written is dropped, and all that follows."""
+def discard_if_broken(name: str = "stdout") -> OSError | None:
+    """Flush a standard stream. If that fails, return the error and discard the pending output and all that follows."""
     stream = getattr(sys, name)
     try:
         stream.flush()
@@ -32,8 +34,8 @@ def failure(name: str = "stdout") -> OSError | None:
     return None
 
 
-def complain(text: str) -> None:
-    """A line on standard error, if that can be written to."""
+def print_error(text: str) -> None:
+    """Print a line on standard error, if it can be written to."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
-    failure("stderr")
+    discard_if_broken("stderr")

@@ -41,8 +41,8 @@ class Observer:
 
 
 def train(config: TrainConfig, observer: Observer | None = None) -> int:
-    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
-    base, resuming = starting_point(config)  # first: a resumed run keeps its device and dtype
+    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can fix."""
+    base, resuming = starting_point(config)  # before choosing the device: a resumed run keeps its own
     compute = device.choose(distributed.device_name(config.device), config.dtype)
     try:
         return prepare_and_loop(config, compute, base, resuming, observer or Observer())
@@ -135,7 +135,7 @@ def loop(run: Run, stop: "StopSignal") -> int:
 
 
 class Pace:
-    """Training speed: tokens per second over the iterations since the last measurement, evaluations and saves left out.
+    """Training speed: tokens per second over the iterations since the last measurement, without evaluations and saves.
 
     `clock` returns seconds.
     """
@@ -183,9 +183,9 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and the
     weight of each micro-step's mean loss.
 
-    The weights make the loss the mean over all targets of the global batch, however it is cut into micro-steps and
-    shared among processes: a micro-step's targets by all targets, times the number of processes, whose gradients
-    DistributedDataParallel averages.
+    With these weights the loss is the mean over all targets of the global batch, however the batch is split into
+    micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
+    processes, because DistributedDataParallel averages their gradients.
     """
     config, ranks = run.config, run.ranks
     rows = config.batch_size * config.gradient_accumulation_steps
@@ -194,12 +194,12 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     share = slice(ranks.rank * rows // ranks.count, (ranks.rank + 1) * rows // ranks.count)
     block = np.stack((x[share], y[share])).reshape(2, micro_steps(config, ranks), -1, x.shape[1])
     weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in block[1]]
-    inputs, targets = device.move(torch.from_numpy(block), run.compute.device)
+    inputs, targets = device.to_device(torch.from_numpy(block), run.compute.device)
     return inputs, targets, weights
 
 
 def global_batch(run: Run, step: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of all processes together, int64 (rows, T), with replayed rows spread evenly among them."""
+    """Inputs and targets of all processes together, int64 (rows, T). Replayed rows are spread evenly among the rows."""
     config, source, width = run.config, run.dataset.sources["train"], run.width
     replayed = replayed_rows(config.replay, rows, step)
     new = source.rows(source.draw(config.seed, step, config.block_size, rows - replayed), width)
@@ -209,7 +209,8 @@ def global_batch(run: Run, step: int, rows: int) -> tuple[np.ndarray, np.ndarray
     old = base.rows(base.draw(config.seed, step, width, replayed, REPLAY), width)
     is_old = np.zeros(rows, dtype=bool)
     is_old[np.arange(replayed) * rows // replayed] = True
-    order = np.argsort(np.argsort(is_old, kind="stable"), kind="stable")  # of the new rows with the old ones behind
+    # indices into the new rows followed by the old ones
+    order = np.argsort(np.argsort(is_old, kind="stable"), kind="stable")
     x, y = (np.concatenate(halves)[order] for halves in zip(new, old, strict=True))
     return x, y
 
@@ -263,7 +264,7 @@ def evaluate_and_save(run: Run) -> None:
     if best or config.always_save_checkpoint:
         save(run, "ckpt.pt")
         if config.lora_rank and run.ranks.is_main:
-            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint, run.log.then)
+            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint, run.log.next_step)
     save(run, "last.pt")
 
 
@@ -272,10 +273,10 @@ def save(run: Run, name: str) -> None:
     if not run.mixed.flat.isfinite().all():
         raise not_finite(run, math.nan, 0.0)
     if run.ranks.is_main:
-        checkpoint.save(run.out / name, state_of(run), run.log.then)
+        checkpoint.save(run.out / name, state_of(run), run.log.next_step)
     if name == "last.pt":
         run.saved_at = run.progress.step
-        run.log.then = f"resume: {resume_command(run)}"
+        run.log.next_step = f"resume: {resume_command(run)}"
 
 
 def resume_command(run: Run) -> str:
@@ -338,14 +339,14 @@ def finish(run: Run) -> None:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
             run.log.say(line, always=True)
-    run.log.say(f"\nnext: {following(run)}", always=True)
+    run.log.say(f"\nnext: {next_command(run)}", always=True)
 
 
-def following(run: Run) -> str:
-    """The command to try after training: measure a labelled task, ask a model of pairs, sample from any other."""
+def next_command(run: Run) -> str:
+    """Command to try after training: eval for a labelled task, else sample, with a prompt for a model of pairs."""
     source = run.dataset.sources["val"]
     if run.dataset.labels:
-        return suggest.measure(vars(run.config), run.out)
+        return suggest.evaluate(vars(run.config), run.out)
     prompt = source.texts(run.dataset.tokenizer)[0][0] if isinstance(source, Examples) else None
     return suggest.sample(f"{run.out}/ckpt.pt", prompt)
 
