@@ -214,7 +214,7 @@ print(f"validation windows that a training window covers but for 8 characters: {
 counts = torch.zeros(V, V)
 counts.index_put_((train_data[:-1], train_data[1:]), torch.tensor(1.0), accumulate=True)
 chances = (counts + 1) / (counts + 1).sum(1, keepdim=True)  # one more for each pair: none is impossible
-# (`tinygpt eval` adds one per row, spread like the unigram, and reaches 2.491)
+# (`tinygpt eval` adds one observation per row, distributed like the unigram, and reaches 2.491)
 counted = -chances[val_data[:-1], val_data[1:]].log().mean().item()
 
 
@@ -573,7 +573,7 @@ by_formula = {
 }
 by_code = sum(weight.numel() for weight in GPT().parameters())
 print(by_formula, sum(by_formula.values()), by_code)
-print(f"{by_code - by_formula['positions']:,} without the positions, which nanoGPT and `tinygpt train` leave out")
+print(f"{by_code - by_formula['positions']:,} without the position embeddings, as nanoGPT and `tinygpt train` count")
 assert sum(by_formula.values()) == by_code
 
 # %% [markdown]
@@ -819,7 +819,7 @@ print("\ntemperature 0.8:\n", write(model, "\n", 160, temperature=0.8))
 
 # %%
 def set_cache(model, on: bool) -> None:
-    """An empty cache in each block, or none."""
+    """Give each block an empty cache, or remove the caches."""
     for block in model.h:
         block.attn.cache = tuple(torch.zeros(1, 4, 0, 32) for _ in range(2)) if on else None
 
@@ -839,7 +839,7 @@ def write_cached(model, start, count) -> str:
 
 @torch.no_grad()
 def cached_logits(model, ids, first):
-    """Logits (len(ids), V): of the first positions in one call, of the others one at a time."""
+    """Logits (len(ids), V): computed in one call for the first positions, then one at a time."""
     model.eval()
     set_cache(model, True)
     logits = [model(torch.tensor([ids[:first]]))[0][0]]
@@ -849,7 +849,7 @@ def cached_logits(model, ids, first):
     return torch.cat(logits)
 
 
-# The cache must not change what the model says, whatever its kind of position.
+# The cache must not change the logits, whatever the kind of position.
 ids = val_data[:T].tolist()
 for one in (model, stopped_model):
     with torch.no_grad():
@@ -886,11 +886,11 @@ plt.show()
 # To go on, the window has to slide: what stood at position 1 must now stand at position 0 and gets another position's row, so
 # every key and value changes.
 #
-# With rotary positions the window may slide. A key is rotated by its absolute position before it goes into the cache, and
-# a query by its own; their score depends on the difference of the two alone. So the oldest keys and values can be dropped,
-# and the other scores stay as they are, if new positions are still counted from the beginning of the text, not by what is
-# left in the cache. The result is not quite that of reading the last 64 characters afresh: above the first layer, the keys
-# and values that are kept still hold what they took from characters that have been dropped.
+# With rotary positions the window can slide. A key is rotated by its absolute position before it enters the cache, and a
+# query by its own position; their score depends only on the difference between the two positions. So the oldest keys and
+# values can be dropped without changing the other scores, provided that new positions are still counted from the beginning
+# of the text, not of the cache. The result differs slightly from reading the last 64 characters afresh: above the first
+# layer, the keys and values that are kept still contain information from characters that have been dropped.
 # </details>
 
 # %% [markdown]
@@ -1125,4 +1125,4 @@ print(f"all of it took {(time.time() - started) / 60:.1f} minutes")
 # </details>
 #
 # Next: `tinygpt exercise list`, to write all of this yourself and have it checked; `configs/shakespeare_char_fast.yaml`,
-# which reaches the same loss in 210 iterations instead of 2,000, and says why.
+# which reaches the same loss in 210 iterations instead of 2,000 and explains why.

@@ -1,13 +1,16 @@
-"""Where features meet: every combination of data, start, dtype, dropout, resuming, processes and accumulation.
+"""Test feature combinations: data, start, dtype, dropout, resuming, processes and accumulation.
 
 python scripts/matrix.py                # all combinations, about ten minutes on two cores
-python scripts/matrix.py --pairwise     # some that hold every pair of choices, as the test suite runs them
+python scripts/matrix.py --pairwise     # a few that together contain every pair of choices, as in the test suite
 
-Each cell trains a model of 4,000 parameters for eight iterations through the command line. A run that was killed and
-resumed equals the undisturbed one bit for bit; in float32 without dropout, several processes and accumulated
-micro-steps equal one process with the whole batch within 1e-3; check, doctor, eval, sample, report, export and merge
-work on every result.
-Every command is a process of its own, forked from one that has PyTorch imported (0.1 instead of 3 s).
+Each cell (combination) trains a model of 4,000 parameters for eight iterations through the command line, and requires:
+
+- A run that was killed and resumed equals the undisturbed one bit for bit.
+- In float32 without dropout, several processes and accumulated micro-steps give the result of one process with the
+  full batch, within 1e-3.
+- check, doctor, eval, sample, report, export and merge work on every result.
+
+Each command runs in a process of its own, forked from one that has already imported PyTorch (0.1 s instead of 3 s).
 """
 
 import argparse
@@ -37,12 +40,12 @@ from tinygpt.checkpoint import load
 from tinygpt.cli import main as tinygpt_main
 from tinygpt.runlog import read_metrics
 
-ROWS = 12  # sequences an iteration, however they are cut up
-KILLED_AT = 5  # the iteration in which a disturbed run dies; last.pt is from before iteration 4
+ROWS = 12  # sequences per iteration, however they are split
+KILLED_AT = 5  # the iteration in which an interrupted run is killed; its last.pt is from before iteration 4
 
 
 class Cell(NamedTuple):
-    """One combination."""
+    """One combination of choices."""
 
     data: str
     start: str
@@ -54,13 +57,13 @@ class Cell(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether the number of processes and micro-steps must not matter."""
+        """Whether the result must not depend on the number of processes and micro-steps."""
         return self.dtype == "float32" and not self.dropout
 
     def __str__(self) -> str:
         resumed = "resumed" if self.resumed else "undisturbed"
-        cut = f"{self.processes} processes, {self.micro_steps} micro-steps"
-        return f"{self.data}, {self.start}, {self.dtype}, dropout {self.dropout}, {resumed}, {cut}"
+        split = f"{self.processes} processes, {self.micro_steps} micro-steps"
+        return f"{self.data}, {self.start}, {self.dtype}, dropout {self.dropout}, {resumed}, {split}"
 
 
 CHOICES = {
@@ -79,7 +82,7 @@ def all_cells() -> list[Cell]:
 
 
 def pairwise(cells: list[Cell]) -> list[Cell]:
-    """Few of the cells that together hold every pair of choices: greedily the one with the most new pairs."""
+    """Choose a few cells that together contain every pair of choices, greedily by the number of new pairs."""
     pairs = {cell: set(itertools.combinations(enumerate(cell), 2)) for cell in cells}
     missing, chosen = set().union(*pairs.values()), []
     while missing:
@@ -89,8 +92,8 @@ def pairwise(cells: list[Cell]) -> list[Cell]:
     return chosen
 
 
-def everyday_cells() -> list[Cell]:
-    """Pairwise, once among all cells and once among those whose losses do not depend on how the batch is cut up."""
+def pairwise_cells() -> list[Cell]:
+    """Pairwise cells of all cells, and of those whose losses do not depend on how the batch is split."""
     cells = all_cells()
     return list(dict.fromkeys([*pairwise(cells), *pairwise([cell for cell in cells if cell.exact])]))
 
@@ -98,8 +101,8 @@ def everyday_cells() -> list[Cell]:
 # ---- commands ---------------------------------------------------------------------------------------------------
 
 
-def forked(work: Callable[[], int], folder: Path, log: Path, **environment: str) -> int:
-    """Start `work` in a child with its output in `log`; returns the child's number."""
+def fork(work: Callable[[], int], folder: Path, log: Path, **environment: str) -> int:
+    """Start `work` in a child process that writes its output to `log`; returns the process id."""
     child = os.fork()
     if child:
         return child
@@ -117,13 +120,13 @@ def forked(work: Callable[[], int], folder: Path, log: Path, **environment: str)
     os._exit(status)
 
 
-def ended(child: int) -> int:
+def exit_status(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def command(folder: Path, *args: str, processes: int = 1, killed: bool = False) -> str:
-    """Run `tinygpt ARGS`, in several processes if asked; returns what it printed. Errors: another exit status than 0,
-    or if it was to be killed than that of SIGKILL."""
+    """Run `tinygpt ARGS` in `processes` processes; returns the output. Errors: AssertionError for an exit status other
+    than 0, or other than that of SIGKILL if `killed`."""
     log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
 
     def work() -> int:
@@ -134,22 +137,22 @@ def command(folder: Path, *args: str, processes: int = 1, killed: bool = False) 
     port = str(free_port())
     ranks = [{"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(processes)} for i in range(processes)]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-    children = [forked(work, folder, log, **((rank | place) if processes > 1 else {})) for rank in ranks]
-    statuses = [ended(child) for child in children]
+    children = [fork(work, folder, log, **((rank | place) if processes > 1 else {})) for rank in ranks]
+    statuses = [exit_status(child) for child in children]
     wanted = -signal.SIGKILL if killed else 0
-    said = log.read_text(errors="replace")
+    output = log.read_text(errors="replace")
     if any(status != wanted for status in statuses):
-        raise AssertionError(f"tinygpt {' '.join(args)}: exit {statuses}, not {wanted}\n{said[-2000:]}")
-    return said
+        raise AssertionError(f"tinygpt {' '.join(args)}: exit statuses {statuses}, expected {wanted}\n{output[-2000:]}")
+    return output
 
 
 def die_in_iteration(step: int) -> None:
-    whole = train.training_step
+    original = train.training_step
 
     def training_step(run: Any) -> tuple[float, float]:
         if run.progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(run)
+        return original(run)
 
     train.training_step = training_step
 
@@ -163,8 +166,11 @@ def free_port() -> int:
 # ---- one cell ---------------------------------------------------------------------------------------------------
 
 
-def prepared(folder: Path) -> None:
-    """Two texts, one with more characters; pairs whose responses differ much in length; a base model, in out/."""
+def prepare_inputs(folder: Path) -> None:
+    """Prepare two texts, one with additional characters, and pairs with responses of very different lengths.
+
+    A base model is trained in out/.
+    """
     draw = random.Random(1)
     words = ["the", "king", "of", "my", "heart", "doth", "sing", "and", "thou", "art", "gone", "from", "me"]
     lines = [f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(300)]
@@ -182,12 +188,12 @@ def prepared(folder: Path) -> None:
 
 def flags(rows: int, micro_steps: int) -> list[str]:
     length = ["--max_iters=8", "--lr_decay_iters=8", "--warmup_iters=2", "--eval_interval=4", "--checkpoint_interval=2"]
-    cut = [f"--batch_size={rows // micro_steps}", f"--gradient_accumulation_steps={micro_steps}"]
-    return [*length, *cut, "--learning_rate=3e-3", "--min_lr=1e-3", "--eval_iters=0", "--patience=0", "--quiet"]
+    batch = [f"--batch_size={rows // micro_steps}", f"--gradient_accumulation_steps={micro_steps}"]
+    return [*length, *batch, "--learning_rate=3e-3", "--min_lr=1e-3", "--eval_iters=0", "--patience=0", "--quiet"]
 
 
-def trained(folder: Path, cell: Cell, out: str) -> Path:
-    """Run the cell's training into `out`; a disturbed one is killed and resumed by the command that is suggested."""
+def train_cell(folder: Path, cell: Cell, out: str) -> Path:
+    """Train the cell into the folder `out`; a resumed cell is first killed, then resumed with `--init_from=resume`."""
     name = "train" if cell.start == "scratch" else "finetune"
     args = [name, f"--dataset={cell.data}", f"--out_dir={out}", *flags(ROWS, cell.micro_steps), "--device=cpu"]
     args += [f"--dtype={cell.dtype}", f"--dropout={cell.dropout}"]
@@ -205,53 +211,54 @@ def trained(folder: Path, cell: Cell, out: str) -> Path:
 
 
 def history(out: Path) -> list[Any]:
-    """What metrics.jsonl says of losses, without times."""
+    """Entries of metrics.jsonl without times and speeds."""
     timed = ("seconds", "tokens_per_second")
     return [{key: value for key, value in entry.items() if key not in timed} for entry in read_metrics(out)]
 
 
 def tensors(out: Path, name: str) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint, with the optimizer's state."""
+    """Weights and optimizer state of a checkpoint."""
     state = load(out / name)
     moments = state.training["optimizer"]["moments"]
     return state.model | {f"{kind} {i}": t for kind, ts in moments.items() for i, t in enumerate(ts)}
 
 
 def check_cell(folder: Path, cell: Cell) -> None:
-    """Errors: AssertionError for what does not hold."""
-    out = trained(folder, cell, "run")
+    """Train one cell and check its result. Errors: AssertionError for a requirement that is not met."""
+    out = train_cell(folder, cell, "run")
     if cell.resumed:
-        quiet = trained(folder, cell._replace(resumed=False), "undisturbed")
-        assert history(out) == history(quiet), "the resumed run has other losses than the undisturbed one"
+        undisturbed = train_cell(folder, cell._replace(resumed=False), "undisturbed")
+        assert history(out) == history(undisturbed), "the resumed run's losses differ from the undisturbed run's"
         for name in ("last.pt", "ckpt.pt"):
-            mine, theirs = tensors(out, name), tensors(quiet, name)
+            mine, theirs = tensors(out, name), tensors(undisturbed, name)
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[key], theirs[key]) for key in mine), f"{name} differs after resuming"
     if cell.exact and (cell.processes, cell.micro_steps) != (1, 1):
-        one = trained(folder, cell._replace(resumed=False, processes=1, micro_steps=1), "one")
+        one = train_cell(folder, cell._replace(resumed=False, processes=1, micro_steps=1), "one")
         compare(history(out), history(one))
         for key, weight in load(one / "last.pt").model.items():
-            apart = (load(out / "last.pt").model[key] - weight).abs().max().item()
-            assert apart < 1e-3, f"{key} is {apart:.1e} from that of one process with the whole batch"
+            difference = (load(out / "last.pt").model[key] - weight).abs().max().item()
+            assert difference < 1e-3, f"{key} differs by {difference:.1e} from one process with the full batch"
     check_tools(folder, cell)
 
 
 def compare(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """Losses and gradient norms within 1e-3."""
+    """Require that losses and gradient norms agree within 1e-3."""
     names = ("loss", "grad_norm", "train_loss", "val_loss", "response_loss", "base_loss")
     assert [(e["kind"], e["step"]) for e in mine] == [(e["kind"], e["step"]) for e in theirs]
     for one, other in zip(mine, theirs, strict=True):
         for name in names:
             if name in one:
-                apart = abs(one[name] - other[name])
-                assert apart < 1e-3, f"step {one['step']}: {name} {one[name]:.4f}, with one process {other[name]:.4f}"
+                difference = abs(one[name] - other[name])
+                found = f"{one[name]:.4f}, with one process {other[name]:.4f}"
+                assert difference < 1e-3, f"step {one['step']}: {name} {found}"
 
 
 def check_tools(folder: Path, cell: Cell) -> None:
-    """Every command that reads a run works on this one."""
+    """Run every command that reads a run on this one."""
     ckpt = "run/ckpt.pt"
     prompt = ["--start=017 king"] if cell.data == "pairs" else []
-    assert "BAD" not in command(folder, "check", "run")
+    assert "FAIL" not in command(folder, "check", "run")
     assert "verdict:" in command(folder, "doctor", "run")
     command(folder, "sample", "--ckpt", ckpt, "--max_new_tokens=40", *prompt)
     command(folder, "report", "run", "-o", "run.html")
@@ -260,16 +267,16 @@ def check_tools(folder: Path, cell: Cell) -> None:
     result = strict(command(folder, "eval", "--ckpt", ckpt, *evaluated))
     loss = result["loss"]
     if cell.start == "LoRA":
-        beside = ["--ckpt=out/ckpt.pt", "--adapter=run/adapter.pt"]
-        command(folder, "merge", *beside, "--out_dir=merged")
+        base_and_adapter = ["--ckpt=out/ckpt.pt", "--adapter=run/adapter.pt"]
+        command(folder, "merge", *base_and_adapter, "--out_dir=merged")
         command(folder, "sample", "--ckpt=merged", "--max_new_tokens=10", *prompt)
-        for model in (beside, ["--ckpt=merged"]):
+        for model in (base_and_adapter, ["--ckpt=merged"]):
             other = strict(command(folder, "eval", *model, *evaluated))["loss"]
-            assert abs(other - loss) < 1e-5, f"{model}: loss {other}, of the run's checkpoint {loss}"
+            assert abs(other - loss) < 1e-5, f"{model}: loss {other}, but {loss} from the run's checkpoint"
 
 
 def strict(text: str) -> dict[str, Any]:
-    """A command's one line of JSON, without NaN and infinity."""
+    """Parse the last line of a command's output as strict JSON. Errors: AssertionError for NaN and infinity."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in JSON")
@@ -277,16 +284,16 @@ def strict(text: str) -> dict[str, Any]:
     return dict(json.loads(text.splitlines()[-1], parse_constant=refuse))
 
 
-# ---- all of them ------------------------------------------------------------------------------------------------
+# ---- all cells --------------------------------------------------------------------------------------------------
 
 
 def failures(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, str]]:
-    """Each cell as it ends, with what went wrong, empty if nothing did; `jobs` at a time."""
+    """Run the cells, `jobs` at a time; yield each as it ends, with the error output, which is empty on success."""
     waiting, running = list(cells), {}
     with tempfile.TemporaryDirectory(prefix="tinygpt-matrix-") as name:
         base = Path(name) / "base"
         base.mkdir()
-        prepared(base)
+        prepare_inputs(base)
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
@@ -296,7 +303,7 @@ def failures(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, str]]:
                     check_cell(folder, cell)
                     return 0
 
-                running[forked(work, folder, folder / "cell.log")] = cell, folder
+                running[fork(work, folder, folder / "cell.log")] = cell, folder
             child, status = os.wait()
             cell, folder = running.pop(child)
             yield cell, (folder / "cell.log").read_text(errors="replace") or "died" if status else ""
@@ -305,16 +312,18 @@ def failures(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairwise", action="store_true", help="some cells that hold every pair of choices")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    parser.add_argument(
+        "--pairwise", action="store_true", help="only a few cells that together contain every pair of choices"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells to run at a time")
     options = parser.parse_args()
-    cells = everyday_cells() if options.pairwise else all_cells()
-    began, bad = time.monotonic(), 0
+    cells = pairwise_cells() if options.pairwise else all_cells()
+    started, failed = time.monotonic(), 0
     for cell, problem in failures(cells, options.jobs):
-        bad += bool(problem)
+        failed += bool(problem)
         print(f"{'FAIL' if problem else 'OK  '}  {cell}" + (f"\n{problem}" if problem else ""), flush=True)
-    print(f"{len(cells) - bad} of {len(cells)} cells hold; {time.monotonic() - began:.0f} s")
-    return int(bad > 0)
+    print(f"{len(cells) - failed} of {len(cells)} cells passed in {time.monotonic() - started:.0f} s")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

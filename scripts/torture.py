@@ -1099,7 +1099,7 @@ def same_batches(bench: Bench, scale: float) -> Result:
                     run = SimpleNamespace(
                         config=config, dataset=SimpleNamespace(sources={"train": data.Windows(tokens)}),
                         ranks=Processes(rank, rank, count), compute=SimpleNamespace(device=torch.device("cpu")),
-                        width=config.block_size,
+                        width=config.block_size, base_data=None,
                     )  # fmt: skip
                     x, y, _ = train.batch(run, step)  # type: ignore[arg-type]
                     parts.append(torch.cat([x, y[..., -1:]], dim=-1).flatten(0, 1).numpy())

@@ -221,7 +221,7 @@ MISTAKES = {
     "shorter than a block": Mistake(
         [*SHORT, "--block_size=64"],
         r"val has 10 tokens; block_size 64 needs 65",
-        r"--block_size=9 or less, or more text",
+        r"--block_size=9 or less, or prepare more text",
         short,
     ),
     "dataset name leaves data/": Mistake(

@@ -105,7 +105,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
         for rank in range(count):
             run: Any = SimpleNamespace(config=config, dataset=dataset, ranks=Processes(rank, rank, count))
             run.compute = SimpleNamespace(device=torch.device("cpu"))
-            run.width = config.block_size
+            run.width, run.base_data = config.block_size, None
             made.append([part.reshape(-1, 8) for part in batch(run, step)[:2]])
         return torch.cat([x for x, _ in made]), torch.cat([y for _, y in made])
 

@@ -1,5 +1,5 @@
 """The README is true: its tree and its table come from the code, its commands exist, its presets are accepted, and
-figures that the code can compute are the code's."""
+figures that the code can compute agree with it."""
 
 import ast
 import dataclasses
@@ -103,14 +103,14 @@ def test_no_help_imports_torch() -> None:
 
 
 def parameter_counts(vocab_size: int, **shape: Any) -> tuple[int, int]:
-    """(without, with) the position embeddings."""
+    """Numbers of parameters: (without, with) the position embeddings."""
     with torch.device("meta"):
         model = GPT(GPTConfig(vocab_size=vocab_size, **shape))
     return model.num_params(), sum(weight.numel() for weight in model.parameters())
 
 
 def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
-    """Of a preset of configs/ on its own dataset, with `grown` tokens added to the vocabulary."""
+    """Parameter counts of a preset of configs/ on its own dataset, with `grown` tokens added to the vocabulary."""
     config_of = parse.parse(config.TrainConfig, [str(ROOT / f"configs/{preset}.yaml")])
     names = {field.name for field in dataclasses.fields(GPTConfig)} & set(vars(config_of))
     vocab_size = 65 if config_of.dataset == "shakespeare_char" else 50257
@@ -120,16 +120,18 @@ def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
 COUNTS = {path.stem: preset_counts(path.stem) for path in PRESETS if not path.stem.startswith("finetune")}
 OTHER_COUNTS = [
     preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
-    parameter_counts(65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"),  # PERFORMANCE's larger one
+    parameter_counts(
+        65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"
+    ),  # the larger model of PERFORMANCE
 ]
 TEXTS = [ROOT / "README.md", ROOT / "data/README.md", *(ROOT / "docs").glob("*.md"), *PRESETS]
 
 
 def wrong_counts(text: str) -> list[str]:
-    """Parameter counts that the code does not compute, or that include position embeddings without saying so.
+    """Complaints about counts that differ from the code's, or include position embeddings without saying so.
 
-    A number of six digits or more counts parameters unless a unit follows. A preset that its paragraph names before it
-    is the one that it must belong to.
+    A number of six digits or more is taken for a parameter count, unless a unit follows. If the paragraph names a
+    preset before the number, the count must be that preset's.
     """
     wrong = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -144,7 +146,7 @@ def wrong_counts(text: str) -> list[str]:
             if number not in without | {count for _, count in counts}:
                 wrong.append(f"{found[0]} is no preset's number of parameters: {paragraph[:80]}")
             elif number not in without and "position embeddings" not in paragraph:
-                wrong.append(f"{found[0]} includes position embeddings and does not say so: {paragraph[:80]}")
+                wrong.append(f"{found[0]} includes position embeddings without saying so: {paragraph[:80]}")
         for rounded in re.findall(r"\b(\d+(?:\.\d+)?) M[ -]parameters?\b", paragraph):
             digits = len(rounded.partition(".")[2])
             exact = [count for pair in (*COUNTS.values(), *OTHER_COUNTS) for count in pair]
@@ -154,7 +156,7 @@ def wrong_counts(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_parameter_counts_are_those_of_the_code(path: Path) -> None:
+def test_parameter_counts_agree_with_the_code(path: Path) -> None:
     assert wrong_counts(path.read_text(encoding="utf-8")) == []
 
 
@@ -172,7 +174,7 @@ def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
     assert len(wrong_counts(text)) == 1
 
 
-def test_iterations_of_the_fast_preset_are_its_own() -> None:
+def test_quoted_iterations_of_the_fast_preset_agree_with_it() -> None:
     fast, recipe = (
         parse.parse(config.TrainConfig, [str(ROOT / f"configs/{name}.yaml")])
         for name in ("shakespeare_char_fast", "shakespeare_char")
@@ -187,7 +189,7 @@ def test_iterations_of_the_fast_preset_are_its_own() -> None:
     assert set(quoted) == {(f"{fast.max_iters:,}", f"{recipe.max_iters:,}")}
 
 
-def test_the_n_gram_baseline_of_the_headlines_is_the_one_that_eval_shows() -> None:
+def test_the_quoted_n_gram_baseline_of_the_headlines_agrees_with_eval() -> None:
     pytest.importorskip("sklearn")
     examples = TASKS["headlines"].make(1337)
     labels = sorted({label for _, label in examples["train"]})

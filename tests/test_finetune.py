@@ -233,7 +233,7 @@ def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--out_dir=out"], "holds the base model"),
+        (["--out_dir=out"], "contains the base model"),
         (["--ckpt=nothing.pt"], "nothing.pt: no such file"),
         (["--dataset=nothing"], "not prepared"),
         (["--lora_rank=2", "--lora_targets=query", "--out_dir=o"], "no layer is called 'query'"),

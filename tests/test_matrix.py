@@ -1,4 +1,4 @@
-"""Where features meet: scripts/matrix.py with some of its cells, which together hold every pair of choices."""
+"""scripts/matrix.py on a few feature combinations that together contain every pair of choices."""
 
 import importlib.util
 import itertools
@@ -23,14 +23,14 @@ def matrix() -> Any:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the cells are forked processes")
 def test_features_combine() -> None:
-    """Resumed equals undisturbed, processes and micro-steps do not matter, and every tool works on every result."""
+    """Resuming, processes and micro-steps do not change a result, and every command works on every result."""
     done = subprocess.run([sys.executable, SCRIPT, "--pairwise"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("OK  ") == len(matrix().everyday_cells())
+    assert done.stdout.count("OK  ") == len(matrix().pairwise_cells())
 
 
-def test_the_everyday_cells_hold_every_pair_of_choices() -> None:
-    cells = matrix().everyday_cells()
+def test_the_pairwise_cells_contain_every_pair_of_choices() -> None:
+    cells = matrix().pairwise_cells()
     choices = list(matrix().CHOICES.values())
     assert len(matrix().all_cells()) == 192 and len(cells) < 20
     for (i, first), (j, second) in itertools.combinations(enumerate(choices), 2):

@@ -1,4 +1,4 @@
-"""What measures a model, and what reads and writes text: each test is named after the promise that it checks."""
+"""Measuring a model, and reading and writing text. Each test is named after the promise that it checks."""
 
 import csv
 import html
@@ -50,12 +50,12 @@ def measured(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(measured: Path, tmp_path: Path) -> Path:
-    """A copy of `measured`, to change and to write in."""
+    """A copy of `measured` that a test may change."""
     return Path(shutil.copytree(measured, tmp_path / "work"))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Write the run's checkpoints again, intact and sealed, with other weights."""
+    """Rewrite the run's checkpoints, intact and sealed, with changed weights."""
     for name in ("ckpt.pt", "last.pt"):
         state = torch.load(folder / name, weights_only=True)
         change(state["model"])
@@ -65,7 +65,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 
 
 def scaled(factor: float, *names: str) -> Callable[[dict[str, torch.Tensor]], object]:
-    """Weights times a factor: those whose name ends with one of `names`, or all."""
+    """Return a change that multiplies by `factor` the weights whose name ends with one of `names`, or all."""
 
     def change(weights: dict[str, torch.Tensor]) -> None:
         for name in weights:
@@ -76,7 +76,7 @@ def scaled(factor: float, *names: str) -> Callable[[dict[str, torch.Tensor]], ob
 
 
 def strict(text: str) -> Any:
-    """The value of one line of JSON. Fails for NaN and Infinity, which JSON has not."""
+    """Parse one line of JSON. Fails for NaN and Infinity, which JSON does not have."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -85,7 +85,7 @@ def strict(text: str) -> Any:
 
 
 def failure(result: Result, status: int = 1) -> str:
-    """The sentence of an error. Fails for anything but that sentence and the way out of it."""
+    """Message of an error. Fails if the command printed anything but that message and its hint."""
     assert result.status == status, result
     lines = result.err.splitlines()
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  try: "), result.err
@@ -129,7 +129,7 @@ COMMANDS = [
 
 
 def free_responses(folder: Path) -> None:
-    """data/free, pairs whose responses are no labels; out-free/ is the model of the colours."""
+    """Prepare data/free, pairs whose responses are not labels, and copy the model of the colours to out-free/."""
     json_lines(folder, [{"prompt": f"{n:03} red", "response": f"{n}"} for n in range(90)], "free.jsonl")
     assert cli_here("prepare", "free", "--input=free.jsonl", "--format=pairs", cwd=folder).status == 0
     shutil.copytree(folder / "out-pairs", folder / "out-free")
@@ -137,7 +137,7 @@ def free_responses(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_loss_that_is_not_finite_is_one_sentence_in_every_command(work: Path, how: str) -> None:
+def test_every_command_reports_a_loss_that_is_not_finite_in_one_sentence(work: Path, how: str) -> None:
     free_responses(work)
     for folder in ("out", "out-pairs", "out-free"):
         change_weights(work / folder, BROKEN[how])
@@ -153,15 +153,15 @@ def test_a_loss_that_is_not_finite_is_one_sentence_in_every_command(work: Path, 
     print("\n".join(said))
 
 
-def test_a_loss_that_is_not_finite_leaves_standard_error_to_the_sentence(work: Path) -> None:
-    """As a process of its own: no warning of numpy comes before it."""
+def test_a_loss_that_is_not_finite_causes_no_warning_on_standard_error(work: Path) -> None:
+    """In a process of its own, numpy prints no warning before the message."""
     change_weights(work / "out-pairs", BROKEN["finite weights, a NaN loss"])
     sentence = failure(cli("eval", "--ckpt=out-pairs", "--task=colours", cwd=work))
     assert "the loss is NaN: training diverged" in sentence
 
 
 def test_a_loss_above_709_nats_has_an_infinite_perplexity(work: Path) -> None:
-    """exp overflows there: "inf" on the terminal and in the page, null in JSON."""
+    """exp overflows, which is shown as "inf" on the terminal and in the page, and as null in JSON."""
     change_weights(work / "out", scaled(1e4, "ln_f.weight"))
     found = strict(cli_here("eval", "--json", cwd=work).out)
     assert found["loss"] > 710 and found["perplexity"] is None
@@ -181,7 +181,7 @@ def test_a_large_perplexity_fits_into_its_column(work: Path) -> None:
 
 
 def test_every_json_output_is_strict(work: Path) -> None:
-    """One object per line, ASCII, without NaN and Infinity; also of a model that is almost certain of its labels."""
+    """One object per line, ASCII, without NaN and Infinity, even from a model that is almost certain of its labels."""
     change_weights(work / "out-pairs", scaled(1e3, "ln_f.weight"))
     (work / "lines.txt").write_text("001 red\n002 blue\n")
     pairs = ["--ckpt=out-pairs"]
@@ -204,8 +204,8 @@ def test_strict_json_has_no_nan_and_no_infinity() -> None:
     assert strict_json(value) == '{"a": null, "b": [null, 1.5, [null, null]], "c": "\\u00e9\\u2028", "d": true, "e": 3}'
 
 
-def test_curves_leave_out_what_is_not_finite(work: Path) -> None:
-    """A metrics.jsonl with NaN, or with null in its place, is drawn from its finite losses."""
+def test_curves_leave_out_losses_that_are_not_finite(work: Path) -> None:
+    """The curves of a metrics.jsonl with NaN, null or Infinity show its finite losses."""
     lines = (work / "out/metrics.jsonl").read_text()
     for loss in ("NaN", "null", "Infinity"):
         entry = f'{{"kind": "eval", "step": 30, "seconds": 1, "train_loss": {loss}, "val_loss": {loss}}}\n'
@@ -226,8 +226,8 @@ def random_model(**options: Any) -> GPT:
     return model.eval()
 
 
-def test_logits_too_large_for_a_temperature_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finite logits whose quotient by the temperature is infinite: the likeliest token, and no NaN."""
+def test_a_token_is_drawn_from_logits_that_overflow_with_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite logits that become infinite when divided by the temperature give the most probable token, not NaN."""
     logits = torch.tensor([[-3e38, 2.9e38, 3e38], [3e38, 1.0, -3e38]])
     monkeypatch.setattr(Decoder, "__call__", lambda self, idx: logits)
     for choice in (Choice(temperature=0.5), Choice(temperature=1e-5), Choice(temperature=0.5, top_k=2, top_p=0.9)):
@@ -235,7 +235,7 @@ def test_logits_too_large_for_a_temperature_are_drawn_from(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("top_p", ["1e-300", "1e-45", "5e-324"])
-def test_a_tiny_top_p_takes_the_likeliest_token(work: Path, top_p: str) -> None:
+def test_a_tiny_top_p_selects_the_most_probable_token(work: Path, top_p: str) -> None:
     result = cli_here("sample", f"--top_p={top_p}", "--max_new_tokens=20", cwd=work)
     assert result.status == 0, result.err
     assert result.out == cli_here("sample", "--temperature=0", "--max_new_tokens=20", cwd=work).out
@@ -246,8 +246,8 @@ def test_a_tiny_top_p_takes_the_likeliest_token(work: Path, top_p: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"position": "rope"}], ids=str)
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("length", [1, 7, 8, 30])
-def test_generating_takes_memory_for_the_context_alone(options: dict[str, Any], exact: bool, length: int) -> None:
-    """A billion tokens can be asked for; those that are made are the ones of a short request."""
+def test_generating_needs_memory_only_for_the_context(options: dict[str, Any], exact: bool, length: int) -> None:
+    """A request for 10**12 tokens can be started, and yields the same tokens as a short request."""
     model = random_model(**options)
     prompt = torch.randint(23, (2, length), generator=torch.Generator().manual_seed(5))
     some = torch.stack(list(generate(model, prompt, 60, Choice(), 0, exact)), dim=1)
@@ -255,8 +255,8 @@ def test_generating_takes_memory_for_the_context_alone(options: dict[str, Any], 
     assert torch.equal(some, torch.stack([next(endless) for _ in range(60)], dim=1))
 
 
-def test_streaming_any_number_of_tokens_just_streams(work: Path) -> None:
-    """Until the reader has seen enough."""
+def test_any_number_of_tokens_can_be_streamed(work: Path) -> None:
+    """Until the reader interrupts the command."""
     args = [sys.executable, "-m", "tinygpt", "sample", "--max_new_tokens=1000000000000", "--device=cpu"]
     with subprocess.Popen(args, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout and running.stderr
@@ -278,7 +278,7 @@ def test_streaming_any_number_of_tokens_just_streams(work: Path) -> None:
     ],
     ids=str,
 )
-def test_more_samples_than_memory_is_one_sentence(work: Path, flags: list[str]) -> None:
+def test_more_samples_than_fit_into_memory_are_refused_in_one_sentence(work: Path, flags: list[str]) -> None:
     sentence = failure(cli_here("sample", "--device=cpu", *flags, cwd=work))
     assert "out of memory on cpu" in sentence and flags[0] in sentence + " --json"
 
@@ -287,7 +287,7 @@ def test_more_samples_than_memory_is_one_sentence(work: Path, flags: list[str]) 
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that stands for one on a device without float64 (MPS), until `.cpu()` brings it to the host."""
+    """A tensor that behaves as if on a device without float64 (MPS) until `.cpu()` copies it to the host."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -301,7 +301,7 @@ class OnDevice(torch.Tensor):
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model's logits and embeddings are on such a device."""
+    """Put the logits and embeddings of every model on such a device."""
     forward, build = GPT.forward, Checkpoint.build_model
 
     def device_forward(self: GPT, *args: Any, **kwargs: Any) -> Any:
@@ -318,7 +318,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "build_model", device_build)
 
 
-def test_the_stand_in_for_a_device_refuses_float64_until_it_is_on_the_host() -> None:
+def test_the_simulated_device_refuses_float64_until_the_tensor_is_on_the_host() -> None:
     tensor = torch.ones(3).as_subclass(OnDevice)
     for convert in (torch.Tensor.double, lambda t: t.to(torch.float64), lambda t: (t + 1).sum().double()):
         with pytest.raises(TypeError, match="float64"):
@@ -343,7 +343,7 @@ def test_the_stand_in_for_a_device_refuses_float64_until_it_is_on_the_host() -> 
     ],
     ids=lambda args: " ".join(args[:1] + args[-1:]),
 )
-def test_a_device_without_float64_measures_the_same(
+def test_measurements_are_the_same_on_a_device_without_float64(
     work: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "lines.txt").write_text("001 red\n002 blue\n")
@@ -358,7 +358,7 @@ def test_a_device_without_float64_measures_the_same(
 
 
 def predicted(folder: Path, content: bytes, *flags: str) -> list[list[str]]:
-    """The rows of `eval --predict` of a file with this content, without the header."""
+    """Rows that `eval --predict` writes for a file with this content, without the header."""
     (folder / "lines.txt").write_bytes(content)
     result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", "--output=labels.csv", *flags, cwd=folder)
     assert result.status == 0, result.err
@@ -367,7 +367,7 @@ def predicted(folder: Path, content: bytes, *flags: str) -> list[list[str]]:
 
 
 def test_predict_has_one_row_per_line_that_is_not_blank(work: Path) -> None:
-    """A line ends at LF or CRLF, at nothing else that Unicode or Python takes for a line's end."""
+    """Only LF and CRLF end a line, not the other line separators of Unicode and Python."""
     inside = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r"]
     lines = [f"00{n} {mark} red" for n, mark in enumerate(inside)]
     content = "\n".join([lines[0], "", "  ", *lines[1:5]]) + "\r\n\r\n" + "\r\n".join(lines[5:])
@@ -377,7 +377,7 @@ def test_predict_has_one_row_per_line_that_is_not_blank(work: Path) -> None:
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(work: Path) -> None:
-    """In --predict, in a prompt's file, in a file of the exercises: the same answers with one and without."""
+    """Files for --predict, prompts and exercises give the same results with and without a byte-order mark."""
     mark = "\ufeff".encode()
     assert predicted(work, mark + b"001 red\n002 blue\n") == predicted(work, b"001 red\n002 blue\n")
     for name, start in (("plain.txt", b""), ("marked.txt", mark)):
@@ -403,7 +403,7 @@ def test_a_byte_order_mark_is_not_part_of_the_text(work: Path) -> None:
     ],
     ids=str,
 )
-def test_a_text_file_that_cannot_be_read_is_refused_alike_everywhere(
+def test_every_command_gives_the_same_message_for_an_unreadable_text_file(
     work: Path, content: bytes | None, says: str
 ) -> None:
     if content is not None:
@@ -415,7 +415,7 @@ def test_a_text_file_that_cannot_be_read_is_refused_alike_everywhere(
 
 
 def test_pairs_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
-    """A CSV as Excel writes it, and JSON Lines; the note says so, and the dataset is the one without a mark."""
+    """CSV as Excel writes it, and JSON Lines. A note reports the mark, and the dataset is the same as without it."""
     entries = [{"prompt": f"{n:03} {COLOURS[n % 3]}", "response": COLOURS[n % 3]} for n in range(90)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, ["prompt", "response"], lineterminator="\r\n")
@@ -433,7 +433,7 @@ def test_pairs_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
         assert plain == marked and len(plain) > 1000
 
 
-def test_pairs_in_utf16_name_the_encoding(tmp_path: Path) -> None:
+def test_the_message_for_pairs_in_utf16_names_the_encoding(tmp_path: Path) -> None:
     content = "prompt,response\n" + "".join(f"{n:03},{COLOURS[n % 3]}\n" for n in range(90))
     (tmp_path / "p.csv").write_text(content, encoding="utf-16")
     args = ["prepare", "mine", "--input=p.csv", "--format=pairs"]
@@ -450,7 +450,7 @@ def test_a_lone_surrogate_in_a_pair_is_a_bad_line(tmp_path: Path, key: str, half
     (tmp_path / "p.jsonl").write_text("\n".join([*entries[:6], bad, *entries[6:]]))
     args = ["prepare", "mine", "--input=p.jsonl", "--format=pairs"]
     sentence = failure(cli_here(*args, cwd=tmp_path), status=2)
-    assert sentence.startswith(f"p.jsonl line 7: {key} has a lone surrogate in it (U+D")
+    assert sentence.startswith(f"p.jsonl line 7: {key} contains a lone surrogate (U+D")
     result = cli_here(*args, "--skip_bad", cwd=tmp_path)
     assert result.status == 0 and "left out: p.jsonl line 7" in result.err
     meta = strict((tmp_path / "data/mine/meta.json").read_text())
@@ -461,17 +461,17 @@ def test_a_lone_surrogate_in_a_pair_is_a_bad_line(tmp_path: Path, key: str, half
 def test_text_that_decodes_to_a_lone_surrogate_is_refused(tmp_path: Path, encoding: str, surrogate: bytes) -> None:
     (tmp_path / "t.txt").write_bytes(b"some text " * 100 + surrogate + b" and more " * 100)
     sentence = failure(cli_here("prepare", "mine", "--input=t.txt", f"--encoding={encoding}", cwd=tmp_path), status=2)
-    assert f"t.txt: decoded as {encoding}, it has a lone surrogate (U+D83D)" in sentence
+    assert f"t.txt: decoded as {encoding}, contains a lone surrogate (U+D83D)" in sentence
     assert not (tmp_path / "data").exists()
     (tmp_path / "t.txt").write_text("a smile \U0001f600 or two\n" * 100, encoding="utf-7")
     assert cli_here("prepare", "mine", "--input=t.txt", "--encoding=utf-7", cwd=tmp_path).status == 0
 
 
-# ---- one position -----------------------------------------------------------------------------------------------
+# ---- block_size 1 -----------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> None:
-    """block_size 1 is a bigram model: each character is predicted from the one before it, in Python and JavaScript."""
+    """With block_size 1, Python and JavaScript predict each character from the preceding one only: a bigram model."""
     result = cli_here(*TRAIN, "--dataset=tiny", "--block_size=1", "--out_dir=out-bigram", cwd=work)
     assert result.status == 0, result.err
     for command in (["report", "out-bigram"], ["export", "--ckpt=out-bigram"]):
@@ -500,7 +500,7 @@ def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> Non
     assert (pushed - logits[1:20]).abs().max() < 2e-2
 
 
-# ---- where output goes ------------------------------------------------------------------------------------------
+# ---- output paths -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_an_output_that_cannot_be_a_file_is_refused_before_the_work(
     assert Path("/dev/null").is_char_device()
 
 
-def test_an_exercise_starts_in_a_folder_that_is_there(tmp_path: Path) -> None:
+def test_an_exercise_starts_only_in_an_existing_folder(tmp_path: Path) -> None:
     result = cli_here("exercise", "start", "1", "my work/gpt.py", cwd=tmp_path)
     assert failure(result, status=2) == "my work: no such folder"
     assert "mkdir -p 'my work'" in result.err and not list(tmp_path.iterdir())
@@ -557,14 +557,13 @@ def test_predict_writes_json_lines_when_asked(work: Path) -> None:
         )
 
 
-def test_predict_counts_the_lines_that_it_changed(work: Path) -> None:
+def test_predict_reports_how_many_lines_it_changed(work: Path) -> None:
     (work / "lines.txt").write_text("001 red\n002 blüé\nÄÖÜ\n003 red\n")
     for flags in ([], ["--json"], ["--output=labels.csv"]):
         result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", *flags, cwd=work)
         assert result.status == 0
         assert result.err == (
-            "note: 2 of 4 lines have characters outside the model's vocabulary; they were left out, "
-            "and nothing is left of 1\n"
+            "note: removed characters outside the model's vocabulary from 2 of 4 lines, of which 1 is now empty\n"
         )
     assert (
         predicted(work, b"001 red\n")
@@ -573,23 +572,23 @@ def test_predict_counts_the_lines_that_it_changed(work: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["ZZZ", "Z Z", " Z\n"])
-def test_a_prompt_of_which_nothing_is_left_is_refused(work: Path, start: str) -> None:
+def test_a_prompt_of_unknown_characters_only_is_refused(work: Path, start: str) -> None:
     result = cli_here("sample", "--ckpt=out-pairs", f"--start={start}", "--skip_unknown", cwd=work)
     assert "nothing is left of the prompt" in failure(result, status=2)
     assert cli_here("sample", "--ckpt=out-pairs", "--start=Z1", "--skip_unknown", cwd=work).status == 0
 
 
-def test_a_prompt_that_a_model_of_pairs_cannot_read_whole_is_refused(work: Path) -> None:
-    """Cut, it would lose the special token that begins it. (A model of plain text continues the end of its prompt.)"""
+def test_a_prompt_longer_than_the_context_of_a_model_of_pairs_is_refused(work: Path) -> None:
+    """Truncation would remove its first special token. (A model of plain text continues the end of a long prompt.)"""
     fits, long = "001 red red red red re", "001 red red red red red"
     assert len(fits) + 2 == 24
     assert cli_here("sample", "--ckpt=out-pairs", f"--start={fits}", cwd=work).status == 0
     sentence = failure(cli_here("sample", "--ckpt=out-pairs", f"--start={long}", cwd=work), status=2)
-    assert "the prompt has 25 tokens" in sentence and "the model reads 24" in sentence
+    assert "the prompt has 25 tokens" in sentence and "the model reads at most 24" in sentence
     assert cli_here("sample", "--ckpt=out-pairs", f"--start={long}", "--plain", cwd=work).status == 0
 
 
-def test_an_example_that_the_model_cannot_read_whole_is_not_measured_in_part(work: Path) -> None:
+def test_an_example_longer_than_the_context_is_not_measured_in_part(work: Path) -> None:
     entries = [{"prompt": f"{n:03} red red red red red", "response": f"{n} red"} for n in range(90)]
     json_lines(work, entries, "long.jsonl")
     assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
@@ -597,11 +596,11 @@ def test_an_example_that_the_model_cannot_read_whole_is_not_measured_in_part(wor
     assert "longer than block_size 24" in sentence
 
 
-# ---- what is suggested ------------------------------------------------------------------------------------------
+# ---- suggested commands -----------------------------------------------------------------------------------------
 
 
 def suggested(out: str) -> list[str]:
-    """The command of the last line `next: tinygpt ...`, as a shell reads it."""
+    """Arguments of the command in the last line `next: tinygpt ...`, as a shell splits them."""
     line = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")][-1]
     return shlex.split(line)[1:]
 
@@ -633,8 +632,8 @@ def test_the_report_quotes_its_own_command(work: Path) -> None:
     assert "tinygpt report 'my run'" in page
 
 
-def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
-    """A name that is too long stands for all that a system may refuse (a folder without permission, a broken disk)."""
+def test_a_path_that_the_system_refuses_is_reported_in_one_sentence(work: Path) -> None:
+    """A name that is too long represents all that a system may refuse (missing permission, a broken disk)."""
     name = "x" * 300
     for args in (
         ["prepare", "mine", f"--input={name}"],

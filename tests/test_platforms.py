@@ -1,4 +1,4 @@
-"""What differs between platforms is behind one function each; both of its answers are tried here."""
+"""Platform differences. One function encapsulates each difference; both of its answers are tested here."""
 
 import ast
 import os
@@ -18,11 +18,11 @@ from tinygpt.runlog import read_metrics
 # ---- MPS -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scales", [True, False], ids=["in the kernel", "before it"])
+@pytest.mark.parametrize("scales", [True, False], ids=["in the kernel", "before the kernel"])
 def test_gradient_clipping_works_where_fused_adamw_ignores_grad_scale(
     scales: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against torch's own AdamW on a clipped gradient; the kernel that ignores `grad_scale` is simulated."""
+    """Compared with torch's own AdamW on a clipped gradient. The kernel that ignores `grad_scale` is simulated."""
     kernel = optim.adamw
 
     def mps_kernel(*args: object, grad_scale: torch.Tensor | None, **options: object) -> None:
@@ -36,7 +36,7 @@ def test_gradient_clipping_works_where_fused_adamw_ignores_grad_scale(
     torch.nn.utils.clip_grad_norm_([parameter], 1.0)
     reference = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
     ours = optim.AdamW([weights], [0.1], (0.9, 0.95))
-    for scale in (1.0, 0.2):  # the second step shows the moments, which a first step of Adam hides
+    for scale in (1.0, 0.2):  # the moments show only in the second step: Adam's first step does not depend on the scale
         parameter.grad = scale * gradient
         torch.nn.utils.clip_grad_norm_([parameter], 1.0)
         reference.step()
@@ -50,7 +50,7 @@ def test_which_devices_scale_gradients_and_have_float64() -> None:
         assert device.adamw_scales_gradients(torch.device(name)) is has
 
 
-def test_sums_over_processes_go_through_the_cpu_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_over_processes_are_computed_on_the_cpu_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
     ranks = distributed.Processes(0, 0, 2)
@@ -70,7 +70,7 @@ def test_sums_over_processes_go_through_the_cpu_where_there_is_no_float64(monkey
      ((9, 0), None, torch.bfloat16), ((9, 0), "6.2", torch.bfloat16)],
     ids=["T4", "V100", "A100", "H100", "AMD"],
 )  # fmt: skip
-def test_bfloat16_is_chosen_only_where_the_named_gpu_multiplies_it(
+def test_bfloat16_is_chosen_only_if_the_given_gpu_multiplies_it_in_hardware(
     capability: tuple[int, int], hip: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.device] = []
@@ -81,7 +81,7 @@ def test_bfloat16_is_chosen_only_where_the_named_gpu_multiplies_it(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # which counts emulation
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # counts emulation
     monkeypatch.setattr(torch.cuda, "get_device_capability", of)
     monkeypatch.setattr(torch.version, "hip", hip)
     assert device.choose("cuda:1", "auto").dtype is dtype
@@ -97,7 +97,7 @@ def test_bfloat16_is_chosen_only_where_the_named_gpu_multiplies_it(
     ids=["new", "thresholds up to 32 MB", "refuses every threshold"],
 )
 def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, expected: dict[int, int]) -> None:
-    """Alone it would freeze the mmap threshold at 128 KB, and every step would be slower than without either."""
+    """Alone it would fix the mmap threshold at 128 KB, and each step would be slower than with neither of them set."""
     taken: dict[int, int] = {}
 
     def mallopt(parameter: int, value: int) -> int:
@@ -110,10 +110,10 @@ def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, ex
     assert taken == expected and list(taken) == list(expected)
 
 
-# ---- Windows, by reading -------------------------------------------------------------------------------------------
+# ---- Windows, by source -------------------------------------------------------------------------------------------
 
 
-def test_no_code_needs_a_signal_that_windows_lacks() -> None:
+def test_no_code_uses_a_signal_that_windows_lacks() -> None:
     windows = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
     for path in Path(device.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_no_code_needs_a_signal_that_windows_lacks() -> None:
         assert used <= windows, path
 
 
-# ---- output that cannot be shown -----------------------------------------------------------------------------------
+# ---- output that cannot be written -----------------------------------------------------------------------------------
 
 
 def shell(folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -140,16 +140,16 @@ OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
     "all closed": (">&- 2>&- <&-", {}),
     "full": ("> /dev/full", {}),
     "both full": ("> /dev/full 2>&1", {}),
-    "a reader that leaves": ("| head -n 1", {}),
-    "a reader that leaves, unbuffered": ("| head -n 1", {"PYTHONUNBUFFERED": "1"}),
+    "a reader that stops early": ("| head -n 1", {}),
+    "a reader that stops early, unbuffered": ("| head -n 1", {"PYTHONUNBUFFERED": "1"}),
     "full, unbuffered": ("> /dev/full", {"PYTHONUNBUFFERED": "1"}),
 }
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_output_that_cannot_be_shown_costs_no_run(work: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
-    """The run ends as it would have, with samples of characters that few encodings have."""
+def test_output_that_cannot_be_written_does_not_end_a_run(work: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
+    """The run completes normally; its samples contain characters that few encodings have."""
     (tmp_path / "greek.txt").write_text("μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n" * 30, encoding="utf-8")
     folder = tmp_path / "greek"
     folder.mkdir()
@@ -165,8 +165,8 @@ def test_output_that_cannot_be_shown_costs_no_run(work: Path, tmp_path: Path, na
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
-def test_a_command_that_only_prints_says_why_it_cannot(tiny_run: Path, environment: dict[str, str]) -> None:
-    full = b"error: standard output: No space left on device\n"
+def test_a_command_that_only_prints_reports_why_it_cannot_print(tiny_run: Path, environment: dict[str, str]) -> None:
+    full = b"error: cannot write to standard output: No space left on device\n"
     done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full", **environment)
     assert done.returncode == 1 and done.stderr == full, done
     done = shell(tiny_run, "tinygpt check out nowhere > /dev/full", **environment)

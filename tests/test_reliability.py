@@ -56,7 +56,7 @@ def dropout_from_one_generator() -> None:
 
 
 @contextlib.contextmanager
-def written_in_place(path: Path, then: str = "") -> Iterator[IO[bytes]]:
+def written_in_place(path: Path, next_step: str = "") -> Iterator[IO[bytes]]:
     with files.writing(path), getattr(files, "open", open)(path, "w+b") as file:
         yield file
 

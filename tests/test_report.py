@@ -355,7 +355,7 @@ def test_the_whole_split_and_its_guesses_by_counting(reported: Path) -> None:
 
 
 def test_parameters_are_counted_with_and_without_the_position_embeddings(reported: Path) -> None:
-    """The report lists all parts of the model; `train` shows a number without the position embeddings."""
+    """The report lists all parts of the model; `train` counts parameters without the position embeddings."""
     model = load(reported / "out").build_model()
     total, shown = sum(weight.numel() for weight in model.parameters()), model.num_params()
     assert total > shown

@@ -1,7 +1,7 @@
 """Every command that tinygpt suggests works in the situation in which it was suggested.
 
-Real commands are run; from what they print, the suggested commands are collected and run in their turn, in folders with
-ordinary names and in folders with blanks in their names and a data_dir elsewhere.
+The tests run real commands, collect the suggested commands from the output, and run those in turn: once in folders with
+ordinary names, and once in folders with blanks in their names and with a data_dir other than the default.
 """
 
 import html
@@ -31,16 +31,16 @@ from tinygpt.config import TrainConfig
 from tinygpt.parse import parse
 
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
-SOON = {  # appended to a suggested command, so that it ends soon; nothing that decides whether it works
+SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
     "train": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"],
     "finetune": ["--max_iters=2", "--eval_interval=2", "--device=cpu"],
     "sample": ["--max_new_tokens=5"],
 }
-YOURS = {"YOUR_TEXT": "text.txt", "MORE_TEXT": "text.txt", "path/to/text.txt": "text.txt"}
+PLACEHOLDERS = {"YOUR_TEXT": "text.txt", "MORE_TEXT": "text.txt", "path/to/text.txt": "text.txt"}
 
 
 class Workplace:
-    """A folder in which commands are run as a user runs them, `place` being the flag for its data_dir."""
+    """A folder in which commands run as a user would run them; `place` is the flag for its data_dir."""
 
     def __init__(self, folder: Path, data: str, prefix: str) -> None:
         self.folder, self.data, self.prefix = folder, data, prefix
@@ -58,32 +58,32 @@ class Workplace:
         return self.ok(*args, f"--out_dir={self.prefix}{out}", *self.place)
 
     def follow(self, said: str, at_least: int = 1) -> list[list[str]]:
-        """Run what was suggested, in its order; returns the commands."""
+        """Run the commands suggested in the output `said`, in their order; returns them."""
         found = suggested(said)
         assert len(found) >= at_least, said
         for command in found:
             name = command[0]
             if name in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
                 assert set(self.place) <= {*command} or any("config.yaml" in word for word in command), command
-            result = self.run(*command, *SOON.get(name, []))
+            result = self.run(*command, *SHORTEN.get(name, []))
             assert result.status == 0, (command, result.out, result.err)
         return found
 
 
 def suggested(said: str) -> list[list[str]]:
-    """The arguments of each `tinygpt` command behind a word that suggests one."""
+    """Arguments of each `tinygpt` command that follows a word such as `next:` or `try:`."""
     lines = re.findall(r"^ *(?:next|try|begin|then|can be used):\s+(.*)", said, flags=re.MULTILINE)
     commands = [part for line in lines for part in line.split("; ") if "tinygpt " in part]
     found = []
     for command in commands:
         words = shlex.split(command[command.index("tinygpt ") :])[1:]
-        found.append([YOURS.get(word, word) for word in words])
+        found.append([PLACEHOLDERS.get(word, word) for word in words])
     return found
 
 
 @pytest.fixture(params=["plain", "blanks"])
 def place(request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path) -> Workplace:
-    """Text, pairs of three labels, pairs of free responses; prepared."""
+    """A workplace with prepared text, pairs with three labels, and pairs with free responses."""
     made = Workplace(tmp_path / "work", *{"plain": ("data", ""), "blanks": ("my data", "my ")}[request.param])
     made.folder.mkdir()
     shutil.copy(tiny_data / "text.txt", made.folder / "text.txt")
@@ -98,7 +98,7 @@ def place(request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path) -> Wo
 
 @pytest.fixture
 def based(place: Workplace) -> Workplace:
-    """With a base model."""
+    """`place` with a base model."""
     place.trained(*TINY_TRAIN, "--quiet", out="out")
     return place
 
@@ -109,7 +109,7 @@ def tuned(place: Workplace, out: str, *flags: str) -> str:
     return place.trained("finetune", *FLAGS[1:], base, *short, *flags, out=out)
 
 
-# ---- after each kind of work --------------------------------------------------------------------------------------
+# ---- after each command ------------------------------------------------------------------------------------------
 
 
 def test_after_preparing_text(place: Workplace) -> None:
@@ -121,13 +121,13 @@ def test_after_preparing_text(place: Workplace) -> None:
 
 @pytest.mark.parametrize("length", [1, 30])
 def test_after_preparing_pairs(place: Workplace, length: int) -> None:
-    """Up to the fine-tuned model, the base model included; long pairs need a base that reads more."""
+    """The commands lead to a fine-tuned model, including its base; long pairs need a base with a longer context."""
     pairs = [{"prompt": f"{n:03} {'ab' * length}", "response": "yes" if n % 2 else "no"} for n in range(90)]
     json_lines(place.folder, pairs, "mine.jsonl")
     said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
     commands = place.follow(said, at_least=3)
     assert [command[0] for command in commands] == ["prepare", "train", "finetune"]
-    if place.place:  # the base model is there now
+    if place.place:  # the base model exists now
         said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
         assert len(place.follow(said)) == 1
 
@@ -169,7 +169,7 @@ def test_after_a_signal(based: Workplace) -> None:
         assert load(based.folder / out / "last.pt").step == step + 2
 
 
-def test_of_check(based: Workplace) -> None:
+def test_suggestions_of_check(based: Workplace) -> None:
     tuned(based, "tuned", "--dataset=colours")
     tuned(based, "lora", "--dataset=free", "--lora_rank=2")
     based.trained(*TINY_TRAIN, "--dataset=colours", out="pairs")
@@ -189,8 +189,8 @@ VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation lo
 
 
 @pytest.mark.parametrize("verdict", [*VERDICTS, "too little data"])
-def test_of_doctor(based: Workplace, verdict: str) -> None:
-    """For runs from scratch, from a checkpoint, resumed, fine-tuned, with LoRA: each verdict's advice."""
+def test_suggestions_of_doctor(based: Workplace, verdict: str) -> None:
+    """Each verdict's advice, for runs from scratch, from a checkpoint, resumed, fine-tuned and with LoRA."""
     start = f"--init_from={based.prefix}out/ckpt.pt"
     based.trained(*TINY_TRAIN, start, out="continued")
     tuned(based, "tuned", "--dataset=colours")
@@ -206,21 +206,21 @@ def test_of_doctor(based: Workplace, verdict: str) -> None:
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         command = based.ok("doctor", str(folder.relative_to(based.folder)), *based.place)
-        if verdict == "too little data":  # the tiny model is not that large for its text
+        if verdict == "too little data":  # the tiny model is not too large for its text
             settings = yaml.safe_load((folder / "config.yaml").read_text())
             from tinygpt.doctor import judge
 
             command = "\n".join(judge(entries, settings, str(folder.relative_to(based.folder)), 10**6, 10).lines())
         assert f"verdict:     {verdict}" in command
         for words in suggested(command):
-            assert "--init_from=scratch" not in words  # `continued` began from a checkpoint, and notes that
-            more = ["--max_iters=50"] if "--init_from=resume" in words else SOON.get(words[0], [])
+            assert "--init_from=scratch" not in words  # `continued` started from a checkpoint and records that
+            more = ["--max_iters=50"] if "--init_from=resume" in words else SHORTEN.get(words[0], [])
             result = based.run(*words, *more)
             assert result.status == 0, (run, words, result.out, result.err)
 
 
-def test_of_the_report(based: Workplace) -> None:
-    """The page's commands and its config.yaml make the same run again, elsewhere."""
+def test_commands_in_the_report(based: Workplace) -> None:
+    """The page's commands and its config.yaml reproduce the run elsewhere."""
     pytest.importorskip("jinja2")
     tuned(based, "tuned", "--dataset=colours")
     for run in ("out", "tuned"):
@@ -245,8 +245,8 @@ def hint(result: Result) -> str:
     return result.err.splitlines()[-1]
 
 
-def test_of_errors(based: Workplace) -> None:
-    """Hints that are whole commands, in the situation that they are for."""
+def test_suggestions_in_errors(based: Workplace) -> None:
+    """Hints that are complete commands work in the situation in which they are given."""
     tuned(based, "tuned", "--dataset=colours")
     out = f"{based.prefix}out"
     based.follow(hint(based.run("train", "--init_from=resume", f"--out_dir={based.prefix}tuned")))
@@ -259,21 +259,21 @@ def test_of_errors(based: Workplace) -> None:
         for damaged in (b"", tokens.tobytes() + b"x", (tokens * 0 + 60_000).tobytes(), tokens[::-1].tobytes()):
             path.write_bytes(damaged)
             flags = [*TINY_TRAIN, f"--dataset={name}", f"--out_dir={based.prefix}new"]
-            based.follow(hint(based.run(*flags, *based.place)))  # which prepares it again
+            based.follow(hint(based.run(*flags, *based.place)))  # prepares it again
             based.ok(*flags, "--max_iters=1", *based.place)
     (based.folder / based.data / "tiny" / "meta.json").unlink()
     based.follow(hint(based.run(*TINY_TRAIN, "--out_dir=new", *based.place)))
     assert "tinygpt sample" in hint(based.run("sampel"))
 
 
-def test_of_the_exercises(place: Workplace) -> None:
+def test_suggestions_of_the_exercises(place: Workplace) -> None:
     found = suggested(place.ok("exercise", "list"))
     assert found[0] == ["exercise", "start", "1"]
     place.ok(*found[0])
-    assert place.run(*found[1]).status == 1  # a skeleton does not pass yet
+    assert place.run(*found[1]).status == 1  # an unfilled skeleton does not pass
 
 
-# ---- the collecting itself ---------------------------------------------------------------------------------------
+# ---- collecting suggestions --------------------------------------------------------------------------------------
 
 
 def test_what_counts_as_a_suggestion() -> None:
@@ -281,7 +281,7 @@ def test_what_counts_as_a_suggestion() -> None:
     assert suggested(said) == [["sample", "--ckpt", "a b/c.pt"], ["a"], ["b", "-x"]]
 
 
-def test_the_presets_have_the_context_that_suggestions_count_on() -> None:
+def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
     for preset in ("shakespeare_char", "shakespeare_char_fast", "shakespeare"):
         made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
-        assert made.block_size == suggest.CONTEXT
+        assert made.block_size == suggest.PRESET_BLOCK_SIZE

@@ -1,5 +1,5 @@
-"""Where features meet, through the command line: resumed, fine-tuned, replayed, padded, merged. Each test is named
-after a promise; scripts/matrix.py tries the combinations."""
+"""Interactions of features, through the command line: resuming, fine-tuning, replay, padding, merging. Each test is
+named after a promise; scripts/matrix.py tests the combinations systematically."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_
 
 @pytest.fixture
 def work(tuned: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """data/tiny (text), data/colours (pairs), out/ (a base), out-finetune/, out-lora/."""
+    """data/tiny (text), data/colours (pairs), out/ (a base model), out-finetune/, out-lora/."""
     return Path(shutil.copytree(tuned, tmp_path / "work"))
 
 
@@ -34,7 +34,7 @@ def ok(folder: Path, *args: str) -> str:
 
 
 def refused(folder: Path, *args: str) -> str:
-    """The message of a mistake, after which nothing has changed."""
+    """Run a command that must be refused without changing any file; returns its message."""
     before = listing(folder)
     result = cli_here(*args, cwd=folder)
     assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
@@ -61,11 +61,11 @@ def test_resuming_keeps_device_dtype_and_compile(work: Path, dtype: str) -> None
     }
     assert dtype in (work / "run/config.yaml").read_text().partition("\n")[0]
     said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32")
-    assert ("computed in bfloat16 so far; from here on in float32" in said) == (dtype == "bfloat16")
+    assert ("has used dtype bfloat16 so far; from now on it uses float32" in said) == (dtype == "bfloat16")
 
 
 def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
-    """config.yaml says what a run began from, so that it can be made again elsewhere."""
+    """config.yaml records what a run started from, so that the run can be repeated elsewhere."""
     starts = {"scratch": [*TINY_TRAIN], "out/ckpt.pt": [*TINY_TRAIN, "--init_from=out/ckpt.pt"]}
     for index, (origin, command) in enumerate(starts.items()):
         ok(work, *command, f"--out_dir=run{index}")
@@ -80,7 +80,7 @@ def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
     assert {settings(work / "out-finetune")[key] for key in ("init_from", "ckpt")} == {"out/ckpt.pt"}
 
 
-def test_a_config_of_an_older_version_that_says_resume_is_scratch(work: Path) -> None:
+def test_resume_in_the_config_of_an_older_version_means_scratch(work: Path) -> None:
     state = torch.load(work / "out/last.pt", weights_only=True)
     state["config"]["init_from"] = "resume"
     from tinygpt.checkpoint import write
@@ -90,7 +90,7 @@ def test_a_config_of_an_older_version_that_says_resume_is_scratch(work: Path) ->
     assert settings(work / "out")["init_from"] == "scratch"
 
 
-def test_resuming_takes_the_command_that_began_the_run(work: Path) -> None:
+def test_a_run_is_resumed_only_by_the_command_that_started_it(work: Path) -> None:
     """`train` would forget the base model of a fine-tuning run."""
     said = refused(work, "train", "--init_from=resume", "--out_dir=out-finetune")
     assert "tinygpt finetune --init_from=resume --out_dir=out-finetune" in said
@@ -98,20 +98,20 @@ def test_resuming_takes_the_command_that_began_the_run(work: Path) -> None:
     assert "tinygpt train --init_from=resume --out_dir=out" in said
 
 
-def test_a_fine_tuned_run_in_out_can_be_resumed(work: Path) -> None:
+def test_a_fine_tuning_run_in_the_default_out_dir_can_be_resumed(work: Path) -> None:
     shutil.move(work / "out", work / "base")
     ok(work, "finetune", *FLAGS, "--ckpt=base/ckpt.pt", "--out_dir=out")
     ok(work, "finetune", "--init_from=resume", "--out_dir=out", "--max_iters=44")
     assert load(work / "out/last.pt").step == 44 and settings(work / "out")["ckpt"] == "base/ckpt.pt"
 
 
-def test_the_base_model_named_in_the_command_wins(work: Path) -> None:
-    """Not the one that an earlier run's config.yaml notes as its start."""
+def test_the_base_model_given_on_the_command_line_takes_precedence(work: Path) -> None:
+    """Over the one that an earlier run's config.yaml records as its starting point."""
     ok(work, *TINY_TRAIN, "--seed=99", "--out_dir=other")
     again = ("finetune", "out-lora/config.yaml", "--ckpt", "other/ckpt.pt", "--out_dir=new", "--max_iters=2")
     ok(work, *again)
     weights = [load(work / run).model["transformer.h.0.attn.c_attn.weight"] for run in ("other", "new")]
-    assert torch.equal(*weights)  # which LoRA leaves as they are
+    assert torch.equal(*weights)  # LoRA does not change them
     assert settings(work / "new")["ckpt"] == settings(work / "new")["init_from"] == "other/ckpt.pt"
     ok(work, "finetune", *FLAGS[1:], "--init_from=other/ckpt.pt", "--out_dir=newer", "--max_iters=2")
     assert settings(work / "newer")["ckpt"] == "other/ckpt.pt"
@@ -119,7 +119,7 @@ def test_the_base_model_named_in_the_command_wins(work: Path) -> None:
     assert "two base models" in said
 
 
-def test_a_path_that_begins_like_a_pretrained_model_is_a_path(work: Path) -> None:
+def test_an_existing_path_that_begins_like_a_pretrained_model_is_a_path(work: Path) -> None:
     shutil.copytree(work / "out", work / "gpt2_run")
     shutil.copytree(work / "out", work / "gpt2")
     for start in ("gpt2_run/ckpt.pt", "gpt2"):
@@ -127,7 +127,7 @@ def test_a_path_that_begins_like_a_pretrained_model_is_a_path(work: Path) -> Non
     assert "no such model" in refused(work, *TINY_TRAIN, "--init_from=gpt2-huge", "--out_dir=new")
 
 
-# ---- what may not be overwritten -----------------------------------------------------------------------------------
+# ---- overwriting ----------------------------------------------------------------------------------------------------
 
 
 def test_the_base_model_is_never_overwritten(work: Path) -> None:
@@ -155,19 +155,19 @@ def losses(folder: Path, *flags: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("replay", ["0", "0.4"])
-def test_accumulated_pairs_have_the_gradient_of_the_whole_batch(work: Path, replay: str) -> None:
-    """Responses differ in length, so a mean over micro-steps of their means would be another loss; replayed rows of
-    plain text have many more targets."""
+def test_accumulated_pairs_have_the_gradient_of_the_full_batch(work: Path, replay: str) -> None:
+    """Responses differ in length, so the mean of the micro-steps' mean losses would differ from that of the batch;
+    replayed rows of plain text have many more targets."""
     flags = [f"--replay={replay}"]
-    whole = losses(work, *flags, "--batch_size=16", "--gradient_accumulation_steps=1")
+    full = losses(work, *flags, "--batch_size=16", "--gradient_accumulation_steps=1")
     for rows, steps in ((4, 4), (1, 16)):
-        cut = losses(work, *flags, f"--batch_size={rows}", f"--gradient_accumulation_steps={steps}")
-        for one, other in zip(whole, cut, strict=True):
+        split = losses(work, *flags, f"--batch_size={rows}", f"--gradient_accumulation_steps={steps}")
+        for one, other in zip(full, split, strict=True):
             assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_replay_of_pairs_into_longer_and_into_shorter_pairs(work: Path) -> None:
-    """The base's examples may be wider than the new ones, or narrower; and an iteration may be all replay."""
+def test_replay_of_pairs_while_training_on_longer_or_shorter_pairs(work: Path) -> None:
+    """The base model's examples may be longer or shorter than the new ones; an iteration may consist of replay only."""
     for name, length in (("short", 1), ("long", 5)):
         json_lines(work, [{"prompt": f"{n:03}", "response": "ab"[n % 2] * length} for n in range(90)], f"{name}.jsonl")
         ok(work, "prepare", name, f"--input={name}.jsonl", "--format=pairs")
@@ -179,28 +179,30 @@ def test_replay_of_pairs_into_longer_and_into_shorter_pairs(work: Path) -> None:
     ok(work, "finetune", *flags, "--ckpt=base-short", "--dataset=long", *one_row)
 
 
-def test_replayed_rows_are_spread_over_the_processes(tiny_data: Path) -> None:
+def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> None:
     from types import SimpleNamespace
 
     from tinygpt.config import TrainConfig
     from tinygpt.data import Dataset
     from tinygpt.distributed import Processes
-    from tinygpt.train import global_batch
+    from tinygpt.train import batch
 
     config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8, replay=0.25)
     new, old = (Dataset(str(tiny_data / "data"), "tiny") for _ in range(2))
     old.sources["train"].tokens = old.splits["train"] * 0  # type: ignore[union-attr]
-    run: Any = SimpleNamespace(config=config, dataset=new, base_data=old, width=8, ranks=Processes(0, 0, 4))
-    x, _ = global_batch(run, 0, 16)
-    is_old = (x == 0).all(1)
-    assert is_old.reshape(4, 4).sum(1).tolist() == [1, 1, 1, 1]
+    run: Any = SimpleNamespace(config=config, dataset=new, base_data=old, width=8)
+    run.compute = SimpleNamespace(device=torch.device("cpu"))
+    for rank in range(4):
+        run.ranks = Processes(rank, rank, 4)
+        x, _, weights = batch(run, 0)
+        assert (x == 0).all(-1).sum() == 1 and weights == [1.0]
 
 
 # ---- adapters, vocabularies ----------------------------------------------------------------------------------------
 
 
-def test_base_and_adapter_are_the_runs_model_with_a_padded_vocabulary(work: Path) -> None:
-    """GPT-2's 50,257 tokens are padded to 50,304 rows: nothing grows, and the padding stays what it was."""
+def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path) -> None:
+    """GPT-2's 50,257 tokens are padded to 50,304 rows; the vocabulary does not grow and the padding does not change."""
     ok(work, "prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2")
     small = [*TINY_TRAIN, "--dataset=bpe", "--n_embd=8", *SHORT, "--max_iters=2"]
     ok(work, *small, "--out_dir=base")
@@ -211,20 +213,20 @@ def test_base_and_adapter_are_the_runs_model_with_a_padded_vocabulary(work: Path
     assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
 
 
-def test_check_says_good_of_a_fine_tuned_run(work: Path) -> None:
-    """Its vocabulary is the base's and the new characters, more than its dataset's."""
+def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
+    """Its vocabulary is that of the base model and the new characters, which is more than the dataset's."""
     for run in ("out-finetune", "out-lora"):
         said = ok(work, "check", run)
-        assert "BAD" not in said and "the one it was trained on" in said
+        assert "FAIL" not in said and "OK  " in said and "the one it was trained on" in said
         assert f"tinygpt finetune --init_from=resume --out_dir={run}" in said
     json_lines(work, [{"prompt": f"{n:03} pink", "response": "§°"[n % 2]} for n in range(200)])
     ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
     result = cli_here("check", "out-finetune", cwd=work)
-    assert result.status == 1 and "the vocabulary" in result.out  # and other data is still noticed
+    assert result.status == 1 and "the vocabulary" in result.out  # different data is still detected
 
 
 @pytest.mark.parametrize("more", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
-def test_the_resume_check_runs_a_fine_tuning_config(work: Path, more: list[str]) -> None:
+def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str]) -> None:
     (work / "ft.yaml").write_text(
         "".join(f"{flag[2:].replace('=', ': ')}\n" for flag in [*FLAGS, *more] if "=" in flag)
     )
@@ -236,7 +238,7 @@ def test_the_resume_check_runs_a_fine_tuning_config(work: Path, more: list[str])
     assert said.status == 0 and "are equal" in said.out, said
 
 
-def test_the_resume_check_says_when_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygpt import check
 
     ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
@@ -252,7 +254,7 @@ def test_the_resume_check_says_when_nothing_was_killed(work: Path, monkeypatch: 
 
 
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
-    """Not `not a checkpoint`, and not its twin, which has the same option."""
+    """It is not called `not a checkpoint`, and its neighbour with the same option is not recommended."""
     from tinygpt.checkpoint import write
 
     for change in ({"position": "spiral"}, {"hyper_connections": 4}):
@@ -266,8 +268,8 @@ def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work
         assert "is intact" not in said
 
 
-def test_a_checkpoint_whose_logits_are_not_finite_is_not_good(work: Path) -> None:
-    """All its weights are numbers; what the model computes from them is not."""
+def test_a_checkpoint_whose_logits_are_not_finite_is_refused(work: Path) -> None:
+    """All its weights are finite, but the logits that it computes are not."""
     wild = ["--learning_rate=1e20", "--min_lr=1e20", "--checkpoint_interval=1", "--max_iters=40", "--grad_clip=0"]
     result = cli_here(*TINY_TRAIN, *wild, "--out_dir=wild", cwd=work)
     assert result.status == 1
@@ -283,7 +285,7 @@ def test_a_checkpoint_whose_logits_are_not_finite_is_not_good(work: Path) -> Non
 # ---- configuration -------------------------------------------------------------------------------------------------
 
 
-def test_text_keys_are_taken_as_they_are_written(work: Path) -> None:
+def test_values_of_text_keys_are_taken_as_written(work: Path) -> None:
     for written in ("1.10", "010", "0x1F", "2024-01-01", "yes", "1_000", "1e3"):
         (work / "c.yaml").write_text(f"out_dir: {written}\nmax_iters: 1\n")
         ok(work, TINY_TRAIN[0], "c.yaml", *[flag for flag in TINY_TRAIN[1:] if "max_iters" not in flag])
@@ -292,7 +294,7 @@ def test_text_keys_are_taken_as_they_are_written(work: Path) -> None:
     assert "out_dir: needs text" in refused(work, "train", "c.py")
 
 
-def test_a_home_folder_is_expanded_and_a_nul_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded_and_a_nul_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(work / "home"))
     (work / "c.yaml").write_text("out_dir: ~/x\n")
     ok(work, *TINY_TRAIN, "c.yaml", *SHORT)
@@ -303,7 +305,7 @@ def test_a_home_folder_is_expanded_and_a_nul_refused(work: Path, monkeypatch: py
     assert "NUL" in refused(work, "train", "c.yaml")
 
 
-def test_every_input_is_read_and_a_missing_one_noticed(work: Path) -> None:
+def test_every_input_is_read_and_a_missing_one_is_reported(work: Path) -> None:
     for name in ("-dash.txt", "a.txt", "b.txt"):
         (work / name).write_text(f"{name} and more of it\n" * 20)
     said = ok(work, "prepare", "mine", "--input=-dash.txt", "--input", "a.txt", "--input", "b.txt")
@@ -312,7 +314,7 @@ def test_every_input_is_read_and_a_missing_one_noticed(work: Path) -> None:
     assert "gone.txt: no such file" in refused(work, "prepare", "mine", "--input=gone.txt", "--input=a.txt")
 
 
-def test_a_text_of_one_token_is_not_told_to_use_a_shorter_block(work: Path) -> None:
+def test_no_shorter_block_is_suggested_for_a_text_of_one_token(work: Path) -> None:
     (work / "two.txt").write_text("abcdefghij")
     ok(work, "prepare", "two", "--input=two.txt")
     said = refused(work, *TINY_TRAIN, "--dataset=two", "--block_size=1")
@@ -322,7 +324,7 @@ def test_a_text_of_one_token_is_not_told_to_use_a_shorter_block(work: Path) -> N
 @pytest.mark.parametrize(
     "args", [["eval", "--ckpt=out-finetune", "--output=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
 )
-def test_a_failed_write_of_another_command_does_not_advise_resuming(work: Path, args: list[str]) -> None:
+def test_a_failed_write_of_a_command_other_than_train_does_not_suggest_resuming(work: Path, args: list[str]) -> None:
     result = cli_here(*args, cwd=work)
     assert result.status in (1, 2) and "gone" in result.err and "resume" not in result.err, result.err
 
@@ -352,9 +354,7 @@ def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.M
     assert "(500.0 ms each)" in said
 
 
-def test_a_full_disk_says_how_to_go_on(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_says_how_to_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a run that has saved something can be resumed."""
     import errno
 

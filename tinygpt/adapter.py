@@ -19,7 +19,7 @@ from tinygpt import __version__, checkpoint, suggest
 from tinygpt.checkpoint import Checkpoint
 from tinygpt.config import MergeConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import AGAIN, folder_lock
+from tinygpt.files import RUN_AGAIN, folder_lock
 from tinygpt.lora import adapted_only
 from tinygpt.tokenizer import PROMPT, tokenizer_from_dict
 
@@ -35,7 +35,7 @@ def weights_fingerprint(weights: dict[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
-def save_adapter(path: Path, run: Checkpoint, base: str, then: str = AGAIN) -> None:
+def save_adapter(path: Path, run: Checkpoint, base: str, next_step: str = RUN_AGAIN) -> None:
     """Write the adapter of a LoRA run beside its checkpoints; `base` is the fingerprint of the weights it adapts."""
     state = {
         "tinygpt_adapter": ADAPTER_FORMAT,
@@ -48,7 +48,7 @@ def save_adapter(path: Path, run: Checkpoint, base: str, then: str = AGAIN) -> N
         "step": run.step,
         "best_val_loss": run.best_val_loss,
     }
-    checkpoint.write(path, state, then)
+    checkpoint.write(path, state, next_step)
 
 
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
@@ -97,12 +97,12 @@ def merge(config: MergeConfig) -> None:
     """`tinygpt merge`: one ordinary checkpoint out of a base and an adapter."""
     out = Path(config.out_dir)
     checkpoint.refuse_overwriting(out, config.ckpt, "the base model")
-    checkpoint.refuse_overwriting(out, config.adapter, "the run of the adapter")
+    checkpoint.refuse_overwriting(out, config.adapter, "the adapter's run")
     whole = load_model(config.ckpt, config.adapter)
     model = whole.build_model()
     whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
     with folder_lock(out, "run"):
         checkpoint.save(out / "ckpt.pt", whole)
     print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    answers = PROMPT in (whole.tokenizer or {}).get("symbols", [])
-    print(f"\nnext: {suggest.measure(whole.config, out) if answers else suggest.sample(f'{out}/ckpt.pt')}")
+    answers_prompts = PROMPT in (whole.tokenizer or {}).get("symbols", [])
+    print(f"\nnext: {suggest.evaluate(whole.config, out) if answers_prompts else suggest.sample(f'{out}/ckpt.pt')}")

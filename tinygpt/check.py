@@ -25,26 +25,27 @@ from tinygpt.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
 
 
 def check(config: CheckConfig) -> int:
-    """Print the findings; returns 0 when everything is good, 1 when something is not."""
+    """Print the findings. Returns 0 if every check passes, else 1."""
     if config.resume:
         return check_resume(config)
-    good = True
+    ok = True
     for name in config.folders:
         folder = Path(name)
         if (folder / "meta.json").exists():
-            good &= check_dataset(folder)
+            ok &= check_dataset(folder)
         elif any(folder.glob("*.pt")):
-            good &= check_run(folder, config.data_dir)
+            ok &= check_run(folder, config.data_dir)
         else:
             raise TinyGPTError(
                 f"{folder}: neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)", "tinygpt check out"
             )
-    return 0 if good else 1
+    return 0 if ok else 1
 
 
-def report(good: bool, text: str, way_out: str = "") -> bool:
-    print(f"{'good' if good else 'BAD '}  {text}" + (f"\n      try: {way_out}" if way_out else ""))
-    return good
+def report(ok: bool, text: str, hint: str = "") -> bool:
+    """Print one finding and return `ok`."""
+    print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""))
+    return ok
 
 
 # ---- folders ----------------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def report(good: bool, text: str, way_out: str = "") -> bool:
 def check_run(folder: Path, data_dir: str) -> bool:
     """Checksums, format and weights of each checkpoint; the newest against the best; the dataset; the metrics."""
     loaded: dict[str, Checkpoint] = {}
-    good = True
+    ok = True
     for path in sorted(folder.glob("*.pt")):
         try:
             if path.name == "adapter.pt":
@@ -66,29 +67,32 @@ def check_run(folder: Path, data_dir: str) -> bool:
             report(True, f"{path}: intact, before iteration {loaded[path.name].step:,}{loss}")
         except TinyGPTError as error:
             loaded.pop(path.name, None)
-            good = report(False, error.message, error.hint)
+            ok = report(False, error.message, error.hint)
     best, last = loaded.get("ckpt.pt"), loaded.get("last.pt")
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
         print("      between writing the two; resuming does those iterations again, with the same result")
     newest = last or best
     if newest and newest.tokenizer is not None:
-        good &= check_vocabulary(newest, folder, data_dir)
+        ok &= check_vocabulary(newest, folder, data_dir)
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
-        good &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
+        ok &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
     usable = []
     if best:
         usable.append(sample_command(best, folder, data_dir))
     if last and last.training:
         usable.append(suggest.resume(last.config, folder))
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
-    return good
+    return ok
 
 
 def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
-    """How to sample from the best checkpoint: a model of pairs needs a prompt, one of its dataset's if that is here."""
+    """Command that samples from the best checkpoint.
+
+    A model trained on pairs needs a prompt: the first one of the validation split, or --plain without the dataset.
+    """
     path = f"{folder}/ckpt.pt"
     if best.tokenizer is None or PROMPT not in best.tokenizer.get("symbols", []):
         return suggest.sample(path)
@@ -101,8 +105,10 @@ def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
-    """Whether the dataset is the one that the run was trained on; its tokens may be a part of the model's, which has
-    the base model's too."""
+    """Check that the dataset is the one that the run was trained on.
+
+    The vocabulary of a fine-tuned model may be larger than the dataset's: it includes that of the base model.
+    """
     name = str(state.config.get("dataset", ""))
     try:
         dataset = Dataset(data_dir, name)
@@ -113,7 +119,7 @@ def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
     if not dataset.speak(tokenizer_from_dict(state.tokenizer, str(folder))):
         return report(
             False,
-            f"the vocabulary ({fingerprint(state.tokenizer or {})}) is not that of dataset {name!r} now ({fresh})",
+            f"the vocabulary ({fingerprint(state.tokenizer or {})}) differs from that of dataset {name!r} ({fresh})",
             "sampling works (the checkpoint has its own); to resume, prepare the old text again",
         )
     same = not state.data or dataset.is_of(state.data)
@@ -144,7 +150,7 @@ def check_resume(config: CheckConfig) -> int:
     iterations = config.iterations
     settings = read_config(find_config(config.resume))
     base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
-    name = "finetune" if base else suggest.trained_by(settings)
+    name = "finetune" if base else suggest.training_command(settings)
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
         command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
@@ -175,9 +181,9 @@ def check_resume(config: CheckConfig) -> int:
 
 
 def kill_at(command: list[str], out: Path, step: int) -> bool:
-    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) when its metrics show iteration `step`.
+    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) once its metrics show iteration `step`.
 
-    Returns whether that cut it short: whether the last checkpoint is from before the last iteration.
+    Returns whether the kill came in time, that is, whether the last checkpoint precedes the last iteration.
     """
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:

@@ -27,7 +27,7 @@ import torch
 from tinygpt import __version__, lora
 from tinygpt.config import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import AGAIN, replacing
+from tinygpt.files import RUN_AGAIN, replacing
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.tokenizer import Tokenizer
 
@@ -112,10 +112,10 @@ class Checkpoint:
         return "transformer.wte.weight" in present and all(expected[name] == shape for name, shape in present.items())
 
 
-def save(path: Path, checkpoint: Checkpoint, then: str = AGAIN) -> None:
-    """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file stays. `then`: what
-    to do when there is space again."""
-    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, then)
+def save(path: Path, checkpoint: Checkpoint, next_step: str = RUN_AGAIN) -> None:
+    """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file is unchanged, and
+    the hint ends with `next_step`: what to do once space is free."""
+    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, next_step)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -128,15 +128,18 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def refuse_overwriting(out: Path, source: str, use: str) -> None:
-    """Errors: TinyGPTError if the folder `out`, which is about to be written, holds the checkpoint `source`."""
+    """Refuse to write into a folder that contains the checkpoint `source`, which the message calls `use`.
+
+    Errors: TinyGPTError if `out` is that folder.
+    """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     if out.resolve() == folder.resolve():
-        raise TinyGPTError(f"{out} holds {use}, which would be overwritten", f"--out_dir={out}-new")
+        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", f"--out_dir={out}-new")
 
 
-def write(path: Path, state: dict[str, Any], then: str = AGAIN) -> None:
+def write(path: Path, state: dict[str, Any], next_step: str = RUN_AGAIN) -> None:
     """Write tensors and plain values, atomically and sealed."""
-    with replacing(path, then) as file:
+    with replacing(path, next_step) as file:
         torch.save(state, file)
         _seal(file)
 
@@ -271,8 +274,11 @@ def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
-    """Errors: TinyGPTError for sizes that no model has, and for options of a newer tinygpt (made_by: the version that
-    wrote the file, empty for nanoGPT's). Whether they fit the weights is seen in `build_model`."""
+    """Check a model's sizes and options. (`build_model` checks that they match the weights.)
+
+    Errors: TinyGPTError for impossible sizes, and for options that only a newer tinygpt knows. `made_by`: the version
+    of tinygpt that wrote the file, empty for nanoGPT's.
+    """
     shape, hints = GPTConfig.from_dict(args), typing.get_type_hints(TrainConfig)
     newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
     for field in dataclasses.fields(GPTConfig):
@@ -284,7 +290,7 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
         ):
             raise TinyGPTError(f"{path}: not a checkpoint ({field.name} is {str(value)[:40]!r})")
     if newer:
-        what = f"its model has {', '.join(newer)}, which tinygpt {__version__} does not know"
+        what = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
         raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
     sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
     if min(sizes) < 1 or shape.n_embd % shape.n_head or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:

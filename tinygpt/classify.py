@@ -328,7 +328,7 @@ def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], pro
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
-    def write(*row: str) -> None:  # Python before 3.13 does not quote a carriage return, which ends a row
+    def write(*row: str) -> None:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
         (quoted if "\r" in "".join(row) else plain).writerow(row)
 
     write("prompt", "label", "probability", *labels)
@@ -337,7 +337,7 @@ def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], pro
 
 
 def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
-    """JSON Lines {"prompt", "label", "probability", "probabilities": {label: probability}} of probabilities (n, L)."""
+    """Write probabilities (n, L) as JSON Lines: {"prompt", "label", "probability", "probabilities": {label: ...}}."""
     for prompt, row in zip(prompts, probs.tolist(), strict=True):
         best = max(row)
         entry = {"prompt": prompt, "label": labels[row.index(best)], "probability": best}

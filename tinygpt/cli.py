@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         terminal.silence("stdout")
         if isinstance(error, BrokenPipeError):  # the reader, `head` for example, has left
             return 141
-        terminal.complain(f"error: standard output: {error.strerror}")
+        terminal.print_error(f"error: cannot write to standard output: {error.strerror}")
         return 1
 
 
@@ -74,12 +74,12 @@ def guarded(args: list[str], debug: bool) -> int:
         if debug:
             raise
         hint = f"\n  try: {error.hint}" if error.hint else ""
-        terminal.complain(f"error: {error.message}{hint}")
+        terminal.print_error(f"error: {error.message}{hint}")
         return error.status
     except OSError as error:
         if debug or error.filename is None:
             raise
-        terminal.complain(f"error: {error.filename}: {(error.strerror or 'unusable').lower()}")
+        terminal.print_error(f"error: {error.filename}: {(error.strerror or 'unusable').lower()}")
         return 2
     except KeyboardInterrupt:
         return 130

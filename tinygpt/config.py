@@ -19,7 +19,7 @@ STRINGS = tyro.constructors.PrimitiveConstructorSpec(  # of a plain `tuple`, sin
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )
-PATHS = {  # keys that name a file or folder, in which ~ stands for the home folder
+PATHS = {  # keys whose value is a path, in which a leading ~ is expanded to the home folder
     *("out_dir", "data_dir", "init_from", "ckpt", "adapter", "input", "source", "output", "predict"),
     *("runs", "run", "folders", "resume", "file"),
 }
@@ -92,7 +92,7 @@ class TrainConfig:
     data_dir: str = "data"
     """folder that holds the datasets"""
     init_from: str = "scratch"
-    """scratch; resume: continue the run in OUT_DIR from its last.pt, with its own settings; auto: resume if there is a
+    """scratch; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if there is a
     last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: through
     transformers"""
     eval_interval: int = 2000
@@ -414,7 +414,7 @@ class CheckConfig:
     resume: str = ""
     """a config: train it for a moment, once undisturbed and once killed and resumed, and compare the weights"""
     ckpt: str = ""
-    """with --resume and a fine-tuning config: the base model; empty: the one that the config names"""
+    """base model for --resume with a fine-tuning config; empty: the one that the config names"""
     iterations: int = 60
     """iterations of that short run"""
     data_dir: str = "data"

@@ -14,8 +14,8 @@ from tinygpt.config import FinetuneConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
-# keys of text: `out_dir: 1.10` is the folder 1.10, and not the number 1.1
-TEXT = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
+# keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
+TEXT_KEYS = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
 PRESETS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]  # in a wheel; in a checkout
 
 
@@ -54,14 +54,14 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config is lines of 'key: value'")
-    return {key: written[key] if key in TEXT and value is not None else value for key, value in loaded.items()}
+    return {key: written[key] if key in TEXT_KEYS and value is not None else value for key, value in loaded.items()}
 
 
 def _check_flat(node: Any, path: Path) -> dict[str, str]:
-    """The values as they are written. Errors: TinyGPTError for a key that is there twice, or for a value that is not a
-    plain one.
+    """Check that a config is flat, and return its values as they are written.
 
-    Looked at before a value is built: a few lines of aliases unfold to gigabytes.
+    This happens before YAML builds any value: a few lines of aliases expand to gigabytes. Errors: TinyGPTError for a
+    key that occurs twice, and for a value that is not a plain one.
     """
     written: dict[str, str] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:

@@ -255,7 +255,9 @@ class Dataset:
                 tokens = len(source.tokens)
                 raise TinyGPTError(
                     f"{split} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
-                    f"--block_size={tokens - 1} or less, or more text" if tokens > 1 else "prepare more text",
+                    f"use --block_size={tokens - 1} or less, or prepare more text"
+                    if tokens > 1
+                    else "prepare more text",
                 )
 
 
@@ -300,7 +302,7 @@ class Windows:
         return Windows(self.tokens[: len(other.tokens)])
 
     def rows(self, starts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width); behind the end of the text the target is -1: no loss."""
+        """Inputs and targets, int64 (n, width). Targets past the end of the text are -1, which carries no loss."""
         if not len(starts) or starts.max() + width < len(self.tokens):
             block = windows(self.tokens, starts, width)
         else:
@@ -349,7 +351,8 @@ class Examples:
         return few
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the examples `at`, int64 (n, width); what is longer is cut, behind END is no loss."""
+        """Inputs and targets of the examples `at`, int64 (n, width). Longer examples are cut; targets other than the
+        response and its END are -1, which carries no loss."""
         places = self.starts[at][:, None] + np.arange(width + 1)
         inside = places < self.ends[at][:, None]
         block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)

@@ -68,29 +68,33 @@ def _device(device: str) -> torch.device:
 
 
 def has_bfloat16(gpu: torch.device) -> bool:
-    """Whether this GPU multiplies bfloat16 in hardware: AMD's and NVIDIA's from Ampere on. (On a T4 or a V100
-    `torch.cuda.is_bf16_supported` is true as well, since PyTorch emulates it there, slowly.)"""
+    """Return whether the GPU multiplies bfloat16 in hardware: all of AMD's, and NVIDIA's from Ampere on.
+
+    `torch.cuda.is_bf16_supported` is also true on a T4 or V100, where PyTorch emulates bfloat16 slowly.
+    """
     return bool(torch.version.hip) or torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def adamw_scales_gradients(device: torch.device) -> bool:
-    """Whether torch's fused AdamW divides the gradients by `grad_scale` on this device; before torch 2.13 it ignores
-    that on MPS."""
+    """Return whether torch's fused AdamW divides the gradients by `grad_scale` on this device.
+
+    On MPS, AdamW ignores `grad_scale` before torch 2.13.
+    """
     return device.type != "mps"
 
 
 def has_float64(device: torch.device) -> bool:
-    """MPS has no float64: such numbers go through the CPU."""
+    """Return whether the device supports float64. MPS does not, so float64 values are moved to the CPU."""
     return device.type != "mps"
 
 
 def to_host(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor as a float64 array. It goes to the CPU first, since not every device (MPS) has float64."""
+    """Copy a tensor to a float64 array. It is converted on the CPU, because MPS does not support float64."""
     return tensor.detach().cpu().double().numpy()  # type: ignore[no-any-return]
 
 
-def move(block: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A batch to its device; to a GPU from pinned memory, while earlier work goes on."""
+def to_device(block: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a batch to its device; to a CUDA device asynchronously, from pinned memory."""
     if device.type == "cuda":
         return block.pin_memory().to(device, non_blocking=True)
     return block.to(device)
@@ -112,7 +116,7 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
         return model, f"cannot work here ({why.strip()[:100]}), going on without it"
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
@@ -121,14 +125,14 @@ def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
     memory again: a fifth of nanoGPT's step (docs/PERFORMANCE.md). Other systems' allocators are left alone.
 
-    mallopt: the C library's by default. It returns 0 for a value that it refuses, as older versions do for an mmap
-    threshold above 32 MB. The order matters: setting either one ends glibc's own adjustment of both, so the trim
-    threshold alone would leave blocks of 128 KB and more to mmap for good.
+    mallopt: by default the C library's. It returns 0 if it rejects a value; older versions reject an mmap threshold
+    above 32 MB. The mmap threshold is set first, because setting either threshold ends glibc's dynamic adjustment of
+    both: with the trim threshold alone, every block of 128 KB or more would come from mmap from then on.
     """
     if mallopt is None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)  # slack at the heap's end that is kept
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)  # free memory to keep at the top of the heap
 
 
 def is_out_of_memory(error: BaseException) -> bool:

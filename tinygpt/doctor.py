@@ -193,10 +193,10 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
     from_scratch = settings.get("init_from", "scratch") in ("scratch", "resume", "auto") and "ckpt" not in settings
 
     def again(name: str, *changes: str) -> str:
-        """The same run in a new folder, with changes."""
-        # versions before 0.2 wrote into config.yaml that a resumed run begins by resuming
+        """Command that repeats the run in a new folder, with changed options."""
+        # before version 0.2, the config.yaml of a resumed run says init_from: resume or auto
         resumed = ["--init_from=scratch"] if settings.get("init_from") in ("resume", "auto") else []
-        command = suggest.trained_by(settings)
+        command = suggest.training_command(settings)
         return suggest.command(command, f"{out}/config.yaml", *resumed, *changes, f"--out_dir={out}-{name}")
 
     match kind:
@@ -218,7 +218,7 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
             return again("small", f"--n_layer={layers // 2}")
         case "too little data":
             return "tinygpt prepare mine --input MORE_TEXT"
-    return suggest.measure(settings, out)
+    return suggest.evaluate(settings, out)
 
 
 def number(values: dict[str, Any], key: str, default: float) -> float:

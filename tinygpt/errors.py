@@ -25,6 +25,6 @@ class TinyGPTError(Exception):
 
 
 def diverged(what: str, value: float) -> TinyGPTError:
-    """The error for a model whose loss or logits are NaN or infinite: `diverged("the loss is", loss)`."""
+    """Error for a model whose loss, logits or weights are NaN or infinite: `diverged("the loss is", loss)`."""
     shown = "NaN" if math.isnan(value) else "infinite"
     return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)

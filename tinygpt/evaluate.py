@@ -64,7 +64,7 @@ def measured_loss(
         losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
         loss = device.to_host(losses.view(y.shape).sum(1))
         targets = device.to_host((y >= 0).sum(1))
-        with np.errstate(invalid="ignore"):  # a loss that is not finite is the caller's to refuse
+        with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
             sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
     total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
@@ -137,7 +137,7 @@ def evaluate(config: EvalConfig) -> None:
 
 
 def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, prompts: list[str]) -> None:
-    """How well the model labels a split, or with --predict the labels of `prompts`."""
+    """Measure how well the model labels a split; with --predict, label `prompts` instead."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     assert isinstance(tokenizer, CharTokenizer)
     if config.predict:
@@ -172,39 +172,43 @@ def label_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. A line ends at LF or CRLF, and at nothing else."""
-    way_out = "--predict FILE, with one prompt per line"
-    lines = [line.strip() for line in read_text(path, way_out).split("\n") if line.strip()]
+    """Read the lines of a text file that are not blank. Only LF and CRLF end a line."""
+    hint = "--predict FILE, with one prompt per line"
+    lines = [line.strip() for line in read_text(path, hint).split("\n") if line.strip()]
     if not lines:
-        raise TinyGPTError(f"{path}: empty", way_out)
+        raise TinyGPTError(f"{path}: empty", hint)
     return lines
 
 
 def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
-    """Say on standard error how many prompts have characters that the model does not know."""
-    left = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
-    changed = sum(count < len(prompt) for count, prompt in zip(left, prompts, strict=True))
+    """Report on standard error how many prompts contain characters outside the model's vocabulary."""
+    known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
+    changed = sum(count < len(prompt) for count, prompt in zip(known, prompts, strict=True))
     if changed:
-        empty = f", and nothing is left of {left.count(0):,}" if 0 in left else ""
-        what = f"note: {changed:,} of {len(prompts):,} lines have characters outside the model's vocabulary"
-        terminal.complain(f"{what}; they were left out{empty}")
+        empty = known.count(0)
+        rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
+        what = "note: removed characters outside the model's vocabulary"
+        terminal.print_error(f"{what} from {changed:,} of {len(prompts):,} lines{rest}")
 
 
 def destination(path: Path, name: str) -> Path:
-    """`path`, if a file can be written there, for example as `name`. Errors: TinyGPTError, so before the work."""
-    way_out = f"--output {name}"
+    """Check, before the work starts, that a file can be written to `path`, and return `path`.
+
+    Errors: TinyGPTError, whose hint suggests `name` as a file name.
+    """
+    hint = f"--output {name}"
     try:
         refuse_link(path)
         if path.is_dir():
             raise TinyGPTError(f"{path}: is a folder", f"--output {shlex.quote(str(path / name))}")
         if path.exists() and not path.is_file():
-            raise TinyGPTError(f"{path}: is not a regular file", way_out)
+            raise TinyGPTError(f"{path}: is not a regular file", hint)
         if not path.parent.is_dir():
-            raise TinyGPTError(f"{path.parent}: no such folder", way_out)
+            raise TinyGPTError(f"{path.parent}: no such folder", hint)
     except OSError as error:
-        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", hint) from None
     if not os.access(path.parent, os.W_OK):
-        raise TinyGPTError(f"{path.parent}: no permission to write into this folder", way_out)
+        raise TinyGPTError(f"{path.parent}: no permission to write to this folder", hint)
     return path
 
 
@@ -214,7 +218,7 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
     if dataset.pairs:
-        dataset.require(model.config.block_size)  # an example that is cut would not be measured whole
+        dataset.require(model.config.block_size)  # an example that is cut would be measured only in part
     source = dataset.sources["val"]
     loss = mean_loss(model, source, source.every(model.config.block_size), compute)
     if not math.isfinite(loss):
@@ -250,7 +254,7 @@ def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large for a float64: from 709.8 nats on."""
+    """Return exp(loss), or infinity where that exceeds the range of float64 (above about 709.8 nats)."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -258,5 +262,5 @@ def perplexity(loss: float) -> float:
 
 
 def short_number(value: float) -> str:
-    """Two decimals, or three digits and an exponent for what would not fit into a table."""
+    """Format a number with two decimals, or with three digits and an exponent if it is too large for the table."""
     return f"{value:.2f}" if value < 1e9 or math.isinf(value) else f"{value:.2e}"

@@ -74,12 +74,12 @@ def exercise(config: ExerciseConfig) -> int:
         which = f"step {config.step}" if config.step else "which step"
         raise TinyGPTError(f"{which}? The ladder has steps 1 to {len(ladder)}", f"tinygpt exercise {config.action} 1")
     step, path = ladder[config.step - 1], Path(config.file)
-    way_out = f"tinygpt exercise {config.action} {config.step} my_gpt.py"
+    hint = f"tinygpt exercise {config.action} {config.step} my_gpt.py"
     try:
         if path.is_dir():
-            raise TinyGPTError(f"{path} is a folder", way_out)
+            raise TinyGPTError(f"{path} is a folder", hint)
     except OSError as error:
-        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", way_out) from None
+        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", hint) from None
     if config.action == "start":
         start(step, head, path)
         return 0
@@ -103,9 +103,7 @@ def start(step: Step, head: str, path: Path) -> None:
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", f"mkdir -p {shlex.quote(str(folder))}")
     if not os.access(folder, os.W_OK):
-        raise TinyGPTError(
-            f"{folder}: no permission to write into this folder", f"{command('start', step.number, path)}"
-        )
+        raise TinyGPTError(f"{folder}: no permission to write to this folder", command("start", step.number, path))
     written, there = "", []
     if path.exists():
         written = read(path)

@@ -19,22 +19,23 @@ from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError
 
-AGAIN = "run the command again"
+RUN_AGAIN = "run the command again"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, then: str = AGAIN) -> Iterator[IO[bytes]]:
+def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     """A binary file to write whose content takes the place of `path` in one step, or not at all.
 
     The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
-    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as `writing`'s, and for a folder.
+    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as in `writing`, and if `path` is a
+    folder.
     """
     if path.is_dir():
         raise TinyGPTError(f"{path}: is a folder", "name a file")
     refuse_link(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with writing(path, then):
+        with writing(path, next_step):
             with open(temporary, "w+b") as file:
                 yield file
                 file.flush()
@@ -54,9 +55,9 @@ def refuse_link(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, then: str = AGAIN) -> Iterator[None]:
-    """Around what writes `path`. Errors: TinyGPTError for what the system refuses; a full disk's names the space.
-    `then`: what to do once there is space, or permission."""
+def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
+    """Context in which `path` is written. Errors: TinyGPTError if the system refuses; for a full disk it states the
+    free space. The hint ends with `next_step`: what to do once there is space, or permission."""
     try:
         yield
     except Exception as error:
@@ -64,13 +65,13 @@ def writing(path: Path, then: str = AGAIN) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free / 1e6
             raise TinyGPTError(
                 f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged",
-                f"free some space, then {then}",
+                f"free some space, then {next_step}",
                 status=1,
             ) from error
         if isinstance(error, OSError):
             raise TinyGPTError(
                 f"{path}: cannot be written ({error.strerror or error}); what was saved before is unchanged",
-                f"check the disk and the folder's permissions, then {then}",
+                f"check the disk and the folder's permissions, then {next_step}",
                 status=1,
             ) from error
         raise
@@ -128,30 +129,30 @@ def folder_lock(folder: Path, use: str):
         lock.release()
 
 
-def read_text(path: Path, way_out: str) -> str:
-    """A UTF-8 text file: a byte-order mark is removed, CRLF becomes LF.
+def read_text(path: Path, hint: str) -> str:
+    """Read a UTF-8 text file, without a byte-order mark and with CRLF converted to LF.
 
-    Errors: TinyGPTError with the hint `way_out` for a file that is missing, unreadable, not UTF-8 or binary.
+    Errors: TinyGPTError with the hint `hint` for a file that is missing, unreadable, not UTF-8 or binary.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
-        raise TinyGPTError(f"{path}: {what}", way_out) from None
+        raise TinyGPTError(f"{path}: {what}", hint) from None
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8 text", "save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"byte 0x{error.object[error.start]:02x} at offset {error.start + len(data) - len(error.object)}"
-        raise TinyGPTError(f"{path}: not UTF-8 text ({what})", way_out) from None
+        raise TinyGPTError(f"{path}: not UTF-8 text ({what})", hint) from None
     if "\0" in text:
-        raise TinyGPTError(f"{path}: is binary, not text", way_out)
+        raise TinyGPTError(f"{path}: is binary, not text", hint)
     return text.replace("\r\n", "\n")
 
 
 def strict_json(value: Any) -> str:
-    """One line of JSON that every parser accepts: ASCII only; NaN and infinity, which JSON has not, become null."""
+    """Format a value as one line of JSON that every parser accepts: ASCII only, with null for NaN and infinity."""
 
     def finite(part: Any) -> Any:
         if isinstance(part, float):

@@ -31,14 +31,17 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 def base_model(config: FinetuneConfig) -> str:
-    """The checkpoint to start from: `ckpt`, or `init_from` if the command line gives that alone (in a config file it is
-    where an earlier run began)."""
+    """Choose the checkpoint to start from: `ckpt`, or `init_from` if the command line gives only that.
+
+    In a config file, `init_from` records what an earlier run started from. Errors: TinyGPTError if the command line
+    gives two different checkpoints.
+    """
     flags: set[str] = getattr(config, "flags", set())
     if "init_from" not in flags or config.init_from in ("scratch", "auto"):
         return config.ckpt
     if "ckpt" in flags and config.ckpt != config.init_from:
         raise TinyGPTError(
-            f"two base models: --ckpt={config.ckpt}, --init_from={config.init_from}", "give --ckpt alone"
+            f"two base models: --ckpt={config.ckpt} and --init_from={config.init_from}", "give only --ckpt"
         )
     return config.init_from
 

@@ -47,8 +47,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     chances = logits.softmax(-1)
     if top_p < 1:
         ordered, order = chances.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # p is reached before this one
-        beyond[..., 0] = False  # the first always stays: in float32 a tiny top_p is 0
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the tokens before this one already reach p
+        beyond[..., 0] = False  # always keep the first: in float32 a tiny top_p is 0
         chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
         chances = chances / chances.sum(-1, keepdim=True)
     return chances
@@ -61,8 +61,8 @@ def generate(
     """Yield the next token of every row, int64 (B,), up to max_new_tokens times.
 
     prompt int64 (B, T), T >= 1, of which the last block_size are used. vocab_size: ids from here on are never drawn
-    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does. The
-    memory that this takes does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
+    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does.
+    Memory use does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
     """
     block_size = model.config.block_size
     rolls = model.config.position == "rope"
@@ -87,12 +87,12 @@ def generate(
 
 
 def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
-    """A token for each row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
+    """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
 
-    On a CPU multinomial itself refuses a distribution with NaN, so a token of finite logits pays for no check.
+    On a CPU, multinomial itself raises for a distribution with NaN, so finite logits need no separate check.
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
-        require_finite(logits)  # argmax would take NaN for the largest; a GPU may stop for good
+        require_finite(logits)  # argmax treats NaN as the largest; a GPU may become unusable
     chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
     try:
         return torch.multinomial(chances, 1, generator=generator)
@@ -103,8 +103,8 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
-    """Errors: TinyGPTError for weights, or logits of `probe` tokens, that are NaN or infinite. `where`: names the model
-    in the message."""
+    """Refuse a model that diverged. Errors: TinyGPTError if its weights, or its logits for up to `probe` tokens, are
+    not finite; the message begins with `where`, which names the model."""
     for weight in model.parameters():
         require_finite(weight, f"{where}: the weights are")
     count = min(model.config.vocab_size, model.config.block_size, probe)
@@ -113,6 +113,6 @@ def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
 
 
 def require_finite(values: Tensor, what: str = "the logits are") -> None:
-    """Errors: TinyGPTError, which begins with `what`, if one of the values is NaN or infinite."""
+    """Refuse values of which one is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
     if not values.isfinite().all():
         raise diverged(what, values[~values.isfinite()][0].item())

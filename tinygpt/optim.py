@@ -48,7 +48,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor], lr: float, divide_by: Tensor | None = None) -> None:
-        """`divide_by`: of the gradients, in the same kernel where it can."""
+        """Update the weights, with the gradients divided by `divide_by`: in the fused kernel where it supports that."""
         beta1, beta2 = self.betas
         if divide_by is not None and not adamw_scales_gradients(divide_by.device):
             gradients, divide_by = [gradient / divide_by for gradient in gradients], None

@@ -75,9 +75,9 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
         more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
         raise TinyGPTError("; ".join(bad[:5]) + more, "fix these lines, or pass --skip_bad to leave them out")
     for line in bad[:5]:
-        terminal.complain(f"left out: {line}")
+        terminal.print_error(f"left out: {line}")
     if len(bad) > 5:
-        terminal.complain(f"left out: {len(bad) - 5:,} more lines")
+        terminal.print_error(f"left out: {len(bad) - 5:,} more lines")
     if marks:
         print(f"note: removed {marks} byte-order mark{'s' * (marks > 1)}")
 
@@ -87,7 +87,7 @@ def is_utf8(encoding: str) -> bool:
 
 
 def has_byte_order_mark(path: Path, raw: io.BufferedReader, encoding: str) -> bool:
-    """Whether the file begins with UTF-8's byte-order mark. Errors: TinyGPTError for UTF-16 that was not asked for."""
+    """Return whether the file begins with UTF-8's byte-order mark. Errors: TinyGPTError for unexpected UTF-16."""
     start = raw.peek(4)[:4] if is_utf8(encoding) else b""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8", "--encoding utf-16")
@@ -131,7 +131,7 @@ def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
         if "\0" in entry[key]:
             return none, f"{key} has a NUL in it"
         if surrogate := lone_surrogate(entry[key]):
-            return none, f"{key} has a lone surrogate in it ({surrogate}), which is half of a character"
+            return none, f"{key} contains a lone surrogate ({surrogate}), which is half of a character"
     return (entry[config.prompt_field].strip(), entry[config.response_field].strip()), ""
 
 
@@ -209,21 +209,23 @@ def describe(
         print(f"  {coloured(prompt, response)}")
     print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
-    next_commands(config, folder, max(lengths) - 1)
+    print_next_commands(config, folder, max(lengths) - 1)
 
 
-def next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
-    """How to fine-tune on the pairs, and before that how to make a base model that reads `width` tokens, if the usual
-    one is missing or reads fewer."""
+def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
+    """Print the command that fine-tunes on the pairs, preceded by those that train a base model if there is none.
+
+    Pairs longer than the presets' context get a base model of their own, with block_size `width`.
+    """
     base, flags = "out-fast", []
-    if width > suggest.CONTEXT:
+    if width > suggest.PRESET_BLOCK_SIZE:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
     own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
     preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
     if not Path(f"{base}/ckpt.pt").exists():
-        print("first a base model, in half a minute:")
+        print("first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
             print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
         print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")

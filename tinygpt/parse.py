@@ -41,7 +41,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     config = _tyro(kind, [*positionals, *from_files, *flags], prog)
     for key, values in lists.items():
         setattr(config, key, tuple(values))
-    for key in PATHS & _fields(kind).keys():  # ~/x, which no shell expands behind `--key=`
+    for key in PATHS & _fields(kind).keys():  # shells do not expand ~/x after `--key=`
         value: Any = getattr(config, key)
         expanded = tuple(map(os.path.expanduser, value)) if isinstance(value, tuple) else os.path.expanduser(value)
         setattr(config, key, expanded)
@@ -58,8 +58,11 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def _split(kind: type, args: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Separate positionals, flags in the form --key=value (a bare --quiet is True), and the values of the keys that
-    take several, from all their occurrences: `--input a b --input=c`."""
+    """Separate positionals, flags and lists.
+
+    Flags are brought into the form --key=value (a bare --quiet is True). Lists hold the values of keys that accept
+    several, from all occurrences of the key: `--input a b --input=c`.
+    """
     hints = get_type_hints(kind)
     positionals: list[str] = []
     flags: list[str] = []
@@ -95,7 +98,7 @@ def _split(kind: type, args: list[str]) -> tuple[list[str], list[str], dict[str,
 
 
 def _options(kind: type) -> list[str]:
-    """The keys that are flags, not positionals."""
+    """Keys that are flags, not positionals."""
     hints = get_type_hints(kind, include_extras=True)
     return [name for name in _fields(kind) if tyro.conf.Positional not in get_args(hints[name])]
 
@@ -112,11 +115,11 @@ def _flag(kind: type, key: str, value: Any, where: str = "") -> str:
         raise TinyGPTError(f"{prefix}{key}: the number is too large", f"{key}: 1")
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{prefix}{key}: needs one plain value, not {type(value).__name__} {value!r}", f"{key}: 1")
-    if hints[key] is str and not isinstance(value, str):  # of Python; YAML's numbers come as they are written
+    if hints[key] is str and not isinstance(value, str):  # from a Python config; from YAML it is text as written
         raise TinyGPTError(f"{prefix}{key}: needs text, not the number {value!r}", f"{key} = {str(value)!r}")
     text = str(value)
     if "\0" in text:
-        raise TinyGPTError(f"{prefix}{key}: has a NUL character in it", f"{key}: text without it")
+        raise TinyGPTError(f"{prefix}{key}: contains a NUL character", f"{key}: text without NUL")
     if text.lower() in ("true", "false") and hints[key] is not str:  # YAML's true, nanoGPT's True
         text = text.capitalize()
     return f"--{key}={text}"

@@ -43,7 +43,7 @@ def plot(config: PlotConfig) -> None:
 
 
 def run_curves(folder: Path) -> tuple[list[int], list[float], list[float]]:
-    """Steps, training and validation losses of a run's evaluations, without those where a loss is not finite.
+    """Steps, training losses and validation losses of a run's evaluations, except those with a loss that is not finite.
 
     Errors: TinyGPTError if there are none.
     """

@@ -109,7 +109,7 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
     """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
     found: dict[Path, None] = {}
     for item in inputs:
-        path, way_out = Path(item), "give a text file, a folder or a quoted pattern to --input"
+        path, hint = Path(item), "give a text file, a folder or a quoted pattern to --input"
         try:
             if path.is_dir():
                 matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
@@ -118,9 +118,9 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
                 matches, missing = [path], ("", "")
             else:
                 matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-                missing = f"{item}: no such file", way_out
+                missing = f"{item}: no such file", hint
         except OSError as error:
-            raise TinyGPTError(f"{item}: {(error.strerror or 'unreadable').lower()}", way_out) from None
+            raise TinyGPTError(f"{item}: {(error.strerror or 'unreadable').lower()}", hint) from None
         if not matches:
             raise TinyGPTError(*missing)
         found.update(dict.fromkeys(matches))
@@ -210,7 +210,7 @@ class InputText:
                         yield raw
                     else:
                         decoded = decoder.decode(raw)
-                        yield decoded if ascii_based else self._characters(decoded, path)
+                        yield decoded if ascii_based else self._require_characters(decoded, path)
                     advance(len(raw))
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
@@ -225,13 +225,13 @@ class InputText:
         except OSError as error:
             raise TinyGPTError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
 
-    def _characters(self, text: str, path: Path) -> str:
-        """The decoded text. Errors: TinyGPTError if not all of it are characters: a NUL, half of a surrogate pair."""
+    def _require_characters(self, text: str, path: Path) -> str:
+        """Return the decoded text unchanged. Errors: TinyGPTError if it contains a NUL or a lone surrogate."""
         if "\0" in text:
             raise _binary(path)
         if surrogate := lone_surrogate(text):
-            what = f"{path}: decoded as {self.encoding}, it has a lone surrogate ({surrogate}), half of a character"
-            raise TinyGPTError(what, "another --encoding, for example utf-8")
+            what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate}), half of a character"
+            raise TinyGPTError(what, "use another --encoding, for example utf-8")
         return text
 
     def _byte_order_mark(self, raw: bytes, path: Path) -> int:
@@ -376,7 +376,7 @@ def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], te
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare" if isinstance(tokenizer, GPT2Tokenizer) else "shakespeare_char"
     own = [] if folder.name in READY else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
-    if min(tokens.values()) <= suggest.CONTEXT:  # too little text for the preset
+    if min(tokens.values()) <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
         own.append(f"--block_size={max(min(tokens.values()) - 1, 1)}")
     place = suggest.data_dir_flag(folder.parent)
     print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *own, *place)}")

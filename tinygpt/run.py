@@ -70,7 +70,7 @@ class Run:
 
     @functools.cached_property
     def width(self) -> int:
-        """Columns of a batch: of the longest example, replayed examples included."""
+        """Tokens per row of a batch; for pairs, the length of the longest example, including replayed ones."""
         source, block_size = self.dataset.sources["train"], self.config.block_size
         replayed = self.base_data.sources["train"] if self.base_data and self.config.replay else None
         longest = replayed.width(block_size) if isinstance(replayed, Examples) else 0
@@ -107,20 +107,20 @@ class Start(NamedTuple):
 
 
 def resumes(config: TrainConfig) -> bool:
-    """Whether `init_from` asks to continue the run in out_dir; `auto` does if there is one."""
+    """Return whether the run in out_dir is to be resumed: for `resume` always, for `auto` if there is a last.pt."""
     last = Path(config.out_dir) / "last.pt"
     return config.init_from == "resume" or (config.init_from == "auto" and last.exists())
 
 
 def starting_point(config: TrainConfig) -> Start:
-    """The checkpoint that `init_from` names, if any.
+    """Load the checkpoint that `init_from` names, if any.
 
-    Fills `config` with what the checkpoint settles: always the model's shape; when resuming, every value that the
-    command does not give, device, dtype and origin included. Errors: TinyGPTError for a command that contradicts the
+    Fills `config` with what the checkpoint determines: always the model's shape; when resuming, also every value that
+    the command does not give, including device, dtype and origin. Errors: TinyGPTError if the command contradicts the
     checkpoint.
     """
     if resumes(config):
-        return Start(resumed(config), True, f"{config.out_dir}/last.pt")
+        return Start(load_run_to_resume(config), True, f"{config.out_dir}/last.pt")
     if config.init_from in ("scratch", "auto"):
         config.init_from = "scratch"
         return Start()
@@ -136,40 +136,40 @@ def starting_point(config: TrainConfig) -> Start:
     return Start(base, False, config.init_from)
 
 
-def resumed(config: TrainConfig) -> checkpoint.Checkpoint:
-    """The state that a run was stopped in, with its configuration. Errors: TinyGPTError as `starting_point`'s."""
+def load_run_to_resume(config: TrainConfig) -> checkpoint.Checkpoint:
+    """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
     last = Path(config.out_dir) / "last.pt"
     state = checkpoint.load(last)
-    began = origin(state.config)
-    command, asked = suggest.trained_by(state.config), suggest.trained_by(vars(config))
+    started_from = origin(state.config)
+    command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
     if command != asked:
         raise TinyGPTError(
-            f"{config.out_dir} holds a run of tinygpt {command}, not of {asked}",
+            f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}",
             suggest.resume(state.config, config.out_dir),
         )
     take_shape(config, state, may_crop=False)
     if "optimizer" not in state.training:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", f"--init_from={last} --out_dir=out-new")
     given: set[str] = getattr(config, "given", set())
-    for name in ("optimizer", "lora_rank", "lora_targets"):  # its state cannot be read as another's
+    for name in ("optimizer", "lora_rank", "lora_targets"):  # the saved optimizer state fits only these values
         wanted, has = getattr(config, name), state.config.get(name, getattr(config, name))
         if name in given and wanted != has:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
                 f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
             )
-    # not where to write and whom to tell: the file may be a stranger's
-    own = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
+    # not restored, beyond what the command gives: output folder and logging, as the file may come from somebody else
+    kept = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
     for field in dataclasses.fields(config):
-        if field.name in state.config and field.name not in own:
+        if field.name in state.config and field.name not in kept:
             setattr(config, field.name, state.config[field.name])
-    config.init_from = began
+    config.init_from = started_from
     return state
 
 
 def take_shape(config: TrainConfig, base: checkpoint.Checkpoint, may_crop: bool) -> None:
-    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another one; only a
-    shorter block_size is possible, where the context may be cropped."""
+    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; `may_crop`
+    allows a shorter block_size."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
     given: set[str] = getattr(config, "given", set())
     for name in ARCHITECTURE:
@@ -185,12 +185,13 @@ def take_shape(config: TrainConfig, base: checkpoint.Checkpoint, may_crop: bool)
 
 
 def origin(config: dict[str, Any]) -> str:
-    """What a run began from: scratch, a checkpoint's path or a pretrained model's name.
+    """Return what a run started from: scratch, a checkpoint's path or a pretrained model's name.
 
-    (Versions before 0.2 noted `resume` itself; those runs count as begun from scratch, fine-tuned ones from `ckpt`.)
+    Versions before 0.2 recorded `resume` or `auto` for a resumed run. Such a run counts as started from `ckpt` if it
+    was fine-tuned, else from scratch.
     """
-    began = str(config.get("init_from", "scratch"))
-    return str(config.get("ckpt", "scratch")) if began in ("scratch", "resume", "auto") else began
+    init_from = str(config.get("init_from", "scratch"))
+    return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
 
 
 def make_model(config: TrainConfig, dataset: Dataset, start: Start = Start()) -> GPT:
@@ -340,7 +341,7 @@ def set_up(
     show_start(run, compiled)
     earlier = state.training.get("dtype", "") if state is not None and start.resuming else ""
     if earlier and earlier != run.dtype:
-        log.say(f"note: this run computed in {earlier} so far; from here on in {run.dtype}", always=True)
+        log.say(f"note: this run has used dtype {earlier} so far; from now on it uses {run.dtype}", always=True)
     return run
 
 

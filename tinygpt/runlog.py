@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import AGAIN, replacing, strict_json, writing
+from tinygpt.files import RUN_AGAIN, replacing, strict_json, writing
 
 
 class RunLog:
@@ -27,7 +27,7 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self.wandb: Any = None
-        self.then = AGAIN  # what to do when the disk was full and there is space again
+        self.next_step = RUN_AGAIN  # what to do once the disk has space again; ends a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
         """Start the file, or on resuming keep the lines that the state before iteration `step` knows of.
@@ -41,9 +41,9 @@ class RunLog:
         elif self.path.exists():
             lines = self.path.read_bytes().splitlines()
             kept = [line for line in lines if _is_known(line, step, evaluated_at)]
-            with replacing(self.path, self.then) as file:
+            with replacing(self.path, self.next_step) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
-        with writing(self.path, self.then):
+        with writing(self.path, self.next_step):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
     def start_wandb(self, config: Any) -> None:
@@ -61,15 +61,17 @@ class RunLog:
             self._bar.set_postfix(shown, refresh=False)
 
     def say(self, text: str, always: bool = False) -> None:
-        """A line for people, above the bar; with --quiet only those that matter always. No run ends because nobody can
-        read it: when standard output takes no more, it goes on in silence."""
+        """Print a line above the progress bar; with --quiet, only if `always`.
+
+        A run does not end because standard output cannot be written to: it continues without printing.
+        """
         if self.active and (always or not self.quiet):
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
             except OSError as error:
                 terminal.silence("stdout")
-                terminal.complain(f"note: standard output: {error.strerror}; the run goes on without it")
+                terminal.print_error(f"note: cannot write to standard output: {error.strerror}; the run continues")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
         """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""
@@ -77,7 +79,7 @@ class RunLog:
             return
         entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
         line = (strict_json(entry) + "\n").encode()
-        with writing(self.path, self.then):
+        with writing(self.path, self.next_step):
             while line:  # on a full disk a write is short, and the next one says so
                 line = line[self._file.write(line) :]
         if self.wandb and kind != "sample":

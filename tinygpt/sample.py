@@ -44,13 +44,15 @@ def sample(config: SampleConfig) -> None:
         if not device.is_out_of_memory(error):
             raise
         what = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
-        raise TinyGPTError(f"out of memory on {compute.device} with {what}", "fewer of them", status=1) from None
+        raise TinyGPTError(
+            f"out of memory on {compute.device} with {what}", "lower --num_samples or --max_new_tokens", status=1
+        ) from None
 
 
 def stream(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
-    """One sample, each token written as soon as it is there."""
+    """Write one sample, each token as soon as it is generated."""
     rows = new_tokens(model, prompt, config, compute, tokenizer.vocab_size)
-    first = list(itertools.islice(rows, 1))  # before anything is written: what is refused is refused here
+    first = list(itertools.islice(rows, 1))  # raises errors before anything is written
     writer = StreamWriter(tokenizer, config.stop)
     writer.write(tokenizer.decode(prompt))
     try:
@@ -62,11 +64,11 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, compute: device.
 
 
 def batch(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
-    """All samples at once, written when they are complete."""
+    """Generate all samples at once, and write them when they are complete."""
     values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
-    if values > 1 << 46:  # more than any machine has, and from 2^63 on more than numpy and torch can count
+    if values > 1 << 46:  # more than any machine has; from 2^63 on, numpy and torch overflow
         raise MemoryError
-    made = np.empty((config.max_new_tokens, config.num_samples), dtype=np.uint16)  # as in token files
+    made = np.empty((config.max_new_tokens, config.num_samples), dtype=np.uint16)  # the type of token files
     for step, row in enumerate(new_tokens(model, prompt, config, compute, tokenizer.vocab_size)):
         made[step] = row.cpu().numpy()
     for index in range(config.num_samples):
@@ -128,16 +130,19 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool, plain: bo
 
 
 def nothing_left() -> TinyGPTError:
-    return TinyGPTError("nothing is left of the prompt without its unknown characters", "another --start")
+    return TinyGPTError("nothing is left of the prompt without its unknown characters", "use another --start")
 
 
 def require_room(prompt: list[int], model: GPT) -> None:
-    """Errors: TinyGPTError for a prompt whose beginning, where its special token stands, the model would not read."""
+    """Refuse a prompt that is longer than the context: without its beginning, it would lack its first special token.
+
+    Errors: TinyGPTError.
+    """
     block_size = model.config.block_size
     if len(prompt) > block_size:
         raise TinyGPTError(
-            f"the prompt has {len(prompt):,} tokens with its special tokens, but the model reads {block_size:,}",
-            "a shorter prompt, or train with a larger --block_size",
+            f"the prompt has {len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}",
+            "shorten the prompt, or train with a larger --block_size",
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands that tinygpt suggests, quoted for a POSIX shell. A test collects them from real output and runs them.
+"""Commands that tinygpt suggests, quoted for a POSIX shell. A test collects them from real output and runs them.
 
 suggest.command("sample", "--ckpt", "my runs/ckpt.pt")     # tinygpt sample --ckpt 'my runs/ckpt.pt'
 """
@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-CONTEXT = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
+PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
 
 
 def command(name: str, *arguments: str | Path) -> str:
@@ -15,32 +15,32 @@ def command(name: str, *arguments: str | Path) -> str:
     return shlex.join(["tinygpt", name, *map(str, arguments)])
 
 
-def trained_by(config: dict[str, Any]) -> str:
-    """The command that made a run with this configuration: finetune or train."""
+def training_command(config: dict[str, Any]) -> str:
+    """Command that starts a run with this configuration: finetune or train."""
     return "finetune" if "ckpt" in config else "train"
 
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
-    """Continue the run in the folder `out`, in as many processes as before."""
-    again = command(trained_by(config), "--init_from=resume", f"--out_dir={out}", *more)
+    """Command that resumes the run in the folder `out`, with `processes` processes."""
+    again = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
     if processes > 1:
         return f"torchrun --nproc_per_node={processes} -m {again}"
     return again
 
 
 def sample(path: str | Path, prompt: str | None = None) -> str:
-    """Write text with a checkpoint; `prompt` for a model that answers prompts."""
+    """Command that generates text with a checkpoint; `prompt` is for a model that answers prompts."""
     return command("sample", "--ckpt", path, *([] if prompt is None else ["--start", prompt]))
 
 
-def measure(config: dict[str, Any], out: str | Path) -> str:
-    """Evaluate the best model of the run in the folder `out`."""
+def evaluate(config: dict[str, Any], out: str | Path) -> str:
+    """Command that evaluates the best model of the run in the folder `out`."""
     return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir_flag(str(config.get("data_dir") or "data")))
 
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:
-    """Make a dataset again, with the `options` that its meta.json notes (see config.prepare_options; a stranger may
-    have written them); without any, with `fallback`."""
+    """Command that makes a dataset again. `options` are those in its meta.json (see config.prepare_options), which may
+    come from somebody else; if there are none, `fallback` is appended instead."""
     flags: list[str] = []
     for key, value in options.items() if isinstance(options, dict) else ():
         if isinstance(value, list):
@@ -51,5 +51,5 @@ def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> 
 
 
 def data_dir_flag(folder: str | Path) -> list[str]:
-    """The flag for a data_dir that is not the default one."""
+    """Flag for a data_dir other than the default."""
     return [] if str(folder) == "data" else [f"--data_dir={folder}"]

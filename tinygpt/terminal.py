@@ -1,4 +1,4 @@
-"""Standard output that can fail without harm: closed, full, or in an encoding that lacks a character.
+"""Protection from standard streams that are closed, full, or in an encoding that lacks a character.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -10,8 +10,10 @@ import sys
 
 
 def prepare() -> None:
-    """Replace characters that a stream's encoding lacks, and open the null device for a stream that is closed: `print`
-    would do without, but the next file to be opened would get its number."""
+    """Replace characters that a stream's encoding lacks, and open the null device in place of a closed stream.
+
+    `print` ignores a closed stream, but the next file opened would get its file descriptor.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
@@ -21,13 +23,12 @@ def prepare() -> None:
 
 
 def silence(name: str) -> None:
-    """Send a standard stream that takes no more to the null device: what was not written is dropped, and all that
-    follows."""
+    """Redirect a broken standard stream to the null device: pending and later output is discarded."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a line on standard error, if that can be written to."""
     try:
         print(text, file=sys.stderr, flush=True)

@@ -30,9 +30,9 @@ def code_points(text: str) -> np.ndarray:
 
 
 def lone_surrogate(text: str) -> str:
-    """The first half of a surrogate pair that stands without the other, as `U+D83D`; empty if there is none.
+    """Find the first lone surrogate, half of a surrogate pair; return it as `U+D83D`, or an empty string.
 
-    It is a code point and no character: text with one cannot be written as UTF-8.
+    A surrogate is a code point but not a character: text that contains one cannot be encoded as UTF-8.
     """
     found = re.search("[\ud800-\udfff]", text)
     return f"U+{ord(found[0]):04X}" if found else ""

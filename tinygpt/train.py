@@ -40,7 +40,7 @@ class Observer:
 
 
 def train(config: TrainConfig, observer: Observer | None = None) -> int:
-    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can mend."""
+    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can fix."""
     compute = None
     try:
         start = starting_point(config)  # first: a resumed run keeps its device and dtype
@@ -159,9 +159,9 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and the
     weight of each micro-step's mean loss.
 
-    The weights make the loss the mean over all targets of the global batch, however it is cut into micro-steps and
-    shared among processes: a micro-step's targets by all targets, times the number of processes, whose gradients
-    DistributedDataParallel averages.
+    With these weights the loss is the mean over all targets of the global batch, however the batch is split into
+    micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
+    processes, because DistributedDataParallel averages their gradients.
     """
     config, ranks = run.config, run.ranks
     rows = config.batch_size * config.gradient_accumulation_steps
@@ -174,7 +174,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
         block[:, places[mine] - first] = source.rows(at[mine], run.width)
     pieces = block.reshape(2, micro_steps(config, ranks), -1, run.width)
     weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
-    inputs, targets = device.move(torch.from_numpy(pieces), run.compute.device)
+    inputs, targets = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return inputs, targets, weights
 
 
@@ -241,7 +241,7 @@ def evaluate_and_save(run: Run) -> None:
     if best or config.always_save_checkpoint:
         save(run, "ckpt.pt")
         if config.lora_rank and run.ranks.is_main:
-            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint, run.log.then)
+            save_adapter(run.out / "adapter.pt", state_of(run), run.base_fingerprint, run.log.next_step)
     save(run, "last.pt")
 
 
@@ -250,10 +250,10 @@ def save(run: Run, name: str) -> None:
     if not run.mixed.flat.isfinite().all():
         raise not_finite(run, math.nan, 0.0)
     if run.ranks.is_main:
-        checkpoint.save(run.out / name, state_of(run), run.log.then)
+        checkpoint.save(run.out / name, state_of(run), run.log.next_step)
     if name == "last.pt":
         run.saved_at = run.progress.step
-        run.log.then = f"resume: {resume_command(run)}"
+        run.log.next_step = f"resume: {resume_command(run)}"
 
 
 def resume_command(run: Run) -> str:
@@ -316,14 +316,14 @@ def finish(run: Run) -> None:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
             run.log.say(line, always=True)
-    run.log.say(f"\nnext: {following(run)}", always=True)
+    run.log.say(f"\nnext: {next_command(run)}", always=True)
 
 
-def following(run: Run) -> str:
-    """The command to try after training: measure a labelled task, ask a model of pairs, sample from any other."""
+def next_command(run: Run) -> str:
+    """Command to try after training: eval for a labelled task, else sample, with a prompt for a model of pairs."""
     source = run.dataset.sources["val"]
     if run.dataset.labels:
-        return suggest.measure(vars(run.config), run.out)
+        return suggest.evaluate(vars(run.config), run.out)
     prompt = source.texts(run.dataset.tokenizer)[0][0] if isinstance(source, Examples) else None
     return suggest.sample(f"{run.out}/ckpt.pt", prompt)
 

@@ -75,7 +75,7 @@ def destination(output: str, folder: Path, name: str) -> Path:
     from tinygpt import evaluate
 
     path = Path(output) if output else folder / name
-    if output or path.parent.is_dir():  # a run's folder that does not exist has a sentence of its own
+    if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
         evaluate.destination(path, name)
     return path
 

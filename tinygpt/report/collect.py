@@ -389,7 +389,7 @@ def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
     place = suggest.data_dir_flag(run.dataset.folder.parent if run.dataset else "data")
-    again = suggest.command(suggest.trained_by(settings), "config.yaml")
+    again = suggest.command(suggest.training_command(settings), "config.yaml")
     prepare = run.dataset.prepare_command if run.dataset else suggest.command("prepare", name)
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
     return {
