@@ -357,9 +357,9 @@ MISTAKES = {
     ),
     "config is binary": Mistake(
         ["train", "mine.yaml"],
-        r"mine\.yaml: not a text file",
+        r"mine\.yaml: not UTF-8 text",
         r"YAML",
-        lambda work: (work / "mine.yaml").write_bytes(b"\xff\xfe\0"),
+        lambda work: (work / "mine.yaml").write_bytes(b"\xff\x00\xfe"),
     ),
     "config is a folder": Mistake(["train", "data"], r"data: no such config file", r"presets"),
     "heads do not divide the width": Mistake(

@@ -246,7 +246,7 @@ def test_what_the_file_does_on_import_is_survived(
         (["check", "3"], "my_gpt.py: no such file"),
         (["start"], "which step? The ladder has steps 1 to 10"),
         (["start", "11"], "step 11?"),
-        (["check", "2", "folder"], "folder is a folder"),
+        (["check", "2", "folder"], "folder: is a folder"),
         (["check", "2", "other.py"], "nothing of step 2 (split, get_batch) in it"),
         (["check", "2", "broken.py"], "broken.py, line 1: not Python"),
         (["start", "2", "broken.py"], "broken.py, line 1: not Python"),

@@ -6,8 +6,6 @@ bits_per_character = loss / math.log(2) * tokens / characters
 
 import io
 import math
-import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from tinygpt.config import EvalConfig
 from tinygpt.data import Dataset, Examples, Windows
 from tinygpt.distributed import Processes
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.files import read_text, refuse_link, replacing, strict_json
+from tinygpt.files import read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
 from tinygpt.precision import MixedPrecision
 from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
@@ -110,7 +108,7 @@ def evaluate(config: EvalConfig) -> None:
     accuracy, beside simpler ways to the same labels."""
     prompts = lines_of(Path(config.predict)) if config.predict else []
     if config.output:
-        destination(Path(config.output), "labels.csv" if config.predict else "confusion.png")
+        require_writable(Path(config.output), f"--output {'labels.csv' if config.predict else 'confusion.png'}")
     checkpoint = load_model(config.ckpt, config.adapter)
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
@@ -189,27 +187,6 @@ def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
         rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
         what = "note: removed characters outside the model's vocabulary"
         terminal.print_error(f"{what} from {changed:,} of {len(prompts):,} lines{rest}")
-
-
-def destination(path: Path, name: str) -> Path:
-    """Check, before the work starts, that a file can be written to `path`, and return `path`.
-
-    Errors: TinyGPTError, whose hint suggests `name` as a file name.
-    """
-    hint = f"--output {name}"
-    try:
-        refuse_link(path)
-        if path.is_dir():
-            raise TinyGPTError(f"{path}: is a folder", f"--output {shlex.quote(str(path / name))}")
-        if path.exists() and not path.is_file():
-            raise TinyGPTError(f"{path}: is not a regular file", hint)
-        if not path.parent.is_dir():
-            raise TinyGPTError(f"{path.parent}: no such folder", hint)
-    except OSError as error:
-        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", hint) from None
-    if not os.access(path.parent, os.W_OK):
-        raise TinyGPTError(f"{path.parent}: no permission to write to this folder", hint)
-    return path
 
 
 def show_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:

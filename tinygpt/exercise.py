@@ -7,7 +7,6 @@ tinygpt exercise check 4 my_gpt.py
 
 import ast
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.config import ExerciseConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import read_text, replacing
+from tinygpt.files import read_text, replacing, require_writable
 
 LIMIT = 60  # seconds that the checks of a step may take; a right solution needs three
 SKELETON = Path(__file__).parent / "skeleton.py"
@@ -74,12 +73,8 @@ def exercise(config: ExerciseConfig) -> int:
         which = f"step {config.step}" if config.step else "which step"
         raise TinyGPTError(f"{which}? The ladder has steps 1 to {len(ladder)}", f"tinygpt exercise {config.action} 1")
     step, path = ladder[config.step - 1], Path(config.file)
-    hint = f"tinygpt exercise {config.action} {config.step} my_gpt.py"
-    try:
-        if path.is_dir():
-            raise TinyGPTError(f"{path} is a folder", hint)
-    except OSError as error:
-        raise TinyGPTError(f"{path}: {(error.strerror or 'unusable').lower()}", hint) from None
+    if path.is_dir():
+        raise TinyGPTError(f"{path}: is a folder", command(config.action, config.step, Path("my_gpt.py")))
     if config.action == "start":
         start(step, head, path)
         return 0
@@ -99,11 +94,7 @@ def show_list() -> int:
 
 def start(step: Step, head: str, path: Path) -> None:
     """Put the step's skeleton into the file, behind what is there. Errors: TinyGPTError if the file has it already."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise TinyGPTError(f"{folder}: no such folder", f"mkdir -p {shlex.quote(str(folder))}")
-    if not os.access(folder, os.W_OK):
-        raise TinyGPTError(f"{folder}: no permission to write to this folder", command("start", step.number, path))
+    require_writable(path, command("start", step.number, Path("my_gpt.py")))
     written, there = "", []
     if path.exists():
         written = read(path)

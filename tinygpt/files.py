@@ -30,8 +30,6 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as in `writing`, and if `path` is a
     folder.
     """
-    if path.is_dir():
-        raise TinyGPTError(f"{path}: is a folder", "name a file")
     refuse_link(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -52,6 +50,20 @@ def refuse_link(path: Path) -> None:
     """Errors: TinyGPTError if `path` is a symbolic link, whose target a rename would not change."""
     if path.is_symlink():
         raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
+
+
+def require_writable(path: Path, hint: str) -> None:
+    """Check, before the work starts, that a file can be written to `path`. Errors: TinyGPTError with this hint."""
+    refuse_link(path)
+    folder = path.parent
+    for problem, found in (
+        (f"{path}: is a folder", path.is_dir()),
+        (f"{path}: is not a regular file", path.exists() and not path.is_file()),
+        (f"{folder}: no such folder", not folder.is_dir()),
+        (f"{folder}: no permission to write to this folder", not os.access(folder, os.W_OK)),
+    ):
+        if found:
+            raise TinyGPTError(problem, hint)
 
 
 @contextlib.contextmanager

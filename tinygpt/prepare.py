@@ -109,18 +109,15 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
     """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
     found: dict[Path, None] = {}
     for item in inputs:
-        path, hint = Path(item), "give a text file, a folder or a quoted pattern to --input"
-        try:
-            if path.is_dir():
-                matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
-                missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
-            elif path.exists():
-                matches, missing = [path], ("", "")
-            else:
-                matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-                missing = f"{item}: no such file", hint
-        except OSError as error:
-            raise TinyGPTError(f"{item}: {(error.strerror or 'unreadable').lower()}", hint) from None
+        path = Path(item)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
+            missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
+        elif path.exists():
+            matches, missing = [path], ("", "")
+        else:
+            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
+            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
         if not matches:
             raise TinyGPTError(*missing)
         found.update(dict.fromkeys(matches))

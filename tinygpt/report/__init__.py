@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinygpt.config import ExportConfig, ReportConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing
+from tinygpt.files import replacing, require_writable
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import Run
@@ -72,11 +72,9 @@ def export(config: ExportConfig) -> None:
 
 def destination(output: str, folder: Path, name: str) -> Path:
     """Where the page goes. Errors: TinyGPTError, before the work, for a place where no file can be."""
-    from tinygpt import evaluate
-
     path = Path(output) if output else folder / name
     if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
-        evaluate.destination(path, name)
+        require_writable(path, f"-o {name}")
     return path
 
 
