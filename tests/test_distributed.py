@@ -1,8 +1,12 @@
 """Two real processes under torchrun: they learn what one process learns."""
 
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,30 @@ def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
     assert said and "2 processes cannot share 5 sequences an iteration evenly" in said[0]
     assert "multiple of 2" in result.stderr and "tinygpt/train.py" not in result.stderr
     assert not (work / "out").exists()
+
+
+def test_the_command_that_resumes_several_processes_works(work: Path) -> None:
+    """A stopped run suggests it: the first signal to one process stops all of them after the same iteration."""
+    flags = [*TINY_TRAIN, *BATCH, "--max_iters=100000", "--eval_interval=100000", "--out_dir=two"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=work, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        metrics = work / "two/metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
+            time.sleep(0.02)
+        os.kill(int((work / "two/.lock").read_text()), signal.SIGINT)
+        said = process.communicate(timeout=120)[0]
+    (suggested,) = re.findall(r"^next: torchrun (.*)", said, flags=re.MULTILINE)
+    step = load(work / "two/last.pt").step
+    resumed = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *shlex.split(suggested), f"--max_iters={step + 2}"],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert resumed.returncode == 0 and "; 2 processes" in resumed.stdout, resumed.stderr
+    assert load(work / "two/last.pt").step == step + 2

@@ -24,7 +24,7 @@ def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int =
     """Command that resumes the run in the folder `out`, with `processes` processes."""
     again = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
     if processes > 1:
-        return f"torchrun --nproc_per_node={processes} -m {again}"
+        return f"torchrun --standalone --nproc_per_node={processes} -m {again}"
     return again
 
 
