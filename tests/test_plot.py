@@ -38,8 +38,8 @@ def test_mistakes_have_their_sentence(run_copy: Path) -> None:
     for args, said in (
         (["gone"], "gone/metrics.jsonl: no such file"),
         (["fresh"], "fresh has no evaluation yet"),
-        (["out", "--output=nowhere/loss.png"], "nowhere/loss.png: cannot be written"),
-        (["out", "--output=loss.nothing"], "loss.nothing: cannot be written"),
+        (["out", "--output=nowhere/loss.png"], "nowhere: no such folder"),
+        (["out", "--output=out"], "out: is a folder"),
     ):
         result = cli_here("plot", *args, cwd=run_copy)
         assert result.status == 2 and said in result.err and "try: " in result.err

@@ -2,8 +2,10 @@
 named after a promise; scripts/matrix.py tests the combinations systematically."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -222,7 +224,11 @@ def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
     json_lines(work, [{"prompt": f"{n:03} pink", "response": "§°"[n % 2]} for n in range(200)])
     ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
     result = cli_here("check", "out-finetune", cwd=work)
-    assert result.status == 1 and "the vocabulary" in result.out  # different data is still detected
+    assert (
+        result.status == 1
+        and "resume" not in result.out.partition("can be used:")[2]
+        and "the vocabulary" in result.out
+    )  # different data is still detected
 
 
 @pytest.mark.parametrize("more", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
@@ -420,3 +426,67 @@ def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:
         flags = [flag for flag in TINY_TRAIN if "max_iters" not in flag]
         ok(work, *flags, name, "--out_dir=run")
         assert load(work / "run/last.pt").step == 1
+
+
+# ---- what an earlier run left -------------------------------------------------------------------------------------
+
+
+def test_a_new_run_in_an_old_folder_never_continues_the_old_one(work: Path) -> None:
+    """Not even if it was killed before it saved anything."""
+    code = """
+import os, signal, sys
+from tinygpt import cli, train
+train.evaluate_and_save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
+    other = [*TINY_TRAIN, "--seed=99", "--init_from=scratch", "--out_dir=out-lora"]
+    done = subprocess.run([sys.executable, "-c", code, *other], cwd=work, capture_output=True)
+    assert done.returncode == -9
+    assert "resuming" not in ok(work, *other[:-2], "--init_from=auto", "--out_dir=out-lora")
+    assert not (work / "out-lora/adapter.pt").exists()  # of the earlier run
+
+
+def test_replay_of_changed_data_is_refused_when_resuming(work: Path) -> None:
+    ok(work, "finetune", *FLAGS, "--replay=0.3", "--out_dir=replayed")
+    (work / "text.txt").write_text((work / "text.txt").read_text()[::-1])
+    ok(work, "prepare", "tiny", "--input=text.txt")
+    said = refused(work, "finetune", "--init_from=resume", "--out_dir=replayed", "--max_iters=44")
+    assert "replay: dataset 'tiny' has been prepared from other text" in said
+
+
+def test_merging_leaves_a_run_alone(work: Path) -> None:
+    ok(work, *TINY_TRAIN, "--out_dir=other")
+    adapter = ["--ckpt=out", "--adapter=out-lora"]
+    assert "contains a run" in refused(work, "merge", *adapter, "--out_dir=other")
+    for _ in range(2):  # merging again is possible
+        ok(work, "merge", *adapter, "--out_dir=merged")
+
+
+def test_text_is_read_from_regular_files_each_once(work: Path) -> None:
+    os.mkfifo(work / "pipe")
+    assert "not a regular file" in cli("prepare", "mine", "--input=pipe", cwd=work, timeout=20).err
+    (work / "link.txt").symlink_to("text.txt")
+    said = ok(work, "prepare", "mine", "--input", "text.txt", str(work / "text.txt"), "./text.txt", "link.txt")
+    assert f"characters: {(work / 'text.txt').stat().st_size:,}" in said
+
+
+def test_a_device_is_not_replaced_by_a_file(work: Path) -> None:
+    os.mkfifo(work / "pipe")
+    for args in (["exercise", "start", "1", "pipe"], ["plot", "out", "--output=pipe"], ["export", "-o", "pipe"]):
+        result = cli_here(*args, cwd=work)
+        assert result.status == 2 and "not a regular file" in result.err and (work / "pipe").is_fifo()
+
+
+def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None:
+    (work / "short.txt").write_text("the king of")
+    ok(work, "prepare", "short", "--input=short.txt", "--val_fraction=0.05")
+    said = ok(work, "finetune", *FLAGS[:-3], "--base_dataset=short", "--out_dir=new", "--max_iters=2")
+    assert "forgotten" not in said.partition("before")[2]
+
+
+def test_the_resume_check_starts_from_the_configs_own_base(work: Path) -> None:
+    """A training config that begins from a checkpoint, also with LoRA, is not checked from scratch."""
+    flags = [*TINY_TRAIN, "--init_from=out/ckpt.pt", "--lora_rank=2", "--out_dir=continued"]
+    ok(work, *flags)
+    said = cli("check", "--resume", "continued/config.yaml", "--iterations=40", cwd=work)
+    assert said.status == 0 and "are equal" in said.out, said

@@ -67,7 +67,7 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
     if state["base"] != own:
         raise TinyGPTError(
             f"{path} was trained beside other weights than {ckpt} ({state['base']} and {own})",
-            f"give the checkpoint that it was fine-tuned from: --ckpt {state['config'].get('ckpt', 'out/ckpt.pt')}",
+            f"give the checkpoint that it was trained from: --ckpt {state['config'].get('init_from', 'out/ckpt.pt')}",
         )
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
     known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size
@@ -98,6 +98,8 @@ def merge(config: MergeConfig) -> None:
     out = Path(config.out_dir)
     checkpoint.refuse_overwriting(out, config.ckpt, "the base model")
     checkpoint.refuse_overwriting(out, config.adapter, "the adapter's run")
+    if (out / "last.pt").exists():
+        raise TinyGPTError(f"{out} contains a run, whose best model would be overwritten", f"--out_dir={out}-merged")
     whole = load_model(config.ckpt, config.adapter)
     model = whole.build_model()
     whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)

@@ -72,9 +72,9 @@ def check_run(folder: Path, data_dir: str) -> bool:
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
         print("      between writing the two; resuming does those iterations again, with the same result")
-    newest = last or best
+    newest, same_data = last or best, True
     if newest and newest.tokenizer is not None:
-        ok &= check_vocabulary(newest, folder, data_dir)
+        ok &= (same_data := check_vocabulary(newest, folder, data_dir))
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
@@ -82,7 +82,7 @@ def check_run(folder: Path, data_dir: str) -> bool:
     usable = []
     if best:
         usable.append(sample_command(best, folder, data_dir))
-    if last and last.training:
+    if last and last.training and same_data:
         usable.append(suggest.resume(last.config, folder))
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
     return ok
@@ -146,7 +146,7 @@ def check_dataset(folder: Path) -> bool:
 
 
 def check_resume(config: CheckConfig) -> int:
-    """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=auto; compare."""
+    """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=resume; compare."""
     iterations = config.iterations
     settings = read_config(find_config(config.resume))
     base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
@@ -154,12 +154,15 @@ def check_resume(config: CheckConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
         command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
-        command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--init_from=auto", "--quiet"]
+        command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
         command += ["--patience=0"]
+        if settings.get("init_from") in ("resume", "auto"):
+            command.append("--init_from=scratch")
         hashes = {}
         for title in ("undisturbed", "killed and resumed"):
             out = Path(scratch) / title.split()[0]
             run = [*command, f"--out_dir={out}"]
+            resume = [] if title == "undisturbed" else ["--init_from=resume"]
             if title != "undisturbed" and not kill_at(run, out, iterations * 2 // 3):
                 raise TinyGPTError(
                     f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
@@ -168,7 +171,7 @@ def check_resume(config: CheckConfig) -> int:
                     ),
                     status=1,
                 )
-            finished = subprocess.run(run, capture_output=True, text=True)
+            finished = subprocess.run([*run, *resume], capture_output=True, text=True)
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
                 raise TinyGPTError(

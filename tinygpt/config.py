@@ -250,12 +250,12 @@ class FinetuneConfig(TrainConfig):
 class MergeConfig:
     """Make one ordinary checkpoint out of a base model and an adapter.
 
-    tinygpt merge --ckpt out/ckpt.pt --adapter out-finetune/adapter.pt --out_dir out-merged
+    tinygpt merge --ckpt out-fast/ckpt.pt --adapter out-finetune-lora/adapter.pt --out_dir out-merged
     """
 
     ckpt: str = "out/ckpt.pt"
     """the base model: a checkpoint, or the folder that holds ckpt.pt"""
-    adapter: str = "out-finetune/adapter.pt"
+    adapter: str = "out-finetune-lora/adapter.pt"
     """what a LoRA run wrote"""
     out_dir: str = "out-merged"
     """folder for ckpt.pt"""

@@ -66,6 +66,8 @@ def measured_loss(
             sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
     total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
+    if not count:
+        raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a longer block_size")
     mean = total / count
     if rows < 2:
         return mean, math.inf

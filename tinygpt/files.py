@@ -31,6 +31,8 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     folder.
     """
     refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise TinyGPTError(f"{path}: is not a regular file", "name another file")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with writing(path, next_step):

@@ -64,8 +64,10 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
                         bad.append(f"{path} line {number}: {problem}")
                     else:
                         yield pair
-        except UnicodeDecodeError as error:
-            what = f"{path}: byte 0x{error.object[error.start]:02x} is not {config.encoding}"
+        except UnicodeError as error:
+            known = isinstance(error, UnicodeDecodeError)
+            byte = f"byte 0x{error.object[error.start]:02x}" if known else "the text"  # type: ignore[attr-defined]
+            what = f"{path}: {byte} is not {config.encoding}"
             raise TinyGPTError(what, f"--encoding {'cp1252' if is_utf8(config.encoding) else 'utf-8'}") from None
         except csv.Error as error:
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tinygpt.config import PlotConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing, require_writable
 from tinygpt.runlog import read_metrics
 
 LOSSES = ("train_loss", "val_loss")
@@ -13,6 +14,8 @@ LOSSES = ("train_loss", "val_loss")
 def plot(config: PlotConfig) -> None:
     """Validation losses as lines with a mark at the best, training losses dashed, one colour a run."""
     runs = [(Path(folder), run_curves(Path(folder))) for folder in config.runs]
+    path = Path(config.output) if config.output else runs[0][0] / "loss.png"
+    require_writable(path, "--output losses.png")
     try:
         import matplotlib
     except ImportError:
@@ -34,11 +37,8 @@ def plot(config: PlotConfig) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    path = Path(config.output) if config.output else runs[0][0] / "loss.png"
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise TinyGPTError(f"{path}: cannot be written: {error}", "--output losses.png") from None
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
     print(f"written: {path}")
 
 

@@ -20,6 +20,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def is_encoding(name: str) -> bool:
 
 def input_files(inputs: Iterable[str]) -> list[Path]:
     """The files behind --input: a file itself, a folder's *.txt files, a pattern's matches; sorted, once each."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by its full path, since a file twice would be in both splits
     for item in inputs:
         path = Path(item)
         if path.is_dir():
@@ -120,8 +121,8 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
             missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
         if not matches:
             raise TinyGPTError(*missing)
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        found.update({match.resolve(): match for match in matches if match.resolve() not in found})
+    return list(found.values())
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -142,7 +143,11 @@ class InputText:
         self.bytes = sum(size for size, _ in self.stamps)
 
     def _stamps(self) -> list[tuple[int, int]]:
-        return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self.paths)]
+        stats = [os.stat(path) for path in self.paths]
+        for path, status in zip(self.paths, stats, strict=True):
+            if not S_ISREG(status.st_mode):
+                raise TinyGPTError(f"{path}: is not a regular file, and text is read twice", "save it as a file first")
+        return [(status.st_size, status.st_mtime_ns) for status in stats]
 
     def survey(self) -> np.ndarray:
         """First pass: count the characters; returns which code points occur, bool, shape (0x110000,).
@@ -373,6 +378,9 @@ def describe_result(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any], te
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare" if isinstance(tokenizer, GPT2Tokenizer) else "shakespeare_char"
     own = [] if folder.name in READY else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    if min(tokens.values()) < 2:
+        print("\nThis is too little to train on: use more text or a larger --val_fraction.")
+        return
     if min(tokens.values()) <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
         own.append(f"--block_size={max(min(tokens.values()) - 1, 1)}")
     place = suggest.data_dir_flag(folder.parent)

@@ -178,7 +178,7 @@ def take_shape(config: TrainConfig, base: checkpoint.Checkpoint, may_crop: bool)
         if name in given and wanted != has and not crops:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
-                f"drop {name}, or start with --init_from=scratch",
+                f"drop {name}" if "ckpt" in vars(config) else f"drop {name}, or start a new model in another --out_dir",
             )
         if not crops or name not in given:
             setattr(config, name, has)
@@ -265,13 +265,18 @@ def base_dataset(config: TrainConfig, dataset: Dataset, start: Start) -> Dataset
         return None
     try:
         found = Dataset(config.data_dir, config.base_dataset)
+        found.require(config.block_size)
     except TinyGPTError:
         if config.replay:
             raise
         return None
+    earlier = start.state.training.get("replayed") if start.state is not None and start.resuming else None
+    if config.replay and earlier and not found.is_of(earlier):
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has been prepared from other text since {start.where} was written",
+            "prepare the old text again",
+        )
     if found.speak(dataset.tokenizer):
-        if config.replay:
-            found.require(config.block_size)
         return found
     if config.replay:
         raise TinyGPTError(
@@ -332,6 +337,11 @@ def set_up(
     elif state is not None and config.lora_rank:
         run.base_fingerprint = weights_fingerprint(state.model)
     if ranks.is_main and not config.eval_only:
+        if not start.resuming:  # what an earlier run left here is not this run's state, not even for a moment
+            if (run.out / "last.pt").exists():
+                log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
+            for name in ("last.pt", "adapter.pt"):
+                (run.out / name).unlink(missing_ok=True)
         with replacing(run.out / "config.yaml") as file:
             file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {compute.describe()}\n".encode())
             file.write(to_yaml(config).encode())
@@ -371,4 +381,6 @@ def show_start(run: Run, compiled: str) -> None:
     ):
         run.log.say(line)
     if run.progress.step:
-        run.log.say(f"resuming after iteration {run.progress.step:,}", always=True)
+        done = f"; nothing is left to do: max_iters is {config.max_iters:,}"
+        left = "" if run.progress.step < config.max_iters else done
+        run.log.say(f"resuming after iteration {run.progress.step:,}{left}", always=True)

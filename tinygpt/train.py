@@ -276,6 +276,7 @@ def state_of(run: Run) -> checkpoint.Checkpoint:
             "optimizer": run.optimizer.state_dict(),
             "dtype": run.dtype,
             "base": run.base_fingerprint,
+            "replayed": run.base_data.meta["sha256"] if run.base_data and run.config.replay else {},
         },
     )
 

@@ -331,7 +331,7 @@ def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[d
 def embedding_map(run: Run) -> dict[str, Any]:
     """The symbols' embedding vectors in the plane of their two main directions (PCA, Pearson 1901)."""
     symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
-    if len(symbols) < 3:
+    if len(symbols) < 3 or run.model.config.n_embd < 2:
         return {}
     vectors = device.to_host(run.model.transformer["wte"].weight[: len(symbols)])
     centred = vectors - vectors.mean(0)
