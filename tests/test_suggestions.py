@@ -119,9 +119,9 @@ def test_after_preparing_text(place: Workplace) -> None:
     place.follow(place.ok("prepare", "short", "--input=short.txt", *place.place))
 
 
-@pytest.mark.parametrize("length", [1, 30])
-def test_after_preparing_pairs(place: Workplace, length: int) -> None:
+def test_after_preparing_pairs(place: Workplace) -> None:
     """The commands lead to a fine-tuned model, including its base; long pairs need a base with a longer context."""
+    length = 30 if place.place else 1
     pairs = [{"prompt": f"{n:03} {'ab' * length}", "response": "yes" if n % 2 else "no"} for n in range(90)]
     json_lines(place.folder, pairs, "mine.jsonl")
     said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
