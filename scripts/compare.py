@@ -75,7 +75,7 @@ def spread(values: list[float], form: str) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| way | numbers trained | file | seconds | accuracy | loss on the responses | forgotten |",
+        "| method | trainable parameters | file | seconds | accuracy | loss on the responses | forgotten |",
         "|---|---|---|---|---|---|---|",
     ]
     before = results[0]["before"]

@@ -52,7 +52,8 @@ class BeforeAfter(Observer):
     def before(self, run: Run) -> None:
         if run.base_data is None:
             name = run.config.base_dataset or "the base model's dataset"
-            run.log.say(f"note: what is forgotten is not measured: {name} is not prepared in {run.config.data_dir}")
+            where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
+            run.log.say(f"note: forgetting is not measured: {where}")
         if run.ranks.is_main and not any(entry["kind"] == "before" for entry in read_metrics(run.out)):
             run.log.metric("before", 0, run.seconds(), **measure(run, run.plain_model()))
             run.model.train()

@@ -187,8 +187,8 @@ def take_shape(config: TrainConfig, base: checkpoint.Checkpoint, may_crop: bool)
 def origin(config: dict[str, Any]) -> str:
     """Return what a run started from: scratch, a checkpoint's path or a pretrained model's name.
 
-    Versions before 0.2 recorded `resume` or `auto` for a resumed run. Such a run counts as started from `ckpt` if it
-    was fine-tuned, else from scratch.
+    Older files record `resume` or `auto` for a resumed run. Such a run counts as started from `ckpt` if it was
+    fine-tuned, else from scratch.
     """
     init_from = str(config.get("init_from", "scratch"))
     return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
