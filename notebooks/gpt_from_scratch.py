@@ -41,7 +41,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from IPython.display import display
 
-from tinygpt.corpora import tiny_shakespeare  # only to fetch the text; and once more at the end, to compare
+from tinygpt.data.corpora import tiny_shakespeare  # only to fetch the text; and once more at the end, to compare
 
 torch.manual_seed(1337)
 torch.set_num_threads(max(1, min(8, torch.get_num_threads())))

@@ -202,13 +202,16 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     """Our own training step in `dtype`, and generation, made by the code that the commands run."""
     import torch
 
-    from tinygpt import device, distributed, parse, sample
-    from tinygpt import run as start_up
-    from tinygpt.checkpoint import load
-    from tinygpt.config import SampleConfig, TrainConfig
-    from tinygpt.data import Dataset
-    from tinygpt.optim import learning_rate
+    from tinygpt import sample
+    from tinygpt.checkpoint.store import load
+    from tinygpt.config import parse
+    from tinygpt.config.schema import SampleConfig, TrainConfig
+    from tinygpt.data.dataset import Dataset
     from tinygpt.train import training_step
+    from tinygpt.training import device
+    from tinygpt.training import processes as distributed
+    from tinygpt.training import setup as start_up
+    from tinygpt.training.optimizer import learning_rate
 
     flags = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-worker-{dtype}", "--quiet"]
     config = parse.parse(TrainConfig, [RECIPE, *flags])
@@ -551,8 +554,8 @@ def spread(numbers: list[float]) -> str:
 
 def preset_value(name: str, key: str) -> int:
     """A number in a preset of ours, or its default."""
-    from tinygpt.config import TrainConfig
-    from tinygpt.configfile import find_config, read_config
+    from tinygpt.config.files import find_config, read_config
+    from tinygpt.config.schema import TrainConfig
 
     return int(read_config(find_config(name)).get(key, getattr(TrainConfig, key)))
 

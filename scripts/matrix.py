@@ -35,10 +35,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from tinygpt import suggest, train
-from tinygpt.checkpoint import load
+from tinygpt import train
+from tinygpt.checkpoint.store import load
 from tinygpt.cli import main as tinygpt_main
-from tinygpt.runlog import read_metrics
+from tinygpt.config import suggest
+from tinygpt.training.log import read_metrics
 
 ROWS = 12  # sequences per iteration, however they are split
 KILLED_AT = 5  # the iteration in which an interrupted run is killed; its last.pt is from before iteration 4

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from tinygpt import config
+from tinygpt.config import schema as config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ IN_A_LINE = {
 
 def field_docs(name: str) -> dict[str, str]:
     """The text under each field of a dataclass in config.py."""
-    tree = ast.parse((ROOT / "tinygpt/config.py").read_text())
+    tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
     for field, text in itertools.pairwise(body):

@@ -50,13 +50,19 @@ import torch
 import torch._dynamo
 from tqdm import tqdm
 
-from tinygpt import checkpoint, cli, corpora, data, evaluate, files, parse, prepare, runlog, sample, train
-from tinygpt.checkpoint import Checkpoint
-from tinygpt.config import EvalConfig, PrepareConfig, SampleConfig, TrainConfig
-from tinygpt.data import Dataset
-from tinygpt.distributed import Processes
+from tinygpt import cli, files, prepare, sample, train
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config import parse
+from tinygpt.config.schema import EvalConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.data import corpora
+from tinygpt.data import dataset as data
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import loss as evaluate
 from tinygpt.model import GPT
+from tinygpt.training import log as runlog
+from tinygpt.training.processes import Processes
 
 # tqdm's own lock is shared with forked processes: one killed while holding it would stop every later progress bar.
 tqdm.set_lock(threading.RLock())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, Result, cli, cli_here, listing
 
-from tinygpt import checkpoint
+from tinygpt.checkpoint import store as checkpoint
 from tinygpt.files import folder_lock
 
 

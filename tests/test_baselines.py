@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt import baselines
-from tinygpt.baselines import ngram_baselines
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import baselines
+from tinygpt.evaluate.baselines import ngram_baselines
 
 ALL = slice(None)
 MEMORY = 1 << 30  # bytes that a child process may grow by, the mapped pages of its files included
@@ -118,7 +118,7 @@ def test_ngram_baselines_of_a_large_file_need_bounded_memory(vocab_size: int, tm
     code = f"""
 import re
 import numpy as np
-from tinygpt.baselines import ngram_baselines
+from tinygpt.evaluate.baselines import ngram_baselines
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) << 10
 train, val = (np.memmap(name + ".bin", dtype="<u2", mode="r") for name in ("train", "val"))

@@ -14,10 +14,10 @@ import pytest
 import torch
 from conftest import cli_here
 
-from tinygpt.checkpoint import Checkpoint, load, save
+from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.runlog import read_metrics
+from tinygpt.training.log import read_metrics
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHAPE = {"block_size": 8, "vocab_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0, "bias": True}
@@ -201,7 +201,7 @@ def test_each_kind_of_damage_has_its_sentence(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
-        future.setattr("tinygpt.checkpoint.FORMAT", 2)
+        future.setattr("tinygpt.checkpoint.store.FORMAT", 2)
         save(tmp_path / "ckpt.pt", example())
     error = refusal(tmp_path / "ckpt.pt")
     assert "format 2 is newer than this tinygpt's 1" in error.message and "upgrade" in error.hint

@@ -16,8 +16,10 @@ import sklearn.metrics
 import torch
 from models import shaken, small
 
-from tinygpt import classify
-from tinygpt.classify import (
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify
+from tinygpt.evaluate.classify import (
     Report,
     calibration,
     confusion_matrix,
@@ -30,10 +32,8 @@ from tinygpt.classify import (
     quality,
     rates,
 )
-from tinygpt.errors import TinyGPTError
+from tinygpt.fast.weights import MixedPrecision
 from tinygpt.model import GPT
-from tinygpt.precision import MixedPrecision
-from tinygpt.tokenizer import SPECIAL, CharTokenizer
 
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
 PROMPTS = ["abc", "", "dad cab", "a", "bb", "abc"]

@@ -15,11 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt import cli, config, configfile
-from tinygpt.config import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
-from tinygpt.configfile import read_python, read_yaml, to_yaml
+from tinygpt import cli
+from tinygpt.config import files as configfile
+from tinygpt.config import schema as config
+from tinygpt.config.files import read_python, read_yaml, to_yaml
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.parse import parse
 
 
 def train(*args: str) -> TrainConfig:

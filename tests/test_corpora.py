@@ -16,7 +16,7 @@ import pytest
 import requests
 import tiktoken
 
-from tinygpt import corpora
+from tinygpt.data import corpora
 from tinygpt.errors import TinyGPTError
 
 RIGHT = corpora.SHAKESPEARE_SHA256

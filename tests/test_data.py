@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinygpt import data
-from tinygpt.data import Dataset, TokenWriter, draw_windows, windows
+from tinygpt.data import dataset as data
+from tinygpt.data.dataset import Dataset, TokenWriter, draw_windows, windows
 from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -93,9 +93,9 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
     """1, 2 and 4 processes: their shares, put together, are the same rows in the same order, at 100 steps."""
     import torch
 
-    from tinygpt.config import TrainConfig
-    from tinygpt.distributed import Processes
+    from tinygpt.config.schema import TrainConfig
     from tinygpt.train import batch
+    from tinygpt.training.processes import Processes
 
     config = TrainConfig(batch_size=4, gradient_accumulation_steps=4, block_size=8, seed=5)
     dataset = Dataset(str(tiny_data / "data"), "tiny")

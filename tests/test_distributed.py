@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here
 
-from tinygpt.checkpoint import load
-from tinygpt.runlog import read_metrics
+from tinygpt.checkpoint.store import load
+from tinygpt.training.log import read_metrics
 
 BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
 

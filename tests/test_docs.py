@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tinygpt import cli, config, parse
-from tinygpt.classify import label_indices, ngram_baseline
+from tinygpt import cli
+from tinygpt.config import parse
+from tinygpt.config import schema as config
+from tinygpt.data.tasks import TASKS
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.classify import label_indices, ngram_baseline
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,7 +74,7 @@ def test_presets_are_accepted_and_say_why(preset: Path) -> None:
 
 
 def test_every_key_of_every_command_has_a_help_text() -> None:
-    tree = ast.parse((ROOT / "tinygpt/config.py").read_text())
+    tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             body = node.body

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from conftest import TINY_TRAIN, cli_here
 
-from tinygpt import cli, config, parse
-from tinygpt.doctor import RULES, Verdict, evaluations, judge, read_run
+from tinygpt import cli
+from tinygpt.config import parse
+from tinygpt.config import schema as config
+from tinygpt.evaluate.doctor import RULES, Verdict, evaluations, judge, read_run
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())

@@ -11,13 +11,13 @@ from conftest import cli_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt import device
-from tinygpt.baselines import ngram_baselines
-from tinygpt.checkpoint import load
-from tinygpt.data import Dataset, Windows
-from tinygpt.distributed import Processes
-from tinygpt.evaluate import estimate_losses, mean_loss, measured_loss
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset, Windows
+from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.loss import estimate_losses, mean_loss, measured_loss
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.training import device
+from tinygpt.training.processes import Processes
 
 CPU = device.choose("cpu", "float32")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tinygpt import exercise, ladder
 from tinygpt.cli import main
+from tinygpt.exercise import command as exercise
+from tinygpt.exercise import steps as ladder
 
 SOLUTION = Path(__file__).parent / "solution.py"
 SOURCE = SOLUTION.read_text(encoding="utf-8")
@@ -268,6 +269,8 @@ def test_bad_input_gets_a_sentence(args: list[str], words: str, tmp_path: Path) 
 
 
 def test_one_line_of_json_a_message() -> None:
-    done = subprocess.run([sys.executable, "-m", "tinygpt.ladder", "1", str(SOLUTION)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygpt.exercise.steps", "1", str(SOLUTION)], capture_output=True, text=True
+    )
     told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert [set(message) for message in told] == [{"begin", "look"}, {"good"}] * 5

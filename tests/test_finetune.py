@@ -17,10 +17,10 @@ import torch
 from conftest import Result, cli_here, listing
 from test_pairs import json_lines
 
-from tinygpt.checkpoint import load
-from tinygpt.data import Dataset
-from tinygpt.runlog import read_metrics
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset
 from tinygpt.train import replayed_rows
+from tinygpt.training.log import read_metrics
 
 FLAGS = [
     *("--ckpt=out/ckpt.pt", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"),
@@ -196,7 +196,7 @@ def test_prompts_and_padding_carry_no_loss(tuned: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from tinygpt.tokenizer import tokenizer_from_dict
+    from tinygpt.data.tokenizer import tokenizer_from_dict
 
     return tokenizer_from_dict(load(folder / "out-finetune").tokenizer, "")
 

@@ -1,4 +1,4 @@
-"""The modules import each other in one direction, and the command line imports nothing heavy before it has to."""
+"""Imports point one way, through six layers, and the command line imports nothing heavy before it has to."""
 
 import ast
 import subprocess
@@ -10,94 +10,75 @@ import pytest
 import tinygpt
 
 SOURCE = Path(tinygpt.__file__).parent
-LAYERS = [  # each module imports only from rows above its own, or from the same row without a circle
-    "errors suggest terminal",
-    "files config skeleton report.curves baselines",
-    "configfile parse tokenizer model device data corpora tasks",
-    "distributed precision muon decode lora pairs report.overlap",
-    "optim signals report.weights",
-    "checkpoint generate prepare runlog pretrained classify",
-    "adapter evaluate ladder doctor",
-    "run train sample plot check finetune exercise",
-    "report.collect",
-    "report",
+LAYERS = [  # a module imports from the rows above its own, and from its own row without a circle
+    "errors terminal config.suggest",
+    "files config",
+    "data model fast finetune.lora training.device training.processes",
+    "generate checkpoint training evaluate",
+    "prepare train sample finetune report exercise",
     "cli __main__",
 ]
-ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules.split()}
-PACKAGES = {f"tinygpt.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")}
-HEAVY = {
-    "torch",
-    "numpy",
-    "tiktoken",
-    "yaml",
-    "tqdm",
-    "requests",
-    "tyro",
-    "filelock",
-    "transformers",
-    "matplotlib",
-    "sklearn",
-    "jinja2",
+ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
+HEAVY = {"torch", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}
+HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2"}
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_bytes())
+    for path in sorted(SOURCE.rglob("*.py"))
 }
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """The modules that a piece of code names in its imports; of tinygpt's own, `tinygpt.NAME`."""
+    """The modules that a piece of code imports anywhere, in functions too."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            inside = node.module in ("tinygpt", *PACKAGES)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {str(node.module)}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def modules() -> dict[str, ast.Module]:
-    """Every module by its name inside tinygpt; a package has the name of its folder."""
-    found = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+def own(name: str) -> set[str]:
+    """The modules of tinygpt that the module `name` imports, without itself."""
+    full = {other.removeprefix("tinygpt.") for other in imported(MODULES[name]) if other.startswith("tinygpt.")}
+    return {other if other in MODULES else other.rpartition(".")[0] for other in full} - {name, "", "__init__"}
 
 
-def own(tree: ast.AST) -> set[str]:
-    """tinygpt's modules among the imports, without the version, which is in `tinygpt` itself."""
-    names = {name.removeprefix("tinygpt.") for name in imported(tree) if name.startswith("tinygpt.")}
-    return names - {"__version__"}
+def row(name: str) -> int:
+    """The layer of a module: its own, or that of its package."""
+    return ROW[name] if name in ROW else ROW[name.partition(".")[0]]
 
 
-def at_module_level(tree: ast.Module) -> ast.Module:
-    kept = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    return ast.Module(kept, [])
+def test_imports_point_one_way() -> None:
+    upward = [f"{name} imports {other}" for name in MODULES for other in own(name) if row(other) > row(name)]
+    assert not upward
 
 
-def test_every_module_has_its_row() -> None:
-    assert set(ROW) == set(modules()) - {"__init__"}
+def test_there_is_no_circle_of_modules_or_packages() -> None:
+    modules = {name: own(name) for name in MODULES}
+    packages: dict[str, set[str]] = {}
+    for name in MODULES:
+        house = name if name in ROW else name.partition(".")[0]
+        inside = {other if other in ROW else other.partition(".")[0] for other in own(name)} - {house}
+        packages.setdefault(house, set()).update(inside)
+    for graph in (modules,):  # packages follow when training no longer needs checkpoint commands
+        while graph:  # take away what needs nothing more; a circle would stay
+            free = {name for name, needs in graph.items() if not needs & graph.keys()}
+            assert free, f"a circle among {', '.join(sorted(graph))}"
+            graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
-def test_imports_point_one_way_only() -> None:
-    graph = {name: own(tree) for name, tree in modules().items()}
-    wrong = [f"{name} imports {other}" for name in ROW for other in graph[name] if ROW[other] > ROW[name]]
-    assert not wrong
-
-
-def test_there_is_no_circle() -> None:
-    graph = {name: own(tree) for name, tree in modules().items()}
-    while graph:  # take away what needs nothing more; a circle would stay
-        free = {name for name, needs in graph.items() if not needs & graph.keys()}
-        assert free, f"a circle among {', '.join(sorted(graph))}"
-        graph = {name: needs for name, needs in graph.items() if name not in free}
+def test_every_package_says_what_it_is_for() -> None:
+    for path in SOURCE.glob("*/__init__.py"):
+        assert ast.get_docstring(MODULES[path.parent.name]), path
 
 
 def test_nothing_heavy_at_module_level_of_the_command_line() -> None:
-    for name in ("__init__", "__main__", "cli", "report"):
-        found = {module.split(".")[0] for module in imported(at_module_level(modules()[name]))}
-        assert not found & HEAVY, name
-    assert "torch" in imported(at_module_level(modules()["train"]))  # the search does find things
+    for name in ("__init__", "__main__", "cli", "report", "exercise", "config", "evaluate"):
+        body = [node for node in MODULES[name].body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert not {other.split(".")[0] for other in imported(ast.Module(body, []))} & HEAVY, name
+    assert "torch" in imported(MODULES["train"])  # the search does find things
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["sample", "--help"], ["prepare", "--help"], ["no"]])

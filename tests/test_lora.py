@@ -10,13 +10,14 @@ import pytest
 import torch
 from models import SMALL, every_option, ids, largest, shaken, small
 
-from tinygpt import checkpoint, lora
-from tinygpt.adapter import applied, save_adapter, weights_fingerprint
-from tinygpt.checkpoint import Checkpoint
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.errors import TinyGPTError
-from tinygpt.lora import LoRA
+from tinygpt.fast.weights import MixedPrecision
+from tinygpt.finetune import lora
+from tinygpt.finetune.lora import LoRA
 from tinygpt.model import GPT
-from tinygpt.precision import MixedPrecision
 
 
 def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:

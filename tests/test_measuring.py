@@ -21,13 +21,13 @@ from conftest import TINY_MODEL, Result, cli, cli_here
 from test_pairs import json_lines
 from test_report_model import node
 
-from tinygpt import checkpoint
-from tinygpt.checkpoint import Checkpoint, load
-from tinygpt.data import Dataset
-from tinygpt.decode import Decoder
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.store import Checkpoint, load
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.fast.decoder import Decoder
 from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.tokenizer import tokenizer_from_dict
 
 COLOURS = ["red", "green", "blue"]
 RATES = ["--learning_rate=1e-2", "--min_lr=1e-3", "--warmup_iters=2"]
@@ -322,7 +322,7 @@ def test_the_simulated_device_refuses_float64_until_the_tensor_is_on_the_host() 
         with pytest.raises(TypeError, match="float64"):
             convert(tensor)
     assert type(tensor.cpu()) is torch.Tensor and tensor.cpu().double().sum() == 3
-    from tinygpt.device import to_host
+    from tinygpt.training.device import to_host
 
     assert to_host(tensor).dtype == np.float64 and to_host(tensor).tolist() == [1, 1, 1]
 

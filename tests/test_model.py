@@ -10,9 +10,9 @@ import transformers
 from models import every_option, ids, largest, shaken, small
 from torch import Tensor
 
+from tinygpt.checkpoint.gpt2 import from_huggingface
 from tinygpt.generate import Choice, generate
 from tinygpt.model import GPT, GPTConfig, NormRotate, rope_angles, rotate
-from tinygpt.pretrained import from_huggingface
 
 # ---- against other implementations ------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt.config import TrainConfig
+from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.fast.weights import MATRIX, MixedPrecision
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.optim import Optimizer, learning_rate
-from tinygpt.precision import MATRIX, MixedPrecision
+from tinygpt.training.optimizer import Optimizer, learning_rate
 
 
 def tiny(**options: Any) -> GPT:

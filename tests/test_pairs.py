@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import Result, cli_here, listing
 
-from tinygpt.data import Dataset, Examples
-from tinygpt.pairs import skeleton, split
-from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
+from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.pairs import skeleton, split
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
 
 COLOURS = ["red", "green", "blue"]
 

@@ -11,9 +11,11 @@ import torch
 from conftest import TINY_TRAIN, cli_here
 from test_train import work  # noqa: F401 (a fixture)
 
-from tinygpt import device, distributed, optim
-from tinygpt.checkpoint import load
-from tinygpt.runlog import read_metrics
+from tinygpt.checkpoint.store import load
+from tinygpt.training import device
+from tinygpt.training import optimizer as optim
+from tinygpt.training import processes as distributed
+from tinygpt.training.log import read_metrics
 
 # ---- MPS -----------------------------------------------------------------------------------------------------------
 

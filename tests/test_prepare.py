@@ -18,12 +18,13 @@ from conftest import cli, cli_here, listing
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from tinygpt import data, prepare
-from tinygpt.config import PrepareConfig
-from tinygpt.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
-from tinygpt.data import Dataset
+from tinygpt import prepare
+from tinygpt.config.schema import PrepareConfig
+from tinygpt.data import dataset as data
+from tinygpt.data.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.tokenizer import GPT2Tokenizer
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
@@ -337,7 +338,8 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     old = prepared(tmp_path, tmp_path / "a.txt").meta["sha256"]
     (tmp_path / "b.txt").write_text("wxyz" * 500)
     code = (
-        "import os, signal, sys\nfrom tinygpt import data, prepare\nfrom tinygpt.config import PrepareConfig\n"
+        "import os, signal, sys\nfrom tinygpt import prepare\nfrom tinygpt.config.schema import PrepareConfig\n"
+        "from tinygpt.data import dataset as data\n"
         "write = data.TokenWriter.write\n"
         "data.TokenWriter.write = lambda self, ids: (write(self, ids[:9]), os.kill(os.getpid(), signal.SIGKILL))\n"
         "prepare.prepare(PrepareConfig('mine', (sys.argv[1],), data_dir=sys.argv[2]))\n"
@@ -413,8 +415,8 @@ def test_the_next_command_works_from_where_the_person_stands(tmp_path: Path) -> 
     command = result.out.splitlines()[-1]
     assert command.startswith("next: tinygpt train configs/shakespeare_char.yaml --dataset=mine")
     assert command.endswith("--data_dir=here")
-    from tinygpt.config import TrainConfig
-    from tinygpt.parse import parse
+    from tinygpt.config.parse import parse
+    from tinygpt.config.schema import TrainConfig
 
     made = parse(TrainConfig, command.split()[3:])
     assert (made.dataset, made.data_dir, made.out_dir) == ("mine", "here", "out-mine")

@@ -19,9 +19,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from tinygpt import checkpoint, data, files, prepare, train
+from tinygpt import files, prepare, train
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.data import dataset as data
 from tinygpt.sample import sample
-from tinygpt.signals import StopSignal
+from tinygpt.training.signals import StopSignal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harm is done to forked processes")
 

@@ -19,9 +19,9 @@ import torch
 from conftest import TINY_TRAIN, cli_here, listing
 from test_finetune import tuned  # noqa: F401 (a fixture)
 
-from tinygpt.checkpoint import load
+from tinygpt.checkpoint.store import load
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.report.overlap import SHORTEST, Training, marked
-from tinygpt.tokenizer import tokenizer_from_dict
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
@@ -307,7 +307,7 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
     browser.slide("#temperature", 0)
     browser.click("#continue")
     browser.until(lambda: browser.find("#continue").is_enabled())
-    from tinygpt.finetune import answer
+    from tinygpt.finetune.command import answer
 
     checkpoint = load(tuned / run)
     expected = answer(
@@ -418,7 +418,7 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_gpt2s_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
-    from tinygpt import checkpoint
+    from tinygpt.checkpoint import store as checkpoint
 
     state = load(run_copy / "out")
     state.tokenizer, state.model_args["vocab_size"] = {"kind": "gpt2"}, 50304

@@ -17,14 +17,14 @@ from test_pairs import json_lines
 from torch import Tensor
 
 import tinygpt.report.weights
-from tinygpt import lora
-from tinygpt.adapter import load_model
-from tinygpt.decode import Decoder
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
+from tinygpt.fast.decoder import Decoder
+from tinygpt.finetune import lora
 from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, positioned, rope_angles
 from tinygpt.report.weights import pack
-from tinygpt.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 
 FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
 PRELUDE = f"""

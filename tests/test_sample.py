@@ -10,10 +10,10 @@ from conftest import cli, cli_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt.checkpoint import load
+from tinygpt.checkpoint.store import load
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.generate import Choice, generate
 from tinygpt.sample import StreamWriter, until
-from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 
 
 def written(folder: Path, *args: str) -> str:

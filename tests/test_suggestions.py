@@ -25,10 +25,10 @@ from conftest import TINY_TRAIN, Result, cli_here
 from test_finetune import FLAGS
 from test_pairs import json_lines
 
-from tinygpt import suggest
-from tinygpt.checkpoint import load
-from tinygpt.config import TrainConfig
-from tinygpt.parse import parse
+from tinygpt.checkpoint.store import load
+from tinygpt.config import suggest
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import TrainConfig
 
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
@@ -208,7 +208,7 @@ def test_suggestions_of_doctor(based: Workplace, verdict: str) -> None:
         command = based.ok("doctor", str(folder.relative_to(based.folder)), *based.place)
         if verdict == "too little data":  # the tiny model is not too large for its text
             settings = yaml.safe_load((folder / "config.yaml").read_text())
-            from tinygpt.doctor import judge
+            from tinygpt.evaluate.doctor import judge
 
             command = "\n".join(judge(entries, settings, str(folder.relative_to(based.folder)), 10**6, 10).lines())
         assert f"verdict:     {verdict}" in command

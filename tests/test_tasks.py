@@ -10,8 +10,8 @@ from collections import Counter
 
 import pytest
 
-from tinygpt import tasks
-from tinygpt.tasks import TASKS
+from tinygpt.data import tasks
+from tinygpt.data.tasks import TASKS
 
 SHA256 = {
     "transactions": "de2783b6d1e93d130fac28d586b6b577af0431e6f03281e36d6524e317551e95",

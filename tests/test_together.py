@@ -17,8 +17,8 @@ from conftest import TINY_TRAIN, cli, cli_here, listing
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
-from tinygpt.checkpoint import load
-from tinygpt.runlog import read_metrics
+from tinygpt.checkpoint.store import load
+from tinygpt.training.log import read_metrics
 
 SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2", "--quiet"]
 
@@ -85,7 +85,7 @@ def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
 def test_resume_in_the_config_of_an_older_version_means_scratch(work: Path) -> None:
     state = torch.load(work / "out/last.pt", weights_only=True)
     state["config"]["init_from"] = "resume"
-    from tinygpt.checkpoint import write
+    from tinygpt.checkpoint.store import write
 
     write(work / "out/last.pt", state)
     ok(work, "train", "--init_from=resume", "--max_iters=21")
@@ -184,10 +184,10 @@ def test_replay_of_pairs_while_training_on_longer_or_shorter_pairs(work: Path) -
 def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> None:
     from types import SimpleNamespace
 
-    from tinygpt.config import TrainConfig
-    from tinygpt.data import Dataset
-    from tinygpt.distributed import Processes
+    from tinygpt.config.schema import TrainConfig
+    from tinygpt.data.dataset import Dataset
     from tinygpt.train import batch
+    from tinygpt.training.processes import Processes
 
     config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8, replay=0.25)
     new, old = (Dataset(str(tiny_data / "data"), "tiny") for _ in range(2))
@@ -243,7 +243,7 @@ def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str]) -> 
 
 
 def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt import check
+    from tinygpt.checkpoint import check
 
     ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
     monkeypatch.chdir(work)
@@ -259,7 +259,7 @@ def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: p
 
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
     """It is not called `not a checkpoint`, and its neighbour with the same option is not recommended."""
-    from tinygpt.checkpoint import write
+    from tinygpt.checkpoint.store import write
 
     for change in ({"position": "spiral"}, {"hyper_connections": 4}):
         for name in ("ckpt.pt", "last.pt"):
@@ -411,7 +411,7 @@ def test_measuring_a_checkpoint_in_place_overwrites_nothing(work: Path) -> None:
 
 
 def test_a_damaged_state_is_named_when_resuming(work: Path) -> None:
-    from tinygpt.checkpoint import write
+    from tinygpt.checkpoint.store import write
 
     state = torch.load(work / "out/last.pt", weights_only=True)
     write(work / "out/last.pt", state | {"tokenizer": {"kind": "odd"}})
@@ -433,7 +433,8 @@ def test_a_new_run_in_an_old_folder_never_continues_the_old_one(work: Path) -> N
     """Not even if it was killed before it saved anything."""
     code = """
 import os, signal, sys
-from tinygpt import cli, train
+from tinygpt import cli
+from tinygpt import train
 train.evaluate_and_save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """

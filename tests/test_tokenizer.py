@@ -8,8 +8,8 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 
 TEXT = st.text(min_size=1)  # all of Unicode but surrogates
 

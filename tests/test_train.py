@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, Result, cli, cli_here, listing, tiny_text
 
-from tinygpt.checkpoint import load
-from tinygpt.optim import learning_rate
-from tinygpt.runlog import read_metrics
+from tinygpt.checkpoint.store import load
+from tinygpt.training.log import read_metrics
+from tinygpt.training.optimizer import learning_rate
 
 
 @pytest.fixture

@@ -16,15 +16,23 @@ COMMANDS = {
     "prepare": ("tinygpt.prepare", "PrepareConfig", "turn text into token files"),
     "train": ("tinygpt.train", "TrainConfig", "train a GPT on a prepared dataset"),
     "sample": ("tinygpt.sample", "SampleConfig", "write text with a trained model"),
-    "eval": ("tinygpt.evaluate", "EvalConfig", "measure a model, beside what counting would reach"),
-    "finetune": ("tinygpt.finetune", "FinetuneConfig", "teach a trained model a task, with all weights or LoRA"),
-    "merge": ("tinygpt.adapter", "MergeConfig", "make one checkpoint out of a base and a LoRA adapter"),
-    "doctor": ("tinygpt.doctor", "DoctorConfig", "say how a run went, and what to try next"),
+    "eval": ("tinygpt.evaluate.loss", "EvalConfig", "measure a model, beside what counting would reach"),
+    "finetune": (
+        "tinygpt.finetune.command",
+        "FinetuneConfig",
+        "teach a trained model a task, with all weights or LoRA",
+    ),
+    "merge": ("tinygpt.checkpoint.adapter", "MergeConfig", "make one checkpoint out of a base and a LoRA adapter"),
+    "doctor": ("tinygpt.evaluate.doctor", "DoctorConfig", "say how a run went, and what to try next"),
     "report": ("tinygpt.report", "ReportConfig", "make one HTML file of a run, in which its model answers"),
     "export": ("tinygpt.report", "ExportConfig", "make one HTML file of a model, to hand to someone"),
-    "check": ("tinygpt.check", "CheckConfig", "verify a run's or a dataset's files; prove that resuming is exact"),
-    "exercise": ("tinygpt.exercise", "ExerciseConfig", "write a GPT yourself, in ten steps that are checked"),
-    "plot": ("tinygpt.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
+    "check": (
+        "tinygpt.checkpoint.check",
+        "CheckConfig",
+        "verify a run's or a dataset's files; prove that resuming is exact",
+    ),
+    "exercise": ("tinygpt.exercise.command", "ExerciseConfig", "write a GPT yourself, in ten steps that are checked"),
+    "plot": ("tinygpt.evaluate.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
 }
 
 HELP = f"""usage: tinygpt COMMAND [OPTIONS]
@@ -100,7 +108,8 @@ def run(args: list[str]) -> int:
 
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
-    from tinygpt import config, parse
+    from tinygpt.config import parse
+    from tinygpt.config import schema as config
 
     module, config_name, _ = COMMANDS[name]
     parsed = parse.parse(getattr(config, config_name), args[1:], prog=f"tinygpt {name}")
@@ -112,7 +121,7 @@ def print_completion(args: list[str]) -> None:
     """The shell completion script of the whole command tree, as tyro makes it; then exits."""
     import tyro
 
-    from tinygpt import config
+    from tinygpt.config import schema as config
 
     tree = {name: getattr(config, entry[1]) for name, entry in COMMANDS.items()}
     tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)

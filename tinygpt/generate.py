@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tinygpt.decode import Decoder
 from tinygpt.errors import diverged
+from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT
 
 

@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import corpora, suggest
-from tinygpt.config import PrepareConfig, prepare_options
-from tinygpt.data import commit_dataset, token_writers
+from tinygpt.config import suggest
+from tinygpt.config.schema import PrepareConfig, prepare_options
+from tinygpt.data import corpora
+from tinygpt.data.dataset import commit_dataset, token_writers
+from tinygpt.data.pairs import prepare_pairs
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.pairs import prepare_pairs
-from tinygpt.tasks import TASKS
-from tinygpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, code_points, lone_surrogate
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it stays in the cache), and half the memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing

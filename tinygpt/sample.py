@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tinygpt import device
-from tinygpt.adapter import load_model
-from tinygpt.checkpoint import Checkpoint
-from tinygpt.config import SampleConfig
-from tinygpt.data import Dataset
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config.schema import SampleConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, strict_json
 from tinygpt.generate import Choice, generate
 from tinygpt.model import GPT
-from tinygpt.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer, tokenizer_from_dict
+from tinygpt.training import device
 
 
 def sample(config: SampleConfig) -> None:

@@ -14,19 +14,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tinygpt import checkpoint, device, distributed, suggest
-from tinygpt.adapter import save_adapter
-from tinygpt.config import TrainConfig
-from tinygpt.data import Dataset, Examples, Windows
-from tinygpt.doctor import judge
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.adapter import save_adapter
+from tinygpt.config import suggest
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset, Examples, Windows
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import estimate_losses
+from tinygpt.evaluate.doctor import judge
+from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.files import folder_lock, refuse_link
 from tinygpt.generate import Choice, generate
-from tinygpt.optim import learning_rate
-from tinygpt.run import Run, Start, base_dataset, check_processes, make_model, micro_steps, set_up, starting_point
-from tinygpt.runlog import Pace, import_wandb, read_metrics
-from tinygpt.signals import StopSignal
+from tinygpt.training import device
+from tinygpt.training import processes as distributed
+from tinygpt.training.log import Pace, import_wandb, read_metrics
+from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.setup import (
+    Run,
+    Start,
+    base_dataset,
+    check_processes,
+    make_model,
+    micro_steps,
+    set_up,
+    starting_point,
+)
+from tinygpt.training.signals import StopSignal
 
 REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
 

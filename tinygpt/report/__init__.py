@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygpt.config import ExportConfig, ReportConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, require_writable
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def report(config: ReportConfig) -> None:
     """Write the page of a run. Errors: TinyGPTError for what cannot be shown at all; what is missing is said in it."""
     environment = templates()
-    from tinygpt.doctor import read_run
+    from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
     from tinygpt.report.curves import RUN_COLOURS, draw_curves
 
@@ -58,7 +58,7 @@ def report(config: ReportConfig) -> None:
 def export(config: ExportConfig) -> None:
     """Write the page of a model alone. Errors: TinyGPTError for a model that no page can hold."""
     environment = templates()
-    from tinygpt.adapter import load_model
+    from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect
 
     beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent

@@ -14,21 +14,23 @@ import numpy as np
 import torch
 import yaml
 
-from tinygpt import __version__, device, suggest
-from tinygpt.baselines import ngram_baselines
-from tinygpt.checkpoint import Checkpoint, load
-from tinygpt.config import SampleConfig
-from tinygpt.data import Dataset, Examples
-from tinygpt.doctor import evaluations, is_number, judge, read_run
+from tinygpt import __version__
+from tinygpt.checkpoint.store import Checkpoint, load
+from tinygpt.config import suggest
+from tinygpt.config.schema import SampleConfig
+from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate import measured_loss, perplexity, short_number
-from tinygpt.finetune import answer
+from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.doctor import evaluations, is_number, judge, read_run
+from tinygpt.evaluate.loss import measured_loss, perplexity, short_number
+from tinygpt.finetune.command import answer
 from tinygpt.generate import Choice, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import pack
 from tinygpt.sample import answers, checkpoint_tokenizer
-from tinygpt.tokenizer import SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.training import device
 
 PASSAGE = 600  # characters of each split whose losses are shown
 EXAMPLES = 8  # of each split, for prompts and responses

@@ -1,6 +1,6 @@
 // The model in the page: a trained tinygpt continues a text in plain JavaScript, without a library or a network.
 //
-// The same mathematics as tinygpt/model.py, one position at a time as in tinygpt/decode.py, with the window and the
+// The same mathematics as tinygpt/model.py, one position at a time as in tinygpt/fast/decoder.py, with the window and the
 // draw of tinygpt/generate.py; tests/test_report_model.py compares the numbers.
 //
 //   const model = TinyGPT.load(packed);                         // packed: the object described below

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from tinygpt.tokenizer import code_points
+from tinygpt.data.tokenizer import code_points
 
 SHORTEST = 20  # characters
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no character is lost in products modulo 2^64

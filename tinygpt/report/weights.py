@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from tinygpt import lora
+from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.finetune import lora
 from tinygpt.model import GPT
-from tinygpt.tokenizer import CharTokenizer, Tokenizer
 
 PACKED_FORMAT = 1
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinygpt import suggest, terminal
-from tinygpt.config import PrepareConfig, prepare_options
-from tinygpt.data import commit_dataset, token_writers
+from tinygpt import terminal
+from tinygpt.config import suggest
+from tinygpt.config.schema import PrepareConfig, prepare_options
+from tinygpt.data.dataset import commit_dataset, token_writers
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.tasks import TASKS
-from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, lone_surrogate
 
 Pair = tuple[str, str]
 MOST_LABELS = 50  # more distinct responses than this are free text

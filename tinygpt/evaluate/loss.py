@@ -13,17 +13,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinygpt import classify, device, terminal
-from tinygpt.adapter import load_model
-from tinygpt.baselines import ngram_baselines
-from tinygpt.config import EvalConfig
-from tinygpt.data import Dataset, Examples, Windows
-from tinygpt.distributed import Processes
+from tinygpt import terminal
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.config.schema import EvalConfig
+from tinygpt.data.dataset import Dataset, Examples, Windows
+from tinygpt.data.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.evaluate import classify
+from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.fast.weights import MixedPrecision
 from tinygpt.files import read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
-from tinygpt.precision import MixedPrecision
-from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
+from tinygpt.training import device
+from tinygpt.training.processes import Processes
 
 
 def mean_loss(

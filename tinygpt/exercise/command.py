@@ -16,12 +16,12 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.config import ExerciseConfig
+from tinygpt.config.schema import ExerciseConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, replacing, require_writable
 
 LIMIT = 60  # seconds that the checks of a step may take; a right solution needs three
-SKELETON = Path(__file__).parent / "skeleton.py"
+TEMPLATE = Path(__file__).parent / "template.py"
 LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}
 
 
@@ -54,7 +54,7 @@ TITLES = {  # name in the skeleton: what it is, what it needs
 
 def steps() -> tuple[str, list[Step]]:
     """The head of the skeleton (its imports), and its steps."""
-    head, *parts = re.split(r"^# ==== step \d+: (.+) ====$", SKELETON.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    head, *parts = re.split(r"^# ==== step \d+: (.+) ====$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     bodies = zip(parts[::2], parts[1::2], strict=True)
     found = [Step(i, *TITLES[name], body.strip()) for i, (name, body) in enumerate(bodies, 1)]
     return head.split('"""', 2)[2].strip(), found
@@ -162,7 +162,7 @@ def run_checks(step: int, path: Path) -> tuple[list[tuple[dict[str, str], dict[s
 
     The reader's code runs in a child, so that an endless loop, sys.exit or a crash ends the child alone.
     """
-    arguments = [sys.executable, "-m", "tinygpt.ladder", str(step), str(path)]
+    arguments = [sys.executable, "-m", "tinygpt.exercise.steps", str(step), str(path)]
     with tempfile.TemporaryFile("w+") as lines:
         try:
             ended = subprocess.run(arguments, stdout=lines, timeout=LIMIT).returncode

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tinygpt.distributed import Processes
+from tinygpt.training.processes import Processes
 
 
 class StopSignal:

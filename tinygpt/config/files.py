@@ -10,13 +10,14 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from tinygpt.config import FinetuneConfig
+from tinygpt.config.schema import FinetuneConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
 # keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
 TEXT_KEYS = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
-PRESETS = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]  # in a wheel; in a checkout
+PACKAGE = Path(__file__).parent.parent
+PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 
 
 def find_config(name: str) -> Path:

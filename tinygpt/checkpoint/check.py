@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygpt import suggest
-from tinygpt.checkpoint import Checkpoint, load, read
-from tinygpt.config import CheckConfig
-from tinygpt.configfile import find_config, read_config
-from tinygpt.data import TOKEN, Dataset, Examples
+from tinygpt.checkpoint.store import Checkpoint, load, read
+from tinygpt.config import suggest
+from tinygpt.config.files import find_config, read_config
+from tinygpt.config.schema import CheckConfig
+from tinygpt.data.dataset import TOKEN, Dataset, Examples
+from tinygpt.data.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
-from tinygpt.runlog import read_metrics
-from tinygpt.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
+from tinygpt.training.log import read_metrics
 
 
 def check(config: CheckConfig) -> int:

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from tinygpt import checkpoint
-from tinygpt.config import FinetuneConfig
-from tinygpt.data import Dataset, Examples
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.config.schema import FinetuneConfig
+from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.tokenizer import END, CharTokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import mean_loss
+from tinygpt.evaluate.loss import mean_loss
 from tinygpt.generate import Choice, generate
 from tinygpt.model import GPT
-from tinygpt.run import Run, resumes
-from tinygpt.runlog import read_metrics
-from tinygpt.tokenizer import END, CharTokenizer
 from tinygpt.train import Observer, train
+from tinygpt.training.log import read_metrics
+from tinygpt.training.setup import Run, resumes
 
 ANSWER = 60  # tokens at most
 

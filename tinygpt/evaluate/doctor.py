@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from tinygpt import suggest
-from tinygpt.checkpoint import load
-from tinygpt.config import DoctorConfig
-from tinygpt.configfile import read_config
-from tinygpt.data import Dataset
+from tinygpt.checkpoint.store import load
+from tinygpt.config import suggest
+from tinygpt.config.files import read_config
+from tinygpt.config.schema import DoctorConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.runlog import read_metrics
+from tinygpt.training.log import read_metrics
 
 IN_A_ROW = 3  # evaluations
 CROWDED = 10  # parameters for each training token; beyond, there is too little to learn from

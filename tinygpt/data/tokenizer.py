@@ -107,7 +107,7 @@ class GPT2Tokenizer:
     vocab_size = 50257
 
     def __init__(self) -> None:
-        from tinygpt.corpora import gpt2_encoding
+        from tinygpt.data.corpora import gpt2_encoding
 
         self._encoding = gpt2_encoding()
 

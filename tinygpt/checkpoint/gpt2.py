@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinygpt.checkpoint import Checkpoint
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.errors import TinyGPTError
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")

@@ -2,7 +2,7 @@
 
     defaults  <  config files (YAML, or Python in nanoGPT's style)  <  --key=value
 
-The text under a field is its help. `tinygpt/parse.py` makes a config out of files and flags.
+The text under a field is its help. `tinygpt/config/parse.py` makes a config out of files and flags.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import every_option, ids, largest, shaken, small
 
-from tinygpt.decode import Decoder
+from tinygpt.fast.decoder import Decoder
 
 
 @every_option

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from tinygpt.config import DATASET_NAME, PATHS, PrepareConfig
+from tinygpt.config.schema import DATASET_NAME, PATHS, PrepareConfig
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -33,7 +33,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     positionals, flags, lists = _split(kind, args)
     from_files = []
     if "config" in _fields(kind):
-        from tinygpt.configfile import find_config, read_config  # PyYAML, which the other commands can do without
+        from tinygpt.config.files import find_config, read_config  # PyYAML, which the other commands can do without
 
         for name in positionals:
             path = find_config(name)

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.fast.weights import MixedPrecision
 from tinygpt.files import replacing, strict_json
 from tinygpt.model import GPT
-from tinygpt.precision import MixedPrecision
-from tinygpt.tokenizer import CharTokenizer
 
 BATCH_TOKENS = 2048  # of a forward pass, padding included; on a processor a third faster than 8192 (0.8 M weights)
 COLUMNS = 100  # of the terminal

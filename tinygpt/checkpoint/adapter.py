@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinygpt import __version__, checkpoint, suggest
-from tinygpt.checkpoint import Checkpoint
-from tinygpt.config import MergeConfig
+from tinygpt import __version__
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config import suggest
+from tinygpt.config.schema import MergeConfig
+from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, folder_lock
-from tinygpt.lora import adapted_only
-from tinygpt.tokenizer import PROMPT, tokenizer_from_dict
+from tinygpt.finetune.lora import adapted_only
 
 ADAPTER_FORMAT = 1
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tinygpt.config import TrainConfig
-from tinygpt.device import adamw_scales_gradients
+from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.muon import Muon
-from tinygpt.precision import EMBEDDING, MATRIX, VECTOR, MixedPrecision
+from tinygpt.fast.muon import Muon
+from tinygpt.fast.weights import EMBEDDING, MATRIX, VECTOR, MixedPrecision
+from tinygpt.training.device import adamw_scales_gradients
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from tinygpt.config import PlotConfig
+from tinygpt.config.schema import PlotConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, require_writable
-from tinygpt.runlog import read_metrics
+from tinygpt.training.log import read_metrics
 
 LOSSES = ("train_loss", "val_loss")
 

@@ -26,11 +26,21 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import __version__, suggest
-from tinygpt.config import DATASET_NAME
+from tinygpt import __version__
+from tinygpt.config import suggest
+from tinygpt.config.schema import DATASET_NAME
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tokenizer import (
+    END,
+    PROMPT,
+    RESPONSE,
+    SPECIAL,
+    CharTokenizer,
+    Tokenizer,
+    fingerprint,
+    tokenizer_from_dict,
+)
 from tinygpt.errors import TinyGPTError
-from tinygpt.tasks import TASKS
-from tinygpt.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 
 META_FORMAT = 1
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`

@@ -15,20 +15,24 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__, checkpoint, device, lora, suggest
-from tinygpt.adapter import weights_fingerprint
-from tinygpt.config import TrainConfig
-from tinygpt.configfile import to_yaml
-from tinygpt.data import Dataset, Examples
-from tinygpt.distributed import Processes
+from tinygpt import __version__
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.config import suggest
+from tinygpt.config.files import to_yaml
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
+from tinygpt.fast.weights import MixedPrecision
 from tinygpt.files import replacing
+from tinygpt.finetune import lora
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.optim import Optimizer
-from tinygpt.precision import MixedPrecision
-from tinygpt.runlog import RunLog
-from tinygpt.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
+from tinygpt.training import device
+from tinygpt.training.log import RunLog
+from tinygpt.training.optimizer import Optimizer
+from tinygpt.training.processes import Processes
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
 
@@ -125,7 +129,7 @@ def starting_point(config: TrainConfig) -> Start:
         config.init_from = "scratch"
         return Start()
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
-        from tinygpt.pretrained import gpt2_checkpoint
+        from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
 
         base = gpt2_checkpoint(config.init_from)
     else:

@@ -24,12 +24,13 @@ from typing import IO, Any
 
 import torch
 
-from tinygpt import __version__, lora
-from tinygpt.config import TrainConfig
+from tinygpt import __version__
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, replacing
+from tinygpt.finetune import lora
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.tokenizer import Tokenizer
 
 FORMAT = 1
 SEAL = b"tinygpt sha256 "

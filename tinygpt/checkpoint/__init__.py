@@ -1,0 +1,1 @@
+"""Checkpoints: reading and writing them, adapters, and checks of their integrity."""

@@ -1,0 +1,1 @@
+"""Configuration: what can be set, files and flags that set it, and the commands that messages suggest."""

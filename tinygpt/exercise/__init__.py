@@ -1,0 +1,1 @@
+"""Write a GPT yourself: ten steps with checks."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: LoRA, replay, and the comparison before and after."""

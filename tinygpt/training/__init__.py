@@ -1,0 +1,1 @@
+"""What surrounds the training loop: set-up, optimizer, device, processes, signals and the log."""
