@@ -55,7 +55,7 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import parse
 from tinygpt.config.schema import EvalConfig, PrepareConfig, SampleConfig, TrainConfig
-from tinygpt.data import corpora
+from tinygpt.data import corpora, rows
 from tinygpt.data import dataset as data
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
@@ -1098,12 +1098,12 @@ def same_batches(bench: Bench, scale: float) -> Result:
         for count in (1, 2, 4):
             config = bench.config(Path("x"), batch_size=4, gradient_accumulation_steps=4)
             for step in range(result.figures["steps"]):
-                starts = data.draw_windows(config.seed, step, len(tokens), config.block_size, 16)
-                whole = data.windows(tokens, starts, config.block_size)
+                starts = rows.draw_windows(config.seed, step, len(tokens), config.block_size, 16)
+                whole = rows.windows(tokens, starts, config.block_size)
                 parts = []
                 for rank in range(count):
                     run = SimpleNamespace(
-                        config=config, dataset=SimpleNamespace(sources={"train": data.Windows(tokens)}),
+                        config=config, dataset=SimpleNamespace(sources={"train": rows.TextRows(tokens)}),
                         ranks=Processes(rank, rank, count), compute=SimpleNamespace(device=torch.device("cpu")),
                         width=config.block_size, base_data=None,
                     )  # fmt: skip

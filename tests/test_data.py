@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinygpt.data import dataset as data
-from tinygpt.data.dataset import Dataset, TokenWriter, draw_windows, windows
+from tinygpt.data.dataset import Dataset, TokenWriter
+from tinygpt.data.rows import draw_windows, windows
 from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

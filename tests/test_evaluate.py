@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.checkpoint.store import load
-from tinygpt.data.dataset import Dataset, Windows
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import estimate_losses, mean_loss, measured_loss
 from tinygpt.model import GPT, GPTConfig
@@ -47,7 +48,7 @@ def one_by_one(model: GPT, ids: np.ndarray) -> list[float]:
 
 
 def whole_loss(model: GPT, ids: np.ndarray) -> float:
-    return mean_loss(model, Windows(ids), Windows(ids).every(8), CPU)
+    return mean_loss(model, TextRows(ids), TextRows(ids).every(8), CPU)
 
 
 # ---- over a split -----------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_the_whole_split_is_every_token_once(count: int) -> None:
 def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) -> None:
     ids = np.arange(count, dtype="<u2")  # each token is its own position
     seen: list[int] = []
-    source = Windows(ids)
+    source = TextRows(ids)
     starts = source.every(block_size)
     for at in range(0, len(starts), rows):
         x, y = source.rows(starts[at : at + rows], block_size)
@@ -81,15 +82,15 @@ def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) 
 def test_processes_share_the_work_without_loss_or_repetition() -> None:
     """The weighted mean over 3 processes' parts is the whole, an uneven share and the short window included."""
     model, ids = tiny(), tokens(60)
-    starts = Windows(ids).every(8)
+    starts = TextRows(ids).every(8)
     total = count = 0.0
     for rank in range(3):
         mine = starts[rank::3]
         size = sum(min(8, 59 - start) for start in mine)
-        total += mean_loss(model, Windows(ids), mine, CPU, Processes()) * size
+        total += mean_loss(model, TextRows(ids), mine, CPU, Processes()) * size
         count += size
     assert count == 59
-    assert total / count == pytest.approx(mean_loss(model, Windows(ids), starts, CPU), abs=1e-6)
+    assert total / count == pytest.approx(mean_loss(model, TextRows(ids), starts, CPU), abs=1e-6)
 
 
 def test_large_vocabularies_go_through_in_smaller_batches() -> None:
@@ -131,7 +132,7 @@ def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> N
 
 def test_the_standard_error_is_that_of_the_windows_means() -> None:
     """Windows of one length: the plain standard error of their means; and it foretells how estimates scatter."""
-    model, source = tiny(), Windows(tokens(4000))
+    model, source = tiny(), TextRows(tokens(4000))
     starts = source.draw(1, 0, 8, 50)
     mean, error = measured_loss(model, source, starts, CPU)
     each = [mean_loss(model, source, starts[i : i + 1], CPU) for i in range(50)]

@@ -180,7 +180,7 @@ def test_replay_forgets_less(work: Path) -> None:
 
 def test_prompts_and_padding_carry_no_loss(tuned: Path) -> None:
     model, dataset = load(tuned / "out-finetune").build_model().eval(), Dataset(str(tuned / "data"), "colours")
-    assert dataset.speak(load_tokenizer(tuned))
+    assert dataset.adopt_tokenizer(load_tokenizer(tuned))
     x, y = (torch.from_numpy(part) for part in dataset.sources["train"].rows(np.arange(4), 16))
     with torch.no_grad():
         loss = model(x, y)[1]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import Result, cli_here, listing
 
-from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import skeleton, split
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
 
 COLOURS = ["red", "green", "blue"]
@@ -139,7 +140,7 @@ def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
 def test_targets_are_the_response_and_the_end(tmp_path: Path) -> None:
     tokenizer = CharTokenizer([*"abc", *SPECIAL])
     ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
-    x, y = Examples(ids, tokenizer).rows(np.array([1, 0]), 6)
+    x, y = PairRows(ids, tokenizer).rows(np.array([1, 0]), 6)
     p, r, e = (tokenizer.special[name] for name in SPECIAL)
     assert x.tolist() == [[p, 2, r, 0, 0, 1], [p, 0, 1, r, 2, e]]
     assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]
@@ -150,17 +151,17 @@ def test_tokens_that_are_not_whole_examples_are_refused(cut: int) -> None:
     tokenizer = CharTokenizer([*"abc", *SPECIAL])
     ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
     with pytest.raises(ValueError, match="marks"):
-        Examples(ids[cut:], tokenizer)
+        PairRows(ids[cut:], tokenizer)
     with pytest.raises(ValueError, match="marks"):
-        Examples(ids[:-cut], tokenizer)
+        PairRows(ids[:-cut], tokenizer)
 
 
-def test_a_dataset_speaks_a_larger_vocabulary(tmp_path: Path) -> None:
+def test_a_dataset_adopts_a_larger_vocabulary(tmp_path: Path) -> None:
     json_lines(tmp_path, pairs())
     assert prepared(tmp_path).status == 0
     dataset, other = mine(tmp_path), CharTokenizer([*"ZYXzyx", *RESPONSE[:0]])
-    assert not dataset.speak(other)
+    assert not dataset.adopt_tokenizer(other)
     texts = {name: source.texts(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
     grown = other.grown(dataset.tokenizer.symbols)  # type: ignore[union-attr]
-    assert grown.symbols[:6] == list("ZYXzyx") and dataset.speak(grown) and dataset.tokenizer is grown
+    assert grown.symbols[:6] == list("ZYXzyx") and dataset.adopt_tokenizer(grown) and dataset.tokenizer is grown
     assert {name: source.texts(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]

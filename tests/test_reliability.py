@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tinygpt import files, prepare, train
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.data import dataset as data
+from tinygpt.data import rows
 from tinygpt.sample import sample
 from tinygpt.training.signals import StopSignal
 
@@ -95,12 +96,12 @@ def any_data() -> None:
 
 
 def batches_from_one_generator() -> None:
-    """data.draw_windows without its key of (seed, step)."""
+    """rows.draw_windows without its key of (seed, step)."""
 
     def draw(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         return np.random.default_rng().integers(0, tokens - block_size, size=count)
 
-    data.draw_windows = draw
+    rows.draw_windows = draw
 
 
 def no_lock() -> None:

@@ -18,7 +18,8 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
-from tinygpt.data.dataset import Dataset, Examples, Windows
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows, TextRows
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
@@ -40,7 +41,7 @@ from tinygpt.training.setup import (
 )
 from tinygpt.training.signals import StopSignal
 
-REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see data.draw_windows
+REPLAY = 3  # the stream of draws from the base model's own data; 0 to 2 are taken, see rows.draw_windows
 
 
 class Observer:
@@ -190,7 +191,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     return inputs, targets, weights
 
 
-def global_batch(run: Run, step: int, rows: int) -> list[tuple[Windows | Examples, np.ndarray, np.ndarray]]:
+def global_batch(run: Run, step: int, rows: int) -> list[tuple[TextRows | PairRows, np.ndarray, np.ndarray]]:
     """The rows of all processes together, by source: the source, where in it each row is, and its place in the batch.
     Replayed rows are spread evenly over the batch, and so over the processes."""
     config, source = run.config, run.dataset.sources["train"]
@@ -299,7 +300,7 @@ def show_sample(run: Run, length: int = 200) -> None:
         return
     tokenizer = run.dataset.tokenizer
     source, start = run.dataset.sources["val"], np.zeros(1, dtype=np.int64)
-    if isinstance(source, Examples):  # the first example's prompt, up to where its response begins
+    if isinstance(source, PairRows):  # the first example's prompt, up to where its response begins
         start = source.tokens[: source.responses[0] + 1].astype(np.int64)
     prompt = torch.from_numpy(start[None]).to(run.compute.device)
     choice, model = Choice(temperature=0.8, top_k=200, seed=run.config.seed), run.plain_model().eval()
@@ -337,7 +338,7 @@ def next_command(run: Run) -> str:
     source = run.dataset.sources["val"]
     if run.dataset.labels:
         return suggest.evaluate(vars(run.config), run.out)
-    prompt = source.texts(run.dataset.tokenizer)[0][0] if isinstance(source, Examples) else None
+    prompt = source.texts(run.dataset.tokenizer)[0][0] if isinstance(source, PairRows) else None
     return suggest.sample(f"{run.out}/ckpt.pt", prompt)
 
 

@@ -17,7 +17,8 @@ from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
 from tinygpt.config.files import find_config, read_config
 from tinygpt.config.schema import CheckConfig
-from tinygpt.data.dataset import TOKEN, Dataset, Examples
+from tinygpt.data.dataset import TOKEN, Dataset
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
@@ -99,7 +100,7 @@ def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
     try:
         dataset = Dataset(data_dir, str(best.config.get("dataset", "")))
         source = dataset.sources["val"]
-        return suggest.sample(path, source.texts(dataset.tokenizer)[0][0] if isinstance(source, Examples) else None)
+        return suggest.sample(path, source.texts(dataset.tokenizer)[0][0] if isinstance(source, PairRows) else None)
     except TinyGPTError:
         return suggest.command("sample", "--ckpt", path, "--plain")
 
@@ -116,7 +117,7 @@ def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
         print(f"note  its dataset cannot be compared: {error.message}")
         return True
     fresh = dataset.fingerprint
-    if not dataset.speak(tokenizer_from_dict(state.tokenizer, str(folder))):
+    if not dataset.adopt_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder))):
         return report(
             False,
             f"the vocabulary ({fingerprint(state.tokenizer or {})}) differs from that of dataset {name!r} ({fresh})",

@@ -1,19 +1,12 @@
-"""Prepared datasets: the only place that knows the token files' format, and where batches come from.
+"""Prepared datasets: the only place that knows the token files' format.
 
 A dataset is a folder of three files. `train.bin` and `val.bin` are raw little-endian uint16 ids, byte-compatible
 with nanoGPT's; `meta.json` holds the tokenizer, counts, and the SHA-256 of everything. Nothing is ever pickled. A
 dataset of prompts and responses has a `test.bin` too; its examples are PROMPT prompt RESPONSE response END, one behind
 the other, so which tokens carry loss can be read off the tokens themselves.
-
-A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
-process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
-evaluation cannot disturb training, and the number of processes does not change what is learned.
-Source of the counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
 import contextlib
-import copy
-import functools
 import hashlib
 import json
 import os
@@ -29,17 +22,9 @@ import numpy as np
 from tinygpt import __version__
 from tinygpt.config import suggest
 from tinygpt.config.schema import DATASET_NAME
+from tinygpt.data.rows import PairRows, TextRows
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tokenizer import (
-    END,
-    PROMPT,
-    RESPONSE,
-    SPECIAL,
-    CharTokenizer,
-    Tokenizer,
-    fingerprint,
-    tokenizer_from_dict,
-)
+from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 
 META_FORMAT = 1
@@ -165,15 +150,15 @@ class Dataset:
         return labels if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else []
 
     def _set_sources(self) -> None:
-        self.sources: dict[str, Windows | Examples] = {}
+        self.sources: dict[str, TextRows | PairRows] = {}
         for split, tokens in self.splits.items():
             try:
-                self.sources[split] = Examples(tokens, self.tokenizer) if self.pairs else Windows(tokens)
+                self.sources[split] = PairRows(tokens, self.tokenizer) if self.pairs else TextRows(tokens)
             except (AttributeError, KeyError, ValueError):
                 what = f"{self.folder}/{split}.bin: does not hold prompts and responses"
                 raise TinyGPTError(what, f"re-run {self.prepare_command}") from None
 
-    def speak(self, tokenizer: Tokenizer) -> bool:
+    def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
         """Take over a tokenizer that has all symbols of this one, under ids of its own; False if it has not."""
         mine, theirs = self.tokenizer, tokenizer
         if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
@@ -253,7 +238,7 @@ class Dataset:
     def require(self, block_size: int) -> None:
         """Errors: TinyGPTError if a split has nothing that fits a context of block_size."""
         for split, source in self.sources.items():
-            if isinstance(source, Examples):
+            if isinstance(source, PairRows):
                 long = int((source.lengths > block_size + 1).sum())
                 if long:
                     raise TinyGPTError(
@@ -280,118 +265,3 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and all(isinstance(value, str) for value in sums.values())
         and all(isinstance(value, int) for value in counts.values())
     )
-
-
-# ---- rows: what a model is trained and measured on ----------------------------------------------------------------
-
-
-class Windows:
-    """Plain text: every stretch of block_size tokens is a row, its targets the stretch one token further."""
-
-    def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens = tokens
-
-    def width(self, block_size: int) -> int:
-        """Columns of a row."""
-        return block_size
-
-    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Where the rows of a step's global batch start, see `draw_windows`."""
-        return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
-
-    def every(self, block_size: int) -> np.ndarray:
-        """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
-        return np.arange(0, len(self.tokens) - 1, block_size)
-
-    def targets(self, starts: np.ndarray, width: int) -> np.ndarray:
-        """How many targets the rows have that begin at `starts`."""
-        return np.minimum(width, len(self.tokens) - 1 - starts)
-
-    def like(self, other: "Windows | Examples") -> "Windows":
-        """As many tokens as the other has, from the start."""
-        return Windows(self.tokens[: len(other.tokens)])
-
-    def rows(self, starts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). Targets past the end of the text are -1, which carries no loss."""
-        if not len(starts) or starts.max() + width < len(self.tokens):
-            block = windows(self.tokens, starts, width)
-        else:
-            places = starts[:, None] + np.arange(width + 1)
-            inside = places < len(self.tokens)
-            block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
-        return np.maximum(block[:, :-1], 0), block[:, 1:]
-
-
-class Examples:
-    """Prompts and responses: a row is an example, its targets the response and END alone; the rest is -1: no loss."""
-
-    def __init__(self, tokens: np.ndarray, tokenizer: Any) -> None:
-        """Errors: KeyError, ValueError if the tokens are not whole examples."""
-        marks = {name: np.flatnonzero(tokens == tokenizer.special[name]) for name in SPECIAL}
-        self.tokens, self.starts, self.ends = tokens, marks[PROMPT], marks[END] + 1
-        self.responses, self.end_id = marks[RESPONSE], tokenizer.special[END]
-        if not len(self.starts) == len(self.responses) == len(self.ends) > 0:
-            raise ValueError("marks are missing")
-        bounds = np.append(self.starts, len(tokens))
-        in_order = (self.starts < self.responses) & (self.responses < self.ends - 1) & (self.ends == bounds[1:])
-        if self.starts[0] or not in_order.all():
-            raise ValueError("marks are not in order")
-        self.lengths = self.ends - self.starts
-
-    def width(self, block_size: int) -> int:
-        """Columns of a row: those of the longest example."""
-        return min(int(self.lengths.max()) - 1, block_size)
-
-    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Which examples make up a step's global batch."""
-        return draw_windows(seed, step, len(self.starts), 0, count, stream)
-
-    def every(self, block_size: int) -> np.ndarray:
-        return np.arange(len(self.starts))
-
-    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        """How many targets the examples `at` have in rows of `width`: those of the response and END that fit."""
-        return np.minimum(self.ends, self.starts + width + 1)[at] - self.responses[at] - 1
-
-    def like(self, other: "Windows | Examples") -> "Examples":
-        """As many examples as the other has, from the start."""
-        assert isinstance(other, Examples)
-        few = copy.copy(self)
-        few.starts = self.starts[: len(other.starts)]
-        return few
-
-    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the examples `at`, int64 (n, width). Longer examples are cut; targets other than the
-        response and its END are -1, which carries no loss."""
-        places = self.starts[at][:, None] + np.arange(width + 1)
-        inside = places < self.ends[at][:, None]
-        block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)
-        answer = inside & (places > self.responses[at][:, None])
-        return block[:, :-1], np.where(answer, block, -1)[:, 1:]
-
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """Every example as (prompt, response)."""
-        return [
-            (tokenizer.decode(self.tokens[a + 1 : b].tolist()), tokenizer.decode(self.tokens[b + 1 : c - 1].tolist()))
-            for a, b, c in zip(self.starts, self.responses, self.ends, strict=True)
-        ]
-
-
-def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-    """Where the `count` windows of a step's global batch start, int64, shape (count,), from (seed, step) alone.
-
-    `stream` separates the uses: 0 is training, 1 and 2 are the evaluation of the two splits.
-    """
-    generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, stream), np.uint64(step)]))
-    return generator.integers(0, tokens - block_size, size=count)
-
-
-@functools.cache  # an iteration finds the processor's caches full of other things: 0.1 ms of 12
-def stream_key(seed: int, stream: int) -> np.uint64:
-    """The half of Philox's key that stays the same throughout a run."""
-    return np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]  # type: ignore[no-any-return]
-
-
-def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:
-    """Inputs with their targets: int64, shape (len(starts), block_size + 1); x is [:, :-1], y is [:, 1:]."""
-    return tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)

@@ -18,12 +18,11 @@ from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.dataset import commit_dataset, token_writers
-from tinygpt.data.tasks import TASKS
+from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 
-Pair = tuple[str, str]
 MOST_LABELS = 50  # more distinct responses than this are free text
 
 

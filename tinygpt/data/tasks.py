@@ -19,7 +19,7 @@ from dataclasses import dataclass
 SIZES = {"train": 4000, "val": 500, "test": 1000}
 MAX_CHARS = 61  # a prompt with the longest label of the task; with three marks they fill a context of 64
 
-Examples = list[tuple[str, str]]
+Pair = tuple[str, str]  # (prompt, response)
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Task:
 
     name: str
     labels: tuple[str, ...]
-    make: Callable[[int], dict[str, Examples]]
+    make: Callable[[int], dict[str, list[Pair]]]
 
 
-def transactions(seed: int) -> dict[str, Examples]:
+def transactions(seed: int) -> dict[str, list[Pair]]:
     """Card-statement lines with one of `CATEGORIES`."""
     return _generate(seed, CATEGORIES, _statement_line)
 
 
-def headlines(seed: int) -> dict[str, Examples]:
+def headlines(seed: int) -> dict[str, list[Pair]]:
     """Company news with one of `SENTIMENTS`."""
     return _generate(seed, SENTIMENTS, _headline)
 
@@ -48,16 +48,16 @@ def letters(prompt: str) -> str:
 
 def _generate(
     seed: int, labels: tuple[str, ...], draw: Callable[[random.Random, str, str, int], str]
-) -> dict[str, Examples]:
+) -> dict[str, list[Pair]]:
     """`SIZES` examples without near duplicates, the labels in equal shares.
 
     `draw(rng, split, label, number)` gives a prompt; the examples of each label are numbered from 0.
     """
     rng, room = random.Random(seed), MAX_CHARS - max(map(len, labels))
     seen: set[str] = set()
-    splits: dict[str, Examples] = {}
+    splits: dict[str, list[Pair]] = {}
     for split, size in SIZES.items():
-        examples: Examples = []
+        examples: list[Pair] = []
         while len(examples) < size:
             number, label = len(examples) // len(labels), labels[len(examples) % len(labels)]
             prompt = draw(rng, split, label, number)

@@ -32,7 +32,7 @@ from tinygpt.model import GPT
 BATCH_TOKENS = 2048  # of a forward pass, padding included; on a processor a third faster than 8192 (0.8 M weights)
 COLUMNS = 100  # of the terminal
 
-Examples = Sequence[tuple[str, str]]  # (prompt, label)
+LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 
 
 # ---- what the model says ----------------------------------------------------------------------------------------
@@ -237,11 +237,11 @@ class Report:
 def make_report(
     task: str,
     split: str,
-    examples: Examples,
+    examples: LabelledPrompts,
     labels: Sequence[str],
     total: np.ndarray,
     mean: np.ndarray,
-    train: Examples,
+    train: LabelledPrompts,
     n_mistakes: int = 5,
 ) -> Report:
     """The report on `examples`, whose prompts have the `label_scores` total and mean, (n, L) each.
@@ -282,7 +282,7 @@ def make_report(
     )
 
 
-def label_indices(task: str, examples: Examples, labels: Sequence[str]) -> np.ndarray:
+def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
     """Which of `labels` each example has: int64 (n,). Errors: TinyGPTError as `make_report`'s."""
     if not examples:
         raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more of them")

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from tinygpt import terminal
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import EvalConfig
-from tinygpt.data.dataset import Dataset, Examples, Windows
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows, TextRows
 from tinygpt.data.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify
@@ -30,7 +31,7 @@ from tinygpt.training.processes import Processes
 
 def mean_loss(
     model: GPT | MixedPrecision,
-    source: Windows | Examples,
+    source: TextRows | PairRows,
     at: np.ndarray,
     compute: device.Compute,
     ranks: Processes = Processes(),
@@ -42,7 +43,7 @@ def mean_loss(
 @torch.inference_mode()
 def measured_loss(
     model: GPT | MixedPrecision,
-    source: Windows | Examples,
+    source: TextRows | PairRows,
     at: np.ndarray,
     compute: device.Compute,
     ranks: Processes = Processes(),
@@ -121,7 +122,7 @@ def evaluate(config: EvalConfig) -> None:
     if checkpoint.tokenizer is not None:
         own = tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
         fresh = dataset.fingerprint
-        if not dataset.speak(own):
+        if not dataset.adopt_tokenizer(own):
             raise TinyGPTError(
                 f"{config.ckpt} and dataset {name!r} have different vocabularies "
                 f"({fingerprint(own.to_dict())} and {fresh})",

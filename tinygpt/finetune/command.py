@@ -10,7 +10,8 @@ import torch
 
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.config.schema import FinetuneConfig
-from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import END, CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
@@ -76,7 +77,7 @@ def measure(run: Run, model: GPT) -> dict[str, Any]:
     if run.base_data is not None:
         found["base_loss"] = whole_loss(model, run.base_data, run)
     source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
-    if isinstance(source, Examples) and isinstance(tokenizer, CharTokenizer):
+    if isinstance(source, PairRows) and isinstance(tokenizer, CharTokenizer):
         pairs = source.texts(tokenizer)
         distinct = {response: prompt for prompt, response in reversed(pairs)}  # the first of each response
         chosen = [(prompt, response) for response, prompt in reversed(distinct.items())][:3]

@@ -18,7 +18,8 @@ from tinygpt import __version__
 from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
-from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import ngram_baselines
@@ -81,7 +82,7 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
     name = str(checkpoint.config.get("dataset", ""))
     try:
         dataset = Dataset(data_dir, name)
-        if not dataset.speak(tokenizer):
+        if not dataset.adopt_tokenizer(tokenizer):
             dataset, missing = None, f"dataset {name!r} has another vocabulary now than this model"
         elif checkpoint.data and not dataset.is_of(checkpoint.data):
             missing = f"dataset {name!r} holds other text now than the model was trained on"
@@ -144,7 +145,7 @@ def trained_on(run: Run) -> str:
     if run.dataset is None:
         return f"{name}, which is not here: {run.missing}"
     source, known = run.dataset.sources["train"], f"{run.tokenizer.vocab_size:,} different symbols"
-    if isinstance(source, Examples):
+    if isinstance(source, PairRows):
         size = f"{len(source.starts):,} prompts with their responses"
     else:
         size = f"{len(source.tokens):,} {run.unit}s of text"
@@ -173,7 +174,7 @@ def losses(run: Run) -> list[dict[str, Any]]:
     characters = run.dataset.meta.get("characters", {})
     share = 1.0 if run.dataset.pairs else len(val) / max(int(characters.get("val", len(val))), 1)
     where: slice | np.ndarray = slice(len(rows) * block_size)  # the same targets
-    if isinstance(source, Examples):
+    if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
         where = np.concatenate(spans)
     measured = ngram_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
@@ -254,7 +255,7 @@ def memorised(run: Run, training: Training) -> dict[str, Any]:
         for start, end in training.stretches(text)
     ]
     source = run.dataset.sources["val"] if run.dataset else None
-    if isinstance(source, Examples):
+    if isinstance(source, PairRows):
         texts["held-out responses"] = [response for _, response in source.texts(run.tokenizer)]  # type: ignore[arg-type]
     else:
         texts["held-out text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
@@ -270,7 +271,7 @@ def fresh(run: Run, model: GPT, count: int = 4, length: int = 500) -> list[str]:
     """New text of a model, at temperature 0.8: continuations of one symbol, or answers to validation prompts."""
     if run.answers and isinstance(run.tokenizer, CharTokenizer):
         pairs = run.dataset.sources["val"] if run.dataset else None
-        known = pairs.texts(run.tokenizer)[:EXAMPLES] if isinstance(pairs, Examples) else []
+        known = pairs.texts(run.tokenizer)[:EXAMPLES] if isinstance(pairs, PairRows) else []
         return [answer(model, run.tokenizer, prompt) for prompt, _ in known]
     start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
     choice = Choice(temperature=0.8, top_k=200)
@@ -288,7 +289,7 @@ def passages(run: Run) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for split in ("train", "val"):
         source, tokens = run.dataset.sources[split], run.split(split)
-        if isinstance(source, Examples):
+        if isinstance(source, PairRows):
             bounds = list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]
             found[split] = [
                 cell
@@ -376,7 +377,7 @@ def opening(run: Run, made: list[str]) -> str:
     """What stands in the text box at first: some words of the model's own, or a prompt."""
     if run.answers:
         source = run.dataset.sources["val"] if run.dataset else None
-        return source.texts(run.tokenizer)[0][0] if isinstance(source, Examples) else ""  # type: ignore[arg-type]
+        return source.texts(run.tokenizer)[0][0] if isinstance(source, PairRows) else ""  # type: ignore[arg-type]
     text = made[0].lstrip()[:60] if made else ""
     return text.rpartition(" ")[0] or text
 

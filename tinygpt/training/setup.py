@@ -21,7 +21,8 @@ from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.config import suggest
 from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig
-from tinygpt.data.dataset import Dataset, Examples
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import CharTokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.weights import MixedPrecision
@@ -77,7 +78,7 @@ class Run:
         """Tokens per row of a batch; for pairs, the length of the longest example, including replayed ones."""
         source, block_size = self.dataset.sources["train"], self.config.block_size
         replayed = self.base_data.sources["train"] if self.base_data and self.config.replay else None
-        longest = replayed.width(block_size) if isinstance(replayed, Examples) else 0
+        longest = replayed.width(block_size) if isinstance(replayed, PairRows) else 0
         return max(source.width(block_size), longest)
 
     @property
@@ -248,7 +249,7 @@ def agree_on_symbols(dataset: Dataset, base: checkpoint.Checkpoint, start: Start
     both = own
     if not start.resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
         both = own.grown(dataset.tokenizer.symbols)
-    if not dataset.speak(both):
+    if not dataset.adopt_tokenizer(both):
         raise TinyGPTError(
             f"the checkpoint's vocabulary ({fingerprint(own.to_dict())}) is not that of dataset "
             f"{dataset.name!r} ({fresh})",
@@ -280,7 +281,7 @@ def base_dataset(config: TrainConfig, dataset: Dataset, start: Start) -> Dataset
             f"replay: dataset {found.name!r} has been prepared from other text since {start.where} was written",
             "prepare the old text again",
         )
-    if found.speak(dataset.tokenizer):
+    if found.adopt_tokenizer(dataset.tokenizer):
         return found
     if config.replay:
         raise TinyGPTError(
@@ -365,7 +366,7 @@ def show_start(run: Run, compiled: str) -> None:
     rows, source = config.batch_size * config.gradient_accumulation_steps, data.sources["train"]
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
-    if isinstance(source, Examples):
+    if isinstance(source, PairRows):
         size, passes, per_iter = (
             f"{len(source.starts):,} training examples",
             rows / len(source.starts),
