@@ -593,7 +593,7 @@ def chosen_dtypes(wanted: str, folder: Path) -> list[str]:
     """The dtypes of --dtype; `auto` asks tinygpt whether it would choose bfloat16 on this processor."""
     if wanted != "auto":
         return BOTH if wanted == "both" else [wanted]
-    code = "from tinygpt import device; print(device.choose('cpu', 'auto').dtype)"
+    code = "from tinygpt.training import device; print(device.choose('cpu', 'auto').dtype)"
     _, chosen = run([sys.executable, "-c", code], folder).lines[-1]
     return BOTH if chosen == "torch.bfloat16" else ["float32"]
 

@@ -59,7 +59,7 @@ from tinygpt.data import corpora, rows
 from tinygpt.data import dataset as data
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import loss as evaluate
+from tinygpt.evaluate.command import evaluate
 from tinygpt.model import GPT
 from tinygpt.training import log as runlog
 from tinygpt.training.processes import Processes
@@ -914,7 +914,7 @@ class Fuzz:
         shutil.copy(self.dataset / "val.bin", folder)
         dataset = Dataset(str(self.folder), name)
         dataset.require(16)
-        evaluate.evaluate(EvalConfig(str(self.folder / "good.pt"), name, str(self.folder), device="cpu", json=True))
+        evaluate(EvalConfig(str(self.folder / "good.pt"), name, str(self.folder), device="cpu", json=True))
 
     def try_tokens(self, draw: random.Random, index: int) -> None:
         mutant = mutate(draw, self.train_bin[:2000], [b"\xff\xff", b"\0", b"\0\0" * 50, b"\n\0", b"PK\x03\x04"])

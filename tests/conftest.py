@@ -58,7 +58,7 @@ def cli(*args: str | Path, cwd: Path, timeout: float = 120, **env: str) -> Resul
 
 FORK = """
 import json, os, signal, sys
-import tinygpt.evaluate.loss, tinygpt.evaluate.plot, tinygpt.prepare, tinygpt.sample, tinygpt.train
+import tinygpt.evaluate.command, tinygpt.evaluate.plot, tinygpt.prepare, tinygpt.sample, tinygpt.train
 from tinygpt.cli import main
 for line in sys.stdin:
     args, cwd, out, err, timeout = json.loads(line)

@@ -1,4 +1,4 @@
-"""A right solution of the ladder (tests only): what a reader would write in the places of the skeleton."""
+"""A right solution of the exercise (tests only): what a reader would write in the places of the template."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The ladder: a right solution passes, and each plausible wrong one is found by the check that is meant for it."""
+"""The exercise: a right solution passes, and each plausible wrong one is found by the check that is meant for it."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from tinygpt.cli import main
 from tinygpt.exercise import command as exercise
-from tinygpt.exercise import steps as ladder
+from tinygpt.exercise import steps
 
 SOLUTION = Path(__file__).parent / "solution.py"
 SOURCE = SOLUTION.read_text(encoding="utf-8")
@@ -139,9 +139,9 @@ WRONG = [
 def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
     """The first check that the source fails, and its report in a line; two empty strings if it passes all."""
     path.write_text(source, encoding="utf-8")
-    my: ModuleType = ladder.load_module(str(path))
-    for check in ladder.checks_of(step):
-        finding = ladder.try_check(check, my, str(path))
+    my: ModuleType = steps.load_module(str(path))
+    for check in steps.checks_of(step):
+        finding = steps.try_check(check, my, str(path))
         if finding is not None:
             return check.name, " ".join(f"{key}={value}" for key, value in finding.items())
     return "", ""
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_found_by_its_check(
 
 
 def test_every_check_finds_something() -> None:
-    for check in ladder.CHECKS:
+    for check in steps.CHECKS:
         assert any(step == check.step and re.match(name, check.name) for step, _, _, name, _ in WRONG), check.name
     for step in range(1, 11):
         assert sum(entry[0] == step for entry in WRONG) >= 3
@@ -184,24 +184,24 @@ def test_the_list_names_every_part_of_the_solution(capsys: pytest.CaptureFixture
         assert name in text
 
 
-def test_the_ladder_is_climbed_from_the_skeletons(tmp_path: Path) -> None:
+def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
     """start gives what is to be filled in, check says so, and the solution in its place passes."""
     written = ""
     for step in range(1, 11):
         started = run("start", str(step), folder=tmp_path)
         assert started.returncode == 0 and f"tinygpt exercise check {step}" in started.stdout
-        skeleton = (tmp_path / "my_gpt.py").read_text()
-        assert skeleton.startswith(written)  # what was there stays
+        template = (tmp_path / "my_gpt.py").read_text()
+        assert template.startswith(written)  # what was there stays
         if step in (1, 6):
             empty = run("check", str(step), folder=tmp_path)
             assert empty.returncode == 1 and "not written yet: line" in empty.stdout and "Traceback" not in empty.stderr
-        names = exercise.steps()[1][step - 1].names
+        names = exercise.template_steps()[1][step - 1].names
         parts = re.split(r"\n\n\n(?=class |def |@)", SOURCE)
         solved = [
             part.strip() for part in parts if re.search(rf"^(class|def) ({'|'.join(names)})\b", part, re.MULTILINE)
         ]
         assert len(solved) == len(names)
-        head = skeleton[: skeleton.index(f"# ==== step {step}:")]
+        head = template[: template.index(f"# ==== step {step}:")]
         written = head + f"# ==== step {step}: mine ====\n\n\n" + "\n\n\n".join(solved) + "\n"
         (tmp_path / "my_gpt.py").write_text(written)
     for step in (1, 6, 10):
@@ -245,7 +245,7 @@ def test_what_the_file_does_on_import_is_survived(
     ("args", "words"),
     [
         (["check", "3"], "my_gpt.py: no such file"),
-        (["start"], "which step? The ladder has steps 1 to 10"),
+        (["start"], "which step? There are steps 1 to 10"),
         (["start", "11"], "step 11?"),
         (["check", "2", "folder"], "folder: is a folder"),
         (["check", "2", "other.py"], "nothing of step 2 (split, get_batch) in it"),

@@ -270,7 +270,7 @@ def test_suggestions_of_the_exercises(place: Workplace) -> None:
     found = suggested(place.ok("exercise", "list"))
     assert found[0] == ["exercise", "start", "1"]
     place.ok(*found[0])
-    assert place.run(*found[1]).status == 1  # an unfilled skeleton does not pass
+    assert place.run(*found[1]).status == 1  # an unfilled template does not pass
 
 
 # ---- collecting suggestions --------------------------------------------------------------------------------------

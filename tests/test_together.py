@@ -243,7 +243,7 @@ def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str]) -> 
 
 
 def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt.checkpoint import check
+    from tinygpt.evaluate import check
 
     ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
     monkeypatch.chdir(work)

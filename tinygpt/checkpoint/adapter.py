@@ -18,11 +18,9 @@ from torch import Tensor
 from tinygpt import __version__
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config import suggest
-from tinygpt.config.schema import MergeConfig
-from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, folder_lock
+from tinygpt.files import RUN_AGAIN
 from tinygpt.finetune.lora import adapted_only
 
 ADAPTER_FORMAT = 1
@@ -93,20 +91,3 @@ def _is_adapter(state: Any) -> bool:
     return all(isinstance(state.get(name), kind) for name, kind in types.items()) and all(
         isinstance(weight, Tensor) for weight in state["weights"].values()
     )
-
-
-def merge(config: MergeConfig) -> None:
-    """`tinygpt merge`: one ordinary checkpoint out of a base and an adapter."""
-    out = Path(config.out_dir)
-    checkpoint.refuse_overwriting(out, config.ckpt, "the base model")
-    checkpoint.refuse_overwriting(out, config.adapter, "the adapter's run")
-    if (out / "last.pt").exists():
-        raise TinyGPTError(f"{out} contains a run, whose best model would be overwritten", f"--out_dir={out}-merged")
-    whole = load_model(config.ckpt, config.adapter)
-    model = whole.build_model()
-    whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
-    with folder_lock(out, "run"):
-        checkpoint.save(out / "ckpt.pt", whole)
-    print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    answers_prompts = PROMPT in (whole.tokenizer or {}).get("symbols", [])
-    print(f"\nnext: {suggest.evaluate(whole.config, out) if answers_prompts else suggest.sample(f'{out}/ckpt.pt')}")

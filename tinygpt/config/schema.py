@@ -433,7 +433,7 @@ class ExerciseConfig:
     """
 
     action: Annotated[Literal["list", "start", "check"], tyro.conf.Positional] = "list"
-    """list: the ten steps; start: put a step's skeleton into the file; check: say whether what you wrote is right"""
+    """list: the ten steps; start: put a step's template into the file; check: say whether what you wrote is right"""
     step: Annotated[int, tyro.conf.Positional] = 0
     """which step"""
     file: Annotated[str, tyro.conf.Positional] = "my_gpt.py"

@@ -1,7 +1,7 @@
 """`tinygpt exercise`: write a GPT yourself, in ten steps, each with checks that say what is wrong and where to look.
 
 tinygpt exercise list
-tinygpt exercise start 4              # my_gpt.py gets a skeleton to fill in
+tinygpt exercise start 4              # my_gpt.py gets a template to fill in
 tinygpt exercise check 4 my_gpt.py
 """
 
@@ -26,7 +26,7 @@ LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look 
 
 
 class Step(NamedTuple):
-    """A step of the ladder, as the skeleton has it."""
+    """A step, as the template has it."""
 
     number: int
     title: str
@@ -38,7 +38,7 @@ class Step(NamedTuple):
         return defined(ast.parse(self.source))
 
 
-TITLES = {  # name in the skeleton: what it is, what it needs
+TITLES = {  # name in the template: what it is, what it needs
     "tokenizer": ("characters to numbers and back", ""),
     "batches": ("a split, and windows with their targets", ""),
     "bigram": ("the first model, and what counting reaches", ""),
@@ -52,8 +52,8 @@ TITLES = {  # name in the skeleton: what it is, what it needs
 }
 
 
-def steps() -> tuple[str, list[Step]]:
-    """The head of the skeleton (its imports), and its steps."""
+def template_steps() -> tuple[str, list[Step]]:
+    """The head of the template (its imports), and its steps."""
     head, *parts = re.split(r"^# ==== step \d+: (.+) ====$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     bodies = zip(parts[::2], parts[1::2], strict=True)
     found = [Step(i, *TITLES[name], body.strip()) for i, (name, body) in enumerate(bodies, 1)]
@@ -68,22 +68,22 @@ def exercise(config: ExerciseConfig) -> int:
     """Run the command; returns 0, or 1 if a check found something."""
     if config.action == "list":
         return show_list()
-    head, ladder = steps()
-    if not 1 <= config.step <= len(ladder):
+    head, steps = template_steps()
+    if not 1 <= config.step <= len(steps):
         which = f"step {config.step}" if config.step else "which step"
-        raise TinyGPTError(f"{which}? The ladder has steps 1 to {len(ladder)}", f"tinygpt exercise {config.action} 1")
-    step, path = ladder[config.step - 1], Path(config.file)
+        raise TinyGPTError(f"{which}? There are steps 1 to {len(steps)}", f"tinygpt exercise {config.action} 1")
+    step, path = steps[config.step - 1], Path(config.file)
     if path.is_dir():
         raise TinyGPTError(f"{path}: is a folder", command(config.action, config.step, Path("my_gpt.py")))
     if config.action == "start":
         start(step, head, path)
         return 0
-    return check(step, path)
+    return check_step(step, path)
 
 
 def show_list() -> int:
     print("A GPT from an empty file, in ten steps:\n")
-    for step in steps()[1]:
+    for step in template_steps()[1]:
         print(f"  {step.number:>2}  {step.title:<56}{', '.join(step.names)}")
     print("\nbegin:  tinygpt exercise start 1\nthen:   tinygpt exercise check 1")
     return 0
@@ -93,7 +93,7 @@ def show_list() -> int:
 
 
 def start(step: Step, head: str, path: Path) -> None:
-    """Put the step's skeleton into the file, behind what is there. Errors: TinyGPTError if the file has it already."""
+    """Put the step's template into the file, behind what is there. Errors: TinyGPTError if the file has it already."""
     require_writable(path, command("start", step.number, Path("my_gpt.py")))
     written, there = "", []
     if path.exists():
@@ -108,7 +108,7 @@ def start(step: Step, head: str, path: Path) -> None:
     before = written.rstrip() if written.strip() else f'"""My GPT, step by step."""\n\n{head}'
     with replacing(path) as file:
         file.write(f"{before}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
-    print(f"step {step.number}: {step.title}\n{path} has a skeleton of {', '.join(step.names)} now.")
+    print(f"step {step.number}: {step.title}\n{path} has a template of {', '.join(step.names)} now.")
     if step.needs and step.needs not in there:
         print(f"It builds on {step.needs}, which comes from an earlier step: tinygpt exercise start {step.number - 1}")
     print(f"Fill in what raises NotImplementedError, then: {command('check', step.number, path)}")
@@ -134,7 +134,7 @@ def command(action: str, number: int, path: Path) -> str:
 # ---- check ------------------------------------------------------------------------------------------------------
 
 
-def check(step: Step, path: Path) -> int:
+def check_step(step: Step, path: Path) -> int:
     """Run the step's checks on the file in a process of its own, and show how they went."""
     there = names_in(read(path), path) if path.exists() else None
     if there is None or not set(step.names) & set(there):

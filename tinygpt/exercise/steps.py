@@ -1,8 +1,8 @@
-"""What must be true of each of the ladder's ten steps: properties, tried on small inputs, with a report that teaches.
+"""The checks of the ten steps: properties of a right solution, tried on small inputs.
 
-`tinygpt exercise check N FILE` runs this module in a process of its own (`python -m tinygpt.ladder N FILE`), which
-imports the reader's file and prints one line of JSON before and after each check. A check is a function of that file's
-module; it ends without a word, or calls `expect` with something that is not so.
+`tinygpt exercise check N FILE` runs this module in a process of its own, as `python -m tinygpt.exercise.steps N FILE`.
+It imports the reader's file and prints one line of JSON before and after each check. A check is a function of that
+file's module. It returns without a value, or calls `expect` with a property that does not hold.
 """
 
 import contextlib
@@ -46,7 +46,9 @@ class Check:
 CHECKS: list[Check] = []
 
 
-def check(step: int, name: str, look: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def register(step: int, name: str, look: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Decorate a function as a check of a step: it goes into CHECKS."""
+
     def add(function: Callable[[Any], None]) -> Callable[[Any], None]:
         CHECKS.append(Check(step, name, look, function))
         return function
@@ -113,18 +115,20 @@ def expect_blind_to_future(function: Callable[[Tensor], Tensor], x: Tensor, othe
 # ==== step 1: tokenizer ====
 
 
-@check(1, "each distinct character counts once", "vocab_size: how many distinct characters are there?")
+@register(1, "each distinct character counts once", "vocab_size: how many distinct characters are there?")
 def _(my: Any) -> None:
     expect((got := my.CharTokenizer("hello").vocab_size) == 4, "CharTokenizer('hello').vocab_size", got, 4)
 
 
-@check(1, "numbers follow the sorted order", "sorted(set(text)): a set alone has no order, and another one each time")
+@register(
+    1, "numbers follow the sorted order", "sorted(set(text)): a set alone has no order, and another one each time"
+)
 def _(my: Any) -> None:
     got = list(my.CharTokenizer("the cat").encode(" aceht"))
     expect(got == [0, 1, 2, 3, 4, 5], "CharTokenizer('the cat').encode(' aceht')", got, [0, 1, 2, 3, 4, 5])
 
 
-@check(1, "decoding gives the text back", "the two tables must be each other's inverse, for every character")
+@register(1, "decoding gives the text back", "the two tables must be each other's inverse, for every character")
 def _(my: Any) -> None:
     text = "First Citizen:\nBefore we proceed, naïve €5!\n\n"
     tokenizer = my.CharTokenizer(text)
@@ -132,7 +136,7 @@ def _(my: Any) -> None:
     expect(got == text, "a text with capitals, line ends and accents, encoded and decoded", repr(got), repr(text))
 
 
-@check(1, "an unknown character is refused, by name", "what does encode do with a character that is in no table?")
+@register(1, "an unknown character is refused, by name", "what does encode do with a character that is in no table?")
 def _(my: Any) -> None:
     given, expected = "CharTokenizer('hello').encode('hex')", "a ValueError that names 'x'"
     try:
@@ -151,7 +155,7 @@ def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> tuple[T
     return x, y
 
 
-@check(2, "the end of the data is for validation, and nothing is in both", "cut once, before any window is made")
+@register(2, "the end of the data is for validation, and nothing is in both", "cut once, before any window is made")
 def _(my: Any) -> None:
     train, val = my.split(torch.arange(10), 0.2)
     got = f"{train.tolist()} and {val.tolist()}"
@@ -159,7 +163,7 @@ def _(my: Any) -> None:
     expect(got == expected, "split(torch.arange(10), 0.2)", got, expected)
 
 
-@check(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack of one window a row")
+@register(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack of one window a row")
 def _(my: Any) -> None:
     for part, name in zip(batch(my, 100, 8, 4), "xy", strict=True):
         given = f"{name} of get_batch(torch.arange(100), 8, 4, generator)"
@@ -167,7 +171,7 @@ def _(my: Any) -> None:
         expect(part.dtype == torch.int64, given, str(part.dtype), "torch.int64")
 
 
-@check(2, "the target is the input shifted by one", "y starts one position after x, in the same window")
+@register(2, "the target is the input shifted by one", "y starts one position after x, in the same window")
 def _(my: Any) -> None:
     x, y = batch(my, 100, 8, 4)
     given = f"data 0, 1, 2, ..., 99; the window x[0] = {x[0].tolist()}"
@@ -175,7 +179,7 @@ def _(my: Any) -> None:
     expect(bool((y == x + 1).all()), given, f"y[0] = {y[0].tolist()}", f"y[0] = {(x[0] + 1).tolist()}")
 
 
-@check(2, "windows are drawn at random, by the generator alone", "pass generator=generator to torch.randint")
+@register(2, "windows are drawn at random, by the generator alone", "pass generator=generator to torch.randint")
 def _(my: Any) -> None:
     first, second = batch(my, 1000, 4, 6)[0], batch(my, 1000, 4, 6, seed=1)[0]
     starts = first[:, 0]
@@ -187,7 +191,7 @@ def _(my: Any) -> None:
     expect(not torch.equal(first, second), "generators of different seeds", "the same windows", "different ones")
 
 
-@check(
+@register(
     2, "every window can be drawn, the first and the last too", "the largest start still leaves block_size + 1 numbers"
 )
 def _(my: Any) -> None:
@@ -200,14 +204,14 @@ def _(my: Any) -> None:
 PAIRS = torch.tensor([0, 1, 0, 1, 0, 2])  # after 0: twice 1, once 2; after 1: always 0
 
 
-@check(3, "there is one row of logits for each position, and no loss without targets", "logits = self.table(idx)")
+@register(3, "there is one row of logits for each position, and no loss without targets", "logits = self.table(idx)")
 def _(my: Any) -> None:
     logits, loss = my.Bigram(5)(torch.tensor([[0, 1, 2], [3, 4, 0]]))
     expect_shape(logits, (2, 3, 5), "the logits of Bigram(5) for idx of shape (2, 3)")
     expect(loss is None, "Bigram(5)(idx) without targets", loss, "None as the loss")
 
 
-@check(
+@register(
     3,
     "the guess depends on the last character alone",
     "each character has its own row of the table, whatever stood before",
@@ -219,7 +223,7 @@ def _(my: Any) -> None:
     expect_close(logits[0, 1], model.table.weight[2], "the logits after character 2, and row 2 of self.table")  # type: ignore[union-attr, index]
 
 
-@check(3, "the loss is the mean cross-entropy in nats", "F.cross_entropy wants (B T, V) and (B T,)")
+@register(3, "the loss is the mean cross-entropy in nats", "F.cross_entropy wants (B T, V) and (B T,)")
 def _(my: Any) -> None:
     model = my.Bigram(5)
     model.table.weight.data = 2 * noise(5, 5)
@@ -231,7 +235,7 @@ def _(my: Any) -> None:
     expect_close(model(idx, targets)[1], by_hand, given)
 
 
-@check(3, "counting gives the least loss", "p(next | current) = count(current, next) / count(current, anything)")
+@register(3, "counting gives the least loss", "p(next | current) = count(current, next) / count(current, anything)")
 def _(my: Any) -> None:
     expected = (2 * math.log(3 / 2) + math.log(3) + 2 * math.log(1)) / 5
     got = my.counts_loss(PAIRS, 3)
@@ -244,7 +248,7 @@ def _(my: Any) -> None:
     )
 
 
-@check(3, "training ends where counting does", "the loss must be a tensor with a gradient: no .item(), no .detach()")
+@register(3, "training ends where counting does", "the loss must be a tensor with a gradient: no .item(), no .detach()")
 def _(my: Any) -> None:
     model = my.Bigram(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -262,14 +266,14 @@ def _(my: Any) -> None:
 # ==== step 4: head ====
 
 
-@check(4, "rows of the weights sum to one", "softmax over the last dimension, after the mask")
+@register(4, "rows of the weights sum to one", "softmax over the last dimension, after the mask")
 def _(my: Any) -> None:
     weights = my.attention_weights(noise(2, 5, 16), noise(2, 5, 16, seed=1))
     expect_shape(weights, (2, 5, 5), "attention_weights of q and k, both (2, 5, 16)")
     expect_close(weights.sum(-1), torch.ones(2, 5), "the sums of the rows of attention_weights(q, k)")
 
 
-@check(
+@register(
     4, "the future cannot be seen", "scores of later positions become -inf before the softmax: torch.tril, masked_fill"
 )
 def _(my: Any) -> None:
@@ -284,7 +288,7 @@ def _(my: Any) -> None:
     )
 
 
-@check(
+@register(
     4,
     "without a preference all earlier positions count alike",
     "queries of zero give equal scores, so 1 / (t + 1) each",
@@ -294,7 +298,7 @@ def _(my: Any) -> None:
     expect_close(my.attention_weights(torch.zeros(1, 3, 8), noise(1, 3, 8))[0], expected, "q of zeros, 3 positions")
 
 
-@check(4, "scores are scaled by 1 / sqrt(head_size)", "head_size is the last dimension of q, not T and not n_embd")
+@register(4, "scores are scaled by 1 / sqrt(head_size)", "head_size is the last dimension of q, not T and not n_embd")
 def _(my: Any) -> None:
     q, k = torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)
     q[0, 1, 0], k[0, 0, 0] = 2.0, 2.0  # position 1 asks for what position 0 offers: score 4, scaled 1
@@ -303,7 +307,9 @@ def _(my: Any) -> None:
     expect_close(my.attention_weights(q, k)[0], expected, given)
 
 
-@check(4, "the head gathers values by these weights", "weights @ values, with self.value and not the input or the keys")
+@register(
+    4, "the head gathers values by these weights", "weights @ values, with self.value and not the input or the keys"
+)
 def _(my: Any) -> None:
     head, x = shake(my.Head(8, 16)), noise(2, 5, 8)
     q, k, v = head.query(x), head.key(x), head.value(x)  # type: ignore[operator]
@@ -314,12 +320,12 @@ def _(my: Any) -> None:
 # ==== step 5: block ====
 
 
-@check(5, "attention keeps the shape (B, T, C)", "put the heads side by side again, then self.c_proj")
+@register(5, "attention keeps the shape (B, T, C)", "put the heads side by side again, then self.c_proj")
 def _(my: Any) -> None:
     expect_shape(my.MultiHeadAttention(12, 3)(noise(2, 5, 12)), (2, 5, 12), "MultiHeadAttention(12, 3) on (2, 5, 12)")
 
 
-@check(
+@register(
     5,
     "no head sees the future",
     "view(B, T, n_head, size).transpose(1, 2): a plain view mixes positions; then the mask",
@@ -330,7 +336,7 @@ def _(my: Any) -> None:
     expect_blind_to_future(attention, x, other, "MultiHeadAttention(12, 3), an input")
 
 
-@check(
+@register(
     5,
     "each head works on its own channels",
     "q, k and v in this order; head h has channels h size to (h + 1) size of each",
@@ -343,14 +349,16 @@ def _(my: Any) -> None:
     expect_close(attention(x), expected, "12 channels in 3 heads, against torch's own attention on each")
 
 
-@check(5, "the MLP is linear, GELU, linear", "self.c_proj(F.gelu(self.c_fc(x)))")
+@register(5, "the MLP is linear, GELU, linear", "self.c_proj(F.gelu(self.c_fc(x)))")
 def _(my: Any) -> None:
     mlp, x = shake(my.MLP(8)), noise(2, 3, 8)
     expected = mlp.c_proj(F.gelu(mlp.c_fc(x)))  # type: ignore[operator]
     expect_close(mlp(x), expected, "MLP(8) on x of shape (2, 3, 8)", atol=5e-3)  # GELU's tanh form will do
 
 
-@check(5, "a block adds to the stream", "x = x + ...: with both output projections at zero, x must come out as it is")
+@register(
+    5, "a block adds to the stream", "x = x + ...: with both output projections at zero, x must come out as it is"
+)
 def _(my: Any) -> None:
     block, x = shake(my.Block(12, 3)), noise(2, 5, 12)
     for layer in (block.attn.c_proj, block.mlp.c_proj):  # type: ignore[union-attr]
@@ -359,7 +367,7 @@ def _(my: Any) -> None:
     expect_close(block(x), x, "Block(12, 3) whose output projections are zero")
 
 
-@check(5, "each half reads a normalised copy", "x + attn(ln_1(x)), and then the MLP on ln_2 of the new x")
+@register(5, "each half reads a normalised copy", "x + attn(ln_1(x)), and then the MLP on ln_2 of the new x")
 def _(my: Any) -> None:
     block, x = shake(my.Block(12, 3)), 3 * noise(2, 5, 12)
     middle = x + block.attn(block.ln_1(x))  # type: ignore[operator]
@@ -381,7 +389,9 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@check(6, "contexts of every length up to block_size give logits (B, T, V)", "positions: the first T rows of self.wpe")
+@register(
+    6, "contexts of every length up to block_size give logits (B, T, V)", "positions: the first T rows of self.wpe"
+)
 def _(my: Any) -> None:
     for T in (8, 3, 1):
         logits, loss = small_gpt(my)(tokens(2, T))
@@ -389,7 +399,7 @@ def _(my: Any) -> None:
         expect(loss is None, "the model without targets", loss, "None as the loss")
 
 
-@check(6, "an untrained model guesses evenly", "initial weights: standard deviation 0.02, also in the embeddings")
+@register(6, "an untrained model guesses evenly", "initial weights: standard deviation 0.02, also in the embeddings")
 def _(my: Any) -> None:
     loss = small_gpt(my)(tokens(32, 8), tokens(32, 8, seed=1))[1]
     expect(isinstance(loss, Tensor), "the model with targets", shown(loss), "a loss")
@@ -397,21 +407,21 @@ def _(my: Any) -> None:
     expect(abs(loss.item() - math.log(11)) < 0.05, given, f"{loss.item():.3f}", f"about ln 11 = {math.log(11):.3f}")
 
 
-@check(6, "the loss is the mean cross-entropy of the logits", "all positions count, each target once")
+@register(6, "the loss is the mean cross-entropy of the logits", "all positions count, each target once")
 def _(my: Any) -> None:
     model, x, y = shake(small_gpt(my)), tokens(3, 8), tokens(3, 8, seed=1)
     expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
     expect_close(model(x, y)[1], expected, "idx and targets of shape (3, 8)", 1e-4)
 
 
-@check(6, "the future cannot be seen", "the mask must survive in every block")
+@register(6, "the future cannot be seen", "the mask must survive in every block")
 def _(my: Any) -> None:
     model, x = shake(small_gpt(my)), tokens(2, 8)
     other = torch.cat((x[:, :-2], (x[:, -2:] + 3) % 11), 1)
     expect_blind_to_future(lambda idx: model(idx)[0], x, other, "a text")  # type: ignore[no-any-return]
 
 
-@check(6, "the order of earlier characters matters", "add the embedding of each position to that of its character")
+@register(6, "the order of earlier characters matters", "add the embedding of each position to that of its character")
 def _(my: Any) -> None:
     model = shake(small_gpt(my, n_layer=1))
     one, two = (model(torch.tensor([text]))[0][0, -1] for text in ([1, 2, 3, 4], [2, 1, 3, 4]))
@@ -419,7 +429,7 @@ def _(my: Any) -> None:
     expect(not torch.allclose(one, two, atol=1e-4), given, "the same logits", "different ones: position counts")
 
 
-@check(6, "every part takes part", "a part that never gets a gradient is made in __init__ and not used in forward")
+@register(6, "every part takes part", "a part that never gets a gradient is made in __init__ and not used in forward")
 def _(my: Any) -> None:
     model = shake(small_gpt(my))
     expect(len({id(block) for block in model.h}) == 2, "n_layer = 2", "one block used twice", "two blocks in self.h")  # type: ignore[arg-type, union-attr]
@@ -454,7 +464,7 @@ def expect_rate(my: Any, step: int, expected: float) -> None:
     expect(abs(got - expected) < 1e-6, given, f"{got:.4f}", f"{expected:.4f}")
 
 
-@check(
+@register(
     7,
     "the rate warms up, turns at the peak and ends at the minimum",
     "three cases: step < warmup, step > total, the cosine",
@@ -464,7 +474,7 @@ def _(my: Any) -> None:
         expect_rate(my, step, expected)
 
 
-@check(
+@register(
     7,
     "in between the rate follows half a cosine",
     "(1 + cos(pi share)) / 2, where share runs from 0 at warmup to 1 at total",
@@ -474,7 +484,7 @@ def _(my: Any) -> None:
         expect_rate(my, step, expected)
 
 
-@check(7, "the loss comes back as a number, measured before the update", "loss.item()")
+@register(7, "the loss comes back as a number, measured before the update", "loss.item()")
 def _(my: Any) -> None:
     model = Line()
     loss = line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0))
@@ -482,7 +492,7 @@ def _(my: Any) -> None:
     expect(abs(loss - 1.0) < 1e-6, "w = 0, x = 1, y = 1: the loss (w x - y)^2", f"{loss:.4f}", "1.0000")
 
 
-@check(7, "an update uses the rate that it is given", "for group in optimizer.param_groups: group['lr'] = lr")
+@register(7, "an update uses the rate that it is given", "for group in optimizer.param_groups: group['lr'] = lr")
 def _(my: Any) -> None:
     model = Line()
     line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), lr=0.1)
@@ -490,7 +500,7 @@ def _(my: Any) -> None:
     expect(abs(model.w.item() - 0.2) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.2000")
 
 
-@check(7, "each update starts from a gradient of zero", "optimizer.zero_grad() before loss.backward()")
+@register(7, "each update starts from a gradient of zero", "optimizer.zero_grad() before loss.backward()")
 def _(my: Any) -> None:
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -500,7 +510,7 @@ def _(my: Any) -> None:
     expect(abs(model.w.item() - 0.36) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.3600")
 
 
-@check(
+@register(
     7,
     "the gradient is clipped between backward and step",
     "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)",
@@ -512,7 +522,7 @@ def _(my: Any) -> None:
     expect(abs(model.w.item() - 0.05) < 1e-4, given, f"w = {model.w.item():.4f}", "w = 0.0500")
 
 
-@check(
+@register(
     7,
     "one batch can be learned by heart",
     "all of it together: if a model cannot overfit one batch, something is broken",
@@ -535,20 +545,20 @@ def _(my: Any) -> None:
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
-@check(8, "probabilities sum to one, and the temperature divides the logits", "softmax(logits / temperature)")
+@register(8, "probabilities sum to one, and the temperature divides the logits", "softmax(logits / temperature)")
 def _(my: Any) -> None:
     for temperature in (1.0, 2.0, 0.5):
         given = f"logits ln(0.5, 0.3, 0.15, 0.05), temperature {temperature}"
         expect_close(my.probabilities(LOGITS, temperature), F.softmax(LOGITS / temperature, 0), given)
 
 
-@check(8, "as the temperature goes to zero the largest logit takes all", "divide the logits, not the probabilities")
+@register(8, "as the temperature goes to zero the largest logit takes all", "divide the logits, not the probabilities")
 def _(my: Any) -> None:
     got = my.probabilities(torch.tensor([1.0, 3.0, 2.9]), 1e-3)
     expect_close(got, torch.tensor([0.0, 1.0, 0.0]), "logits 1, 3, 2.9, temperature 0.001")
 
 
-@check(8, "top_k keeps the k likeliest", "the others get probability zero, and what is left sums to one")
+@register(8, "top_k keeps the k likeliest", "the others get probability zero, and what is left sums to one")
 def _(my: Any) -> None:
     order = torch.tensor([2, 0, 3, 1])
     expected = torch.tensor([0.5, 0.3, 0, 0])[order] / 0.8
@@ -556,7 +566,9 @@ def _(my: Any) -> None:
     expect_close(my.probabilities(LOGITS, 1.0, top_k=9), LOGITS.exp(), "4 logits, top_k 9: all are kept")
 
 
-@check(8, "top_p keeps the fewest that reach p", "the one that crosses p is still kept; the likeliest is kept always")
+@register(
+    8, "top_p keeps the fewest that reach p", "the one that crosses p is still kept; the likeliest is kept always"
+)
 def _(my: Any) -> None:
     for top_p, kept in ((0.7, [0.5, 0.3, 0, 0]), (0.85, [0.5, 0.3, 0.15, 0]), (0.1, [0.5, 0, 0, 0])):
         order = torch.tensor([2, 0, 3, 1])
@@ -565,7 +577,7 @@ def _(my: Any) -> None:
         expect_close(my.probabilities(LOGITS[order], 1.0, top_p=top_p), expected, given)
 
 
-@check(8, "temperature comes first, then top_k, then top_p", "top_p counts in what top_k has left, scaled to one")
+@register(8, "temperature comes first, then top_k, then top_p", "top_p counts in what top_k has left, scaled to one")
 def _(my: Any) -> None:
     given = "probabilities 0.5, 0.3, 0.15, 0.05; top_k 2 leaves 0.625, 0.375, so top_p 0.6 keeps the first"
     expect_close(my.probabilities(LOGITS, 1.0, top_k=2, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), given)
@@ -600,20 +612,20 @@ def generated(
     return my.generate(model, idx, count, block_size, torch.Generator().manual_seed(seed), **choice)
 
 
-@check(8, "each new number continues all before it, in every sequence", "the last position's logits; append; repeat")
+@register(8, "each new number continues all before it, in every sequence", "the last position's logits; append; repeat")
 def _(my: Any) -> None:
     got = generated(my, Counting(10, 8), torch.tensor([[1, 2], [5, 7]]), 4)
     given = "a model that counts on, from [[1, 2], [5, 7]], 4 new numbers"
     expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6], [5, 7, 8, 9, 0, 1]]), given)
 
 
-@check(8, "the model sees at most block_size numbers", "idx[:, -block_size:]: the last ones, not the first")
+@register(8, "the model sees at most block_size numbers", "idx[:, -block_size:]: the last ones, not the first")
 def _(my: Any) -> None:
     got = generated(my, Counting(10, 3), torch.tensor([[1, 2, 3, 4]]), 5, block_size=3)
     expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]]), "block_size 3, from [[1, 2, 3, 4]], 5 new numbers")
 
 
-@check(8, "numbers are drawn, by the generator alone", "torch.multinomial(probabilities, 1, generator=generator)")
+@register(8, "numbers are drawn, by the generator alone", "torch.multinomial(probabilities, 1, generator=generator)")
 def _(my: Any) -> None:
     start = torch.zeros(1, 1, dtype=torch.int64)
     first, second = generated(my, Even(), start, 40), generated(my, Even(), start, 40, seed=1)
@@ -632,7 +644,7 @@ class Sloping(nn.Module):
         return (-0.01 * torch.arange(50)).expand(*idx.shape, 50), None
 
 
-@check(8, "generate passes its choices on", "temperature, top_k and top_p go to probabilities")
+@register(8, "generate passes its choices on", "temperature, top_k and top_p go to probabilities")
 def _(my: Any) -> None:
     start = torch.zeros(1, 1, dtype=torch.int64)
     choices: list[tuple[str, Any, set[int]]]
@@ -655,19 +667,19 @@ def pair(my: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@check(9, "x is the prompt, then the response, padded with end", "whole = prompt + response + [end]; x = whole[:-1]")
+@register(9, "x is the prompt, then the response, padded with end", "whole = prompt + response + [end]; x = whole[:-1]")
 def _(my: Any) -> None:
     x = pair(my)[0]
     expect(x.tolist() == [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}", x, "[1, 2, 3, 4, 5, 9, 9, 9]")
 
 
-@check(9, "the prompt carries no loss", "y is -1 where the target belongs to the prompt: len(prompt) - 1 positions")
+@register(9, "the prompt carries no loss", "y is -1 where the target belongs to the prompt: len(prompt) - 1 positions")
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect(y[:2].tolist() == [-1, -1], f"the first two of y of {PAIR}", y[:2], "[-1, -1]: 2 and 3 are the prompt's")
 
 
-@check(
+@register(
     9,
     "the response is learned from its first number on",
     "after the prompt's last number the target is the response's first",
@@ -677,19 +689,19 @@ def _(my: Any) -> None:
     expect(y[2:4].tolist() == [4, 5], f"positions 2 and 3 of y of {PAIR}", y[2:4], "[4, 5]")
 
 
-@check(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
+@register(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect(y[4].item() == 9, f"position 4 of y of {PAIR}", y[4].item(), 9)
 
 
-@check(9, "padding carries no loss", "only one end is a target; behind it y is -1")
+@register(9, "padding carries no loss", "only one end is a target; behind it y is -1")
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect(y[5:].tolist() == [-1, -1, -1], f"the last three of y of {PAIR}", y[5:], "[-1, -1, -1]")
 
 
-@check(9, "the loss is the mean over what is trained", "F.cross_entropy(..., ignore_index=-1); do not divide by T")
+@register(9, "the loss is the mean over what is trained", "F.cross_entropy(..., ignore_index=-1); do not divide by T")
 def _(my: Any) -> None:
     logits, targets = 2 * noise(2, 4, 5), torch.tensor([[-1, -1, 3, 1], [-1, 2, -1, -1]])
     chosen = [logits[0, 2].log_softmax(0)[3], logits[0, 3].log_softmax(0)[1], logits[1, 1].log_softmax(0)[2]]
@@ -697,7 +709,7 @@ def _(my: Any) -> None:
     expect_close(my.masked_loss(logits, targets), -torch.stack(chosen).mean(), given)
 
 
-@check(
+@register(
     9,
     "what stands at masked positions changes nothing",
     "-1 is no index: clamping or wrapping it trains on the wrong thing",
@@ -727,20 +739,22 @@ def stirred(my: Any) -> tuple[nn.Linear, Any]:
     return linear, lora
 
 
-@check(10, "A and B have the shapes that B A x needs", "A (rank, in_features), B (out_features, rank), as nn.Parameter")
+@register(
+    10, "A and B have the shapes that B A x needs", "A (rank, in_features), B (out_features, rank), as nn.Parameter"
+)
 def _(my: Any) -> None:
     _, lora = adapted(my)
     for name, shape in (("A", (2, 6)), ("B", (4, 2))):
         expect_shape(getattr(lora, name, None), shape, f"LoRALinear(nn.Linear(6, 4), rank=2, alpha=8).{name}")
 
 
-@check(10, "at first nothing changes", "B starts at zero, so B A is zero")
+@register(10, "at first nothing changes", "B starts at zero, so B A is zero")
 def _(my: Any) -> None:
     linear, lora = adapted(my)
     expect_close(lora(noise(3, 6)), linear(noise(3, 6)), "a new LoRALinear, against the layer that it wraps")
 
 
-@check(
+@register(
     10, "only A and B are trained", "linear.requires_grad_(False), and A and B as nn.Parameter: rank (in + out) numbers"
 )
 def _(my: Any) -> None:
@@ -754,7 +768,7 @@ def _(my: Any) -> None:
     )
 
 
-@check(10, "a new adapter can learn", "if A and B both start at zero, both gradients are zero for ever")
+@register(10, "a new adapter can learn", "if A and B both start at zero, both gradients are zero for ever")
 def _(my: Any) -> None:
     _, lora = adapted(my)
     lora(noise(3, 6)).square().sum().backward()
@@ -762,7 +776,7 @@ def _(my: Any) -> None:
     expect(moved, "the gradient of B after one backward pass", "zero", "not zero")
 
 
-@check(10, "the adapter adds (alpha / rank) B A x", "rank 2 and alpha 8: a factor of 4")
+@register(10, "the adapter adds (alpha / rank) B A x", "rank 2 and alpha 8: a factor of 4")
 def _(my: Any) -> None:
     linear, lora = stirred(my)
     x = noise(3, 6, seed=2)
@@ -770,7 +784,7 @@ def _(my: Any) -> None:
     expect_close(lora(x), expected, "alpha 8, rank 2: W x + bias + 4 B A x", 1e-4)
 
 
-@check(10, "merged and unmerged compute the same", "W + (alpha / rank) B A, with the same bias")
+@register(10, "merged and unmerged compute the same", "W + (alpha / rank) B A, with the same bias")
 def _(my: Any) -> None:
     _, lora = stirred(my)
     x = noise(3, 6, seed=2)
@@ -779,7 +793,7 @@ def _(my: Any) -> None:
     expect_close(merged(x), before, "merged()(x), against the LoRALinear itself", 1e-4)
 
 
-@check(10, "merging leaves the frozen layer as it is", "copy the weight before adding to it")
+@register(10, "merging leaves the frozen layer as it is", "copy the weight before adding to it")
 def _(my: Any) -> None:
     linear, lora = stirred(my)
     before = linear.weight.detach().clone()
@@ -815,7 +829,7 @@ def raised(error: BaseException, file: str) -> dict[str, str]:
     if isinstance(error, NotImplementedError):
         return {"got": f"not written yet: {where}", "expected": "your code in place of raise NotImplementedError"}
     if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
-        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as the skeleton has it"}
+        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as the template has it"}
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return {"got": f"{text}\n{where}".strip(), "expected": "no exception"}
 

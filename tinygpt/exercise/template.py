@@ -1,5 +1,7 @@
-"""The ladder's ten steps as a reader gets them: signatures, shapes and what to write; `tinygpt exercise start N` copies
-step N out of this file into my_gpt.py. Nothing imports it."""
+"""The ten steps as a reader gets them: signatures, shapes and what to write.
+
+`tinygpt exercise start N` copies step N out of this file into my_gpt.py. Nothing imports it.
+"""
 
 import math
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, require_writable
 
 if TYPE_CHECKING:
-    from tinygpt.report.collect import Run
+    from tinygpt.report.collect import LoadedRun
 
 
 def report(config: ReportConfig) -> None:
@@ -36,7 +36,7 @@ def report(config: ReportConfig) -> None:
     if len(folders) > RUN_COLOURS:
         raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
     entries, settings = read_run(folders[0])
-    run = collect.open_run(str(folders[0]), config.data_dir)
+    run = collect.load_run(str(folders[0]), config.data_dir)
     with collect.own_pace(run.model):
         drawn = [collect.curves(folder) for folder in folders]
         training = collect.training_text(run)
@@ -63,7 +63,7 @@ def export(config: ExportConfig) -> None:
 
     beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
     path = destination(config.output, beside, "model.html")
-    run = collect.open_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
+    run = collect.load_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
     with collect.own_pace(run.model):
@@ -78,7 +78,7 @@ def destination(output: str, folder: Path, name: str) -> Path:
     return path
 
 
-def title(run: "Run") -> str:
+def title(run: "LoadedRun") -> str:
     """The dataset's name, and the run's if it was given one."""
     name = str(run.checkpoint.config.get("wandb_run_name") or "run")
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
@@ -105,7 +105,7 @@ def percent(value: float, digits: int = 0) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
 
 
-def write(environment: Any, run: "Run", values: dict[str, Any], path: Path) -> None:
+def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path) -> None:
     """Fill the template and write the file, whole or not at all."""
     from tinygpt.report import collect
 

@@ -44,8 +44,8 @@ LARGEST = 20_000_000  # parameters that still make a page
 
 
 @dataclasses.dataclass
-class Run:
-    """A run's folder, opened."""
+class LoadedRun:
+    """A run's folder, with its best model loaded."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -68,7 +68,7 @@ class Run:
         return self.dataset.splits[name]
 
 
-def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> Run:
+def load_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> LoadedRun:
     """The best model of a folder, or `checkpoint`, and its dataset if that is here.
 
     Errors: TinyGPTError where there is no checkpoint or no tokenizer, and for a model that diverged.
@@ -88,7 +88,7 @@ def open_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
             missing = f"dataset {name!r} holds other text now than the model was trained on"
     except TinyGPTError as error:
         missing = error.message
-    return Run(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
+    return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ def own_pace(model: GPT) -> Iterator[None]:
 # ---- summary ----------------------------------------------------------------------------------------------------
 
 
-def summary(run: Run, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """What was trained, on what, for how long, on which machine; the losses; the parameters; the verdict."""
     shape, parts = run.model.config, parameters(run.model)
     total, counted = sum(parts.values()), run.model.num_params()
@@ -140,7 +140,7 @@ def parameters(model: GPT) -> dict[str, int]:
     return dict(parts)
 
 
-def trained_on(run: Run) -> str:
+def trained_on(run: LoadedRun) -> str:
     name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
     if run.dataset is None:
         return f"{name}, which is not here: {run.missing}"
@@ -161,7 +161,7 @@ def machine(folder: Path) -> str:
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not noted"
 
 
-def losses(run: Run) -> list[dict[str, Any]]:
+def losses(run: LoadedRun) -> list[dict[str, Any]]:
     """The model's loss on the validation split, and those of the n-gram baselines on the same targets."""
     if run.dataset is None or len(run.split("val")) < 2:
         return []
@@ -235,11 +235,11 @@ def samples(entries: list[dict[str, Any]], training: Training | None, first: str
     return found
 
 
-def training_text(run: Run) -> Training | None:
+def training_text(run: LoadedRun) -> Training | None:
     return Training(run.tokenizer.decode(run.split("train")[:MOST_TEXT].tolist())) if run.dataset else None
 
 
-def memorised(run: Run, training: Training) -> dict[str, Any]:
+def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
     """How much of fresh samples stands in the training text: of the best model, of the newest, and of held-out text."""
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     try:
@@ -267,7 +267,7 @@ def memorised(run: Run, training: Training) -> dict[str, Any]:
     }
 
 
-def fresh(run: Run, model: GPT, count: int = 4, length: int = 500) -> list[str]:
+def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list[str]:
     """New text of a model, at temperature 0.8: continuations of one symbol, or answers to validation prompts."""
     if run.answers and isinstance(run.tokenizer, CharTokenizer):
         pairs = run.dataset.sources["val"] if run.dataset else None
@@ -282,7 +282,7 @@ def fresh(run: Run, model: GPT, count: int = 4, length: int = 500) -> list[str]:
 # ---- inside -----------------------------------------------------------------------------------------------------
 
 
-def passages(run: Run) -> dict[str, list[dict[str, Any]]]:
+def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
     """A piece of the training text and one of the held-out text, each character with the model's guess at it."""
     if run.dataset is None:
         return {}
@@ -307,7 +307,7 @@ def passages(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 
 @torch.inference_mode()
-def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
+def guesses(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
     """A cell for each token; from `first` on, behind `silent`, with loss, rank, probability and the five likeliest.
 
     Each is guessed from at least half a window before it, as far as the tokens reach.
@@ -331,7 +331,7 @@ def guesses(run: Run, tokens: np.ndarray, first: int, silent: int = 0) -> list[d
     return cells
 
 
-def embedding_map(run: Run) -> dict[str, Any]:
+def embedding_map(run: LoadedRun) -> dict[str, Any]:
     """The symbols' embedding vectors in the plane of their two main directions (PCA, Pearson 1901)."""
     symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
     if len(symbols) < 3 or run.model.config.n_embd < 2:
@@ -365,7 +365,7 @@ def kind_of(symbol: str) -> str:
     return "digit" if symbol.isdigit() else "other"
 
 
-def live_model(run: Run) -> dict[str, Any]:
+def live_model(run: LoadedRun) -> dict[str, Any]:
     """The model as the page's script reads it. Errors: TinyGPTError for one that no page can hold."""
     if run.model.num_params() > LARGEST:
         what = f"the model has {run.model.num_params():,} parameters, more than the {LARGEST:,} that make a page"
@@ -373,7 +373,7 @@ def live_model(run: Run) -> dict[str, Any]:
     return pack(run.model, run.tokenizer)
 
 
-def opening(run: Run, made: list[str]) -> str:
+def opening(run: LoadedRun, made: list[str]) -> str:
     """What stands in the text box at first: some words of the model's own, or a prompt."""
     if run.answers:
         source = run.dataset.sources["val"] if run.dataset else None
@@ -385,7 +385,7 @@ def opening(run: Run, made: list[str]) -> str:
 # ---- reproduce --------------------------------------------------------------------------------------------------
 
 
-def reproduce(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Configuration, checksums, versions and the commands that make the same run again."""
     path = run.folder / "ckpt.pt"
     sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}

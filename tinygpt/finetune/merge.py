@@ -1,0 +1,32 @@
+"""`tinygpt merge`: one ordinary checkpoint made of a base model and a LoRA adapter.
+
+tinygpt merge --ckpt out/ckpt.pt --adapter out-finetune --out_dir out-merged
+"""
+
+import dataclasses
+from pathlib import Path
+
+from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.config import suggest
+from tinygpt.config.schema import MergeConfig
+from tinygpt.data.tokenizer import PROMPT
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock
+
+
+def merge(config: MergeConfig) -> None:
+    """Write OUT_DIR/ckpt.pt."""
+    out = Path(config.out_dir)
+    checkpoint.refuse_overwriting(out, config.ckpt, "the base model")
+    checkpoint.refuse_overwriting(out, config.adapter, "the adapter's run")
+    if (out / "last.pt").exists():
+        raise TinyGPTError(f"{out} contains a run, whose best model would be overwritten", f"--out_dir={out}-merged")
+    whole = load_model(config.ckpt, config.adapter)
+    model = whole.build_model()
+    whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
+    with folder_lock(out, "run"):
+        checkpoint.save(out / "ckpt.pt", whole)
+    print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
+    answers_prompts = PROMPT in (whole.tokenizer or {}).get("symbols", [])
+    print(f"\nnext: {suggest.evaluate(whole.config, out) if answers_prompts else suggest.sample(f'{out}/ckpt.pt')}")
