@@ -12,8 +12,8 @@ import pytest
 from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
-from tinygpt.config import parse
-from tinygpt.config import schema as config
+from tinygpt.config import schema
+from tinygpt.config.parse import parse
 from tinygpt.evaluate.doctor import RULES, Verdict, evaluations, judge, read_run
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
@@ -134,7 +134,7 @@ def test_each_command_is_understood(settings: dict[str, Any], folder: str, tmp_p
             program, command, *args = shlex.split(found.command)
             assert program == "tinygpt", name
             args = [arg for arg in args if not arg.endswith("config.yaml")]
-            parse.parse(getattr(config, cli.COMMANDS[command][1]), args)
+            parse(getattr(schema, cli.COMMANDS[command][1]), args)
             assert folder in " ".join(args + shlex.split(found.command)) or command == "prepare"
 
 
