@@ -211,7 +211,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.training import device
     from tinygpt.training import processes as distributed
     from tinygpt.training import setup as start_up
-    from tinygpt.training.optimizer import learning_rate
+    from tinygpt.training.schedule import learning_rate
 
     flags = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-worker-{dtype}", "--quiet"]
     config = parse(TrainConfig, [RECIPE, *flags])
