@@ -185,6 +185,8 @@ class TrainConfig:
     """of the matrix products; weights and optimizer stay in float32. auto: bfloat16 where the processor has it"""
     compile: Literal["auto", "True", "False"] = "auto"
     """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     lora_rank: int = 0
@@ -296,6 +298,8 @@ class SampleConfig:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
     """of the matrix products; auto: float32 on a CPU, where one token at a time gains nothing from less"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object a sample, for programs"""
     data_dir: str = "data"
@@ -332,6 +336,8 @@ class EvalConfig:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
     """of the matrix products"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object, for programs"""
 
