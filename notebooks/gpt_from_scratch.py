@@ -1100,7 +1100,6 @@ tinygpt(
     "configs/shakespeare_char.yaml",
     "--device=cpu",
     "--max_iters=1000",
-    "--lr_decay_iters=1000",
     "--eval_interval=100",
 )
 print(f"{time.time() - begun:.0f} s")

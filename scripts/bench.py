@@ -204,17 +204,17 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
 
     from tinygpt import sample
     from tinygpt.checkpoint.store import load
-    from tinygpt.config import parse
+    from tinygpt.config.parse import parse
     from tinygpt.config.schema import SampleConfig, TrainConfig
     from tinygpt.data.dataset import Dataset
     from tinygpt.train import training_step
     from tinygpt.training import device
     from tinygpt.training import processes as distributed
     from tinygpt.training import setup as start_up
-    from tinygpt.training.optimizer import learning_rate
+    from tinygpt.training.schedule import learning_rate
 
     flags = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-worker-{dtype}", "--quiet"]
-    config = parse.parse(TrainConfig, [RECIPE, *flags])
+    config = parse(TrainConfig, [RECIPE, *flags])
     compute, dataset = device.choose(config.device, config.dtype), Dataset(config.data_dir, config.dataset)
     Path(config.out_dir).mkdir(exist_ok=True)
     model = start_up.make_model(config, dataset)
@@ -247,7 +247,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     def trained(samples: int, tokens: int) -> Any:
         """What `tinygpt sample` has at hand before the first token."""
         flags = [f"--ckpt=out-recipe-{dtype}", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
-        wanted = parse.parse(SampleConfig, flags)
+        wanted = parse(SampleConfig, flags)
         checkpoint = load(wanted.ckpt)
         tokenizer = sample.checkpoint_tokenizer(checkpoint, wanted)
         compute = device.choose(wanted.device, "float32" if wanted.dtype == "auto" else wanted.dtype)

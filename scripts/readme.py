@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from tinygpt.config import schema as config
+from tinygpt.config import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ IN_A_LINE = {
 
 
 def field_docs(name: str) -> dict[str, str]:
-    """The text under each field of a dataclass in config.py."""
+    """The text under each field of a dataclass in tinygpt/config/schema.py."""
     tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
@@ -38,7 +38,7 @@ def key_table() -> str:
     """Every key of `tinygpt train` with its default and meaning."""
     docs = field_docs("TrainConfig")
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(config.TrainConfig):
+    for field in dataclasses.fields(schema.TrainConfig):
         if field.name != "config":
             lines.append(f"| `{field.name}` | `{field.default}` | {docs[field.name].replace('|', chr(92) + '|')} |")
     return "\n".join(lines)

@@ -53,7 +53,7 @@ from tqdm import tqdm
 from tinygpt import cli, files, prepare, sample, train
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config import parse
+from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.data import corpora, rows
 from tinygpt.data import dataset as data
@@ -705,7 +705,7 @@ def no_code(bench: Bench, scale: float) -> Result:
             (folder / "pickled" / kind).write_bytes(content)
             return passes(lambda: Dataset(str(folder), "pickled"))
         (folder / f"x.{kind}").write_bytes(content)
-        return passes(lambda: parse.parse(TrainConfig, [str(folder / f"x.{kind}")]))
+        return passes(lambda: parse(TrainConfig, [str(folder / f"x.{kind}")]))
 
     for name, kind, content in payloads(str(canary)):
         problem = bench.call(functools.partial(read, kind, content))
@@ -942,7 +942,7 @@ class Fuzz:
             path.write_bytes(mutate(draw, PYTHON_CONFIG, PYTHON_TOKENS))
         else:
             path.write_bytes(mutate(draw, (ROOT / "configs/shakespeare_char.yaml").read_bytes(), YAML_TOKENS))
-        parse.parse(TrainConfig, [str(path)])
+        parse(TrainConfig, [str(path)])
 
 
 PYTHON_CONFIG = b"""# nanoGPT's train_shakespeare_char.py, in short

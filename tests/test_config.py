@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tinygpt import cli
 from tinygpt.config import files as configfile
-from tinygpt.config import schema as config
+from tinygpt.config import schema
 from tinygpt.config.files import read_python, read_yaml, to_yaml
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
@@ -387,7 +387,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), [(name, getattr(config, entry[1])) for name, entry in cli.COMMANDS.items()]
+    ("command", "kind"), [(name, getattr(schema, entry[1])) for name, entry in cli.COMMANDS.items()]
 )
 def test_help_explains_every_option(command: str, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -404,7 +404,7 @@ def test_every_key_has_a_help_text() -> None:
     import ast
     import inspect
 
-    for node in ast.parse(inspect.getsource(config)).body:
+    for node in ast.parse(inspect.getsource(schema)).body:
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tinygpt import cli
-from tinygpt.config import parse
-from tinygpt.config import schema as config
+from tinygpt.config import schema
+from tinygpt.config.parse import parse
 from tinygpt.data.tasks import TASKS
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import label_indices, ngram_baseline
@@ -59,7 +59,7 @@ def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
     """Each parses: the command exists, and so do its flags (whether its files exist is not asked)."""
     _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
-    parse.parse(getattr(config, kind), args)
+    parse(getattr(schema, kind), args)
 
 
 def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
@@ -69,7 +69,7 @@ def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_presets_are_accepted_and_say_why(preset: Path) -> None:
-    parse.parse(config.FinetuneConfig if preset.name.startswith("finetune") else config.TrainConfig, [str(preset)])
+    parse(schema.FinetuneConfig if preset.name.startswith("finetune") else schema.TrainConfig, [str(preset)])
     assert preset.read_text().count("#") >= 3
 
 
@@ -113,7 +113,7 @@ def parameter_counts(vocab_size: int, **shape: Any) -> tuple[int, int]:
 
 def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
     """Parameter counts of a preset of configs/ on its own dataset, with `grown` tokens added to the vocabulary."""
-    config_of = parse.parse(config.TrainConfig, [str(ROOT / f"configs/{preset}.yaml")])
+    config_of = parse(schema.TrainConfig, [str(ROOT / f"configs/{preset}.yaml")])
     names = {field.name for field in dataclasses.fields(GPTConfig)} & set(vars(config_of))
     vocab_size = 65 if config_of.dataset == "shakespeare_char" else 50257
     return parameter_counts(vocab_size + grown, **{name: getattr(config_of, name) for name in names})
@@ -178,7 +178,7 @@ def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
 
 def test_quoted_iterations_of_the_fast_preset_agree_with_it() -> None:
     fast, recipe = (
-        parse.parse(config.TrainConfig, [str(ROOT / f"configs/{name}.yaml")])
+        parse(schema.TrainConfig, [str(ROOT / f"configs/{name}.yaml")])
         for name in ("shakespeare_char_fast", "shakespeare_char")
     )
     texts = [*TEXTS, ROOT / "notebooks/gpt_from_scratch.py"]

@@ -12,9 +12,9 @@ import pytest
 from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
-from tinygpt.config import parse
-from tinygpt.config import schema as config
-from tinygpt.evaluate.doctor import RULES, Verdict, evaluations, judge, read_run
+from tinygpt.config import schema
+from tinygpt.config.parse import parse
+from tinygpt.evaluate.doctor import RULES, Verdict, evaluations, judge, next_command, read_run
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
@@ -134,8 +134,15 @@ def test_each_command_is_understood(settings: dict[str, Any], folder: str, tmp_p
             program, command, *args = shlex.split(found.command)
             assert program == "tinygpt", name
             args = [arg for arg in args if not arg.endswith("config.yaml")]
-            parse.parse(getattr(config, cli.COMMANDS[command][1]), args)
+            parse(getattr(schema, cli.COMMANDS[command][1]), args)
             assert folder in " ".join(args + shlex.split(found.command)) or command == "prepare"
+
+
+@pytest.mark.parametrize(("settings", "more"), [({"lr_decay_iters": 2000}, ["--lr_decay_iters=0"]), ({}, [])])
+def test_a_longer_run_decays_to_its_own_end(settings: dict[str, Any], more: list[str]) -> None:
+    """Also after a run whose configuration fixes the end of the decay: nanoGPT's, and those of older versions."""
+    command = next_command("still improving", SETTINGS | settings, "out")
+    assert shlex.split(command)[4:] == ["--max_iters=4000", *more]
 
 
 def test_the_command_on_a_run_and_the_end_of_training_say_the_same(tiny_data: Path, tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_the_command_on_a_run_and_the_end_of_training_say_the_same(tiny_data: Pa
     assert result.out.replace("=out", f"={tmp_path / 'out'}") in trained
     assert re.search(r"^overfitting: not seen$", result.out, re.MULTILINE)
     more = shlex.split(result.out.splitlines()[-1].removeprefix("try:"))
-    assert more == ["tinygpt", "train", "--init_from=resume", "--out_dir=out", "--max_iters=40", "--lr_decay_iters=40"]
+    assert more == ["tinygpt", "train", "--init_from=resume", "--out_dir=out", "--max_iters=40", "--lr_decay_iters=0"]
     assert cli_here(*more[1:], cwd=tmp_path).status == 0  # and it is true
 
 

@@ -1,21 +1,17 @@
-"""The schedule against nanoGPT's formula, AdamW against torch's plain one, Muon against what it is meant to do; and
-mixed precision, whose flat weights they move, against the model itself."""
+"""AdamW against torch's plain one, Muon against what it is meant to do; and mixed precision, whose flat weights they
+move, against the model itself."""
 
 import copy
-import dataclasses
-import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.weights import MATRIX, MixedPrecision
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.training.optimizer import Optimizer, learning_rate
+from tinygpt.training.optimizer import Optimizer
 
 
 def tiny(**options: Any) -> GPT:
@@ -44,40 +40,7 @@ def weights(model: GPT) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-# ---- the schedule -----------------------------------------------------------------------------------------------
-
-
-def nanogpts(it: int, peak: float, least: float, warmup: int, decay: int) -> float:
-    """The cosine schedule in the words of its paper: up in equal steps, half a cosine down, then flat."""
-    if it < warmup:
-        return peak * (it + 1) / (warmup + 1)
-    if it >= decay:
-        return least
-    angle = math.pi * (it - warmup) / (decay - warmup)
-    return least + (peak - least) * (1 + math.cos(angle)) / 2
-
-
-@settings(deadline=None)
-@given(st.integers(0, 300), st.integers(0, 100), st.integers(0, 200), st.floats(0, 1), st.floats(0, 1))
-def test_learning_rate_is_nanogpts(it: int, warmup: int, decay: int, peak: float, least: float) -> None:
-    config = TrainConfig(learning_rate=peak, min_lr=least, warmup_iters=warmup, lr_decay_iters=decay)
-    assert learning_rate(it, config) == pytest.approx(nanogpts(it, peak, least, warmup, decay))
-
-
-def test_learning_rate_at_its_corners() -> None:
-    config = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=4, lr_decay_iters=104)
-    rates = [learning_rate(it, config) for it in (0, 3, 4, 54, 103, 104, 1_000_000)]
-    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.55, 0.1002, 0.1, 0.1], abs=1e-4)
-    assert learning_rate(0, TrainConfig(warmup_iters=0)) > 0  # without a warm-up the first step counts in full
-    straight = dataclasses.replace(config, lr_schedule="linear")
-    rates = [learning_rate(it, straight) for it in (0, 3, 4, 29, 54, 104, 1_000_000)]
-    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.775, 0.55, 0.1, 0.1])
-    no_warmup = dataclasses.replace(config, warmup_iters=0)
-    assert [learning_rate(it, no_warmup) for it in (0, 52)] == pytest.approx([1.0, 0.55])
-    no_decay = dataclasses.replace(config, lr_decay_iters=4)  # warm-up and decay end together
-    assert [learning_rate(it, no_decay) for it in (3, 4, 5)] == pytest.approx([0.8, 0.1, 0.1])
-    constant = dataclasses.replace(config, decay_lr=False)
-    assert {learning_rate(it, constant) for it in (0, 3, 50, 1000)} == {1.0}
+# ---- the learning rates -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rate", "muons"), [(1e-3, 0.02), (2.5e-4, 0.005), (0.0, 0.0)])

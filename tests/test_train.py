@@ -13,7 +13,7 @@ from conftest import TINY_TRAIN, Result, cli, cli_here, listing, tiny_text
 
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.schedule import learning_rate
 
 
 @pytest.fixture

@@ -108,11 +108,11 @@ def run(args: list[str]) -> int:
 
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
-    from tinygpt.config import parse
-    from tinygpt.config import schema as config
+    from tinygpt.config import schema
+    from tinygpt.config.parse import parse
 
     module, config_name, _ = COMMANDS[name]
-    parsed = parse.parse(getattr(config, config_name), args[1:], prog=f"tinygpt {name}")
+    parsed = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
     status = getattr(importlib.import_module(module), name.replace("eval", "evaluate"))(parsed)
     return status or 0
 
@@ -121,7 +121,7 @@ def print_completion(args: list[str]) -> None:
     """The shell completion script of the whole command tree, as tyro makes it; then exits."""
     import tyro
 
-    from tinygpt.config import schema as config
+    from tinygpt.config import schema
 
-    tree = {name: getattr(config, entry[1]) for name, entry in COMMANDS.items()}
+    tree = {name: getattr(schema, entry[1]) for name, entry in COMMANDS.items()}
     tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)

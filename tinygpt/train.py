@@ -28,7 +28,7 @@ from tinygpt.generate import Choice, generate
 from tinygpt.training import device
 from tinygpt.training import processes as distributed
 from tinygpt.training.log import Pace, import_wandb, read_metrics
-from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.schedule import learning_rate
 from tinygpt.training.setup import (
     Run,
     Start,

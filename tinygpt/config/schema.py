@@ -168,14 +168,14 @@ class TrainConfig:
     """AdamW's decay of the second moment"""
     grad_clip: float = 1.0
     """largest norm of the whole gradient; 0: no clipping"""
-    lr_schedule: Literal["cosine", "linear"] = "cosine"
-    """the way from learning_rate to min_lr"""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
     decay_lr: bool = True
-    """warm up and decay the learning rate; False: constant"""
+    """nanoGPT's key: False means lr_schedule=constant"""
     warmup_iters: int = 2000
     """iterations of linear warm-up"""
-    lr_decay_iters: int = 600000
-    """iteration at which the learning rate has come down to min_lr; usually max_iters"""
+    lr_decay_iters: int = 0
+    """iteration at which the decay reaches min_lr; 0: max_iters, also when a resumed run is given a larger one"""
     min_lr: float = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
 
@@ -185,6 +185,8 @@ class TrainConfig:
     """of the matrix products; weights and optimizer stay in float32. auto: bfloat16 where the processor has it"""
     compile: Literal["auto", "True", "False"] = "auto"
     """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     lora_rank: int = 0
@@ -230,14 +232,12 @@ class FinetuneConfig(TrainConfig):
     """peak learning rate"""
     min_lr: float = 0.0
     """the learning rate after the decay"""
-    lr_schedule: Literal["cosine", "linear"] = "linear"
-    """the way from learning_rate to min_lr"""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
     warmup_iters: int = 20
     """iterations of linear warm-up"""
     max_iters: int = 1000
     """iterations (optimizer updates)"""
-    lr_decay_iters: int = 1000
-    """iteration at which the learning rate has come down to min_lr; usually max_iters"""
     eval_interval: int = 100
     """iterations between evaluations"""
     eval_iters: int = 0
@@ -298,6 +298,8 @@ class SampleConfig:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
     """of the matrix products; auto: float32 on a CPU, where one token at a time gains nothing from less"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object a sample, for programs"""
     data_dir: str = "data"
@@ -334,6 +336,8 @@ class EvalConfig:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
     """of the matrix products"""
+    fast: Literal["auto", "True", "False"] = "auto"
+    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object, for programs"""
 

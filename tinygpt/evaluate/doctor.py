@@ -201,8 +201,8 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
 
     match kind:
         case "still improving":
-            longer = [f"--max_iters={2 * iterations}", f"--lr_decay_iters={2 * iterations}"]
-            return suggest.resume(settings, out, *longer)
+            follow = ["--lr_decay_iters=0"] if settings.get("lr_decay_iters") else []  # the decay ends with the run
+            return suggest.resume(settings, out, f"--max_iters={2 * iterations}", *follow)
         case "too early":
             return again("watched", f"--eval_interval={max(1, min(interval, iterations) // 5)}")
         case "diverged":

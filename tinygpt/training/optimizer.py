@@ -1,11 +1,10 @@
-"""How the weights move: the learning-rate schedule, and AdamW or Muon on the flat float32 weights.
+"""AdamW or Muon on the flat float32 weights.
 
 optimizer = Optimizer(mixed, config)
 optimizer.set_learning_rate(learning_rate(step, config))
 loss.backward(); norm = optimizer.clip(); optimizer.update()
 """
 
-import math
 from typing import Any
 
 import torch
@@ -17,20 +16,6 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast.muon import Muon
 from tinygpt.fast.weights import EMBEDDING, MATRIX, VECTOR, MixedPrecision
 from tinygpt.training.device import adamw_scales_gradients
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of iteration `step`, counted from 0: linear warm-up, then down to min_lr along a cosine (Loshchilov &
-    Hutter 2017) or a straight line, then constant. A pure function; the cosine is nanoGPT's get_lr."""
-    if not config.decay_lr:
-        return config.learning_rate
-    if step < config.warmup_iters:
-        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    if step >= config.lr_decay_iters:
-        return config.min_lr
-    progress = (step - config.warmup_iters) / (config.lr_decay_iters - config.warmup_iters)
-    left = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return config.min_lr + left * (config.learning_rate - config.min_lr)
 
 
 class AdamW:

@@ -1,0 +1,67 @@
+"""The learning-rate schedule against nanoGPT's formula, and by hand at its corners."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygpt.config.schema import TrainConfig
+from tinygpt.training.schedule import learning_rate
+
+
+def nanogpts(it: int, peak: float, least: float, warmup: int, decay: int) -> float:
+    """The cosine schedule in the words of its paper: up in equal steps, half a cosine down, then flat."""
+    if it < warmup:
+        return peak * (it + 1) / (warmup + 1)
+    if it >= decay:
+        return least
+    angle = math.pi * (it - warmup) / (decay - warmup)
+    return least + (peak - least) * (1 + math.cos(angle)) / 2
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(0, 100), st.integers(1, 200), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_learning_rate_is_nanogpts(it: int, warmup: int, decay: int, peak: float, least: float, explicit: bool) -> None:
+    """With lr_decay_iters, or without it and the same max_iters; the warm-up may be the longer of the two."""
+    length: dict[str, Any] = {"lr_decay_iters" if explicit else "max_iters": decay}
+    config = TrainConfig(learning_rate=peak, min_lr=least, warmup_iters=warmup, **length)
+    assert learning_rate(it, config) == pytest.approx(nanogpts(it, peak, least, warmup, decay))
+
+
+CONFIG = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=4, lr_decay_iters=104)
+
+
+def test_learning_rate_at_its_corners() -> None:
+    rates = [learning_rate(it, CONFIG) for it in (0, 3, 4, 54, 103, 104, 1_000_000)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.55, 0.1002, 0.1, 0.1], abs=1e-4)
+    assert learning_rate(0, TrainConfig(warmup_iters=0)) > 0  # without a warm-up the first step counts in full
+    straight = dataclasses.replace(CONFIG, lr_schedule="linear")
+    rates = [learning_rate(it, straight) for it in (0, 3, 4, 29, 54, 104, 1_000_000)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.775, 0.55, 0.1, 0.1])
+    no_warmup = dataclasses.replace(CONFIG, warmup_iters=0)
+    assert [learning_rate(it, no_warmup) for it in (0, 52)] == pytest.approx([1.0, 0.55])
+    no_decay = dataclasses.replace(CONFIG, lr_decay_iters=4)  # warm-up and decay end together
+    assert [learning_rate(it, no_decay) for it in (3, 4, 5)] == pytest.approx([0.8, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("constant", [{"lr_schedule": "constant"}, {"decay_lr": False}])
+def test_a_constant_rate_has_two_spellings(constant: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, **constant)
+    assert {learning_rate(it, config) for it in (0, 3, 50, 1000)} == {1.0}
+
+
+def test_the_decay_follows_max_iters() -> None:
+    short = dataclasses.replace(CONFIG, max_iters=20, lr_decay_iters=0)
+    longer = dataclasses.replace(short, max_iters=40)
+    assert learning_rate(20, short) == learning_rate(40, longer) == 0.1
+    assert learning_rate(20, longer) > 0.1
+    fixed = dataclasses.replace(longer, lr_decay_iters=20)
+    assert [learning_rate(it, fixed) for it in range(40)] == [learning_rate(it, short) for it in range(40)]
+
+
+def test_a_run_that_is_shorter_than_its_warm_up_only_warms_up() -> None:
+    trial = dataclasses.replace(CONFIG, max_iters=3, lr_decay_iters=0)
+    assert [learning_rate(it, trial) for it in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.1])
