@@ -16,7 +16,7 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
 - Whole commands are processes of their own, from start to exit, interpreter and imports included; peak memory is what
   the kernel says of the process (so this one stays small: it imports neither torch nor numpy).
 - Steps and generation are measured in two workers that stay loaded, since allocator settings hold for a process: one
-  does what nanoGPT's train.py and sample.py do, the other calls our own `training_step` and `new_tokens`. They take
+  does what nanoGPT's train.py and sample.py do, the other does what our own `loop` and `new_tokens` do. They take
   turns, A B A B, with the first round thrown away. A ratio is the median of the rounds' ratios.
 - Losses are those of `tinygpt eval`: the whole validation split, every character once, in float32. Ours are of
   last.pt, the end of the run; nanoGPT keeps the best by its own estimate.
@@ -24,11 +24,14 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
   over the full T x T) a second, over the rate of 2048^3 products in the same dtype, measured between the rounds.
 - `same_time`, `six_times`: as many iterations of the preset as fit, by its pace in a run of 150, into 1 and 6 times
   the wall time of nanoGPT's command. More than 1 % too long does not count as met.
+- `pieces`: PIECES names for each piece of tinygpt/fast a variant without it and one with it. One worker runs all
+  variants in turn, A B C D, D C B A, ..., in short rounds. The row is the least gain; a second table has them all.
 - `to_loss` counts as met only if the run of every seed reaches TARGET_LOSS.
 """
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import datetime
 import functools
@@ -48,6 +51,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tinygpt.errors import TinyGPTError
 
@@ -93,7 +97,22 @@ ROWS = {
     "prepare_memory": Row("peak memory of prepare at 1 GB", "MB", 200, 150, lower=True),
     "help": Row("tinygpt --help", "s", 0.3, 0.15, lower=True),
     "memory": Row("peak memory of training the recipe", "MB", 1, 1, dtype=EACH),
+    "pieces": Row("least gain of a piece of tinygpt/fast", "ratio", 1.02, 1.05, dtype=EACH),
 }
+
+PIECES = [  # of tinygpt/fast: what it is, how it is measured, two variants of `tinygpt_worker`, presets
+    ("FastSelfAttention alone", ["steps"], "plain", "attention", [RECIPE, FAST]),
+    ("FlatWeights and FlatOptimizer alone", ["steps"], "plain", "flat", [RECIPE, FAST]),
+    ("all pieces", ["steps"], "plain", "fast", [RECIPE, FAST]),
+    ("FastSelfAttention, added last", ["steps"], "flat", "fast", [RECIPE, FAST]),
+    ("FlatWeights and FlatOptimizer, added last", ["steps"], "attention", "fast", [RECIPE, FAST]),
+    ("PlainAttention, added last", ["steps"], "no PlainAttention", "fast", [RECIPE, FAST]),
+    ("NormRotate, added last", ["steps"], "no NormRotate", "fast", [FAST]),
+    ("Muon in batches, the update alone", ["muon"], "torch.optim.Muon", "Muon", [FAST]),
+    ("Decoder, 1 sample", ["decode", 1], "plain", "fast", [RECIPE, FAST]),
+    ("Decoder, 10 samples", ["decode", 10], "plain", "fast", [RECIPE, FAST]),
+]
+UNITS = {"steps": "steps/s", "muon": "updates/s", "decode": "tokens/s"}
 
 
 @dataclasses.dataclass
@@ -201,34 +220,111 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
 def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     """Our own training step in `dtype`, and generation, made by the code that the commands run."""
     import torch
+    from tinygpt.positions import rotate
 
     from tinygpt import sample
-    from tinygpt.checkpoint.store import load
+    from tinygpt.checkpoint.store import load, tokenizer_of
     from tinygpt.config.parse import parse
     from tinygpt.config.schema import SampleConfig, TrainConfig
     from tinygpt.data.dataset import Dataset
-    from tinygpt.train import training_step
+    from tinygpt.data.prompts import encode_prompt
+    from tinygpt.fast import attention
+    from tinygpt.fast.model import FastGPT
+    from tinygpt.fast.optimizer import FlatOptimizer
+    from tinygpt.fast.weights import FlatWeights
+    from tinygpt.model import GPT, QK_EPS
+    from tinygpt.train import batch, finite, forward_backward
     from tinygpt.training import device
-    from tinygpt.training import processes as distributed
-    from tinygpt.training import setup as start_up
+    from tinygpt.training import run as training_run
+    from tinygpt.training.build import Autocast, build, for_inference, model_class
+    from tinygpt.training.optimizer import TorchOptimizer
+    from tinygpt.training.processes import Processes
     from tinygpt.training.schedule import learning_rate
+    from tinygpt.training.start import Start, make_model
 
-    flags = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-worker-{dtype}", "--quiet"]
-    config = parse(TrainConfig, [RECIPE, *flags])
-    compute, dataset = device.choose(config.device, config.dtype), Dataset(config.data_dir, config.dataset)
-    Path(config.out_dir).mkdir(exist_ok=True)
-    model = start_up.make_model(config, dataset)
-    training = start_up.set_up(config, compute, distributed.Processes(), dataset, model)
+    compute = device.choose("cpu", dtype)
 
-    def steps(count: int) -> float:
+    def autocast(model: GPT, config: TrainConfig, compute: device.Compute) -> Any:
+        return Autocast(model, compute), TorchOptimizer(model, config, compute)
+
+    def flat(model: GPT, config: TrainConfig, compute: device.Compute) -> Any:
+        weights = FlatWeights(model, compute.dtype)
+        return weights, FlatOptimizer(weights, config)
+
+    class PlainNormRotate:
+        """NormRotate as CausalSelfAttention has it."""
+
+        @staticmethod
+        def apply(qkv: torch.Tensor, rotation: torch.Tensor | None, qk_norm: bool) -> torch.Tensor:
+            qk = torch.rms_norm(qkv[:2], qkv.shape[-1:], eps=QK_EPS) if qk_norm else qkv[:2]
+            return torch.cat((qk if rotation is None else rotate(qk, rotation), qkv[2:]))
+
+    variants: dict[str, tuple[type[GPT], Any, dict[str, Any]]] = {  # model, what `build` is, changes of fast.attention
+        "default": (model_class("auto", compute), build, {}),
+        "plain": (GPT, autocast, {}),
+        "attention": (FastGPT, autocast, {}),
+        "flat": (GPT, flat, {}),
+        "fast": (FastGPT, flat, {}),
+        "no PlainAttention": (FastGPT, flat, {"LONGEST": 0}),
+        "no NormRotate": (FastGPT, flat, {"NormRotate": PlainNormRotate}),
+        "torch.optim.Muon": (GPT, autocast, {}),
+        "Muon": (GPT, flat, {}),
+    }
+
+    @functools.cache
+    def training(preset: str, variant: str) -> training_run.Run:
+        """What `tinygpt train` has set up before the first iteration. With eval_only it writes no files."""
+        config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet"])
+        dataset = Dataset(config.data_dir, config.dataset)
+        kind, build_variant, _ = variants[variant]
+        model, _ = make_model(config, dataset, Start(), kind)
+        with mock.patch.object(training_run, "build", build_variant):
+            return training_run.set_up(config, compute, Processes(), dataset, dataset.sources["train"], model)
+
+    def steps(preset: str, variant: str, count: int) -> float:
+        """Iterations per second: the body of train.loop, without logging."""
+        run = training(preset, variant)
+        with (
+            mock.patch.multiple(attention, **variants[variant][2]) if variants[variant][2] else contextlib.nullcontext()
+        ):
+            start = time.perf_counter()
+            for _ in range(count):
+                run.optimizer.set_learning_rate(learning_rate(run.progress.step, run.config))
+                finite(run, *forward_backward(run, *batch(run, run.progress.step)))
+                run.optimizer.update()
+                run.progress.step += 1
+            return count / (time.perf_counter() - start)
+
+    def muon(preset: str, variant: str, count: int) -> float:
+        """Updates per second of the matrices alone; the rate is 0, so that they stay as they are."""
+        optimizer: Any = training(preset, variant).optimizer
+        if variant == "Muon":
+            update = functools.partial(optimizer.muon.step, torch.randn_like(optimizer.muon.weights), lr=0.0)
+        else:
+            optimizer.set_learning_rate(0.0)
+            update = optimizer.optimizers[0].step
+            for matrix in optimizer.optimizers[0].param_groups[0]["params"]:
+                matrix.grad = torch.randn_like(matrix)
         start = time.perf_counter()
         for _ in range(count):
-            training.optimizer.set_learning_rate(learning_rate(training.progress.step, config))
-            training_step(training)
-            training.progress.step += 1
-        return (time.perf_counter() - start) / count * 1e3
+            update()
+        return count / (time.perf_counter() - start)
+
+    @functools.cache
+    def untrained(preset: str, variant: str) -> GPT:
+        return copy.deepcopy(training(preset, variant).model).to(compute.dtype).eval()
+
+    def decode(preset: str, variant: str, samples: int, count: int) -> float:
+        """Tokens per second."""
+        prompt, choice = torch.zeros((samples, 1), dtype=torch.long), sample.Choice(temperature=0.8, top_k=200)
+        start = time.perf_counter()
+        for _ in sample.generate(untrained(preset, variant), prompt, 16 * count, choice):
+            pass
+        return samples * 16 * count / (time.perf_counter() - start)
 
     def facts() -> dict[str, Any]:
+        run = training(RECIPE, "default")
+        config, model = run.config, run.model
         B, T, C = config.batch_size, config.block_size, config.n_embd
         linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head is one
         flops = 3 * (2 * B * T * linears + config.n_layer * 2 * (2 * B * T * T * C))
@@ -249,15 +345,15 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         flags = [f"--ckpt=out-recipe-{dtype}", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
         wanted = parse(SampleConfig, flags)
         checkpoint = load(wanted.ckpt)
-        tokenizer = sample.checkpoint_tokenizer(checkpoint, wanted)
+        tokenizer = tokenizer_of(checkpoint, wanted.ckpt, wanted.data_dir)
         compute = device.choose(wanted.device, "float32" if wanted.dtype == "auto" else wanted.dtype)
-        generator = checkpoint.build_model().to(compute.device, compute.dtype).eval()
-        return generator, sample.encode_prompt(wanted.start, tokenizer, False), wanted, compute, tokenizer
+        prompt = encode_prompt(wanted.start, tokenizer, False)
+        return for_inference(checkpoint, compute), prompt, wanted, tokenizer
 
     def generated(samples: int, tokens: int) -> float:
-        generator, prompt, wanted, compute, tokenizer = trained(samples, tokens)
+        generator, prompt, wanted, tokenizer = trained(samples, tokens)
         start = time.perf_counter()
-        rows = sample.new_tokens(generator, prompt, wanted, compute, tokenizer.vocab_size)
+        rows = sample.new_tokens(generator, prompt, wanted, tokenizer.vocab_size)
         if samples == 1:
             with contextlib.redirect_stdout(io.StringIO()):
                 writer = sample.StreamWriter(tokenizer, wanted.stop)
@@ -267,7 +363,8 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
             torch.stack(list(rows), dim=1).tolist()
         return samples * tokens / (time.perf_counter() - start)
 
-    return {"steps": steps, "sample": generated, "large_products": large_products, "facts": facts}
+    loaded = {"sample": generated, "large_products": large_products, "facts": facts}
+    return {"steps": steps, "muon": muon, "decode": decode, **loaded}
 
 
 def serve(kind: str, dtype: str) -> None:
@@ -422,7 +519,8 @@ class Bench:
         count, steps = (2, 3) if self.quick else (13, 20)
         for index in range(count + 1):
             theirs = [nanogpt.ask("steps", steps)] if nanogpt else []
-            ours, products = tinygpt.ask("steps", steps), tinygpt.ask("large_products", 4)
+            ours = 1e3 / tinygpt.ask("steps", RECIPE, "default", steps)
+            products = tinygpt.ask("large_products", 4)
             if index:
                 found["theirs"] += theirs
                 found["ours"].append(ours)
@@ -538,6 +636,27 @@ class Bench:
             times=1,
         )
 
+    def pieces(self, dtype: str) -> Result:
+        worker, gains = self.worker("tinygpt", dtype), []
+        count, size = (2, 1) if self.quick else (40, 6)
+        for preset in (RECIPE, FAST):
+            pieces = [piece for piece in PIECES if preset in piece[-1]]
+            pairs = [[(name, preset, variant, *more) for variant in pair] for _, (name, *more), *pair, _ in pieces]
+            speeds: dict[tuple[Any, ...], list[float]] = {request: [] for pair in pairs for request in pair}
+            for index in range(count + 1):
+                for request in list(speeds)[:: 1 if index % 2 else -1]:
+                    speeds[request].append(worker.ask(*request, size))
+            for (what, *_), pair in zip(pieces, pairs, strict=True):
+                without, having = (speeds[request][1:] for request in pair)  # the first round warms up
+                ratios = [b / a for a, b in zip(without, having, strict=True)]
+                gains.append(
+                    {"preset": Path(preset).stem, "piece": what, "unit": UNITS[pair[0][0]], "without": without}
+                    | {"with": having, "ratio": statistics.median(ratios), "quartiles": statistics.quantiles(ratios)}
+                )
+        least = min(gains, key=lambda gain: gain["ratio"])
+        note = f"{least['piece']}, {least['preset']}"
+        return Result(None, least["ratio"], least["ratio"], {"pieces": gains}, note)
+
 
 def compared(theirs: list[float], ours: list[float], pairs: bool = True) -> Result:
     """Medians of both sides and of the ratios theirs / ours, round by round or median by median."""
@@ -565,11 +684,12 @@ def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: 
 
     wall = start-up + iterations x step + evaluations x evaluation; with 4 % left for luck.
     """
-    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    from tinygpt.training.log import read_metrics
+
     plain: list[tuple[float, int]] = []  # (seconds, iterations) between two lines of training ...
     broken: list[tuple[float, int]] = []  # ... with an evaluation in between
     last, evaluated = None, False
-    for entry in entries:
+    for entry in read_metrics(out):
         if entry["kind"] == "train":
             if last:
                 between = entry["seconds"] - last["seconds"], entry["step"] - last["step"]
@@ -622,6 +742,22 @@ def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
         numbers = [f"{x:.4f}" if loss and x is not None else shown(x) for x in (result.theirs, result.ours, value)]
         bars = [str(row.first_bar), str(row.goal), verdict(row, result)]
         lines.append([row.what, dtype, row.unit, *numbers, *bars, result.note])
+    yield from markdown(lines)
+
+
+def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
+    """Markdown: medians of all rounds, the median of the rounds' ratios, and their quartiles."""
+    lines = [["piece of tinygpt/fast", "preset", "dtype", "unit", "without", "with", "ratio", "quartiles"]]
+    for (_, dtype), result in results.items():
+        for gain in result.raw.get("pieces", []):
+            medians = [shown(statistics.median(gain[side])) for side in ("without", "with")]
+            ratios = [f"{gain['ratio']:.2f}", f"{gain['quartiles'][0]:.2f}..{gain['quartiles'][2]:.2f}"]
+            lines.append([gain["piece"], gain["preset"], dtype, gain["unit"], *medians, *ratios])
+    return markdown(lines) if len(lines) > 1 else iter(())
+
+
+def markdown(lines: list[list[str]]) -> Iterator[str]:
+    """A table with a heading, its columns aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for index, line in enumerate(lines):
         yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
@@ -770,7 +906,7 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
                 looks = [f"--eval_interval={max(1, preset_value(FAST, 'max_iters') // 10)}", "--eval_iters=20"]
                 bench.train("fast-curve", FAST, dtype, *([] if args.quick else looks))  # as timed, it looks at its end
                 write(args.out, about, results, bench.trainings, args.quick)
-    print("\n".join(table(results)))
+    print("\n".join([*table(results), "", *pieces_table(results)]))
     print(f"\n{described(about)}{' (quick: the figures mean nothing)' * args.quick}")
     draw(args.picture, bench.trainings, about)
     return 1 if failed else 0

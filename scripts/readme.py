@@ -35,12 +35,15 @@ def field_docs(name: str) -> dict[str, str]:
 
 
 def key_table() -> str:
-    """Every key of `tinygpt train` with its default and meaning."""
-    docs = field_docs("TrainConfig")
+    """Every key of `tinygpt train` with its default and meaning, then the keys that `tinygpt finetune` adds."""
+    docs = field_docs("FinetuneConfig") | field_docs("TrainConfig")
+    own = {field.name for field in dataclasses.fields(schema.TrainConfig)}
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(schema.TrainConfig):
+    added = [field for field in dataclasses.fields(schema.FinetuneConfig) if field.name not in own]
+    for field in [*dataclasses.fields(schema.TrainConfig), *added]:
         if field.name != "config":
-            lines.append(f"| `{field.name}` | `{field.default}` | {docs[field.name].replace('|', chr(92) + '|')} |")
+            meaning = docs[field.name] if field.name in own else f"finetune: {docs[field.name]}"
+            lines.append(f"| `{field.name}` | `{field.default}` | {meaning.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 
@@ -66,10 +69,11 @@ def tree() -> str:
         if folder in IN_A_LINE:
             lines[-1] = f"{lines[-1]:<29}{IN_A_LINE[folder]}"
             continue
-        for path in sorted((ROOT / folder).rglob("*")):
-            top = path.parent == ROOT / folder
-            if path.is_file() and path.suffix in SHOWN and not (top and path.name.startswith("__")):
-                lines.append(f"  {path.relative_to(ROOT / folder)!s:<26} {first_line(path)}")
+        paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in SHOWN)
+        for path in sorted(paths, key=lambda path: (path.parent != ROOT / folder, path)):  # then the packages
+            name = str(path.relative_to(ROOT / folder)).removesuffix("__init__.py")
+            if name and not name.startswith("__"):
+                lines.append(f"  {name:<26} {first_line(path)}")
     return "```\n" + "\n".join(lines) + "\n```"
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -25,6 +26,13 @@ from tinygpt.cli import main
 # The same examples at every run, on a machine of any speed; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("everyday")
+collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py"]  # their children are forked
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "run the proofs with this share of their full counts, see scripts/torture.py"
+    parser.addoption("--full", type=float, metavar="SHARE", help=help_text)
+
 
 TINY_MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
 TINY_TRAIN = [
@@ -142,3 +150,13 @@ def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_run`, to change and to write in."""
     return Path(shutil.copytree(tiny_run, tmp_path / "work"))
+
+
+@pytest.fixture
+def harness(request: pytest.FixtureRequest, tmp_path: Path, record_property: Callable[[str, object], None]) -> Any:
+    """A folder in which child processes run, see children.py; its figures become a property of the test's report."""
+    from children import Harness
+
+    made = Harness(tmp_path, share=request.config.getoption("--full"))
+    record_property("figures", made.figures)
+    return made

@@ -1,4 +1,4 @@
-"""Small models with every option, for the tests of the model and of its decoder."""
+"""Small models with every option, and on both paths, for the tests of the model. The lists are those of the model."""
 
 import dataclasses
 from typing import Any
@@ -7,31 +7,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.fast.model import FastGPT
+from tinygpt.model import ACTIVATIONS, GPT, NORMS, GPTConfig
+from tinygpt.options import POSITIONS
 
 SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"bias": True},
-    {"tie_weights": False},
-    {"norm": "rmsnorm"},
-    {"position": "rope"},
-    {"activation": "relu2"},
-    {"activation": "swiglu"},
-    {"qk_norm": True},
-    {"bigram_table": True},
-    {"token_shift": True},
-    {"token_shift": True, "position": "rope", "norm": "rmsnorm"},
+CHOICES: dict[str, list[Any]] = {"norm": [*NORMS], "position": [*POSITIONS], "activation": [*ACTIVATIONS]}
+CHOICES |= {field.name: [False, True] for field in dataclasses.fields(GPTConfig) if isinstance(field.default, bool)}
+ALONE = [{name: value} for name, values in CHOICES.items() for value in values if value != getattr(SMALL, name)]
+MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True}
+TOGETHER: list[dict[str, Any]] = [
+    MODERN,
     {"zero_init": True, "bias": True},
     {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_norm": True, "tie_weights": False, "bias": True},
-    {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True},
+    *({"position": position, "qk_norm": True, "token_shift": True, "bigram_table": True} for position in POSITIONS),
 ]
-every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{v}" for v in o.values()) or "gpt2")
+OPTIONS: list[dict[str, Any]] = [{}, *ALONE, *TOGETHER]
+every_option = pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "gpt2"
+)
+every_path = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 
 
-def small(seed: int = 0, **options: Any) -> GPT:
+def small(seed: int = 0, kind: type[GPT] = GPT, **options: Any) -> GPT:
     torch.manual_seed(seed)
-    return GPT(dataclasses.replace(SMALL, **options)).eval()
+    return kind(dataclasses.replace(SMALL, **options)).eval()
 
 
 def shaken(model: GPT, std: float = 0.3) -> GPT:

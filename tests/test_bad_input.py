@@ -134,7 +134,7 @@ MISTAKES = {
     "one character": Mistake(mine(), r"one distinct character", r"text", text(b"a")),
     "more symbols than uint16": Mistake(
         mine(),
-        r"70,000 symbols exceed uint16's 65,536",
+        r"70,000 different characters exceed uint16's 65,536",
         r"--tokenizer gpt2",
         text("".join(map(chr, range(0x10000, 0x10000 + 70_000))).encode()),
     ),
@@ -154,7 +154,7 @@ MISTAKES = {
     "val_fraction out of range": Mistake(mine("--val_fraction=1.5"), r"val_fraction is 1\.5", r"--help", text(b"abc")),
     "data_dir is a file": Mistake(
         mine("--data_dir=text.txt"),
-        r"text\.txt/mine: cannot be written: Not a directory",
+        r"text\.txt/mine: cannot be written: not a directory",
         r"another folder",
         text(b"abc"),
     ),
@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "token outside the vocabulary": Mistake(
         TINY_TRAIN,
-        r"train\.bin: token 999 at position 1,000 is outside the \d+ symbols",
+        r"train\.bin: token 999 at position 1,000 is outside the vocabulary of \d+ tokens",
         r"re-run tinygpt prepare tiny",
         change("data/tiny/train.bin", lambda data: data[:2000] + b"\xe7\x03" + data[2002:]),
     ),
@@ -289,12 +289,15 @@ MISTAKES = {
     "no prompt file": Mistake([*SAMPLE, "--start=FILE:prompt.txt"], r"prompt\.txt: no such file", r"FILE:"),
     "another vocabulary on resuming": Mistake(
         RESUME,
-        r"vocabulary \([0-9a-f]{12}\) is not that of dataset 'tiny' \([0-9a-f]{12}\)",
+        r"dataset 'tiny' and out/last\.pt have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)",
         r"--init_from=scratch",
         other_vocabulary,
     ),
     "another vocabulary in eval": Mistake(
-        ["eval"], r"different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)", r"dataset", other_vocabulary
+        ["eval"],
+        r"different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\): only the dataset has '",
+        r"dataset",
+        other_vocabulary,
     ),
     "another text on resuming": Mistake(
         RESUME, r"dataset 'tiny' has been prepared from other text", r"--init_from", other_text
@@ -318,7 +321,9 @@ MISTAKES = {
         ["train", "mine.yaml"], r"learning_rate.*1e-x", r"--help", config("mine.yaml", "learning_rate: 1e-x\n")
     ),
     "not a number in a flag": Mistake(["train", "--max_iters=many"], r"max_iters.*many", r"--help"),
-    "not one of the choices": Mistake(["train", "--norm=batchnorm"], r"batchnorm.*norm.*layernorm", r"--help"),
+    "not one of the choices": Mistake(
+        ["train", "--norm=batchnorm"], r"--norm: 'batchnorm' is not one of layernorm, rmsnorm", r"--help"
+    ),
     "a list for a value": Mistake(
         ["train", "mine.yaml"],
         r"mine\.yaml: n_layer: needs one plain value, not list",
@@ -368,7 +373,7 @@ MISTAKES = {
     "negative sizes": Mistake(["train", "--n_layer=-1"], r"n_layer is -1, it must be at least 1", r"--help"),
     "rates out of range": Mistake(
         ["train", "--learning_rate=-1", "--dropout=1.0", "--beta2=2"],
-        r"learning_rate is -1\.0, .*; dropout is 1\.0, .*; beta2 is 2\.0, ",
+        r"dropout is 1\.0, .* below 1; learning_rate is -1\.0, .* at least 0; beta2 is 2\.0, .* below 1$",
         r"--help",
     ),
     "all problems at once": Mistake(
@@ -377,19 +382,34 @@ MISTAKES = {
         r"--help",
         config("mine.yaml", "n_layer: 0\nn_head: 3\nn_embd: 10\n"),
     ),
+    "beyond 64 bits": Mistake(
+        [*TINY_TRAIN, "--eval_iters=4000000000000000000"], r"eval_iters is 4000000000000000000, .* below", r"--help"
+    ),
+    "more tokens than 64 bits count": Mistake(
+        [*TINY_TRAIN, "--eval_iters=1000000000000000"], r"eval_iters x batch_size x block_size is 64,000,0", r"--help"
+    ),
     "not a number": Mistake(["train", "--learning_rate=nan"], r"learning_rate is nan", r"--help"),
+    "a picture of predicted labels": Mistake(
+        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot for the confusion matrix", r"--help"
+    ),
+    "labels without a file to label": Mistake(
+        ["eval", "--output=x.png"], r"output is for the labels of predict", r"--help"
+    ),
     "top_p out of range": Mistake(["sample", "--top_p=0"], r"top_p is 0\.0", r"--help"),
     # ---- the command line ---------------------------------------------------------------------------------------
     "no such command": Mistake(["trian"], r"trian: no such command", r"tinygpt train"),
+    "no such shell": Mistake(["--tyro-print-completion", "foo"], r"foo: no such shell", r"print-completion bash"),
+    "no shell": Mistake(["--tyro-print-completion"], r"needs a shell", r"print-completion bash"),
+    "an option with one hyphen": Mistake(["train", "-x"], r"-x: no such option", r"--help"),
     "missing value": Mistake(["train", "--max_iters"], r"--max_iters needs a value", r"--max_iters=VALUE"),
     "missing name": Mistake(["prepare"], r"name", r"--help"),
     "one name too many": Mistake(["prepare", "mine", "yours", "--input=text.txt"], r"yours", r"--help"),
     # ---- the machine --------------------------------------------------------------------------------------------
     "no such device": Mistake([*TINY_TRAIN, "--device=tpu"], r"--device=tpu: no such device", r"cuda"),
     "out_dir is a file": Mistake(
-        [*TINY_TRAIN, "--out_dir=text.txt"], r"text\.txt: cannot be written: File exists", r"another folder"
+        [*TINY_TRAIN, "--out_dir=text.txt"], r"text\.txt: cannot be written: file exists", r"another folder"
     ),
-    "no metrics to plot": Mistake(["plot", "data"], r"data/metrics\.jsonl: no such file", r"tinygpt plot"),
+    "no metrics to plot": Mistake(["plot", "data"], r"data/metrics\.jsonl: no such file", r"folder of a run"),
 }
 
 
@@ -445,7 +465,7 @@ def test_a_folder_that_cannot_be_written(run_copy: Path) -> None:
         pytest.skip("root may write anywhere")
     (run_copy / "out").chmod(0o500)
     sentence, hint = complaint(cli(*TINY_TRAIN, cwd=run_copy))
-    assert "out: cannot be written: Permission denied" in sentence and "another folder" in hint
+    assert "out: cannot be written: permission denied" in sentence and "another folder" in hint
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -32,7 +32,7 @@ from tinygpt.evaluate.classify import (
     quality,
     rates,
 )
-from tinygpt.fast.weights import MixedPrecision
+from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT
 
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
@@ -107,9 +107,9 @@ def test_mixed_precision_and_a_training_model_score_alike() -> None:
     expected = label_scores(tiny(), TOKENIZER, PROMPTS, LABELS)[0]
     np.testing.assert_allclose(label_scores(model, TOKENIZER, PROMPTS, LABELS)[0], expected, atol=1e-4)
     assert model.training  # as it was
-    mixed = MixedPrecision(tiny(), torch.float32)
+    mixed = FlatWeights(tiny(), torch.float32)
     np.testing.assert_allclose(label_scores(mixed, TOKENIZER, PROMPTS, LABELS)[0], expected, atol=1e-4)
-    low = label_scores(MixedPrecision(tiny(), torch.bfloat16), TOKENIZER, PROMPTS, LABELS)[0]
+    low = label_scores(FlatWeights(tiny(), torch.bfloat16), TOKENIZER, PROMPTS, LABELS)[0]
     np.testing.assert_allclose(low, expected, rtol=0.1, atol=0.5)
 
 
@@ -272,6 +272,13 @@ def test_twelve_labels_fit_into_100_columns(name: str) -> None:
     heading = next(line for line in lines if line.startswith("true ")).split()
     assert heading[1:-1] == [str(i) for i in range(1, 13)] if "of" in name else heading[1] == "aaaa"
     assert len(set(heading)) == 14
+
+
+def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
+    report = sample_report(("red\x1b[1m", "blue\n", "\x9bgreen"))
+    lines = report.text().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any(line.startswith(r"red\x1b[1m ") for line in lines) and any(line.startswith(r"blue\n ") for line in lines)
 
 
 def test_mistakes_in_the_data_have_their_sentence() -> None:

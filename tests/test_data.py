@@ -1,23 +1,27 @@
-"""Token files are what was prepared, or refused; batches are a function of the seed and the step."""
+"""Token files are what was prepared, or refused."""
 
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinygpt.config.schema import PrepareConfig
 from tinygpt.data import dataset as data
-from tinygpt.data.dataset import Dataset, TokenWriter
-from tinygpt.data.rows import draw_windows, windows
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import windows
+from tinygpt.data.token_files import TokenWriter
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.prepare import prepare
 
 PATIENT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -33,91 +37,6 @@ def complaint(folder: Path, block_size: int = 1) -> str:
         Dataset(str(folder.parent), folder.name).require(block_size)
     assert caught.value.status == 2
     return f"{caught.value.message} [{caught.value.hint}]"
-
-
-# ---- batches ----------------------------------------------------------------------------------------------------
-
-
-@given(
-    seed=st.integers(0, 2**63 - 1),
-    step=st.integers(0, 2**40),
-    block_size=st.integers(1, 64),
-    spare=st.integers(1, 1000),
-    count=st.integers(0, 50),
-    stream=st.integers(0, 2),
-)
-def test_windows_depend_on_their_arguments_alone_and_fit(
-    seed: int, step: int, block_size: int, spare: int, count: int, stream: int
-) -> None:
-    tokens = block_size + spare
-    first = draw_windows(seed, step, tokens, block_size, count, stream)
-    np.random.seed(0)  # the global generator, and draws in between, have no say
-    draw_windows(seed + 1, step, tokens, block_size, 3, stream)
-    again = draw_windows(seed, step, tokens, block_size, count, stream)
-    assert first.tolist() == again.tolist() and first.shape == (count,)
-    assert all(start >= 0 and start + block_size + 1 <= tokens for start in first)
-
-
-def test_every_window_can_be_drawn() -> None:
-    """tokens - block_size starts: the last one ends on the last token."""
-    drawn = draw_windows(1, 0, tokens=12, block_size=8, count=500)
-    assert set(drawn.tolist()) == {0, 1, 2, 3}
-    counts = np.bincount(draw_windows(1, 1, tokens=18, block_size=8, count=100_000))
-    assert abs(counts - 10_000).max() < 500  # five standard deviations of a fair draw
-
-
-def test_seeds_steps_and_streams_differ() -> None:
-    drawn = {
-        tuple(draw_windows(seed, step, 10**6, 8, 4, stream))
-        for seed in range(5)
-        for step in range(20)
-        for stream in range(3)
-    }
-    assert len(drawn) == 5 * 20 * 3
-
-
-def test_the_draw_is_the_same_for_ever() -> None:
-    """Another numpy or another version of this code must not change what an old run would have gone on with."""
-    assert draw_windows(1337, 0, 1_003_854, 64, 3).tolist() == [31770, 389898, 218726]
-    assert draw_windows(1337, 1999, 1_003_854, 64, 3, stream=2).tolist() == [225922, 604335, 878926]
-
-
-@given(tokens=st.lists(st.integers(0, 65_535), min_size=12, max_size=40), block_size=st.integers(1, 8))
-def test_windows_are_slices(tokens: list[int], block_size: int) -> None:
-    starts = draw_windows(0, 0, len(tokens), block_size, 5)
-    made = windows(np.array(tokens, dtype="<u2"), starts, block_size)
-    assert made.dtype == np.int64
-    assert made.tolist() == [tokens[start : start + block_size + 1] for start in starts]
-
-
-def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: Path) -> None:
-    """1, 2 and 4 processes: their shares, put together, are the same rows in the same order, at 100 steps."""
-    import torch
-
-    from tinygpt.config.schema import TrainConfig
-    from tinygpt.train import batch
-    from tinygpt.training.processes import Processes
-
-    config = TrainConfig(batch_size=4, gradient_accumulation_steps=4, block_size=8, seed=5)
-    dataset = Dataset(str(tiny_data / "data"), "tiny")
-
-    def shares(step: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        made = []
-        for rank in range(count):
-            run: Any = SimpleNamespace(config=config, dataset=dataset, ranks=Processes(rank, rank, count))
-            run.compute = SimpleNamespace(device=torch.device("cpu"))
-            run.width, run.base_data = config.block_size, None
-            made.append([part.reshape(-1, 8) for part in batch(run, step)[:2]])
-        return torch.cat([x for x, _ in made]), torch.cat([y for _, y in made])
-
-    for step in range(100):
-        x, y = shares(step, 1)
-        starts = draw_windows(5, step, len(dataset.splits["train"]), 8, 16)
-        assert x.tolist() == [dataset.splits["train"][start : start + 8].tolist() for start in starts]
-        assert torch.equal(x[:, 1:], y[:, :-1])
-        for count in (2, 4):
-            for part, whole in zip(shares(step, count), (x, y), strict=True):
-                assert torch.equal(part, whole)
 
 
 # ---- token files ------------------------------------------------------------------------------------------------
@@ -237,3 +156,36 @@ def test_a_dataset_name_from_a_file_stays_inside_the_folder(name: str, tiny_data
     """A checkpoint's config names its dataset, and the checkpoint may be a stranger's."""
     with pytest.raises(TinyGPTError, match="is not a folder's name inside"):
         Dataset(str(tiny_data / "data"), name)
+
+
+# ---- vocabularies -----------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_knows_all_characters_is_adopted(tiny_data: Path) -> None:
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+    own = dataset.tokenizer
+    assert isinstance(own, CharTokenizer)
+    text = own.decode(dataset.splits["val"])
+    larger = CharTokenizer(["§", *reversed(own.symbols), "°"])
+    dataset.require_tokenizer(larger, "out/ckpt.pt", "a hint")
+    assert dataset.tokenizer is larger and larger.decode(dataset.splits["val"]) == text
+    assert dataset.sources["val"].tokens is dataset.splits["val"]
+
+
+@pytest.mark.parametrize(("lacks", "says"), [(1, "A"), (5, "A, B, C, D, E"), (7, "A, B, C, D, E ...")])
+def test_a_tokenizer_that_lacks_characters_is_refused_with_their_names(tmp_path: Path, lacks: int, says: str) -> None:
+    (tmp_path / "a.txt").write_text("GFEDCBA_" * 50)
+    prepare(PrepareConfig("mine", (str(tmp_path / "a.txt"),), data_dir=str(tmp_path)))
+    dataset = Dataset(str(tmp_path), "mine")
+    before = dataset.tokenizer
+    with pytest.raises(TinyGPTError) as caught:
+        dataset.require_tokenizer(CharTokenizer("ABCDEFG_"[lacks:] + "§"), "out/ckpt.pt", "a hint")
+    start = r"dataset 'mine' and out/ckpt.pt have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\): only the "
+    assert re.fullmatch(start + r"dataset has (.*)", caught.value.message)[1].replace("'", "") == says  # type: ignore
+    assert caught.value.hint == "a hint" and dataset.tokenizer is before
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tiny_data: Path) -> None:
+    bytes_pairs = GPT2Tokenizer.__new__(GPT2Tokenizer)  # whose vocabulary may not be on this machine
+    with pytest.raises(TinyGPTError, match=r"have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)$"):
+        Dataset(str(tiny_data / "data"), "tiny").require_tokenizer(bytes_pairs, "out/ckpt.pt", "a hint")

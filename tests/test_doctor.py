@@ -106,6 +106,16 @@ def test_diverging_is_seen_in_the_training_loss_or_in_its_end() -> None:
     assert judge(resumed, SETTINGS, "out").kind == "still improving"
 
 
+def test_a_run_that_patience_ended_stopped_early() -> None:
+    """Three evaluations after the best one, not overfitting: finished, unless patience ended the run."""
+    curve = entries(rising(1, 1, 1))  # the last step is 500
+    for patience, max_iters, kind in ((3, 2000, "stopped early"), (4, 2000, "finished"), (0, 2000, "finished")):
+        found = judge(curve, SETTINGS | {"patience": patience, "max_iters": max_iters}, "out")
+        assert (found.kind, found.rule) == (kind, RULES[kind])
+    assert judge(curve, SETTINGS | {"patience": 3, "max_iters": 500}, "out").kind == "finished"
+    assert judge(entries(rising(3, 3, 3)), SETTINGS | {"patience": 3}, "out").kind == "overfitting"
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_few_evaluations_are_no_trend(count: int) -> None:
     assert verdict(rising()[:count]).kind == "too early"
@@ -136,6 +146,18 @@ def test_each_command_is_understood(settings: dict[str, Any], folder: str, tmp_p
             args = [arg for arg in args if not arg.endswith("config.yaml")]
             parse(getattr(schema, cli.COMMANDS[command][1]), args)
             assert folder in " ".join(args + shlex.split(found.command)) or command == "prepare"
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"init_from": "base.pt"}, ["--ckpt=base.pt", "--lora_rank=8"]),
+        ({"ckpt": "b.pt", "lora_rank": 4}, ["--lora_rank=2"]),
+    ],
+)
+def test_a_continued_run_with_too_little_data_tries_lora(settings: dict[str, Any], more: list[str]) -> None:
+    command = next_command("too little data", SETTINGS | settings, "out")
+    assert shlex.split(command) == ["tinygpt", "finetune", "out/config.yaml", *more, "--out_dir=out-lora"]
 
 
 @pytest.mark.parametrize(("settings", "more"), [({"lr_decay_iters": 2000}, ["--lr_decay_iters=0"]), ({}, [])])

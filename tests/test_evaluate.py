@@ -3,6 +3,8 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
-from tinygpt.evaluate.loss import estimate_losses, mean_loss, measured_loss
+from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training import device
 from tinygpt.training.processes import Processes
@@ -189,3 +191,13 @@ def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> Non
     result = cli_here("eval", "--ckpt=nano.pt", cwd=run_copy)
     assert result.status == 2
     assert "nano.pt has 5 symbols" in result.err
+
+
+def test_bits_per_character_count_the_characters_of_a_token() -> None:
+    """A token of two characters has half of its bits for each; a token of a response is a character."""
+    text: Any = SimpleNamespace(splits={"val": range(50)}, pairs=False, meta={"characters": {"val": 100}})
+    assert bits_per_character(math.log(4), text) == pytest.approx(1)
+    text.meta = {}
+    assert bits_per_character(math.log(4), text) == pytest.approx(2)
+    text.pairs, text.meta = True, {"characters": {"val": 100}}
+    assert bits_per_character(math.log(4), text) == pytest.approx(2)

@@ -89,8 +89,8 @@ WRONG = [
     (7, "    optimizer.zero_grad()\n    loss.backward()", "    loss.backward()\n    optimizer.zero_grad()", "an update uses the rate", "w = 0.0000"),
     (7, "    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)\n", "", "the gradient is clipped", "w = 0.2000"),
     (7, "clip_grad_norm_(model.parameters(), max_norm)\n    optimizer.step()", "clip_grad_norm_(model.parameters(), 100.0)\n    optimizer.step()", "the gradient is clipped", "gradient -2"),
-    (7, "    loss = model(x, y)[1]\n", "    loss = model(x, y)[1] if hasattr(model, 'w') else model(x, x)[1]\n", "one batch can be learned by heart", "at the end"),
-    (7, "loss = model(x, y)[1]\n", "loss = model(x[:1], y[:1])[1]\n", "one batch can be learned by heart", "at the end"),
+    (7, "    loss = model(x, y)[1]\n", "    loss = model(x, y)[1] if hasattr(model, 'w') else model(x, x)[1]\n", "one batch can be memorised", "at the end"),
+    (7, "loss = model(x, y)[1]\n", "loss = model(x[:1], y[:1])[1]\n", "one batch can be memorised", "at the end"),
     (8, "logits = logits / temperature", "logits = logits * temperature", "probabilities sum to one, and the temperature", "temperature 2.0"),
     (8, "logits = logits / temperature", "logits = logits", "probabilities sum to one, and the temperature", "temperature 2.0"),
     (8, "logits = logits / temperature", "logits = logits / max(temperature, 0.5)", "as the temperature goes to zero", "0.001"),
@@ -207,7 +207,7 @@ def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
     for step in (1, 6, 10):
         passed = run("check", str(step), folder=tmp_path)
         assert passed.returncode == 0, passed.stdout
-        assert "BROKEN" not in passed.stdout and passed.stdout.count("good") > 3
+        assert "FAIL" not in passed.stdout and passed.stdout.count("PASS  ") > 3
 
 
 def test_starting_again_overwrites_nothing(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_starting_again_overwrites_nothing(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "Python ended with status -11"),
         ("while True: pass", "no end after 5 seconds"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("print('{}')", "good    decoding"),
+        ("print('{}')", "PASS  decoding"),
         ("from tinygpt.nothing import x", "ModuleNotFoundError"),
     ],
 )
@@ -237,7 +237,7 @@ def test_what_the_file_does_on_import_is_survived(
     file.write_text(f"{SOURCE}\n{code}\n")
     status = main(["exercise", "check", "1", str(file)])
     text = capsys.readouterr().out
-    assert status == (0 if "good    decoding" in words else 1)
+    assert status == (0 if "PASS  decoding" in words else 1)
     assert words in text and "Traceback" not in text
 
 
@@ -273,4 +273,4 @@ def test_one_line_of_json_a_message() -> None:
         [sys.executable, "-m", "tinygpt.exercise.steps", "1", str(SOLUTION)], capture_output=True, text=True
     )
     told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [set(message) for message in told] == [{"begin", "look"}, {"good"}] * 5
+    assert [set(message) for message in told] == [{"begin", "look"}, {"passed"}] * 5

@@ -194,5 +194,13 @@ def test_a_lock_is_given_back(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(TinyGPTError, match="out: cannot be written: File exists"), folder_lock(tmp_path / "out", "run"):
+    with pytest.raises(TinyGPTError, match="out: cannot be written: file exists"), folder_lock(tmp_path / "out", "run"):
         pass
+
+
+def test_one_function_words_what_the_system_refuses() -> None:
+    gone, denied = FileNotFoundError(errno.ENOENT, "No such file or directory"), PermissionError(errno.EACCES, "Denied")
+    assert files.file_error("a.txt", gone).message == "a.txt: no such file"
+    error = files.file_error(Path("out"), denied, "try another", "cannot be written", status=1)
+    assert (error.message, error.hint, error.status) == ("out: cannot be written: denied", "try another", 1)
+    assert files.file_error("a", OSError("odd")).message == "a: odd" and files.file_error("a", OSError()).hint == ""

@@ -19,7 +19,7 @@ from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
-from tinygpt.train import replayed_rows
+from tinygpt.data.rows import MixedRows, TextRows
 from tinygpt.training.log import read_metrics
 
 FLAGS = [
@@ -124,6 +124,8 @@ def test_eval_of_the_task(work: Path) -> None:
     result = cli_here("eval", *flags, cwd=work)
     assert result.status == 0, result.err
     assert "accuracy" in result.out and "majority" in result.out and (work / "out-finetune/confusion.png").exists()
+    assert cli_here("eval", *flags, "--plot=elsewhere.png", cwd=work).status == 0
+    assert (work / "elsewhere.png").read_bytes() == (work / "out-finetune/confusion.png").read_bytes()
     found = json.loads(cli_here("eval", *flags, "--json", cwd=work).out)
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1
     dataset = Dataset(str(work / "data"), "colours")
@@ -136,7 +138,7 @@ def test_predict_labels_lines_as_csv(work: Path) -> None:
     result = cli_here("eval", *flags, cwd=work)
     assert result.status == 0, result.err
     header, *rows = result.out.splitlines()
-    assert header == "prompt,label,probability,blue,green,red" and len(rows) == 2
+    assert header == "prompt,label,probability,blue,green,red" and len(rows) == 3 and rows[1].startswith(",")
     assert cli_here("eval", *flags, "--output=labels.csv", cwd=work).status == 0
     assert (work / "labels.csv").read_text().splitlines() == [header, *rows]
 
@@ -160,7 +162,8 @@ def test_the_next_command_asks_the_model_something(work: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.25, 1.0])
 def test_replayed_rows_add_up_to_their_share(share: float) -> None:
-    counts = [replayed_rows(share, 32, step) for step in range(1000)]
+    mixed = MixedRows(TextRows(np.zeros(99)), TextRows(np.zeros(99)), share)
+    counts = [mixed.draw(1, step, 8, 32)[:, 0].sum() for step in range(1000)]
     assert sum(counts) == share * 32_000
     assert max(counts) - min(counts) <= 1  # spread evenly, not in lumps
 
@@ -222,8 +225,10 @@ def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
     assert whole.step == resumed.step == 60
     assert all(torch.equal(weight, resumed.model[name]) for name, weight in whole.model.items())
     moments = (run.training["optimizer"]["moments"] for run in (whole, resumed))
-    for one, other in zip(*(m["exp_avg_sq"] for m in moments), strict=True):
-        assert torch.equal(one, other)
+    one, other = (
+        {(name, part): m for name, parts in moment.items() for part, m in parts.items()} for moment in moments
+    )
+    assert one.keys() == other.keys() and all(torch.equal(moment, other[key]) for key, moment in one.items())
     assert len(kinds(work / "killed", "before")) == len(kinds(work / "killed", "after")) == 1
 
 
@@ -291,10 +296,10 @@ def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
     assert not (work / "o").exists()
 
 
-def test_lora_and_replay_need_a_model_to_start_from(work: Path) -> None:
+def test_lora_and_replay_are_keys_of_finetune(work: Path) -> None:
     for flag in ("--lora_rank=2", "--replay=0.5"):
         result = cli_here("train", "--dataset=tiny", "--device=cpu", flag, "--out_dir=o", cwd=work)
-        assert result.status == 2 and "needs a trained model to start from" in result.err
+        assert result.status == 2 and f"{flag.partition('=')[0]}: a key of tinygpt finetune" in result.err
 
 
 def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
@@ -308,3 +313,11 @@ def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
     base = load(work / "out/ckpt.pt").tokenizer["symbols"]  # type: ignore[index]
     assert symbols[: len(base)] == base and {"&", "0", "9"} <= set(symbols)
     assert cli_here("sample", "--ckpt=out-more", "--start=9 kings", "--max_new_tokens=5", cwd=work).status == 0
+
+
+def test_the_comparison_shows_control_characters_escaped() -> None:
+    from tinygpt.finetune.method import side_by_side
+
+    said = {"prompts": ["a\x1b[1m"], "responses": ["b\x07"], "answers": ["c\n"]}
+    text = "".join(side_by_side(said, said)).replace("\n", "")
+    assert text.isprintable() and r"a\x1b[1m   (right: b\x07)" in text and r"after:  c\n" in text

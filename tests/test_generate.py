@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.sample import Choice, generate, probabilities
 
 BLOCK = 12
 

@@ -13,8 +13,8 @@ SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # a module imports from the rows above its own, and from its own row without a circle
     "errors terminal config.suggest",
     "files config",
-    "data model fast finetune.lora training.device training.processes",
-    "generate checkpoint training evaluate",
+    "data options cache model fast finetune.lora training.device training.processes",
+    "checkpoint training evaluate",
     "prepare train sample finetune report exercise",
     "cli __main__",
 ]

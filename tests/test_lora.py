@@ -12,19 +12,23 @@ from models import SMALL, every_option, ids, largest, shaken, small
 
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
+from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.weights import MixedPrecision
+from tinygpt.fast.weights import FlatWeights
 from tinygpt.finetune import lora
 from tinygpt.finetune.lora import LoRA
 from tinygpt.model import GPT
+from tinygpt.training.build import build
+from tinygpt.training.device import Compute
 
 
 def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:
     """A model with adapters that are not at their start."""
     model = shaken(small(**options))
     if new:
-        model.grow_vocabulary(65, 65 + new)
+        grow_vocabulary(model, 65, 65 + new)
     lora.attach(model, LoRA(rank, alpha), new)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
@@ -72,20 +76,33 @@ def test_at_the_start_nothing_changes_and_merged_is_unmerged(options: dict[str, 
     torch.testing.assert_close(plain(model)(ids(2, 16))[0], moved, atol=1e-4 * largest(moved), rtol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
+def test_plain_training_moves_adapters_and_new_symbols_only(options: dict[str, Any]) -> None:
+    model = adapted(new=4, **options)
+    computing, optimizer = build(model, TrainConfig(), Compute(torch.device("cpu"), torch.float32, ""))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    x = ids(2, 16, vocab_size=69)
+    optimizer.backward(computing(x[:, :-1], x[:, 1:])[1])
+    optimizer.clip()
+    optimizer.update()
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if name.endswith((".lora_A", ".lora_B", ".new_rows"))} != set()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
 def test_gradients_reach_adapters_and_new_symbols_only(options: dict[str, Any], dtype: torch.dtype) -> None:
     model = adapted(new=4, **options)
-    mixed = MixedPrecision(model, dtype)
+    flat = FlatWeights(model, dtype)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trained = set(mixed.places)
+    trained = set(flat.places)
     assert {name.rpartition(".")[2] for name in trained} == {"lora_A", "lora_B", "new_rows"}
     x = ids(2, 16, vocab_size=69)
-    mixed(x[:, :-1], x[:, 1:])[1].backward()
-    assert mixed.flat.grad is not None
-    for name, place in mixed.places.items():
-        assert mixed.flat.grad[place].abs().max() > 0, name
-    mixed.flat.data -= 0.1 * mixed.flat.grad
+    flat(x[:, :-1], x[:, 1:])[1].backward()
+    assert flat.weights.grad is not None
+    for name, place in flat.places.items():
+        assert flat.weights.grad[place].abs().max() > 0, name
+    flat.weights.data -= 0.1 * flat.weights.grad
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) is (name not in trained), name
 
@@ -93,10 +110,11 @@ def test_gradients_reach_adapters_and_new_symbols_only(options: dict[str, Any], 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False}], ids=str)
 @torch.inference_mode()
 def test_what_trains_is_what_is_merged(options: dict[str, Any]) -> None:
-    """The model in mixed precision, whose tables are put together anew at each pass, and the one that is saved."""
+    """The model with flat weights, whose tables are put together anew at each pass, and the one that is saved."""
     model = adapted(new=4, **options)
     x = ids(2, 16, vocab_size=69)
-    through = MixedPrecision(model, torch.float32).eval()(x)[0]
+    torch.testing.assert_close(plain(model)(x)[0], model(x)[0], atol=1e-4 * largest(model(x)[0]), rtol=0)
+    through = FlatWeights(model, torch.float32).eval()(x)[0]
     torch.testing.assert_close(plain(model)(x)[0], through, atol=1e-4 * largest(through), rtol=0)
 
 
@@ -117,7 +135,7 @@ def test_targets_are_the_layers_named() -> None:
 def test_a_grown_model_gives_the_old_logits_on_the_old_symbols(options: dict[str, Any]) -> None:
     model = shaken(small(**options)).eval()
     before = model(ids(2, 16))[0]
-    model.grow_vocabulary(65, 70)
+    grow_vocabulary(model, 65, 70)
     after = model(ids(2, 16))[0]
     assert after.shape[-1] == 70
     torch.testing.assert_close(after[..., :65], before)

@@ -25,9 +25,8 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.fast.decoder import Decoder
-from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.sample import Choice, generate, probabilities
 
 COLOURS = ["red", "green", "blue"]
 RATES = ["--learning_rate=1e-2", "--min_lr=1e-3", "--warmup_iters=2"]
@@ -227,7 +226,7 @@ def random_model(**options: Any) -> GPT:
 def test_a_token_is_drawn_from_logits_that_overflow_with_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite logits that become infinite when divided by the temperature give the most probable token, not NaN."""
     logits = torch.tensor([[-3e38, 2.9e38, 3e38], [3e38, 1.0, -3e38]])
-    monkeypatch.setattr(Decoder, "__call__", lambda self, idx: logits)
+    monkeypatch.setattr(GPT, "forward", lambda self, idx, **more: (logits[:, None], None))
     for choice in (Choice(temperature=0.5), Choice(temperature=1e-5), Choice(temperature=0.5, top_k=2, top_p=0.9)):
         assert [row.tolist() for row in generate(random_model(), torch.zeros(2, 1).long(), 1, choice)] == [[2, 0]]
 
@@ -269,10 +268,10 @@ def test_any_number_of_tokens_can_be_streamed(work: Path) -> None:
     "flags",
     [
         ["--num_samples=1000000000"],
-        ["--num_samples=9007199254740992"],
+        ["--num_samples=9007199254740991"],
         ["--num_samples=1000000000", "--exact_window"],
         ["--num_samples=2", "--max_new_tokens=1000000000000000"],
-        ["--json", "--max_new_tokens=100000000000000000000"],
+        ["--json", "--max_new_tokens=9007199254740991"],
     ],
     ids=str,
 )
@@ -306,8 +305,8 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
         logits, loss = forward(self, *args, **kwargs)
         return logits.as_subclass(OnDevice), loss
 
-    def device_build(self: Checkpoint) -> GPT:
-        model = build(self)
+    def device_build(self: Checkpoint, kind: type[GPT] = GPT) -> GPT:
+        model = build(self, kind)
         wte = model.transformer["wte"]
         wte._parameters["weight"] = torch.nn.Parameter(wte.weight.detach().as_subclass(OnDevice))
         return model
@@ -364,14 +363,16 @@ def predicted(folder: Path, content: bytes, *flags: str) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def test_predict_has_one_row_per_line_that_is_not_blank(work: Path) -> None:
-    """Only LF and CRLF end a line, not the other line separators of Unicode and Python."""
+def test_predict_has_one_row_per_line(work: Path) -> None:
+    """Empty lines too. Only LF and CRLF end a line, not the other line separators of Unicode and Python."""
     inside = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r"]
     lines = [f"00{n} {mark} red" for n, mark in enumerate(inside)]
     content = "\n".join([lines[0], "", "  ", *lines[1:5]]) + "\r\n\r\n" + "\r\n".join(lines[5:])
     rows = predicted(work, content.encode())
-    assert [row[0] for row in rows] == lines
-    assert [row[0] for row in predicted(work, ("\ufeff" + content + "\n").encode())] == lines
+    expected = [lines[0], "", "", *lines[1:5], "", *lines[5:]]
+    assert [row[0] for row in rows] == expected
+    assert [row[0] for row in predicted(work, ("\ufeff" + content + "\n").encode())] == expected
+    assert [row[0] for row in predicted(work, (content + "\n\n").encode())] == [*expected, ""]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(work: Path) -> None:
@@ -503,7 +504,12 @@ def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> Non
 
 @pytest.mark.parametrize(
     "args",
-    [["eval", "--ckpt=out-pairs", "--predict=lines.txt"], ["eval", "--ckpt=out-pairs"], ["report"], ["export"]],
+    [
+        ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--output"],
+        ["eval", "--ckpt=out-pairs", "--plot"],
+        ["report", "--output"],
+        ["export", "--output"],
+    ],
     ids=str,
 )
 def test_an_output_that_cannot_be_a_file_is_refused_before_the_work(
@@ -521,7 +527,7 @@ def test_an_output_that_cannot_be_a_file_is_refused_before_the_work(
         ("pipe", "pipe: is not a regular file"),
         ("/dev/null", "/dev/null: is not a regular file"),
     ):
-        assert says in failure(cli_here(*args, f"--output={output}", cwd=work), status=2)
+        assert says in failure(cli_here(*args, output, cwd=work), status=2)
     assert Path("/dev/null").is_char_device()
 
 
@@ -556,12 +562,12 @@ def test_predict_writes_json_lines_when_asked(work: Path) -> None:
 
 
 def test_predict_reports_how_many_lines_it_changed(work: Path) -> None:
-    (work / "lines.txt").write_text("001 red\n002 blüé\nÄÖÜ\n003 red\n")
+    (work / "lines.txt").write_text("001 red\n002 blüé\n\nÄÖÜ\n003 red\n")
     for flags in ([], ["--json"], ["--output=labels.csv"]):
         result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", *flags, cwd=work)
         assert result.status == 0
         assert result.err == (
-            "note: removed characters outside the model's vocabulary from 2 of 4 lines, of which 1 is now empty\n"
+            "note: removed characters outside the model's vocabulary from 2 of 5 lines, of which 1 is now empty\n"
         )
     assert (
         predicted(work, b"001 red\n")
@@ -592,3 +598,42 @@ def test_an_example_longer_than_the_context_is_not_measured_in_part(work: Path) 
     assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
     sentence = failure(cli_here("eval", "--ckpt=out-pairs", "--dataset=long", cwd=work), status=2)
     assert "longer than block_size 24" in sentence
+
+
+# ---- the dataset of a run -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(work: Path) -> Path:
+    """`work` with its datasets in the folder `elsewhere`, and with run/, trained on `colours` from there."""
+    (work / "data").rename(work / "elsewhere")
+    flags = ["--dataset=colours", "--data_dir=elsewhere", "--out_dir=run", "--block_size=24"]
+    assert cli_here(*TRAIN, *flags, cwd=work).status == 0
+    return work
+
+
+@pytest.mark.parametrize("command", [["eval", "--ckpt=run"], ["check", "run"], ["report", "run"]], ids=str)
+def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, command: list[str]) -> None:
+    def finds_the_dataset(*flags: str) -> bool:
+        result = cli_here(*command, *flags, cwd=moved)
+        page = moved / "run/report.html"
+        return "is not prepared" not in result.out + result.err + (page.read_text("utf-8") if page.exists() else "")
+
+    if command[0] == "report":
+        pytest.importorskip("jinja2")
+    assert finds_the_dataset()
+    assert not finds_the_dataset("--data_dir=data")
+    (moved / "elsewhere").rename(moved / "data")  # as on another machine, which has the run's folder alone
+    assert finds_the_dataset()
+
+
+def test_the_command_to_try_fits_the_model_and_its_dataset(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinygpt.config import suggest
+    from tinygpt.evaluate.origin import next_command
+
+    monkeypatch.chdir(moved)
+    labelled, text = load("run"), load("out")
+    assert next_command(labelled, "run", "elsewhere") == "tinygpt eval --ckpt run/ckpt.pt --data_dir=elsewhere"
+    assert next_command(labelled, "run", "data") == "tinygpt sample --ckpt run/ckpt.pt --plain"
+    assert next_command(text, "a b", "data") == "tinygpt sample --ckpt 'a b/ckpt.pt'"
+    assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample --ckpt out/ckpt.pt --start '1 2'"

@@ -2,17 +2,19 @@
 
 import itertools
 import math
+import typing
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from models import every_option, ids, largest, shaken, small
-from torch import Tensor
+from models import CHOICES, SMALL, every_option, every_path, ids, largest, shaken, small
 
 from tinygpt.checkpoint.gpt2 import from_huggingface
-from tinygpt.generate import Choice, generate
-from tinygpt.model import GPT, GPTConfig, NormRotate, rope_angles, rotate
+from tinygpt.checkpoint.resize import crop_block_size
+from tinygpt.config.schema import TrainConfig
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.sample import Choice, generate
 
 # ---- against other implementations ------------------------------------------------------------------------------
 
@@ -31,12 +33,13 @@ def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
 @pytest.mark.parametrize(
     "activation,T", [("gelu", 16), ("relu2", 16), ("gelu", 600)], ids=["gelu", "relu2", "long context"]
 )
+@every_path
 @torch.inference_mode()
-def test_logits_equal_huggingface_gpt2(activation: str, T: int) -> None:
+def test_logits_equal_huggingface_gpt2(activation: str, T: int, kind: type[GPT]) -> None:
     theirs = huggingface_gpt2(activation, n_positions=T)
     checkpoint = from_huggingface(theirs)
     checkpoint.model_args["activation"] = activation
-    ours = checkpoint.build_model().eval()
+    ours = checkpoint.build_model(kind).eval()
     idx = ids(2, T)
     assert largest(theirs(idx).logits) > 1  # there is something to compare
     assert largest(ours(idx)[0] - theirs(idx).logits) < 1e-5
@@ -79,13 +82,14 @@ def copy_to_llama(ours: GPT, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
+@every_path
 @torch.inference_mode()
-def test_rmsnorm_rope_and_swiglu_make_llama_and_with_qk_norm_qwen3(qk_norm: bool) -> None:
+def test_rmsnorm_rope_and_swiglu_make_llama_and_with_qk_norm_qwen3(kind: type[GPT], qk_norm: bool) -> None:
     options: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_weights": False}
-    ours = shaken(small(**options, qk_norm=qk_norm))
-    kind, config = ("Qwen3", {"head_dim": 16}) if qk_norm else ("Llama", {})
-    theirs = getattr(transformers, f"{kind}ForCausalLM")(
-        getattr(transformers, f"{kind}Config")(
+    ours = shaken(small(kind=kind, **options, qk_norm=qk_norm))
+    name, config = ("Qwen3", {"head_dim": 16}) if qk_norm else ("Llama", {})
+    theirs = getattr(transformers, f"{name}ForCausalLM")(
+        getattr(transformers, f"{name}Config")(
             vocab_size=65,
             hidden_size=32,
             intermediate_size=int(8 * 32 / 3),
@@ -103,6 +107,39 @@ def test_rmsnorm_rope_and_swiglu_make_llama_and_with_qk_norm_qwen3(qk_norm: bool
     assert largest(ours(ids(2, 16))[0] - logits) < (1e-3 if qk_norm else 1e-5) * largest(logits)
     other = shaken(small(**options, qk_norm=not qk_norm))
     assert largest(other(ids(2, 16))[0] - logits) > 0.05 * largest(logits)
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@every_path
+@torch.inference_mode()
+def test_every_value_of_an_option_makes_another_model(kind: type[GPT], name: str) -> None:
+    """The same weights, where two models have them both, and other logits: no value is taken for another."""
+    models = [shaken(small(kind=kind, **{name: value})) for value in CHOICES[name]]
+    found = []
+    for model in models:
+        for parameter, weight in zip(model.parameters(), models[0].parameters(), strict=False):
+            if parameter.shape == weight.shape:
+                parameter.copy_(weight)
+        found.append(model(ids(2, 16))[0])
+    if name == "zero_init":  # the initial weights are what it changes
+        found = [small(kind=kind, zero_init=value)(ids(2, 16))[0] for value in CHOICES[name]]
+    for a, b in itertools.combinations(found, 2):
+        assert largest(a - b) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["norm", "position", "activation"])
+def test_an_unknown_value_of_an_option_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='new': the choices are"):
+        small(**{name: "new"})
+
+
+@pytest.mark.parametrize("name", ["norm", "position", "activation"])
+def test_the_configuration_offers_what_the_model_has(name: str) -> None:
+    assert [*typing.get_args(typing.get_type_hints(TrainConfig)[name])] == CHOICES[name]
+    assert getattr(TrainConfig, name) == getattr(SMALL, name) == CHOICES[name][0]
 
 
 # ---- losses -----------------------------------------------------------------------------------------------------
@@ -155,9 +192,10 @@ def test_padding_targets_give_no_gradient() -> None:
 
 
 @every_option
+@every_path
 @torch.inference_mode()
-def test_no_logit_depends_on_a_later_token(options: dict[str, Any]) -> None:
-    model, idx = shaken(small(**options)), ids(2, 16)
+def test_no_logit_depends_on_a_later_token(kind: type[GPT], options: dict[str, Any]) -> None:
+    model, idx = shaken(small(kind=kind, **options)), ids(2, 16)
     before = model(idx)[0]
     for at in (1, 7, 15):
         changed = idx.clone()
@@ -177,29 +215,14 @@ def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
     torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_written_out_gradient_of_norm_and_rotation(qk_norm: bool) -> None:
-    """Against numerical differentiation, and against the plain formula's values."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    rope = rope_angles(3, 5, 4, torch.device("cpu")).double()
-
-    def through(x: Tensor) -> Tensor:
-        return NormRotate.apply(x.permute(2, 0, 3, 1, 4), rope, qk_norm)
-
-    assert torch.autograd.gradcheck(through, (x,))
-    qkv = x.permute(2, 0, 3, 1, 4)
-    qk = torch.nn.functional.rms_norm(qkv[:2], (4,), eps=1e-6) if qk_norm else qkv[:2]
-    torch.testing.assert_close(through(x), torch.cat((rotate(qk, rope), qkv[2:])))
-
-
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [16, 600], ids=["short context", "long context"])
-def test_gradients_equal_huggingfaces(T: int) -> None:
+@every_path
+def test_gradients_equal_huggingfaces(kind: type[GPT], T: int) -> None:
     theirs = huggingface_gpt2(n_positions=T)
-    ours = from_huggingface(theirs).build_model()
+    ours = from_huggingface(theirs).build_model(kind)
     x, y = ids(2, T), ids(2, T, seed=1)
     ours(x, y)[1].backward()
     torch.nn.functional.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten()).backward()
@@ -211,10 +234,11 @@ def test_gradients_equal_huggingfaces(T: int) -> None:
 
 
 @every_option
-def test_gradients_agree_with_finite_differences(options: dict[str, Any]) -> None:
+@every_path
+def test_gradients_agree_with_finite_differences(kind: type[GPT], options: dict[str, Any]) -> None:
     """Along random directions of length 1; and the float32 gradients are those of float64."""
-    single = shaken(small(**options), std=0.1)
-    double = shaken(small(**options), std=0.1).double()
+    single = shaken(small(kind=kind, **options), std=0.1)
+    double = shaken(small(kind=kind, **options), std=0.1).double()
     x, y = ids(2, 8), ids(2, 8, seed=1)
     single(x, y)[1].backward()
     double(x, y)[1].backward()
@@ -237,8 +261,9 @@ def test_gradients_agree_with_finite_differences(options: dict[str, Any]) -> Non
 
 
 @every_option
-def test_bfloat16_is_close_to_float32(options: dict[str, Any]) -> None:
-    model, low = small(**options), small(**options).to(torch.bfloat16)
+@every_path
+def test_bfloat16_is_close_to_float32(kind: type[GPT], options: dict[str, Any]) -> None:
+    model, low = small(kind=kind, **options), small(kind=kind, **options).to(torch.bfloat16)
     x, y = ids(4, 16), ids(4, 16, seed=1)
     (logits, loss), (rough, rough_loss) = model(x, y), low(x, y)
     assert rough.dtype == torch.float32  # the loss is computed from float32
@@ -329,11 +354,12 @@ def test_a_shifted_block_reads_half_of_the_position_before() -> None:
                 out[:, t, c] = x[:, t, c] if c >= 16 else x[:, t - 1, c] if t else 0
         return out
 
-    middle = x + block.attn(read(block.ln_1(x)), None)
+    context = model.context(16, x.device)
+    middle = x + block.attn(read(block.ln_1(x)), context)
     expected = middle + block.mlp(read(block.ln_2(middle)))
-    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(block(x, context), expected)
     block.token_shift = False
-    assert largest(block(x) - expected) > 1e-3
+    assert largest(block(x, context) - expected) > 1e-3
 
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
@@ -341,7 +367,7 @@ def test_a_shifted_block_reads_half_of_the_position_before() -> None:
 def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
     model = shaken(small(position=position))
     before = model(ids(2, 8))[0]
-    model.crop_block_size(8)
+    crop_block_size(model, 8)
     assert model.config.block_size == 8
     assert torch.equal(model(ids(2, 8))[0], before)
     if position == "learned":

@@ -6,63 +6,92 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.weights import MATRIX, MixedPrecision
-from tinygpt.model import GPT, GPTConfig
-from tinygpt.training.optimizer import Optimizer
+from tinygpt.fast.model import FastGPT
+from tinygpt.fast.optimizer import FlatOptimizer
+from tinygpt.fast.weights import FlatWeights
+from tinygpt.model import GPT, MATRIX, GPTConfig
+from tinygpt.model import kind as kind_of
+from tinygpt.training.build import Computing, build
+from tinygpt.training.device import Compute
+from tinygpt.training.optimizer import Optimizer, load_state, state_of
+
+both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 
 
-def tiny(**options: Any) -> GPT:
+def tiny(kind: type[GPT] = GPT, **options: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, bias=True, **options))
+    return kind(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, bias=True, **options))
 
 
-def set_up(config: TrainConfig, **options: Any) -> tuple[GPT, MixedPrecision, Optimizer]:
-    model = tiny(**options)
-    mixed = MixedPrecision(model, torch.float32)
-    return model, mixed, Optimizer(mixed, config)
+def set_up(kind: type[GPT], config: TrainConfig, **options: Any) -> tuple[GPT, Computing, Optimizer]:
+    model = tiny(kind, **options)
+    return model, *build(model, config, Compute(torch.device("cpu"), torch.float32, ""))
 
 
-def gradient(mixed: MixedPrecision | GPT, seed: int) -> None:
+def give(model: GPT, computing: Computing, gradients: dict[str, Tensor]) -> None:
+    """Set the gradient of every parameter that is trained."""
+    if isinstance(computing, FlatWeights):
+        computing.weights.grad = torch.cat([gradients[name].flatten() for name in computing.places])
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name].clone() if parameter.requires_grad else None
+
+
+def constant(model: GPT, value: float) -> dict[str, Tensor]:
+    return {name: torch.full_like(weight, value) for name, weight in model.named_parameters()}
+
+
+def gradient(computing: Computing, seed: int) -> None:
     x = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(seed))
-    mixed(x[:, :-1], x[:, 1:])[1].backward()
+    computing(x[:, :-1], x[:, 1:])[1].backward()
 
 
-def one_step(mixed: MixedPrecision, optimizer: Optimizer, seed: int) -> None:
-    gradient(mixed, seed)
+def one_step(computing: Computing, optimizer: Optimizer, seed: int) -> None:
+    gradient(computing, seed)
     optimizer.clip()
     optimizer.update()
 
 
-def weights(model: GPT) -> dict[str, torch.Tensor]:
+def weights(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 # ---- the learning rates -------------------------------------------------------------------------------------------
 
 
+@both
 @pytest.mark.parametrize(("rate", "muons"), [(1e-3, 0.02), (2.5e-4, 0.005), (0.0, 0.0)])
-def test_muons_rate_moves_with_adamws(rate: float, muons: float) -> None:
+def test_muons_rate_moves_with_adamws(kind: type[GPT], rate: float, muons: float) -> None:
     """A constant gradient: Adam's first step is the rate itself, and Muon's goes with its own."""
     config = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0, grad_clip=0)
-    _, mixed, optimizer = set_up(config)
+    model, computing, optimizer = set_up(kind, config)
     optimizer.set_learning_rate(rate)
-    before, matrices = mixed.flat.detach().clone(), mixed.place_of(MATRIX)
-    mixed.flat.grad = torch.ones_like(mixed.flat)
+    before = weights(model)
+    give(model, computing, constant(model, 1.0))
+    optimizer.clip()
     optimizer.update()
-    moved = (before - mixed.flat.detach()).abs()
-    torch.testing.assert_close(moved[matrices.stop :], torch.full_like(moved[matrices.stop :], rate), rtol=1e-2, atol=0)
-    size = sum(max(1, shape[0] / shape[1]) for name, shape in mixed.shapes.items() if mixed.kinds[name] == MATRIX)
-    assert moved[matrices].norm() == pytest.approx(muons * size**0.5, rel=0.35)  # Newton-Schulz leaves 0.7 to 1.2
+    size, moved = 0.0, 0.0
+    for name, after in weights(model).items():
+        if kind_of(name, after) == MATRIX:
+            size += max(1, after.shape[0] / after.shape[1])
+            moved += float((after - before[name]).square().sum())
+        else:
+            difference = (after - before[name]).abs()
+            torch.testing.assert_close(difference, torch.full_like(after, rate), rtol=1e-2, atol=1e-9, msg=name)
+    assert moved**0.5 == pytest.approx(muons * size**0.5, rel=0.35)  # Newton-Schulz leaves 0.7 to 1.2
 
 
-def test_a_rate_of_zero_stays_zero() -> None:
-    _, mixed, optimizer = set_up(TrainConfig(optimizer="muon", learning_rate=0.0))
-    before = mixed.flat.detach().clone()
-    one_step(mixed, optimizer, seed=0)
-    assert torch.equal(mixed.flat.detach(), before)
+@both
+def test_a_rate_of_zero_stays_zero(kind: type[GPT]) -> None:
+    model, computing, optimizer = set_up(kind, TrainConfig(optimizer="muon", learning_rate=0.0))
+    optimizer.set_learning_rate(0.0)
+    before = weights(model)
+    one_step(computing, optimizer, seed=0)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
 # ---- which weights are moved how --------------------------------------------------------------------------------
@@ -70,14 +99,16 @@ def test_a_rate_of_zero_stays_zero() -> None:
 OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}]
 
 
+@both
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_matrices_are_decayed_and_vectors_are_not(options: dict[str, Any], optimizer: str) -> None:
+def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
     """Without a gradient, decay is all that moves: by rate times decay."""
     config = TrainConfig(optimizer=optimizer, learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.5)
-    model, mixed, made = set_up(config, **options)
+    model, computing, made = set_up(kind, config, **options)
     before = weights(model)
-    mixed.flat.grad = torch.zeros_like(mixed.flat)
+    give(model, computing, constant(model, 0.0))
+    made.set_learning_rate(config.learning_rate)
     made.clip()
     made.update()
     for name, after in weights(model).items():
@@ -86,14 +117,15 @@ def test_matrices_are_decayed_and_vectors_are_not(options: dict[str, Any], optim
         torch.testing.assert_close(after, before[name] * kept, msg=name)
 
 
+@both
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_weight_is_moved_exactly_once(options: dict[str, Any], optimizer: str) -> None:
+def test_every_weight_is_moved_exactly_once(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
     """A constant gradient of 1: Adam's first step is the rate itself, so twice would show."""
     config = TrainConfig(optimizer=optimizer, learning_rate=0.1, weight_decay=0.0, grad_clip=0)
-    model, mixed, made = set_up(config, **options)
+    model, computing, made = set_up(kind, config, **options)
     before = weights(model)
-    mixed.flat.grad = torch.ones_like(mixed.flat)
+    give(model, computing, constant(model, 1.0))
     made.clip()
     made.update()
     for name, after in weights(model).items():
@@ -104,13 +136,13 @@ def test_every_weight_is_moved_exactly_once(options: dict[str, Any], optimizer: 
             assert moved.std() < 1e-3 and 0.5 < moved.norm() / 0.02 / max(1, after.size(0) / after.size(1)) ** 0.5 < 1.5
 
 
-def test_frozen_weights_are_left_out() -> None:
-    model = tiny()
+@both
+def test_frozen_weights_are_left_out(kind: type[GPT]) -> None:
+    model = tiny(kind)
     before = model.transformer["wte"].weight.requires_grad_(False).clone()
-    mixed = MixedPrecision(model, torch.float32)
-    optimizer = Optimizer(mixed, TrainConfig())
+    computing, optimizer = build(model, TrainConfig(), Compute(torch.device("cpu"), torch.float32, ""))
     others = weights(model)
-    one_step(mixed, optimizer, seed=0)
+    one_step(computing, optimizer, seed=0)
     assert torch.equal(model.transformer["wte"].weight, before)
     assert not torch.equal(model.transformer["wpe"].weight, others["transformer.wpe.weight"])
 
@@ -118,9 +150,10 @@ def test_frozen_weights_are_left_out() -> None:
 # ---- the updates ------------------------------------------------------------------------------------------------
 
 
-def test_adamw_and_clipping_are_torchs_plain_ones() -> None:
+@both
+def test_adamw_and_clipping_are_torchs_plain_ones(kind: type[GPT]) -> None:
     config = TrainConfig(learning_rate=1e-2, beta1=0.8, beta2=0.97, weight_decay=0.2, grad_clip=0.3)
-    ours, mixed, mine = set_up(config)
+    ours, computing, mine = set_up(kind, config)
     start, theirs = weights(ours), tiny()
     plain = torch.optim.AdamW(
         [
@@ -133,7 +166,7 @@ def test_adamw_and_clipping_are_torchs_plain_ones() -> None:
         foreach=False,
     )
     for seed in range(4):
-        gradient(mixed, seed)
+        gradient(computing, seed)
         norm = mine.clip()
         mine.update()
         theirs.zero_grad()
@@ -149,18 +182,20 @@ def test_adamw_and_clipping_are_torchs_plain_ones() -> None:
             assert (a - b).norm() < 1e-3 * moved, name
 
 
-def test_muon_moves_matrices_by_nearly_orthogonal_updates() -> None:
+@both
+def test_muon_moves_matrices_by_nearly_orthogonal_updates(kind: type[GPT]) -> None:
     """Every singular value of an update is near the rate (Newton-Schulz leaves 0.7 to 1.2), as no gradient's are."""
-    model, mixed, optimizer = set_up(TrainConfig(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.0))
+    config = TrainConfig(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.0)
+    model, computing, optimizer = set_up(kind, config)
     before = weights(model)
     torch.manual_seed(0)
     gradients = {}
-    for name, shape in mixed.shapes.items():
-        gradients[name] = torch.randn(shape)
-        if len(shape) == 2:  # singular values from 0.1 to 1
+    for name, weight in model.named_parameters():
+        gradients[name] = torch.randn(weight.shape)
+        if weight.dim() == 2:  # singular values from 0.1 to 1
             u, values, v = torch.linalg.svd(gradients[name], full_matrices=False)
             gradients[name] = u @ torch.linspace(1, 0.1, len(values)).diag() @ v
-    mixed.flat.grad = torch.cat([gradients[name].flatten() for name in mixed.places])
+    give(model, computing, gradients)
     optimizer.clip()
     optimizer.update()
     for name, after in weights(model).items():
@@ -175,10 +210,11 @@ def test_muon_moves_matrices_by_nearly_orthogonal_updates() -> None:
             assert off < 0.3, name  # and the direction is the gradient's own, downhill
 
 
-def test_muon_is_torchs() -> None:
+@both
+def test_muon_is_torchs(kind: type[GPT]) -> None:
     """torch's takes the matrices one by one, its products in bfloat16; ours in batches of one shape."""
     config = TrainConfig(optimizer="muon", muon_learning_rate=0.02, weight_decay=5.0, grad_clip=0)
-    model, mixed, optimizer = set_up(config)
+    model, computing, optimizer = set_up(kind, config)
     start, theirs = weights(model), tiny()
     matrices = [p for name, p in theirs.named_parameters() if ".h." in name and p.dim() == 2]
     plain = torch.optim.Muon(matrices, lr=0.02, weight_decay=5.0)
@@ -187,7 +223,7 @@ def test_muon_is_torchs() -> None:
         given = {name: torch.randn(p.shape, generator=generator) for name, p in theirs.named_parameters()}
         for name, parameter in theirs.named_parameters():
             parameter.grad = given[name].clone()
-        mixed.flat.grad = torch.cat([given[name].flatten() for name in mixed.places])
+        give(model, computing, given)
         optimizer.clip()
         optimizer.update()
         plain.step()
@@ -197,41 +233,80 @@ def test_muon_is_torchs() -> None:
             assert (weights(model)[name] - parameter.detach()).norm() < 0.03 * moved, name
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_saved_state_goes_on_exactly(kind: str) -> None:
-    config = TrainConfig(optimizer=kind)  # type: ignore[arg-type]
-    through, mixed_through, optimizer = set_up(config)
+@both
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_saved_state_goes_on_exactly(kind: type[GPT], name: str) -> None:
+    config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
+    through, computing_through, optimizer = set_up(kind, config)
     for seed in range(3):
-        one_step(mixed_through, optimizer, seed)
-    model, mixed, first = set_up(config)
-    one_step(mixed, first, 0)
-    saved = copy.deepcopy(first.state_dict())
-    then = Optimizer(mixed, config)
-    then.load_state_dict(saved)
+        one_step(computing_through, optimizer, seed)
+    model, computing, first = set_up(kind, config)
+    one_step(computing, first, 0)
+    saved = copy.deepcopy(state_of(first))
+    again, computing, then = set_up(kind, config)
+    again.load_state_dict(model.state_dict())
+    load_state(then, saved)
     for seed in (1, 2):
-        one_step(mixed, then, seed)
-    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), model.parameters(), strict=True))
+        one_step(computing, then, seed)
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
 
 
-def test_a_loaded_state_takes_the_configs_rates_and_decay() -> None:
-    """What was learned about the gradients is the state's; rates, decay and betas are the config's of now."""
-    _, mixed, saved = set_up(TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))
-    one_step(mixed, saved, seed=0)
-    optimizer = Optimizer(mixed, TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta2=0.99))
-    optimizer.load_state_dict(saved.state_dict())
-    assert optimizer.rate == 1e-4 and optimizer.adamw.decays == [0.3, 0.0] and optimizer.adamw.betas == (0.9, 0.99)
-    assert [float(step) for step in optimizer.adamw.steps] == [1.0, 1.0]
-    assert torch.equal(optimizer.adamw.exp_avg[0], saved.adamw.exp_avg[0]) and optimizer.adamw.exp_avg[0].norm() > 0
+@both
+def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> None:
+    """What was learned about the gradients is the state's; rates, decay and betas are the config's of now.
+
+    The next step is AdamW's by hand, from the saved moments and with the new values.
+    """
+    model, computing, saved = set_up(kind, TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))
+    one_step(computing, saved, seed=0)
+    state = copy.deepcopy(state_of(saved))
+    model, computing, optimizer = set_up(
+        kind, TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta1=0.8, beta2=0.99, grad_clip=0)
+    )
+    load_state(optimizer, state)
+    before = weights(model)
+    give(model, computing, constant(model, 0.5))
+    optimizer.clip()
+    optimizer.update()
+    for name, after in weights(model).items():
+        moments = state["moments"][name]
+        average, square = 0.8 * moments["exp_avg"] + 0.2 * 0.5, 0.99 * moments["exp_avg_sq"] + 0.01 * 0.25
+        step = average / (1 - 0.8**2) / ((square / (1 - 0.99**2)).sqrt() + 1e-8)
+        expected = before[name] * (1 - 1e-4 * (0.3 if after.dim() == 2 else 0.0)) - 1e-4 * step
+        torch.testing.assert_close(after, expected, atol=1e-7, rtol=1e-5, msg=name)
 
 
-def test_the_state_of_something_else_is_refused() -> None:
-    own = set_up(TrainConfig())[2]
-    for other in (set_up(TrainConfig(optimizer="muon"))[2], set_up(TrainConfig(), position="rope")[2]):
+@both
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_state_of_a_file_of_version_0_1_is_read(kind: type[GPT], name: str, options: dict[str, Any]) -> None:
+    """It had the moments as stretches of flat weights, as the fast path still has them inside."""
+    config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
+    _, computing, saved = set_up(FastGPT, config, **options)
+    for seed in range(3):
+        one_step(computing, saved, seed)
+    assert isinstance(saved, FlatOptimizer)
+    stretches: dict[str, Any] = {part: getattr(saved.adamw, part) for part in ("exp_avg", "exp_avg_sq", "steps")}
+    if saved.muon:
+        stretches["momentum"] = [saved.muon.momentum]
+    optimizer = set_up(kind, config, **options)[2]
+    load_state(optimizer, copy.deepcopy({"moments": stretches, "scaler": saved.scaler.state_dict()}))
+    assert optimizer.steps == 3
+    for parameter, parts in saved.moments().items():
+        for part, moment in parts.items():
+            assert torch.equal(optimizer.moments()[parameter][part], moment) and moment.any(), (parameter, part)
+
+
+@both
+def test_the_state_of_something_else_is_refused(kind: type[GPT]) -> None:
+    own = set_up(kind, TrainConfig())[2]
+    others = set_up(kind, TrainConfig(optimizer="muon"))[2], set_up(kind, TrainConfig(), position="rope")[2]
+    released = {"exp_avg": [torch.zeros(3)], "exp_avg_sq": [torch.zeros(3)], "steps": [torch.zeros(())]}
+    nonsense: list[dict[str, Any]] = [{}, {"moments": 1}, {"moments": 1, "steps": 1}, {"moments": {}, "steps": 1}]
+    nonsense += [{"moments": released, "scaler": {}}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}]
+    for state in (*map(state_of, others), *nonsense):
         with pytest.raises(TinyGPTError, match="not that of this model"):
-            own.load_state_dict(other.state_dict())
-    for nonsense in ({}, {"moments": 1}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}):
-        with pytest.raises(TinyGPTError, match="not that of this model"):
-            own.load_state_dict(nonsense)
+            load_state(own, state)
 
 
 # ---- mixed precision --------------------------------------------------------------------------------------------
@@ -239,35 +314,36 @@ def test_the_state_of_something_else_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"activation": "swiglu", "qk_norm": True}], ids=str)
 def test_mixed_precision_in_float32_is_the_model(options: dict[str, Any]) -> None:
-    model = tiny(**options)
+    model = tiny(FastGPT, **options)
     gradient(model, seed=0)
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     x = torch.arange(8)[None] % 11
     logits = model(x)[0]
-    mixed = MixedPrecision(model, torch.float32)
-    assert torch.equal(mixed(x)[0], logits) and torch.equal(model(x)[0], logits)
-    gradient(mixed, seed=0)
-    assert mixed.places.keys() == expected.keys() and mixed.flat.numel() == sum(g.numel() for g in expected.values())
-    for name, place in mixed.places.items():
-        torch.testing.assert_close(mixed.flat.grad[place].view(mixed.shapes[name]), expected[name], msg=name)
+    flat = FlatWeights(model, torch.float32)
+    assert torch.equal(flat(x)[0], logits) and torch.equal(model(x)[0], logits)
+    gradient(flat, seed=0)
+    assert flat.places.keys() == expected.keys() and flat.weights.numel() == sum(g.numel() for g in expected.values())
+    for name, place in flat.places.items():
+        torch.testing.assert_close(flat.weights.grad[place].view(flat.shapes[name]), expected[name], msg=name)
 
 
 def test_the_models_weights_are_the_ones_trained() -> None:
-    model, mixed, optimizer = set_up(TrainConfig(learning_rate=0.1))
+    model, flat, optimizer = set_up(FastGPT, TrainConfig(learning_rate=0.1))
+    assert isinstance(flat, FlatWeights)
     before = weights(model)
-    one_step(mixed, optimizer, seed=0)
+    one_step(flat, optimizer, seed=0)
     for name, after in weights(model).items():
         assert not torch.equal(after, before[name]), name
-        assert torch.equal(after.flatten(), mixed.flat[mixed.places[name]])
+        assert torch.equal(after.flatten(), flat.weights[flat.places[name]])
 
 
 def test_gradients_of_micro_steps_add_up_in_float32() -> None:
     """256 + 1 is 256 in bfloat16."""
-    mixed = MixedPrecision(tiny(), torch.bfloat16)
-    gradient(mixed, seed=0)
-    one = mixed.flat.grad.clone()
-    mixed.flat.grad.mul_(0).add_(256.0)
-    gradient(mixed, seed=0)
-    assert mixed.flat.grad.dtype == torch.float32
-    torch.testing.assert_close(mixed.flat.grad - 256.0, one, atol=1e-4, rtol=0)
+    flat = FlatWeights(tiny(FastGPT), torch.bfloat16)
+    gradient(flat, seed=0)
+    one = flat.weights.grad.clone()
+    flat.weights.grad.mul_(0).add_(256.0)
+    gradient(flat, seed=0)
+    assert flat.weights.grad.dtype == torch.float32
+    torch.testing.assert_close(flat.weights.grad - 256.0, one, atol=1e-4, rtol=0)
     assert one.abs().max() > 1e-3

@@ -5,13 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import Result, cli_here, listing
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import skeleton, split
-from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
 
 COLOURS = ["red", "green", "blue"]
@@ -102,7 +100,7 @@ def test_bad_lines_are_named_and_stop_the_run(tmp_path: Path, line: Any, says: s
         ([], [], "too few"),
         (pairs(3), [], "too few"),
         (pairs(), ["--test_fraction=0.95"], "leave room for training"),
-        (pairs(), ["--tokenizer=gpt2"], "marks"),
+        (pairs(), ["--tokenizer=gpt2"], "special tokens"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, entries: list[Any], flags: list[str], says: str) -> None:
@@ -134,26 +132,7 @@ def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
     assert skeleton("12+3") != skeleton("45+6") and skeleton("?!") != skeleton("!?")
 
 
-# ---- what carries loss -------------------------------------------------------------------------------------------
-
-
-def test_targets_are_the_response_and_the_end(tmp_path: Path) -> None:
-    tokenizer = CharTokenizer([*"abc", *SPECIAL])
-    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
-    x, y = PairRows(ids, tokenizer).rows(np.array([1, 0]), 6)
-    p, r, e = (tokenizer.special[name] for name in SPECIAL)
-    assert x.tolist() == [[p, 2, r, 0, 0, 1], [p, 0, 1, r, 2, e]]
-    assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]
-
-
-@pytest.mark.parametrize("cut", [1, 3, 5])
-def test_tokens_that_are_not_whole_examples_are_refused(cut: int) -> None:
-    tokenizer = CharTokenizer([*"abc", *SPECIAL])
-    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
-    with pytest.raises(ValueError, match="marks"):
-        PairRows(ids[cut:], tokenizer)
-    with pytest.raises(ValueError, match="marks"):
-        PairRows(ids[:-cut], tokenizer)
+# ---- vocabularies -----------------------------------------------------------------------------------------------
 
 
 def test_a_dataset_adopts_a_larger_vocabulary(tmp_path: Path) -> None:

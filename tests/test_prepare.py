@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 
 from tinygpt import prepare
 from tinygpt.config.schema import PrepareConfig
-from tinygpt.data import dataset as data
+from tinygpt.data import text_files, token_files
 from tinygpt.data.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import GPT2Tokenizer
@@ -106,7 +105,7 @@ def test_the_bytes_are_those_of_nanogpts_lines(
     text: str, block: int, mark: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the blocks end: inside a character, between CR and LF, at the split."""
-    monkeypatch.setattr(prepare, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     text = text.lstrip("\ufeff")
     expected = text.replace("\r\n", "\n")
     assume(len(set(expected)) > 1)
@@ -125,48 +124,13 @@ def test_files_are_read_one_after_the_other(
     parts: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CR at the end of one file and an LF at the start of the next stay two characters; so do the bytes of a mark."""
-    monkeypatch.setattr(prepare, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     expected = "".join(part.replace("\r\n", "\n") for part in parts)
     assume(len(set(expected)) > 1)
     for index, part in enumerate(parts):
         (tmp_path / f"{index}.txt").write_bytes(part.encode())
     prepared(tmp_path, *(tmp_path / f"{index}.txt" for index in range(len(parts))))
     assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
-
-
-@given(
-    text=st.text(st.sampled_from("ab1'. \n\t\r\x1c\x85\xa0é\u3000日🙂") | LETTERS, max_size=60),
-    block=st.integers(1, 12),
-)
-@example(text="ab!\x1c! \x1c", block=1)
-@example(text="don't  \n\n  go", block=3)
-@PATIENT
-def test_gpt2s_tokens_are_those_of_the_whole_text(text: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoded in pieces or at once: the cuts fall where no token could have reached across."""
-    monkeypatch.setattr(prepare, "BLOCK", 1000)  # so that a text without a blank is not cut at all
-    tokenizer = gpt2()
-    blocks = (text[at : at + block] for at in range(0, len(text), block))
-    pieces = list(prepare.encode_gpt2(tokenizer, (b.encode() if b.isascii() else b for b in blocks)))
-    assert list(itertools.chain.from_iterable(pieces)) == tokenizer.encode(text).tolist()
-
-
-def gpt2(cache: list[GPT2Tokenizer] = []) -> GPT2Tokenizer:  # noqa: B006 (made once)
-    try:
-        cache.append(cache[0] if cache else GPT2Tokenizer())
-    except TinyGPTError as error:
-        pytest.skip(f"GPT-2's vocabulary is not here: {error}")
-    return cache[0]
-
-
-def test_gpt2_text_is_cut_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Constant memory: ordinary text leaves in small pieces, text without a blank at the latest after a few blocks."""
-    monkeypatch.setattr(prepare, "BLOCK", 100)
-    text = "some ordinary words, again and again\n" * 100
-    for sample in (text, "日本語" * 1000):
-        blocks = (sample[at : at + 100] for at in range(0, len(sample), 100))
-        pieces = list(prepare.encode_gpt2(gpt2(), blocks))
-        assert "".join(gpt2().decode(piece) for piece in pieces) == sample
-        assert max(len(gpt2().decode(piece)) for piece in pieces) <= 600
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
@@ -232,7 +196,7 @@ ENCODINGS = [
 @pytest.mark.parametrize("block", [4, 7, 1000])
 def test_encodings(encoding: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those whose bytes look like ASCII and are none, and those with a state."""
-    monkeypatch.setattr(prepare, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     text = "plain ~ + \\ text\r\nand more "
     for extra in ("é‘’—ß\r\n", "é", "日本 ", "한국 ", "+~{"):
         try:
@@ -262,7 +226,7 @@ def test_the_offset_of_a_wrong_byte(
     before: str, mark: bool, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exact to the byte of the file, whatever stands before it and wherever the blocks end."""
-    monkeypatch.setattr(prepare, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     start = codecs.BOM_UTF8 * mark + before.encode()
     for bad, says in ((b"\x92", "byte 0x92 at offset {} is not UTF-8"), (b"\0", "a NUL at offset {})")):
         (tmp_path / "a.txt").write_bytes(start + bad + b" and more")
@@ -312,8 +276,8 @@ def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, mo
         before = made.meta["sha256"]
         calls, fail_at = 0, fail_at + 1
         monkeypatch.setattr(os, "replace", counted(os.replace))
-        monkeypatch.setattr(data.TokenWriter, "__init__", counted(data.TokenWriter.__init__))
-        monkeypatch.setattr(data.TokenWriter, "write", counted(data.TokenWriter.write))
+        monkeypatch.setattr(token_files.TokenWriter, "__init__", counted(token_files.TokenWriter.__init__))
+        monkeypatch.setattr(token_files.TokenWriter, "write", counted(token_files.TokenWriter.write))
         monkeypatch.setattr(json, "dumps", counted(json.dumps))
         try:
             prepare.prepare(PrepareConfig("mine", (str(new),), data_dir=str(tmp_path)))
@@ -339,9 +303,10 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("wxyz" * 500)
     code = (
         "import os, signal, sys\nfrom tinygpt import prepare\nfrom tinygpt.config.schema import PrepareConfig\n"
-        "from tinygpt.data import dataset as data\n"
-        "write = data.TokenWriter.write\n"
-        "data.TokenWriter.write = lambda self, ids: (write(self, ids[:9]), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "from tinygpt.data import token_files\n"
+        "write = token_files.TokenWriter.write\n"
+        "die = lambda self, ids: (write(self, ids[:9]), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "token_files.TokenWriter.write = die\n"
         "prepare.prepare(PrepareConfig('mine', (sys.argv[1],), data_dir=sys.argv[2]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.txt"), str(tmp_path)], timeout=60)

@@ -1,225 +1,676 @@
-"""The reliability contract in short: each proof of scripts/torture.py at a small count, and each once more without
-the protection that it is about. A proof that still passes then would prove nothing.
+"""Proofs of the reliability contract: nothing is lost under kills, full disks, damaged files and hostile input.
+
+pytest tests/test_reliability.py          # a few rounds of each proof, as in the everyday suite
+python scripts/torture.py                 # the full number of rounds, with a table of what was done
+
+A proof harms child processes and requires that the promise holds. Each proof runs once more without the protection
+that it is about, and has to fail then.
 """
 
+import ast
 import contextlib
-import importlib.util
-import math
+import errno
+import functools
+import hashlib
+import http.server
+import io
+import itertools
+import json
 import os
+import random
+import re
+import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
+import faults
+import hostile
 import numpy as np
 import pytest
 import torch
+from children import (
+    LETTERS,
+    TINY_TRAIN,
+    Child,
+    Harness,
+    answer,
+    assert_intact,
+    assert_same_run,
+    leftovers,
+    lines_of,
+    loaded,
+    nothing,
+    parallel,
+    ranks,
+    remove,
+    snapshot,
+    wait_for_lines,
+)
+from faults import SAFE_ORDER, Fault
 from tqdm import tqdm
 
-from tinygpt import files, prepare, train
-from tinygpt.checkpoint import store as checkpoint
-from tinygpt.data import dataset as data
-from tinygpt.data import rows
-from tinygpt.sample import sample
-from tinygpt.training.signals import StopSignal
+import tinygpt
+from tinygpt import cli
+from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.errors import TinyGPTError
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harm is done to forked processes")
+SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "vocab_size": 1}  # where only the file matters
 
-if hasattr(os, "fork"):
-    spec = importlib.util.spec_from_file_location("torture", Path(__file__).parent.parent / "scripts" / "torture.py")
-    assert spec and spec.loader
-    torture = importlib.util.module_from_spec(spec)
-    sys.modules["torture"] = torture  # dataclasses look their module up
-    spec.loader.exec_module(torture)
-
-SCALES = {
-    **{1: 0.02, 2: 0.05, 3: 1, 4: 0.05, 5: 1, 6: 0.05, 7: 0.01},
-    **{8: 1, 9: 0.13, 10: 0.04, 11: 0.02, 12: 1, 13: 0.05, 14: 1},
-}
+# ---- rows 1 to 4: a run and its checkpoints --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", SCALES)
-def test_row(row: int, tmp_path: Path) -> None:
-    title, proof = torture.ROWS[row]
-    result = proof(torture.Bench(tmp_path), SCALES[row])
-    assert not result.breaches, f"row {row}, {title}"
-    assert all(value != 0 for value in list(result.figures.values())[:1]), "nothing was tried"
+def test_exact_resume(harness: Harness) -> None:
+    """Row 1: a run that is killed again and again ends exactly as one that never was."""
+    undisturbed, seconds = harness.undisturbed()
+    size = (undisturbed / "last.pt").stat().st_size
+    for figure, wanted in (("kills", harness.rounds(4, 200)), ("kills in a save", harness.rounds(1, 50))):
+        while harness.figures[figure] < wanted:
+            out, status = harness.new("killed"), None
+            while status != 0:
+                left = wanted - harness.figures[figure]
+                fault = faults.death_in_a_save(harness.random, size) if left and figure == "kills in a save" else None
+                child = harness.fork(harness.training(out), fault.install if fault else nothing)
+                limit = harness.patience if fault else harness.random.uniform(0, 0.35 * seconds) if left else 120
+                status = child.wait(limit, otherwise=signal.SIGKILL)
+                assert status in (0, -signal.SIGKILL), child.output
+                assert_intact(out)
+                harness.figures[figure] += status != 0
+            assert_same_run(out, undisturbed)
+            remove(out)
+
+
+def test_old_or_new(harness: Harness) -> None:
+    """Row 2: a checkpoint is the old one or the new one when a process that saves without end is killed."""
+
+    def save_for_ever(path: Path) -> None:
+        for number in itertools.count(1):
+            weights = {str(part): torch.full((4096,), float(number)) for part in range(20)}
+            save(path, Checkpoint(weights, SIZES, {}, step=number))
+
+    out = harness.new("saves")
+    out.mkdir()
+    kinds = ["kills"] * harness.rounds(10, 200) + ["kills in a save"] * harness.rounds(2, 50)
+    for index, figure in enumerate(kinds):
+        save_one = functools.partial(save_for_ever, out / f"{index % 3}.pt")
+        if figure == "kills":
+            child = harness.fork(save_one)
+            child.wait(harness.random.uniform(0.01, 0.06), otherwise=signal.SIGKILL)
+        else:
+            child = harness.fork(save_one, faults.death_in_a_save(harness.random, size=20 * 4 * 4096).install)
+            child.wait(harness.patience, otherwise=signal.SIGKILL)
+        harness.figures[figure] += 1
+        assert child.status == -signal.SIGKILL, child.output
+        for state in map(loaded, out.glob("*.pt")):
+            assert all((weight == state.step).all() for weight in state.model.values()), "neither old nor new"
+
+
+def test_power_loss(harness: Harness) -> None:
+    """Row 3: the calls of a save come in the order that survives a power loss; each may fail."""
+
+    def save_twice(path: Path, fault: Fault) -> None:
+        save(path, Checkpoint({"w": torch.full((9,), 1.0)}, SIZES, {}, step=1))
+        fault.install()
+        save(path, Checkpoint({"w": torch.full((9,), 2.0)}, SIZES, {}, step=2))
+        answer([name for name, _ in itertools.groupby(fault.calls)])
+
+    def attempt(fault: Fault) -> tuple[Child, Path]:
+        path = harness.new("save") / "last.pt"
+        path.parent.mkdir()
+        return harness.run(functools.partial(save_twice, path, fault)), path
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert attempt(Fault())[0].answers == [SAFE_ORDER], "order of calls"
+    kinds = {1: functools.partial(faults.fail, errno.EIO), 130: interrupt}  # by exit status
+    for call, after, status in itertools.product(SAFE_ORDER, (False, True), kinds):
+        for count in [0, 500, 1000] if call == "write" else [0]:
+            child, path = attempt(Fault(call, count, kinds[status], after))
+            what = f"{call} failing {'after' if after else 'before'} {count}: {child.output}"
+            assert child.status == status and "Traceback" not in child.output, what
+            replaced = (SAFE_ORDER.index(call), after) >= (SAFE_ORDER.index("replace"), True)
+            assert loaded(path).step == 1 + replaced and not leftovers(path.parent), what
+            harness.figures["failing calls"] += 1
+
+
+def test_disk_full(harness: Harness) -> None:
+    """Row 4: a full disk, simulated at any byte and real, leaves the last checkpoint unchanged."""
+    meter = Fault("write", -1)
+
+    def count_bytes() -> None:
+        cli.main(harness.training(undisturbed, "--max_iters=40"))
+        answer(meter.seen)
+
+    undisturbed = harness.new("undisturbed")
+    (total,) = harness.succeed(count_bytes, meter.install).answers
+    rounds = harness.rounds(5, 100)
+    for index in range(rounds):
+        out, reached = harness.new("full"), itertools.count()
+
+        def full(out: Path = out, reached: Any = reached) -> None:
+            if next(reached) == 0:
+                answer(snapshot(out))
+            faults.fail(errno.ENOSPC)
+
+        offset = int(total * (index + harness.random.random()) / rounds)
+        fault = Fault("write", offset, full, sticky=True)
+        child = harness.run(harness.training(out, "--max_iters=40"), fault.install)
+        assert_full(child, out, f"after {offset} bytes")
+        assert child.answers == [snapshot(out)], f"a checkpoint changed after {offset} bytes"
+        harness.figures["offsets"] += 1
+        remove(out)
+    fill_small_disk(harness, (undisturbed / "last.pt").stat().st_size)
+
+
+def assert_full(child: Child, out: Path, where: str) -> None:
+    what = f"{where}: exit status {child.status}: {child.output[-400:]}"
+    assert_intact(out)
+    assert child.status == 1 and "Traceback" not in child.output, what
+    assert "no space left" in child.output and "MB free" in child.output, what
+    assert not leftovers(out), what
+
+
+def fill_small_disk(harness: Harness, size: int) -> None:
+    """A tmpfs of 1 MB (needs root), with less room left than the run needs: up to nearly three checkpoints."""
+    disk = harness.new("tmpfs")
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        harness.figures["full tmpfs (mounting needs root on Linux)"] = 0
+        return
+    try:
+        rounds = harness.rounds(1, 8)
+        for index in range(rounds):
+            out = disk / "out"
+            out.mkdir()
+            room = int((0.2 + 2.6 * index / max(rounds - 1, 1)) * size)
+            (disk / "ballast").write_bytes(b"x" * max(shutil.disk_usage(disk).free - room, 0))
+            child = harness.run(harness.training(out, "--max_iters=40"))
+            assert_full(child, out, f"tmpfs with {room:,} bytes left")
+            harness.figures["full tmpfs"] += 1
+            remove(out)
+            (disk / "ballast").unlink()
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+# ---- rows 5 to 7: hostile files --------------------------------------------------------------------------------------
+
+
+def sample(path: Path) -> list[str]:
+    """The command line that reads everything in a checkpoint."""
+    return ["sample", f"--ckpt={path}", "--max_new_tokens=2", "--device=cpu"]
+
+
+def test_no_file_runs_code(harness: Harness) -> None:
+    """Row 5: no payload creates the canary; the source has no call that could run what a file says."""
+    canary = harness.folder / "canary"
+    for name, file, content in hostile.payloads(str(canary)):
+        folder = harness.new("payload")
+        folder.mkdir()
+        (folder / file).write_bytes(content)
+        by_suffix = {".pt": sample(folder / file), ".pkl": [*TINY_TRAIN, f"--dataset={folder.name}", "--data_dir=."]}
+        child = harness.run(by_suffix.get(Path(file).suffix, ["train", str(folder / file)]))
+        assert not canary.exists(), f"{name} ran code"
+        assert child.status in (1, 2) and "Traceback" not in child.output, f"{name}: {child.output}"
+        harness.figures["payloads"] += 1
+    sources = sorted(Path(tinygpt.__file__).parent.rglob("*.py"))
+    assert {path.name: dangerous(path.read_text()) for path in sources if dangerous(path.read_text())} == {}
+    assert len(sources) > 20
+
+
+def dangerous(source: str) -> list[str]:
+    """Calls and imports in a Python source that could run what a file says."""
+    banned_calls = {
+        "exec", "eval", "compile", "__import__", "execfile", "os.system", "os.popen", "yaml.load", "yaml.load_all",
+        "yaml.unsafe_load", "yaml.full_load", "importlib.reload", "pickle.load", "pickle.loads", "torch.hub.load",
+        "pandas.read_pickle",
+    }  # fmt: skip
+    banned_modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
+    banned_keywords = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [f"import {name}" for name in names if name.split(".")[0] in banned_modules]
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+            if called in banned_calls:
+                found.append(called)
+            if called == "torch.load" and keywords.get("weights_only") is not True:
+                found.append("torch.load without weights_only=True")
+            found += [f"{key}={value}" for key, value in keywords.items() if (key, value) in banned_keywords]
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "exec('x = 1')",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "subprocess.run(line, shell=True)",
+    ],
+)
+def test_the_source_scan_finds_what_it_bans(source: str) -> None:
+    assert dangerous(source)
+    assert not dangerous("model.eval(); re.compile('x'); torch.load(path, weights_only=True)")
+
+
+def test_corruption(harness: Harness) -> None:
+    """Row 6: every flipped bit and every truncation of a checkpoint is detected."""
+    flips, cuts = harness.rounds(100, 2000), harness.rounds(25, 500)
+    out, path, seed = harness.new("trained"), harness.new("damaged.pt"), harness.random.random()
+    harness.succeed(harness.training(out, "--max_iters=2"))
+    good = (out / "last.pt").read_bytes()
+
+    def damage() -> None:
+        draw, undetected = random.Random(seed), 0
+        for index in range(flips + cuts):
+            damaged, at = bytearray(good), draw.randrange(len(good))
+            if index < flips:
+                damaged[at] ^= 1 << draw.randrange(8)
+            else:
+                del damaged[at:]
+            path.write_bytes(damaged)
+            try:
+                load(path)
+                raise AssertionError(f"accepted: {'flipped' if index < flips else 'truncated'} at {at}")
+            except TinyGPTError:
+                pass
+            with contextlib.suppress(Exception):
+                torch.load(path, weights_only=True)
+                undetected += 1
+        answer(undetected)
+
+    child = harness.succeed(damage)
+    harness.figures |= {"bit flips": flips, "truncations": cuts, "accepted by torch.load": child.answers[0]}
+
+
+def test_garbage(harness: Harness) -> None:
+    """Row 7: a mutant of a file is read, or refused with one message, within 5 s and 2 GB."""
+    folder, out, seed = harness.new("mutants"), harness.new("trained"), harness.random.random()
+    folder.mkdir()
+    harness.succeed(harness.training(out, "--max_iters=2"))
+    mutants = hostile.Mutants(out / "last.pt", harness.folder / "data/tiny", folder)
+    count, size = harness.rounds(100, 10_000), 250
+    kinds = ("meta", "tokens", "config", "checkpoint")
+    spans = [(kind, start, min(start + size, count)) for kind in kinds for start in range(0, count, size)]
+
+    def read_span(kind: str, start: int, stop: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, used + 2 * 10**9))
+        for index in range(start, stop):
+            signal.setitimer(signal.ITIMER_REAL, 5)
+            args, seen = mutants.write(kind, index, random.Random(f"{seed} {index}")), io.StringIO()
+            os.write(1, f"{kind} {index}\n".encode())  # the last line, if this mutant ends the process
+            try:
+                with (
+                    contextlib.redirect_stdout(seen),
+                    contextlib.redirect_stderr(seen),
+                    contextlib.suppress(TinyGPTError),
+                ):
+                    cli.run(args)  # cli.main would hide an OSError
+            except BaseException as error:  # any other way out is what is searched for
+                raise AssertionError(f"unexplained {type(error).__name__}: {kind} {index}") from error
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    for (kind, start, stop), child in parallel(spans, lambda span: harness.fork(functools.partial(read_span, *span))):
+        what = "over 5 s" if child.status == -signal.SIGALRM else f"exit status {child.status}"
+        assert child.status == 0, f"{what}: {child.output[-2000:]}"
+        harness.figures[kind] += stop - start
+
+
+# ---- rows 8 and 9: data and processes --------------------------------------------------------------------------------
+
+
+def test_other_data(harness: Harness) -> None:
+    """Row 8: resuming on other data is refused; sampling does not depend on the dataset."""
+    text = harness.text()
+    reordered = "".join(sorted(set(text), reverse=True)) + text
+    variants: dict[str, Callable[[], None]] = {
+        "other text": lambda: harness.dataset("moving", harness.text()),
+        "other alphabet": lambda: harness.dataset("moving", text.replace("a", "z")),
+        "other split": lambda: harness.dataset("moving", text, "--val_fraction=0.2"),
+        "truncated": lambda: os.truncate(harness.folder / "data/moving/train.bin", 4000),
+        "reordered": lambda: harness.dataset("moving", reordered),
+        "other tokenizer": lambda: harness.dataset("moving", text, "--tokenizer=gpt2"),
+    }
+    for name, change in variants.items():
+        harness.dataset("moving", text)
+        out = harness.new("run")
+        harness.succeed(harness.training(out, "--dataset=moving", "--max_iters=20"))
+        first = harness.succeed(sample(out / "ckpt.pt"))
+        change()
+        before = snapshot(out, "*")
+        child = harness.run(harness.training(out, "--dataset=moving", "--max_iters=40"))
+        assert child.status == 2, f"{name}: was not refused: exit status {child.status}: {child.output}"
+        assert "error: " in child.output and "try: " in child.output, f"{name}: {child.output}"
+        assert snapshot(out, "*") == before, f"{name}: files changed"
+        assert harness.succeed(sample(out / "ckpt.pt")).output == first.output, f"{name}: the sample changed"
+        harness.figures["variants"] += 1
+
+
+def test_same_batches(harness: Harness) -> None:
+    """Row 9: 1, 2 and 4 processes train on the same batches; a killed process of torchrun changes nothing."""
+    steps, batches = harness.rounds(50, 1000), []
+    for count in (1, 2, 4):
+        files = [harness.new("batches") for _ in range(count)]
+        length = [f"--max_iters={steps}", "--eval_interval=100000", "--eval_iters=1", "--checkpoint_interval=0"]
+        split = ["--batch_size=4", "--gradient_accumulation_steps=4"]
+        args = harness.training(harness.new("split"), *split, *length)
+        children = [
+            harness.fork(args, functools.partial(faults.record_batches, file), **rank)
+            for rank, file in zip(ranks(count), files, strict=True)
+        ]
+        for child in children:
+            assert child.wait(300, otherwise=signal.SIGKILL) == 0, child.output
+        shares = [np.fromfile(file, dtype=np.int64).reshape(steps, 16 // count, 17) for file in files]
+        batches.append(np.concatenate(shares, axis=1))
+        assert np.array_equal(batches[-1], batches[0]), f"batches differ between 1 and {count} processes"
+    assert len(np.unique(batches[0], axis=0)) == steps, "batches are repeated"
+    harness.figures["steps"] += steps
+    kill_a_process_of_torchrun(harness, harness.rounds(1, 4))
+
+
+def kill_a_process_of_torchrun(harness: Harness, kills: int) -> None:
+    """With --max-restarts, a run of two processes of which one is killed ends as an undisturbed one."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
+    undisturbed, log = harness.new("two-undisturbed"), harness.new("log")
+    for index in range(-1, kills):
+        out = harness.new("two-killed") if index >= 0 else undisturbed
+        args = ["-m", "tinygpt", *harness.training(out)]
+        with open(log, "wb") as file:
+            process = subprocess.Popen([*command, *args], stdout=file, stderr=file, cwd=harness.folder)
+        try:
+            if index >= 0:
+                wait_for_lines(process, out, harness.random.randrange(30, 150))
+                workers = subprocess.run(
+                    ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+                ).stdout.split()
+                main = (out / ".lock").read_text()  # the number of rank 0
+                os.kill(int(next(pid for pid in workers if (pid == main) == (index % 2 == 1))), signal.SIGKILL)
+                harness.figures["processes killed"] += 1
+            assert process.wait(120) == 0, log.read_text(errors="replace")[-2000:]
+        finally:
+            process.terminate()
+            process.wait()
+        assert_same_run(out, undisturbed)
+
+
+# ---- rows 10 to 14 ---------------------------------------------------------------------------------------------------
+
+
+def test_one_writer(harness: Harness) -> None:
+    """Row 10: of two processes that start at the same moment in one folder, one works; its death frees the folder."""
+    out = harness.new("contested")
+    args = harness.training(out, "--init_from=scratch", "--max_iters=100000", "--eval_interval=100000")
+    for _ in range(harness.rounds(2, 50)):
+        gate, opener = os.pipe()
+
+        def wait_at_gate(gate: int = gate, opener: int = opener) -> None:
+            os.close(opener)
+            os.read(gate, 1)  # returns when the parent closes the other end
+
+        racers = [harness.fork(args, wait_at_gate) for _ in range(2)]
+        os.close(gate)
+        os.close(opener)
+        end = time.monotonic() + harness.patience
+        while time.monotonic() < end and all(racer.wait(0) is None for racer in racers):
+            time.sleep(0.005)
+        lost = [racer for racer in racers if racer.status is not None]
+        won = [racer for racer in racers if racer.status is None]
+        while won and time.monotonic() < end and not lines_of(out):
+            time.sleep(0.002)
+        for racer in won:
+            racer.kill()
+        outcome = f"undecided: {len(won)} at work; {[(racer.status, racer.output) for racer in lost]}"
+        assert len(won) == 1 and lost[0].status == 2, outcome
+        assert f"in use by process {won[0].pid}" in lost[0].output, outcome
+        harness.succeed(harness.training(out, "--init_from=scratch", "--max_iters=1"))
+        harness.figures["races"] += 1
+        remove(out)
+
+
+def test_signals(harness: Harness) -> None:
+    """Row 11: SIGINT and SIGTERM let the iteration finish and save it; a second signal ends the process at once."""
+    undisturbed, seconds = harness.undisturbed()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        wanted = harness.rounds(2, 50)
+        while harness.figures[number.name] < wanted:
+            out, status = harness.new("stopped"), None
+            while status != 0:
+                child = harness.fork(harness.training(out))
+                wait_for_lines(child, out, lines_of(out))
+                if harness.figures[number.name] < wanted and child.wait(harness.random.uniform(0, seconds / 4)) is None:
+                    child.send(number)
+                status = child.wait(60, otherwise=signal.SIGKILL)
+                if status == 0:
+                    break  # it had finished before the signal came
+                assert status == 128 + number, f"{number.name}: exit status {status}: {child.output}"
+                trained = sum(b'"train"' in line for line in (out / "metrics.jsonl").read_bytes().splitlines())
+                assert loaded(out / "last.pt").step == trained, f"{number.name}: last.pt is not of the last iteration"
+                harness.figures[number.name] += 1
+            assert_same_run(out, undisturbed)
+    for index in range(harness.rounds(1, 20)):
+        number, out = (signal.SIGINT, signal.SIGTERM)[index % 2], harness.new("impatient")
+        child = harness.fork(harness.training(out), before=faults.slow_iterations)
+        while child.wait(0) is None and "in an iteration" not in child.output:
+            time.sleep(0.002)
+        child.send(number)
+        assert child.wait(0.2) is None, f"the first {number.name} ended the iteration: {child.output}"
+        child.send(number)
+        started = time.monotonic()
+        child.wait(20, otherwise=signal.SIGKILL)
+        assert child.status == 128 + number and time.monotonic() - started < 2, f"{number.name}: not at once"
+        assert_intact(out)
+        harness.figures["second signals"] += 1
+
+
+def test_not_finite(harness: Harness) -> None:
+    """Row 12: what is not finite stops the run before the update and before a save, wherever it arises."""
+    places = {"loss": 45, "gradient": 46, "second micro-step": 47}
+    overflows = {"overflow before an evaluation": 59, "overflow before a save": 48}
+    for place, at in (places | overflows).items():
+        out = harness.new("diverging")
+        reached = functools.partial(lambda out: answer(snapshot(out)), out)
+        child = harness.run(
+            harness.training(out, "--max_iters=80"), functools.partial(faults.diverge, place, at, 2, reached)
+        )
+        what = f"{place}: exit status {child.status}: {child.output[-600:]}"
+        steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert not [e for e in steps if e["kind"] == "train" and e["step"] > at], f"more iterations, {what}"
+        assert child.status == 1 and "error: iteration" in child.output and "Traceback" not in child.output, what
+        assert_intact(out)
+        assert child.answers == [snapshot(out)] or place == "overflow before a save", f"a checkpoint changed, {what}"
+        if advised := re.search(r"(\S+\.pt) is from before and good", child.output):
+            assert loaded(Path(advised[1])).step <= at, f"advises the state that diverged, {what}"
+        assert not leftovers(out), what
+        harness.figures["places"] += 1
+
+
+def test_complete_datasets(harness: Harness) -> None:
+    """Row 13: `prepare`, killed anywhere, leaves a complete dataset or none; a run that reads the old one goes on."""
+    letters = LETTERS + "äöü"
+    texts = [harness.text(letters, 400_000).encode(), harness.text(letters + "é", 400_000).encode()]
+    sources = [harness.new("source") for _ in texts]
+    for source, text in zip(sources, texts, strict=True):
+        source.write_bytes(text)
+    started = time.monotonic()
+    harness.run(["prepare", "mine", f"--input={sources[0]}", "--data_dir=killed"])
+    seconds, wanted = time.monotonic() - started, harness.rounds(3, 60)
+    described = assert_complete_or_absent(harness.folder / "killed/mine", texts)
+    while harness.figures["kills"] < wanted:
+        source = sources[described == hashlib.sha256(texts[0]).hexdigest()]  # never the text that is prepared already
+        args = ["prepare", "mine", f"--input={source}", "--data_dir=killed"]
+        if harness.random.random() < 0.7:
+            name = harness.random.choice(["write", "replace", "replace"])
+            count = harness.random.randrange(800_000 if name == "write" else 3)
+            child = harness.fork(args, Fault(name, count, after=harness.random.random() < 0.5).install)
+            child.wait(harness.patience, otherwise=signal.SIGKILL)
+        else:
+            child = harness.fork(args)
+            child.wait(harness.random.uniform(0, seconds), otherwise=signal.SIGKILL)
+        assert child.status in (0, -signal.SIGKILL), child.output
+        described = assert_complete_or_absent(harness.folder / "killed/mine", texts)
+        harness.figures["kills"] += child.status != 0
+    kill_downloads(harness, texts[0], harness.rounds(2, 40))
+    prepare_under_a_run(harness)
+
+
+def assert_complete_or_absent(folder: Path, texts: list[bytes]) -> str:
+    """Require that a dataset has no meta.json, or all that meta.json describes; returns the SHA-256 of its text."""
+    if not (folder / "meta.json").exists():
+        return ""
+    sums = json.loads((folder / "meta.json").read_text())["sha256"]
+    assert sums["source"] in {hashlib.sha256(text).hexdigest() for text in texts}, "neither complete nor absent"
+    for name in ("train.bin", "val.bin"):
+        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert found == sums[name], f"neither complete nor absent: {name}"
+    tokens = sum((folder / name).stat().st_size for name in ("train.bin", "val.bin")) // 2
+    assert tokens == len(texts[0].decode()), f"neither complete nor absent: {tokens} tokens"
+    return str(sums["source"])
+
+
+def kill_downloads(harness: Harness, content: bytes, wanted: int) -> None:
+    """Kill `prepare` while it downloads from a slow server on this machine."""
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for at in range(0, len(content), 20_000):
+                    self.wfile.write(content[at : at + 20_000])
+                    time.sleep(0.005)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    serving = harness.fork(server.serve_forever)
+    data_dir = harness.folder / "downloaded"
+    folder = data_dir / "shakespeare_char"
+    source = f"--source=http://127.0.0.1:{server.server_port}/input.txt"
+    args = ["prepare", "shakespeare_char", source, f"--data_dir={data_dir}"]
+    expected = functools.partial(faults.expect_download, hashlib.sha256(content).hexdigest())
+    try:
+        while harness.figures["kills in a download"] < wanted:
+            child = harness.fork(args, expected)
+            child.wait(harness.random.uniform(0.02, 0.25), otherwise=signal.SIGKILL)
+            assert child.status in (0, -signal.SIGKILL), child.output
+            text = folder / "input.txt"
+            assert not text.exists() or text.read_bytes() == content, "neither complete nor absent: input.txt"
+            assert_complete_or_absent(folder, [content])
+            harness.figures["kills in a download"] += child.status != 0
+            remove(data_dir)
+        harness.succeed(args, expected)
+        assert (folder / "meta.json").exists()
+        assert_complete_or_absent(folder, [content])
+    finally:
+        serving.kill()
+        server.server_close()
+
+
+def prepare_under_a_run(harness: Harness) -> None:
+    """Prepare other text while a run trains on the dataset, which it has read into memory or has mapped."""
+    text, flags = harness.text(), ["--dataset=moving", "--max_iters=100"]
+    for before in (lambda: None, faults.map_token_files):
+        harness.dataset("moving", text)
+        undisturbed, _ = harness.undisturbed(*flags, before=before)
+        out = harness.new("moved")
+        child = harness.fork(harness.training(out, *flags), before)
+        wait_for_lines(child, out, 20)
+        assert child.wait(0) is None, child.output
+        harness.dataset("moving", harness.text())
+        assert child.wait(60, otherwise=signal.SIGKILL) == 0, child.output
+        assert_same_run(out, undisturbed)
+        harness.figures["prepared under a run"] += 1
+
+
+def test_old_formats(harness: Harness) -> None:
+    """Row 14: a small file of every released format, kept with the tests, loads."""
+    for path in sorted((Path(__file__).parent / "fixtures").glob("*.pt")):
+        child = harness.run(sample(path))
+        assert child.status == 0, f"{path.name} was refused: {child.output}"
+        harness.figures["fixtures"] += 1
+    assert harness.figures["fixtures"]
 
 
 # ---- without the protection ------------------------------------------------------------------------------------------
-# Each function runs in the child before the work and takes one line of tinygpt out.
-
-
-def dropout_from_one_generator() -> None:
-    """train.training_step without `seed_dropout(...)`."""
-    train.seed_dropout = lambda *args: None
-
-
-@contextlib.contextmanager
-def written_in_place(path: Path, next_step: str = "") -> Iterator[IO[bytes]]:
-    with files.writing(path), getattr(files, "open", open)(path, "w+b") as file:
-        yield file
-
-
-def save_in_place() -> None:
-    """files.replacing without its temporary file: the checkpoint is written straight onto its path."""
-    checkpoint.replacing = written_in_place  # type: ignore[attr-defined]
-
-
-def folder_not_synced() -> None:
-    """files.replacing without `sync_folder(path.parent)`."""
-    files.sync_folder = lambda folder: None
-
-
-def any_pickle() -> None:
-    """checkpoint.load without `weights_only=True`."""
-    load = torch.load
-    torch.load = lambda *args, **more: load(*args, **more | {"weights_only": False})
-
-
-def unverified() -> None:
-    """checkpoint.load without `verify(file, path)`."""
-    checkpoint.verify = lambda file, path: True
-
-
-def unchecked_meta() -> None:
-    """data.Dataset without `_is_meta(meta)`."""
-    data._is_meta = lambda meta: True
-
-
-def any_data() -> None:
-    """run.make_model without the comparison of the checkpoint's `data` with the dataset's checksums."""
-    data.Dataset.is_of = lambda self, data: True  # type: ignore[method-assign]
-
-
-def batches_from_one_generator() -> None:
-    """rows.draw_windows without its key of (seed, step)."""
-
-    def draw(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        return np.random.default_rng().integers(0, tokens - block_size, size=count)
-
-    rows.draw_windows = draw
-
-
-def no_lock() -> None:
-    """train.train without `folder_lock(...)`."""
-    train.folder_lock = lambda folder, use: contextlib.nullcontext(folder.mkdir(exist_ok=True))
-
-
-def no_signal_handlers() -> None:
-    """signals.StopSignal.__enter__ without `signal.signal(...)`."""
-    StopSignal.__enter__ = lambda self: self  # type: ignore[method-assign]
-
-
-def everything_is_finite() -> None:
-    """train.training_step without `raise not_finite(...)`."""
-    train.math = SimpleNamespace(**{**vars(math), "isfinite": lambda number: True})  # type: ignore[assignment]
-
-
-def meta_stays() -> None:
-    """data.commit_dataset without `(folder / "meta.json").unlink(...)`: the old one describes the new files."""
-    commit, unlink = data.commit_dataset, Path.unlink
-
-    def commit_beside_the_old(folder: Path, *args: Any) -> None:
-        Path.unlink = lambda self, missing_ok=False: None  # type: ignore[method-assign]
-        commit(folder, *args)
-        Path.unlink = unlink  # type: ignore[method-assign]
-
-    prepare.commit_dataset = commit_beside_the_old
-
-
-def next_format_only() -> None:
-    """A release whose checkpoint.load no longer knows format 1."""
-    checkpoint.FORMAT = 0
-
 
 WITHOUT = [
-    (1, 0.03, dropout_from_one_generator, "weights differing"),
-    (2, 0.06, save_in_place, "unloadable"),
-    (3, 1, folder_not_synced, "orders wrong"),
-    (4, 0.03, save_in_place, "unloadable"),
-    (5, 1, any_pickle, "canaries"),
-    (6, 0.02, unverified, "accepted"),
-    (7, 0.03, unchecked_meta, "other exceptions"),
-    (8, 1, any_data, "not refused"),
-    (9, 0, batches_from_one_generator, "batches differing"),
-    (10, 0.02, no_lock, "races undecided"),
-    (11, 0.02, no_signal_handlers, "exit wrong"),
-    (12, 1, everything_is_finite, "went on"),
-    (13, 0.4, meta_stays, "neither complete nor absent"),
-    (14, 1, next_format_only, "refused"),
+    (test_exact_resume, faults.dropout_from_one_generator, "weights differ"),
+    (test_old_or_new, faults.save_in_place, "cannot be loaded"),
+    (test_power_loss, faults.folder_not_synced, "order of calls"),
+    (test_disk_full, faults.save_in_place, "cannot be loaded"),
+    (test_no_file_runs_code, faults.any_pickle, "ran code"),
+    (test_corruption, faults.unverified, "accepted"),
+    (test_garbage, faults.unchecked_meta, "unexplained"),
+    (test_other_data, faults.any_data, "was not refused"),
+    (test_same_batches, faults.batches_from_one_generator, "batches differ"),
+    (test_one_writer, faults.no_lock, "undecided"),
+    (test_signals, faults.no_signal_handlers, "not of the last iteration"),
+    (test_not_finite, faults.everything_is_finite, "more iterations"),
+    (test_complete_datasets, faults.meta_stays, "neither complete nor absent"),
+    (test_old_formats, faults.next_format_only, "was refused"),
 ]
 
 
-@pytest.mark.parametrize(("row", "scale", "sabotage", "figure"), WITHOUT, ids=[str(entry[0]) for entry in WITHOUT])
+@pytest.mark.parametrize(("proof", "protection", "failure"), WITHOUT, ids=[entry[1].__name__ for entry in WITHOUT])
 def test_without_the_protection_the_proof_fails(
-    row: int, scale: float, sabotage: Callable[[], None], figure: str, tmp_path: Path
+    proof: Callable[[Harness], None], protection: Callable[[], None], failure: str, tmp_path: Path
 ) -> None:
-    bench = torture.Bench(tmp_path, sabotage=sabotage)
-    bench.patience = 3
-    result = torture.ROWS[row][1](bench, scale)
-    assert result.figures[figure] > 0, result
+    """A proof that still passes would prove nothing. It stops at the first failure, so it may have many rounds."""
+    with pytest.raises(AssertionError, match=failure):
+        proof(Harness(tmp_path, share=0.3, before=protection, patience=3))
 
 
-def test_the_source_scan_finds_what_it_bans() -> None:
-    assert torture.dangerous("import pickle")
-    assert torture.dangerous("from pickle import loads")
-    assert torture.dangerous("exec('x = 1')")
-    assert torture.dangerous("torch.load(path)")
-    assert torture.dangerous("torch.load(path, weights_only=False)")
-    assert torture.dangerous("yaml.load(text, Loader=yaml.Loader)")
-    assert torture.dangerous("subprocess.run(line, shell=True)")
-    assert not torture.dangerous("model.eval(); re.compile('x'); torch.load(path, weights_only=True)")
+def test_every_proof_has_a_negative_control() -> None:
+    proofs = {
+        value
+        for name, value in globals().items()
+        if name.startswith("test_") and "harness" in value.__code__.co_varnames
+    }
+    assert proofs - {test_train_and_sample_open_no_socket} == {entry[0] for entry in WITHOUT}
 
 
-# ---- privacy ---------------------------------------------------------------------------------------------------------
+# ---- privacy, and the children themselves ----------------------------------------------------------------------------
 
 
-def forbid_sockets() -> None:
-    """From here on this process cannot be undone: whatever makes a socket, or looks a name up, ends it."""
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event.startswith("socket."):
-            print(f"{event} {args}", flush=True)
-            os._exit(99)
-
-    sys.addaudithook(hook)
-
-
-def test_train_and_sample_open_no_socket(tmp_path: Path) -> None:
-    bench, out = torture.Bench(tmp_path), tmp_path / "out"
-    child = bench.run(bench.train(out, forbid_sockets, max_iters=25))
-    assert child.status == 0, child.said
-
-    def write() -> None:
-        forbid_sockets()
-        sample(torture.SampleConfig(ckpt=str(out / "ckpt.pt"), max_new_tokens=20, device="cpu"))
-
-    child = bench.run(write)
-    assert child.status == 0, child.said
+def test_train_and_sample_open_no_socket(harness: Harness) -> None:
+    out = harness.new("private")
+    harness.succeed(harness.training(out, "--max_iters=25"), faults.forbid_sockets)
+    harness.succeed(sample(out / "ckpt.pt"), faults.forbid_sockets)
 
 
 def test_a_socket_would_have_been_noticed(tmp_path: Path) -> None:
     def call_home() -> None:
-        forbid_sockets()
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", 9), timeout=1)
 
-    assert torture.Bench(tmp_path).run(call_home).status == 99
+    assert Harness(tmp_path).run(call_home, faults.forbid_sockets).status == 99
 
 
-def test_a_child_killed_while_it_draws_its_progress_bar_stops_nobody_else(tmp_path: Path) -> None:
-    """Without `tqdm.set_lock(...)` in scripts/torture.py every later progress bar waits for ever."""
+def test_a_child_killed_while_it_draws_its_progress_bar_stops_no_other(tmp_path: Path) -> None:
+    """Without `tqdm.set_lock(...)` in children.py every later progress bar waits for ever."""
 
-    def die_holding_the_lock() -> None:
+    def die_with_the_lock() -> None:
         tqdm.get_lock().acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
+        faults.die()
 
-    tqdm.get_lock()  # made here, before the fork: what is made in a child is the child's own
-    bench = torture.Bench(tmp_path)
-    assert bench.run(die_holding_the_lock).status == -signal.SIGKILL
-    child = bench.run(lambda: tqdm(disable=True).close(), seconds=20)
-    assert child.status == 0, child.said
+    tqdm.get_lock()  # created before the fork, so that the children would share it
+    children = Harness(tmp_path)
+    assert children.run(die_with_the_lock).status == -signal.SIGKILL
+    child = children.run(lambda: tqdm(disable=True).close(), seconds=20)
+    assert child.status == 0, child.output

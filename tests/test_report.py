@@ -188,7 +188,7 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     page.click("#stop")
     page.until(lambda: page.find("#continue").is_enabled())
     written = page.value("#text")
-    assert written.startswith("The king") and re.fullmatch(r"\d+ characters a second", page.find("#speed").text)
+    assert written.startswith("The king") and re.fullmatch(r"\d+ characters per second", page.find("#speed").text)
     page.click("#step")
     assert len(page.value("#text")) == len(written) + 1
     page.run("const box = document.querySelector('#text'); box.focus(); box.setSelectionRange(20, 20); box.click()")
@@ -229,7 +229,7 @@ def test_ids_and_unknown_characters(page: Browser, reported: Path) -> None:
     ids = [item.text.split("\n")[1] for item in page.all("#ids li")]
     tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
     assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
-    assert page.find("#unknown").text == "The model has no symbol for é (U+00E9): left out."
+    assert page.find("#unknown").text == "Not in the model's vocabulary: é (U+00E9). Left out."
     assert "1 character that the model does not know" in page.find("#note").text
     type_into(page, "")
     assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for a line's start
@@ -257,7 +257,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     cells[40].click()
     cells[40].send_keys(Keys.ARROW_RIGHT)
     assert page.run("return document.activeElement.dataset.i") == "41"
-    assert len(page.all(".cells .at")) == 1 and len(page.find("#guess").text.split("The likeliest:")[1].split("%")) == 6
+    assert len(page.all(".cells .at")) == 1 and len(page.find("#guess").text.split("Most probable:")[1].split("%")) == 6
 
 
 @in_a_browser
@@ -307,7 +307,7 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
     browser.slide("#temperature", 0)
     browser.click("#continue")
     browser.until(lambda: browser.find("#continue").is_enabled())
-    from tinygpt.finetune.command import answer
+    from tinygpt.sample import answer
 
     checkpoint = load(tuned / run)
     expected = answer(
@@ -383,10 +383,10 @@ def test_without_samples_it_says_how_to_get_some(tiny_run: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["report", "nowhere"], "nowhere: no such folder"),
-        (["report", "data"], "data holds no metrics.jsonl"),
+        (["report", "nowhere"], "nowhere/metrics.jsonl: no such file"),
+        (["report", "data"], "data/metrics.jsonl: no such file"),
         (["report", "bare"], "bare/ckpt.pt: no such file"),
-        (["report", "out", "data"], "data holds no metrics.jsonl"),
+        (["report", "out", "data"], "data/metrics.jsonl: no such file"),
         (["report", *["out"] * 7], "7 runs over each other"),
         (["report", "out", "-o", "no/where.html"], "no: no such folder"),
         (["report", "out", "-o", "data"], "data: is a folder"),
@@ -394,8 +394,8 @@ def test_without_samples_it_says_how_to_get_some(tiny_run: Path, tmp_path: Path)
         (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
         (["export", "--format=pdf"], "pdf"),
         (["export", "-o", "no/where.html"], "no: no such folder"),
-        (["doctor", "nowhere"], "nowhere: no such folder"),
-        (["doctor", "data"], "data holds no metrics.jsonl"),
+        (["doctor", "nowhere"], "nowhere/metrics.jsonl: no such file"),
+        (["doctor", "data"], "data/metrics.jsonl: no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,4 +1,4 @@
-"""The page's model in Node, from the very file that a page inlines, against PyTorch: logits, attention, text, draws."""
+"""The page's model in Node, from the file that a page inlines, against PyTorch: logits, attention, text, draws."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import cli_here
-from models import every_option, ids, largest, shaken, small
+from models import CHOICES, every_option, ids, largest, shaken, small
 from test_pairs import json_lines
 from torch import Tensor
 
@@ -20,11 +20,11 @@ import tinygpt.report.weights
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.decoder import Decoder
 from tinygpt.finetune import lora
-from tinygpt.generate import Choice, generate, probabilities
-from tinygpt.model import GPT, positioned, rope_angles
-from tinygpt.report.weights import pack
+from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
+from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
+from tinygpt.report.weights import frequencies, pack
+from tinygpt.sample import Choice, generate, probabilities
 
 FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
 PRELUDE = f"""
@@ -45,7 +45,39 @@ const greedy = (packed, ids, count) => {{
   return reader.ids.slice(ids.length);
 }};
 """
-SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 symbols
+SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 tokens
+
+
+class Biased(Position):
+    """A bias that differs between heads, and that a straight line does not describe."""
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        slopes = torch.arange(1, self.n_head + 1)[:, None, None] / self.n_head
+        return -slopes * (queries[:, None] - keys).clamp(min=0) ** 0.7
+
+
+class BiasedRotary(Biased, Rotary):
+    pass
+
+
+class BiasedLearned(Biased, Learned):
+    pass
+
+
+TEST_POSITIONS = {"none": Position, "bias": Biased, "bias-rotary": BiasedRotary, "bias-learned": BiasedLearned}
+EVERY_POSITION: dict[str, type[Position]] = TEST_POSITIONS | POSITIONS
+every_position = pytest.mark.parametrize("position", EVERY_POSITION)
+relative_positions = pytest.mark.parametrize(
+    "position", [name for name, kind in EVERY_POSITION.items() if kind.relative]
+)
+THREE_HEADS = {"n_head": 3, "n_embd": 24}
+
+
+@pytest.fixture(autouse=True)
+def more_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of this file alone: all means of `Position`, alone and together."""
+    for name, kind in TEST_POSITIONS.items():
+        monkeypatch.setitem(POSITIONS, name, kind)
 
 
 def node(code: str, **values: Any) -> Any:
@@ -63,63 +95,82 @@ def node(code: str, **values: Any) -> Any:
 
 
 @every_option
+@pytest.mark.parametrize("size", [{}, THREE_HEADS], ids=["2 heads", "3 heads"])
 @torch.inference_mode()
-def test_logits_are_pytorchs(options: dict[str, Any]) -> None:
-    model, idx = shaken(small(**options), std=0.2), ids(2, 16)
+def test_logits_are_pytorchs(options: dict[str, Any], size: dict[str, int]) -> None:
+    model, idx = shaken(small(**options, **size), std=0.2), ids(2, 16)
     packed = {"full": pack(model, SYMBOLS, half=False), "half": pack(model, SYMBOLS)}
     code = "return [input.full, input.half].map((packed) => input.ids.map((row) => read(packed, row)))"
     full, half = torch.tensor(node(code, **packed, ids=idx.tolist()))
-    whole, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
-    assert largest(full - whole) < 1e-4
-    assert largest(half - whole) < 2e-2
+    expected, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
+    assert largest(full - expected) < 1e-4
+    assert largest(half - expected) < 2e-2
     assert largest(half - rounded) < 1e-4  # what half precision changes is the weights, nothing else
     model.transformer["h"][0].mlp.c_proj.weight[0, 0] += 0.2  # negative control: one weight of thousands
     assert largest(half - model(idx)[0]) > 2e-2
 
 
+@pytest.mark.parametrize("option", ["n_head", *(name for name in CHOICES if name not in ("tie_weights", "zero_init"))])
+@torch.inference_mode()
+def test_another_value_of_an_option_gives_other_logits(option: str) -> None:
+    """With the same weights, as far as both models have them (with which tie_weights and zero_init change nothing)."""
+    idx, values = ids(16), {**CHOICES, "position": [*EVERY_POSITION], "n_head": [1, 2]}[option]
+    for value in values:
+        model, *others = [shaken(small(**{option: one}), std=0.2) for one in sorted(values, key=lambda v: v != value)]
+        weights = model.state_dict()
+        for other in others:
+            for name, weight in other.state_dict().items():
+                if name in weights and weights[name].shape == weight.shape:
+                    weight.copy_(weights[name])
+        packed = [pack(one, SYMBOLS, half=False) for one in (model, *others)]
+        found = node("return input.packed.map((one) => read(one, input.ids))", packed=packed, ids=idx.tolist())
+        same, *different = torch.tensor(found) - model(idx[None])[0][0]
+        assert largest(same) < 1e-4
+        assert all(largest(difference) > 0.1 for difference in different)
+
+
+@every_option
+@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
+@torch.inference_mode()
+def test_every_option_past_the_window(position: str, options: dict[str, Any]) -> None:
+    compare_past_the_window(shaken(small(**THREE_HEADS | options | {"position": position}), std=0.2), 80)
+
+
 @pytest.mark.parametrize(
-    ("options", "wrong"),
-    [
-        ({}, {"n_head": 1}),
-        ({"norm": "rmsnorm"}, {"norm": "layernorm"}),
-        ({"position": "rope"}, {"position": "learned"}),
-        ({"activation": "relu2"}, {"activation": "gelu"}),
-        ({"qk_norm": True}, {"qk_norm": False}),
-        ({"token_shift": True}, {"token_shift": False}),
-    ],
-    ids=str,
+    "more", [{}, THREE_HEADS | {"qk_norm": True, "token_shift": True, "bigram_table": True}], ids=str
 )
+@relative_positions
 @torch.inference_mode()
-def test_a_wrong_option_would_be_noticed(options: dict[str, Any], wrong: dict[str, Any]) -> None:
-    model, idx = shaken(small(**options), std=0.2), ids(16)
-    packed = pack(model, SYMBOLS)
-    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx.tolist()))
-    assert largest(found - model(idx[None])[0][0]) < 2e-2
-    packed["config"] |= wrong
-    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx.tolist()))
-    assert largest(found - model(idx[None])[0][0]) > 0.1
+def test_relative_positions_far_past_the_window(position: str, more: dict[str, Any]) -> None:
+    """So far that angles without Python's rounding to float32 would be too far from Python's."""
+    compare_past_the_window(shaken(small(position=position, **more), std=0.2), 1000)
 
 
-@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "token_shift": True, "bigram_table": True}], ids=str)
-@torch.inference_mode()
-def test_rotary_positions_roll_beyond_the_window(more: dict[str, Any]) -> None:
-    """So far that angles without Python's rounding to float32 would be too far from Python's.
+def test_frequencies_are_those_of_rope() -> None:
+    """As RoFormer defines them; within 1e-10, so that angles at position 10,000 differ by less than float32 rounds."""
+    exact = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
+    found = frequencies(small(position="rope", n_embd=128).position)
+    torch.testing.assert_close(torch.tensor(found), torch.cat((-exact, exact)), atol=1e-10, rtol=0)
+    assert frequencies(small().position) is None
 
-    (The decoder's own rolling is compared with whole windows in test_decode.py.)
-    """
-    model, idx = shaken(small(position="rope", **more), std=0.2), ids(1, 1000)
-    decoder = Decoder(model, 1)
-    expected = torch.cat([decoder(token) for token in idx.split(1, dim=1)])
+
+def compare_past_the_window(model: GPT, length: int) -> None:
+    """A cache that forgets the oldest position, in both languages; and the last window alone."""
+    idx, cache = ids(1, length), model.new_cache(1)
+    expected = torch.cat([model(token, cache=cache)[0][:, -1] for token in idx.split(1, dim=1)])
     packed, given = pack(model, SYMBOLS, half=False), idx[0].tolist()
-    code = "return [read(input.packed, input.ids), follow(input.packed, input.ids, 16)]"
-    found, followed = node(code, packed=packed, ids=given)
-    assert largest(torch.tensor(found) - expected) < 2e-5
-    assert largest(torch.tensor(followed) - expected[16:]) < 2e-5
+    code = """const { packed, ids } = input;
+              return [read(packed, ids), follow(packed, ids, 16), read(packed, ids.slice(-16))];"""
+    found, followed, window = [torch.tensor(one) for one in node(code, packed=packed, ids=given)]
+    assert largest(found - expected) < 2e-5
+    assert largest(followed - expected[16:]) < 2e-5
+    assert largest(window - model(idx[:, -16:])[0][0]) < 2e-5
+    assert largest(window[-1] - found[-1]) > 1e-3  # negative control: a cache remembers more than a window of tokens
 
 
 @pytest.fixture(scope="module")
 def tuned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the base in out/, and out-finetune/ and out-lora/, which know further symbols."""
+    """A working folder with the base in out/, and out-finetune/ and out-lora/, whose vocabularies are larger."""
     folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tuned") / "work"))
     names = ["red", "green", "blue"]
     json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(60)])
@@ -162,7 +213,11 @@ def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False
 @pytest.mark.parametrize("length", [1, 25])
 @pytest.mark.parametrize(
     "options",
-    [{"token_shift": True, "bigram_table": True}, {"block_size": 1}, {"position": "rope", "token_shift": True}],
+    [
+        {"token_shift": True, "bigram_table": True},
+        {"block_size": 1},
+        *({"position": position, "token_shift": True} for position in EVERY_POSITION),
+    ],
     ids=str,
 )
 def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
@@ -185,13 +240,13 @@ def test_greedy_text_of_a_trained_model(tiny_run: Path) -> None:
     assert text == tokenizer.decode(greedy(model, tokenizer.encode("The king").tolist(), 200))
 
 
-def test_characters_and_marks() -> None:
+def test_characters_and_special_tokens() -> None:
     characters = "\n ab\u00e9\U0001f600"  # the last one takes two units of JavaScript's strings
     tokenizer = CharTokenizer([*characters, *SPECIAL])
     model = small(vocab_size=tokenizer.vocab_size)
     text = "a\U0001f600?b<|end|>\u00e9\U0001d11e\n"
     code = """const model = TinyGPT.load(input.packed);
-              return [model.encode(input.text), model.decode(model.symbols.keys()), model.special];"""
+              return [model.encode(input.text), model.decode(model.vocabulary.keys()), model.special];"""
     found, decoded, special = node(code, packed=pack(model, tokenizer), text=text)
     assert found["ids"] == tokenizer.encode(text, skip_unknown=True).tolist()
     assert found["unknown"] == [place for place, character in enumerate(text) if character not in characters]
@@ -202,20 +257,25 @@ def test_characters_and_marks() -> None:
 
 
 def attention_by_hand(model: GPT, idx: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) for idx (1, T), with a whole matrix of scores: (n_layer, n_head, T, T)."""
+    """softmax(q k^T / sqrt(head_dim) + bias) for idx (1, T), with a whole matrix of scores: (n_layer, n_head, T, T)."""
     config, T = model.config, idx.size(1)
     head_dim = config.n_embd // config.n_head
     x = model.transformer["wte"](idx)
-    rope = rope_angles(0, T, head_dim, idx.device) if config.position == "rope" else None
-    if rope is None:
+    context = model.context(T, idx.device)
+    if model.position.embeds:
         x = x + model.transformer["wpe"].weight[:T]
     layers = []
     for block in model.transformer["h"]:
-        qkv = block.attn.c_attn(block.read(block.ln_1(x))).view(T, 3, config.n_head, head_dim).permute(1, 2, 0, 3)
-        q, k, _ = positioned(qkv[:, None], rope, config.qk_norm)[:, 0]
+        qkv = block.attn.c_attn(block.shifted(block.ln_1(x), context, 0))
+        q, k, _ = qkv.view(T, 3, config.n_head, head_dim).permute(1, 2, 0, 3)
+        if config.qk_norm:
+            q, k = (torch.nn.functional.rms_norm(part, (head_dim,), eps=1e-6) for part in (q, k))
+        if context.rotation is not None:
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        scores, bias = q @ k.transpose(1, 2) / head_dim**0.5, model.position.bias(torch.arange(T), torch.arange(T))
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
-        layers.append((q @ k.transpose(1, 2) / head_dim**0.5).masked_fill(future, -torch.inf).softmax(-1))
-        x = block(x, rope)
+        layers.append((scores + (0 if bias is None else bias)).masked_fill(future, -torch.inf).softmax(-1))
+        x = block(x, context)
     return torch.stack(layers)
 
 
@@ -225,23 +285,25 @@ return input.ids.map((id) => (state.read(id, true), state.attention.map((heads) 
 """
 
 
-@pytest.mark.parametrize("options", [{}, {"position": "rope", "qk_norm": True, "token_shift": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "token_shift": True}], ids=str)
+@every_position
 @torch.inference_mode()
-def test_attention_is_the_one_by_hand(options: dict[str, Any]) -> None:
-    model, idx = shaken(small(**options)), ids(1, 16)
+def test_attention_is_the_one_by_hand(position: str, more: dict[str, Any]) -> None:
+    model, idx = shaken(small(position=position, **more)), ids(1, 16)
     expected = attention_by_hand(model, idx)
     found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
-    for position, layers in enumerate(found):
-        rows = torch.tensor(layers, dtype=torch.float32)  # (n_layer, n_head, position + 1)
+    for row, layers in enumerate(found):
+        rows = torch.tensor(layers, dtype=torch.float32)  # (n_layer, n_head, row + 1)
         torch.testing.assert_close(rows.sum(-1), torch.ones(2, 2))
-        torch.testing.assert_close(rows, expected[:, :, position, : position + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows, expected[:, :, row, : row + 1], atol=1e-5, rtol=0)
     assert largest(expected[0, 0, 15] - expected[0, 1, 15]) > 0.01  # negative control: heads differ
 
 
+@relative_positions
 @torch.inference_mode()
-def test_attention_beyond_the_window_is_in_the_order_of_positions() -> None:
-    """One layer, in which a rolled window is the same as one from position 0 (test_decode.py says why)."""
-    model, idx = shaken(small(n_layer=1, position="rope")), ids(1, 40)
+def test_attention_past_the_window_is_in_the_order_of_positions(position: str) -> None:
+    """One layer, in which a rolled window is the same as one from position 0 (test_decoder.py says why)."""
+    model, idx = shaken(small(n_layer=1, position=position)), ids(1, 40)
     found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
     for end in (17, 24, 40):
         rows = torch.tensor(found[end - 1])
@@ -303,8 +365,8 @@ def test_draws_follow_the_chances_and_the_seed() -> None:
 def test_the_head_is_kept_once_and_half_precision_halves() -> None:
     model = small()
     full, half = pack(model, SYMBOLS, half=False), pack(model, SYMBOLS)
-    assert (full["format"], full["dtype"], half["dtype"]) == (1, "float32", "float16")
-    assert full["config"] == dataclasses.asdict(model.config) and full["symbols"] == SYMBOLS.symbols
+    assert (full["dtype"], half["dtype"]) == ("float32", "float16")
+    assert full["config"] == dataclasses.asdict(model.config) and full["vocabulary"] == SYMBOLS.symbols
     assert "lm_head.weight" not in full["tensors"] and "lm_head.weight" in model.state_dict()
     assert "lm_head.weight" in pack(small(tie_weights=False), SYMBOLS)["tensors"]
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -325,7 +387,7 @@ def test_every_number_of_half_precision_is_read_as_it_is() -> None:
 
 
 @torch.inference_mode()
-def test_weights_too_large_for_half_precision_stay_whole() -> None:
+def test_weights_too_large_for_half_precision_stay_single() -> None:
     model, idx = small(), ids(1, 16)
     model.transformer["h"][0].mlp.c_fc.weight[0, 0] = 70_000.0
     packed = pack(model, SYMBOLS)
@@ -336,7 +398,7 @@ def test_weights_too_large_for_half_precision_stay_whole() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bigram_table": True}], ids=str)
 @torch.inference_mode()
-def test_rows_without_a_symbol_are_left_out(options: dict[str, Any]) -> None:
+def test_rows_without_a_token_are_left_out(options: dict[str, Any]) -> None:
     model, idx = shaken(small(**options)), ids(1, 16, vocab_size=50)
     packed = pack(model, CharTokenizer(SYMBOLS.symbols[:50]), half=False)
     assert packed["config"]["vocab_size"] == 50
@@ -348,7 +410,7 @@ def test_what_is_not_for_the_page_is_refused() -> None:
     with pytest.raises(TinyGPTError, match="GPT-2's tokens") as caught:
         pack(small(), GPT2Tokenizer())
     assert "--tokenizer=char" in caught.value.hint
-    with pytest.raises(TinyGPTError, match="65 symbols, its tokenizer 66"):
+    with pytest.raises(TinyGPTError, match="65 tokens, its tokenizer 66"):
         pack(small(), SYMBOLS.grown(["!"]))
     adapted = small()
     lora.attach(adapted, lora.LoRA(rank=2, alpha=4.0), 0)
@@ -360,14 +422,28 @@ def test_what_is_not_for_the_page_is_refused() -> None:
         pack(diverged, SYMBOLS)
 
 
+def test_an_option_without_javascript_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "relu", torch.relu)
+    with pytest.raises(TinyGPTError, match="activation=relu is not implemented in the page's JavaScript"):
+        pack(small(activation="relu"), SYMBOLS)
+    model, with_softcap = small(), dataclasses.make_dataclass("Config", [("softcap", float, 0.0)], bases=(GPTConfig,))
+    model.config = with_softcap(**dataclasses.asdict(model.config))
+    assert pack(model, SYMBOLS)["config"]["softcap"] == 0.0  # the default: as if there were no such option
+    model.config.softcap = 30  # type: ignore[attr-defined]
+    with pytest.raises(TinyGPTError, match="softcap=30 is not implemented"):
+        pack(model, SYMBOLS)
+
+
 def test_mistakes_of_a_caller_are_errors() -> None:
     code = """const caught = (act) => { try { act(); return "nothing"; } catch (error) { return error.message; } };
               const model = TinyGPT.load(input.packed), state = model.start();
               for (let i = 0; i < 16; i++) state.read(0);
-              return [() => TinyGPT.load({ ...input.packed, format: 2 }), () => model.reader([]), () => state.read(65),
-                      () => state.read("1"), () => state.read(0)].map(caught);"""
-    found = node(code, packed=pack(small(), SYMBOLS))
-    for message, part in zip(found, ["format 2", "nothing to read", "id 65", "id 1", "window is full"], strict=True):
+              const loadWith = (config) => TinyGPT.load({ ...input.packed, config: { ...model.config, ...config } });
+              return [() => loadWith({ norm: "softmax" }), () => loadWith({ activation: "toString" }),
+                      () => model.reader([]), () => state.read(65), () => state.read("1"), () => state.read(0)]
+                .map(caught);"""
+    expected = ["norm=softmax", "activation=toString", "nothing to read", "id 65", "id 1", "window is full"]
+    for message, part in zip(node(code, packed=pack(small(), SYMBOLS)), expected, strict=True):
         assert part in message
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.generate import Choice, generate
-from tinygpt.sample import StreamWriter, until
+from tinygpt.sample import Choice, StreamWriter, generate, until
 
 
 def written(folder: Path, *args: str) -> str:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from children import wait_for_lines
 from conftest import TINY_TRAIN, Result, cli_here
 from test_finetune import FLAGS
 from test_pairs import json_lines
@@ -144,7 +144,7 @@ def test_after_fine_tuning_and_merging(based: Workplace) -> None:
         based.follow(tuned(based, out, f"--dataset={dataset}", *more), at_least=2)
     adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}tuned-colours1"]
     based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged"))
-    based.trained(*TINY_TRAIN, f"--init_from={based.prefix}out/ckpt.pt", "--lora_rank=2", out="lora-text")
+    based.trained("finetune", *TINY_TRAIN[1:], f"--ckpt={based.prefix}out/ckpt.pt", "--lora_rank=2", out="lora-text")
     adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}lora-text"]
     based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged-text"))
 
@@ -157,9 +157,7 @@ def test_after_a_signal(based: Workplace) -> None:
         with subprocess.Popen(
             [sys.executable, "-m", "tinygpt", name, *flags], cwd=based.folder, stdout=subprocess.PIPE, text=True
         ) as process:
-            metrics = based.folder / out / "metrics.jsonl"
-            while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
-                time.sleep(0.01)
+            wait_for_lines(process, based.folder / out, 2)
             process.send_signal(signal.SIGINT)
             said = process.communicate()[0]
         (command,) = suggested(said)
@@ -285,3 +283,12 @@ def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
     for preset in ("shakespeare_char", "shakespeare_char_fast", "shakespeare"):
         made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
         assert made.block_size == suggest.PRESET_BLOCK_SIZE
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a shell reads the words")
+def test_a_word_with_control_characters_is_shown_escaped_and_read_unchanged() -> None:
+    for word in ("a\x1b[1m'b' \\n \x9b é", "two\nlines", "\x7f1"):
+        shown = suggest.command("sample", "--start", word)
+        assert shown.isprintable()
+        read = subprocess.run(["bash", "-c", f"printf '%s|' {shown}"], capture_output=True).stdout.decode()
+        assert read == f"tinygpt|sample|--start|{word}|"

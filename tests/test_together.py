@@ -1,18 +1,20 @@
 """Interactions of features, through the command line: resuming, fine-tuning, replay, padding, merging. Each test is
-named after a promise; scripts/matrix.py tests the combinations systematically."""
+named after a promise; test_matrix.py tests the combinations systematically."""
 
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import faults
+import numpy as np
 import pytest
 import torch
 import yaml
+from children import Child
 from conftest import TINY_TRAIN, cli, cli_here, listing
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
@@ -186,13 +188,14 @@ def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> 
 
     from tinygpt.config.schema import TrainConfig
     from tinygpt.data.dataset import Dataset
+    from tinygpt.data.rows import MixedRows, TextRows
     from tinygpt.train import batch
     from tinygpt.training.processes import Processes
 
-    config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8, replay=0.25)
-    new, old = (Dataset(str(tiny_data / "data"), "tiny") for _ in range(2))
-    old.sources["train"].tokens = old.splits["train"] * 0  # type: ignore[union-attr]
-    run: Any = SimpleNamespace(config=config, dataset=new, base_data=old, width=8)
+    config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8)
+    new = Dataset(str(tiny_data / "data"), "tiny").sources["train"]
+    source = MixedRows(new, TextRows(np.zeros(999, dtype=np.uint16)), 0.25)
+    run: Any = SimpleNamespace(config=config, source=source, width=8, rows_per_iter=16)
     run.compute = SimpleNamespace(device=torch.device("cpu"))
     for rank in range(4):
         run.ranks = Processes(rank, rank, 4)
@@ -208,7 +211,7 @@ def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path
     ok(work, "prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2")
     small = [*TINY_TRAIN, "--dataset=bpe", "--n_embd=8", *SHORT, "--max_iters=2"]
     ok(work, *small, "--out_dir=base")
-    ok(work, *small, "--init_from=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora", "--max_iters=10")
+    ok(work, "finetune", *small[1:], "--ckpt=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora", "--max_iters=10")
     ok(work, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
     models = (["--ckpt=lora"], ["--ckpt=base", "--adapter=lora"], ["--ckpt=merged"])
     found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json"))["loss"] for model in models]
@@ -227,7 +230,7 @@ def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
     assert (
         result.status == 1
         and "resume" not in result.out.partition("can be used:")[2]
-        and "the vocabulary" in result.out
+        and "different vocabularies" in result.out
     )  # different data is still detected
 
 
@@ -326,7 +329,7 @@ def test_no_shorter_block_is_suggested_for_a_text_of_one_token(work: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "args", [["eval", "--ckpt=out-finetune", "--output=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
+    "args", [["eval", "--ckpt=out-finetune", "--plot=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
 )
 def test_a_failed_write_of_a_command_other_than_train_does_not_suggest_resuming(work: Path, args: list[str]) -> None:
     result = cli_here(*args, cwd=work)
@@ -338,18 +341,18 @@ def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.M
     from tinygpt import train
 
     now = [0.0]
-    step, evaluation = train.training_step, train.evaluate_and_save
+    step, evaluation = train.forward_backward, train.evaluate_and_save
 
-    def training_step(run: Any) -> tuple[float, float]:
+    def forward_backward(*args: Any) -> Any:
         now[0] += 0.5
-        return step(run)
+        return step(*args)
 
     def evaluate_and_save(run: Any) -> None:
         now[0] += 60
         evaluation(run)
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(train, "training_step", training_step)
+    monkeypatch.setattr(train, "forward_backward", forward_backward)
     monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_save)
     flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
     said = ok(work, *TINY_TRAIN, *flags)
@@ -397,7 +400,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         *([name, long] for name in ("doctor", "check", "report", "plot")),
         ["check", "--resume", long],
         ["prepare", "mine", f"--input={long}"],
-        ["eval", "--ckpt=out-finetune", f"--output={long}"],
+        ["eval", "--ckpt=out-finetune", f"--plot={long}"],
         ["exercise", "start", "1", long],
     ):
         said = refused(work, *args)
@@ -431,16 +434,8 @@ def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:
 
 def test_a_new_run_in_an_old_folder_never_continues_the_old_one(work: Path) -> None:
     """Not even if it was killed before it saved anything."""
-    code = """
-import os, signal, sys
-from tinygpt import cli
-from tinygpt import train
-train.evaluate_and_save = lambda run: os.kill(os.getpid(), signal.SIGKILL)
-cli.main(sys.argv[1:])
-"""
     other = [*TINY_TRAIN, "--seed=99", "--init_from=scratch", "--out_dir=out-lora"]
-    done = subprocess.run([sys.executable, "-c", code, *other], cwd=work, capture_output=True)
-    assert done.returncode == -9
+    assert Child(other, work / "log", work, faults.die_before_saving).wait() == -9
     assert "resuming" not in ok(work, *other[:-2], "--init_from=auto", "--out_dir=out-lora")
     assert not (work / "out-lora/adapter.pt").exists()  # of the earlier run
 
@@ -483,9 +478,9 @@ def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None
     assert "forgotten" not in said.partition("before")[2]
 
 
-def test_the_resume_check_starts_from_the_configs_own_base(work: Path) -> None:
-    """A training config that begins from a checkpoint, also with LoRA, is not checked from scratch."""
-    flags = [*TINY_TRAIN, "--init_from=out/ckpt.pt", "--lora_rank=2", "--out_dir=continued"]
-    ok(work, *flags)
+@pytest.mark.parametrize("base", [["train", "--init_from=out/ckpt.pt"], ["finetune", "--lora_rank=2"]], ids=str)
+def test_the_resume_check_starts_from_the_configs_own_base(work: Path, base: list[str]) -> None:
+    """A config that begins from a checkpoint, also with LoRA, is not checked from scratch."""
+    ok(work, *base, *TINY_TRAIN[1:], "--out_dir=continued")
     said = cli("check", "--resume", "continued/config.yaml", "--iterations=40", cwd=work)
     assert said.status == 0 and "are equal" in said.out, said

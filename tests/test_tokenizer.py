@@ -1,5 +1,6 @@
 """Text to ids and back, compared with a plain dictionary (as nanoGPT has it) and with tiktoken."""
 
+import itertools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tinygpt.data import tokenizer as tokenizers
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 
@@ -37,6 +39,13 @@ def test_there_and_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
     assert b"".join(tokenizer.token_bytes(int(i)) for i in ids) == text.encode()
     assert all(i < tokenizer.vocab_size for i in ids)
+
+
+@given(blocks=st.lists(st.text("\n !eéabc日🙂", max_size=5), max_size=6))
+def test_characters_of_blocks_are_those_of_the_whole_text(blocks: list[str]) -> None:
+    tokenizer, text = CharTokenizer([*sorted("\n !eéabc日🙂"), *tokenizers.SPECIAL]), "".join(blocks)
+    pieces = list(tokenizer.encode_blocks(b.encode() if b.isascii() else b for b in blocks))
+    assert list(itertools.chain.from_iterable(pieces)) == tokenizer.encode(text).tolist()
 
 
 def test_through_json_and_back(tokenizer: Tokenizer) -> None:
@@ -97,7 +106,7 @@ def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
     symbols = [chr(code) for code in range(0x10000, 0x10000 + 65_537)]
     tokenizer = CharTokenizer(symbols[:-1])
     assert tokenizer.encode(symbols[65_535]).tolist() == [65_535]
-    with pytest.raises(TinyGPTError, match="65,537 symbols exceed uint16's 65,536"):
+    with pytest.raises(TinyGPTError, match="65,537 different characters exceed uint16's 65,536"):
         CharTokenizer(symbols)
 
 
@@ -167,3 +176,30 @@ def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPa
     assert authority.n_vocab == gpt2.vocab_size == 50257
     for text in ("It's 3 o'clock.  \n\n\tAnd we'd\xa0go", "naïve 日本 🙂 ½", "a" * 300, " " * 9 + "x", "\x1c!\x1c"):
         assert gpt2.encode(text).tolist() == authority.encode_ordinary(text)
+
+
+@given(
+    text=st.text(
+        st.sampled_from("ab1'. \n\t\r\x1c\x85\xa0é\ufeff\u2028\u3000日🙂") | st.characters(exclude_categories=["Cs"]),
+        max_size=60,
+    ),
+    block=st.integers(1, 12),
+)
+@example(text="ab!\x1c! \x1c", block=1)
+@example(text="don't  \n\n  go", block=3)
+def test_gpt2s_tokens_of_blocks_are_those_of_the_whole_text(gpt2: GPT2Tokenizer, text: str, block: int) -> None:
+    """Encoded in blocks or at once: the cuts fall where no token could have reached across."""
+    blocks = (text[at : at + block] for at in range(0, len(text), block))
+    pieces = list(gpt2.encode_blocks(b.encode() if b.isascii() else b for b in blocks))
+    assert list(itertools.chain.from_iterable(pieces)) == gpt2.encode(text).tolist()
+
+
+def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant memory: ordinary text leaves in small pieces, text without a blank at the latest after a few blocks."""
+    monkeypatch.setattr(tokenizers, "LONGEST_WORD", 400)
+    text = "some ordinary words, again and again\n" * 100
+    for sample in (text, "日本語" * 1000):
+        blocks = (sample[at : at + 100] for at in range(0, len(sample), 100))
+        pieces = list(gpt2.encode_blocks(blocks))
+        assert "".join(gpt2.decode(piece) for piece in pieces) == sample
+        assert max(len(gpt2.decode(piece)) for piece in pieces) <= 600

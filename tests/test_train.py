@@ -42,9 +42,9 @@ def same_weights(one: Path, other: Path) -> bool:
     flat_one, flat_other = (
         {f"{name}": weight for name, weight in state.model.items()}
         | {
-            f"{index} {name}": value
-            for name, values in state.training["optimizer"]["moments"].items()
-            for index, value in enumerate(values)
+            f"{part} {name}": moment
+            for name, parts in state.training["optimizer"]["moments"].items()
+            for part, moment in parts.items()
         }
         for state in (load(one), load(other))
     )

@@ -7,47 +7,53 @@ asked, nothing written; 130 and 143 stopped by SIGINT and SIGTERM, with the stat
 
 import importlib
 import sys
+from typing import Any, NoReturn
 
 from tinygpt import __version__, terminal
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import file_error
 
-# command: (module with a function of that name, its config, one line of help)
-COMMANDS = {
-    "prepare": ("tinygpt.prepare", "PrepareConfig", "turn text into token files"),
-    "train": ("tinygpt.train", "TrainConfig", "train a GPT on a prepared dataset"),
-    "sample": ("tinygpt.sample", "SampleConfig", "write text with a trained model"),
-    "eval": ("tinygpt.evaluate.command", "EvalConfig", "measure a model, beside what counting would reach"),
-    "finetune": (
-        "tinygpt.finetune.command",
-        "FinetuneConfig",
-        "teach a trained model a task, with all weights or LoRA",
-    ),
-    "merge": ("tinygpt.finetune.merge", "MergeConfig", "make one checkpoint out of a base and a LoRA adapter"),
-    "doctor": ("tinygpt.evaluate.doctor", "DoctorConfig", "say how a run went, and what to try next"),
-    "report": ("tinygpt.report", "ReportConfig", "make one HTML file of a run, in which its model answers"),
-    "export": ("tinygpt.report", "ExportConfig", "make one HTML file of a model, to hand to someone"),
-    "check": (
-        "tinygpt.evaluate.check",
-        "CheckConfig",
-        "verify a run's or a dataset's files; prove that resuming is exact",
-    ),
-    "exercise": ("tinygpt.exercise.command", "ExerciseConfig", "write a GPT yourself, in ten steps that are checked"),
-    "plot": ("tinygpt.evaluate.plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
+# command: (module:function, its configuration in tinygpt.config.schema, one line of help)
+GROUPS = {
+    "start with these three": {
+        "prepare": ("prepare:prepare", "PrepareConfig", "turn text into token files"),
+        "train": ("train:train", "TrainConfig", "train a GPT on a prepared dataset"),
+        "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
+    },
+    "examine a run": {
+        "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
+        "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
+        "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs into a PNG"),
+        "report": ("report:report", "ReportConfig", "write one HTML file of a run, in which its model answers"),
+        "check": ("evaluate.check:check", "CheckConfig", "verify the files of runs and datasets, and exact resuming"),
+    },
+    "adapt and share a model": {
+        "finetune": ("finetune.command:finetune", "FinetuneConfig", "teach it a task, with all weights or LoRA"),
+        "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
+        "export": ("report:export", "ExportConfig", "write one HTML file of a model, for people without Python"),
+    },
+    "learn": {
+        "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
+    },
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+
+
+def group_help(title: str, commands: dict[str, tuple[str, str, str]]) -> str:
+    return "\n".join([f"{title}:", *(f"  {name:<9} {text}" for name, (_, _, text) in commands.items()), ""])
+
 
 HELP = f"""usage: tinygpt COMMAND [OPTIONS]
 
 Train tiny GPTs on your own machine, and see what they do.
 
-commands:
-{chr(10).join(f"  {name:<9} {entry[2]}" for name, entry in COMMANDS.items())}
-
+{chr(10).join(group_help(title, commands) for title, commands in GROUPS.items())}
 options:
   -h, --help   this text; tinygpt COMMAND --help explains a command and each of its options
   --version    the version
   --debug      with any command: show the traceback of an error
 
-the three commands to begin with:
+example:
   tinygpt prepare shakespeare_char
   tinygpt train configs/shakespeare_char.yaml --device=cpu
   tinygpt sample --ckpt out/ckpt.pt
@@ -87,7 +93,7 @@ def guarded(args: list[str], debug: bool) -> int:
     except OSError as error:
         if debug or error.filename is None:
             raise
-        terminal.print_error(f"error: {error.filename}: {(error.strerror or 'unusable').lower()}")
+        terminal.print_error(f"error: {file_error(error.filename, error).message}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -111,17 +117,24 @@ def run(args: list[str]) -> int:
     from tinygpt.config import schema
     from tinygpt.config.parse import parse
 
-    module, config_name, _ = COMMANDS[name]
-    parsed = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
-    status = getattr(importlib.import_module(module), name.replace("eval", "evaluate"))(parsed)
+    target, config_name, _ = COMMANDS[name]
+    module, _, function = target.partition(":")
+    config = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
+    status = getattr(importlib.import_module(f"tinygpt.{module}"), function)(config)
     return status or 0
 
 
-def print_completion(args: list[str]) -> None:
-    """The shell completion script of the whole command tree, as tyro makes it; then exits."""
+def print_completion(args: list[str]) -> NoReturn:
+    """Print the shell completion script of the whole command tree, as tyro makes it, and exit."""
     import tyro
 
     from tinygpt.config import schema
+    from tinygpt.config.parse import for_tyro
 
-    tree = {name: getattr(schema, entry[1]) for name, entry in COMMANDS.items()}
+    shell = " ".join(args).replace("=", " ").split()[1:]
+    if shell not in (["bash"], ["zsh"], ["tcsh"], ["fish"]):
+        wrong = f"{' '.join(shell)}: no such shell" if shell else "--tyro-print-completion needs a shell"
+        raise TinyGPTError(wrong, "tinygpt --tyro-print-completion bash, or zsh, tcsh, fish")
+    tree: dict[str, Any] = {name: for_tyro(getattr(schema, entry[1])) for name, entry in COMMANDS.items()}
     tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)
+    raise SystemExit

@@ -48,6 +48,12 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
         raise
 
 
+def file_error(path: object, error: OSError, hint: str = "", problem: str = "", status: int = 2) -> TinyGPTError:
+    """Word what the system says of a file: "PATH: no such file"; with a problem, "PATH: PROBLEM: permission denied"."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error) or "unusable")
+    return TinyGPTError(f"{path}: {problem}{': ' * bool(problem)}{reason.lower()}", hint, status)
+
+
 def refuse_link(path: Path) -> None:
     """Errors: TinyGPTError if `path` is a symbolic link, whose target a rename would not change."""
     if path.is_symlink():
@@ -83,11 +89,9 @@ def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
                 status=1,
             ) from error
         if isinstance(error, OSError):
-            raise TinyGPTError(
-                f"{path}: cannot be written ({error.strerror or error}); what was saved before is unchanged",
-                f"check the disk and the folder's permissions, then {next_step}",
-                status=1,
-            ) from error
+            hint = f"check the disk and the folder's permissions, then {next_step}"
+            problem = "what was saved before is unchanged, but this file cannot be written"
+            raise file_error(path, error, hint, problem, status=1) from error
         raise
 
 
@@ -130,9 +134,7 @@ def folder_lock(folder: Path, use: str):
             f"{folder} is in use{owner}", f"wait for it, or choose another folder for this {use}"
         ) from None
     except OSError as error:
-        raise TinyGPTError(
-            f"{folder}: cannot be written: {error.strerror}", f"choose another folder for this {use}"
-        ) from None
+        raise file_error(folder, error, f"choose another folder for this {use}", "cannot be written") from None
     try:
         with contextlib.suppress(OSError):
             path.write_text(str(os.getpid()))
@@ -151,18 +153,26 @@ def read_text(path: Path, hint: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
-        raise TinyGPTError(f"{path}: {what}", hint) from None
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8 text", "save it as UTF-8")
+        raise file_error(path, error, hint) from None
+    start = byte_order_mark(data, path, hint="save it as UTF-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data[start:].decode("utf-8")
     except UnicodeDecodeError as error:
-        what = f"byte 0x{error.object[error.start]:02x} at offset {error.start + len(data) - len(error.object)}"
+        what = f"byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
         raise TinyGPTError(f"{path}: not UTF-8 text ({what})", hint) from None
     if "\0" in text:
         raise TinyGPTError(f"{path}: is binary, not text", hint)
     return text.replace("\r\n", "\n")
+
+
+def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str = "--encoding utf-16") -> int:
+    """Length of UTF-8's byte-order mark at the start of a file, 0 or 3; 0 for any encoding but UTF-8, whose decoders
+    expect one or keep it. Errors: TinyGPTError with the hint `hint` for UTF-16 where UTF-8 is expected."""
+    if codecs.lookup(encoding).name != "utf-8":
+        return 0
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8", hint)
+    return len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0
 
 
 def strict_json(value: Any) -> str:

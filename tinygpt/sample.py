@@ -1,45 +1,148 @@
-"""`tinygpt sample`: a checkpoint and a prompt in, text out. The checkpoint's own tokenizer is used.
+"""`tinygpt sample`: from logits to tokens to text. A checkpoint and a prompt in, text out.
 
-Text streams as it is made when there is one sample; several samples of the prompt are made as one batch.
+    for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
+
+A key-value cache keeps what each layer computed for earlier positions, so a step costs one position. A model with
+relative positions goes on past its context, and forgets the oldest position at each step. The cache of another model
+cannot move (every position would change its embedding): it is filled anew with the last half of the context.
 """
 
 import codecs
+import collections
 import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.checkpoint.health import require_finite
+from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.schema import SampleConfig
-from tinygpt.data.dataset import Dataset
-from tinygpt.data.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer, tokenizer_from_dict
+from tinygpt.data.prompts import answers, encode_prompt, prompt_text, require_room
+from tinygpt.data.tokenizer import END, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import read_text, strict_json
-from tinygpt.generate import Choice, generate
+from tinygpt.files import strict_json
 from tinygpt.model import GPT
 from tinygpt.training import device
+from tinygpt.training.build import for_inference
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1337
+
+
+# ---- from logits to tokens --------------------------------------------------------------------------------------
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (..., V) to the distribution that is drawn from: float32 (..., V), sums to one.
+
+    temperature 0 puts everything on the most probable token (greedy decoding); top_k keeps the k most probable; top_p
+    keeps the fewest whose probabilities, after temperature and top_k, reach p (nucleus sampling, Holtzman et al. 2020).
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if temperature < 1:
+        logits = logits - logits.amax(-1, keepdim=True)  # from the top: dividing by the temperature cannot overflow
+    logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 is NaN
+    if 0 < top_k < logits.size(-1):
+        kth = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    chances = logits.softmax(-1)
+    if top_p < 1:
+        ordered, order = chances.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the tokens before this one already reach p
+        beyond[..., 0] = False  # always keep the first: in float32 a tiny top_p is 0
+        chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        chances = chances / chances.sum(-1, keepdim=True)
+    return chances
+
+
+def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
+
+    On a CPU, multinomial itself raises for a distribution with NaN, so finite logits need no separate check.
+    """
+    if choice.temperature == 0 or logits.device.type != "cpu":
+        require_finite(logits)  # argmax treats NaN as the largest; a GPU may become unusable
+    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+    try:
+        return torch.multinomial(chances, 1, generator=generator)
+    except RuntimeError:
+        require_finite(logits)
+        raise
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+) -> Iterator[Tensor]:
+    """Yield the next token of every row, int64 (B,), up to max_new_tokens times.
+
+    prompt int64 (B, T), T >= 1, of which the last block_size are used. vocab_size: ids from here on are never drawn
+    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does.
+    Memory use does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
+    """
+    block_size = model.config.block_size
+    generator = torch.Generator(prompt.device).manual_seed(choice.seed)
+    context = prompt[:, -block_size:]
+    recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
+    cache = None if exact_window else model.new_cache(len(context))
+    for _ in range(max_new_tokens):
+        logits = model(context, cache=cache, last_only=True)[0][:, -1]  # (B, V)
+        if 0 < vocab_size < logits.size(-1):
+            logits = logits[:, :vocab_size]
+        chosen = draw(logits, choice, generator)
+        recent.append(chosen)
+        yield chosen[:, 0]
+        if cache is None:
+            context = torch.cat(tuple(recent), dim=1)
+        elif cache.length < block_size or model.position.relative:
+            context = chosen
+        else:
+            cache.forget()
+            context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
+
+
+def answer(model: GPT, tokenizer: CharTokenizer, prompt: str, longest: int = 60) -> str:
+    """The response to a prompt by greedy decoding, up to END or `longest` tokens."""
+    ids = tokenizer.encode_pair(prompt).astype("int64")
+    idx = torch.tensor(ids[None], device=model.lm_head.weight.device)
+    made = []
+    for token in generate(model, idx, longest, Choice(temperature=0), tokenizer.vocab_size):
+        if int(token[0]) == tokenizer.special[END]:
+            break
+        made.append(int(token[0]))
+    return tokenizer.decode(made)
+
+
+# ---- from tokens to text ----------------------------------------------------------------------------------------
 
 
 def sample(config: SampleConfig) -> None:
-    """Print `num_samples` continuations of `start`."""
+    """Print `num_samples` continuations of `start`: one is streamed, several are made as one batch."""
     checkpoint = load_model(config.ckpt, config.adapter)
-    tokenizer = checkpoint_tokenizer(checkpoint, config)
+    tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
-    config = dataclasses.replace(config, stop=config.stop or (END if answers(tokenizer) and not config.plain else ""))
     compute = device.choose(config.device, "float32" if config.dtype == "auto" else config.dtype)
-    model = checkpoint.build_model().to(compute.device, compute.dtype).eval()
+    model = for_inference(checkpoint, compute, config.fast)
     if answers(tokenizer) and not config.plain:
-        require_room(prompt, model)
+        require_room(prompt, model.config.block_size)
+        config = dataclasses.replace(config, stop=config.stop or END)
     try:
-        if config.num_samples == 1 and not config.json:
-            stream(model, prompt, config, compute, tokenizer)
-        else:
-            batch(model, prompt, config, compute, tokenizer)
+        show = stream if config.num_samples == 1 and not config.json else batch
+        show(model, prompt, config, tokenizer)
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
@@ -49,9 +152,9 @@ def sample(config: SampleConfig) -> None:
         ) from None
 
 
-def stream(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
+def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
     """Write one sample, each token as soon as it is generated."""
-    rows = new_tokens(model, prompt, config, compute, tokenizer.vocab_size)
+    rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
     first = list(itertools.islice(rows, 1))  # raises errors before anything is written
     writer = StreamWriter(tokenizer, config.stop)
     writer.write(tokenizer.decode(prompt))
@@ -63,13 +166,13 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, compute: device.
         writer.close()
 
 
-def batch(model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, tokenizer: Tokenizer) -> None:
+def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
     """Generate all samples at once, and write them when they are complete."""
     values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
     if values > 1 << 46:  # more than any machine has; from 2^63 on, numpy and torch overflow
         raise MemoryError
     made = np.empty((config.max_new_tokens, config.num_samples), dtype=np.uint16)  # the type of token files
-    for step, row in enumerate(new_tokens(model, prompt, config, compute, tokenizer.vocab_size)):
+    for step, row in enumerate(new_tokens(model, prompt, config, tokenizer.vocab_size)):
         made[step] = row.cpu().numpy()
     for index in range(config.num_samples):
         text = until(tokenizer.decode(made[:, index].tolist()), config.stop)
@@ -79,78 +182,9 @@ def batch(model: GPT, prompt: list[int], config: SampleConfig, compute: device.C
             print(f"{tokenizer.decode(prompt)}{text}\n{'-' * 15}")
 
 
-def checkpoint_tokenizer(checkpoint: Checkpoint, config: SampleConfig) -> Tokenizer:
-    """The tokenizer inside the checkpoint; for nanoGPT's files that of the prepared dataset that its config names."""
-    if checkpoint.tokenizer is not None:
-        tokenizer = tokenizer_from_dict(checkpoint.tokenizer, config.ckpt)
-    elif name := str(checkpoint.config.get("dataset", "")):
-        tokenizer = Dataset(config.data_dir, name).tokenizer
-    else:
-        raise TinyGPTError(
-            f"{config.ckpt} holds no tokenizer, and does not say what it was trained on",
-            "tinygpt train --init_from=PATH makes one that does",
-        )
-    checkpoint.require_symbols(tokenizer, config.ckpt)
-    return tokenizer
-
-
-def prompt_text(start: str) -> str:
-    """--start as it is, or the content of the file behind FILE:."""
-    if not start.startswith("FILE:"):
-        return start
-    return read_text(Path(start.removeprefix("FILE:")), "--start FILE:path/to/prompt.txt")
-
-
-def answers(tokenizer: Tokenizer) -> bool:
-    """Whether the model was fine-tuned on prompts and responses: its vocabulary has their marks."""
-    return isinstance(tokenizer, CharTokenizer) and len(tokenizer.special) == len(SPECIAL)
-
-
-def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool, plain: bool = False) -> list[int]:
-    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start.
-
-    A model that answers is asked: PROMPT text RESPONSE.
-    """
-    if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
-        if not text.strip():
-            raise TinyGPTError("this model answers prompts, and there is none", '--start "a prompt", or --plain')
-        ids = tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
-        if not tokenizer.decode(ids[1:-1]).strip():
-            raise nothing_left()
-        return ids
-    if text in ("", "\n"):
-        try:
-            return tokenizer.encode("\n").tolist()
-        except TinyGPTError:
-            return [0]  # a vocabulary without line ends
-    ids = tokenizer.encode(text, skip_unknown).tolist()
-    if not ids:
-        raise nothing_left()
-    return ids
-
-
-def nothing_left() -> TinyGPTError:
-    return TinyGPTError("nothing is left of the prompt without its unknown characters", "use another --start")
-
-
-def require_room(prompt: list[int], model: GPT) -> None:
-    """Refuse a prompt that is longer than the context: without its beginning, it would lack its first special token.
-
-    Errors: TinyGPTError.
-    """
-    block_size = model.config.block_size
-    if len(prompt) > block_size:
-        raise TinyGPTError(
-            f"the prompt has {len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}",
-            "shorten the prompt, or train with a larger --block_size",
-        )
-
-
-def new_tokens(
-    model: GPT, prompt: list[int], config: SampleConfig, compute: device.Compute, vocab_size: int
-) -> Iterator[torch.Tensor]:
+def new_tokens(model: GPT, prompt: list[int], config: SampleConfig, vocab_size: int) -> Iterator[Tensor]:
     """The batch of generated ids, one step at a time: int64 (num_samples,)."""
-    idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
+    idx = torch.tensor([prompt], dtype=torch.long, device=model.lm_head.weight.device).expand(config.num_samples, -1)
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
     yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
 
@@ -161,7 +195,8 @@ def until(text: str, stop: str) -> str:
 
 
 class StreamWriter:
-    """Tokens to the terminal as they come: whole characters only, and nothing of a stop text that may be beginning."""
+    """Writes tokens to the terminal as they come: complete characters only, and nothing of a stop text that may be
+    beginning."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
         self.tokenizer, self.stop, self.held, self.stopped = tokenizer, stop, "", False

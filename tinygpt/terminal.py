@@ -1,4 +1,4 @@
-"""Protection from standard streams that are closed, full, or in an encoding that lacks a character.
+"""The standard streams: closed, full, or in an encoding that lacks a character; and control characters in a text.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -20,6 +20,11 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def escaped(text: str) -> str:
+    """Text of a file in one printable line: `\\x1b` for an escape character, which could control the terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def silence(name: str) -> None:

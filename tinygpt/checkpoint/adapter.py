@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinygpt import __version__
 from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
@@ -73,7 +74,7 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
     known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
     if tokenizer.vocab_size > known:
-        model.grow_vocabulary(known, state["vocab_size"])
+        grow_vocabulary(model, known, state["vocab_size"])
     return Checkpoint(
         model={**model.state_dict(), **state["weights"]},
         model_args=dataclasses.asdict(model.config),

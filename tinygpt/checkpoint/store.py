@@ -26,9 +26,10 @@ import torch
 
 from tinygpt import __version__
 from tinygpt.config.schema import TrainConfig
-from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, replacing
+from tinygpt.files import RUN_AGAIN, file_error, replacing
 from tinygpt.finetune import lora
 from tinygpt.model import GPT, GPTConfig
 
@@ -50,17 +51,22 @@ class Checkpoint:
     data: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of the token files
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only `resume` needs
 
-    def build_model(self) -> GPT:
+    def build_model(self, kind: type[GPT] = GPT) -> GPT:
         """The model with these weights, a LoRA run's adapters added to them.
 
         Errors: TinyGPTError when sizes and weights contradict each other.
         """
-        return self._build(lora.merged(self.model, self._alpha()) if lora.is_adapted(self.model) else self.model)
+        return self._build(kind, lora.merged(self.model, self._alpha()) if lora.is_adapted(self.model) else self.model)
 
-    def build_adapted(self, adapter: lora.LoRA) -> GPT:
-        """The model of a LoRA run with its adapters beside its weights, to go on training them."""
+    def build_for_resuming(self, kind: type[GPT] = GPT) -> GPT:
+        """The model as it was trained: with the adapters of a LoRA run beside its weights."""
+        if not lora.is_adapted(self.model):
+            return self.build_model(kind)
         learned = lora.adapted_only(self.model)
-        model = self._build({name: weight for name, weight in self.model.items() if name not in learned})
+        model = self._build(kind, {name: weight for name, weight in self.model.items() if name not in learned})
+        rank = next(len(weight) for name, weight in learned.items() if name.endswith(".lora_A"))
+        dropout, targets = float(self.config.get("lora_dropout", 0.0)), str(self.config.get("lora_targets", ""))
+        adapter = lora.LoRA(rank, self._alpha(), dropout, targets)
         lora.attach(model, adapter, len(learned.get("transformer.wte.new_rows", ())))
         self._fill(model, self.model)
         return model
@@ -71,11 +77,11 @@ class Checkpoint:
             raise TinyGPTError("the checkpoint has adapters, but its config no lora_alpha", "use another file")
         return float(alpha)
 
-    def _build(self, weights: dict[str, torch.Tensor]) -> GPT:
+    def _build(self, kind: type[GPT], weights: dict[str, torch.Tensor]) -> GPT:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
-        model = GPT(args)
+        model = kind(args)
         self._fill(model, weights)
         return model
 
@@ -138,6 +144,24 @@ def refuse_overwriting(out: Path, source: str, use: str) -> None:
         raise TinyGPTError(f"{out} contains {use}, which would be overwritten", f"--out_dir={out}-new")
 
 
+def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer:
+    """The tokenizer inside the checkpoint; for nanoGPT's files that of the prepared dataset that its config names.
+
+    Errors: TinyGPTError that begins with `where`, which names the checkpoint, if there is none or it does not fit.
+    """
+    if checkpoint.tokenizer is not None:
+        tokenizer = tokenizer_from_dict(checkpoint.tokenizer, where)
+    elif name := str(checkpoint.config.get("dataset", "")):
+        tokenizer = Dataset(data_dir, name).tokenizer
+    else:
+        raise TinyGPTError(
+            f"{where} holds no tokenizer, and does not say what it was trained on",
+            "tinygpt train --init_from=PATH makes one that does",
+        )
+    checkpoint.require_symbols(tokenizer, where)
+    return tokenizer
+
+
 def write(path: Path, state: dict[str, Any], next_step: str = RUN_AGAIN) -> None:
     """Write tensors and plain values, atomically and sealed."""
     with replacing(path, next_step) as file:
@@ -173,8 +197,7 @@ def _naming_a_neighbour(path: Path) -> Iterator[None]:
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
-        raise TinyGPTError(f"{path}: {what}", _way_out(path, "train a model first: tinygpt train CONFIG")) from None
+        raise file_error(path, error, _way_out(path, "train a model first: tinygpt train CONFIG")) from None
     except Exception as error:  # torch.load reports foreign content through many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise TinyGPTError(

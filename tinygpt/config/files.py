@@ -6,16 +6,17 @@ import difflib
 import operator
 import time
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
+from tinygpt.config.fields import keys
 from tinygpt.config.schema import FinetuneConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
 # keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
-TEXT_KEYS = {name for name, kind in get_type_hints(FinetuneConfig).items() if kind is str}
+TEXT_KEYS = {key.name for key in keys(FinetuneConfig).values() if key.type is str}
 PACKAGE = Path(__file__).parent.parent
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 

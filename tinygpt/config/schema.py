@@ -2,28 +2,28 @@
 
     defaults  <  config files (YAML, or Python in nanoGPT's style)  <  --key=value
 
-The text under a field is its help. `tinygpt/config/parse.py` makes a config out of files and flags.
+The text under a field is its help. Its limits stand beside its type (`tinygpt/config/fields.py`).
+`tinygpt/config/parse.py` makes a config out of files and flags.
 """
 
 import dataclasses
 from typing import Annotated, Any, Literal
 
-import tyro
-
-Device = str
-DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
-STRINGS = tyro.constructors.PrimitiveConstructorSpec(  # of a plain `tuple`, since tuple[str, ...] costs 45 ms
-    nargs="*",
-    metavar="STR ...",
-    instance_from_str=tuple,
-    is_instance=lambda value: isinstance(value, tuple),
-    str_from_instance=list,
+from tinygpt.config.fields import (
+    POSITIONAL,
+    Count,
+    CountOrZero,
+    DatasetName,
+    Dtype,
+    File,
+    Files,
+    FolderName,
+    Limit,
+    NonNegative,
+    Seed,
+    Share,
+    Switch,
 )
-PATHS = {  # keys whose value is a path, in which a leading ~ is expanded to the home folder
-    *("out_dir", "data_dir", "init_from", "ckpt", "adapter", "input", "source", "output", "predict"),
-    *("runs", "run", "folders", "resume", "file"),
-}
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass
@@ -39,38 +39,38 @@ class PrepareConfig:
     Own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
     """the dataset's name: a ready corpus, or any name together with --input"""
-    input: Annotated[tuple, STRINGS] = ()
+    input: Files = ()
     """your own text: files, folders (every *.txt below them) or patterns, read in sorted order"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
-    """char: one symbol a character; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
-    val_fraction: float = 0.1
-    """share of the text, at its end, that is kept for validation; of pairs, by example"""
+    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
+    val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
+    """share of the text, at its end, that is kept for validation; of pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
-    """text: one long text; pairs: a prompt and a response a line, as JSON Lines or CSV (by the file's name)"""
+    """text: one long text; pairs: a prompt and a response per line, as JSON Lines or CSV (by the file's name)"""
     prompt_field: str = "prompt"
     """pairs: the key or column of the prompt"""
     response_field: str = "response"
     """pairs: the key or column of the response"""
     test_fraction: float = 0.1
-    """pairs: share of the examples that is kept for a last test"""
+    """pairs: share of the examples that is kept as the test split"""
     skip_bad: bool = False
-    """pairs: leave out lines that are not pairs, instead of stopping"""
-    show: int = 0
-    """pairs: print so many examples, with the characters that carry loss marked"""
+    """pairs: skip lines that are not pairs instead of stopping"""
+    show: CountOrZero = 0
+    """pairs: print this many examples, with the characters that carry loss marked"""
     encoding: str = "utf-8"
-    """how the input's bytes spell characters, for example cp1252 or utf-16"""
-    source: str = ""
-    """for the ready corpora: take the text from this path or URL (its checksum must still be right)"""
-    data_dir: str = "data"
+    """the input's character encoding, for example cp1252 or utf-16"""
+    source: File = ""
+    """for the ready corpora: read the text from this path or URL (its checksum must match)"""
+    data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
-    """What a dataset was made with, for meta.json: the values that are not defaults, so that messages can say how to
-    make it again."""
-    apart = ("name", "source", "show", "data_dir")  # where it comes from and goes to, and what is shown
+    """The options a dataset was made with, for meta.json: the values other than defaults, so that messages can say how
+    to make it again."""
+    apart = ("name", "source", "show", "data_dir")  # do not change the content
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {key: v for key, v in values.items() if key not in apart and v != getattr(PrepareConfig, key)}
 
@@ -82,63 +82,63 @@ class TrainConfig:
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
     """
 
-    config: Annotated[tuple, STRINGS, tyro.conf.Positional] = ()
-    """config files (.yaml, or .py in nanoGPT's style), later ones win; presets are found by name anywhere"""
+    config: Annotated[Files, POSITIONAL] = ()
+    """config files (.yaml, or .py in nanoGPT's style); later ones override earlier ones; presets are found by name"""
 
-    out_dir: str = "out"
+    out_dir: File = "out"
     """folder for checkpoints and metrics"""
-    dataset: str = "openwebtext"
+    dataset: DatasetName = "openwebtext"
     """a prepared dataset: the folder DATA_DIR/DATASET"""
-    data_dir: str = "data"
+    data_dir: File = "data"
     """folder that holds the datasets"""
-    init_from: str = "scratch"
+    init_from: File = "scratch"
     """scratch; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if there is a
     last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: through
     transformers"""
-    eval_interval: int = 2000
+    eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
-    eval_iters: int = 200
+    eval_iters: CountOrZero = 200
     """batches per evaluation and split; 0: the whole validation split, every token once"""
     eval_only: bool = False
     """evaluate once and stop"""
-    log_interval: int = 1
+    log_interval: Count = 1
     """iterations between lines in metrics.jsonl"""
-    sample_interval: int = 0
+    sample_interval: CountOrZero = 0
     """iterations between short samples, taken at an evaluation; 0: never"""
-    checkpoint_interval: int = 0
+    checkpoint_interval: CountOrZero = 0
     """iterations between writes of last.pt; 0: at every evaluation"""
     always_save_checkpoint: bool = False
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
-    patience: int = 0
+    patience: CountOrZero = 0
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
     wandb_log: bool = False
-    """also send the metrics to Weights & Biases (the only thing that ever leaves the machine)"""
+    """also send the metrics to Weights & Biases (nothing else leaves the machine)"""
     wandb_project: str = "tinygpt"
     """Weights & Biases project"""
     wandb_run_name: str = "run"
     """Weights & Biases run name"""
 
-    batch_size: int = 12
+    batch_size: Count = 12
     """sequences per micro-step"""
-    block_size: int = 1024
+    block_size: Count = 1024
     """context length in tokens"""
-    gradient_accumulation_steps: int = 40
+    gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, over all processes together"""
 
-    n_layer: int = 12
+    n_layer: Count = 12
     """decoder blocks"""
-    n_head: int = 12
+    n_head: Count = 12
     """attention heads per block; divides n_embd"""
-    n_embd: int = 768
+    n_embd: Count = 768
     """width of the residual stream"""
-    dropout: float = 0.0
-    """share of activations dropped in training; 0 for pretraining, 0.1 and more for small data"""
+    dropout: Share = 0.0
+    """probability of dropping an activation in training; 0 for pretraining, 0.1 and more for small data"""
     bias: bool = False
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
     position: Literal["learned", "rope"] = "learned"
-    """learned position embeddings (GPT-2) or rotary ones (Su et al. 2021)"""
+    """learned position embeddings (GPT-2) or rotary position embeddings (Su et al. 2021)"""
     activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """of the MLP: gelu (GPT-2), relu2 (So et al. 2021) or swiglu (Shazeer 2020)"""
     qk_norm: bool = False
@@ -150,193 +150,192 @@ class TrainConfig:
     bigram_table: bool = False
     """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
     token_shift: bool = False
-    """half of what attention and the MLP read comes from the position before"""
+    """half of the channels that attention and the MLP read come from the previous position"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""
-    learning_rate: float = 6e-4
+    learning_rate: NonNegative = 6e-4
     """peak learning rate"""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: NonNegative = 0.02
     """peak learning rate of the matrices under optimizer=muon"""
-    max_iters: int = 600000
+    max_iters: CountOrZero = 600000
     """iterations (optimizer updates)"""
-    weight_decay: float = 0.1
-    """of matrices and embeddings; biases and norms are not decayed"""
-    beta1: float = 0.9
+    weight_decay: NonNegative = 0.1
+    """weight decay of matrices and embeddings; biases and norms are not decayed"""
+    beta1: Share = 0.9
     """AdamW's decay of the first moment"""
-    beta2: float = 0.95
+    beta2: Share = 0.95
     """AdamW's decay of the second moment"""
-    grad_clip: float = 1.0
-    """largest norm of the whole gradient; 0: no clipping"""
+    grad_clip: NonNegative = 1.0
+    """largest norm of the gradient of all parameters together; 0: no clipping"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
     decay_lr: bool = True
     """nanoGPT's key: False means lr_schedule=constant"""
-    warmup_iters: int = 2000
+    warmup_iters: CountOrZero = 2000
     """iterations of linear warm-up"""
-    lr_decay_iters: int = 0
+    lr_decay_iters: CountOrZero = 0
     """iteration at which the decay reaches min_lr; 0: max_iters, also when a resumed run is given a larger one"""
-    min_lr: float = 6e-5
+    min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
 
-    device: Device = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """of the matrix products; weights and optimizer stay in float32. auto: bfloat16 where the processor has it"""
-    compile: Literal["auto", "True", "False"] = "auto"
+    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 where the processor has it"""
+    compile: Switch = "auto"
     """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
-    fast: Literal["auto", "True", "False"] = "auto"
+    fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
-    lora_rank: int = 0
-    """with a checkpoint to start from: train adapters of this rank beside frozen weights (Hu et al. 2021); 0: all
-    weights"""
-    lora_alpha: float = 16.0
-    """adapters count lora_alpha / lora_rank times"""
-    lora_dropout: float = 0.0
-    """share of an adapter's inputs dropped in training"""
-    lora_targets: str = "c_attn,c_proj,c_fc"
-    """the linear layers that get an adapter, in every block"""
-    replay: float = 0.0
-    """with a checkpoint to start from: share of all rows that is taken from the base model's own data, against
-    forgetting"""
-    base_dataset: str = ""
-    """the base model's own dataset; empty: the one that its checkpoint names"""
-    seed: int = 1337
-    """of the weights, the batches and dropout"""
+    seed: Seed = 1337
+    """seed of the weights, the batches and dropout"""
     quiet: bool = False
-    """no progress bar and no samples, only the evaluations: for logs"""
+    """show evaluations only, without progress bar and samples: for logs"""
 
 
 @dataclasses.dataclass
 class FinetuneConfig(TrainConfig):
-    """Make a trained model behave differently with a few thousand examples; write OUT_DIR/{ckpt.pt, last.pt, ...}.
+    """Fine-tune a trained model on a few thousand examples and write OUT_DIR/{ckpt.pt, last.pt, ...}.
 
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
 
     tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out-fast/ckpt.pt
     """
 
-    ckpt: str = "out/ckpt.pt"
+    ckpt: File = "out/ckpt.pt"
     """the base model: a checkpoint, or the folder that holds ckpt.pt"""
-    out_dir: str = "out-finetune"
+    out_dir: File = "out-finetune"
     """folder for checkpoints and metrics"""
-    dataset: str = "transactions"
+    dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """sequences per micro-step"""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """micro-steps per iteration, over all processes together"""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     """peak learning rate"""
-    min_lr: float = 0.0
+    min_lr: NonNegative = 0.0
     """the learning rate after the decay"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
-    warmup_iters: int = 20
+    warmup_iters: CountOrZero = 20
     """iterations of linear warm-up"""
-    max_iters: int = 1000
+    max_iters: CountOrZero = 1000
     """iterations (optimizer updates)"""
-    eval_interval: int = 100
+    eval_interval: Count = 100
     """iterations between evaluations"""
-    eval_iters: int = 0
+    eval_iters: CountOrZero = 0
     """batches per evaluation and split; 0: the whole validation split"""
-    patience: int = 5
+    patience: CountOrZero = 5
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
+    lora_rank: CountOrZero = 0
+    """train LoRA adapters of this rank next to frozen weights (Hu et al. 2021); 0: train all weights"""
+    lora_alpha: NonNegative = 16.0
+    """adapter output is scaled by lora_alpha / lora_rank"""
+    lora_dropout: Share = 0.0
+    """probability of dropping an adapter's input in training"""
+    lora_targets: str = "c_attn,c_proj,c_fc"
+    """linear layers that get an adapter, in every block"""
+    replay: Share = 0.0
+    """share of training rows taken from the base model's own data, which reduces forgetting"""
+    base_dataset: DatasetName = ""
+    """the base model's own dataset; empty: the one that its checkpoint names"""
 
 
 @dataclasses.dataclass
 class MergeConfig:
-    """Make one ordinary checkpoint out of a base model and an adapter.
+    """Merge a base model and a LoRA adapter into one ordinary checkpoint.
 
     tinygpt merge --ckpt out-fast/ckpt.pt --adapter out-finetune-lora/adapter.pt --out_dir out-merged
     """
 
-    ckpt: str = "out/ckpt.pt"
+    ckpt: File = "out/ckpt.pt"
     """the base model: a checkpoint, or the folder that holds ckpt.pt"""
-    adapter: str = "out-finetune-lora/adapter.pt"
-    """what a LoRA run wrote"""
-    out_dir: str = "out-merged"
+    adapter: File = "out-finetune-lora/adapter.pt"
+    """the adapter.pt of a LoRA run, or its folder"""
+    out_dir: File = "out-merged"
     """folder for ckpt.pt"""
 
 
 @dataclasses.dataclass
 class SampleConfig:
-    """Write text with a trained model.
+    """Generate text with a trained model.
 
     tinygpt sample --ckpt out/ckpt.pt --start "ROMEO:" --max_new_tokens 300
     """
 
-    ckpt: str = "out/ckpt.pt"
+    ckpt: File = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt (nanoGPT's checkpoints are read too)"""
-    adapter: str = ""
-    """an adapter.pt, or its folder, to put beside that checkpoint"""
+    adapter: File = ""
+    """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     start: str = "\n"
     """the prompt; FILE:prompt.txt reads it from a file"""
-    num_samples: int = 1
-    """how many samples of the prompt, made as one batch"""
-    max_new_tokens: int = 500
+    num_samples: Count = 1
+    """number of samples, generated as one batch"""
+    max_new_tokens: CountOrZero = 500
     """tokens to add to the prompt"""
-    temperature: float = 0.8
-    """below 1 safer, above 1 wilder; 0 always takes the likeliest token"""
-    top_k: int = 200
-    """choose among the k likeliest tokens only; 0: all"""
-    top_p: float = 1.0
-    """choose among the fewest tokens whose probabilities reach p (Holtzman et al. 2020); 1: all"""
+    temperature: NonNegative = 0.8
+    """below 1 less random, above 1 more random; 0: greedy decoding"""
+    top_k: CountOrZero = 200
+    """sample from the k most probable tokens only; 0: from all"""
+    top_p: Annotated[float, Limit(">", 0), Limit("<=", 1)] = 1.0
+    """sample from the fewest tokens whose probabilities add up to p (Holtzman et al. 2020); 1: from all"""
     stop: str = ""
     """end a sample where this text appears"""
     plain: bool = False
     """continue the prompt as text, also with a model that was fine-tuned to answer prompts"""
-    seed: int = 1337
+    seed: Seed = 1337
     """the same seed gives the same text"""
     skip_unknown: bool = False
-    """leave out prompt characters that the model does not know, instead of refusing them"""
+    """remove prompt characters outside the model's vocabulary instead of refusing them"""
     exact_window: bool = False
     """past the context length, recompute the whole window at every token, as nanoGPT does (slow)"""
-    device: Device = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """of the matrix products; auto: float32 on a CPU, where one token at a time gains nothing from less"""
-    fast: Literal["auto", "True", "False"] = "auto"
+    """dtype of matrix products; auto: float32 on a CPU, where decoding one token at a time gains nothing from less"""
+    fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
-    """print one JSON object a sample, for programs"""
-    data_dir: str = "data"
+    """print one JSON object per sample, for programs"""
+    data_dir: File = "data"
     """folder of the datasets: a nanoGPT checkpoint's tokenizer comes from the one its config names"""
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    """Measure a model on a whole validation split, beside what guessing by counts would reach.
+    """Evaluate a model on a whole validation split and compare it with n-gram baselines.
 
     tinygpt eval --ckpt out/ckpt.pt
 
     tinygpt eval --ckpt out-finetune/ckpt.pt --task transactions
     """
 
-    ckpt: str = "out/ckpt.pt"
+    ckpt: File = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt"""
-    adapter: str = ""
-    """an adapter.pt, or its folder, to put beside that checkpoint"""
-    dataset: str = ""
+    adapter: File = ""
+    """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
+    dataset: DatasetName = ""
     """a prepared dataset; empty: the one the model was trained on"""
-    task: str = ""
-    """a prepared labelled task: accuracy, F1, confusions and calibration, beside simpler ways to the same labels"""
+    task: DatasetName = ""
+    """a prepared labelled task: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers"""
     split: Literal["test", "val"] = "test"
     """of a task: the split to measure on"""
-    predict: str = ""
-    """of a task: label the lines of this file instead, as CSV with the probability of each label"""
-    output: str = ""
-    """of a task: the confusion matrix as PNG, or the CSV of --predict; empty: confusion.png beside the checkpoint, and
-    CSV to the terminal"""
-    data_dir: str = "data"
+    predict: File = ""
+    """of a task: label each line of this file instead, empty ones too, as CSV with the probability of each label"""
+    output: File = ""
+    """where --predict writes the labels, also -o; empty: to the terminal"""
+    plot: File = ""
+    """of a task: the confusion matrix as PNG; empty: confusion.png in the checkpoint's folder"""
+    data_dir: File = "data"
     """folder that holds the datasets"""
-    device: Device = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """of the matrix products"""
-    fast: Literal["auto", "True", "False"] = "auto"
+    """dtype of matrix products; auto: float32"""
+    fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object, for programs"""
@@ -349,85 +348,85 @@ class PlotConfig:
     tinygpt plot out/ out-mine/ --output losses.png
     """
 
-    runs: Annotated[tuple, STRINGS, tyro.conf.Positional] = ("out",)
+    runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders"""
-    output: str = ""
+    output: File = ""
     """the picture; empty: loss.png in the first folder"""
 
 
 @dataclasses.dataclass
 class DoctorConfig:
-    """Say how a run went, in plain words: still improving, finished, overfitting, diverged, too little data.
+    """Diagnose a run: still improving, finished, overfitting, diverged, too little data.
 
     tinygpt doctor out/
     """
 
-    run: Annotated[str, tyro.conf.Positional] = "out"
+    run: Annotated[File, POSITIONAL] = "out"
     """the run's folder"""
-    data_dir: str = "data"
+    data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
 class ReportConfig:
-    """Make one HTML file of a run, in which its model answers: no server, no network.
+    """Write one HTML file of a run, in which its model runs: no server, no network.
 
     tinygpt report out/ -o report.html
 
-    tinygpt report out/ out-mine/ for the curves of several runs over each other
+    tinygpt report out/ out-mine/ for the curves of several runs in one figure
     """
 
-    runs: Annotated[tuple, STRINGS, tyro.conf.Positional] = ("out",)
-    """run folders: the report is about the first, the others are in its curves"""
-    output: str = ""
+    runs: Annotated[Files, POSITIONAL] = ("out",)
+    """run folders: the report describes the first; the curves show all"""
+    output: File = ""
     """the page, also -o; empty: report.html in the first folder"""
-    data_dir: str = "data"
+    data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
 class ExportConfig:
-    """Make one HTML file of a model, to hand to someone who has no Python.
+    """Write one HTML file of a model, for people without Python.
 
     tinygpt export --ckpt out/ckpt.pt --format html
     """
 
-    ckpt: str = "out/ckpt.pt"
+    ckpt: File = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt"""
-    adapter: str = ""
-    """an adapter.pt, or its folder, to put beside that checkpoint"""
+    adapter: File = ""
+    """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     format: Literal["html"] = "html"
     """html: a page in which the model runs"""
-    output: str = ""
-    """the page, also -o; empty: model.html beside the checkpoint"""
-    data_dir: str = "data"
+    output: File = ""
+    """the page, also -o; empty: model.html in the checkpoint's folder"""
+    data_dir: File = "data"
     """folder of the datasets: a nanoGPT checkpoint's tokenizer comes from the one its config names"""
 
 
 @dataclasses.dataclass
 class CheckConfig:
-    """Say whether the files of a run or a dataset are whole, and what can still be used.
+    """Check the integrity of run folders and datasets, and say what can still be used.
 
     tinygpt check out/ data/shakespeare_char
 
     tinygpt check --resume configs/shakespeare_char.yaml
     """
 
-    folders: Annotated[tuple, STRINGS, tyro.conf.Positional] = ("out",)
+    folders: Annotated[Files, POSITIONAL] = ("out",)
     """folders of runs or of datasets"""
-    resume: str = ""
-    """a config: train it for a moment, once undisturbed and once killed and resumed, and compare the weights"""
-    ckpt: str = ""
-    """base model for --resume with a fine-tuning config; empty: the one that the config names"""
-    iterations: int = 60
+    resume: File = ""
+    """a config: train briefly, once uninterrupted and once killed and resumed, and compare the weights"""
+    ckpt: File = ""
+    """base model for --resume with a fine-tuning config; empty: the one the config names"""
+    iterations: Count = 60
     """iterations of that short run"""
-    data_dir: str = "data"
+    data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
 class ExerciseConfig:
-    """Write a GPT yourself, in ten steps, each with checks that say what is wrong and where to look.
+    """Write a GPT yourself in ten steps, with checks that say what is wrong and where to look.
 
     tinygpt exercise list
 
@@ -436,9 +435,9 @@ class ExerciseConfig:
     tinygpt exercise check 4 my_gpt.py
     """
 
-    action: Annotated[Literal["list", "start", "check"], tyro.conf.Positional] = "list"
-    """list: the ten steps; start: put a step's template into the file; check: say whether what you wrote is right"""
-    step: Annotated[int, tyro.conf.Positional] = 0
-    """which step"""
-    file: Annotated[str, tyro.conf.Positional] = "my_gpt.py"
-    """the file that you write in"""
+    action: Annotated[Literal["list", "start", "check"], POSITIONAL] = "list"
+    """list: show the ten steps; start: write a step's template into the file; check: test the file"""
+    step: Annotated[CountOrZero, POSITIONAL] = 0
+    """number of the step"""
+    file: Annotated[File, POSITIONAL] = "my_gpt.py"
+    """the file you write in"""

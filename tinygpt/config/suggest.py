@@ -3,21 +3,34 @@
 suggest.command("sample", "--ckpt", "my runs/ckpt.pt")     # tinygpt sample --ckpt 'my runs/ckpt.pt'
 """
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # characters that could control the terminal
 PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
 
 
 def command(name: str, *arguments: str | Path) -> str:
     """`tinygpt NAME ARGUMENTS`."""
-    return shlex.join(["tinygpt", name, *map(str, arguments)])
+    return " ".join(["tinygpt", name, *(quoted(str(argument)) for argument in arguments)])
+
+
+def quoted(word: str) -> str:
+    """Quote a word for the shell: as `shlex.quote`, or as $'\\x1b[1m' if it has control characters, like this one."""
+    if not re.search(CONTROL, word):
+        return shlex.quote(word)
+    plain = re.sub(r"(['\\])", r"\\\1", word)
+    return "$'" + re.sub(CONTROL, lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), plain) + "'"
 
 
 def training_command(config: dict[str, Any]) -> str:
-    """Command that starts a run with this configuration: finetune or train."""
-    return "finetune" if "ckpt" in config else "train"
+    """Command that starts a run with this configuration: finetune or train.
+
+    Version 0.1 had LoRA and replay under `train` too; such a run is continued with finetune.
+    """
+    return "finetune" if "ckpt" in config or config.get("lora_rank") or config.get("replay") else "train"
 
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
@@ -31,6 +44,19 @@ def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int =
 def sample(path: str | Path, prompt: str | None = None) -> str:
     """Command that generates text with a checkpoint; `prompt` is for a model that answers prompts."""
     return command("sample", "--ckpt", path, *([] if prompt is None else ["--start", prompt]))
+
+
+def next_command(
+    config: dict[str, Any], out: str | Path, answers_prompts: bool, labelled: bool = False, prompt: str | None = None
+) -> str:
+    """Command to try with the best model of the run in the folder `out`: eval for a labelled task, else sample.
+
+    A model that answers prompts gets `prompt`; if none is known, it continues text like any other (--plain).
+    """
+    if labelled:
+        return evaluate(config, out)
+    path = f"{out}/ckpt.pt"
+    return command("sample", "--ckpt", path, "--plain") if answers_prompts and prompt is None else sample(path, prompt)
 
 
 def evaluate(config: dict[str, Any], out: str | Path) -> str:

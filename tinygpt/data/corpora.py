@@ -29,6 +29,7 @@ from tinygpt.errors import TinyGPTError
 if TYPE_CHECKING:
     import tiktoken
 
+CORPORA = {"shakespeare_char": "char", "shakespeare": "gpt2"}  # what `prepare` makes by name, with its tokenizer
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PLAYS = (

@@ -1,74 +1,150 @@
-"""The rows that a model is trained and measured on, and the draw of a batch.
+"""Rows: what a model is trained and measured on, and the draw of a batch.
+
+A source of rows is plain text (`TextRows`), prompts with responses (`PairRows`), or a mixture of two sources
+(`MixedRows`, for replay). All have the interface `Rows`, so training and evaluation need not know which one they use.
+A handle names a row of a source: where it starts in a text, which example it is.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
 evaluation cannot disturb training, and the number of processes does not change what is learned.
 Source of the counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-    starts = source.draw(seed, step, block_size, batch_size)        # source = dataset.sources["train"]
-    x, y = source.rows(starts, source.width(block_size))            # int64 (batch_size, width)
+    at = source.draw(seed, step, block_size, batch_size)            # source = dataset.sources["train"]
+    x, y = source.rows(at, source.width(block_size))                # int64 (batch_size, width)
 """
 
 import copy
 import functools
-from typing import Any
+import math
+from typing import Any, Protocol
 
 import numpy as np
 
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer
+from tinygpt.errors import TinyGPTError
+
+REPLAY = 3  # stream of the replayed rows, see `draw_windows`
+
+
+class Rows(Protocol):
+    """A source of rows. `at` is an array of n handles; a handle is an int, for a mixture a pair (source, handle)."""
+
+    def width(self, block_size: int) -> int:
+        """Columns of a row, at most block_size."""
+
+    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        """Draw the `count` rows of a step's global batch: handles, int64, a pure function of the arguments."""
+
+    def every(self, block_size: int) -> np.ndarray:
+        """Handles of all rows, which together have each target of the source once."""
+
+    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
+        """Number of targets of each row, int64 (n,)."""
+
+    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 (n, width). A target of -1 carries no loss."""
+
+    def like(self, other: Any) -> "Rows":
+        """The first part of this source, as large as `other`, a source of the same kind."""
+
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        """All examples as (prompt, response); none for plain text."""
+
+    def prompt(self) -> np.ndarray:
+        """Token ids to begin a sample with, int64 (n,)."""
+
+    def describe(self) -> str:
+        """The size in words: `1,003,854 training tokens`."""
+
+    def describe_rows(self, count: int, block_size: int) -> str:
+        """The size of `count` rows in words: `16,384 tokens`."""
+
+    def passes(self, rows_per_iteration: float, block_size: int) -> float:
+        """Fraction of the source that an iteration reads: passes over the data per iteration."""
+
+    def require(self, block_size: int, where: str) -> None:
+        """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
 
 
 class TextRows:
-    """Plain text: every stretch of block_size tokens is a row, its targets the stretch one token further."""
+    """Plain text. Each block_size consecutive tokens are a row, whose targets are the same one token later.
+
+    A handle is the position of the row's first token.
+    """
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
 
     def width(self, block_size: int) -> int:
-        """Columns of a row."""
         return block_size
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Where the rows of a step's global batch start, see `draw_windows`."""
         return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
 
     def every(self, block_size: int) -> np.ndarray:
-        """Starts of the windows that cover the targets tokens[1:], each once; the last may be shorter."""
+        """Starts of consecutive rows. Their targets are tokens[1:]; the last row may have fewer than the others."""
         return np.arange(0, len(self.tokens) - 1, block_size)
 
-    def targets(self, starts: np.ndarray, width: int) -> np.ndarray:
-        """How many targets the rows have that begin at `starts`."""
-        return np.minimum(width, len(self.tokens) - 1 - starts)
+    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
+        return np.minimum(width, len(self.tokens) - 1 - at)
 
-    def like(self, other: "TextRows | PairRows") -> "TextRows":
-        """As many tokens as the other has, from the start."""
-        return TextRows(self.tokens[: len(other.tokens)])
-
-    def rows(self, starts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). Targets past the end of the text are -1, which carries no loss."""
-        if not len(starts) or starts.max() + width < len(self.tokens):
-            block = windows(self.tokens, starts, width)
+    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 (n, width). Targets past the end of the text are -1."""
+        if not len(at) or at.max() + width < len(self.tokens):
+            block = windows(self.tokens, at, width)
         else:
-            places = starts[:, None] + np.arange(width + 1)
+            places = at[:, None] + np.arange(width + 1)  # (n, width + 1)
             inside = places < len(self.tokens)
             block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
+    def like(self, other: Any) -> "TextRows":
+        assert isinstance(other, TextRows)
+        return TextRows(self.tokens[: len(other.tokens)])
+
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        return []
+
+    def prompt(self) -> np.ndarray:
+        """Token 0, as in nanoGPT: of characters the first in sorted order, usually the line end."""
+        return np.zeros(1, dtype=np.int64)
+
+    def describe(self) -> str:
+        return f"{len(self.tokens):,} training tokens"
+
+    def describe_rows(self, count: int, block_size: int) -> str:
+        return f"{count * block_size:,} tokens"
+
+    def passes(self, rows_per_iteration: float, block_size: int) -> float:
+        return rows_per_iteration * block_size / len(self.tokens)
+
+    def require(self, block_size: int, where: str) -> None:
+        tokens = len(self.tokens)
+        if tokens < block_size + 1:
+            smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
+            raise TinyGPTError(
+                f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
+                f"{smaller}prepare more text",
+            )
+
 
 class PairRows:
-    """Prompts and responses: a row is an example, its targets the response and END alone; the rest is -1: no loss."""
+    """Prompts and responses. A row is one example; its targets are the tokens of the response and END.
+
+    A handle is the number of the example.
+    """
 
     def __init__(self, tokens: np.ndarray, tokenizer: Any) -> None:
-        """Errors: KeyError, ValueError if the tokens are not whole examples."""
-        marks = {name: np.flatnonzero(tokens == tokenizer.special[name]) for name in SPECIAL}
-        self.tokens, self.starts, self.ends = tokens, marks[PROMPT], marks[END] + 1
-        self.responses, self.end_id = marks[RESPONSE], tokenizer.special[END]
+        """Errors: AttributeError, KeyError, ValueError if the tokens are not complete examples."""
+        special = {name: np.flatnonzero(tokens == tokenizer.special[name]) for name in SPECIAL}
+        self.tokens, self.starts, self.ends = tokens, special[PROMPT], special[END] + 1
+        self.responses, self.end_id = special[RESPONSE], tokenizer.special[END]
         if not len(self.starts) == len(self.responses) == len(self.ends) > 0:
-            raise ValueError("marks are missing")
+            raise ValueError("special tokens are missing")
         bounds = np.append(self.starts, len(tokens))
         in_order = (self.starts < self.responses) & (self.responses < self.ends - 1) & (self.ends == bounds[1:])
         if self.starts[0] or not in_order.all():
-            raise ValueError("marks are not in order")
+            raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
 
     def width(self, block_size: int) -> int:
@@ -76,44 +152,135 @@ class PairRows:
         return min(int(self.lengths.max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Which examples make up a step's global batch."""
         return draw_windows(seed, step, len(self.starts), 0, count, stream)
 
     def every(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
 
     def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        """How many targets the examples `at` have in rows of `width`: those of the response and END that fit."""
-        return np.minimum(self.ends, self.starts + width + 1)[at] - self.responses[at] - 1
-
-    def like(self, other: "TextRows | PairRows") -> "PairRows":
-        """As many examples as the other has, from the start."""
-        assert isinstance(other, PairRows)
-        few = copy.copy(self)
-        few.starts = self.starts[: len(other.starts)]
-        return few
+        last = np.minimum(self.ends[at], self.starts[at] + width + 1)
+        return np.maximum(last - self.responses[at] - 1, 0)
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the examples `at`, int64 (n, width). Longer examples are cut; targets other than the
-        response and its END are -1, which carries no loss."""
-        places = self.starts[at][:, None] + np.arange(width + 1)
+        """Inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded with END."""
+        places = self.starts[at][:, None] + np.arange(width + 1)  # (n, width + 1)
         inside = places < self.ends[at][:, None]
         block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)
         answer = inside & (places > self.responses[at][:, None])
         return block[:, :-1], np.where(answer, block, -1)[:, 1:]
 
+    def like(self, other: Any) -> "PairRows":
+        assert isinstance(other, PairRows)
+        few = copy.copy(self)
+        few.starts = self.starts[: len(other.starts)]
+        return few
+
     def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """Every example as (prompt, response)."""
         return [
             (tokenizer.decode(self.tokens[a + 1 : b].tolist()), tokenizer.decode(self.tokens[b + 1 : c - 1].tolist()))
             for a, b, c in zip(self.starts, self.responses, self.ends, strict=True)
         ]
 
+    def prompt(self) -> np.ndarray:
+        """The first example up to and including its RESPONSE token."""
+        return self.tokens[: self.responses[0] + 1].astype(np.int64)
+
+    def describe(self) -> str:
+        return f"{len(self.starts):,} training examples"
+
+    def describe_rows(self, count: int, block_size: int) -> str:
+        return f"{count} examples"
+
+    def passes(self, rows_per_iteration: float, block_size: int) -> float:
+        return rows_per_iteration / len(self.starts)
+
+    def require(self, block_size: int, where: str) -> None:
+        long = int((self.lengths > block_size + 1).sum())
+        if long:
+            raise TinyGPTError(
+                f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size} "
+                f"(the longest has {self.lengths.max()} tokens)",
+                "shorter examples, or a base model with a longer context",
+            )
+
+
+class MixedRows:
+    """Replay: batches of which the share `share` comes from `old`, the data of the base model, the rest from `new`.
+
+    Each batch has whole rows of `old`, none in most iterations if the share is small, which add up to that share of
+    all rows. They are spread evenly over the batch, and so over the processes. A row of the mixture is described,
+    sampled and evaluated as one of `new`.
+
+    A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
+    Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
+    """
+
+    def __init__(self, new: Rows, old: Rows, share: float) -> None:
+        self.new, self.old, self.share = new, old, share
+
+    def width(self, block_size: int) -> int:
+        """The larger of the two widths, except that replayed text is cut to the width of the new rows."""
+        new = self.new.width(block_size)
+        return new if isinstance(self.old, TextRows) else max(new, self.old.width(block_size))
+
+    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        replayed = math.floor((step + 1) * self.share * count) - math.floor(step * self.share * count)
+        from_old = np.zeros(count, dtype=bool)
+        from_old[np.arange(replayed) * count // max(replayed, 1)] = True
+        at = np.empty((count, 2), dtype=np.int64)
+        at[:, 0] = from_old
+        at[~from_old, 1] = self.new.draw(seed, step, block_size, count - replayed, stream)
+        at[from_old, 1] = self.old.draw(seed, step, self.width(block_size), replayed, stream + REPLAY)
+        return at
+
+    def every(self, block_size: int) -> np.ndarray:
+        new, old = self.new.every(block_size), self.old.every(self.width(block_size))
+        return np.column_stack([np.repeat([0, 1], [len(new), len(old)]), np.concatenate([new, old])])
+
+    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
+        counts = np.empty(len(at), dtype=np.int64)
+        for source, mine in self._parts(at):
+            counts[mine] = source.targets(at[mine, 1], width)
+        return counts
+
+    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        block = np.empty((2, len(at), width), dtype=np.int64)
+        for source, mine in self._parts(at):
+            block[:, mine] = source.rows(at[mine, 1], width)
+        return block[0], block[1]
+
+    def _parts(self, at: np.ndarray) -> list[tuple[Rows, np.ndarray]]:
+        """Each source, and which of the handles are its own, bool (n,)."""
+        return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
+
+    def like(self, other: Any) -> Rows:
+        return self.new.like(other)
+
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        return self.new.texts(tokenizer)
+
+    def prompt(self) -> np.ndarray:
+        return self.new.prompt()
+
+    def describe(self) -> str:
+        return self.new.describe()
+
+    def describe_rows(self, count: int, block_size: int) -> str:
+        return self.new.describe_rows(count, block_size)
+
+    def passes(self, rows_per_iteration: float, block_size: int) -> float:
+        """Passes over the new rows per iteration."""
+        return self.new.passes(rows_per_iteration * (1 - self.share), block_size)
+
+    def require(self, block_size: int, where: str) -> None:
+        self.new.require(block_size, where)
+        self.old.require(block_size, f"the replayed {where}")
+
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-    """Where the `count` windows of a step's global batch start, int64, shape (count,), from (seed, step) alone.
+    """Draw where the `count` windows of a step's global batch start: int64 (count,), from (seed, step) alone.
 
-    `stream` separates the uses: 0 is training, 1 and 2 are the evaluation of the two splits.
+    `stream` separates the uses: 0 is training, 1 and 2 are the evaluation of the two splits, REPLAY the replayed rows.
     """
     generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, stream), np.uint64(step)]))
     return generator.integers(0, tokens - block_size, size=count)
@@ -126,5 +293,5 @@ def stream_key(seed: int, stream: int) -> np.uint64:
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:
-    """Inputs with their targets: int64, shape (len(starts), block_size + 1); x is [:, :-1], y is [:, 1:]."""
+    """Inputs with their targets: int64 (len(starts), block_size + 1); x is [:, :-1], y is [:, 1:]."""
     return tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)

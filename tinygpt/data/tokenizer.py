@@ -1,6 +1,6 @@
-"""Text to numbers and back.
+"""Tokenizers: text to ids and back.
 
-Two tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one symbol, and
+Two tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one token, and
 `GPT2Tokenizer`, GPT-2's byte-pair encoding through tiktoken. Both are plain JSON in and out (`to_dict`,
 `tokenizer_from_dict`), so a tokenizer travels inside `meta.json` and inside every checkpoint, never as a pickle.
 
@@ -12,16 +12,18 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tinygpt.errors import TinyGPTError
 
+Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
 CODE_POINTS = 0x110000
-PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # marks of an example, each one symbol
+LONGEST_WORD = 4 << 20  # characters without a blank after which GPT2Tokenizer cuts a text
+PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # special tokens of an example
 
 
 def code_points(text: str) -> np.ndarray:
@@ -39,9 +41,9 @@ def lone_surrogate(text: str) -> str:
 
 
 class CharTokenizer:
-    """One id a character, ids in the order of `symbols` (sorted by code point when made by `prepare`).
+    """One token per character, with ids in the order of `symbols` (sorted by code point when made by `prepare`).
 
-    Of the symbols, those in SPECIAL are no characters but marks: no text is encoded as one, even if it looks the same.
+    The symbols in SPECIAL are special tokens: no text is encoded as one, even if it looks the same.
     """
 
     kind = "char"
@@ -50,7 +52,7 @@ class CharTokenizer:
         self.symbols = list(symbols)
         if len(self.symbols) > MAX_SYMBOLS:
             raise TinyGPTError(
-                f"{len(self.symbols):,} symbols exceed uint16's {MAX_SYMBOLS:,}",
+                f"{len(self.symbols):,} different characters exceed uint16's {MAX_SYMBOLS:,}",
                 "use --tokenizer gpt2, which spells any text with 50,257 tokens",
             )
         self.vocab_size = len(self.symbols)
@@ -77,19 +79,34 @@ class CharTokenizer:
             codes = codes[known]
         return self._ids[codes]
 
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+        """Ids of each block of a text, uint16 (n,): one table lookup per character.
+
+        ASCII characters must have ids below 256, as they do when `prepare` sorts the vocabulary.
+        """
+        table = bytearray(256)
+        for index, symbol in enumerate(self.symbols):
+            if len(symbol) == 1 and ord(symbol) < 128:
+                table[ord(symbol)] = index
+        for block in blocks:
+            if isinstance(block, bytes):
+                yield np.frombuffer(block.translate(table), dtype=np.uint8).astype("<u2")
+            else:
+                yield self.encode(block)
+
     def encode_pair(self, prompt: str, response: str | None = None, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of an example: PROMPT prompt RESPONSE response END; without a response, those that ask for one."""
-        marks = np.array([self.special[name] for name in SPECIAL], dtype="<u2")
-        asked = (marks[:1], self.encode(prompt, skip_unknown), marks[1:2])
-        answer = () if response is None else (self.encode(response, skip_unknown), marks[2:])
+        """Ids of an example, PROMPT prompt RESPONSE response END; without a response, those up to RESPONSE."""
+        special = np.array([self.special[name] for name in SPECIAL], dtype="<u2")
+        asked = (special[:1], self.encode(prompt, skip_unknown), special[1:2])
+        answer = () if response is None else (self.encode(response, skip_unknown), special[2:])
         return np.concatenate((*asked, *answer))
 
     def grown(self, symbols: Iterable[str]) -> "CharTokenizer":
-        """This tokenizer with further symbols behind its own, whose ids stay."""
-        return CharTokenizer([*self.symbols, *(symbol for symbol in symbols if symbol not in set(self.symbols))])
+        """This tokenizer with the new ones of `symbols` after its own, whose ids stay."""
+        return CharTokenizer(dict.fromkeys([*self.symbols, *symbols]))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, in which a mark stands as its name."""
+        """The text, in which a special token is spelled as its name."""
         return "".join(self.symbols[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -115,6 +132,21 @@ class GPT2Tokenizer:
         """Ids of `text`, uint16, shape (n,). `skip_unknown` is for the shared interface: bytes spell any text."""
         return np.array(self._encoding.encode_ordinary(text), dtype="<u2")
 
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
+
+        GPT-2's pattern never lets a token span from a non-space to white space that follows it, so just before a blank
+        or a line end the text can be cut. (LONGEST_WORD characters without either are cut, which can change a token.)
+        """
+        pending = ""
+        for block in blocks:
+            pending += block.decode("ascii") if isinstance(block, bytes) else block
+            if at := _safe_cut(pending):
+                yield self.encode(pending[:at])
+                pending = pending[at:]
+        if pending:
+            yield self.encode(pending)
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
 
@@ -129,14 +161,25 @@ class GPT2Tokenizer:
 Tokenizer = CharTokenizer | GPT2Tokenizer
 
 
+def _safe_cut(text: str) -> int:
+    """The last place where a blank or line end follows a non-space, 0 if there is none yet.
+
+    Not any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not.
+    """
+    for at in range(len(text) - 1, 0, -1):
+        if text[at] in " \n" and not text[at - 1].isspace():
+            return at
+    return len(text) if len(text) > LONGEST_WORD else 0
+
+
 def describe(character: str) -> str:
-    """How messages name a character: its look and its code point, `'é' (U+00E9`; the caller closes the bracket."""
+    """A character and its code point for a message, `'é' (U+00E9`; the caller closes the bracket."""
     shown = character if unicodedata.category(character)[0] not in "CZ" else character.encode("unicode_escape").decode()
     return f"'{shown}' (U+{ord(character):04X}"
 
 
 def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
-    """The tokenizer that `to_dict` described. Errors: TinyGPTError naming `where` it was read."""
+    """Make the tokenizer that `to_dict` described. Errors: TinyGPTError that names `where` the description is."""
     match spec:
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
@@ -149,5 +192,5 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
 
 
 def fingerprint(spec: dict[str, Any]) -> str:
-    """Short name of a vocabulary: equal exactly when the ids mean the same."""
+    """Short hash of a vocabulary: equal exactly when the ids have the same meaning."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,1 +1,15 @@
-"""How good a model is: losses, n-gram baselines, classification, the verdict on a run."""
+"""Measure a trained model, and judge a run.
+
+    loss.py         mean loss of a model over a split, in nats per token
+    baselines.py    losses of n-gram models on the same targets
+    classify.py     labelled tasks: probabilities of labels, metrics, calibration
+    command.py      `tinygpt eval`
+    doctor.py       `tinygpt doctor`: the verdict on a run's curves
+    check.py        `tinygpt check`: integrity of folders, exactness of resuming
+    plot.py         `tinygpt plot`: loss curves as a PNG
+    origin.py       the dataset that a model was trained on
+
+The package imports training, checkpoint, data and the modules below them. `train` imports loss.py and doctor.py.
+
+    mean_loss(model, source, source.every(block_size), compute)
+"""

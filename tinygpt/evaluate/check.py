@@ -1,4 +1,4 @@
-"""`tinygpt check`: is what lies in a folder whole, and what can still be used; and does resuming keep its promise here.
+"""`tinygpt check`: check the integrity of run folders and datasets, and that resuming is exact on this machine.
 
 tinygpt check out/ data/shakespeare_char
 tinygpt check --resume configs/shakespeare_char.yaml
@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
 from tinygpt.config.files import find_config, read_config
 from tinygpt.config.schema import CheckConfig
-from tinygpt.data.dataset import TOKEN, Dataset
-from tinygpt.data.rows import PairRows
-from tinygpt.data.tokenizer import PROMPT, fingerprint, tokenizer_from_dict
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.token_files import TOKEN
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.generate import refuse_diverged
+from tinygpt.evaluate.origin import data_dir, next_command
 from tinygpt.training.log import read_metrics
 
 
@@ -35,7 +36,7 @@ def check(config: CheckConfig) -> int:
         if (folder / "meta.json").exists():
             ok &= check_dataset(folder)
         elif any(folder.glob("*.pt")):
-            ok &= check_run(folder, config.data_dir)
+            ok &= check_run(folder, config)
         else:
             raise TinyGPTError(
                 f"{folder}: neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)", "tinygpt check out"
@@ -52,77 +53,61 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
-def check_run(folder: Path, data_dir: str) -> bool:
-    """Checksums, format and weights of each checkpoint; the newest against the best; the dataset; the metrics."""
-    loaded: dict[str, Checkpoint] = {}
-    ok = True
-    for path in sorted(folder.glob("*.pt")):
-        try:
-            if path.name == "adapter.pt":
-                read(path)
-                report(True, f"{path}: intact")
-                continue
-            loaded[path.name] = load(path)
-            refuse_diverged(loaded[path.name].build_model(), str(path))
-            loss = f", best validation loss {loaded[path.name].best_val_loss:.4f}"
-            report(True, f"{path}: intact, before iteration {loaded[path.name].step:,}{loss}")
-        except TinyGPTError as error:
-            loaded.pop(path.name, None)
-            ok = report(False, error.message, error.hint)
-    best, last = loaded.get("ckpt.pt"), loaded.get("last.pt")
+def check_run(folder: Path, config: CheckConfig) -> bool:
+    """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands for which it can be used."""
+    found = {path.name: check_checkpoint(path) for path in sorted(folder.glob("*.pt"))}
+    ok = all(intact for intact, _ in found.values())
+    best, last = (found.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
         print("      between writing the two; resuming does those iterations again, with the same result")
     newest, same_data = last or best, True
+    place = data_dir(config, newest.config if newest else {})
     if newest and newest.tokenizer is not None:
-        ok &= (same_data := check_vocabulary(newest, folder, data_dir))
+        ok &= (same_data := check_vocabulary(newest, folder, place))
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
         ok &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
     usable = []
     if best:
-        usable.append(sample_command(best, folder, data_dir))
+        usable.append(next_command(best, folder, place))
     if last and last.training and same_data:
         usable.append(suggest.resume(last.config, folder))
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
     return ok
 
 
-def sample_command(best: Checkpoint, folder: Path, data_dir: str) -> str:
-    """Command that samples from the best checkpoint.
-
-    A model trained on pairs needs a prompt: the first one of the validation split, or --plain without the dataset.
-    """
-    path = f"{folder}/ckpt.pt"
-    if best.tokenizer is None or PROMPT not in best.tokenizer.get("symbols", []):
-        return suggest.sample(path)
+def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
+    """Check the checksums, the format and the weights of a file. Returns whether it is intact, and the checkpoint."""
     try:
-        dataset = Dataset(data_dir, str(best.config.get("dataset", "")))
-        source = dataset.sources["val"]
-        return suggest.sample(path, source.texts(dataset.tokenizer)[0][0] if isinstance(source, PairRows) else None)
-    except TinyGPTError:
-        return suggest.command("sample", "--ckpt", path, "--plain")
+        if path.name == "adapter.pt":
+            read(path)
+            return report(True, f"{path}: intact"), None
+        state = load(path)
+        refuse_diverged(state.build_model(), str(path))
+    except TinyGPTError as error:
+        return report(False, error.message, error.hint), None
+    loss = f"best validation loss {state.best_val_loss:.4f}"
+    return report(True, f"{path}: intact, before iteration {state.step:,}, {loss}"), state
 
 
-def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
+def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
     """Check that the dataset is the one that the run was trained on.
 
     The vocabulary of a fine-tuned model may be larger than the dataset's: it includes that of the base model.
     """
     name = str(state.config.get("dataset", ""))
     try:
-        dataset = Dataset(data_dir, name)
+        dataset = Dataset(place, name)
     except TinyGPTError as error:
         print(f"note  its dataset cannot be compared: {error.message}")
         return True
-    fresh = dataset.fingerprint
-    if not dataset.adopt_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder))):
-        return report(
-            False,
-            f"the vocabulary ({fingerprint(state.tokenizer or {})}) differs from that of dataset {name!r} ({fresh})",
-            "sampling works (the checkpoint has its own); to resume, prepare the old text again",
-        )
+    hint = "sampling works (the checkpoint has its own vocabulary); to resume, prepare the old text again"
+    try:
+        dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder)), str(folder), hint)
+    except TinyGPTError as error:
+        return report(False, error.message, error.hint)
     same = not state.data or dataset.is_of(state.data)
     return report(
         same,
@@ -132,7 +117,7 @@ def check_vocabulary(state: Checkpoint, folder: Path, data_dir: str) -> bool:
 
 
 def check_dataset(folder: Path) -> bool:
-    """Format and checksums of a prepared dataset, whatever its size."""
+    """Check the format and the checksums of a prepared dataset, of any size."""
     try:
         dataset = Dataset(str(folder.parent), folder.name)
         for split in dataset.splits:
@@ -143,7 +128,7 @@ def check_dataset(folder: Path) -> bool:
         return report(False, error.message, error.hint)
 
 
-# ---- the promise of exact resume --------------------------------------------------------------------------------
+# ---- exact resuming --------------------------------------------------------------------------------------------
 
 
 def check_resume(config: CheckConfig) -> int:
@@ -152,6 +137,7 @@ def check_resume(config: CheckConfig) -> int:
     settings = read_config(find_config(config.resume))
     base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
     name = "finetune" if base else suggest.training_command(settings)
+    hashes = {}
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
         command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
@@ -159,25 +145,23 @@ def check_resume(config: CheckConfig) -> int:
         command += ["--patience=0"]
         if settings.get("init_from") in ("resume", "auto"):
             command.append("--init_from=scratch")
-        hashes = {}
         for title in ("undisturbed", "killed and resumed"):
             out = Path(scratch) / title.split()[0]
             run = [*command, f"--out_dir={out}"]
-            resume = [] if title == "undisturbed" else ["--init_from=resume"]
-            if title != "undisturbed" and not kill_at(run, out, iterations * 2 // 3):
-                raise TinyGPTError(
-                    f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
-                    suggest.command(
-                        "check", "--resume", config.resume, *base, f"--iterations={10 * iterations}", *place
-                    ),
-                    status=1,
-                )
-            finished = subprocess.run([*run, *resume], capture_output=True, text=True)
+            if title == "killed and resumed":
+                if not kill_at(run, out, iterations * 2 // 3):
+                    longer = [config.resume, *base, f"--iterations={10 * iterations}", *place]
+                    raise TinyGPTError(
+                        f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
+                        suggest.command("check", "--resume", *longer),
+                        status=1,
+                    )
+                run.append("--init_from=resume")
+            finished = subprocess.run(run, capture_output=True, text=True)
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
-                raise TinyGPTError(
-                    f"the run for this check failed: {message}", suggest.command(name, config.resume, *base, *place)
-                )
+                again = suggest.command(name, config.resume, *base, *place)
+                raise TinyGPTError(f"the run for this check failed: {message}", again)
             hashes[title] = weights_hash(load(out / "last.pt"))
             print(f"{title + ':':<20} {hashes[title]}")
     same = len(set(hashes.values())) == 1

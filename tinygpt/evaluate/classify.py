@@ -1,10 +1,11 @@
-"""How good a model is at a labelled task: prompts whose response is one of a few labels.
+"""Classification with a language model: probabilities of labels, metrics, calibration and their report.
 
-The model is asked how probable each label is as the response to each prompt, and the most probable one is its answer;
-nothing is sampled. A label's probability is the product over its tokens and END, so P(label | prompt) is exact, and a
-softmax over the labels only leaves out all other responses. The length-normalised score (the mean over the tokens) is
-for models that were not trained on these labels, where long labels lose for being long (Brown et al. 2020, section
-2.4). Beside the model stand two baselines, and whether its probabilities can be believed (Guo et al. 2017).
+A labelled task has prompts whose responses are a few labels. The probability of a label as the response to a prompt is
+the product over its tokens and END, so P(label | prompt) is exact; nothing is sampled. The softmax over the labels
+excludes all other responses, and the most probable label is the answer. The length-normalised score is the mean over
+the tokens instead of the sum. It is for models that were not trained on these labels, which prefer short labels (Brown
+et al. 2020, section 2.4). The report compares the model with two baselines and measures its calibration (Guo et al.
+2017).
 
 Shapes: n prompts, L labels.
 
@@ -25,9 +26,9 @@ import torch.nn.functional as F
 
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.fast.weights import MixedPrecision
 from tinygpt.files import replacing, strict_json
-from tinygpt.model import GPT
+from tinygpt.terminal import escaped
+from tinygpt.training.build import Computing
 
 BATCH_TOKENS = 2048  # of a forward pass, padding included; on a processor a third faster than 8192 (0.8 M weights)
 COLUMNS = 100  # of the terminal
@@ -35,27 +36,29 @@ COLUMNS = 100  # of the terminal
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 
 
-# ---- what the model says ----------------------------------------------------------------------------------------
+# ---- scores -----------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def label_scores(
-    model: GPT | MixedPrecision,
+    model: Computing,
     tokenizer: CharTokenizer,
     prompts: Sequence[str],
     labels: Sequence[str],
     device: torch.device | str = "cpu",
     skip_unknown: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
+    """Compute log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
 
     Errors: TinyGPTError for a prompt that does not fit into the model with the longest label, for a character without
     an id (in prompts, `skip_unknown` leaves those out), and for a model whose loss is not finite.
     """
-    asks = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
+    questions = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
     answers = [tokenizer.encode_pair("", label)[2:] for label in labels]  # the label's tokens and END
     tokens = np.array([len(answer) for answer in answers])
-    lengths = np.add.outer(np.array([len(ask) for ask in asks], dtype=int), tokens) - 1  # (n, L): END is not read
+    lengths = (
+        np.add.outer(np.array([len(question) for question in questions], dtype=int), tokens) - 1
+    )  # (n, L): END is not read
     if lengths.size and lengths.max() > model.config.block_size:
         i, j = np.unravel_index(lengths.argmax(), lengths.shape)
         raise TinyGPTError(
@@ -66,14 +69,14 @@ def label_scores(
     was_training = model.training
     model.eval()
     total, at = np.zeros(lengths.shape), 0
-    order = np.argsort(-lengths, axis=None, kind="stable")  # rows of like length side by side: little padding
+    order = np.argsort(-lengths, axis=None, kind="stable")  # rows of similar length together: little padding
     while at < len(order):
         width = lengths.flat[order[at]]
         some = order[at : at + max(1, BATCH_TOKENS // width)]
         x, y = np.zeros((len(some), width), dtype=np.int64), np.full((len(some), width), -1)  # (B, T)
         for row, (i, j) in enumerate(zip(*np.unravel_index(some, lengths.shape), strict=True)):
-            x[row, : lengths[i, j]] = np.concatenate((asks[i], answers[j][:-1]))
-            y[row, len(asks[i]) - 1 : lengths[i, j]] = answers[j]
+            x[row, : lengths[i, j]] = np.concatenate((questions[i], answers[j][:-1]))
+            y[row, len(questions[i]) - 1 : lengths[i, j]] = answers[j]
         total.flat[some] = response_scores(model, x, y, device)
         at += len(some)
     model.train(was_training)
@@ -82,10 +85,8 @@ def label_scores(
     return total, total / tokens
 
 
-def response_scores(
-    model: GPT | MixedPrecision, x: np.ndarray, y: np.ndarray, device: torch.device | str
-) -> np.ndarray:
-    """Sum of the log-probabilities of the targets y (B, T), -1 where there is none, after x (B, T): (B,), float64."""
+def response_scores(model: Computing, x: np.ndarray, y: np.ndarray, device: torch.device | str) -> np.ndarray:
+    """Sum the log-probabilities of the targets y (B, T), -1 where there is none, after x (B, T): (B,), float64."""
     logits = model(torch.from_numpy(x).to(device))[0]  # (B, T, V)
     targets = torch.from_numpy(y)
     rows, places = (targets >= 0).nonzero(as_tuple=True)
@@ -100,27 +101,27 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-# ---- how good that is -------------------------------------------------------------------------------------------
+# ---- metrics ----------------------------------------------------------------------------------------------------
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
-    """How often label i was answered with label j: int64 (L, L), from indices of labels (n,)."""
+    """Count the prompts of label i with the answer j: int64 (L, L), from indices of labels (n,)."""
     return np.bincount(truth * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
 
 
 def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and support of each label, (L,) each; 0 where nothing was predicted or nothing is there."""
-    right, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    """Precision, recall, F1 and support of each label, (L,) each; 0 where the denominator is 0."""
+    correct, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return {
-        "precision": right / np.maximum(answered, 1),
-        "recall": right / np.maximum(support, 1),
-        "f1": 2 * right / np.maximum(support + answered, 1),  # the harmonic mean of the two
+        "precision": correct / np.maximum(answered, 1),
+        "recall": correct / np.maximum(support, 1),
+        "f1": 2 * correct / np.maximum(support + answered, 1),  # the harmonic mean of the two
         "support": support,
     }
 
 
 def quality(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, and macro F1: the mean over the labels that occur, in the truth or among the answers."""
+    """Accuracy, and macro F1: the mean over the labels that occur in the truth or among the answers."""
     occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
     accuracy = confusion.trace() / confusion.sum()
     return {"accuracy": float(accuracy), "macro_f1": float(rates(confusion)["f1"][occurs].mean())}
@@ -132,23 +133,23 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
     Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; of each the number of answers, their
     mean confidence and their accuracy (None in an empty bin). The error is the mean of |accuracy - confidence|.
     """
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == truth
+    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
     places = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     error, bins = 0.0, []
     for place in range(n_bins):
         inside = places == place
-        count, sure, good = int(inside.sum()), None, None
+        count, mean, accuracy = int(inside.sum()), None, None
         if count:
-            sure, good = float(confidence[inside].mean()), float(right[inside].mean())
-            error += count / len(truth) * abs(good - sure)
-        bins.append({"count": count, "confidence": sure, "accuracy": good})
+            mean, accuracy = float(confidence[inside].mean()), float(correct[inside].mean())
+            error += count / len(truth) * abs(accuracy - mean)
+        bins.append({"count": count, "confidence": mean, "accuracy": accuracy})
     return error, bins
 
 
 def ngram_baseline(
     train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str]
 ) -> tuple[np.ndarray | None, str]:
-    """Answers (n,) of a logistic regression on the prompts' 1 to 5-grams of characters; or None, and why not."""
+    """Answers (n,) of a logistic regression on character n-grams, n = 1 to 5; or None, and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -169,31 +170,31 @@ ROWS = {"model": "model", "normalised": "model, length-normalised", "ngram": "n-
 
 @dataclasses.dataclass
 class Report:
-    """A model on one split of a task. All but `results["normalised"]` is by the labels' whole probabilities."""
+    """Results of a model on a split of a task. All but `results["normalised"]` use the sum over a label's tokens."""
 
     task: str
     split: str
     n: int
     labels: list[str]
-    loss: float  # nats per token of the right responses
-    results: dict[str, dict[str, float]]  # accuracy and macro_f1 of what ROWS names
+    loss: float  # nats per token of the true responses
+    results: dict[str, dict[str, float]]  # accuracy and macro_f1 of each key of ROWS
     per_label: dict[str, dict[str, float]]  # precision, recall, f1, support
     confusion: np.ndarray  # (L, L): rows are the truth, columns the answers
     calibration_error: float
     bins: list[dict[str, Any]]
-    mistakes: list[dict[str, Any]]  # the surest ones: prompt, true, predicted, probability
+    mistakes: list[dict[str, Any]]  # the most confident ones: prompt, true, predicted, probability
     note: str = ""  # why a baseline is missing
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Values for JSON."""
         return dataclasses.asdict(self) | {"confusion": self.confusion.tolist()}
 
     def text(self) -> str:
-        """For the terminal, in 100 columns (with more than a dozen labels the matrix may be wider)."""
+        """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
         n, bins = self.n, [part for part in self.bins if part["count"]]
         lines = [
             f"{self.task}, split {self.split}: {n:,} prompts, {len(self.labels)} labels; "
-            f"loss {self.loss:.4f} nats per token of the right response\n",
+            f"loss {self.loss:.4f} nats per token of the true response\n",
             f"{'':<26}{'accuracy':>14}{'macro F1':>12}",
         ]
         for key, name in ROWS.items():
@@ -201,27 +202,27 @@ class Report:
                 accuracy, macro_f1 = self.results[key]["accuracy"], self.results[key]["macro_f1"]
                 error = 100 * (accuracy * (1 - accuracy) / n) ** 0.5  # binomial standard error
                 lines.append(f"{name:<26}{100 * accuracy:>6.1f} % ± {error:>3.1f}{macro_f1:>12.3f}")
-        sure = sum(part["count"] * part["confidence"] for part in bins) / n
+        confidence = sum(part["count"] * part["confidence"] for part in bins) / n
         pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
         lines += [
             *([f"({self.note})"] if self.note else []),
             *("", *self.matrix_lines(), ""),
-            f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * sure:.1f} %, "
+            f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * confidence:.1f} %, "
             f"accuracy {100 * self.results['model']['accuracy']:.1f} %",
-            f"  how sure → how often right, in %: {', '.join(pairs)}",
+            f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
         ]
-        lines += [f"\n{'surest mistakes':<17}{'true':<17}{'answer':<17}prompt"] if self.mistakes else []
+        lines += [f"\n{'confident errors':<17}{'true':<17}{'answer':<17}prompt"] if self.mistakes else []
         for item in self.mistakes:
-            names = "".join(f"{cut(item[key], 16):<17}" for key in ("true", "predicted"))
+            names = "".join(f"{cut(escaped(item[key]), 16):<17}" for key in ("true", "predicted"))
             lines.append(f"{100 * item['probability']:>13.1f} %  {names}{cut(repr(item['prompt']), COLUMNS - 51)}")
         return "\n".join(lines)
 
     def matrix_lines(self) -> list[str]:
-        """The counts, with the recall of each row at its end and the precision of each column below it."""
-        labels, L = self.labels, len(self.labels)
+        """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
+        labels, L = [escaped(label) for label in self.labels], len(self.labels)
         width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
         heads = [label[: width - 1].strip() for label in labels]
-        if len(set(heads)) < L:  # cut, they look alike: numbers
+        if len(set(heads)) < L:  # equal when they are cut: numbers instead
             heads = [str(number) for number in range(1, L + 1)]
             labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
         left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
@@ -244,7 +245,7 @@ def make_report(
     train: LabelledPrompts,
     n_mistakes: int = 5,
 ) -> Report:
-    """The report on `examples`, whose prompts have the `label_scores` total and mean, (n, L) each.
+    """Make the report on `examples`, whose prompts have the `label_scores` total and mean, (n, L) each.
 
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
     """
@@ -260,10 +261,15 @@ def make_report(
     confusion = confusion_matrix(truth, predicted, L)
     columns = rates(confusion)
     error, bins = calibration(probs, truth)
-    sure, wrong = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth)
+    confidence, wrong = probs.max(axis=1), np.flatnonzero(predicted != truth)
     mistakes = [
-        {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]], "probability": sure[i]}
-        for i in sorted(wrong, key=lambda i: -sure[i])[:n_mistakes]
+        {
+            "prompt": prompts[i],
+            "true": labels[truth[i]],
+            "predicted": labels[predicted[i]],
+            "probability": float(confidence[i]),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_mistakes]
     ]
     tokens = np.array([len(label) + 1 for label in labels])[truth]  # its characters and END
     return Report(
@@ -283,7 +289,7 @@ def make_report(
 
 
 def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
-    """Which of `labels` each example has: int64 (n,). Errors: TinyGPTError as `make_report`'s."""
+    """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError as in `make_report`."""
     if not examples:
         raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more of them")
     place = {label: index for index, label in enumerate(labels)}
@@ -295,13 +301,13 @@ def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -
 
 
 def draw_confusion(report: Report, path: Path) -> None:
-    """The confusion matrix as a PNG: counts, coloured by their share of the row. Errors: TinyGPTError."""
+    """Draw the confusion matrix as a PNG: counts, coloured by their fraction of the row. Errors: TinyGPTError."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise TinyGPTError("drawing the confusion matrix needs matplotlib", "pip install matplotlib") from None
     share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
-    names, L = [cut(label, 24) for label in report.labels], len(report.labels)
+    names, L = [cut(escaped(label), 24) for label in report.labels], len(report.labels)
     figure = Figure(figsize=(2.6 + 0.55 * L, 2.2 + 0.5 * L), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -324,7 +330,10 @@ def draw_confusion(report: Report, path: Path) -> None:
 
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
-    """CSV rows `prompt,label,probability,<each label's>` of probabilities (n, L); `file` is open with newline=""."""
+    """Write probabilities (n, L) as CSV: prompt, label, its probability, and a column per label.
+
+    `file` must be open with newline="".
+    """
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
@@ -345,5 +354,5 @@ def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], pr
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` characters of `text`, the last one `…` if something is missing."""
+    """Cut a text to at most `width` characters, of which the last one is `…`."""
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,10 +1,10 @@
-"""`tinygpt doctor`: how a run went, in plain words, with the rule that says so and the next command to try.
+"""`tinygpt doctor`: the verdict on a run, with its rule and the next command to try.
 
-`judge` is a pure function of what a run wrote into metrics.jsonl. Two evaluations differ by chance, too: by about a
-standard error, which each evaluation notes. A difference counts here when it is larger than two of them.
+`judge` is a pure function of the lines of metrics.jsonl. Two evaluations also differ by chance, by about the standard
+error that each one notes. Only a difference larger than two standard errors counts.
 
     verdict = judge(read_metrics(Path("out")), config, "out")
-    verdict.kind          # "still improving", "finished", "overfitting", "too little data", "diverged" or "too early"
+    verdict.kind          # "still improving", "stopped early", "finished", "overfitting", ...: a key of RULES
 """
 
 import contextlib
@@ -21,36 +21,36 @@ from tinygpt.config.files import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.origin import data_dir
 from tinygpt.training.log import read_metrics
 
 IN_A_ROW = 3  # evaluations
-CROWDED = 10  # parameters for each training token; beyond, there is too little to learn from
+CROWDED = 10  # parameters per training token; with more of them there is too little data
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
-    "diverged": "the loss is no number any more; or the training loss has gone back up by more than half of what it "
-    "had come down; or both losses stand above what they were at the best step by more than two standard errors at "
-    "three evaluations in a row",
-    "overfitting": "the validation loss stands above its best by more than two standard errors at three evaluations in "
-    "a row",
-    "still improving": "the validation loss stands below all that it was before the last three evaluations by more "
-    "than two standard errors",
-    "finished": "the validation loss neither stands below all that it was before the last three evaluations by more "
-    "than two standard errors, nor above its best by more at three in a row",
+    "diverged": "the loss is NaN or infinite; or the training loss has risen again by more than half of its decrease; "
+    "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
+    "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
+    "evaluations",
+    "still improving": "the validation loss is below all values before the last three evaluations by more than two "
+    "standard errors",
+    "stopped early": "the run ended before max_iters: the validation loss had no new minimum in `patience` evaluations",
+    "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
-RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters a training token"
+RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a run."""
+    """The verdict on a run."""
 
     kind: str
-    since: int | None  # the iteration where it began, of what has a beginning
-    why: str  # the numbers
+    since: int | None  # the iteration at which it began, for verdicts that have one
+    why: str  # the losses that decided
     rule: str
     command: str  # to try next
-    note: str = ""  # what the rule had to do without
+    note: str = ""  # values that were missing, and what replaced them
 
     @property
     def title(self) -> str:
@@ -65,7 +65,7 @@ class Verdict:
         return f"since step {self.since:,}" if seen else "not seen"
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """Format for the terminal."""
         note = [f"note:        {self.note}"] if self.note else []
         return [
             f"verdict:     {self.title} ({self.why})",
@@ -77,38 +77,32 @@ class Verdict:
 
 
 def doctor(config: DoctorConfig) -> None:
-    """The verdict on a run's folder."""
+    """Print the verdict on a run."""
     folder = Path(config.run)
     entries, settings = read_run(folder)
-    verdict = judge(entries, settings, str(folder), *sizes(folder, settings, config.data_dir))
+    verdict = judge(entries, settings, str(folder), *sizes(folder, settings, data_dir(config, settings)))
     print("\n".join(verdict.lines()))
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The lines of metrics.jsonl and the values of config.yaml, none where that cannot be read.
+    """The lines of metrics.jsonl, and the values of config.yaml or none if that cannot be read.
 
-    Errors: TinyGPTError for a folder that holds no run.
+    Errors: TinyGPTError for a folder without metrics.jsonl.
     """
-    way_out = "give the folder of a run, the one with metrics.jsonl in it"
-    if not folder.is_dir():
-        raise TinyGPTError(f"{folder}: no such folder", way_out)
-    try:
-        entries = [e for e in read_metrics(folder) if isinstance(e.get("kind"), str) and 0 <= e["step"] < 1 << 53]
-    except OSError:
-        raise TinyGPTError(f"{folder} holds no metrics.jsonl", way_out) from None
+    entries = read_metrics(folder)
     try:
         return entries, read_config(folder / "config.yaml")
     except (OSError, TinyGPTError):
         return entries, {}
 
 
-def sizes(folder: Path, settings: dict[str, Any], data_dir: str) -> tuple[int, int]:
-    """Parameters of the model and tokens of its training text, 0 for what cannot be read."""
+def sizes(folder: Path, settings: dict[str, Any], place: str) -> tuple[int, int]:
+    """Parameters of the model and tokens of its training split, or 0 if one cannot be read."""
     parameters = tokens = 0
     with contextlib.suppress(TinyGPTError):
         parameters = load(folder).build_model().num_params()
     with contextlib.suppress(TinyGPTError):
-        tokens = len(Dataset(data_dir, str(settings.get("dataset", ""))).splits["train"])
+        tokens = len(Dataset(place, str(settings.get("dataset", ""))).splits["train"])
     return parameters, tokens
 
 
@@ -118,10 +112,10 @@ def sizes(folder: Path, settings: dict[str, Any], data_dir: str) -> tuple[int, i
 def judge(
     entries: list[dict[str, Any]], settings: dict[str, Any], out: str, parameters: int = 0, tokens: int = 0
 ) -> Verdict:
-    """The verdict on the lines of metrics.jsonl.
+    """Judge a run by the lines of its metrics.jsonl.
 
-    settings: the run's configuration; out: its folder as the user names it, for the command. Without parameters and
-    training tokens (0), too little data cannot be told from overfitting.
+    settings: the run's configuration; out: its folder as the user names it, for the command. If the parameters or the
+    training tokens are not known (0), the verdict is overfitting instead of too little data.
     """
     steps, train, val, error, note = evaluations(entries, settings)
 
@@ -143,28 +137,31 @@ def judge(
     for first in range(best + 1, len(val) - IN_A_ROW + 1):
         if above[first : first + IN_A_ROW].all():
             kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
-            if unstable[first : first + IN_A_ROW].all():  # it has not learned its text by heart: it forgets that, too
+            if unstable[first : first + IN_A_ROW].all():  # it has not memorised its text: it forgets that, too
                 kind = "diverged"
             why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
             if kind == "too little data":
                 why += f"; {parameters:,} parameters learn from {tokens:,} tokens"
             return verdict(kind, steps[first], why)
-    came_down = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
-    why = f"the validation loss has come down by {came_down:.3f} over the last three evaluations, to {val[-1]:.3f}"
-    if came_down > 2 * error[-1]:
-        return verdict("still improving", None, f"{why}; two standard errors are {2 * error[-1]:.3f}")
-    if came_down <= 0:
+    decrease = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
+    why = f"the validation loss decreased by {decrease:.3f} in the last three evaluations, to {val[-1]:.3f}"
+    if decrease <= 0:
         why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
-    return verdict("finished", None, f"{why}; two standard errors are {2 * error[-1]:.3f}")
+    why += f"; two standard errors are {2 * error[-1]:.3f}"
+    if decrease > 2 * error[-1]:
+        return verdict("still improving", None, why)
+    waited = len(val) - 1 - best >= number(settings, "patience", math.inf)
+    stopped = waited and steps[-1] < number(settings, "max_iters", 0)
+    return verdict("stopped early" if stopped else "finished", None, why)
 
 
 def evaluations(
     entries: list[dict[str, Any]], settings: dict[str, Any]
 ) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray, str]:
-    """Steps, training losses, validation losses and their standard errors, and a note on where the errors are from.
+    """Steps, training losses, validation losses and their standard errors, and a note on the origin of the errors.
 
-    Metrics written before evaluations noted their error: the noise of the training batches' losses around their trend
-    stands in, divided by the square root of the number of batches that an evaluation averages.
+    Older metrics have no standard errors. They are estimated by the noise of the training losses around their trend,
+    divided by the square root of the number of batches in an evaluation.
     """
     rows = [
         (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.nan))
@@ -188,15 +185,15 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
-    """What to try after a verdict."""
+    """Command to try after a verdict."""
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
     from_scratch = settings.get("init_from", "scratch") in ("scratch", "resume", "auto") and "ckpt" not in settings
 
-    def again(name: str, *changes: str) -> str:
+    def again(name: str, *changes: str, command: str = "") -> str:
         """Command that repeats the run in a new folder, with changed options."""
         # before version 0.2, the config.yaml of a resumed run says init_from: resume or auto
         resumed = ["--init_from=scratch"] if settings.get("init_from") in ("resume", "auto") else []
-        command = suggest.training_command(settings)
+        command = command or suggest.training_command(settings)
         return suggest.command(command, f"{out}/config.yaml", *resumed, *changes, f"--out_dir={out}-{name}")
 
     match kind:
@@ -213,7 +210,9 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
             dropout = next((more for more in (0.2, 0.4, 0.6) if number(settings, "dropout", 0.1) < more), 0.8)
             return again("dropout", f"--dropout={dropout}", "--patience=3")
         case "too little data" if not from_scratch:
-            return again("lora", f"--lora_rank={max(1, int(number(settings, 'lora_rank', 16)) // 2)}")
+            base = [] if "ckpt" in settings else [f"--ckpt={settings['init_from']}"]
+            rank = max(1, int(number(settings, "lora_rank", 16)) // 2)
+            return again("lora", *base, f"--lora_rank={rank}", command="finetune")
         case "too little data" if (layers := int(number(settings, "n_layer", 1))) > 1:
             return again("small", f"--n_layer={layers // 2}")
         case "too little data":
@@ -222,6 +221,6 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
 
 
 def number(values: dict[str, Any], key: str, default: float) -> float:
-    """A positive number of a file that somebody may have written in."""
+    """Read a positive number from a file that may have been edited; `default` for any other value."""
     value = values.get(key)
     return value if is_number(value) and value > 0 else default

@@ -1,7 +1,7 @@
 """The mean loss of a model over a split, in nats per token.
 
 loss = mean_loss(model, source, source.every(block_size), compute)      # source = dataset.sources["val"]
-bits_per_character = loss / math.log(2) * tokens / characters
+bits = bits_per_character(loss, dataset)
 """
 
 import math
@@ -11,41 +11,41 @@ import torch
 import torch.nn.functional as F
 
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.rows import PairRows, TextRows
+from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.weights import MixedPrecision
-from tinygpt.model import GPT
 from tinygpt.training import device
+from tinygpt.training.build import Computing
 from tinygpt.training.processes import Processes
 
 
 def mean_loss(
-    model: GPT | MixedPrecision,
-    source: TextRows | PairRows,
+    model: Computing,
+    source: Rows,
     at: np.ndarray,
     compute: device.Compute,
     ranks: Processes = Processes(),
 ) -> float:
-    """Mean cross-entropy in nats over all targets of the rows `at`, shared out among the processes."""
+    """Mean cross-entropy in nats over all targets of the rows `at`, which are divided among the processes."""
     return measured_loss(model, source, at, compute, ranks)[0]
 
 
 @torch.inference_mode()
 def measured_loss(
-    model: GPT | MixedPrecision,
-    source: TextRows | PairRows,
+    model: Computing,
+    source: Rows,
     at: np.ndarray,
     compute: device.Compute,
     ranks: Processes = Processes(),
 ) -> tuple[float, float]:
     """`mean_loss` and its standard error, infinite for a single row.
 
-    The rows count as drawn independently, each with its own number of targets, so the mean is a ratio of two sums and
-    its error that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
+    The rows are taken as independent draws with different numbers of targets. So the mean is a ratio of two sums, and
+    its error is that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
     """
     mine, width = at[ranks.rank :: ranks.count], source.width(model.config.block_size)
-    # several rows at once are faster; about 8,000 tokens of a small model, fewer of a large one
-    many = max(1, (1 << 22) // (width * max(model.config.vocab_size, 4 * model.config.n_embd)))
+    # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
+    values = 1 << (22 if compute.device.type == "cpu" else 28)
+    many = max(1, values // (width * max(model.config.vocab_size, 4 * model.config.n_embd)))
     was_training = model.training
     model.eval()
     sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2
@@ -69,7 +69,7 @@ def measured_loss(
 
 
 def estimate_losses(
-    model: GPT | MixedPrecision,
+    model: Computing,
     dataset: Dataset,
     seed: int,
     eval_iters: int,
@@ -77,11 +77,11 @@ def estimate_losses(
     compute: device.Compute,
     ranks: Processes,
 ) -> dict[str, float]:
-    """Loss of both splits, and `val_se`, the standard error of the second: over `eval_iters` random batches as in
-    nanoGPT, or with 0 over the whole validation split and an equally large part of the training split.
+    """Losses of both splits, and `val_se`, the standard error of the second.
 
-    The random windows are the same at every evaluation, so that two evaluations differ by the model alone; they are a
-    stream of their own, so that evaluating does not change what is trained on.
+    They are measured on `eval_iters` random batches as in nanoGPT, or for 0 on the whole validation split and as
+    large a part of the training split. The random rows are the same at every evaluation, so that two evaluations differ
+    by the model alone. They come from a separate stream, so that evaluation does not change the training batches.
     """
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):
@@ -101,6 +101,13 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def bits_per_character(loss: float, dataset: Dataset) -> float:
+    """Convert a loss on the validation split from nats per token. A token of a response is a character."""
+    tokens = len(dataset.splits["val"])
+    characters = tokens if dataset.pairs else int(dataset.meta.get("characters", {}).get("val", tokens))
+    return loss / math.log(2) * tokens / max(characters, 1)
 
 
 def short_number(value: float) -> str:

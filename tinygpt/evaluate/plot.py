@@ -1,18 +1,18 @@
-"""`tinygpt plot`: the loss curves of one or more runs as a PNG (matplotlib, from the extra `plot`)."""
+"""`tinygpt plot`: draw the loss curves of one or more runs into a PNG, with matplotlib from the extra `plot`."""
 
-import math
 from pathlib import Path
+
+import numpy as np
 
 from tinygpt.config.schema import PlotConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.doctor import evaluations
 from tinygpt.files import replacing, require_writable
 from tinygpt.training.log import read_metrics
 
-LOSSES = ("train_loss", "val_loss")
-
 
 def plot(config: PlotConfig) -> None:
-    """Validation losses as lines with a mark at the best, training losses dashed, one colour a run."""
+    """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour."""
     runs = [(Path(folder), run_curves(Path(folder))) for folder in config.runs]
     path = Path(config.output) if config.output else runs[0][0] / "loss.png"
     require_writable(path, "--output losses.png")
@@ -28,7 +28,7 @@ def plot(config: PlotConfig) -> None:
         color = f"C{index}"
         axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{folder.name} training")
         axes.plot(steps, val, color=color, label=f"{folder.name} validation")
-        best = min(range(len(val)), key=val.__getitem__)
+        best = int(val.argmin())
         axes.plot(steps[best], val[best], "o", color=color)
         axes.annotate(
             f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 7), ha="center"
@@ -42,24 +42,15 @@ def plot(config: PlotConfig) -> None:
     print(f"written: {path}")
 
 
-def run_curves(folder: Path) -> tuple[list[int], list[float], list[float]]:
+def run_curves(folder: Path) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Steps, training losses and validation losses of a run's evaluations, except those with a loss that is not finite.
 
     Errors: TinyGPTError if there are none.
     """
-    try:
-        entries = [entry for entry in read_metrics(folder) if entry.get("kind") == "eval"]
-        losses = [[math.nan if entry[key] is None else float(entry[key]) for key in LOSSES] for entry in entries]
-        curves = [(e["step"], *pair) for e, pair in zip(entries, losses, strict=True) if all(map(math.isfinite, pair))]
-    except OSError:
-        raise TinyGPTError(
-            f"{folder}/metrics.jsonl: no such file", "give the folder of a run: tinygpt plot out/"
-        ) from None
-    except (KeyError, TypeError, ValueError):
-        raise TinyGPTError(f"{folder}/metrics.jsonl: damaged", "train again") from None
-    if not entries:
+    entries = read_metrics(folder)
+    if not any(entry["kind"] == "eval" for entry in entries):
         raise TinyGPTError(f"{folder} has no evaluation yet", "let it train to its first evaluation")
-    if not curves:
+    steps, train, val, *_ = evaluations(entries, {})
+    if not steps:
         raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate")
-    steps, train, val = (list(column) for column in zip(*curves, strict=True))
     return steps, train, val

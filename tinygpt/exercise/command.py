@@ -143,17 +143,17 @@ def check_step(step: Step, path: Path) -> int:
     print(f"step {step.number}: {step.title}")
     messages, ending = run_checks(step.number, path)
     for begun, result in messages:
-        if "good" in result:
-            print(f"  good    {begun['begin']}")
-        else:
-            print(f"  BROKEN  {begun['begin']}")
-            show(result["broken"] | {"look": begun["look"]})
+        print(f"  {'PASS' if 'passed' in result else 'FAIL'}  {begun['begin']}")
+        if "failed" in result:
+            show(result["failed"] | {"look": begun["look"]})
             print(f"\nthen again: {command('check', step.number, path)}")
             return 1
     if ending:
         raise TinyGPTError(ending, "see what came before this line", status=1)
     last = step.number == len(TITLES)
-    print("All good. " + ("That is a whole GPT." if last else f"Next: {command('start', step.number + 1, path)}"))
+    print(
+        "All checks passed. " + ("That is a whole GPT." if last else f"Next: {command('start', step.number + 1, path)}")
+    )
     return 0
 
 
@@ -173,7 +173,7 @@ def run_checks(step: int, path: Path) -> tuple[list[tuple[dict[str, str], dict[s
         told = [json.loads(line) for line in lines.read().splitlines()]
     messages = list(zip(told[::2], told[1::2], strict=False))
     if len(told) % 2:  # begun and not ended
-        messages.append((told[-1], {"broken": {"got": got, "expected": "an end within a second or two"}}))
+        messages.append((told[-1], {"failed": {"got": got, "expected": "an end within a second or two"}}))
     return messages, got if ended and not told else ""
 
 
@@ -181,4 +181,4 @@ def show(finding: dict[str, str]) -> None:
     for key, label in LABELS.items():
         if key in finding:
             lines = [part for line in finding[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
-            print(f"          {label:<10}{(chr(10) + ' ' * 20).join(lines)}")
+            print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")

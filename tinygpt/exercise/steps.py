@@ -2,7 +2,7 @@
 
 `tinygpt exercise check N FILE` runs this module in a process of its own, as `python -m tinygpt.exercise.steps N FILE`.
 It imports the reader's file and prints one line of JSON before and after each check. A check is a function of that
-file's module. It returns without a value, or calls `expect` with a property that does not hold.
+file's module. It calls `expect` with each property; if one does not hold, the check ends with CheckFailed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from torch import Tensor
 from tinygpt.model import GPT, GPTConfig
 
 
-class Broken(Exception):
+class CheckFailed(Exception):
     """A property that does not hold: what was given, what came out, what was expected."""
 
     def __init__(self, given: str, got: str, expected: str) -> None:
@@ -56,14 +56,22 @@ def register(step: int, name: str, look: str) -> Callable[[Callable[[Any], None]
     return add
 
 
-def expect(right: bool, given: str, got: Any, expected: Any) -> None:
-    if not right:
-        raise Broken(given, shown(got), shown(expected))
+def expect(holds: bool, given: str, got: Any, expected: Any) -> None:
+    """Errors: CheckFailed unless the property holds."""
+    if not holds:
+        raise CheckFailed(given, shown(got), shown(expected))
+
+
+def expect_equal(got: Any, expected: Any, given: str) -> None:
+    expect(got == expected, given, got, expected)
+
+
+def expect_number(got: float, expected: float, given: str, label: str = "", atol: float = 1e-6) -> None:
+    expect(abs(got - expected) < atol, given, f"{label}{got:.4f}", f"{label}{expected:.4f}")
 
 
 def expect_close(got: Any, expected: Tensor, given: str, atol: float = 1e-5) -> None:
-    """Errors: Broken unless `got` is a tensor with the shape and, but for rounding, the numbers of `expected`."""
-    expect(isinstance(got, Tensor), given, f"a {type(got).__name__}", "a tensor")
+    """Errors: CheckFailed unless `got` is a tensor with the shape and, but for rounding, the values of `expected`."""
     expect_shape(got, tuple(expected.shape), given)
     expect(bool(torch.isfinite(got).all()), given, got, expected)
     expect(torch.allclose(got.float(), expected.float(), atol=atol, rtol=1e-4), given, got, expected)
@@ -75,7 +83,7 @@ def expect_shape(got: Any, shape: tuple[int, ...], given: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value on a line or a few."""
+    """Format a value in a few lines."""
     if not isinstance(value, Tensor):
         return value if isinstance(value, str) else repr(value)
     value = value.detach()
@@ -95,14 +103,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def shake(module: nn.Module, std: float = 0.5) -> nn.Module:
-    """Weights so large that every part shows in the output."""
+    """Draw weights so large that every part changes the output."""
     for index, parameter in enumerate(module.parameters()):
         parameter.data = std * noise(*parameter.shape, seed=index)
     return module.eval()
 
 
 def expect_blind_to_future(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, what: str) -> None:
-    """Only the last two of T positions differ between x and other; outputs before them must not."""
+    """Check that outputs do not depend on later positions: x and other differ in the last two of T positions only."""
     T = x.size(1)
     before, after = function(x), function(other)
     changed = [t for t in range(T - 2) if not torch.allclose(before[:, t], after[:, t], atol=1e-5)]
@@ -117,7 +125,7 @@ def expect_blind_to_future(function: Callable[[Tensor], Tensor], x: Tensor, othe
 
 @register(1, "each distinct character counts once", "vocab_size: how many distinct characters are there?")
 def _(my: Any) -> None:
-    expect((got := my.CharTokenizer("hello").vocab_size) == 4, "CharTokenizer('hello').vocab_size", got, 4)
+    expect_equal(my.CharTokenizer("hello").vocab_size, 4, "CharTokenizer('hello').vocab_size")
 
 
 @register(
@@ -125,7 +133,7 @@ def _(my: Any) -> None:
 )
 def _(my: Any) -> None:
     got = list(my.CharTokenizer("the cat").encode(" aceht"))
-    expect(got == [0, 1, 2, 3, 4, 5], "CharTokenizer('the cat').encode(' aceht')", got, [0, 1, 2, 3, 4, 5])
+    expect_equal(got, [0, 1, 2, 3, 4, 5], "CharTokenizer('the cat').encode(' aceht')")
 
 
 @register(1, "decoding gives the text back", "the two tables must be each other's inverse, for every character")
@@ -159,8 +167,7 @@ def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> tuple[T
 def _(my: Any) -> None:
     train, val = my.split(torch.arange(10), 0.2)
     got = f"{train.tolist()} and {val.tolist()}"
-    expected = "[0, 1, 2, 3, 4, 5, 6, 7] and [8, 9]"
-    expect(got == expected, "split(torch.arange(10), 0.2)", got, expected)
+    expect_equal(got, "[0, 1, 2, 3, 4, 5, 6, 7] and [8, 9]", "split(torch.arange(10), 0.2)")
 
 
 @register(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack of one window a row")
@@ -168,7 +175,7 @@ def _(my: Any) -> None:
     for part, name in zip(batch(my, 100, 8, 4), "xy", strict=True):
         given = f"{name} of get_batch(torch.arange(100), 8, 4, generator)"
         expect_shape(part, (4, 8), given)
-        expect(part.dtype == torch.int64, given, str(part.dtype), "torch.int64")
+        expect_equal(str(part.dtype), "torch.int64", given)
 
 
 @register(2, "the target is the input shifted by one", "y starts one position after x, in the same window")
@@ -196,7 +203,7 @@ def _(my: Any) -> None:
 )
 def _(my: Any) -> None:
     starts = sorted(set(batch(my, 7, 4, 300)[0][:, 0].tolist()))
-    expect(starts == [0, 1, 2], "300 windows of 4 from 7 numbers", f"starts {starts}", "starts [0, 1, 2]")
+    expect_equal(f"starts {starts}", "starts [0, 1, 2]", "300 windows of 4 from 7 numbers")
 
 
 # ==== step 3: bigram ====
@@ -260,7 +267,7 @@ def _(my: Any) -> None:
         optimizer.step()
     expected = (2 * math.log(3 / 2) + math.log(3)) / 5
     given = "300 steps on 0 1 0 1 0 2, starting from noise"
-    expect(abs(loss.item() - expected) < 0.02, given, f"loss {loss.item():.4f}", f"loss {expected:.4f}")
+    expect_number(loss.item(), expected, given, "loss ", atol=0.02)
 
 
 # ==== step 4: head ====
@@ -460,8 +467,7 @@ def line_step(my: Any, model: Line, optimizer: torch.optim.Optimizer, lr: float 
 
 def expect_rate(my: Any, step: int, expected: float) -> None:
     got = float(my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109))
-    given = f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)"
-    expect(abs(got - expected) < 1e-6, given, f"{got:.4f}", f"{expected:.4f}")
+    expect_number(got, expected, f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)")
 
 
 @register(
@@ -489,7 +495,7 @@ def _(my: Any) -> None:
     model = Line()
     loss = line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0))
     expect(isinstance(loss, float), "what train_step returns", f"a {type(loss).__name__}", "a float")
-    expect(abs(loss - 1.0) < 1e-6, "w = 0, x = 1, y = 1: the loss (w x - y)^2", f"{loss:.4f}", "1.0000")
+    expect_number(loss, 1.0, "w = 0, x = 1, y = 1: the loss (w x - y)^2")
 
 
 @register(7, "an update uses the rate that it is given", "for group in optimizer.param_groups: group['lr'] = lr")
@@ -497,7 +503,7 @@ def _(my: Any) -> None:
     model = Line()
     line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), lr=0.1)
     given = "w = 0 with gradient -2, plain SGD, lr = 0.1"
-    expect(abs(model.w.item() - 0.2) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.2000")
+    expect_number(model.w.item(), 0.2, given, "w = ")
 
 
 @register(7, "each update starts from a gradient of zero", "optimizer.zero_grad() before loss.backward()")
@@ -507,7 +513,7 @@ def _(my: Any) -> None:
     line_step(my, model, optimizer)
     line_step(my, model, optimizer)
     given = "two steps: w = 0, gradient -2, then w = 0.2, gradient -1.6; lr = 0.1"
-    expect(abs(model.w.item() - 0.36) < 1e-6, given, f"w = {model.w.item():.4f}", "w = 0.3600")
+    expect_number(model.w.item(), 0.36, given, "w = ")
 
 
 @register(
@@ -519,13 +525,13 @@ def _(my: Any) -> None:
     model = Line()
     line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), max_norm=0.5)
     given = "gradient -2, max_norm = 0.5, lr = 0.1: the update is 0.1 times 0.5"
-    expect(abs(model.w.item() - 0.05) < 1e-4, given, f"w = {model.w.item():.4f}", "w = 0.0500")
+    expect_number(model.w.item(), 0.05, given, "w = ", atol=1e-4)
 
 
 @register(
     7,
-    "one batch can be learned by heart",
-    "all of it together: if a model cannot overfit one batch, something is broken",
+    "one batch can be memorised",
+    "all of it together: a model that cannot overfit one batch has a mistake",
 )
 def _(my: Any) -> None:
     torch.manual_seed(0)
@@ -670,7 +676,7 @@ def pair(my: Any) -> tuple[Tensor, Tensor]:
 @register(9, "x is the prompt, then the response, padded with end", "whole = prompt + response + [end]; x = whole[:-1]")
 def _(my: Any) -> None:
     x = pair(my)[0]
-    expect(x.tolist() == [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}", x, "[1, 2, 3, 4, 5, 9, 9, 9]")
+    expect_equal(x.tolist(), [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}")
 
 
 @register(9, "the prompt carries no loss", "y is -1 where the target belongs to the prompt: len(prompt) - 1 positions")
@@ -686,19 +692,18 @@ def _(my: Any) -> None:
 )
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect(y[2:4].tolist() == [4, 5], f"positions 2 and 3 of y of {PAIR}", y[2:4], "[4, 5]")
+    expect_equal(y[2:4].tolist(), [4, 5], f"positions 2 and 3 of y of {PAIR}")
 
 
 @register(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
 def _(my: Any) -> None:
-    y = pair(my)[1]
-    expect(y[4].item() == 9, f"position 4 of y of {PAIR}", y[4].item(), 9)
+    expect_equal(pair(my)[1][4].item(), 9, f"position 4 of y of {PAIR}")
 
 
 @register(9, "padding carries no loss", "only one end is a target; behind it y is -1")
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect(y[5:].tolist() == [-1, -1, -1], f"the last three of y of {PAIR}", y[5:], "[-1, -1, -1]")
+    expect_equal(y[5:].tolist(), [-1, -1, -1], f"the last three of y of {PAIR}")
 
 
 @register(9, "the loss is the mean over what is trained", "F.cross_entropy(..., ignore_index=-1); do not divide by T")
@@ -813,8 +818,8 @@ def try_check(check: Check, my: Any, file: str) -> dict[str, str] | None:
     torch.manual_seed(0)
     try:
         check.run(my)
-    except Broken as broken:
-        return broken.finding
+    except CheckFailed as failure:
+        return failure.finding
     except BaseException as error:
         return raised(error, file)
     return None
@@ -857,13 +862,13 @@ def main(step: int, file: str) -> None:
         try:
             my = load_module(file)
         except BaseException as error:
-            return tell(broken=raised(error, file))
-        tell(good=True)
+            return tell(failed=raised(error, file))
+        tell(passed=True)
         for check in checks_of(step):
             tell(begin=check.name, look=check.look)
             if (finding := try_check(check, my, file)) is not None:
-                return tell(broken=finding)
-            tell(good=True)
+                return tell(failed=finding)
+            tell(passed=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
-"""The model one position at a time: a key-value cache, and the weights laid out for products with a few rows.
+"""Decoding on a CPU: the weights laid out for products with a few rows, and the fewest calls for a token.
 
-    decoder = Decoder(model, batch_size)
-    logits = decoder(prompt)        # prompt int64 (B, T); logits (B, V) of the last position
-    logits = decoder(chosen)        # chosen int64 (B, 1): the next position, and so on
-
-The same mathematics as GPT.forward (tests compare them for every option), in the fewest calls: a token of a small
-model takes a quarter of a millisecond, and most of what a module call costs is not arithmetic (docs/PERFORMANCE.md).
+A token of a small model takes a quarter of a millisecond, and most of what a module call costs is not arithmetic
+(docs/PERFORMANCE.md). The mathematics is GPT.forward's; tests compare the two for every option.
 """
 
 import dataclasses
@@ -13,16 +9,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from tinygpt.model import GPT, Block, Norm, activate, positioned, rope_angles, shift
+from tinygpt.fast.attention import NormRotate
+from tinygpt.model import GPT, Block, KVCache, shift
 
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(slots=True)
 class Linear:
-    """x W + b for x (rows, in), with W (in, out) contiguous; `residual` is added in the same kernel."""
+    """x W + b for x (rows, in), with W (in, out) contiguous; `onto` adds a residual in the same kernel."""
 
     weight: Tensor
     bias: Tensor | None
@@ -35,93 +32,95 @@ class Linear:
         return y if self.bias is None else y.add_(self.bias)
 
 
-class Decoder:
-    """Reads tokens and remembers the last block_size of them as keys and values, in memory allocated once.
+class Decoder(KVCache):
+    """A cache that reads tokens itself, without the model's modules.
 
-    `length` counts the positions read. With rotary positions the cache rolls: position p lies in slot p % block_size,
-    and attention does not mind the order of its slots. With learned positions length may not exceed block_size.
+    decoder = Decoder(model, batch_size)
+    logits = decoder(idx)               # idx int64 (B, T): the tokens behind those read before; logits of the last one
     """
 
     def __init__(self, model: GPT, batch_size: int) -> None:
-        config, transformer = model.config, model.transformer
-        head = model.lm_head.weight
-        self.config, self.batch_size, self.length = config, batch_size, 0
-        self.wte, self.head = transformer["wte"].weight, Linear(head.t().contiguous(), None)
-        self.wpe = transformer["wpe"].weight if config.position == "learned" else None
-        self.wbe = transformer["wbe"].weight if config.bigram_table else None
-        self.blocks, self.ln_f = [_layout(block) for block in transformer["h"]], _norm(transformer["ln_f"])
-        shape = (config.n_layer, 2, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.cache = torch.zeros(shape, device=head.device, dtype=head.dtype)  # keys and values of each layer
-        self.last = torch.zeros((batch_size, 1), device=head.device, dtype=torch.long)  # the token before, for bigrams
-        read = (config.n_layer, 2, batch_size, 1, config.n_embd)
-        self.read_last = torch.zeros(read, device=head.device, dtype=head.dtype)  # for token_shift
-        self.rope, self.rope_start = torch.empty(2, 0, 0), 0  # angles of the positions from rope_start on
+        super().__init__(model.config, batch_size, like=model.lm_head.weight)
+        transformer = model.transformer
+        self.model, self.config = model, model.config
+        self.wte, self.head = transformer["wte"].weight, layout(model.lm_head)
+        self.wpe, self.wbe = (transformer[name].weight if name in transformer else None for name in ("wpe", "wbe"))
+        self.blocks = [layout_block(block) for block in transformer["h"]]
+        self.ln_f = norm(transformer["ln_f"])
+        self.rotation: Tensor | None = None  # of the positions from rotation_start on
+        self.rotation_start = self.rotation_end = 0
 
     def __call__(self, idx: Tensor) -> Tensor:
-        """Read idx int64 (B, T), the positions after those read before; logits float32 (B, V) of the last of them.
-
-        Several positions at once (T > 1) must fit into the cache without rolling it: length + T <= block_size.
-        """
+        """Read idx int64 (B, T); logits float32 (B, V) of its last position."""
         config, (B, T), start = self.config, idx.shape, self.length
         x = F.embedding(idx, self.wte)
         if self.wbe is not None:
-            before = self.last if T == 1 else torch.cat((self.last, idx[:, :-1]), dim=1)
+            before = self.last_token if T == 1 else torch.cat((self.last_token, idx[:, :-1]), dim=1)
             x = x + F.embedding(before * config.vocab_size + idx, self.wbe)
         if self.wpe is not None:
             x = x + self.wpe[start : start + T]
-        rope = self._angles(start, T, idx.device) if self.wpe is None else None
+        rotation, mask = self._rotation(start, T), self._mask(T)
         x = x.view(B * T, -1)
         slot, filled = start % config.block_size, min(start + T, config.block_size)
-        mask = None if T == 1 else torch.ones(T, filled, dtype=torch.bool, device=idx.device).tril(filled - T)
-        new, known = self.cache.narrow(4, slot, T).unbind(), self.cache.narrow(4, 0, filled).unbind()
-        for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj) in enumerate(self.blocks):
-            qkv = (
-                c_attn(self._read(ln_1(x), T, layer, 0)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
-            )  # (3, B, nh, T, hd)
-            qkv = positioned(qkv, rope, config.qk_norm)
+        new, known = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
+        for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
+            qkv = c_attn(self._shifted(ln_1(x), T, layer, 0)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
+            if config.qk_norm or rotation is not None:
+                qkv = NormRotate.apply(qkv, rotation, config.qk_norm)
             new[layer].copy_(qkv[1:])
             k, v = known[layer].unbind()
             y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
-            x = mlp_proj.onto(x, activate(c_fc(self._read(ln_2(x), T, layer, 1)), config.activation))
-        self.length += T
-        self.last = idx[:, -1:]
+            x = mlp_proj.onto(x, activate(c_fc(self._shifted(ln_2(x), T, layer, 1))))
+        self.length, self.last_token = start + T, idx[:, -1:]
         return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
 
-    def forget(self) -> None:
-        """Start anew at position 0."""
-        self.length, self.last = 0, torch.zeros_like(self.last)
-        self.read_last.zero_()
+    def _mask(self, T: int) -> Tensor | None:
+        """The mask of the next T tokens. A single one looks at every key, so it needs none without a bias."""
+        if T == 1:
+            queries = torch.tensor([self.length])
+            bias = self.model.position.bias(queries, self.positions(1))
+            return None if bias is None else bias.to(self.wte.dtype)
+        mask = self.model.context(T, self.wte.device, self).mask
+        return None if mask is None else mask.to(self.wte.dtype)
 
-    def _read(self, x: Tensor, T: int, layer: int, part: int) -> Tensor:
-        """What attention (part 0) or the MLP (1) reads: with token_shift, half of it from the position before."""
+    def _rotation(self, start: int, T: int) -> Tensor | None:
+        """Rotation of the next T positions, out of a table that is made for block_size positions at a time."""
+        if not self.rotation_start <= start < start + T <= self.rotation_end:
+            self.rotation_start, self.rotation_end = start, start + max(T, self.config.block_size)
+            positions = torch.arange(self.rotation_start, self.rotation_end, device=self.wte.device)
+            rotation = self.model.position.rotation(positions)
+            self.rotation = None if rotation is None else rotation.to(self.wte.dtype)
+        if self.rotation is None:
+            return None
+        return self.rotation[:, start - self.rotation_start : start - self.rotation_start + T]
+
+    def _shifted(self, x: Tensor, T: int, layer: int, part: int) -> Tensor:
+        """The input of attention (part 0) or of the MLP (1), as in Block.shifted; x (B T, C)."""
         if not self.config.token_shift:
             return x
         x = x.view(-1, T, x.size(1))
-        shifted = shift(x, self.read_last[layer, part])
-        self.read_last[layer, part] = x[:, -1:]
+        shifted = shift(x, self.last_input[layer, part])
+        self.last_input[layer, part] = x[:, -1:]
         return shifted.flatten(0, 1)
 
-    def _angles(self, start: int, T: int, device: torch.device) -> Tensor:
-        config = self.config
-        if not self.rope_start <= start <= start + T <= self.rope_start + self.rope.size(1):
-            self.rope_start = start
-            self.rope = rope_angles(start, max(T, config.block_size), config.n_embd // config.n_head, device)
-            self.rope = self.rope.to(self.wte.dtype)
-        return self.rope[:, start - self.rope_start : start - self.rope_start + T]
 
-
-def _layout(block: Block) -> tuple[Function, Linear, Linear, Function, Linear, Linear]:
+def layout_block(block: Block) -> tuple[Function, Linear, Linear, Function, Linear, Linear, Function]:
     attn, mlp = block.attn, block.mlp
-    qkv, attn_proj, fc, mlp_proj = (
-        Linear(linear.weight.t().contiguous(), linear.bias)
-        for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
-    )
-    return _norm(block.ln_1), qkv, attn_proj, _norm(block.ln_2), fc, mlp_proj
+    attention = norm(block.ln_1), layout(attn.c_attn), layout(attn.c_proj)
+    return *attention, norm(block.ln_2), layout(mlp.c_fc), layout(mlp.c_proj), mlp.activate
 
 
-def _norm(module: Norm) -> Function:
-    shape, weight, bias = list(module.weight.shape), module.weight, module.bias
-    if module.rms:
-        return lambda x: torch.rms_norm(x, shape, weight, 1e-5)
-    return lambda x: torch.layer_norm(x, shape, weight, bias, 1e-5)
+def layout(linear: nn.Linear) -> Linear:
+    return Linear(linear.weight.t().contiguous(), linear.bias)
+
+
+def norm(module: nn.Module) -> Function:
+    """A norm without the cost of calling a module."""
+    if isinstance(module, nn.LayerNorm):
+        shape, weight, bias, eps = list(module.normalized_shape), module.weight, module.bias, module.eps
+        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    if isinstance(module, nn.RMSNorm):
+        shape, weight, eps = list(module.normalized_shape), module.weight, module.eps or 0.0
+        return lambda x: torch.rms_norm(x, shape, weight, eps)
+    return module

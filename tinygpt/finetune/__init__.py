@@ -1,1 +1,11 @@
-"""Fine-tuning: LoRA, replay, and the comparison before and after."""
+"""Fine-tune a trained model with all its weights or with LoRA.
+
+    command.py      `tinygpt finetune`
+    method.py       what fine-tuning adds to the training loop: LoRA, replay, the model before and after
+    lora.py         the adapters, as layers of the model
+    merge.py        `tinygpt merge`: one checkpoint made of a base model and an adapter
+
+The package imports train and the modules below it; lora.py imports the model alone.
+
+    tinygpt finetune configs/finetune_transactions.yaml --ckpt out/ckpt.pt
+"""

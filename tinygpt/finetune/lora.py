@@ -4,12 +4,13 @@ Large Language Models").
 A frozen linear layer W gets two thin matrices, A (rank, in) and B (out, rank), and computes W x + (alpha / rank) B A x.
 B starts at zero, so at first nothing changes; at the end B A is added to W, and the model is an ordinary one again.
 
-    attach(model, LoRA(rank=8, alpha=16), new_symbols=12)     # only A, B and the new symbols' rows are trained
+    attach(model, LoRA(rank=8, alpha=16), new_tokens=12)     # only A, B and the new symbols' rows are trained
     state = merged(model.state_dict(), alpha=16)              # the weights of an ordinary GPT
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -54,9 +55,33 @@ class GrownEmbedding(nn.Embedding):
         self.weight = embedding.weight
         self.new_rows = nn.Parameter(embedding.weight.detach()[-new:].clone())
 
+    def forward(self, idx: Tensor) -> Tensor:
+        return F.embedding(idx, with_new_rows(self))
 
-def attach(model: GPT, lora: LoRA, new_symbols: int) -> None:
-    """Freeze the model and put adapters beside its target layers; the last `new_symbols` rows stay trainable.
+
+class GrownHead(nn.Linear):
+    """The head of a model with a grown embedding: it has new rows of its own, or shares those of the embedding."""
+
+    def __init__(self, head: nn.Linear, embedding: GrownEmbedding) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False)
+        self.weight = head.weight
+        self.__dict__["rows_of"] = self  # not a submodule: the embedding has a place in the model already
+        if head.weight is embedding.weight:
+            self.__dict__["rows_of"] = embedding
+        else:
+            self.new_rows = nn.Parameter(head.weight.detach()[-len(embedding.new_rows) :].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, with_new_rows(self.rows_of))
+
+
+def with_new_rows(module: Any) -> Tensor:
+    """The table of a grown embedding or head: (vocab_size, n_embd)."""
+    return torch.cat((module.weight[: -len(module.new_rows)], module.new_rows))
+
+
+def attach(model: GPT, lora: LoRA, new_tokens: int) -> None:
+    """Freeze the model and put adapters beside its target layers; the last `new_tokens` rows stay trainable.
 
     Errors: TinyGPTError for a target that no layer has.
     """
@@ -71,10 +96,9 @@ def attach(model: GPT, lora: LoRA, new_symbols: int) -> None:
                     found = True
         if not found:
             raise TinyGPTError(f"lora_targets: no layer is called {target!r}", "--lora_targets=c_attn,c_proj,c_fc")
-    if new_symbols:
-        model.transformer["wte"] = GrownEmbedding(model.transformer["wte"], new_symbols)
-        if not model.config.tie_weights:
-            model.lm_head.register_parameter("new_rows", nn.Parameter(model.lm_head.weight[-new_symbols:].clone()))
+    if new_tokens:
+        model.transformer["wte"] = GrownEmbedding(model.transformer["wte"], new_tokens)
+        model.lm_head = GrownHead(model.lm_head, model.transformer["wte"])
 
 
 def is_adapted(state: dict[str, Tensor]) -> bool:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.config import suggest
 from tinygpt.config.schema import MergeConfig
-from tinygpt.data.tokenizer import PROMPT
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.origin import next_command
 from tinygpt.files import folder_lock
 
 
@@ -28,5 +27,4 @@ def merge(config: MergeConfig) -> None:
     with folder_lock(out, "run"):
         checkpoint.save(out / "ckpt.pt", whole)
     print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    answers_prompts = PROMPT in (whole.tokenizer or {}).get("symbols", [])
-    print(f"\nnext: {suggest.evaluate(whole.config, out) if answers_prompts else suggest.sample(f'{out}/ckpt.pt')}")
+    print(f"\nnext: {next_command(whole, out, str(whole.config.get('data_dir') or 'data'))}")

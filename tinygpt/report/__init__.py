@@ -1,12 +1,19 @@
 """`tinygpt report` and `tinygpt export`: one HTML file of a run, or of a model alone, in which the model answers.
 
-The page holds everything: weights, style, script, drawings. Its content security policy forbids every request, and
-lets only the one script run whose checksum it names, so that nothing that a run wrote can become code. All values go
-through Jinja2's escaping.
+    collect.py      the content of the page, as plain values
+    curves.py       the loss curves as SVG
+    overlap.py      quotations from the training text in samples
+    weights.py      the model as JSON
+    model.js        the model in plain JavaScript
+    page.html.j2    the template; page.css and page.js belong to it
 
-    collect.py    what is shown, as plain values       weights.py    the model as JSON
-    curves.py     the loss curves, as SVG              overlap.py    what samples share with the training text
-    page.html.j2, page.css, page.js                    model.js      the model in plain JavaScript
+The page needs no other file: it has the weights, the style, the script and the drawings. Its content security policy
+forbids every request, and allows only the script with the checksum that it names. So nothing that a run wrote can
+become code. All values go through Jinja2's escaping.
+
+The package imports evaluate, finetune, sample and the modules below them. Heavy imports are inside the functions.
+
+    tinygpt report out
 """
 
 import base64
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def report(config: ReportConfig) -> None:
-    """Write the page of a run. Errors: TinyGPTError for what cannot be shown at all; what is missing is said in it."""
+    """Write the page of a run. It reports what is missing. Errors: TinyGPTError if nothing can be shown."""
     environment = templates()
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
@@ -36,7 +43,7 @@ def report(config: ReportConfig) -> None:
     if len(folders) > RUN_COLOURS:
         raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
     entries, settings = read_run(folders[0])
-    run = collect.load_run(str(folders[0]), config.data_dir)
+    run = collect.load_run(str(folders[0]), config)
     with collect.own_pace(run.model):
         drawn = [collect.curves(folder) for folder in folders]
         training = collect.training_text(run)
@@ -56,14 +63,14 @@ def report(config: ReportConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the page of a model alone. Errors: TinyGPTError for a model that no page can hold."""
+    """Write the page of a model alone. Errors: TinyGPTError for a model that is too large, or not of characters."""
     environment = templates()
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect
 
     beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
     path = destination(config.output, beside, "model.html")
-    run = collect.load_run(config.ckpt, config.data_dir, load_model(config.ckpt, config.adapter))
+    run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
     with collect.own_pace(run.model):
@@ -71,7 +78,7 @@ def export(config: ExportConfig) -> None:
 
 
 def destination(output: str, folder: Path, name: str) -> Path:
-    """Where the page goes. Errors: TinyGPTError, before the work, for a place where no file can be."""
+    """Choose the path of the page. Errors: TinyGPTError, before the work, if no file can be written there."""
     path = Path(output) if output else folder / name
     if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
         require_writable(path, f"-o {name}")
@@ -79,13 +86,13 @@ def destination(output: str, folder: Path, name: str) -> Path:
 
 
 def title(run: "LoadedRun") -> str:
-    """The dataset's name, and the run's if it was given one."""
+    """Name of the dataset, and of the run if it has one."""
     name = str(run.checkpoint.config.get("wandb_run_name") or "run")
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
 
 
 def templates() -> Any:
-    """Jinja2's environment. Errors: TinyGPTError when the package is not there."""
+    """Make Jinja2's environment. Errors: TinyGPTError if the package is not installed."""
     try:
         import jinja2
     except ImportError:
@@ -106,7 +113,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path) -> None:
-    """Fill the template and write the file, whole or not at all."""
+    """Fill the template and write the file, atomically."""
     from tinygpt.report import collect
 
     model, silent = None, ""

@@ -1,4 +1,4 @@
-"""What a page shows, read from a run's folder: plain values that template, style sheet and script understand."""
+"""Collect the content of a page from a run's folder, as plain values for the template."""
 
 import contextlib
 import dataclasses
@@ -15,32 +15,34 @@ import torch
 import yaml
 
 from tinygpt import __version__
-from tinygpt.checkpoint.store import Checkpoint, load
+from tinygpt.checkpoint.health import refuse_diverged, require_finite
+from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
-from tinygpt.config.schema import SampleConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.prompts import answers
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, is_number, judge, read_run
-from tinygpt.evaluate.loss import measured_loss, perplexity, short_number
-from tinygpt.finetune.command import answer
-from tinygpt.generate import Choice, generate, refuse_diverged, require_finite
+from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
+from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import pack
-from tinygpt.sample import answers, checkpoint_tokenizer
+from tinygpt.sample import Choice, answer, generate
 from tinygpt.training import device
+from tinygpt.training.build import for_inference
 
 PASSAGE = 600  # characters of each split whose losses are shown
 EXAMPLES = 8  # of each split, for prompts and responses
-HELD_OUT = 20_000  # characters that the samples' share of quotations is compared with
+HELD_OUT = 20_000  # tokens of the validation text, whose share of quotations is shown next to the samples'
 MOST_TEXT = 10_000_000  # tokens of the training text that are searched: the first ones
-WORK = 10**11  # parameters times tokens that the loss is measured with: 3 s on two cores
+WORK = 10**11  # parameters times tokens of the loss measurement: 3 s on two cores
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # parameters up to which one thread is enough
-LARGEST = 20_000_000  # parameters that still make a page
+LARGEST = 20_000_000  # parameters of a model in a page
 
 
 @dataclasses.dataclass
@@ -67,25 +69,30 @@ class LoadedRun:
         assert self.dataset is not None
         return self.dataset.splits[name]
 
+    def held_out_pairs(self) -> list[tuple[str, str]]:
+        """Prompts and responses of the validation split; none for plain text or without the dataset."""
+        return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
 
-def load_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> LoadedRun:
-    """The best model of a folder, or `checkpoint`, and its dataset if that is here.
 
-    Errors: TinyGPTError where there is no checkpoint or no tokenizer, and for a model that diverged.
+def load_run(path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpoint | None = None) -> LoadedRun:
+    """Load the best model of a folder, or `checkpoint`, and its dataset if that is here.
+
+    Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
     """
     checkpoint = checkpoint or load(path)
-    tokenizer = checkpoint_tokenizer(checkpoint, SampleConfig(ckpt=path, data_dir=data_dir))
+    place = data_dir(config, checkpoint.config)
+    tokenizer = tokenizer_of(checkpoint, path, place)
     compute = device.choose("auto", "float32")
-    model = checkpoint.build_model().to(compute.device).eval()
+    model = for_inference(checkpoint, compute)
     refuse_diverged(model, path)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
     try:
-        dataset = Dataset(data_dir, name)
+        dataset = Dataset(place, name)
         if not dataset.adopt_tokenizer(tokenizer):
-            dataset, missing = None, f"dataset {name!r} has another vocabulary now than this model"
+            dataset, missing = None, f"dataset {name!r} and this model have different vocabularies"
         elif checkpoint.data and not dataset.is_of(checkpoint.data):
-            missing = f"dataset {name!r} holds other text now than the model was trained on"
+            missing = f"dataset {name!r} is not the text that the model was trained on"
     except TinyGPTError as error:
         missing = error.message
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
@@ -93,10 +100,10 @@ def load_run(path: str, data_dir: str, checkpoint: Checkpoint | None = None) -> 
 
 @contextlib.contextmanager
 def own_pace(model: GPT) -> Iterator[None]:
-    """One thread for a small model, whose products are too short to share.
+    """Compute with one thread for a small model, whose matrix products are too short to share.
 
-    The 0.8 M model's report took 11 s with one thread and 50 s with two on two cores that other programs used as well,
-    since at each product a thread waited for the other.
+    The 0.8 M model's report took 11 s with one thread and 50 s with two, on two cores that other programs used as well:
+    at each product one thread waited for the other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if model.num_params() < SMALL else threads)
@@ -110,7 +117,7 @@ def own_pace(model: GPT) -> Iterator[None]:
 
 
 def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """What was trained, on what, for how long, on which machine; the losses; the parameters; the verdict."""
+    """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
     shape, parts = run.model.config, parameters(run.model)
     total, counted = sum(parts.values()), run.model.num_params()
     without = f", {counted:,} without the position embeddings," if counted < total else ""
@@ -120,7 +127,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
     facts = {
         "model": f"{total:,} parameters{without} in {shape.n_layer} layers of {shape.n_head} heads, width "
-        f"{shape.n_embd}, reading {shape.block_size} {run.unit}s at a time",
+        f"{shape.n_embd}, context of {shape.block_size} {run.unit}s",
         "trained on": trained_on(run),
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; the model in this page is the best one, "
         f"after {run.checkpoint.step:,}",
@@ -131,8 +138,8 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
 
 
 def parameters(model: GPT) -> dict[str, int]:
-    """How many numbers each part of the model has learned."""
-    names = {"wte": "embedding of symbols", "wpe": "embedding of positions", "wbe": "embedding of pairs"}
+    """Count the parameters of each part of the model."""
+    names = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding"}
     names |= {"attn": "attention", "mlp": "MLP", "ln_1": "norms", "ln_2": "norms", "ln_f": "norms", "lm_head": "head"}
     parts: Counter[str] = Counter()
     for name, weight in model.named_parameters():
@@ -143,17 +150,17 @@ def parameters(model: GPT) -> dict[str, int]:
 def trained_on(run: LoadedRun) -> str:
     name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
     if run.dataset is None:
-        return f"{name}, which is not here: {run.missing}"
-    source, known = run.dataset.sources["train"], f"{run.tokenizer.vocab_size:,} different symbols"
+        return f"{name} (note: {run.missing})"
+    source, known = run.dataset.sources["train"], f"a vocabulary of {run.tokenizer.vocab_size:,}"
     if isinstance(source, PairRows):
         size = f"{len(source.starts):,} prompts with their responses"
     else:
-        size = f"{len(source.tokens):,} {run.unit}s of text"
+        size = f"{len(run.split('train')):,} {run.unit}s of text"
     return f"{name}: {size}, {known}" + (f" (note: {run.missing})" if run.missing else "")
 
 
 def machine(folder: Path) -> str:
-    """The first line of config.yaml, a comment in which `train` notes versions, device and dtype."""
+    """Read the first line of config.yaml, a comment in which `train` notes versions, device and dtype."""
     try:
         first = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, ValueError):
@@ -162,7 +169,7 @@ def machine(folder: Path) -> str:
 
 
 def losses(run: LoadedRun) -> list[dict[str, Any]]:
-    """The model's loss on the validation split, and those of the n-gram baselines on the same targets."""
+    """Measure the loss of the n-gram baselines and of the model, on the same targets of the validation split."""
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
@@ -171,8 +178,6 @@ def losses(run: LoadedRun) -> list[dict[str, Any]]:
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
     val = run.split("val")
-    characters = run.dataset.meta.get("characters", {})
-    share = 1.0 if run.dataset.pairs else len(val) / max(int(characters.get("val", len(val))), 1)
     where: slice | np.ndarray = slice(len(rows) * block_size)  # the same targets
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
@@ -184,14 +189,14 @@ def losses(run: LoadedRun) -> list[dict[str, Any]]:
             "loss": value,
             "error": error if name == "this model" and math.isfinite(error) else None,
             "perplexity": short_number(perplexity(value)),
-            "bits": value / math.log(2) * share,
+            "bits": bits_per_character(value, run.dataset),
         }
         for name, value in measured.items()
     ]
 
 
 def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The losses that `finetune` measures before and after, if this run did."""
+    """Losses that `finetune` measured before and after; empty if the run has none."""
     found = {entry["kind"]: entry for entry in entries if entry["kind"] in ("before", "after")}
     names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's own text"}
     if len(found) < 2:
@@ -204,7 +209,7 @@ def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def curves(folder: Path) -> dict[str, Any]:
-    """A run's evaluations and training lines. Errors: TinyGPTError for a folder that holds no run."""
+    """Evaluations and training lines of a run. Errors: TinyGPTError for a folder without metrics.jsonl."""
     entries, settings = read_run(folder)
     steps, train, val, error, _ = evaluations(entries, settings)
     lines = [
@@ -223,7 +228,7 @@ def curves(folder: Path) -> dict[str, Any]:
 
 
 def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
-    """The samples that `train` took, in pieces: each with whether it stands word for word in the training text."""
+    """Samples that `train` took, in pieces, each with whether it is a quotation from the training text."""
     found = []
     for entry in entries:
         if entry["kind"] == "sample" and isinstance(entry.get("text"), str):
@@ -240,12 +245,12 @@ def training_text(run: LoadedRun) -> Training | None:
 
 
 def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
-    """How much of fresh samples stands in the training text: of the best model, of the newest, and of held-out text."""
+    """Fraction of quotations in new samples of the best and the newest model, and in held-out text."""
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     try:
         last = load(run.folder / "last.pt")
         if last.step > run.checkpoint.step:
-            texts[f"newest model (step {last.step:,})"] = fresh(run, last.build_model().to(run.compute.device).eval())
+            texts[f"newest model (step {last.step:,})"] = fresh(run, for_inference(last, run.compute))
     except TinyGPTError:
         pass  # a folder with the best model alone
     longest = [
@@ -254,9 +259,8 @@ def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
         for text in made
         for start, end in training.stretches(text)
     ]
-    source = run.dataset.sources["val"] if run.dataset else None
-    if isinstance(source, PairRows):
-        texts["held-out responses"] = [response for _, response in source.texts(run.tokenizer)]  # type: ignore[arg-type]
+    if pairs := run.held_out_pairs():
+        texts["held-out responses"] = [response for _, response in pairs]
     else:
         texts["held-out text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
     return {
@@ -268,11 +272,9 @@ def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
 
 
 def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list[str]:
-    """New text of a model, at temperature 0.8: continuations of one symbol, or answers to validation prompts."""
+    """Generate text: `count` samples at temperature 0.8, or for a model that answers prompts, greedy responses."""
     if run.answers and isinstance(run.tokenizer, CharTokenizer):
-        pairs = run.dataset.sources["val"] if run.dataset else None
-        known = pairs.texts(run.tokenizer)[:EXAMPLES] if isinstance(pairs, PairRows) else []
-        return [answer(model, run.tokenizer, prompt) for prompt, _ in known]
+        return [answer(model, run.tokenizer, prompt) for prompt, _ in run.held_out_pairs()[:EXAMPLES]]
     start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
     choice = Choice(temperature=0.8, top_k=200)
     made = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
@@ -283,7 +285,7 @@ def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list
 
 
 def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
-    """A piece of the training text and one of the held-out text, each character with the model's guess at it."""
+    """A passage of the training text and one of the held-out text, with the model's prediction of each token."""
     if run.dataset is None:
         return {}
     found = {}
@@ -308,9 +310,9 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
 
 @torch.inference_mode()
 def guesses(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
-    """A cell for each token; from `first` on, behind `silent`, with loss, rank, probability and the five likeliest.
+    """A cell for each token; from `first` on, after `silent`, with its loss, rank, probability and five best tokens.
 
-    Each is guessed from at least half a window before it, as far as the tokens reach.
+    Each token is predicted from at least half a context, as far as the tokens reach.
     """
     block_size, count = run.model.config.block_size, len(tokens)
     half, ids = max(1, block_size // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
@@ -332,7 +334,7 @@ def guesses(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> 
 
 
 def embedding_map(run: LoadedRun) -> dict[str, Any]:
-    """The symbols' embedding vectors in the plane of their two main directions (PCA, Pearson 1901)."""
+    """Project the tokens' embedding vectors onto their first two principal components (Pearson 1901)."""
     symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
     if len(symbols) < 3 or run.model.config.n_embd < 2:
         return {}
@@ -366,18 +368,17 @@ def kind_of(symbol: str) -> str:
 
 
 def live_model(run: LoadedRun) -> dict[str, Any]:
-    """The model as the page's script reads it. Errors: TinyGPTError for one that no page can hold."""
+    """Pack the model for the page's script. Errors: TinyGPTError for one that is too large, or that `pack` refuses."""
     if run.model.num_params() > LARGEST:
-        what = f"the model has {run.model.num_params():,} parameters, more than the {LARGEST:,} that make a page"
-        raise TinyGPTError(what, "a smaller model")
+        what = f"the model has {run.model.num_params():,} parameters, more than the {LARGEST:,} of a model in a page"
+        raise TinyGPTError(what, "train a smaller model")
     return pack(run.model, run.tokenizer)
 
 
 def opening(run: LoadedRun, made: list[str]) -> str:
-    """What stands in the text box at first: some words of the model's own, or a prompt."""
+    """First content of the text box: words that the model generated, or a prompt."""
     if run.answers:
-        source = run.dataset.sources["val"] if run.dataset else None
-        return source.texts(run.tokenizer)[0][0] if isinstance(source, PairRows) else ""  # type: ignore[arg-type]
+        return next((prompt for prompt, _ in run.held_out_pairs()), "")
     text = made[0].lstrip()[:60] if made else ""
     return text.rpartition(" ")[0] or text
 
@@ -386,7 +387,7 @@ def opening(run: LoadedRun, made: list[str]) -> str:
 
 
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Configuration, checksums, versions and the commands that make the same run again."""
+    """Configuration, checksums, versions and commands that reproduce the run."""
     path = run.folder / "ckpt.pt"
     sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
     name = str(run.checkpoint.config.get("dataset", ""))

@@ -1,9 +1,8 @@
-"""The curves of one or more runs as inline SVG, drawn by matplotlib when the page is made.
+"""Draw the curves of one or more runs as inline SVG, with matplotlib.
 
 Measured for one run of 400 points: matplotlib's SVG 30 KB in 0.7 s; Altair's, through vl-convert, 17 KB in 1.0 s and
-94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. A drawing needs no script, so it prints, it
-cannot break under the page's content security policy, and the numbers stand in a table below it. The colours are those
-of the page's style sheet, dark or light.
+94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. A drawing needs no script. So it can be
+printed, and the page's content security policy cannot block it. Its colours are those of the page's style sheet.
 """
 
 import io
@@ -19,10 +18,10 @@ INK, LINE = "#0a0b0c", "#1a1b1c"  # stand for the page's colours until they are 
 
 
 def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
-    """One SVG `width` pixels wide: both losses with the gap between them, learning rate, gradient norm.
+    """Draw an SVG, `width` pixels wide: both losses and the gap between them, the learning rate, the gradient norm.
 
     runs: {"name", "steps", "train", "val" (lists, one entry an evaluation), "lines": [(step, lr, grad_norm), ...]}.
-    Errors: TinyGPTError when matplotlib is missing.
+    Errors: TinyGPTError if matplotlib is missing.
     """
     try:
         import matplotlib
@@ -71,7 +70,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         if all(len(run["val"]) > MOST_SHOWN for run in runs):
             later = [loss for run in runs for loss in (*run["train"][1:], *run["val"][1:])]
             margin = 0.06 * (max(later) - min(later)) or 0.01
-            # an untrained model's loss would press all that comes after it flat
+            # without the loss of the untrained model, which would compress the rest of the curve
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
         lines, names = axes[0].get_legend_handles_labels()
@@ -102,7 +101,7 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
 
 
 def themed(svg: str, colours: dict[str, str]) -> str:
-    """The bare <svg> with the page's own colours and fonts, as wide as its place."""
+    """Reduce a file of matplotlib to its <svg>, with the page's colours and fonts, and as wide as its place."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="presentation"', svg, count=1)

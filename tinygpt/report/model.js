@@ -1,7 +1,7 @@
-// The model in the page: a trained tinygpt continues a text in plain JavaScript, without a library or a network.
+// The model of the page: a trained tinygpt in plain JavaScript, without a library and without a network.
 //
-// The same mathematics as tinygpt/model.py, one position at a time as in tinygpt/fast/decoder.py, with the window and the
-// draw of tinygpt/generate.py; tests/test_report_model.py compares the numbers.
+// The mathematics of tinygpt/model.py, one position at a time with a cache of keys and values; the context window and
+// the draw are those of tinygpt/sample.py. tests/test_report_model.py compares the numbers with PyTorch's.
 //
 //   const model = TinyGPT.load(packed);                         // packed: the object described below
 //   const reader = model.reader(model.encode("ROMEO:").ids);    // at least one id
@@ -10,23 +10,26 @@
 //
 // The packed format, which tinygpt/report/weights.py writes:
 //
-//   format   1; any other number is refused
-//   config   the fields of tinygpt's GPTConfig
-//   symbols  one string for each id: a character, or the name of a mark
-//   special  {mark: id}: symbols that are no characters; no text is encoded as one
-//   dtype    "float16" or "float32": the numbers in `data`
-//   data     base64 of all weights behind each other, little-endian
-//   tensors  {name: {shape, offset}}: nanoGPT's names; offset counts numbers, not bytes. A matrix is (out, in) and
-//            lies row after row. Without a "lm_head.weight" the head is "transformer.wte.weight" (tied weights).
+//   config      the fields of tinygpt's GPTConfig
+//   position    {relative, frequencies, bias}: what tinygpt/options.py computes for config.position
+//                 relative     whether only distances count, so that the context window can move
+//                 frequencies  (head_dim) or null: the rotation of queries and keys, in radians per position; a pair's
+//                              first channel has minus its second one's
+//                 bias         (n_head, block_size) or null: added to attention's scores, by distance
+//   vocabulary  one string for each id: a character, or the name of a special token
+//   special     {name: id} of the special tokens; `encode` never returns their ids
+//   dtype       of the weights in `data`: "float16" or "float32"
+//   data        base64 of all weights, one tensor after the other, little-endian
+//   tensors     {name: {shape, offset}}: nanoGPT's names; the offset counts weights, not bytes. A matrix is (out, in),
+//               stored row by row. Without "lm_head.weight" the head is "transformer.wte.weight" (tied weights).
 //
-// Sizes: C = n_embd, V = vocab_size. Sums are in double precision, which is what JavaScript has.
+// Sizes: C = n_embd, V = vocab_size. Sums are in double precision, JavaScript's own.
 
 const TinyGPT = (() => {
   "use strict";
 
-  const FORMAT = 1;
   const NORM_EPS = 1e-5;
-  const QK_EPS = 1e-6; // of queries and keys
+  const QK_EPS = 1e-6; // of the normalisation of queries and keys
 
   // ---- the packed weights ------------------------------------------------------------------------------------------
 
@@ -36,11 +39,11 @@ const TinyGPT = (() => {
     const bytes = new DataView(new ArrayBuffer(text.length));
     for (let i = 0; i < text.length; i++) bytes.setUint8(i, text.charCodeAt(i));
     const half = dtype === "float16";
-    const numbers = new Float32Array(text.length / (half ? 2 : 4));
-    for (let i = 0; i < numbers.length; i++) {
-      numbers[i] = half ? fromHalf(bytes.getUint16(2 * i, true)) : bytes.getFloat32(4 * i, true);
+    const weights = new Float32Array(text.length / (half ? 2 : 4));
+    for (let i = 0; i < weights.length; i++) {
+      weights[i] = half ? fromHalf(bytes.getUint16(2 * i, true)) : bytes.getFloat32(4 * i, true);
     }
-    return numbers;
+    return weights;
   }
 
   /** IEEE 754 half precision: a sign bit, 5 bits of exponent, 10 of fraction. (Infinities are never packed.) */
@@ -51,34 +54,36 @@ const TinyGPT = (() => {
     return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
   }
 
-  /** A packed model, ready to read. Errors: Error for another format. */
-  function load(packed) {
-    return new Model(packed);
+  /** The entry `name` of a table of functions. Errors: Error for an unknown name. */
+  function choose(table, option, name) {
+    if (Object.hasOwn(table, name)) return table[name];
+    throw new Error(`${option}=${name}: the choices are ${Object.keys(table).join(", ")}`);
   }
 
+  /** A packed model. Errors: Error for an unknown norm or activation. */
   class Model {
     constructor(packed) {
-      if (packed.format !== FORMAT) throw new Error(`the model has format ${packed.format}, this page reads ${FORMAT}`);
-      this.config = packed.config;
-      this.symbols = packed.symbols;
-      this.special = packed.special;
-      this.idOf = new Map(packed.symbols.map((symbol, id) => [symbol, id]));
+      const { config, position, vocabulary, special, tensors } = packed;
+      Object.assign(this, { config, position, vocabulary, special });
+      this.idOf = new Map(vocabulary.map((token, id) => [token, id]));
+      this.normalise = choose(NORMS, "norm", config.norm);
+      this.activate = choose(ACTIVATIONS, "activation", config.activation);
 
-      const numbers = unpack(packed);
+      const weights = unpack(packed);
       const tensor = (name) => {
-        if (!(name in packed.tensors)) return null;
-        const { shape, offset } = packed.tensors[name];
-        return numbers.subarray(offset, offset + shape.reduce((a, b) => a * b, 1));
+        if (!(name in tensors)) return null;
+        const { shape, offset } = tensors[name];
+        return weights.subarray(offset, offset + shape.reduce((a, b) => a * b, 1));
       };
       const norm = (name) => ({ weight: tensor(`${name}.weight`), bias: tensor(`${name}.bias`) });
       const linear = (name) => {
-        const [rows, columns] = packed.tensors[`${name}.weight`].shape;
-        return { weight: tensor(`${name}.weight`), bias: tensor(`${name}.bias`), rows, columns };
+        const [rows, columns] = tensors[`${name}.weight`].shape;
+        return { ...norm(name), rows, columns };
       };
       this.wte = tensor("transformer.wte.weight"); // (V, C)
-      this.wpe = tensor("transformer.wpe.weight"); // (block_size, C), with learned positions
-      this.wbe = tensor("transformer.wbe.weight"); // (V * V, C), with a bigram table
-      this.blocks = Array.from({ length: this.config.n_layer }, (_, layer) => {
+      this.wpe = tensor("transformer.wpe.weight"); // (block_size, C), or null
+      this.wbe = tensor("transformer.wbe.weight"); // (V * V, C) for pairs of tokens, or null
+      this.blocks = Array.from({ length: config.n_layer }, (_, layer) => {
         const name = `transformer.h.${layer}`;
         return {
           ln_1: norm(`${name}.ln_1`),
@@ -90,27 +95,27 @@ const TinyGPT = (() => {
         };
       });
       this.ln_f = norm("transformer.ln_f");
-      this.head = linear("lm_head.weight" in packed.tensors ? "lm_head" : "transformer.wte");
+      this.head = linear("lm_head.weight" in tensors ? "lm_head" : "transformer.wte");
     }
 
     /**
-     * {ids, unknown}: unknown are the places, counted in characters, of those without a symbol, which are left out.
+     * {ids, unknown}: characters outside the vocabulary are left out, and `unknown` has their indices.
      *
-     * Character by character, so no text becomes a mark, whose name is longer than one.
+     * Character by character, so no text becomes a special token, whose name is longer than one character.
      */
     encode(text) {
       const ids = [];
       const unknown = [];
-      [...text].forEach((character, place) => {
+      [...text].forEach((character, index) => {
         if (this.idOf.has(character)) ids.push(this.idOf.get(character));
-        else unknown.push(place);
+        else unknown.push(index);
       });
       return { ids, unknown };
     }
 
-    /** The text, in which a mark stands as its name. */
+    /** The text, in which a special token appears as its name. */
     decode(ids) {
-      return Array.from(ids, (id) => this.symbols[id]).join("");
+      return Array.from(ids, (id) => this.vocabulary[id]).join("");
     }
 
     start() {
@@ -122,74 +127,83 @@ const TinyGPT = (() => {
     }
   }
 
-  // ---- one position after the other --------------------------------------------------------------------------------
+  // ---- one position at a time --------------------------------------------------------------------------------------
 
   /**
    * What a model remembers of the tokens that it has read: keys and values of the last block_size positions.
    *
-   * `length` counts the positions read. With rotary positions the memory rolls: position p lies in slot
-   * p % block_size. With learned positions at most block_size can be read, then comes `forget`.
+   * Position p lies in slot p % block_size. `length` counts the positions read; it may exceed block_size only if the
+   * position is relative, otherwise `forget` comes first.
    */
   class State {
     constructor(model) {
-      const { n_embd, n_layer, block_size } = model.config;
+      const { n_embd, n_layer, n_head, block_size } = model.config;
+      const size = n_embd / n_head; // head_dim
       this.model = model;
       this.layers = Array.from({ length: n_layer }, () => ({
         keys: new Float32Array(block_size * n_embd), // (n_head, block_size, head_dim)
         values: new Float32Array(block_size * n_embd),
-        // for token_shift: the first half of what attention and the MLP read at the position before
-        before: [new Float64Array(n_embd >> 1), new Float64Array(n_embd >> 1)],
+        // for token_shift: half of the input of attention and of the MLP at the previous position
+        previous: [new Float64Array(n_embd >> 1), new Float64Array(n_embd >> 1)],
       }));
-      // everything that a step writes, allocated once
+      // working memory, allocated once
       this.x = new Float64Array(n_embd); // the residual stream
       this.normed = new Float64Array(n_embd);
       this.qkv = new Float64Array(3 * n_embd);
-      this.mixed = new Float64Array(n_embd); // what attention has gathered
+      this.heads = Array.from({ length: n_head }, (_, head) =>
+        [0, 1, 2].map((part) => this.qkv.subarray(part * n_embd + head * size, part * n_embd + (head + 1) * size)),
+      ); // the query, key and value of each head: views of qkv
+      this.mixed = new Float64Array(n_embd); // the output of attention
       this.hidden = new Float64Array(model.blocks[0].c_fc.rows);
       this.scores = new Float64Array(block_size);
-      this.angles = new Float64Array(n_embd / model.config.n_head); // cosines, then sines
       this.logits = new Float64Array(model.head.rows);
       this.forget();
     }
 
-    /** Start anew at position 0. */
+    /** Start again at position 0. */
     forget() {
       this.length = 0;
-      this.last = 0; // the token before, for bigrams: symbol 0 stands before the first
+      this.last = 0; // the previous token, for bigram_table: token 0 precedes the first
       this.attention = null;
-      for (const { before } of this.layers) before.forEach((half) => half.fill(0));
+      for (const { previous } of this.layers) previous.forEach((half) => half.fill(0));
+    }
+
+    /** Whether no further token can be read before `forget`. */
+    isFull() {
+      return !this.model.position.relative && this.length >= this.model.config.block_size;
     }
 
     /**
-     * Read one more token; returns the logits of the next, a new Float32Array (V).
+     * Read one more token; returns the logits of the next one, a new Float32Array (V).
      *
-     * wantAttention: `attention[layer][head]` is then a Float32Array over the positions that were looked at, from the
-     * oldest to this one; it sums to one. Errors: Error for an id that is none, and for a window that is full.
+     * wantAttention: `attention[layer][head]` is then a Float32Array of the weights of the remembered positions, from
+     * the oldest to this one; it sums to one. Errors: Error for an id outside the vocabulary and for a full window.
      */
     read(id, wantAttention = false) {
       const { model, x, normed, hidden } = this;
-      const { config } = model;
-      if (!Number.isInteger(id) || id < 0 || id >= config.vocab_size) throw new Error(`no symbol has the id ${id}`);
-      const rotary = config.position === "rope";
-      if (!rotary && this.length >= config.block_size) throw new Error("the window is full: forget() and read again");
+      const { config, position } = model;
+      if (!Number.isInteger(id) || id < 0 || id >= config.vocab_size) throw new Error(`no token has the id ${id}`);
+      if (this.isFull()) throw new Error("the window is full: forget() and read again");
       this.embed(id);
-      if (rotary) setAngles(this.angles, this.length);
+      // rounded to float32 where Python rounds: at position 10,000 that changes an angle by up to 0.0005
+      const angles = position.frequencies?.map((frequency) => Math.fround(this.length * frequency));
+      const rotation = angles && { cos: angles.map(Math.cos), sin: angles.map(Math.sin) };
       this.attention = wantAttention ? [] : null;
       for (let layer = 0; layer < config.n_layer; layer++) {
         const block = model.blocks[layer];
-        const memory = this.layers[layer];
-        normalise(block.ln_1, x, normed, config.norm);
-        if (config.token_shift) shift(normed, memory.before[0]);
+        const { keys, values, previous } = this.layers[layer];
+        model.normalise(block.ln_1, x, normed);
+        if (config.token_shift) shift(normed, previous[0]);
         multiply(block.c_attn, normed, this.qkv);
-        this.attend(memory);
+        this.attend(keys, values, rotation);
         multiply(block.attn_proj, this.mixed, x, true);
-        normalise(block.ln_2, x, normed, config.norm);
-        if (config.token_shift) shift(normed, memory.before[1]);
+        model.normalise(block.ln_2, x, normed);
+        if (config.token_shift) shift(normed, previous[1]);
         multiply(block.c_fc, normed, hidden);
-        activate(hidden, config.activation);
+        model.activate(hidden);
         multiply(block.mlp_proj, hidden, x, true);
       }
-      normalise(model.ln_f, x, normed, config.norm);
+      model.normalise(model.ln_f, x, normed);
       multiply(model.head, normed, this.logits);
       this.length += 1;
       this.last = id;
@@ -207,60 +221,48 @@ const TinyGPT = (() => {
       }
     }
 
-    /** Each head: softmax(q k / sqrt(head_dim)) v over the positions remembered, this one among them. */
-    attend({ keys, values }) {
-      const { qkv, mixed, scores } = this;
-      const { n_head, n_embd: C, block_size, qk_norm, position } = this.model.config;
-      const size = C / n_head; // head_dim
-      const slot = this.length % block_size;
+    /** Each head: softmax(q k / sqrt(head_dim) + bias) v over the remembered positions, including this one. */
+    attend(keys, values, rotation) {
+      const { mixed, scores } = this;
+      const { config, position } = this.model;
+      const { block_size } = config;
+      const current = this.length % block_size; // slot of this position
       const filled = Math.min(this.length + 1, block_size);
-      const rows = [];
-      for (let head = 0; head < n_head; head++) {
-        const q = head * size;
-        const k = C + q;
-        const v = 2 * C + q;
-        if (qk_norm) {
-          toUnit(qkv, q, size);
-          toUnit(qkv, k, size);
-        }
-        if (position === "rope") {
-          rotate(qkv, q, this.angles);
-          rotate(qkv, k, this.angles);
-        }
+      const rows = this.heads.map(([q, k, v], head) => {
+        const size = q.length; // head_dim
+        if (config.qk_norm) [q, k].forEach((part) => scale(part, part, QK_EPS));
+        if (rotation) [q, k].forEach((part) => rotate(part, rotation));
         const start = head * block_size * size; // of this head's keys and values
-        for (let i = 0; i < size; i++) {
-          keys[start + slot * size + i] = qkv[k + i];
-          values[start + slot * size + i] = qkv[v + i];
-        }
-        for (let past = 0; past < filled; past++) {
-          const key = start + past * size;
+        keys.set(k, start + current * size);
+        values.set(v, start + current * size);
+        for (let slot = 0; slot < filled; slot++) {
+          const key = start + slot * size;
           let sum = 0;
-          for (let i = 0; i < size; i++) sum += qkv[q + i] * keys[key + i];
-          scores[past] = sum / Math.sqrt(size);
+          for (let i = 0; i < size; i++) sum += q[i] * keys[key + i];
+          scores[slot] = sum / Math.sqrt(size);
+          if (position.bias) scores[slot] += position.bias[head][(current - slot + block_size) % block_size];
         }
         softmax(scores, filled);
-        mixed.fill(0, q, q + size);
-        for (let past = 0; past < filled; past++) {
-          const value = start + past * size;
-          for (let i = 0; i < size; i++) mixed[q + i] += scores[past] * values[value + i];
+        const out = mixed.subarray(head * size, (head + 1) * size).fill(0);
+        for (let slot = 0; slot < filled; slot++) {
+          const value = start + slot * size;
+          for (let i = 0; i < size; i++) out[i] += scores[slot] * values[value + i];
         }
-        if (this.attention) {
-          const oldest = this.length + 1 - filled;
-          rows.push(Float32Array.from({ length: filled }, (_, i) => scores[(oldest + i) % block_size]));
-        }
-      }
+        const oldest = this.length + 1 - filled;
+        return this.attention && Float32Array.from({ length: filled }, (_, i) => scores[(oldest + i) % block_size]);
+      });
       if (this.attention) this.attention.push(rows);
     }
   }
 
   /**
-   * W x + b into `out`, or `onto` what is there; W (rows, columns).
+   * W x + b into `out`, or added to `out` if `add`; W (rows, columns).
    *
-   * Nearly all of the time is spent here. Four rows at once: a number of x is loaded for four products, and four sums
-   * need not wait for each other.
+   * Nearly all of the time is spent here. Four rows at once: each element of x is loaded once for four products, and
+   * the four sums do not wait for each other.
    */
-  function multiply({ weight, bias, rows, columns }, x, out, onto = false) {
-    if (!onto) out.fill(0);
+  function multiply({ weight, bias, rows, columns }, x, out, add = false) {
+    if (!add) out.fill(0);
     if (bias) for (let row = 0; row < rows; row++) out[row] += bias[row];
     let row = 0;
     for (; row + 4 <= rows; row += 4) {
@@ -273,11 +275,11 @@ const TinyGPT = (() => {
       let sum2 = 0;
       let sum3 = 0;
       for (let i = 0; i < columns; i++) {
-        const number = x[i];
-        sum0 += weight[w0 + i] * number;
-        sum1 += weight[w1 + i] * number;
-        sum2 += weight[w2 + i] * number;
-        sum3 += weight[w3 + i] * number;
+        const factor = x[i];
+        sum0 += weight[w0 + i] * factor;
+        sum1 += weight[w1 + i] * factor;
+        sum2 += weight[w2 + i] * factor;
+        sum3 += weight[w3 + i] * factor;
       }
       out[row] += sum0;
       out[row + 1] += sum1;
@@ -291,76 +293,56 @@ const TinyGPT = (() => {
     }
   }
 
-  /** LayerNorm, or RMSNorm, which has no mean and no bias, of x into `out`. */
-  function normalise({ weight, bias }, x, out, kind) {
-    const C = x.length;
-    let mean = 0;
-    if (kind === "layernorm") for (let i = 0; i < C; i++) mean += x[i];
-    mean /= C;
+  /** x divided by its root mean square, times weight, plus bias, into `out`. */
+  function scale(x, out, eps, { weight, bias } = {}) {
     let squares = 0;
-    for (let i = 0; i < C; i++) squares += (x[i] - mean) * (x[i] - mean);
-    const scale = 1 / Math.sqrt(squares / C + NORM_EPS);
-    for (let i = 0; i < C; i++) out[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
+    for (let i = 0; i < x.length; i++) squares += x[i] * x[i];
+    const factor = 1 / Math.sqrt(squares / x.length + eps);
+    for (let i = 0; i < x.length; i++) out[i] = x[i] * factor * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
   }
 
-  /** The `size` numbers from `start` on, divided by the root of their mean square. */
-  function toUnit(x, start, size) {
-    let squares = 0;
-    for (let i = start; i < start + size; i++) squares += x[i] * x[i];
-    const scale = 1 / Math.sqrt(squares / size + QK_EPS);
-    for (let i = start; i < start + size; i++) x[i] *= scale;
-  }
+  /** By the names of NORMS in tinygpt/model.py: normalise x into `out`. */
+  const NORMS = {
+    layernorm(parameters, x, out) {
+      const mean = x.reduce((a, b) => a + b) / x.length;
+      for (let i = 0; i < x.length; i++) out[i] = x[i] - mean;
+      scale(out, out, NORM_EPS, parameters);
+    },
+    rmsnorm: (parameters, x, out) => scale(x, out, NORM_EPS, parameters),
+  };
 
-  /** Token shift: the first half of x is swapped with that of the position before, which is what `before` remembers. */
-  function shift(x, before) {
-    for (let i = 0; i < before.length; i++) {
-      const now = x[i];
-      x[i] = before[i];
-      before[i] = now;
-    }
-  }
-
-  /**
-   * Cosines, then sines of the angles by which position p turns its pairs (Su et al. 2021).
-   *
-   * Rounded to float32 where Python rounds, which at position 10,000 moves an angle by up to 0.0005.
-   */
-  function setAngles(angles, p) {
-    const half = angles.length / 2;
-    for (let i = 0; i < half; i++) {
-      const frequency = Math.fround(10000 ** Math.fround(-i / half));
-      const angle = Math.fround(p * frequency);
-      angles[i] = Math.cos(angle);
-      angles[half + i] = Math.sin(angle);
-    }
-  }
-
-  /** Turn each pair (x[i], x[i + head_dim / 2]), counted from `start`: the "half" layout of GPT-NeoX and Llama. */
-  function rotate(x, start, angles) {
-    const half = angles.length / 2;
-    for (let i = 0; i < half; i++) {
-      const a = x[start + i];
-      const b = x[start + half + i];
-      x[start + i] = a * angles[i] - b * angles[half + i];
-      x[start + half + i] = b * angles[i] + a * angles[half + i];
-    }
-  }
-
-  /** gelu, relu2 (the square of what is positive), or swiglu, which leaves its result in the first half. */
-  function activate(x, kind) {
-    if (kind === "swiglu") {
+  /** By the names of ACTIVATIONS in tinygpt/model.py: in place. A gated one leaves its result in the first half. */
+  const ACTIVATIONS = {
+    gelu(x) {
+      for (let i = 0; i < x.length; i++) x[i] *= (1 + erf(x[i] * Math.SQRT1_2)) / 2;
+    },
+    relu2(x) {
+      for (let i = 0; i < x.length; i++) x[i] = Math.max(x[i], 0) ** 2;
+    },
+    swiglu(x) {
       const half = x.length / 2;
       for (let i = 0; i < half; i++) x[i] *= x[half + i] / (1 + Math.exp(-x[i]));
-    } else if (kind === "relu2") {
-      for (let i = 0; i < x.length; i++) x[i] = Math.max(x[i], 0) ** 2;
-    } else {
-      for (let i = 0; i < x.length; i++) x[i] *= (1 + erf(x[i] * Math.SQRT1_2)) / 2;
+    },
+  };
+
+  /** Token shift: swap the first half of x with that of the previous position, which `previous` holds. */
+  function shift(x, previous) {
+    for (let i = 0; i < previous.length; i++) [x[i], previous[i]] = [previous[i], x[i]];
+  }
+
+  /** Rotate each pair (x[i], x[i + head_dim / 2]), as `rotate` of tinygpt/options.py; cos, sin (head_dim). */
+  function rotate(x, { cos, sin }) {
+    const half = x.length / 2;
+    for (let i = 0; i < half; i++) {
+      const [a, b] = [x[i], x[half + i]];
+      x[i] = a * cos[i] + b * sin[i];
+      x[half + i] = b * cos[half + i] + a * sin[half + i];
     }
   }
 
   /**
-   * The error function, within 1e-10: 2 / sqrt(pi) exp(-z^2) (z + 2 z^3 / 3 + 4 z^5 / (3 5) + ...), which is Abramowitz
-   * and Stegun's 7.1.6. Its terms have one sign, so none are lost to rounding. Beyond 5 it is one within 2e-12.
+   * The error function, within 1e-10: 2 / sqrt(pi) exp(-z^2) (z + 2 z^3 / 3 + 4 z^5 / (3 5) + ...), formula 7.1.6 of
+   * Abramowitz and Stegun. All terms have one sign, so rounding cancels none. Beyond 5 it is one within 2e-12.
    */
   function erf(z) {
     if (Math.abs(z) > 5) return Math.sign(z);
@@ -372,7 +354,7 @@ const TinyGPT = (() => {
     return (2 / Math.sqrt(Math.PI)) * Math.exp(-z * z) * sum;
   }
 
-  /** The first `count` numbers, in place, to a distribution. The largest is taken off first, so none overflows. */
+  /** Turn the first `count` scores into a distribution, in place. Subtracting the largest avoids overflow. */
   function softmax(x, count = x.length) {
     let largest = -Infinity;
     for (let i = 0; i < count; i++) largest = Math.max(largest, x[i]);
@@ -385,14 +367,14 @@ const TinyGPT = (() => {
     return x;
   }
 
-  // ---- a text longer than the window -------------------------------------------------------------------------------
+  // ---- a text longer than the context window -----------------------------------------------------------------------
 
   /**
-   * A text and the logits of what follows it, as `generate` of tinygpt/generate.py has them: of a long text the last
-   * block_size tokens are read; when a window of learned positions is full, it is filled anew with its last half.
+   * A text and the logits of its next token, as in `generate` of tinygpt/sample.py: only the last block_size tokens are
+   * read, and a full window that cannot move is filled again with its last half.
    */
   class Reader {
-    /** Errors: Error for no ids: a model predicts from something. */
+    /** Errors: Error for an empty list of ids: a prediction needs a token. */
     constructor(model, ids) {
       if (!ids.length) throw new Error("there is nothing to read: give at least one id");
       this.model = model;
@@ -403,14 +385,10 @@ const TinyGPT = (() => {
 
     /** Append one id, and read it. */
     push(id) {
-      const { config } = this.model;
+      const full = this.state.isFull();
       this.ids.push(id);
-      if (config.position === "rope" || this.state.length < config.block_size) {
-        this.logits = this.state.read(id);
-      } else {
-        this.state.forget();
-        this.readLast(Math.max(1, config.block_size >> 1));
-      }
+      if (full) this.state.forget();
+      this.readLast(full ? Math.max(1, this.model.config.block_size >> 1) : 1);
     }
 
     readLast(count) {
@@ -421,21 +399,21 @@ const TinyGPT = (() => {
   // ---- the next token ----------------------------------------------------------------------------------------------
 
   /**
-   * Logits to distributions, one after each stage: {raw, temperature, topK, topP}, each a Float64Array (V).
+   * The distribution after each stage: {raw, temperature, topK, topP}, each a Float64Array (V).
    *
-   * raw is the model's own; the last is the one to draw from. Temperature 0 puts everything on the likeliest; topK
-   * keeps the k likeliest (0: all) and what ties with the last of them; topP keeps the fewest that reach p (nucleus
-   * sampling, Holtzman et al. 2020).
+   * `raw` is the model's own; `topP`, the last stage, is the one to draw from. Temperature 0 is greedy decoding; topK
+   * keeps the k most probable tokens (0: all) and those that tie with the last of them; topP keeps the fewest tokens
+   * whose probabilities reach p (nucleus sampling, Holtzman et al. 2020).
    */
   function probabilities(logits, { temperature = 1, topK = 0, topP = 1 } = {}) {
     const raw = softmax(new Float64Array(logits));
     const largest = logits.reduce((a, b) => Math.max(a, b));
     if (temperature === 0) {
-      const likeliest = new Float64Array(logits.length);
-      likeliest[logits.indexOf(largest)] = 1;
-      return { raw, temperature: likeliest, topK: likeliest.slice(), topP: likeliest.slice() };
+      const greedy = new Float64Array(logits.length);
+      greedy[logits.indexOf(largest)] = 1;
+      return { raw, temperature: greedy, topK: greedy.slice(), topP: greedy.slice() };
     }
-    // rounded to float32 as in Python: what ties there ties here; from the top, so that a tiny temperature fits too
+    // rounded to float32 as in Python, so that the same tokens tie; a tiny temperature needs the largest at 0
     const top = temperature < 1e-3 ? largest : 0;
     const divisor = Math.max(temperature, 1e-30);
     const scaled = Float64Array.from(logits, (logit) => Math.fround(Math.fround(logit - top) / divisor));
@@ -449,23 +427,23 @@ const TinyGPT = (() => {
   }
 
   /**
-   * The likeliest tokens that together reach p, the others 0; the first always stays.
+   * The most probable tokens that together reach p, the others 0; the first is always kept.
    *
-   * Whether p is reached is asked in float32, as in Python: of ten equal chances p = 0.9 keeps nine in both, and of
+   * Float32 decides whether p is reached, as in Python: of ten equal probabilities p = 0.9 keeps nine in both, and of
    * three p = 2/3 keeps all.
    */
-  function nucleus(chances, p) {
-    const kept = new Float64Array(chances.length);
+  function nucleus(distribution, p) {
+    const kept = new Float64Array(distribution.length);
     let sum = 0;
-    for (const id of [...chances.keys()].sort((a, b) => chances[b] - chances[a])) {
-      const chance = Math.fround(chances[id]);
-      const before = Math.fround(Math.fround(sum + chance) - chance);
+    for (const id of [...distribution.keys()].sort((a, b) => distribution[b] - distribution[a])) {
+      const probability = Math.fround(distribution[id]);
+      const before = Math.fround(Math.fround(sum + probability) - probability);
       if (sum > 0 && before >= Math.fround(p)) break;
-      kept[id] = chances[id];
-      sum += chance;
+      kept[id] = distribution[id];
+      sum += probability;
     }
     const total = kept.reduce((a, b) => a + b);
-    return kept.map((chance) => chance / total);
+    return kept.map((probability) => probability / total);
   }
 
   /** Numbers in [0, 1), the same for the same seed: Tommy Ettinger's Mulberry32 (2017), of period 2^32. */
@@ -479,18 +457,19 @@ const TinyGPT = (() => {
     };
   }
 
-  /** The id at which the chances p, added up, pass u in [0, 1). */
+  /** The first id at which the cumulative sum of the distribution p exceeds u, in [0, 1). */
   function draw(p, u) {
     let sum = 0;
     let last = 0;
     for (let id = 0; id < p.length; id++) {
-      if (p[id] > 0) last = id; // the sum may end a rounding error below u
+      if (p[id] > 0) last = id; // rounding may leave the sum of all below u
       sum += p[id];
       if (u < sum) return id;
     }
     return last;
   }
 
+  const load = (packed) => new Model(packed);
   return { load, probabilities, random, draw };
 })();
 

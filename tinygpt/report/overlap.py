@@ -1,10 +1,10 @@
-"""Which stretches of a text stand word for word in another: how a sample shows that a model has memorised.
+"""Find quotations: stretches of a text that occur word for word in the training text, which a model has memorised.
 
-Chance makes short stretches equal; from about 20 characters on, they are quotations.
+Short stretches are equal by chance. From about 20 characters on, they are quotations.
 
     training = Training(text)
     training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters and more
-    training.share(sample)          # of the sample's windows of 20 characters, those that stand in the text
+    training.share(sample)          # fraction of the sample's windows of 20 characters that are in the text
 """
 
 import itertools
@@ -19,15 +19,15 @@ CHUNK = 1 << 22  # windows at a time, so that a large text takes 100 MB and not 
 
 
 class Training:
-    """A text to look others up in."""
+    """A text in which others are looked up."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def seen(self, text: str) -> np.ndarray:
-        """Whether each window of SHORTEST characters stands in the training text: bool, (len(text) - 19,).
+        """Whether each window of SHORTEST characters is in the training text: bool, (len(text) - 19,).
 
-        Both sides' windows are hashed; what is equal there is looked up, since hashes can agree by accident.
+        The windows of both texts are hashed. Equal hashes are compared by their text, since hashes can collide.
         """
         wanted = window_hashes(code_points(text))
         order = np.argsort(wanted)
@@ -44,7 +44,7 @@ class Training:
         return seen
 
     def stretches(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of each stretch of SHORTEST or more that cannot be made longer at either end, in order."""
+        """Start and end of each quotation of SHORTEST or more characters that cannot be extended, in order."""
         found: list[tuple[int, int]] = []
         end = 0
         for start in np.flatnonzero(self.seen(text)).tolist():
@@ -56,13 +56,13 @@ class Training:
         return found
 
     def share(self, *texts: str) -> float:
-        """Of all windows of SHORTEST characters in the texts, those that stand in the training text; nan for none."""
+        """Fraction of all windows of SHORTEST characters that are in the training text; nan without a window."""
         seen = np.concatenate([self.seen(text) for text in texts]) if texts else np.zeros(0)
         return float(seen.mean()) if len(seen) else float("nan")
 
 
 def window_hashes(codes: np.ndarray) -> np.ndarray:
-    """A polynomial modulo 2^64 for each window: uint64, (max(len(codes) - 19, 0),)."""
+    """Hash each window by a polynomial modulo 2^64: uint64, (max(len(codes) - 19, 0),)."""
     length = max(len(codes) - SHORTEST + 1, 0)
     hashes = np.zeros(length, dtype=np.uint64)
     for offset in range(SHORTEST):
@@ -72,7 +72,7 @@ def window_hashes(codes: np.ndarray) -> np.ndarray:
 
 
 def marked(text: str, stretches: list[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether it lies in one of the stretches (which may overlap)."""
+    """Cut the text into pieces, each with whether it lies in one of the stretches, which may overlap."""
     inside = np.zeros(len(text) + 1, dtype=bool)
     for start, end in stretches:
         inside[start:end] = True

@@ -1,11 +1,9 @@
-// What the page does: the text box with the live model, attention, ids, samples, and the guesses at a passage.
+// The interactive parts of the page. `TinyGPT` (model.js) knows ids and logits; this file knows the page. Everything
+// shown is inserted as text, never as HTML.
 //
-// `TinyGPT` (model.js) knows ids and numbers; this file knows the page. Everything that is shown is put in as text,
-// never as HTML. The parts:
-//
-//   Samples     a slider over the steps                  Box         text, buttons, bars (one state: `reader`)
-//   Loss        what the model guessed at a character    Attention   thumbnails, one head, one character
-//   Numbers     the ids of the text in the box
+//   samples     a slider over the steps                    text box    buttons and bars of the next token (`reader`)
+//   loss        the prediction of one character            attention   all heads, one head, one character
+//   numbers     the ids of the text in the box
 
 (() => {
   "use strict";
@@ -23,10 +21,10 @@
     return element;
   }
 
-  /** How a symbol is shown where it stands alone. */
-  function shown(symbol) {
+  /** A token as it is shown by itself. */
+  function shown(token) {
     const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
-    return names[symbol] || symbol.replace(/^<\|(.+)\|>$/, "$1");
+    return names[token] || token.replace(/^<\|(.+)\|>$/, "$1");
   }
 
   // ---- samples over training ---------------------------------------------------------------------------------------
@@ -42,13 +40,13 @@
     choose();
   }
 
-  // ---- where the loss comes from -----------------------------------------------------------------------------------
+  // ---- the prediction of each character ----------------------------------------------------------------------------
 
-  function showGuesses() {
+  function showPredictions() {
     for (const passage of document.querySelectorAll(".cells")) {
       const cells = data.cells[passage.dataset.split];
-      const places = [...passage.querySelectorAll("span[data-i]")].filter((span) => cells[span.dataset.i]);
-      let at = places[0];
+      const characters = [...passage.querySelectorAll("span[data-i]")].filter((span) => cells[span.dataset.i]);
+      let at = characters[0];
       const choose = (span) => {
         for (const old of document.querySelectorAll(".cells .at")) old.classList.remove("at");
         at.tabIndex = -1;
@@ -59,63 +57,63 @@
       };
       if (at) at.tabIndex = 0;
       for (const type of ["pointerover", "focusin", "click"]) {
-        passage.addEventListener(type, ({ target }) => places.includes(target) && choose(target));
+        passage.addEventListener(type, ({ target }) => characters.includes(target) && choose(target));
       }
       passage.addEventListener("keydown", (event) => {
-        const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 20, ArrowUp: -20 }[event.key];
-        if (!by) return;
+        const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 20, ArrowUp: -20 }[event.key];
+        if (!steps) return;
         event.preventDefault();
-        choose(places[clamp(places.indexOf(at) + by, 0, places.length - 1)]);
+        choose(characters[clamp(characters.indexOf(at) + steps, 0, characters.length - 1)]);
         at.focus();
       });
     }
   }
 
   function describe(text, [rank, p, loss, top]) {
-    const others = top.map(([symbol, chance]) => [" ", make("b", {}, shown(symbol)), ` ${percent(chance)}`]);
+    const others = top.map(([token, chance]) => [" ", make("b", {}, shown(token)), ` ${percent(chance)}`]);
     $("guess").replaceChildren(
       make("b", {}, shown(text)),
       ` had a probability of ${percent(p)}, rank ${rank}: a loss of ${loss.toFixed(2)} nats.`,
       make("br", {}),
-      "The likeliest:",
+      "Most probable:",
       ...others.flat(),
     );
   }
 
   if ($("moments")) showSamples();
-  if ($("guess")) showGuesses();
+  if ($("guess")) showPredictions();
   if (!data.model) return;
 
   // ---- type here ---------------------------------------------------------------------------------------------------
 
-  const MOST_BARS = 10; // characters with bars of their own; the others share one
-  const FRAME = 14; // milliseconds of a frame that go into new text
+  const MOST_BARS = 10; // tokens with a bar each; the others share one
+  const FRAME = 14; // milliseconds of each frame spent on new text
   const model = TinyGPT.load(data.model);
-  const marks = model.special;
+  const special = model.special;
   const box = $("text");
   const random = TinyGPT.random(1337);
-  const history = []; // texts to go back to
-  let caret = box.value.length; // of our own: a browser forgets a box's when another element is pressed
-  let reader = null; // has read what stands before the cursor
+  const history = []; // earlier texts, for Back
+  let caret = box.value.length; // kept here: a browser forgets a box's when another element is pressed
+  let reader = null; // has read the text before the cursor
   let running = false;
 
-  /** The ids that stand before the cursor, and what of the text has no id. */
+  /** {ids, unknown} of the text before `end`, in the format of prompts and responses if the model answers prompts. */
   function idsBefore(end) {
     const { ids, unknown } = model.encode(box.value.slice(0, end));
     if (!data.answers) return { ids: ids.length ? ids : [lineStart()], unknown };
     const prompt = model.encode($("prompt").value.trim());
-    return { ids: [marks["<|prompt|>"], ...prompt.ids, marks["<|response|>"], ...ids], unknown: [...prompt.unknown, ...unknown] };
+    return { ids: [special["<|prompt|>"], ...prompt.ids, special["<|response|>"], ...ids], unknown: [...prompt.unknown, ...unknown] };
   }
 
-  /** What an empty text stands for: a line's start. */
+  /** The id that stands for an empty text: a newline. */
   const lineStart = () => model.encode("\n").ids[0] ?? 0;
 
-  /** Let the reader read what is new; where the text has changed before that, or a lot is new, the last window again. */
+  /** Read only the new ids if they follow those already read and fit a window; otherwise read the last window again. */
   function read(ids) {
-    const known = reader ? reader.ids : [];
-    const more = ids.length - known.length;
-    const goesOn = reader && more >= 0 && more <= model.config.block_size;
-    if (goesOn && known.every((id, place) => id === ids[place])) ids.slice(known.length).forEach((id) => reader.push(id));
+    const known = reader?.ids ?? [];
+    const added = ids.slice(known.length);
+    const follows = reader && added.length <= model.config.block_size && known.every((id, index) => id === ids[index]);
+    if (follows) added.forEach((id) => reader.push(id));
     else reader = model.reader(ids);
   }
 
@@ -130,12 +128,12 @@
     read(ids);
     drawBars();
     const inside = caret < box.value.length;
-    $("note").textContent = inside ? "The bars are for the place of the cursor; a new character takes the place of what follows it." : "";
-    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s" : ""} that the model does not know left out.`;
+    $("note").textContent = inside ? "The bars show predictions at the place of the cursor; a new character replaces the text after it." : "";
+    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s" : ""} that the model does not know: left out.`;
     later();
   }
 
-  /** The next character's probabilities, stage by stage. */
+  /** The next token's probabilities after each stage. */
   function drawBars() {
     const stages = TinyGPT.probabilities(reader.logits, choice());
     const columns = [stages.raw, stages.temperature, stages.topK, stages.topP, stages.topP];
@@ -149,7 +147,7 @@
       return make("tr", { class: name }, make("th", { scope: "row" }, head), ...cells);
     };
     const rows = ids.slice(0, MOST_BARS).map((id) => {
-      const button = make("button", { type: "button", "data-id": id, "aria-label": `take ${shown(model.symbols[id])}` }, shown(model.symbols[id]));
+      const button = make("button", { type: "button", "data-id": id, "aria-label": `take ${shown(model.vocabulary[id])}` }, shown(model.vocabulary[id]));
       return row(button, "", columns.map((p) => p[id]));
     });
     const others = ids.slice(MOST_BARS);
@@ -175,29 +173,29 @@
     box.scrollTop = box.scrollHeight;
   };
 
-  /** Put new text at the cursor; what followed it goes. */
+  /** Insert text at the cursor, and delete what follows. */
   const put = (text) => write(box.value.slice(0, caret) + text);
 
-  /** Let the reader take one character; its symbol, or nothing for the end of a response. */
+  /** Read one token; returns it, or an empty text at the end of a response. */
   function take(id) {
-    if (id === marks["<|end|>"]) return "";
+    if (id === special["<|end|>"]) return "";
     reader.push(id);
-    return model.symbols[id];
+    return model.vocabulary[id];
   }
 
-  /** One character from the place of the cursor on: the one that `choose` gives, once what is before it was read. */
+  /** Add the token that `choose` returns at the cursor. */
   function step(choose) {
     remember();
     read(idsBefore(caret).ids);
-    const symbol = take(choose());
-    put(symbol);
-    $("speed").textContent = symbol ? "" : "the response ends here";
+    const token = take(choose());
+    put(token);
+    $("speed").textContent = token ? "" : "the response ends here";
     refresh();
   }
 
   const draw = () => TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
 
-  /** Write on, a few characters a frame, until stopped. */
+  /** Continue the text, a few tokens per frame, until stopped. */
   function run() {
     remember();
     read(idsBefore(caret).ids);
@@ -206,15 +204,15 @@
     setRunning(true);
     const frame = () => {
       const until = performance.now() + FRAME;
-      let text = ""; // put in once a frame: a box that grows is laid out anew each time
+      let text = ""; // inserted once per frame: each insertion lays out the box again
       while (running && performance.now() < until) {
-        const symbol = take(draw());
-        if (!symbol) setRunning(false);
+        const token = take(draw());
+        if (!token) setRunning(false);
         else made += 1;
-        text += symbol;
+        text += token;
       }
       put(text);
-      $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters a second`;
+      $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters per second`;
       if (running) {
         drawBars();
         requestAnimationFrame(frame);
@@ -263,7 +261,7 @@
   const WINDOW = Math.min(64, model.config.block_size); // characters that are shown
   const { n_layer, n_head } = model.config;
   const chosen = { layer: 0, head: 0 };
-  let seen = { ids: [], weights: [] }; // weights[position][layer][head]: over the positions up to this one
+  let seen = { ids: [], weights: [] }; // weights[position][layer][head]: of the positions up to this one
 
   function look() {
     const ids = idsBefore(box.value.length).ids.slice(-WINDOW);
@@ -288,7 +286,7 @@
     context.fillStyle = colour;
     seen.weights.forEach((position, row) =>
       position[layer][head].forEach((weight, column) => {
-        context.globalAlpha = Math.sqrt(weight); // small weights would not be seen otherwise
+        context.globalAlpha = Math.sqrt(weight); // makes small weights visible
         context.fillRect(column, row, 1, 1);
       }),
     );
@@ -303,9 +301,9 @@
     $("which").textContent = `Layer ${layer + 1}, head ${head + 1}`;
     $("matrix").setAttribute("aria-label", `Weights of layer ${layer + 1}, head ${head + 1}`);
     const spans = seen.ids.map((id, place) => {
-      const text = model.symbols[id];
-      const isMark = Object.values(marks).includes(id);
-      return make("span", { tabindex: 0, "data-place": place }, isMark ? `[${shown(text)}]` : text === "\n" ? "↵\n" : text);
+      const text = model.vocabulary[id];
+      const isSpecial = Object.values(special).includes(id);
+      return make("span", { tabindex: 0, "data-place": place }, isSpecial ? `[${shown(text)}]` : text === "\n" ? "↵\n" : text);
     });
     $("looked").replaceChildren(...spans);
     if (spans.length) lookFrom(spans.length - 1);
@@ -318,8 +316,8 @@
       span.classList.toggle("from", index === place);
     });
     const most = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3);
-    const name = (index) => `“${shown(model.symbols[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} before)`} ${percent(row[index])}`;
-    $("looks").textContent = `“${shown(model.symbols[seen.ids[place]])}” looks mostly at ${most.map(name).join(", ")}.`;
+    const name = (index) => `“${shown(model.vocabulary[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} before)`} ${percent(row[index])}`;
+    $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” looks mostly at ${most.map(name).join(", ")}.`;
   }
 
   $("heads").style.setProperty("--heads", n_head);
@@ -347,16 +345,16 @@
     const prompt = data.answers ? ["<|prompt|>", ...$("prompt").value.trim(), "<|response|>"] : [];
     const unknown = new Set();
     const items = [...prompt, ...box.value].slice(-MOST_IDS).map((character) => {
-      const id = marks[character] ?? model.encode(character).ids[0]; // a mark is longer than any character
+      const id = special[character] ?? model.encode(character).ids[0]; // a special token's name is longer than a character
       if (id === undefined) unknown.add(character);
       return make("li", id === undefined ? { class: "unknown" } : {}, shown(character), make("small", {}, id ?? "none"));
     });
     $("ids").replaceChildren(...items);
     const left = [...unknown].map((character) => `${shown(character)} (U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`);
-    $("unknown").textContent = left.length ? `The model has no symbol for ${left.join(", ")}: left out.` : `All of these are among the model's ${model.symbols.length} symbols.`;
+    $("unknown").textContent = left.length ? `Not in the model's vocabulary: ${left.join(", ")}. Left out.` : `All of these are in the model's vocabulary of ${model.vocabulary.length} tokens.`;
   }
 
-  /** Attention and ids follow the text when it has been still for a moment. */
+  /** Update attention and ids 200 ms after the last change of the text. */
   let timer = 0;
   function later() {
     clearTimeout(timer);
@@ -367,6 +365,6 @@
     }, 200);
   }
 
-  $("top-k").max = Math.min(model.symbols.length, 40);
+  $("top-k").max = Math.min(model.vocabulary.length, 40);
   refresh();
 })();

@@ -1,7 +1,8 @@
-"""A model and its symbols as one JSON object, for the plain-JavaScript model of `model.js`, which explains the format.
+"""Pack a model and its vocabulary into one JSON object for `model.js`, which explains the format.
 
-Half precision halves the page. On 3,200 characters of Tiny Shakespeare it moves the logits of the shakespeare_char
-model by 0.008 at most and a chance by 0.002; those of a fine-tuned one, which is surer of itself, by 0.07 and 0.012.
+Half precision halves the page. On 3,200 characters of Tiny Shakespeare it changes the logits of the shakespeare_char
+model by at most 0.008 and a probability by 0.002; those of a fine-tuned model, which is more confident, by 0.07 and
+0.012.
 
     packed = pack(checkpoint.build_model(), tokenizer)
     json.dumps(packed)                                # 2.2 MB for 0.8 M parameters
@@ -9,6 +10,7 @@ model by 0.008 at most and a chance by 0.002; those of a fine-tuned one, which i
 
 import base64
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -16,42 +18,47 @@ import torch
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.finetune import lora
-from tinygpt.model import GPT
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import Position
 
-PACKED_FORMAT = 1
+# What model.js implements: every value of some fields of GPTConfig, these values of others, else the default alone.
+EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
+EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift"}
+VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swiglu"}}
 
 
 def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
-    """Plain types only. `half`: float16, unless a weight is too large for it; otherwise float32.
+    """Pack the weights as plain types. `half`: float16, unless a weight is too large for it; otherwise float32.
 
-    Rows that belong to no symbol (a padded vocabulary) are left out, so no such id can be drawn.
+    The rows of a padded vocabulary that belong to no token are left out, so that no such id can be drawn.
 
-    Errors: TinyGPTError for a model of GPT-2's tokens, for one with adapters beside its weights, for one with fewer
-    symbols than its tokenizer, and for weights that are not finite.
+    Errors: TinyGPTError for a model with GPT-2's tokenizer, for an option that model.js does not implement, for a model
+    with LoRA adapters, for one with fewer tokens than its tokenizer, and for weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
             "the model in the page reads characters, and this one GPT-2's tokens",
             "prepare the text with --tokenizer=char, and train on that",
         )
+    require_implemented(model.config)
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     if lora.is_adapted(weights):
-        raise TinyGPTError("the model has adapters beside its weights", "tinygpt merge makes one of both")
-    padded, symbols = model.config.vocab_size, tokenizer.vocab_size
-    if symbols > padded:
-        raise TinyGPTError(f"the model has {padded} symbols, its tokenizer {symbols}", "use the tokenizer of its run")
+        raise TinyGPTError("the model has adapters next to its weights", "merge them first: tinygpt merge")
+    padded, size = model.config.vocab_size, tokenizer.vocab_size
+    if size > padded:
+        raise TinyGPTError(f"the model has {padded} tokens, its tokenizer {size}", "use the tokenizer of its run")
     if model.config.tie_weights:
-        del weights["lm_head.weight"]  # the same numbers as transformer.wte.weight
+        del weights["lm_head.weight"]  # the same tensor as transformer.wte.weight
     for name in {"transformer.wte.weight", "lm_head.weight"} & weights.keys():
-        weights[name] = weights[name][:symbols]
-    if model.config.bigram_table:  # rows of pairs: (before, token)
+        weights[name] = weights[name][:size]
+    if model.config.bigram_table:  # rows of pairs: (token before, token)
         pairs = weights["transformer.wbe.weight"].view(padded, padded, -1)
-        weights["transformer.wbe.weight"] = pairs[:symbols, :symbols].flatten(0, 1)
+        weights["transformer.wbe.weight"] = pairs[:size, :size].flatten(0, 1)
 
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if not numbers.isfinite().all():
         raise diverged("the model's weights are", numbers[~numbers.isfinite()][0].item())
-    if half and numbers.half().isfinite().all():  # beyond 65,504 it would be infinite: then rather a larger page
+    if half and numbers.half().isfinite().all():  # float16 ends at 65,504
         numbers = numbers.half()
     tensors, offset = {}, 0
     for name, weight in weights.items():
@@ -59,11 +66,47 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
         offset += weight.numel()
     little_endian = numbers.numpy().astype(numbers.numpy().dtype.newbyteorder("<"))
     return {
-        "format": PACKED_FORMAT,
-        "dtype": str(numbers.dtype).removeprefix("torch."),
-        "config": dataclasses.asdict(model.config) | {"vocab_size": symbols},
-        "symbols": tokenizer.symbols,
+        "config": dataclasses.asdict(model.config) | {"vocab_size": size},
+        "position": pack_position(model),
+        "vocabulary": tokenizer.symbols,
         "special": tokenizer.special,
+        "dtype": str(numbers.dtype).removeprefix("torch."),
         "tensors": tensors,
         "data": base64.b64encode(little_endian.tobytes()).decode(),
     }
+
+
+def require_implemented(config: GPTConfig) -> None:
+    """Errors: TinyGPTError for an option that model.js does not implement."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in EVERY_VALUE and value not in VALUES.get(field.name, {field.default}):
+            what = f"{field.name}={value} is not implemented in the page's JavaScript"
+            raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
+
+
+def pack_position(model: GPT) -> dict[str, Any]:
+    """What model.position computes, as numbers: each channel's angle per position, and the bias by distance."""
+    distances = torch.arange(model.config.block_size)
+    bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size)
+    return {
+        "relative": model.position.relative,
+        "frequencies": frequencies(model.position),
+        "bias": None if bias is None else bias[:, 0].tolist(),
+    }
+
+
+def frequencies(position: Position) -> list[float] | None:
+    """By how many radians per position each channel is rotated, within 1e-10; None for no rotation.
+
+    Angles are known up to full turns: that at position 1 gives an estimate, which those at 2, 4, ... 1024 refine.
+    """
+    found = torch.zeros(position.head_dim, dtype=torch.float64)
+    for step in 2 ** torch.arange(11):
+        rotation = position.rotation(step[None])
+        if rotation is None:
+            return None
+        cos, sin = rotation[:, 0].double()
+        error = torch.atan2(sin, cos) - step * found
+        found += (torch.remainder(error + math.pi, 2 * math.pi) - math.pi) / step
+    return found.float().tolist()

@@ -75,14 +75,6 @@ def has_bfloat16(gpu: torch.device) -> bool:
     return bool(torch.version.hip) or torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
-def adamw_scales_gradients(device: torch.device) -> bool:
-    """Return whether torch's fused AdamW divides the gradients by `grad_scale` on this device.
-
-    On MPS, AdamW ignores `grad_scale` before torch 2.13.
-    """
-    return device.type != "mps"
-
-
 def has_float64(device: torch.device) -> bool:
     """Return whether the device supports float64. MPS does not, so float64 values are moved to the CPU."""
     return device.type != "mps"

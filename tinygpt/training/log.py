@@ -5,6 +5,7 @@ metrics.jsonl holds one object a line: `kind` (train, eval, sample, diverged), `
 `prompt`, or `reason`.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, replacing, strict_json, writing
+from tinygpt.files import RUN_AGAIN, file_error, replacing, strict_json, writing
 
 
 class RunLog:
@@ -55,10 +56,14 @@ class RunLog:
         hidden = not self.active or self.quiet or None  # None: on a terminal only
         self._bar = tqdm(total=total, initial=first, unit="it", disable=hidden, leave=False, dynamic_ncols=True)
 
-    def advance(self, **shown: str) -> None:
+    def advance(self) -> None:
+        """Move the progress bar by an iteration."""
         self._bar.update()
-        if shown and not self._bar.disable:
-            self._bar.set_postfix(shown, refresh=False)
+
+    def show(self, **values: str) -> None:
+        """Show values beside the progress bar."""
+        if not self._bar.disable:
+            self._bar.set_postfix(values, refresh=False)
 
     def say(self, text: str, always: bool = False) -> None:
         """Print a line above the progress bar; with --quiet, only if `always`.
@@ -97,9 +102,11 @@ class RunLog:
 class Pace:
     """Training speed over the iterations since the last measurement: their own time, without evaluations and saves."""
 
+    SETTLE, MEASURE = 5, 20  # iterations: the first ones are slower, the next ones tell how long the run will take
+
     def __init__(self) -> None:
         self.tokens, self.seconds, self.tokens_per_second = 0, 0.0, 0.0
-        self.total = 0.0  # seconds of all iterations
+        self.total = self.settled = 0.0  # seconds: of all iterations, of the first ones
 
     def add(self, tokens: int, seconds: float) -> None:
         """Count an iteration."""
@@ -107,10 +114,20 @@ class Pace:
         self.seconds += seconds
         self.total += seconds
 
-    def measure(self) -> None:
-        """Set `tokens_per_second`, and begin anew."""
+    def measure(self) -> int:
+        """Set `tokens_per_second`, return it rounded, and begin anew."""
         self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
+        return round(self.tokens_per_second)
+
+    def expected(self, done: int, left: int) -> str:
+        """How long the `left` iterations will take, said once, after `done` iterations of this session."""
+        if done == self.SETTLE:
+            self.settled = self.total
+        if done != self.SETTLE + self.MEASURE:
+            return ""
+        each = (self.total - self.settled) / self.MEASURE
+        return f"expected:    {each * left / 60:.1f} minutes for {left:,} more iterations ({each * 1000:.1f} ms each)"
 
 
 def import_wandb() -> Any:
@@ -132,13 +149,18 @@ def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics.jsonl, as dicts; lines that are not are left out."""
-    entries = []
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+    """Read the intact lines of a run's metrics.jsonl: objects with a `kind` and a `step`. Other lines are left out.
+
+    Errors: TinyGPTError for a folder without the file.
+    """
+    path, entries = folder / "metrics.jsonl", []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise file_error(path, error, "give the folder of a run, the one that has metrics.jsonl in it") from None
+    for line in lines:
+        with contextlib.suppress(ValueError):
             entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
-    return entries
+            if isinstance(entry, dict) and isinstance(entry.get("kind"), str) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return [entry for entry in entries if 0 <= entry["step"] < 1 << 53]

@@ -1,125 +1,170 @@
-"""AdamW or Muon on the flat float32 weights.
+"""Optimizers: AdamW, or Muon for the blocks' matrices, out of torch.optim; and the state that a checkpoint keeps.
 
-optimizer = Optimizer(mixed, config)
-optimizer.set_learning_rate(learning_rate(step, config))
-loss.backward(); norm = optimizer.clip(); optimizer.update()
+    optimizer = TorchOptimizer(model, config, compute)
+    optimizer.set_learning_rate(learning_rate(step, config))
+    optimizer.backward(loss)
+    norm = optimizer.clip()
+    optimizer.update()
+
+Matrices and embeddings are decayed, vectors (biases, norms) are not: Devlin et al. 2019, GPT-3, nanoGPT. The state is
+kept by parameter name, so that it does not depend on which implementation wrote it (fast/optimizer.py is the other).
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.muon import Muon
-from tinygpt.fast.weights import EMBEDDING, MATRIX, VECTOR, MixedPrecision
-from tinygpt.training.device import adamw_scales_gradients
+from tinygpt.model import GPT, MATRIX, VECTOR, kind
+from tinygpt.training.device import Compute
+
+MOMENTUM = 0.95  # Muon's
 
 
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019) on stretches of one flat tensor: torch's fused kernel.
-
-    Not through torch.optim.AdamW: the first use of any torch.optim.Optimizer imports PyTorch's compiler, which takes
-    1.4 s and 70 MB, a tenth of a short run.
-    """
-
-    def __init__(self, weights: list[Tensor], decays: list[float], betas: tuple[float, float]) -> None:
-        self.weights, self.decays, self.betas = weights, decays, betas
-        self.exp_avg = [torch.zeros_like(weight) for weight in weights]
-        self.exp_avg_sq = [torch.zeros_like(weight) for weight in weights]
-        self.steps = [torch.zeros((), device=weight.device) for weight in weights]
-
-    @torch.no_grad()
-    def step(self, gradients: list[Tensor], lr: float, divide_by: Tensor | None = None) -> None:
-        """Update the weights, with the gradients divided by `divide_by`: in the fused kernel where it supports that."""
-        beta1, beta2 = self.betas
-        if divide_by is not None and not adamw_scales_gradients(divide_by.device):
-            gradients, divide_by = [gradient / divide_by for gradient in gradients], None
-        for index, decay in enumerate(self.decays):
-            w, g, m, v, step = (
-                [tensors[index]] for tensors in (self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.steps)
-            )
-            adamw(
-                w, g, m, v, [], step, fused=True, amsgrad=False, maximize=False,
-                beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=1e-8, grad_scale=divide_by,
-            )  # fmt: skip
-
-
-class Optimizer:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for embeddings, head and
-    vectors.
-
-    Matrices and embeddings are decayed, vectors (biases, norms) are not: Devlin et al. 2019, GPT-3, nanoGPT. The
-    weights of each kind lie side by side in the flat tensor, so AdamW is one kernel for those decayed and one for the
-    rest.
-    """
-
-    def __init__(self, mixed: MixedPrecision, config: TrainConfig) -> None:
-        self.mixed, self.config, self.rate = mixed, config, config.learning_rate
-        flat, wd = mixed.flat.detach(), config.weight_decay
-        self.muon: Muon | None = None
-        decayed = [MATRIX, EMBEDDING]
-        if config.optimizer == "muon" and (place := mixed.place_of(MATRIX)):
-            self.muon_place, decayed = place, [EMBEDDING]
-            shapes = [shape for name, shape in mixed.shapes.items() if mixed.kinds[name] == MATRIX]
-            self.muon = Muon(flat[place], shapes, wd, mixed.dtype)
-        kinds = [(mixed.place_of(*decayed), wd), (mixed.place_of(VECTOR), 0.0)]
-        self.places = [place for place, _ in kinds if place]
-        decays = [decay for place, decay in kinds if place]
-        self.adamw = AdamW([flat[place] for place in self.places], decays, (config.beta1, config.beta2))
-        self.scaler = torch.amp.GradScaler(flat.device.type, enabled=mixed.dtype is torch.float16)
-        self.divide_by: Tensor | None = None  # what clipping makes of the gradient's norm
-        self.param_groups = [{"params": [mixed.flat]}]  # where the scaler looks for gradients
+class Optimizer(Protocol):
+    """What the training loop needs of an optimizer."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """AdamW's rate; Muon's moves in proportion."""
-        self.rate = rate
+        """Set AdamW's rate; Muon's moves in proportion."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-step's loss."""
 
     def clip(self) -> Tensor:
-        """The gradient's norm; if it is larger than grad_clip, `update` scales the gradient down to that."""
-        self.scaler.unscale_(self)  # type: ignore[arg-type]
-        assert self.mixed.flat.grad is not None
-        norm = torch.linalg.vector_norm(self.mixed.flat.grad)
-        self.divide_by = (norm / self.config.grad_clip).clamp(min=1.0) if self.config.grad_clip else None
-        return norm
+        """Scale the whole gradient down to the norm grad_clip, if it is larger; returns the norm before."""
 
     def update(self) -> None:
         """Move the weights, unless float16 overflowed, and forget the gradient."""
-        self.scaler.step(self)  # type: ignore[arg-type]
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """For each parameter by name: exp_avg and exp_avg_sq, or momentum; float32 in the parameter's shape."""
+
+    @property
+    def steps(self) -> int:
+        """Updates done, as AdamW counts them for its bias correction."""
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss of float16 runs, disabled in others."""
+
+    def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
+        """Take over a state whose names and shapes are those of `moments`."""
+
+
+class TorchOptimizer:
+    """torch.optim.AdamW, fused, and torch.optim.Muon (Jordan et al. 2024)."""
+
+    def __init__(self, model: GPT, config: TrainConfig, compute: Compute) -> None:
+        self.config = config
+        self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        groups: dict[int, list[Tensor]] = {}
+        for name, weight in self.named.items():
+            groups.setdefault(kind(name, weight), []).append(weight)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if config.optimizer == "muon" and MATRIX in groups:
+            rate = config.muon_learning_rate
+            muon = torch.optim.Muon(
+                groups.pop(MATRIX), rate, config.weight_decay, momentum=MOMENTUM, adjust_lr_fn="original"
+            )
+            self.optimizers.append(muon)
+        parts = [
+            {"params": part, "weight_decay": 0.0 if k == VECTOR else config.weight_decay} for k, part in groups.items()
+        ]
+        if parts:
+            betas = config.beta1, config.beta2
+            self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+
+    def set_learning_rate(self, rate: float) -> None:
+        share = rate / self.config.learning_rate if self.config.learning_rate else 0.0
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def clip(self) -> Tensor:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.grad_clip or float("inf"))
+
+    def update(self) -> None:
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.mixed.flat.grad = None
 
-    def step(self) -> None:
-        """Move the weights."""
-        gradient = self.mixed.flat.grad
-        assert gradient is not None
-        self.adamw.step([gradient[place] for place in self.places], self.rate, self.divide_by)
-        if self.muon:
-            share = self.rate / self.config.learning_rate if self.config.learning_rate else 0.0
-            part = gradient[self.muon_place]
-            part = part if self.divide_by is None else part / self.divide_by
-            self.muon.step(part, self.config.muon_learning_rate * share)
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        return {name: self._state(name, weight) for name, weight in self.named.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the optimizer has learned about the gradients; rates, decay and betas are the config's."""
-        adamw = {name: getattr(self.adamw, name) for name in ("exp_avg", "exp_avg_sq", "steps")}
-        muon = {"momentum": [self.muon.momentum]} if self.muon else {}
-        return {"moments": adamw | muon, "scaler": self.scaler.state_dict()}
+    def _state(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        muon = self.config.optimizer == "muon" and kind(name, weight) == MATRIX
+        parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+        state = self._optimizer_of(weight).state.get(weight, {})
+        return {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Errors: TinyGPTError for the state of another model or optimizer."""
-        own: dict[str, list[Tensor]] = self.state_dict()["moments"]
-        saved: Any = state.get("moments")
-        same = isinstance(saved, dict) and saved.keys() == own.keys()
-        if not same or [_shapes(saved[name]) for name in own] != [_shapes(own[name]) for name in own]:
-            raise TinyGPTError("the checkpoint's optimizer state is not that of this model")
-        for name, tensors in own.items():
-            for mine, theirs in zip(tensors, saved[name], strict=True):
-                mine.copy_(theirs)
-        self.scaler.load_state_dict(state["scaler"])
+    def _optimizer_of(self, weight: Tensor) -> torch.optim.Optimizer:
+        for optimizer in self.optimizers:
+            if any(weight is own for group in optimizer.param_groups for own in group["params"]):
+                return optimizer
+        raise KeyError
+
+    @property
+    def steps(self) -> int:
+        return max((int(s["step"]) for o in self.optimizers for s in o.state.values() if "step" in s), default=0)
+
+    def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
+        for name, weight in self.named.items():
+            state = {part: value.to(weight.device, copy=True) for part, value in moments[name].items()}
+            if "momentum" in state:
+                state = {"momentum_buffer": state["momentum"]}
+            else:
+                state["step"] = torch.tensor(float(steps), device=weight.device)
+            self._optimizer_of(weight).state[weight] = state
+        self.scaler.load_state_dict(scaler)
 
 
-def _shapes(tensors: Any) -> list[Any]:
-    return [getattr(tensor, "shape", None) for tensor in tensors]
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """What a checkpoint keeps of an optimizer; rates, decay and betas are the configuration's."""
+    return {"moments": optimizer.moments(), "steps": optimizer.steps, "scaler": optimizer.scaler.state_dict()}
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer the state that a checkpoint kept. Errors: TinyGPTError for another model's or optimizer's."""
+    own = optimizer.moments()
+    try:
+        if "steps" not in state:
+            state = by_name(state, own)
+        moments = state["moments"]
+        shapes = [
+            {name: {part: tensor.shape for part, tensor in parts.items()} for name, parts in found.items()}
+            for found in (own, moments)
+        ]
+        steps, scaler = int(state["steps"]), dict(state["scaler"])
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError):
+        shapes = [{}, {"": {}}]
+    if shapes[0] != shapes[1]:
+        raise TinyGPTError("the checkpoint's optimizer state is not that of this model")
+    optimizer.load(moments, steps, scaler)
+
+
+def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """The state of tinygpt 0.1 files, which kept moments as stretches of flat weights: matrices, embeddings, vectors.
+
+    AdamW had one stretch for the parameters that are decayed and one for those that are not, Muon one for its matrices.
+    """
+    ordered = sorted(own, key=lambda name: kind(name, next(iter(own[name].values()))))  # the model's order in each kind
+    saved: dict[str, dict[str, Tensor]] = {name: {} for name in own}
+    for part, stretches in (
+        (part, state["moments"][part]) for part in ("exp_avg", "exp_avg_sq", "momentum") if part in state["moments"]
+    ):
+        flat = torch.cat([stretch.flatten() for stretch in stretches])
+        names = [name for name in ordered if part in own[name]]
+        pieces = flat.split([own[name][part].numel() for name in names])
+        for name, piece in zip(names, pieces, strict=True):
+            saved[name][part] = piece.view(own[name][part].shape)
+    return {"moments": saved, "steps": int(state["moments"]["steps"][0]), "scaler": state["scaler"]}

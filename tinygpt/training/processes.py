@@ -51,7 +51,7 @@ def device_name(device: str) -> str:
 
 
 @contextlib.contextmanager
-def processes(backend: str, device: torch.device) -> Iterator[Processes]:
+def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     """Join the other processes that torchrun started, if it did. Errors: TinyGPTError for an unusable backend."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()

@@ -1,0 +1,305 @@
+"""Faults for child processes: system calls that fail, processes that die, and tinygpt without one of its protections.
+
+Every function of tinygpt that a proof replaces is named in this file. `replace` raises AttributeError for a name that
+does not exist any more.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import random
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from tinygpt import files, prepare, train
+from tinygpt.checkpoint import store
+from tinygpt.data import corpora, dataset, rows
+from tinygpt.model import GPT
+from tinygpt.training import run
+from tinygpt.training.signals import StopSignal
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+SAFE_ORDER = ["write", "fsync", "replace", "open folder", "fsync folder"]  # survives a power loss
+
+
+@dataclasses.dataclass
+class Fault:
+    """A fault in the system calls of this process, at a chosen call.
+
+    call: one of SAFE_ORDER. count: how many of these calls (for "write", bytes) pass before. action: dies or raises.
+    after: only once the call is done. sticky: at every later call too, as on a full disk.
+    """
+
+    call: str = ""
+    count: int = 0
+    action: Callable[[], None] = die
+    after: bool = False
+    sticky: bool = False
+    seen: int = 0
+    calls: list[str] = dataclasses.field(default_factory=list)
+
+    def install(self) -> None:
+        """Replace `open`, `os.open`, `os.fsync` and `os.replace` in this process."""
+        fsync, rename, open_descriptor = os.fsync, os.replace, os.open
+
+        def open_folder(path: Any, flags: int, *more: Any, **options: Any) -> int:
+            name = "open folder" if os.path.isdir(path) else ""
+            return int(self.step(name, lambda: open_descriptor(path, flags, *more, **options)))
+
+        def fsync_any(fd: int) -> None:
+            self.step("fsync folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "fsync", lambda: fsync(fd))
+
+        os.fsync = fsync_any
+        os.replace = lambda a, b: self.step("replace", lambda: rename(a, b))
+        os.open = open_folder
+        builtins.open = io.open = self.open  # type: ignore[assignment]
+
+    def step(self, name: str, call: Callable[[], Any]) -> Any:
+        if not name:
+            return call()
+        self.calls.append(name)
+        due = name == self.call and (self.seen == self.count or (self.sticky and self.seen > self.count))
+        self.seen += name == self.call
+        if due and not self.after:
+            self.action()
+        value = call()
+        if due:
+            self.action()
+        return value
+
+    def open(self, path: Any, mode: str = "r", buffering: int = -1, *text: Any, **more: Any) -> Any:
+        if not set(mode) & set("wax+"):
+            return OPEN(path, mode, buffering, *text, **more)
+        raw = FaultyFile(self, path, mode.replace("b", "").replace("t", ""))
+        if buffering == 0:
+            return raw
+        file = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return file if "b" in mode else io.TextIOWrapper(file, *text, **more)
+
+
+OPEN = open
+
+
+class FaultyFile(io.FileIO):
+    """A file that counts what is written, and fails in the middle of it."""
+
+    def __init__(self, fault: Fault, path: Any, mode: str) -> None:
+        super().__init__(path, mode)
+        self.fault = fault
+
+    def write(self, content: Any) -> int:
+        view, fault = memoryview(content).cast("B"), self.fault
+        fault.calls.append("write")
+        if fault.call == "write":
+            room = fault.count - fault.seen
+            fault.seen += len(view)
+            if 0 <= room < len(view) or (room < 0 and fault.sticky):
+                super().write(view[: max(room, 0)])
+                fault.action()
+        super().write(view)
+        return len(view)
+
+
+def death_in_a_save(draw: random.Random, size: int) -> Fault:
+    """Death in one of the next saves of `size` bytes: after some bytes, or before or after a call."""
+    call = draw.choice(["write", *SAFE_ORDER])
+    return Fault(call, draw.randrange(size * 20) if call == "write" else draw.randrange(20), die, draw.random() < 0.5)
+
+
+# ---- changes of tinygpt ----------------------------------------------------------------------------------------------
+
+
+def replace(owner: Any, name: str, value: Any) -> Any:
+    """Replace an attribute that exists; returns what it was. Errors: AttributeError."""
+    old = getattr(owner, name)
+    setattr(owner, name, value)
+    return old
+
+
+def map_token_files() -> None:
+    """Map token files of any size, instead of reading them."""
+    replace(dataset, "IN_MEMORY", 0)
+
+
+def expect_download(sha256: str) -> None:
+    replace(corpora, "SHAKESPEARE_SHA256", sha256)
+    os.environ["NO_PROXY"] = "*"
+
+
+def on_training_forward(change: Callable[[int, Any, Any], Any]) -> None:
+    """Pass the number of each forward pass of training, its inputs and its loss to `change`, which returns a loss."""
+    numbers = itertools.count()
+
+    def forward(self: GPT, x: Any, y: Any = None, *args: Any, **more: Any) -> Any:
+        logits, loss = original(self, x, y, *args, **more)
+        return logits, change(next(numbers), (x, y), loss) if self.training and y is not None else loss
+
+    original = replace(GPT, "forward", forward)
+
+
+def on_iteration(step: int, action: Callable[[], None]) -> None:
+    """Call `action` before the training iteration `step`."""
+
+    def forward_backward(run: Any, *data: Any) -> Any:
+        if run.progress.step == step:
+            action()
+        return original(run, *data)
+
+    original = replace(train, "forward_backward", forward_backward)
+
+
+def die_before_saving() -> None:
+    replace(train, "evaluate_and_save", lambda state: die())
+
+
+def slow_iterations() -> None:
+    def wait(number: int, batch: Any, loss: Any) -> Any:
+        print("in an iteration", flush=True)
+        time.sleep(30)
+        return loss
+
+    on_training_forward(wait)
+
+
+def record_batches(file: Path) -> None:
+    """Append every batch that is trained on to `file`: inputs and last target of each row, int64."""
+
+    def record(number: int, batch: Any, loss: Any) -> Any:
+        with OPEN(file, "ab") as out:
+            out.write(torch.cat([batch[0], batch[1][:, -1:]], dim=1).numpy().tobytes())
+        return loss
+
+    on_training_forward(record)
+
+
+def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) -> None:
+    """In iteration `at` of a run from scratch something is not finite: the loss, the gradient, or the weights."""
+
+    def change(number: int, batch: Any, loss: Any) -> Any:
+        step, micro_step = divmod(number, micro_steps)
+        if step == at and micro_step == 0:
+            reached()
+        if step >= at and (place == "loss" or (place == "second micro-step" and (step, micro_step) == (at, 1))):
+            return loss * float("inf")
+        if step >= at and place == "gradient":
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    on_training_forward(change)
+    if place.startswith("overflow"):  # an update that overshoots; an evaluation follows, or only a save
+        rate = replace(train, "learning_rate", lambda step, config: 1e38 if step == at else rate(step, config))
+
+
+def forbid_sockets() -> None:
+    """End this process, for good, when it creates a socket or looks a name up."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event.startswith("socket."):
+            print(f"{event} {args}", flush=True)
+            os._exit(99)
+
+    sys.addaudithook(hook)
+
+
+# ---- without a protection: each function takes one line of tinygpt out -----------------------------------------------
+
+
+def dropout_from_one_generator() -> None:
+    """train.forward_backward without `seed_dropout(...)`."""
+    replace(train, "seed_dropout", lambda *args: None)
+
+
+def save_in_place() -> None:
+    """files.replacing without its temporary file: a checkpoint is written straight to its path."""
+
+    @contextlib.contextmanager
+    def written_in_place(path: Path, *hint: str) -> Iterator[IO[bytes]]:
+        with files.writing(path, *hint), open(path, "w+b") as file:
+            yield file
+
+    replace(store, "replacing", written_in_place)
+
+
+def folder_not_synced() -> None:
+    """files.replacing without `sync_folder(path.parent)`."""
+    replace(files, "sync_folder", lambda folder: None)
+
+
+def any_pickle() -> None:
+    """store.load without `weights_only=True`."""
+    load = replace(torch, "load", lambda *args, **more: load(*args, **more | {"weights_only": False}))
+
+
+def unverified() -> None:
+    """store.load without `verify(file, path)`."""
+    replace(store, "verify", lambda file, path: True)
+
+
+def unchecked_meta() -> None:
+    """dataset.Dataset without `_is_meta(meta)`."""
+    replace(dataset, "_is_meta", lambda meta: True)
+
+
+def any_data() -> None:
+    """Resuming without the comparison of the checkpoint's `data` with the dataset's checksums."""
+    replace(dataset.Dataset, "is_of", lambda self, data: True)
+
+
+def batches_from_one_generator() -> None:
+    """rows.draw_windows without its key of (seed, step)."""
+
+    def draw(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        return np.random.default_rng().integers(0, tokens - block_size, size=count)
+
+    replace(rows, "draw_windows", draw)
+
+
+def no_lock() -> None:
+    """run.open_run without `folder_lock(...)`."""
+    replace(run, "folder_lock", lambda folder, use: contextlib.nullcontext(folder.mkdir(exist_ok=True)))
+
+
+def no_signal_handlers() -> None:
+    """signals.StopSignal.__enter__ without `signal.signal(...)`."""
+    replace(StopSignal, "__enter__", lambda self: self)
+
+
+def everything_is_finite() -> None:
+    """train.finite without `raise not_finite(...)`."""
+    replace(train, "math", SimpleNamespace(**{**vars(train.math), "isfinite": lambda number: True}))
+
+
+def meta_stays() -> None:
+    """token_files.commit_dataset without `(folder / "meta.json").unlink(...)`: the old one describes the new files."""
+
+    def commit_beside_the_old(*args: Any) -> None:
+        unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)
+        commit(*args)
+        Path.unlink = unlink  # type: ignore[method-assign]
+
+    commit = replace(prepare, "commit_dataset", commit_beside_the_old)
+
+
+def next_format_only() -> None:
+    """A release whose store.load does not know format 1 any more."""
+    replace(store, "FORMAT", 0)

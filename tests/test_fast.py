@@ -1,0 +1,164 @@
+"""The fast path is the plain one: the same numbers out of the same weights, for every option."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from models import every_option, ids, largest, shaken, small
+from torch import Tensor
+
+from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.fast import attention
+from tinygpt.fast.attention import NormRotate
+from tinygpt.fast.decoder import Decoder
+from tinygpt.fast.model import FastGPT
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import Rotary, rotate
+from tinygpt.training.build import build, model_class
+from tinygpt.training.device import Compute
+from tinygpt.training.optimizer import load_state, state_of
+
+
+def on_cpu(dtype: torch.dtype = torch.float32) -> Compute:
+    return Compute(torch.device("cpu"), dtype, "as asked")
+
+
+def pair(**options: Any) -> tuple[GPT, FastGPT]:
+    """A plain model, and a fast one with its weights."""
+    plain, fast = shaken(small(**options)), small(kind=FastGPT, **options)
+    fast.load_state_dict(plain.state_dict())
+    assert isinstance(fast, FastGPT) and type(plain) is GPT
+    return plain, fast
+
+
+def compare(plain: GPT, fast: GPT, x: Tensor, y: Tensor) -> None:
+    (logits, loss), (fast_logits, fast_loss) = plain(x, y), fast(x, y)
+    assert largest(logits - fast_logits) < 1e-5 * max(1, largest(logits))
+    loss.backward()
+    fast_loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        assert largest(a.grad - b.grad) < 1e-5 * max(1, largest(a.grad)), name
+
+
+@every_option
+def test_logits_and_gradients_are_the_plain_models(options: dict[str, Any]) -> None:
+    compare(*pair(**options), ids(3, 16), ids(3, 16, seed=1))
+
+
+@every_option
+@pytest.mark.parametrize("longest", [512, 1024], ids=["fused attention", "written out attention"])
+def test_a_long_context_is_the_plain_models(
+    options: dict[str, Any], longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 tokens take the fused attention on both paths, or on the plain one alone."""
+    monkeypatch.setattr(attention, "LONGEST", longest)
+    sizes: dict[str, Any] = {"block_size": 600, "n_layer": 1, "n_head": 3, "n_embd": 18}
+    compare(*pair(**sizes, **options), ids(1, 600), ids(1, 600, seed=1))
+
+
+@every_option
+def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
+    plain, fast = pair(**options, dropout=0.3)
+    found = []
+    for model in (plain.train(), fast.train()):
+        torch.manual_seed(5)
+        found.append(model(ids(2, 16))[0])
+    assert largest(found[0] - found[1]) < 1e-5 * largest(found[0])
+    assert largest(found[0] - plain.eval()(ids(2, 16))[0]) > 0.01
+
+
+@every_option
+@torch.inference_mode()
+def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]) -> None:
+    from tinygpt.finetune.lora import LoRA, attach
+
+    _, fast = pair(**options)
+    assert isinstance(fast.new_cache(1), Decoder)
+    attach(fast, LoRA(rank=2, alpha=2.0), 0)
+    assert not isinstance(fast.new_cache(1), Decoder)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_written_out_gradient_of_norm_and_rotation(qk_norm: bool) -> None:
+    """Against numerical differentiation, and against the plain formula's values."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    rotation = Rotary(GPTConfig(n_head=2, n_embd=8)).rotation(torch.arange(3, 8)).double()
+
+    def through(x: Tensor) -> Tensor:
+        return NormRotate.apply(x.permute(2, 0, 3, 1, 4), rotation, qk_norm)
+
+    assert torch.autograd.gradcheck(through, (x,))
+    qkv = x.permute(2, 0, 3, 1, 4)
+    qk = torch.nn.functional.rms_norm(qkv[:2], (4,), eps=1e-6) if qk_norm else qkv[:2]
+    torch.testing.assert_close(through(x), torch.cat((rotate(qk, rotation), qkv[2:])))
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train for one step a seed; returns the optimizer's state."""
+    computing, optimizer = build(model, config, on_cpu())
+    if state is not None:
+        load_state(optimizer, copy.deepcopy(state))
+    for seed in seeds:
+        optimizer.set_learning_rate(config.learning_rate / (seed + 1))
+        loss = computing(ids(4, 16, seed=seed), ids(4, 16, seed=seed + 100))[1]
+        optimizer.backward(loss)
+        optimizer.clip()
+        optimizer.update()
+    return state_of(optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@every_option
+def test_training_moves_the_weights_as_plain_training_does(options: dict[str, Any], optimizer: str) -> None:
+    """torch.optim.Muon multiplies in bfloat16, the fast one in the run's dtype, hence its tolerance."""
+    config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5, weight_decay=0.1)  # type: ignore[arg-type]
+    plain, fast = pair(**options)
+    before = {name: weight.clone() for name, weight in plain.state_dict().items()}
+    one, other = steps(plain, config, range(3)), steps(fast, config, range(3))
+    for name, weight in plain.state_dict().items():
+        moved = (weight - before[name]).norm()
+        difference = (weight - fast.state_dict()[name]).norm()
+        if not name.endswith("attn.c_attn.bias"):  # the keys' biases have no gradient but rounding
+            assert moved > 0 and difference < (0.15 if optimizer == "muon" else 2e-3) * moved, name
+    assert one["steps"] == other["steps"] == 3
+    for name, parts in one["moments"].items():
+        assert parts.keys() == other["moments"][name].keys(), name
+        for part, moment in parts.items():
+            scale = largest(moment) + 1e-6
+            assert largest(moment - other["moments"][name][part]) < (0.1 if optimizer == "muon" else 1e-3) * scale, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("first", [GPT, FastGPT], ids=["plain first", "fast first"])
+def test_a_run_can_change_its_path(first: type[GPT], optimizer: str) -> None:
+    """Two steps on one path, two more on the other, against four on one: the optimizer's state goes along."""
+    config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5)  # type: ignore[arg-type]
+    plain, fast = pair(qk_norm=True, position="rope")
+    one, other = (plain, fast) if first is GPT else (fast, plain)
+    through = copy.deepcopy(one)
+    steps(through, config, range(4))
+    state = steps(one, config, range(2))
+    half = {name: weight.clone() for name, weight in one.state_dict().items()}
+    results = []
+    for start in (state, None):  # with the state, and without it as a negative control
+        other.load_state_dict(half)
+        steps(other, config, range(2, 4), start)
+        results.append(
+            sum((weight - through.state_dict()[name]).norm() for name, weight in other.state_dict().items())
+            / sum((weight - half[name]).norm() for name, weight in through.state_dict().items())
+        )
+    assert results[0] < (0.1 if optimizer == "muon" else 0.01) and results[1] > 0.1
+
+
+def test_only_a_cpu_has_the_fast_path() -> None:
+    assert model_class("auto", on_cpu()) is FastGPT and model_class("False", on_cpu()) is GPT
+    gpu = Compute(torch.device("cuda"), torch.bfloat16, "as asked")
+    assert model_class("auto", gpu) is GPT and model_class("False", gpu) is GPT
+    with pytest.raises(TinyGPTError, match="fast=True is for a CPU, not for cuda"):
+        model_class("True", gpu)

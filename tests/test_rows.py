@@ -1,0 +1,269 @@
+"""Rows of text, of pairs and of a mixture: which are drawn, what they hold, which tokens carry loss."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import MixedRows, PairRows, Rows, TextRows, draw_windows, windows
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
+from tinygpt.errors import TinyGPTError
+
+# ---- the draw ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**40),
+    block_size=st.integers(1, 64),
+    spare=st.integers(1, 1000),
+    count=st.integers(0, 50),
+    stream=st.integers(0, 2),
+)
+def test_windows_depend_on_their_arguments_alone_and_fit(
+    seed: int, step: int, block_size: int, spare: int, count: int, stream: int
+) -> None:
+    tokens = block_size + spare
+    first = draw_windows(seed, step, tokens, block_size, count, stream)
+    np.random.seed(0)  # the global generator, and draws in between, have no say
+    draw_windows(seed + 1, step, tokens, block_size, 3, stream)
+    again = draw_windows(seed, step, tokens, block_size, count, stream)
+    assert first.tolist() == again.tolist() and first.shape == (count,)
+    assert all(start >= 0 and start + block_size + 1 <= tokens for start in first)
+
+
+def test_every_window_can_be_drawn() -> None:
+    """tokens - block_size starts: the last one ends on the last token."""
+    drawn = draw_windows(1, 0, tokens=12, block_size=8, count=500)
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
+    counts = np.bincount(draw_windows(1, 1, tokens=18, block_size=8, count=100_000))
+    assert abs(counts - 10_000).max() < 500  # five standard deviations of a fair draw
+
+
+def test_seeds_steps_and_streams_differ() -> None:
+    drawn = {
+        tuple(draw_windows(seed, step, 10**6, 8, 4, stream))
+        for seed in range(5)
+        for step in range(20)
+        for stream in range(3)
+    }
+    assert len(drawn) == 5 * 20 * 3
+
+
+def test_the_draw_is_the_same_for_ever() -> None:
+    """Another numpy or another version of this code must not change what an old run would have gone on with."""
+    assert draw_windows(1337, 0, 1_003_854, 64, 3).tolist() == [31770, 389898, 218726]
+    assert draw_windows(1337, 1999, 1_003_854, 64, 3, stream=2).tolist() == [225922, 604335, 878926]
+
+
+@given(tokens=st.lists(st.integers(0, 65_535), min_size=12, max_size=40), block_size=st.integers(1, 8))
+def test_windows_are_slices(tokens: list[int], block_size: int) -> None:
+    starts = draw_windows(0, 0, len(tokens), block_size, 5)
+    made = windows(np.array(tokens, dtype="<u2"), starts, block_size)
+    assert made.dtype == np.int64
+    assert made.tolist() == [tokens[start : start + block_size + 1] for start in starts]
+
+
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: Path) -> None:
+    """1, 2 and 4 processes: their shares, put together, are the same rows in the same order, at 100 steps."""
+    import torch
+
+    from tinygpt.config.schema import TrainConfig
+    from tinygpt.train import batch
+    from tinygpt.training.processes import Processes
+
+    config = TrainConfig(batch_size=4, gradient_accumulation_steps=4, block_size=8, seed=5)
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+
+    def shares(step: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        made = []
+        for rank in range(count):
+            run: Any = SimpleNamespace(config=config, ranks=Processes(rank, rank, count), rows_per_iter=16, width=8)
+            run.source, run.compute = dataset.sources["train"], SimpleNamespace(device=torch.device("cpu"))
+            made.append([part.reshape(-1, 8) for part in batch(run, step)[:2]])
+        return torch.cat([x for x, _ in made]), torch.cat([y for _, y in made])
+
+    for step in range(100):
+        x, y = shares(step, 1)
+        starts = draw_windows(5, step, len(dataset.splits["train"]), 8, 16)
+        assert x.tolist() == [dataset.splits["train"][start : start + 8].tolist() for start in starts]
+        assert torch.equal(x[:, 1:], y[:, :-1])
+        for count in (2, 4):
+            for part, whole in zip(shares(step, count), (x, y), strict=True):
+                assert torch.equal(part, whole)
+
+
+# ---- what carries loss -------------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_response_and_the_end() -> None:
+    tokenizer = CharTokenizer([*"abc", *SPECIAL])
+    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
+    x, y = PairRows(ids, tokenizer).rows(np.array([1, 0]), 6)
+    p, r, e = (tokenizer.special[name] for name in SPECIAL)
+    assert x.tolist() == [[p, 2, r, 0, 0, 1], [p, 0, 1, r, 2, e]]
+    assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_tokens_that_are_not_whole_examples_are_refused(cut: int) -> None:
+    tokenizer = CharTokenizer([*"abc", *SPECIAL])
+    ids = np.concatenate([tokenizer.encode_pair("ab", "c"), tokenizer.encode_pair("c", "aab")])
+    with pytest.raises(ValueError, match="special tokens"):
+        PairRows(ids[cut:], tokenizer)
+    with pytest.raises(ValueError, match="special tokens"):
+        PairRows(ids[:-cut], tokenizer)
+
+
+# ---- the interface ----------------------------------------------------------------------------------------------
+
+
+LETTERS = CharTokenizer([*"abcdefgh", *SPECIAL])
+
+
+def text_rows(tokens: int) -> TextRows:
+    return TextRows((np.arange(tokens) * 7 % 8).astype("<u2"))
+
+
+def pair_rows(*lengths: int) -> PairRows:
+    """An example for each length: prompts and responses of `length` letters each."""
+    pairs = [LETTERS.encode_pair("abcdefgh"[:length], "hgfedcba"[:length]) for length in lengths]
+    return PairRows(np.concatenate(pairs), LETTERS)
+
+
+def test_a_source_describes_itself() -> None:
+    text, pairs = text_rows(12_345), pair_rows(1, 2, 3, 4)
+    assert (text.describe(), text.describe_rows(64, 256)) == ("12,345 training tokens", "16,384 tokens")
+    assert (pairs.describe(), pairs.describe_rows(64, 256)) == ("4 training examples", "64 examples")
+    assert text.passes(3, 5) == 15 / 12_345 and pairs.passes(3, 5) == 3 / 4
+    mixed = MixedRows(pairs, text, 0.25)
+    assert (mixed.describe(), mixed.describe_rows(64, 256)) == ("4 training examples", "64 examples")
+    assert mixed.passes(8, 5) == 6 / 4  # of 8 rows, 2 are replayed
+
+
+def test_a_prompt_is_token_0_or_the_first_question() -> None:
+    text, pairs = text_rows(20), pair_rows(2, 1)
+    assert text.prompt().tolist() == [0] and text.prompt().dtype == np.int64
+    assert pairs.prompt().tolist() == LETTERS.encode_pair("ab").tolist() and pairs.prompt().dtype == np.int64
+    assert MixedRows(pairs, text, 0.5).prompt().tolist() == pairs.prompt().tolist()
+    assert text.texts(LETTERS) == [] and pairs.texts(LETTERS) == [("ab", "hg"), ("a", "h")]
+
+
+def test_rows_that_do_not_fit_are_refused_by_name() -> None:
+    text, pairs = text_rows(20), pair_rows(1, 4, 5)  # examples of 5, 11 and 13 tokens
+    text.require(19, "val")
+    pairs.require(12, "val")
+    with pytest.raises(TinyGPTError, match=r"^val has 20 tokens; block_size 20 needs 21$") as caught:
+        text.require(20, "val")
+    assert caught.value.hint == "use --block_size=19 or less, or prepare more text"
+    with pytest.raises(TinyGPTError, match="has 1 tokens") as caught:
+        text_rows(1).require(4, "val")
+    assert caught.value.hint == "prepare more text"
+    says = r"^2 of 3 examples in test are longer than block_size 9 \(the longest has 13 tokens\)$"
+    with pytest.raises(TinyGPTError, match=says):
+        pairs.require(9, "test")
+    for mixed, says in (
+        (MixedRows(pairs, text, 0.5), "in train"),
+        (MixedRows(text, pairs, 0.5), "in the replayed train"),
+    ):
+        with pytest.raises(TinyGPTError, match=says):
+            mixed.require(9, "train")
+
+
+SOURCES = st.one_of(
+    st.integers(40, 200).map(text_rows),
+    st.lists(st.integers(1, 8), min_size=1, max_size=9).map(lambda n: pair_rows(*n)),
+)
+
+
+@given(new=SOURCES, old=SOURCES, share=st.floats(0, 1), mixes=st.booleans(), block_size=st.integers(1, 30))
+def test_every_source_keeps_to_the_interface(new: Rows, old: Rows, share: float, mixes: bool, block_size: int) -> None:
+    """The rows of `every` and of `draw` have the announced width and number of targets."""
+    source: Rows = MixedRows(new, old, share) if mixes else new
+    width = source.width(block_size)
+    assert 0 < width <= block_size
+    for at in (source.every(block_size), source.draw(1, 2, block_size, 5), source.draw(1, 2, block_size, 0)):
+        x, y = source.rows(at, width)
+        assert x.shape == y.shape == (len(at), width) and x.dtype == y.dtype == np.int64
+        counts = source.targets(at, width)
+        assert counts.tolist() == (y >= 0).sum(1).tolist()
+        assert (x >= 0).all() and all((y[y >= 0] < 11).tolist())
+    same = new.like(new)
+    assert same.every(block_size).tolist() == new.every(block_size).tolist()
+
+
+# ---- replay -----------------------------------------------------------------------------------------------------
+
+
+def replayed_rows(share: float, rows: int, step: int) -> int:
+    """As the training loop had it before there was `MixedRows`; so are the two functions that follow."""
+    return math.floor((step + 1) * share * rows) - math.floor(step * share * rows)
+
+
+def mixed_width(new: Rows, old: Rows, block_size: int) -> int:
+    longest = old.width(block_size) if isinstance(old, PairRows) else 0
+    return max(new.width(block_size), longest)
+
+
+def global_batch(
+    new: Rows, old: Rows, share: float, seed: int, step: int, block_size: int, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of targets of a step's global batch, and its inputs and targets, int64 (2, rows, width)."""
+    width = mixed_width(new, old, block_size)
+    replayed = replayed_rows(share, rows, step)
+    old_places = np.arange(replayed) * rows // max(replayed, 1)
+    new_places = np.setdiff1d(np.arange(rows), old_places)
+    parts = [(new, new.draw(seed, step, block_size, len(new_places)), new_places)]
+    if replayed:
+        parts.append((old, old.draw(seed, step, width, replayed, 3), old_places))
+    block = np.empty((2, rows, width), dtype=np.int64)
+    for source, at, places in parts:
+        block[:, places] = source.rows(at, width)
+    return sum(source.targets(at, width).sum() for source, at, _ in parts), block
+
+
+@given(
+    new=SOURCES,
+    old=SOURCES,
+    share=st.floats(0, 1) | st.sampled_from([0.0, 0.05, 0.1, 0.25, 1 / 3, 0.5, 1.0]),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 10**6),
+    block_size=st.integers(1, 30),
+    rows=st.integers(1, 24),
+)
+def test_replay_has_the_numbers_of_the_first_implementation(
+    new: Rows, old: Rows, share: float, seed: int, step: int, block_size: int, rows: int
+) -> None:
+    source = MixedRows(new, old, share)
+    width = source.width(block_size)
+    assert width == mixed_width(new, old, block_size)
+    targets, expected = global_batch(new, old, share, seed, step, block_size, rows)
+    at = source.draw(seed, step, block_size, rows)
+    assert at.shape == (rows, 2) and at.dtype == np.int64
+    assert np.array_equal(np.stack(source.rows(at, width)), expected)
+    assert source.targets(at, width).sum() == targets
+    half = rows // 2  # the share of one process of two
+    assert np.array_equal(np.stack(source.rows(at[half:], width)), expected[:, half:])
+
+
+@given(share=st.floats(0, 1), count=st.integers(1, 20), steps=st.integers(1, 40))
+def test_replayed_rows_add_up_to_their_share(share: float, count: int, steps: int) -> None:
+    source = MixedRows(text_rows(100), text_rows(50), share)
+    replayed = sum(int(source.draw(1, step, 8, count)[:, 0].sum()) for step in range(steps))
+    assert replayed == math.floor(steps * share * count)
+
+
+def test_replayed_rows_are_spread_over_the_batch() -> None:
+    """So each of 2 or 4 processes gets its part of them; and they do not repeat the draw of the new rows."""
+    text = text_rows(10_000)
+    at = MixedRows(text, text, 0.25).draw(7, 0, 8, 16)
+    assert at[:, 0].tolist() == [1, 0, 0, 0] * 4
+    new, old = at[at[:, 0] == 0, 1], at[at[:, 0] == 1, 1]
+    assert new.tolist() == draw_windows(7, 0, 10_000, 8, 12).tolist()
+    assert old.tolist() == draw_windows(7, 0, 10_000, 8, 4, stream=3).tolist() != new[:4].tolist()

@@ -1,0 +1,52 @@
+"""The key-value cache: what a model remembers of the tokens that it has read, so that each new one costs one position.
+
+cache = KVCache(config, batch_size, like=model.lm_head.weight)      # model.new_cache(batch_size)
+logits, _ = model(prompt, cache=cache)                              # int64 (B, T)
+logits, _ = model(next_token, cache=cache)                          # int64 (B, 1), and so on
+"""
+
+import torch
+from torch import Tensor
+
+from tinygpt.options import GPTConfig
+
+
+class KVCache:
+    """What a model remembers of the tokens that it has read, in memory allocated once.
+
+    Position p lies in slot p % block_size: attention does not depend on the order of its keys. `length` counts the
+    positions read. Without relative positions it may not exceed block_size.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
+        """like: a tensor of the wanted dtype and device."""
+        like = like.detach()
+        self.block_size, self.length = config.block_size, 0
+        head_dim = config.n_embd // config.n_head
+        self.keys_values = like.new_zeros(
+            config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim
+        )  # of each layer
+        self.last_token = like.new_zeros(batch_size, 1, dtype=torch.long)  # for bigram_table
+        self.last_input = like.new_zeros(config.n_layer, 2, batch_size, 1, config.n_embd)  # for token_shift
+
+    def forget(self) -> None:
+        """Start again at position 0."""
+        self.length = 0
+        self.last_token = torch.zeros_like(self.last_token)
+        self.last_input.zero_()
+
+    def positions(self, T: int) -> Tensor:
+        """Positions of the keys once T more tokens are read: int64 (S,)."""
+        last = self.length + T - 1
+        slots = torch.arange(min(last + 1, self.block_size), device=self.last_token.device)
+        return last - (last - slots) % self.block_size
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
+        """Store keys and values (B, n_head, T, head_dim) of new positions; returns all (2, B, n_head, S, head_dim).
+
+        Several positions at once must not overwrite older ones: length + T <= block_size.
+        """
+        T, slot = k.size(-2), self.length % self.block_size
+        self.keys_values[layer, 0, :, :, slot : slot + T] = k
+        self.keys_values[layer, 1, :, :, slot : slot + T] = v
+        return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)]

@@ -1,0 +1,83 @@
+"""What stands beside a key of a configuration: its type, its limits, whether it is a path or positional.
+
+batch_size: Annotated[int, Limit(">=", 1)] = 12       # in schema.py
+keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+import re
+import reprlib
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
+LARGEST = 2**53  # more of anything than a machine can hold, and products of two such numbers can still be compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A limit of a number. `Limit(">=", 0), Limit("<", 1)` beside a type are the interval [0, 1)."""
+
+    sign: Literal[">=", ">", "<=", "<"]
+    bound: float
+
+    def problem(self, name: str, value: float) -> str:
+        """Return what is wrong with the value; empty if it is within the limit. NaN never is."""
+        phrase, holds = {
+            ">=": ("at least", operator.ge),
+            ">": ("above", operator.gt),
+            "<=": ("at most", operator.le),
+            "<": ("below", operator.lt),
+        }[self.sign]
+        return "" if holds(value, self.bound) else f"{name} is {reprlib.repr(value)}, it must be {phrase} {self.bound}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderName:
+    """The name of a dataset, which is a folder inside data/ and cannot lead out of it."""
+
+    may_be_empty: bool = True
+
+    def problem(self, name: str, value: str) -> str:
+        """Return what is wrong with the name; empty if nothing is."""
+        if re.fullmatch(DATASET_NAME, value) or (self.may_be_empty and not value):
+            return ""
+        return f"dataset name {value!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
+
+
+POSITIONAL = "positional"  # marks a key that is given without --key
+PATH = "path"  # marks a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
+
+Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
+CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
+NonNegative = Annotated[float, Limit(">=", 0), Limit("<", math.inf)]
+Share = Annotated[float, Limit(">=", 0), Limit("<", 1)]
+Seed = Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
+File = Annotated[str, PATH]
+Files = Annotated[tuple[str, ...], PATH]
+DatasetName = Annotated[str, FolderName()]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Switch = Literal["auto", "True", "False"]
+
+
+class Key(NamedTuple):
+    """A key of a configuration: a field of its dataclass."""
+
+    name: str
+    type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
+    marks: tuple[Any, ...]  # Limit, FolderName, POSITIONAL, PATH
+    required: bool
+
+
+@functools.cache
+def keys(kind: type) -> dict[str, Key]:
+    """The keys of a configuration by name."""
+    hints, found = get_type_hints(kind, include_extras=True), {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        required = field.default is dataclasses.MISSING
+        found[field.name] = Key(field.name, tuple if get_origin(plain) is tuple else plain, tuple(marks), required)
+    return found

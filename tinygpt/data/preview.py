@@ -1,0 +1,90 @@
+"""Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command.
+
+show_text(folder, tokenizer, meta)                   # meta: the content of meta.json
+show_pairs(config, folder, meta, splits, "pairs.jsonl")
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.config import suggest
+from tinygpt.config.schema import PrepareConfig
+from tinygpt.data.corpora import CORPORA
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.token_files import TOKEN
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, CharTokenizer, Tokenizer
+
+
+def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
+    """Print the size of a dataset of text, its first lines as tokens and back, and the next command."""
+    characters, tokens = sum(meta["characters"].values()), meta["tokens"]
+    print(f"characters: {characters:,}")
+    if isinstance(tokenizer, CharTokenizer):
+        shown = "".join(symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in tokenizer.symbols[:100])
+        print(f"vocabulary: {tokenizer.vocab_size:,}: {shown}{' ...' if tokenizer.vocab_size > 100 else ''}")
+    else:
+        ratio = characters / sum(tokens.values())
+        print(f"vocabulary: {tokenizer.vocab_size:,} (GPT-2's byte pairs, {ratio:.2f} characters per token)")
+    print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
+    with contextlib.suppress(OSError):
+        print("the first lines, as tokens and back:")
+        start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
+        for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
+            print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
+    print(f"written:    {folder}/train.bin, val.bin, meta.json")
+    preset = "shakespeare_char" if isinstance(tokenizer, CharTokenizer) else "shakespeare"
+    own = [] if folder.name in CORPORA else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    smallest = min(tokens.values())
+    if smallest < 2:
+        print("\nThis is too little to train on: use more text or a larger --val_fraction.")
+        return
+    if smallest <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
+        own.append(f"--block_size={smallest - 1}")
+    print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *own, *suggest.data_dir_flag(folder.parent))}")
+
+
+def show_pairs(
+    config: PrepareConfig, folder: Path, meta: dict[str, Any], splits: dict[str, list[Pair]], source: str
+) -> None:
+    """Print the size of a dataset of pairs, some examples as a model is trained on them, and the next command."""
+    print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
+    if meta["labels"]:
+        print(f"labels:     {', '.join(meta['labels'])}")
+    lengths = [len(prompt) + len(response) + 3 for part in splits.values() for prompt, response in part]
+    print(f"lengths:    up to {max(lengths)} tokens with special tokens, {sum(lengths) / len(lengths):.0f} on average")
+    for prompt, response in splits["train"][: config.show or 1]:
+        print(f"  {coloured(prompt, response)}")
+    print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
+    print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
+    print_next_commands(config, folder, max(lengths) - 1)
+
+
+def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
+    """Print the command that fine-tunes on the pairs, preceded by those that train a base model if there is none.
+
+    Pairs longer than the presets' context get a base model of their own, with block_size `width`.
+    """
+    base, flags = "out-fast", []
+    if width > suggest.PRESET_BLOCK_SIZE:
+        flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
+    own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
+    preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
+    place = suggest.data_dir_flag(folder.parent)
+    print()
+    if not Path(f"{base}/ckpt.pt").exists():
+        print("first train a base model, which takes half a minute:")
+        if not (folder.parent / "shakespeare_char" / "meta.json").exists():
+            print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
+        print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")
+    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
+
+
+def coloured(prompt: str, response: str) -> str:
+    """An example with the part that carries loss in green, or in brackets where there are no colours."""
+    asked, answer = f"{PROMPT}{prompt}{RESPONSE}", f"{response}{END}"
+    text = f"\033[2m{asked}\033[0m\033[32m{answer}\033[0m" if sys.stdout.isatty() else f"{asked}[{answer}]"
+    return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")

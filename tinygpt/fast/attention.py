@@ -1,0 +1,119 @@
+"""Attention for a small model on a CPU: two autograd functions with their gradients written out.
+
+Automatic differentiation makes a copy at each step and a kernel for each operation; for matrices of some ten thousand
+numbers that is a good part of the time (docs/PERFORMANCE.md).
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinygpt.model import QK_EPS, CausalSelfAttention, Context, attend
+
+LONGEST = 512  # up to this context plain products are faster than PyTorch's fused call, whose backward pass is slow
+
+
+class FastSelfAttention(CausalSelfAttention):
+    """The same function of the same parameters as CausalSelfAttention. Decoding with a plain cache is left to it."""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        if context.cache is not None:
+            return super().forward(x, context)
+        B, T, C = x.size()
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
+        if self.qk_norm or context.rotation is not None:
+            rotation = None if context.rotation is None else context.rotation.to(qkv.dtype)
+            qkv = NormRotate.apply(qkv, rotation, self.qk_norm)
+        dropout = self.dropout if self.training else 0.0
+        if T > LONGEST or dropout:
+            q, k, v = qkv
+            y = attend(q, k, v, context.mask, dropout)
+        else:
+            y = PlainAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), context.mask).view(qkv.shape[1:])
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class PlainAttention(torch.autograd.Function):
+    """`attend` in batched products: four products, one softmax, and one buffer for all three gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """qkv (3, N, T, head_dim) for N = B n_head, mask as in Context; returns (N, T, head_dim)."""
+        q, k, v = qkv
+        T, head_dim = q.shape[1:]
+        if mask is None:
+            p = torch.baddbmm(causal_mask(T, q.dtype), q, k.transpose(1, 2), alpha=head_dim**-0.5)  # (N, T, T)
+        else:
+            p = torch.bmm(q * head_dim**-0.5, k.transpose(1, 2))
+            p.view(-1, *mask.shape).add_(mask)  # N is (B, n_head), and mask may have a head's number first
+        torch.softmax(p, -1, out=p)
+        ctx.save_for_backward(qkv, p)
+        return torch.bmm(p, v)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        """With P = softmax(S): dV = Pᵀ dY, dP = dY Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K / √d, dK = dSᵀ Q / √d."""
+        qkv, p = ctx.saved_tensors
+        q, k, v = qkv
+        scale = q.size(2) ** -0.5
+        dy = dy.contiguous()
+        ds = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), p, -1, p.dtype)
+        d = torch.empty_like(qkv)
+        torch.baddbmm(d[0], ds, k, beta=0, alpha=scale, out=d[0])
+        torch.baddbmm(d[1], ds.transpose(1, 2), q, beta=0, alpha=scale, out=d[1])
+        torch.bmm(p.transpose(1, 2), dy, out=d[2])
+        return d, None
+
+
+@functools.lru_cache(maxsize=2)
+def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
+    """Zero on and below the diagonal, minus infinity above: (T, T), added to the scores."""
+    return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
+
+
+class NormRotate(torch.autograd.Function):
+    """Normalisation and rotation of queries and keys in half the kernels, forward and backward.
+
+    A rotation keeps the length, so y = R x s with s = 1 / sqrt(mean(x^2) + eps) can be normalised after it was rotated;
+    the gradient is dx = R^T s (dy - y mean(dy y)), and R^T is the rotation by the opposite angle.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, qk_norm: bool) -> Tensor:
+        """qkv (3, B, n_head, T, head_dim) in any layout, rotation (2, T, head_dim); returns it contiguous."""
+        out = torch.empty(qkv.shape, dtype=qkv.dtype)
+        rotate_into(out[:2], qkv[:2], rotation)
+        out[2].copy_(qkv[2])
+        scale = None
+        if qk_norm:
+            scale = torch.linalg.vector_norm(out[:2], dim=-1, keepdim=True)
+            scale = scale.square_().div_(qkv.size(-1)).add_(QK_EPS).rsqrt_()
+            out[:2].mul_(scale)
+        ctx.save_for_backward(out, rotation, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        out, rotation, scale = ctx.saved_tensors
+        _, B, n_head, T, head_dim = d_out.shape
+        d = torch.empty((B, T, 3, n_head, head_dim), dtype=d_out.dtype).permute(2, 0, 3, 1, 4)  # as c_attn gave it
+        dy = d_out[:2]
+        if scale is not None:
+            dy = torch.addcmul(dy, out[:2], (dy * out[:2]).mean(-1, keepdim=True), value=-1).mul_(scale)
+        rotate_into(d[:2], dy, rotation, direction=-1)
+        d[2].copy_(d_out[2])
+        return d, None, None
+
+
+def rotate_into(out: Tensor, x: Tensor, rotation: Tensor | None, direction: int = 1) -> None:
+    """`positions.rotate` of x, written to `out`; direction -1 rotates back."""
+    if rotation is None:
+        out.copy_(x)
+        return
+    torch.mul(x, rotation[0], out=out)
+    out.addcmul_(x.roll(x.size(-1) // 2, dims=-1), rotation[1], value=direction)

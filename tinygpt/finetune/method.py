@@ -1,0 +1,155 @@
+"""What fine-tuning adds to training: LoRA, replay, and a look at the model before and after.
+
+What fine-tuning gives and what it costs is shown side by side: the loss on the task's responses, the loss on the base
+model's own validation split (what was forgotten), and the answers to three prompts.
+"""
+
+from typing import Any
+
+import torch
+
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.adapter import save_adapter, weights_fingerprint
+from tinygpt.config.schema import FinetuneConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import MixedRows, Rows
+from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.loss import mean_loss
+from tinygpt.finetune.lora import LoRA, attach
+from tinygpt.model import GPT
+from tinygpt.sample import answer
+from tinygpt.terminal import escaped
+from tinygpt.training.log import read_metrics
+from tinygpt.training.run import Method, Run
+from tinygpt.training.start import Start
+
+
+class FineTuning(Method):
+    """Adapters beside frozen weights, and rows of the base model's own data among the new ones, where asked."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+        self.base_data: Dataset | None = None  # what the base model was trained on
+        self.base_fingerprint = ""  # of the weights that an adapter of this run belongs to
+
+    def adapt(self, model: GPT, new_tokens: int, start: Start) -> None:
+        config = self.config
+        self.base_fingerprint = str(start.saved.get("base", ""))
+        if config.lora_rank and not start.resuming:
+            assert start.state is not None
+            self.base_fingerprint = weights_fingerprint(start.state.model)
+            torch.manual_seed(config.seed)
+            attach(
+                model, LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets), new_tokens
+            )
+
+    def rows(self, dataset: Dataset, start: Start) -> Rows:
+        self.base_data = base_dataset(self.config, dataset, start)
+        new = dataset.sources["train"]
+        if not self.base_data or not self.config.replay:
+            return new
+        return MixedRows(new, self.base_data.sources["train"], self.config.replay)
+
+    def state(self) -> dict[str, Any]:
+        replayed = self.base_data.meta["sha256"] if self.base_data and self.config.replay else {}
+        return {"base": self.base_fingerprint, "replayed": replayed}
+
+    def improved(self, run: Run, best: store.Checkpoint) -> None:
+        if self.config.lora_rank:
+            save_adapter(run.out / "adapter.pt", best, self.base_fingerprint, run.log.next_step)
+
+    def before(self, run: Run) -> None:
+        if self.base_data is None:
+            name = self.config.base_dataset or "the base model's dataset"
+            where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
+            run.log.say(f"note: forgetting is not measured: {where}")
+        if run.ranks.is_main and not any(entry["kind"] == "before" for entry in read_metrics(run.out)):
+            run.log.metric("before", 0, run.seconds(), **self.measure(run, run.model))
+            run.model.train()
+
+    def after(self, run: Run) -> None:
+        if not run.ranks.is_main:
+            return
+        found = [entry for entry in read_metrics(run.out) if entry["kind"] == "before"]
+        before = found[-1] if found else {}
+        best = store.load(run.out / "ckpt.pt").build_model(type(run.model)).to(run.compute.device)
+        after = self.measure(run, best)
+        run.log.metric("after", run.progress.step, run.seconds(), **after)
+        for line in side_by_side(before, after):
+            run.log.say(line, always=True)
+
+    def measure(self, run: Run, model: GPT) -> dict[str, Any]:
+        """Losses on the whole validation splits of the task and of the base model's data, and three answers."""
+        model.eval()
+        found: dict[str, Any] = {"response_loss": whole_loss(model, run.dataset, run)}
+        if self.base_data is not None:
+            found["base_loss"] = whole_loss(model, self.base_data, run)
+        source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
+        pairs = source.texts(tokenizer)
+        if pairs and isinstance(tokenizer, CharTokenizer):
+            distinct = {response: prompt for prompt, response in reversed(pairs)}  # the first of each response
+            chosen = [(prompt, response) for response, prompt in reversed(distinct.items())][:3]
+            found["prompts"], found["responses"] = [prompt for prompt, _ in chosen], [right for _, right in chosen]
+            found["answers"] = [answer(model, tokenizer, prompt) for prompt, _ in chosen]
+        return found
+
+
+def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
+    """What the base model was trained on, if it is prepared here. Errors: TinyGPTError if replay needs it."""
+    if start.state is not None and not config.base_dataset and not start.resuming:
+        config.base_dataset = str(start.state.config.get("dataset", ""))
+    if not config.base_dataset:
+        if config.replay:
+            raise TinyGPTError("replay needs the base model's own data", "--base_dataset=NAME")
+        return None
+    try:
+        found = Dataset(config.data_dir, config.base_dataset)
+        found.require(config.block_size)
+    except TinyGPTError:
+        if config.replay:
+            raise
+        return None
+    earlier = start.saved.get("replayed")
+    if config.replay and earlier and not found.is_of(earlier):
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has been prepared from other text since {start.where} was written",
+            "prepare the old text again",
+        )
+    if found.adopt_tokenizer(dataset.tokenizer):
+        return found
+    if config.replay:
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has symbols that the base model does not know",
+            "--base_dataset=NAME of the text that the base model was trained on",
+        )
+    return None
+
+
+def whole_loss(model: GPT, dataset: Dataset, run: Run) -> float:
+    source = dataset.sources["val"]
+    return mean_loss(model, source, source.every(model.config.block_size), run.compute)
+
+
+def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The table of the last lines of a run."""
+    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base's own data"}
+    lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
+    for key, name in names.items():
+        if key in after:
+            was, now = before.get(key), after[key]
+            lines.append(f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}")
+    if "base_loss" in after and "base_loss" in before:
+        lines.append(f"{'forgotten':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
+    earlier = before.get("answers", [""] * 3)
+    for prompt, response, was, now in zip(
+        after.get("prompts", []), after.get("responses", []), earlier, after.get("answers", []), strict=False
+    ):
+        question = f"\n{escaped(prompt)}   (right: {escaped(response)})"
+        lines += [question, f"    before: {short(was)}", f"    after:  {short(now)}"]
+    return lines
+
+
+def short(text: str) -> str:
+    shown = escaped(text)
+    return shown if len(shown) <= 70 else shown[:67] + "..."

@@ -1,0 +1,131 @@
+"""The options of the architecture: what a model can be made of, each with its paper. A new choice goes here.
+
+norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
+activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)
+position      learned (GPT-2)                    rope (Su et al. 2021)
+qk_norm       unit-normalised queries and keys (Henry et al. 2020)
+zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
+bigram_table  pairs of tokens are embedded too (Bengio et al. 2003)
+token_shift   half of the channels of a block's input come from the position before (RWKV-LM, Peng 2021)
+
+norm = choose(NORMS, "norm", config.norm)(config)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    """The shape of a model: what a checkpoint keeps as `model_args`."""
+
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = False
+    norm: str = "layernorm"
+    position: str = "learned"
+    activation: str = "gelu"
+    qk_norm: bool = False
+    tie_weights: bool = True
+    zero_init: bool = False
+    bigram_table: bool = False
+    token_shift: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
+        """The fields among `values`; others are ignored, missing ones take GPT-2's defaults (as in nanoGPT's files)."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+
+
+# ---- norms and activations --------------------------------------------------------------------------------------
+
+NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
+    "layernorm": lambda config: nn.LayerNorm(config.n_embd, bias=config.bias),
+    "rmsnorm": lambda config: nn.RMSNorm(config.n_embd, eps=1e-5),
+}
+
+
+def relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2 width) to (..., width): the first half is the gate of the second."""
+    gate, x = x.chunk(2, dim=-1)
+    return F.silu(gate) * x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": swiglu}
+GATED = {"swiglu"}  # activations that halve the width
+
+
+# ---- positions: how a model knows where its tokens stand --------------------------------------------------------
+
+
+class Position:
+    """The base class: no information about positions. Nothing else in tinygpt asks which kind a model has.
+
+    A kind tells the model about positions in one of three ways: a trained vector for each position (`embeds`: the table
+    wpe, whose row p is added to the embedding at position p), a rotation of queries and keys, or a bias on attention's
+    scores. If it is `relative`, only the distance between two positions counts. A model can then go on past
+    block_size tokens with a cache that forgets the oldest position at each step.
+    """
+
+    relative = True
+    embeds = False
+
+    def __init__(self, config: GPTConfig) -> None:
+        self.n_head, self.head_dim = config.n_head, config.n_embd // config.n_head
+
+    def rotation(self, positions: Tensor) -> Tensor | None:
+        """Cosines and signed sines for `rotate`: float32 (2, T, head_dim), for positions int64 (T,)."""
+        return None
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """What is added to the scores: float32 (n_head, T, S), for positions int64 (T,) of the queries, (S,) of the
+        keys. Keys behind their query are masked elsewhere."""
+        return None
+
+
+class Learned(Position):
+    """A trained vector for each position. Positions from block_size on have none, so the context cannot move."""
+
+    relative = False
+    embeds = True
+
+
+class Rotary(Position):
+    """RoPE: each pair of channels is rotated by the position times a frequency, from 1 down to about 1/10,000."""
+
+    def rotation(self, positions: Tensor) -> Tensor:
+        channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
+        angles = positions.float()[:, None] * 10000.0 ** (-channels / self.head_dim)  # (T, head_dim / 2)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + head_dim/2]) of x (..., T, head_dim) by its position's angle: the "half" layout of
+    GPT-NeoX and Llama."""
+    cos, sin = rotation.to(x.dtype)
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+
+
+POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary}
+
+
+def choose(table: dict[str, Any], option: str, name: str) -> Any:
+    """The entry `name` of a table of choices. Errors: ValueError for an unknown name."""
+    if name not in table:
+        raise ValueError(f"{option}={name!r}: the choices are {', '.join(table)}")
+    return table[name]

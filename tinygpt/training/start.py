@@ -1,0 +1,180 @@
+"""Where a run starts: from nothing, from a base model's weights, or from its own last state.
+
+start = starting_point(config)                  # loads the checkpoint, if any; config takes what it settles
+model, new_tokens = make_model(config, dataset, start, GPT)
+"""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.health import refuse_diverged
+from tinygpt.checkpoint.resize import crop_block_size, grow_vocabulary
+from tinygpt.config import suggest
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT, GPTConfig
+
+ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
+SETTLED = ("optimizer", "lora_rank", "lora_targets")  # a saved optimizer state fits only these values
+
+
+class Start(NamedTuple):
+    """What a run begins with: nothing, a base model, or its own state when it is resumed."""
+
+    state: store.Checkpoint | None = None
+    resuming: bool = False
+    where: str = ""  # names the checkpoint in messages
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What the last session of a resumed run kept for this one; empty for a new run."""
+        return self.state.training if self.state is not None and self.resuming else {}
+
+
+def resumes(config: TrainConfig) -> bool:
+    """Return whether the run in out_dir is to be resumed: for `resume` always, for `auto` if there is a last.pt."""
+    last = Path(config.out_dir) / "last.pt"
+    return config.init_from == "resume" or (config.init_from == "auto" and last.exists())
+
+
+def starting_point(config: TrainConfig) -> Start:
+    """Load the checkpoint that `init_from` names, if any.
+
+    Fills `config` with what the checkpoint determines: always the model's shape; when resuming, also every value that
+    the command does not give, including device, dtype and origin. Errors: TinyGPTError if the command contradicts the
+    checkpoint.
+    """
+    if resumes(config):
+        return Start(load_run_to_resume(config), True, f"{config.out_dir}/last.pt")
+    if config.init_from in ("scratch", "auto"):
+        config.init_from = "scratch"
+        return Start()
+    if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
+        from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
+
+        base = gpt2_checkpoint(config.init_from)
+    else:
+        if not config.eval_only:
+            store.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
+        base = store.load(config.init_from)
+    take_shape(config, base, may_crop=True)
+    return Start(base, False, config.init_from)
+
+
+def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
+    """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
+    last = Path(config.out_dir) / "last.pt"
+    state = store.load(last)
+    started_from = origin(state.config)
+    command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
+    if command != asked:
+        raise TinyGPTError(
+            f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}",
+            suggest.resume(state.config, config.out_dir),
+        )
+    take_shape(config, state, may_crop=False)
+    if "optimizer" not in state.training:
+        raise TinyGPTError(f"{last} has no optimizer state to resume from", f"--init_from={last} --out_dir=out-new")
+    given: set[str] = getattr(config, "given", set())
+    for name in SETTLED:
+        wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
+        if name in given and wanted != has:
+            raise TinyGPTError(
+                f"{name} is {wanted} here and {has} in the checkpoint",
+                f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
+            )
+    # not restored, beyond what the command gives: output folder and logging, as the file may come from somebody else
+    kept = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
+    for field in dataclasses.fields(config):
+        if field.name in state.config and field.name not in kept:
+            setattr(config, field.name, state.config[field.name])
+    config.init_from = started_from
+    return state
+
+
+def take_shape(config: TrainConfig, base: store.Checkpoint, may_crop: bool) -> None:
+    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; `may_crop`
+    allows a shorter block_size."""
+    shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
+    given: set[str] = getattr(config, "given", set())
+    for name in ARCHITECTURE:
+        wanted, has = getattr(config, name), shape[name]
+        crops = may_crop and name == "block_size" and wanted < has
+        if name in given and wanted != has and not crops:
+            raise TinyGPTError(
+                f"{name} is {wanted} here and {has} in the checkpoint",
+                f"drop {name}" if "ckpt" in vars(config) else f"drop {name}, or start a new model in another --out_dir",
+            )
+        if not crops or name not in given:
+            setattr(config, name, has)
+
+
+def origin(config: dict[str, Any]) -> str:
+    """Return what a run started from: scratch, a checkpoint's path or a pretrained model's name.
+
+    Older files record `resume` or `auto` for a resumed run. Such a run counts as started from `ckpt` if it was
+    fine-tuned, else from scratch.
+    """
+    init_from = str(config.get("init_from", "scratch"))
+    return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
+
+
+def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[GPT]) -> tuple[GPT, int]:
+    """A new model from the seed, or the checkpoint's, with rows for the tokens that are new in the dataset; and the
+    number of these new rows.
+
+    The dataset then uses the model's vocabulary. Errors: TinyGPTError when the two vocabularies cannot be joined.
+    """
+    base = start.state
+    if base is None:
+        torch.manual_seed(config.seed)
+        shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
+        return kind(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape)), 0
+    known = join_vocabularies(dataset, base, start)
+    base.model_args["dropout"] = config.dropout
+    if start.resuming:
+        if not dataset.is_of(base.data):
+            raise TinyGPTError(
+                f"dataset {dataset.name!r} has been prepared from other text since {start.where} was written",
+                f"prepare the old text again, or start a new run on the new one from these weights: "
+                f"--init_from={start.where} --out_dir=out-new",
+            )
+        return base.build_for_resuming(kind), 0
+    model = base.build_model(kind)
+    refuse_diverged(model, start.where)
+    crop_block_size(model, config.block_size)
+    size = dataset.tokenizer.vocab_size
+    if size <= known:
+        return model, 0
+    grow_vocabulary(model, known, padded_vocab_size(size))
+    return model, model.config.vocab_size - known
+
+
+def join_vocabularies(dataset: Dataset, base: store.Checkpoint, start: Start) -> int:
+    """Let the dataset use the checkpoint's vocabulary, with its new characters at the end; returns how many tokens the
+    checkpoint knows. Errors: TinyGPTError when there is no such vocabulary."""
+    if base.tokenizer is None:  # nanoGPT's
+        base.require_symbols(dataset.tokenizer, start.where)
+        return dataset.tokenizer.vocab_size
+    own = tokenizer_from_dict(base.tokenizer, start.where)
+    both = own
+    if not start.resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
+        both = own.grown(dataset.tokenizer.symbols)
+    hint = "prepare the text that it was trained on, or start with --init_from=scratch"
+    dataset.require_tokenizer(both, start.where, hint)
+    if both is own:
+        base.require_symbols(own, start.where)
+    return own.vocab_size
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """A large vocabulary is rounded up to a multiple of 64, which matrix units like (nanoGPT: 50257 -> 50304)."""
+    return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
