@@ -47,6 +47,8 @@ class Decoder(KVCache):
         self.wpe, self.wbe = (transformer[name].weight if name in transformer else None for name in ("wpe", "wbe"))
         self.blocks = [layout_block(block) for block in transformer["h"]]
         self.ln_f = norm(transformer["ln_f"])
+        position = torch.zeros(1, dtype=torch.long)
+        self.biased = model.position.bias(position, position) is not None
         self.rotation: Tensor | None = None  # of the positions from rotation_start on
         self.rotation_start = self.rotation_end = 0
 
@@ -77,10 +79,8 @@ class Decoder(KVCache):
 
     def _mask(self, T: int) -> Tensor | None:
         """The mask of the next T tokens. A single one looks at every key, so it needs none without a bias."""
-        if T == 1:
-            queries = torch.tensor([self.length])
-            bias = self.model.position.bias(queries, self.positions(1))
-            return None if bias is None else bias.to(self.wte.dtype)
+        if T == 1 and not self.biased:
+            return None
         mask = self.model.context(T, self.wte.device, self).mask
         return None if mask is None else mask.to(self.wte.dtype)
 
