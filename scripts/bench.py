@@ -318,9 +318,9 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         """Tokens per second."""
         prompt, choice = torch.zeros((samples, 1), dtype=torch.long), sample.Choice(temperature=0.8, top_k=200)
         start = time.perf_counter()
-        for _ in sample.generate(untrained(preset, variant), prompt, 16 * count, choice):
+        for _ in sample.generate(untrained(preset, variant), prompt, 32 * count, choice):
             pass
-        return samples * 16 * count / (time.perf_counter() - start)
+        return samples * 32 * count / (time.perf_counter() - start)
 
     def facts() -> dict[str, Any]:
         run = training(RECIPE, "default")
@@ -638,7 +638,7 @@ class Bench:
 
     def pieces(self, dtype: str) -> Result:
         worker, gains = self.worker("tinygpt", dtype), []
-        count, size = (2, 1) if self.quick else (40, 6)
+        count, size = (2, 1) if self.quick else (40, 3)
         for preset in (RECIPE, FAST):
             pieces = [piece for piece in PIECES if preset in piece[-1]]
             pairs = [[(name, preset, variant, *more) for variant in pair] for _, (name, *more), *pair, _ in pieces]
