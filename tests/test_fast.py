@@ -1,10 +1,14 @@
 """The fast path is the plain one: the same numbers out of the same weights, for every option."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TINY_TRAIN, cli_here
 from models import every_option, ids, largest, shaken, small
 from torch import Tensor
 
@@ -18,6 +22,7 @@ from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Rotary, rotate
 from tinygpt.training.build import build, model_class
 from tinygpt.training.device import Compute
+from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import load_state, state_of
 
 
@@ -162,3 +167,43 @@ def test_only_a_cpu_has_the_fast_path() -> None:
     assert model_class("auto", gpu) is GPT and model_class("False", gpu) is GPT
     with pytest.raises(TinyGPTError, match="fast=True is for a CPU, not for cuda"):
         model_class("True", gpu)
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+PATHS = {"fast": "--fast=True", "plain": "--fast=False"}
+
+
+@pytest.fixture
+def work(tiny_data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_data, tmp_path / "work"))
+
+
+@pytest.mark.parametrize("first", PATHS)
+def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -> None:
+    """Ten iterations on one path, ten on the other: the losses of twenty on one, up to rounding."""
+    other = next(path for path in PATHS if path != first)
+    assert cli_here(*TINY_TRAIN, PATHS[first], "--out_dir=whole", cwd=work).status == 0
+    assert cli_here(*TINY_TRAIN, PATHS[first], "--max_iters=10", cwd=work).status == 0
+    resumed = cli_here("train", "--init_from=resume", PATHS[other], "--max_iters=20", cwd=work)
+    assert resumed.status == 0, resumed.err
+    assert f"note: this run has used path {first} so far; from now on it uses {other}" in resumed.out
+    found = []
+    for folder in ("whole", "out"):
+        found.append([entry["loss"] for entry in read_metrics(work / folder) if entry["kind"] == "train"])
+    assert len(found[0]) == len(found[1]) == 20 and found[0] == pytest.approx(found[1], abs=1e-3)
+    assert found[0][:10] == found[1][:10]
+    again = cli_here("train", "--init_from=resume", "--max_iters=20", cwd=work)
+    assert again.status == 0 and "so far" not in again.out  # the path is the run's own now
+
+
+def test_sampling_is_the_same_on_both_paths(tiny_run: Path) -> None:
+    texts = [
+        cli_here("sample", "--temperature=0", "--max_new_tokens=60", flag, cwd=tiny_run).out for flag in PATHS.values()
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) > 60
+
+
+def test_evaluating_is_the_same_on_both_paths(tiny_run: Path) -> None:
+    losses = [json.loads(cli_here("eval", "--json", flag, cwd=tiny_run).out)["loss"] for flag in PATHS.values()]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)

@@ -215,7 +215,8 @@ def set_up(
     show_start(run, compiled)
     for key, now in run.numerics().items():
         if saved.get(key, now) != now:
-            log.say(f"note: this run has used {key} {saved[key]} so far; from now on it uses {now}", always=True)
+            changed = f"this run has used {key} {saved[key]} so far; from now on it uses {now}"
+            log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
     return run
 
 
