@@ -1,11 +1,11 @@
-"""Ways to fine-tune, side by side: what each learns, what it forgets, what it costs.
+"""Compare methods of fine-tuning: what each learns, what it forgets, what it costs.
 
     python scripts/compare.py --ckpt out-fast/ckpt.pt
 
-Not at all, with all weights, with replay of the base model's own text, with LoRA of two ranks: each by `tinygpt
-finetune` and `tinygpt eval` on the transactions, with three seeds. Prints a Markdown table of medians with the least
-and the greatest, draws accuracy against forgetting, and writes every figure to compare.json. Runs share the processor
-if --jobs says so; then their seconds are longer.
+The methods are: no fine-tuning, all weights, all weights with replay of the base model's text, LoRA with two ranks.
+Each runs `tinygpt finetune` and `tinygpt eval` on the transactions, with three seeds. The script prints a table in
+Markdown (median, least, greatest), draws accuracy against forgetting, and writes every number to compare.json. With
+--jobs, runs share the processor, and their seconds are longer.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tinygpt.finetune.lora import adapted_only
 from tinygpt.training.log import read_metrics
 
 FULL, LORA = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora"))
-WAYS = {
+METHODS = {
     "all weights": [FULL],
     "all weights, replay 0.001": [FULL, "--replay=0.001"],
     "LoRA, rank 2": [LORA, "--lora_rank=2"],
@@ -40,10 +40,10 @@ def tinygpt(*args: str, threads: int) -> str:
     return done.stdout
 
 
-def measure(way: str, seed: int, args: argparse.Namespace, threads: int) -> dict[str, Any]:
+def measure(method: str, seed: int, args: argparse.Namespace, threads: int) -> dict[str, Any]:
     """One run and its evaluation."""
-    out = args.out / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
-    flags = [*WAYS[way], f"--ckpt={args.ckpt}", f"--out_dir={out}", f"--seed={seed}", "--device=cpu", "--quiet"]
+    out = args.out / f"{method.replace(' ', '-').replace(',', '')}-{seed}"
+    flags = [*METHODS[method], f"--ckpt={args.ckpt}", f"--out_dir={out}", f"--seed={seed}", "--device=cpu", "--quiet"]
     tinygpt("finetune", *flags, *args.more, threads=threads)
     report = json.loads(tinygpt("eval", f"--ckpt={out}", "--device=cpu", "--json", threads=threads))
     entries = {entry["kind"]: entry for entry in read_metrics(out)}
@@ -53,7 +53,7 @@ def measure(way: str, seed: int, args: argparse.Namespace, threads: int) -> dict
         trained = {name: weight for name, weight in trained.items() if name != "lm_head.weight"}
     file = out / ("adapter.pt" if (out / "adapter.pt").exists() else "ckpt.pt")
     found = {
-        "way": way,
+        "method": method,
         "seed": seed,
         "trained": sum(weight.numel() for weight in trained.values()),
         "megabytes": file.stat().st_size / 1e6,
@@ -64,7 +64,8 @@ def measure(way: str, seed: int, args: argparse.Namespace, threads: int) -> dict
         "forgetting": entries["after"]["base_loss"] - entries["before"]["base_loss"],
         "before": entries["before"],
     }
-    print(f"{way}, seed {seed}: accuracy {found['accuracy']:.3f}, forgotten {found['forgetting']:.2f}", file=sys.stderr)
+    reached = f"accuracy {found['accuracy']:.3f}, forgotten {found['forgetting']:.2f}"
+    print(f"{method}, seed {seed}: {reached}", file=sys.stderr)
     return found
 
 
@@ -80,13 +81,13 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     before = results[0]["before"]
     lines.append(f"| not at all | 0 | | 0 | 0 % | {before['response_loss']:.3f} (validation) | 0 |")
-    for way in WAYS:
-        runs = [result for result in results if result["way"] == way]
+    for method in METHODS:
+        runs = [result for result in results if result["method"] == method]
         if not runs:
             continue
         columns = {key: [run[key] for run in runs] for key in runs[0]}
         cells = [
-            way,
+            method,
             f"{runs[0]['trained']:,}",
             f"{runs[0]['megabytes']:.1f} MB",
             f"{statistics.median(columns['seconds']):.0f}",
@@ -108,10 +109,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for index, way in enumerate(WAYS):
-        runs = [run for run in results if run["way"] == way]
+    for index, method in enumerate(METHODS):
+        runs = [run for run in results if run["method"] == method]
         xs, ys = [run["forgetting"] for run in runs], [100 * run["accuracy"] for run in runs]
-        axes.plot(xs, ys, "o", color=f"C{index}", markersize=6, label=way)
+        axes.plot(xs, ys, "o", color=f"C{index}", markersize=6, label=method)
     axes.set(xlabel="forgotten: loss on the base model's own validation split, after minus before (nats)")
     axes.set(ylabel="accuracy on the test split (%)")
     axes.legend(frameon=False, fontsize=9)
@@ -133,7 +134,8 @@ def main() -> int:
         parser.error("the picture needs matplotlib: pip install matplotlib")
     args.out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    jobs = [(way, seed) for way in sorted(WAYS, key=lambda way: "LoRA" not in way) for seed in args.seeds]
+    slowest_first = sorted(METHODS, key=lambda method: "LoRA" not in method)
+    jobs = [(method, seed) for method in slowest_first for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda job: measure(*job, args, threads), jobs))
     (args.out / "compare.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -5,15 +5,9 @@ from typing import Any
 import pytest
 import torch
 from models import every_option, every_path, ids, largest, shaken, small
-from torch import Tensor
 
-from tinygpt.model import GPT, KVCache
+from tinygpt.model import GPT
 from tinygpt.options import POSITIONS
-
-
-def read(model: GPT, cache: KVCache, idx: Tensor) -> Tensor:
-    """Logits of the last position, (B, V)."""
-    return model(idx, cache=cache, last_only=True)[0][:, -1]
 
 
 @every_option
@@ -25,11 +19,13 @@ def test_cached_logits_equal_uncached_ones(kind: type[GPT], options: dict[str, A
     cache, whole, end = model.new_cache(2), model(idx)[0], 0
     for piece in idx.split(pieces, dim=1):
         end += piece.size(1)
-        torch.testing.assert_close(read(model, cache, piece), whole[:, end - 1], atol=1e-5 * largest(whole), rtol=0)
+        torch.testing.assert_close(
+            model.next_logits(piece, cache), whole[:, end - 1], atol=1e-5 * largest(whole), rtol=0
+        )
     cache.forget()
-    torch.testing.assert_close(read(model, cache, idx[:, :9]), whole[:, 8], atol=1e-5 * largest(whole), rtol=0)
+    torch.testing.assert_close(model.next_logits(idx[:, :9], cache), whole[:, 8], atol=1e-5 * largest(whole), rtol=0)
     cache.length = 3  # negative control: a cache that has lost count
-    assert largest(read(model, cache, idx[:, 9:10]) - whole[:, 9]) > 0.01
+    assert largest(model.next_logits(idx[:, 9:10], cache) - whole[:, 9]) > 0.01
 
 
 @every_option
@@ -42,7 +38,9 @@ def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future(
     model, idx = shaken(small(kind=kind, block_size=600, n_layer=1, n_embd=16, **options)), ids(1, 600)
     cache, whole = model.new_cache(1), model(idx)[0]
     for piece, end in zip(idx.split([40, 559, 1], dim=1), (40, 599, 600), strict=True):
-        torch.testing.assert_close(read(model, cache, piece), whole[:, end - 1], atol=1e-5 * largest(whole), rtol=0)
+        torch.testing.assert_close(
+            model.next_logits(piece, cache), whole[:, end - 1], atol=1e-5 * largest(whole), rtol=0
+        )
 
 
 @pytest.mark.parametrize("n_head", [2, 3])
@@ -59,7 +57,7 @@ def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: 
     model = shaken(small(kind=kind, **sizes))
     cache, idx = model.new_cache(1), ids(1, 80)
     for end in range(1, 81):
-        rolled = read(model, cache, idx[:, end - 1 : end])
+        rolled = model.next_logits(idx[:, end - 1 : end], cache)
         fresh = model(idx[:, max(0, end - 16) : end])[0][:, -1]
         assert largest(rolled - fresh) < 1e-4 * largest(fresh)
     without_order = model(idx[:, [4, 2, 0, 1, 3, 5]])[0][:, -1]

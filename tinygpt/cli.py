@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from tinygpt import __version__, terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error
 
 # command: (module:function, its configuration in tinygpt.config.schema, one line of help)
 GROUPS = {
@@ -93,6 +92,8 @@ def guarded(args: list[str], debug: bool) -> int:
     except OSError as error:
         if debug or error.filename is None:
             raise
+        from tinygpt.files import file_error
+
         terminal.print_error(f"error: {file_error(error.filename, error).message}")
         return 2
     except KeyboardInterrupt:

@@ -196,6 +196,10 @@ class GPT(nn.Module):
         """An empty cache for decoding `batch_size` sequences."""
         return KVCache(self.config, batch_size, like=self.lm_head.weight)
 
+    def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of what follows idx int64 (B, T), which continues the tokens that the cache has read: (B, V)."""
+        return self(idx, cache=cache, last_only=True)[0][:, -1]
+
     def num_params(self) -> int:
         """Parameters, each counted once; without the position embeddings, as nanoGPT counts."""
         count = sum(parameter.numel() for parameter in self.parameters())

@@ -100,7 +100,7 @@ def generate(
     recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
     cache = None if exact_window else model.new_cache(len(context))
     for _ in range(max_new_tokens):
-        logits = model(context, cache=cache, last_only=True)[0][:, -1]  # (B, V)
+        logits = model.next_logits(context, cache)  # (B, V)
         if 0 < vocab_size < logits.size(-1):
             logits = logits[:, :vocab_size]
         chosen = draw(logits, choice, generator)

@@ -15,13 +15,8 @@ class FastGPT(GPT):
 
     attention = FastSelfAttention
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """As GPT.forward; with a Decoder as the cache, logits of the last position alone."""
-        if isinstance(cache, Decoder):
-            return cache(idx)[:, None], None
-        return super().forward(idx, targets, cache, last_only)
+    def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """A Decoder, or for a model with adapters (whose layers are not ordinary ones) the plain cache."""
