@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import POSITIONS
 from tinygpt.sample import Choice, generate, probabilities
 
 BLOCK = 12
@@ -140,8 +141,7 @@ def test_draws_follow_the_distribution() -> None:
 # ---- generation -------------------------------------------------------------------------------------------------
 
 OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"position": "rope"},
+    *({"position": position} for position in POSITIONS),
     {"bigram_table": True},
     {"token_shift": True, "position": "rope"},
     {"token_shift": True, "bias": True},
@@ -199,7 +199,7 @@ def test_only_the_last_block_of_a_long_prompt_counts(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize("position", [*POSITIONS])
 def test_the_shortest_windows(block_size: int, position: str) -> None:
     model = tiny(block_size=block_size, position=position)
     made = text(model, prompt(2, 2), 7, temperature=0.0)

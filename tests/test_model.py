@@ -1,4 +1,4 @@
-"""The model against Hugging Face's GPT-2, Llama and Qwen3, against formulas, and against itself."""
+"""The model against Hugging Face's GPT-2, Llama, Qwen3 and MPT, against formulas, and against itself."""
 
 import itertools
 import math
@@ -107,6 +107,46 @@ def test_rmsnorm_rope_and_swiglu_make_llama_and_with_qk_norm_qwen3(kind: type[GP
     assert largest(ours(ids(2, 16))[0] - logits) < (1e-3 if qk_norm else 1e-5) * largest(logits)
     other = shaken(small(**options, qk_norm=not qk_norm))
     assert largest(other(ids(2, 16))[0] - logits) > 0.05 * largest(logits)
+
+
+def mpt(ours: GPT) -> Any:
+    """Hugging Face's MPT with our weights: ALiBi, no biases, tied embeddings."""
+    config = ours.config
+    theirs = transformers.MptForCausalLM(
+        transformers.MptConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.n_embd,
+            n_heads=config.n_head,
+            n_layers=config.n_layer,
+            max_seq_len=config.block_size,
+        )
+    ).eval()
+    names = {"ln_1": "norm_1", "ln_2": "norm_2", "attn.c_attn": "attn.Wqkv", "attn.c_proj": "attn.out_proj"}
+    names |= {"mlp.c_fc": "ffn.up_proj", "mlp.c_proj": "ffn.down_proj", ".h.": ".blocks.", "ln_f": "norm_f"}
+    weights = {}
+    for name, weight in ours.state_dict().items():
+        for one, other in names.items():
+            name = name.replace(one, other)
+        weights[name] = weight
+    theirs.load_state_dict(weights)
+    return theirs
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
+@every_path
+def test_alibi_makes_mpt(kind: type[GPT], n_head: int) -> None:
+    """Logits and gradients; with numbers of heads that are no powers of two, for which the paper's code has a rule."""
+    sizes: dict[str, Any] = {"block_size": 40, "n_head": n_head, "n_embd": 4 * n_head}
+    ours = shaken(small(kind=kind, position="alibi", **sizes))
+    theirs, (x, y) = mpt(ours), ids(2, 2, 40)
+    (logits, loss), expected = ours(x, y), theirs(x).logits
+    assert largest(logits - expected) < 1e-5 * largest(expected)
+    loss.backward()
+    torch.nn.functional.cross_entropy(expected.flatten(0, 1), y.flatten()).backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.shape == b.shape and largest(a.grad - b.grad) < 1e-4 * largest(b.grad)
+    other = shaken(small(position="rope", **sizes))  # negative control: the same weights
+    assert largest(other(x)[0] - expected) > 0.05 * largest(expected)
 
 
 # ---- options ----------------------------------------------------------------------------------------------------
@@ -296,7 +336,7 @@ def test_parameters_of_nanogpts_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    "bias,norm,position,tied", list(itertools.product([0, 1], ["layernorm", "rmsnorm"], ["learned", "rope"], [0, 1]))
+    "bias,norm,position,tied", list(itertools.product([0, 1], CHOICES["norm"], CHOICES["position"], [0, 1]))
 )
 def test_parameters_by_formula(bias: int, norm: str, position: str, tied: int) -> None:
     C, V, L = 32, 65, 2
@@ -362,7 +402,7 @@ def test_a_shifted_block_reads_half_of_the_position_before() -> None:
     assert largest(block(x, context) - expected) > 1e-3
 
 
-@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize("position", CHOICES["position"])
 @torch.inference_mode()
 def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
     model = shaken(small(position=position))

@@ -2,7 +2,7 @@
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
 activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)
-position      learned (GPT-2)                    rope (Su et al. 2021)
+position      learned (GPT-2)                    rope (Su et al. 2021), alibi (Press et al. 2021)
 qk_norm       unit-normalised queries and keys (Henry et al. 2020)
 zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
 bigram_table  pairs of tokens are embedded too (Bengio et al. 2003)
@@ -121,7 +121,19 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
 
 
-POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary}
+class Alibi(Position):
+    """ALiBi: each head's scores fall in a straight line with the distance, steeply in one and hardly in another."""
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        # slopes 2^(-8 i / n) for i = 1..n; between two powers of two, those of the lower one, then every other one of
+        # the upper one: the paper's code, BLOOM and MPT
+        upper = 1 << self.n_head.bit_length()
+        steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
+        slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))
+        return slopes[:, None, None] * (keys - queries[:, None])
+
+
+POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary, "alibi": Alibi}
 
 
 def choose(table: dict[str, Any], option: str, name: str) -> Any:

@@ -137,8 +137,8 @@ class TrainConfig:
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
-    position: Literal["learned", "rope"] = "learned"
-    """learned position embeddings (GPT-2) or rotary position embeddings (Su et al. 2021)"""
+    position: Literal["learned", "rope", "alibi"] = "learned"
+    """learned embeddings (GPT-2), rope: rotary ones (Su et al. 2021), alibi: a bias by distance (Press et al. 2021)"""
     activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """of the MLP: gelu (GPT-2), relu2 (So et al. 2021) or swiglu (Shazeer 2020)"""
     qk_norm: bool = False
