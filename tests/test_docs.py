@@ -7,13 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tinygpt import cli
+from tinygpt import cli, options
 from tinygpt.config import schema
 from tinygpt.config.parse import parse
 from tinygpt.data.tasks import TASKS
@@ -46,6 +47,15 @@ def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(README.replace("| `block_size` | `1024`", "| `block_size` | `1023`"))
     done = subprocess.run([sys.executable, tmp_path / "scripts/readme.py", "--check"], cwd=tmp_path)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("option", ["norm", "position", "activation"])
+def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
+    """By its name: in the text of its key, which --help shows too, and at the top of options.py, with its paper."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{option}` |"))
+    for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
+        for text in (row.split("|")[3], str(options.__doc__)):
+            assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
 
 
 def test_the_three_commands_stand_in_the_readme() -> None:

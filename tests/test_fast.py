@@ -80,9 +80,12 @@ def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]
     from tinygpt.finetune.lora import LoRA, attach
 
     _, fast = pair(**options)
-    assert isinstance(fast.new_cache(1), Decoder)
+    assert isinstance(fast.new_cache(2), Decoder)
     attach(fast, LoRA(rank=2, alpha=2.0), 0)
-    assert not isinstance(fast.new_cache(1), Decoder)
+    cache, idx = fast.new_cache(2), ids(2, 16)
+    assert not isinstance(cache, Decoder)
+    cached = torch.cat([fast(piece, cache=cache)[0] for piece in idx.split([9, 1, 6], dim=1)], dim=1)
+    assert largest(cached - fast(idx)[0]) < 1e-5 * largest(cached)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

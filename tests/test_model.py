@@ -132,13 +132,13 @@ def mpt(ours: GPT) -> Any:
     return theirs
 
 
-@pytest.mark.parametrize("n_head", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
+@pytest.mark.parametrize("n_head,T", [*((n_head, 40) for n_head in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)), (3, 600)])
 @every_path
-def test_alibi_makes_mpt(kind: type[GPT], n_head: int) -> None:
+def test_alibi_makes_mpt(kind: type[GPT], n_head: int, T: int) -> None:
     """Logits and gradients; with numbers of heads that are no powers of two, for which the paper's code has a rule."""
-    sizes: dict[str, Any] = {"block_size": 40, "n_head": n_head, "n_embd": 4 * n_head}
+    sizes: dict[str, Any] = {"block_size": T, "n_head": n_head, "n_embd": 4 * n_head}
     ours = shaken(small(kind=kind, position="alibi", **sizes))
-    theirs, (x, y) = mpt(ours), ids(2, 2, 40)
+    theirs, (x, y) = mpt(ours), ids(2, 2, T)
     (logits, loss), expected = ours(x, y), theirs(x).logits
     assert largest(logits - expected) < 1e-5 * largest(expected)
     loss.backward()
@@ -314,6 +314,17 @@ def test_bfloat16_is_close_to_float32(kind: type[GPT], options: dict[str, Any]) 
     for (name, a), b in zip(model.named_parameters(), low.parameters(), strict=True):
         if not name.endswith("attn.c_attn.bias"):  # the keys' biases have no gradient but rounding
             assert (a.grad - b.grad).norm() <= 0.05 * a.grad.norm(), name
+
+
+@every_option
+def test_every_tensor_is_made_on_the_models_device(options: dict[str, Any]) -> None:
+    """On the device "meta", which computes shapes alone and, like a GPU, refuses tensors of the CPU."""
+    model, idx = small(**options).to("meta"), ids(2, 16).to("meta")
+    loss = model(idx, idx)[1]
+    loss.backward()
+    cache = model.new_cache(2)
+    logits = [model(piece, cache=cache)[0] for piece in idx.split([3, 1, 12], dim=1)]
+    assert {tensor.device.type for tensor in (loss, *logits)} == {"meta"}
 
 
 @every_option
