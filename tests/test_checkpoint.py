@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import cli_here
+from models import every_option
 
 from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.log import read_metrics
+from tinygpt.training.start import make_model, starting_point
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHAPE = {"block_size": 8, "vocab_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0, "bias": True}
@@ -70,7 +74,7 @@ def refusal(path: Path) -> TinyGPTError:
 # ---- there and back ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"position": "rope", "activation": "swiglu", "tie_weights": False}], ids=str)
+@every_option
 def test_everything_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
     saved = example(**options)
     save(tmp_path / "ckpt.pt", saved)
@@ -82,6 +86,22 @@ def test_everything_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.testing.assert_close(loaded.training, saved.training, rtol=0, atol=0)
     assert torch.equal(logits(loaded), logits(saved))
     assert os.listdir(tmp_path) == ["ckpt.pt"]  # no temporary file stays
+
+
+@every_option
+def test_a_run_that_starts_from_a_checkpoint_has_its_model(
+    tmp_path: Path, tiny_data: Path, options: dict[str, Any]
+) -> None:
+    """Whatever the defaults of the run are; a command that asks for another option is refused (test_train.py)."""
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+    saved = example(**options, vocab_size=dataset.tokenizer.vocab_size)
+    saved.tokenizer = dataset.tokenizer.to_dict()
+    save(tmp_path / "ckpt.pt", saved)
+    config = TrainConfig(init_from=str(tmp_path / "ckpt.pt"), out_dir=str(tmp_path / "new"), block_size=8)
+    model, added = make_model(config, dataset, starting_point(config), GPT)
+    idx = torch.tensor([[0, 1, 2, 3, 4]])
+    assert added == 0 and dataclasses.asdict(model.config) == saved.model_args
+    assert torch.equal(model.eval()(idx)[0], logits(saved))
 
 
 def test_a_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
