@@ -23,7 +23,7 @@ from tinygpt.options import Rotary, rotate
 from tinygpt.training.build import build, model_class
 from tinygpt.training.device import Compute
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import load_state, state_of
+from tinygpt.training.optimizer import OPTIMIZERS, load_state, state_of
 
 
 def on_cpu(dtype: torch.dtype = torch.float32) -> Compute:
@@ -121,7 +121,7 @@ def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] |
     return state_of(optimizer)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @every_option
 def test_training_moves_the_weights_as_plain_training_does(options: dict[str, Any], optimizer: str) -> None:
     """torch.optim.Muon multiplies in bfloat16, the fast one in the run's dtype, hence its tolerance."""
@@ -142,7 +142,7 @@ def test_training_moves_the_weights_as_plain_training_does(options: dict[str, An
             assert largest(moment - other["moments"][name][part]) < (0.1 if optimizer == "muon" else 1e-3) * scale, name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [GPT, FastGPT], ids=["plain first", "fast first"])
 def test_a_run_can_change_its_path(first: type[GPT], optimizer: str) -> None:
     """Two steps on one path, two more on the other, against four on one: the optimizer's state goes along."""

@@ -2,6 +2,7 @@
 move, against the model itself."""
 
 import copy
+import typing
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tinygpt.model import GPT, MATRIX, GPTConfig
 from tinygpt.model import kind as kind_of
 from tinygpt.training.build import Computing, build
 from tinygpt.training.device import Compute
-from tinygpt.training.optimizer import Optimizer, load_state, state_of
+from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, load_state, state_of
 
 both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 
@@ -94,13 +95,46 @@ def test_a_rate_of_zero_stays_zero(kind: type[GPT]) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
+@both
+def test_an_optimizer_that_is_offered_and_not_built_is_refused(kind: type[GPT]) -> None:
+    assert typing.get_args(typing.get_type_hints(TrainConfig)["optimizer"]) == OPTIMIZERS
+    with pytest.raises(ValueError, match="optimizer='lion': the choices are adamw, muon"):
+        set_up(kind, TrainConfig(optimizer="lion"))  # type: ignore[arg-type]
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_float16_overflow_anywhere_skips_the_whole_update(kind: type[GPT], name: str, bad: float) -> None:
+    """Adam and Muon together: the gradient of one matrix overflows, and no weight moves. The next step trains."""
+    config = TrainConfig(optimizer=name, learning_rate=1e-3)  # type: ignore[arg-type]
+    model = tiny(kind)
+    computing, optimizer = build(model, config, Compute(torch.device("cpu"), torch.float16, ""))
+    x = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
+    for overflows in (True, False):
+        before, scale = weights(model), optimizer.scaler.get_scale()
+        optimizer.backward(computing(x[:, :-1], x[:, 1:])[1])
+        if overflows:
+            first = (
+                computing.weights if isinstance(computing, FlatWeights) else model.transformer["h"][0].mlp.c_fc.weight
+            )
+            assert first.grad is not None
+            first.grad.view(-1)[0] = bad
+        optimizer.clip()
+        optimizer.update()
+        same = [torch.equal(weight, before[name]) for name, weight in weights(model).items()]
+        assert all(same) if overflows else not any(same)
+        assert optimizer.scaler.get_scale() == (scale / 2 if overflows else scale)
+        assert optimizer.steps == (0 if overflows else 1)
+
+
 # ---- which weights are moved how --------------------------------------------------------------------------------
 
 OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}]
 
 
 @both
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
     """Without a gradient, decay is all that moves: by rate times decay."""
@@ -118,7 +152,7 @@ def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT], options: dict
 
 
 @both
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_weight_is_moved_exactly_once(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
     """A constant gradient of 1: Adam's first step is the rate itself, so twice would show."""
@@ -234,7 +268,7 @@ def test_muon_is_torchs(kind: type[GPT]) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_saved_state_goes_on_exactly(kind: type[GPT], name: str) -> None:
     config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
     through, computing_through, optimizer = set_up(kind, config)
@@ -277,7 +311,7 @@ def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> No
 
 
 @both
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_state_of_a_file_of_version_0_1_is_read(kind: type[GPT], name: str, options: dict[str, Any]) -> None:
     """It had the moments as stretches of flat weights, as the fast path still has them inside."""

@@ -205,11 +205,6 @@ class GPT(nn.Module):
         count = sum(parameter.numel() for parameter in self.parameters())
         return count - (self.transformer["wpe"].weight.numel() if self.position.embeds else 0)
 
-    def flops_per_token(self) -> float:
-        """Multiply-adds times two, forward and backward, of one token (PaLM's appendix B: 6 N + 12 L C T)."""
-        config = self.config
-        return 6 * self.num_params() + 12 * config.n_layer * config.n_embd * config.block_size
-
 
 MATRIX, EMBEDDING, VECTOR = range(3)
 

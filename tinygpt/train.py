@@ -88,7 +88,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
             run.log.say(expected)
-        if waits and stop.requested(run.ranks, run.compute.device):
+        if (waits or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
                 f"stopped by a signal after iteration {progress.step:,}; {run.out}/last.pt has it all", always=True
@@ -189,7 +189,7 @@ def evaluate_and_save(run: Run) -> None:
 
 def save(run: Run, name: str) -> None:
     """Write the whole state, as it is before iteration `progress.step`. Errors: weights that are not finite."""
-    if not all(weight.isfinite().all() for weight in run.model.parameters()):
+    if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
         raise not_finite(run, math.nan, 0.0)
     if run.ranks.is_main:
         state = run.checkpoint()

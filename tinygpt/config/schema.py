@@ -295,7 +295,7 @@ class SampleConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; auto: float32 on a CPU, where decoding one token at a time gains nothing from less"""
+    """dtype of matrix products; auto: float32, since decoding one token at a time gains nothing from less"""
     fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False

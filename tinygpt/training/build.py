@@ -8,11 +8,10 @@ Both compute the same function of the same parameters. The fast path (tinygpt/fa
 GPUs plain PyTorch, compiled, is faster.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
@@ -20,13 +19,7 @@ from tinygpt.fast.optimizer import FlatOptimizer
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.device import Compute
-from tinygpt.training.optimizer import Optimizer, TorchOptimizer
-
-
-class BuildsModel(Protocol):
-    """A checkpoint."""
-
-    def build_model(self, kind: type[GPT]) -> GPT: ...
+from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, TorchOptimizer
 
 
 def model_class(fast: str, compute: Compute) -> type[GPT]:
@@ -37,13 +30,18 @@ def model_class(fast: str, compute: Compute) -> type[GPT]:
     return FastGPT if on_cpu and fast != "False" else GPT
 
 
-def for_inference(checkpoint: BuildsModel, compute: Compute, fast: str = "auto") -> GPT:
+def for_inference(checkpoint: Checkpoint, compute: Compute, fast: str = "auto") -> GPT:
     """A checkpoint's model on its device, in its dtype, ready to predict."""
     return checkpoint.build_model(model_class(fast, compute)).to(compute.device, compute.dtype).eval()
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple["Computing", Optimizer]:
-    """What computes the loss of `model`, whose weights are float32, in compute.dtype; and what moves these weights."""
+    """What computes the loss of `model`, whose weights are float32, in compute.dtype; and what moves these weights.
+
+    Errors: ValueError for an optimizer that neither path has.
+    """
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={config.optimizer!r}: the choices are {', '.join(OPTIMIZERS)}")
     if isinstance(model, FastGPT):
         flat = FlatWeights(model, compute.dtype)
         return flat, FlatOptimizer(flat, config)

@@ -14,8 +14,9 @@ def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
     # a state that was saved just before this iteration is intact, but it leads here
     usable = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt is from before and good; go on from it" if usable else "start again"
+    checked = run.compute.device.type == "cpu" or run.config.log_interval == 1  # see train.loop
     return TinyGPTError(
-        f"iteration {run.progress.step}: {what}; stopped before the update",
+        f"iteration {run.progress.step}: {what}; stopped{' before the update' if checked else ''}",
         f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
         status=1,
     )

@@ -23,6 +23,9 @@ from tinygpt.training.device import Compute
 MOMENTUM = 0.95  # Muon's
 
 
+OPTIMIZERS = ("adamw", "muon")
+
+
 class Optimizer(Protocol):
     """What the training loop needs of an optimizer."""
 
@@ -75,8 +78,10 @@ class TorchOptimizer:
         if parts:
             betas = config.beta1, config.beta2
             self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
+        self.owner = {w: o for o in self.optimizers for group in o.param_groups for w in group["params"]}
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+        self.param_groups = [{"params": list(self.named.values())}]  # one overflow anywhere skips both optimizers
 
     def set_learning_rate(self, rate: float) -> None:
         share = rate / self.config.learning_rate if self.config.learning_rate else 0.0
@@ -88,34 +93,33 @@ class TorchOptimizer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor:
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(self)  # type: ignore[arg-type]
         return torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.grad_clip or float("inf"))
 
     def update(self) -> None:
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        self.scaler.step(self)  # type: ignore[arg-type]
         self.scaler.update()
+        for weight in self.named.values():
+            weight.grad = None
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        return {name: self._state(name, weight) for name, weight in self.named.items()}
+        return {name: self._state(weight) for name, weight in self.named.items()}
 
-    def _state(self, name: str, weight: Tensor) -> dict[str, Tensor]:
-        muon = self.config.optimizer == "muon" and kind(name, weight) == MATRIX
+    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+        owner = self.owner[weight]
+        muon = isinstance(owner, torch.optim.Muon)
         parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-        state = self._optimizer_of(weight).state.get(weight, {})
+        state = owner.state.get(weight, {})
         return {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
-
-    def _optimizer_of(self, weight: Tensor) -> torch.optim.Optimizer:
-        for optimizer in self.optimizers:
-            if any(weight is own for group in optimizer.param_groups for own in group["params"]):
-                return optimizer
-        raise KeyError
 
     @property
     def steps(self) -> int:
-        return max((int(s["step"]) for o in self.optimizers for s in o.state.values() if "step" in s), default=0)
+        states = (state for optimizer in self.optimizers for state in optimizer.state.values() if "step" in state)
+        return int(next(states, {"step": 0})["step"])
 
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
         for name, weight in self.named.items():
@@ -124,7 +128,7 @@ class TorchOptimizer:
                 state = {"momentum_buffer": state["momentum"]}
             else:
                 state["step"] = torch.tensor(float(steps), device=weight.device)
-            self._optimizer_of(weight).state[weight] = state
+            self.owner[weight].state[weight] = state
         self.scaler.load_state_dict(scaler)
 
 

@@ -22,7 +22,6 @@ class Processes:
     """This process's place among all: rank 0 prints and writes."""
 
     rank: int = 0
-    local_rank: int = 0
     count: int = 1
 
     @property
@@ -70,6 +69,6 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     except (ValueError, RuntimeError) as error:
         raise TinyGPTError(f"--backend={backend}: {str(error).splitlines()[0]}", "--backend=gloo") from None
     try:
-        yield Processes(dist.get_rank(), int(os.environ.get("LOCAL_RANK", 0)), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -204,7 +204,8 @@ def set_up(
         config, dataset, source, model, computing, computing, moves, method, compute, ranks, log, progress,
         saved_at=progress.step if saved else -1,
     )  # fmt: skip
-    example = torch.zeros((config.batch_size, run.width), dtype=torch.long, device=compute.device)
+    rows = run.rows_per_iter // (ranks.count * micro_steps(config, ranks))
+    example = torch.zeros((rows, run.width), dtype=torch.long, device=compute.device)
     run.forward, compiled = device.compile_model(computing, config.compile, compute, example)
     if ranks.count > 1:
         run.forward = nn.parallel.DistributedDataParallel(run.forward)
