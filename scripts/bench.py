@@ -220,7 +220,6 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
 def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     """Our own training step in `dtype`, and generation, made by the code that the commands run."""
     import torch
-    from tinygpt.positions import rotate
 
     from tinygpt import sample
     from tinygpt.checkpoint.store import load, tokenizer_of
@@ -233,6 +232,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.fast.optimizer import FlatOptimizer
     from tinygpt.fast.weights import FlatWeights
     from tinygpt.model import GPT, QK_EPS
+    from tinygpt.options import rotate
     from tinygpt.train import batch, finite, forward_backward
     from tinygpt.training import device
     from tinygpt.training import run as training_run

@@ -1,4 +1,6 @@
-"""The options of the architecture: what a model can be made of, each with its paper. A new choice goes here.
+"""The options of the architecture: what a model can be made of, each with its paper.
+
+A new choice goes here, and its name and help to its key in config/schema.py (then `python scripts/readme.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
 activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)
@@ -93,7 +95,8 @@ class Position:
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """What is added to the scores: float32 (n_head, T, S), for positions int64 (T,) of the queries, (S,) of the
-        keys. Keys behind their query are masked elsewhere."""
+        keys, on their device. Keys behind their query are masked elsewhere. In the report's page, a bias may depend on
+        the head and the distance alone, and a rotation's angles must be proportional to the position."""
         return None
 
 

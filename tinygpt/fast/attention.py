@@ -111,7 +111,7 @@ class NormRotate(torch.autograd.Function):
 
 
 def rotate_into(out: Tensor, x: Tensor, rotation: Tensor | None, direction: int = 1) -> None:
-    """`positions.rotate` of x, written to `out`; direction -1 rotates back."""
+    """`options.rotate` of x, written to `out`; direction -1 rotates back."""
     if rotation is None:
         out.copy_(x)
         return
