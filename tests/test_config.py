@@ -66,6 +66,7 @@ def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
         (["--compile=False"], {"compile": "False"}),
         (["--compile=true"], {"compile": "True"}),
         (["--compile", "auto"], {"compile": "auto"}),
+        (["--compile", "--fast", "False"], {"compile": "True", "fast": "False"}),
     ],
 )
 def test_the_forms_of_a_flag(args: list[str], expected: dict[str, Any]) -> None:

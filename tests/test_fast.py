@@ -12,6 +12,7 @@ from conftest import TINY_TRAIN, cli_here
 from models import every_option, ids, largest, shaken, small
 from torch import Tensor
 
+from tinygpt.checkpoint.store import load, save
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast import attention
@@ -210,3 +211,27 @@ def test_sampling_is_the_same_on_both_paths(tiny_run: Path) -> None:
 def test_evaluating_is_the_same_on_both_paths(tiny_run: Path) -> None:
     losses = [json.loads(cli_here("eval", "--json", flag, cwd=tiny_run).out)["loss"] for flag in PATHS.values()]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
+    """As when a run moves to a GPU without bfloat16. Only a float16 run has a scaler's state."""
+    short = [flag for flag in TINY_TRAIN if not flag.startswith("--dtype")]
+    assert cli_here(*short, path, "--dtype=bfloat16", "--max_iters=10", cwd=work).status == 0
+    for iterations, dtype in ((12, "float16"), (14, "bfloat16"), (16, "float16"), (18, "float16")):
+        resume = ["--init_from=resume", f"--dtype={dtype}", f"--max_iters={iterations}"]
+        resumed = cli_here("train", *resume, cwd=work)
+        assert resumed.status == 0, resumed.err
+        assert ("so far; from now on it uses" in resumed.out) == (iterations < 18)
+    assert load(work / "out/last.pt").step == 18
+
+
+def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> None:
+    """Its files do not name the path, since there was only one."""
+    assert cli_here(*TINY_TRAIN, "--max_iters=10", cwd=work).status == 0
+    state = load(work / "out/last.pt")
+    del state.training["path"], state.training["device"]
+    for flag, notes in (("--fast=True", False), ("--fast=False", True)):
+        save(work / "out/last.pt", state)
+        resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
+        assert ("has used path fast so far; from now on it uses plain" in resumed.out) == notes, resumed.err

@@ -14,6 +14,7 @@ from test_train import work  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.training import device
 from tinygpt.training import processes as distributed
 from tinygpt.training.log import read_metrics
@@ -59,10 +60,20 @@ def test_which_devices_have_float64() -> None:
         assert device.has_float64(torch.device(name)) is has
 
 
+def test_several_processes_on_a_macs_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(TinyGPTError, match="several processes"),
+        distributed.join_processes("auto", torch.device("mps")),
+    ):
+        pass
+
+
 def test_sums_over_processes_are_computed_on_the_cpu_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
-    ranks = distributed.Processes(0, 0, 2)
+    ranks = distributed.Processes(0, 2)
     monkeypatch.setattr(distributed, "has_float64", lambda _: False)
     assert ranks.sum([1.0, 2.0], torch.device("meta")) == [1.0, 2.0]
     monkeypatch.setattr(distributed, "has_float64", lambda _: True)

@@ -198,7 +198,7 @@ def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> 
     run: Any = SimpleNamespace(config=config, source=source, width=8, rows_per_iter=16)
     run.compute = SimpleNamespace(device=torch.device("cpu"))
     for rank in range(4):
-        run.ranks = Processes(rank, rank, 4)
+        run.ranks = Processes(rank, 4)
         x, _, weights = batch(run, 0)
         assert (x == 0).all(-1).sum() == 1 and weights == [1.0]
 

@@ -15,7 +15,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, keys
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys
 from tinygpt.config.schema import EvalConfig, FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
@@ -73,7 +73,7 @@ def split(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, 
         elif key.type is tuple:
             texts = list(itertools.takewhile(lambda arg: not arg.startswith("--"), queue))
             del queue[: len(texts)]
-        elif key.type is bool and " ".join(queue[:1]).lower() not in ("true", "false"):
+        elif key.type in (bool, Switch) and " ".join(queue[:1]).lower() not in ("true", "false", "auto"):
             texts = ["True"]
         else:
             texts, queue = queue[:1], queue[1:]

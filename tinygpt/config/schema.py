@@ -205,7 +205,10 @@ class FinetuneConfig(TrainConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or the folder that holds ckpt.pt"""
+    """the base model: a checkpoint, or the folder that holds ckpt.pt; its architecture and context are taken over"""
+    init_from: File = "scratch"
+    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume
+    if there is a last.pt, else scratch"""
     out_dir: File = "out-finetune"
     """folder for checkpoints and metrics"""
     dataset: DatasetName = "transactions"

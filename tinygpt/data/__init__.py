@@ -4,6 +4,7 @@ corpora      Tiny Shakespeare and GPT-2's vocabulary, from packages or the netwo
 tasks        two classification tasks for fine-tuning, written by seeded templates
 text_files   find text files and read them in blocks
 pairs        prompts and responses from JSON Lines or CSV into a dataset
+prompts      from a prompt as a user types it to its tokens
 tokenizer    text to ids and back: characters, or GPT-2's byte pairs
 token_files  write a dataset: token files and meta.json, complete or not at all
 dataset      read a dataset and check it

@@ -33,8 +33,8 @@ RULES = {
     "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
     "evaluations",
-    "still improving": "the validation loss is below all values before the last three evaluations by more than two "
-    "standard errors",
+    "still improving": "the validation loss is below all values before the last three evaluations (of three: below "
+    "the first) by more than two standard errors",
     "stopped early": "the run ended before max_iters: the validation loss had no new minimum in `patience` evaluations",
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
@@ -144,7 +144,8 @@ def judge(
                 why += f"; {parameters:,} parameters learn from {tokens:,} tokens"
             return verdict(kind, steps[first], why)
     decrease = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
-    why = f"the validation loss decreased by {decrease:.3f} in the last three evaluations, to {val[-1]:.3f}"
+    span = "in the last three evaluations" if len(val) > IN_A_ROW else "since the first evaluation"
+    why = f"the validation loss decreased by {decrease:.3f} {span}, to {val[-1]:.3f}"
     if decrease <= 0:
         why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
     why += f"; two standard errors are {2 * error[-1]:.3f}"

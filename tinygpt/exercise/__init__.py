@@ -4,7 +4,7 @@
     template.py     the ten steps as a reader gets them
     steps.py        the checks of each step, run in a process of their own
 
-The package imports config, files and model.
+The package imports config, errors, files and model.
 
     tinygpt exercise start 1
 """

@@ -9,7 +9,7 @@
 
 Every piece computes what the plain core computes (tests/test_fast.py) and earns its place by a measured ratio
 (docs/PERFORMANCE.md). Only training/build.py chooses between the two, so this package can be removed there. It imports
-the model, and from config and errors.
+the model and the configuration.
 
     model = FastGPT(config)
     computing, optimizer = FlatWeights(model, torch.bfloat16), ...

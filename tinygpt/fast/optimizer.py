@@ -126,4 +126,5 @@ class FlatOptimizer:
                 tensor.copy_(moments[name][part])
         for step in self.adamw.steps:
             step.fill_(steps)
-        self.scaler.load_state_dict(scaler)
+        if scaler:  # empty if the run was not in float16 before
+            self.scaler.load_state_dict(scaler)

@@ -5,7 +5,7 @@
     lora.py         the adapters, as layers of the model
     merge.py        `tinygpt merge`: one checkpoint made of a base model and an adapter
 
-The package imports train and the modules below it; lora.py imports the model alone.
+The package imports train and the modules below it; lora.py imports the model and errors.
 
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out/ckpt.pt
 """

@@ -127,7 +127,8 @@ class Pace:
         if done != self.SETTLE + self.MEASURE:
             return ""
         each = (self.total - self.settled) / self.MEASURE
-        return f"expected:    {each * left / 60:.1f} minutes for {left:,} more iterations ({each * 1000:.1f} ms each)"
+        wait = f"{each * left / 60:.1f} minutes" if each * left >= 60 else f"{each * left:.0f} seconds"
+        return f"expected:    {wait} for {left:,} more iterations ({each * 1000:.1f} ms each)"
 
 
 def import_wandb() -> Any:

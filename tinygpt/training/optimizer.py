@@ -129,7 +129,8 @@ class TorchOptimizer:
             else:
                 state["step"] = torch.tensor(float(steps), device=weight.device)
             self.owner[weight].state[weight] = state
-        self.scaler.load_state_dict(scaler)
+        if scaler:  # empty if the run was not in float16 before
+            self.scaler.load_state_dict(scaler)
 
 
 def state_of(optimizer: Optimizer) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
+    if device.type == "mps":
+        raise TinyGPTError("several processes cannot share a Mac's GPU", "--device=cpu, or a single process")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if backend == "auto" or (backend == "nccl" and device.type != "cuda"):

@@ -1,6 +1,6 @@
 """A run: everything that training needs, set up before the first iteration and saved in every checkpoint.
 
-run = set_up(config, compute, ranks, dataset, model, start, method)
+run = open_run(stack, config, compute, starting_point(config), Method())
 store.save(run.out / "last.pt", run.checkpoint())
 """
 
@@ -215,8 +215,11 @@ def set_up(
         log.start_wandb(config)
     show_start(run, compiled)
     for key, now in run.numerics().items():
-        if saved.get(key, now) != now:
-            changed = f"this run has used {key} {saved[key]} so far; from now on it uses {now}"
+        earlier = saved.get(
+            key, {"path": "fast"}.get(key, now) if saved else now
+        )  # version 0.1 had the fast path alone
+        if earlier != now:
+            changed = f"this run has used {key} {earlier} so far; from now on it uses {now}"
             log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
     return run
 
@@ -248,7 +251,7 @@ def show_start(run: Run, compiled: str) -> None:
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (
         f"device:      {run.compute.describe()}{processes}",
-        f"path:        {path}",
+        f"computed by: {path}",
         f"compile:     {compiled}",
         f"dataset:     {run.dataset.folder}: {source.describe()}, {run.dataset.tokenizer.vocab_size:,} symbols",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
