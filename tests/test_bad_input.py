@@ -145,7 +145,7 @@ MISTAKES = {
         text(b"ab"),
     ),
     "no input": Mistake(
-        ["prepare", "mine"], r"'mine' is not a ready corpus .*--input", r"tinygpt prepare mine --input"
+        ["prepare", "mine"], r"'mine' is not a ready corpus or task .*--input", r"tinygpt prepare mine --input"
     ),
     "input for a ready corpus": Mistake(
         ["prepare", "shakespeare_char", "--input=text.txt"], r"shakespeare_char is a ready corpus", r"another name"
@@ -242,7 +242,7 @@ MISTAKES = {
     ),
     "truncated": Mistake(
         SAMPLE,
-        r"out/ckpt\.pt: damaged, .*cut short",
+        r"out/ckpt\.pt: damaged, .*truncated",
         r"out/last\.pt is intact",
         change("out/ckpt.pt", lambda data: data[: len(data) // 2]),
     ),
@@ -481,7 +481,7 @@ def test_a_loss_that_is_not_finite(run_copy: Path, cli_forked: Run) -> None:
     result = cli_forked(*TINY_TRAIN, "--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0", cwd=run_copy)
     assert result.status == 1
     assert re.match(
-        r"error: iteration \d+: the loss is nan; stopped before the update\n  try: out/last.pt is", result.err
+        r"error: iteration \d+: the loss is NaN or infinite; training has stopped\n  try: out/last.pt was", result.err
     )
     assert "lower learning_rate" in result.err and "Traceback" not in result.err
     weights = checkpoint.load(run_copy / "out/last.pt").model

@@ -61,7 +61,7 @@ def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
     result = torchrun(work, *TINY_TRAIN, *BATCH, "--batch_size=5")
     assert result.returncode != 0
     said = [line for line in result.stderr.splitlines() if "error:" in line and "processes" in line]
-    assert said and "2 processes cannot share 5 sequences an iteration evenly" in said[0]
+    assert said and "2 processes cannot share 5 sequences per iteration evenly" in said[0]
     assert "multiple of 2" in result.stderr and "tinygpt/train.py" not in result.stderr
     assert not (work / "out").exists()
 

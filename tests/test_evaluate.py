@@ -190,7 +190,7 @@ def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> Non
     torch.save({"model": weights, "model_args": args, "config": {"dataset": "tiny"}}, run_copy / "nano.pt")
     result = cli_here("eval", "--ckpt=nano.pt", cwd=run_copy)
     assert result.status == 2
-    assert "nano.pt has 5 symbols" in result.err
+    assert "nano.pt has a vocabulary of 5 tokens" in result.err
 
 
 def test_bits_per_character_count_the_characters_of_a_token() -> None:

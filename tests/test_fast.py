@@ -191,7 +191,7 @@ def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -
     assert cli_here(*TINY_TRAIN, PATHS[first], "--max_iters=10", cwd=work).status == 0
     resumed = cli_here("train", "--init_from=resume", PATHS[other], "--max_iters=20", cwd=work)
     assert resumed.status == 0, resumed.err
-    assert f"note: this run has used path {first} so far; from now on it uses {other}" in resumed.out
+    assert f"note: this run has used code path {first} so far; from now on it uses {other}" in resumed.out
     found = []
     for folder in ("whole", "out"):
         found.append([entry["loss"] for entry in read_metrics(work / folder) if entry["kind"] == "train"])
@@ -234,4 +234,4 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
     for flag, notes in (("--fast=True", False), ("--fast=False", True)):
         save(work / "out/last.pt", state)
         resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
-        assert ("has used path fast so far; from now on it uses plain" in resumed.out) == notes, resumed.err
+        assert ("has used code path fast so far; from now on it uses plain" in resumed.out) == notes, resumed.err

@@ -109,7 +109,7 @@ def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
     }
     assert changed == {name for name in base if ".h." in name and base[name].dim() == 2}
     wrong = cli_here("eval", "--ckpt=out-finetune/ckpt.pt", "--adapter=out-lora", cwd=work)
-    assert wrong.status == 2 and "was trained beside other weights" in wrong.err
+    assert wrong.status == 2 and "was trained on a base model other than" in wrong.err
 
 
 def test_the_model_answers_and_stops(work: Path) -> None:
@@ -259,7 +259,7 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
     [
         (["merge", "--adapter=nothing.pt"], "nothing.pt: no such file"),
         (["merge", "--adapter=out/ckpt.pt"], "not an adapter"),
-        (["merge", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained beside other weights"),
+        (["merge", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained on a base model other than"),
         (["sample", "--ckpt=out-lora/adapter.pt", "--start=a"], "an adapter, which needs its base"),
         (["sample", "--ckpt=out-finetune"], "answers prompts, and there is none"),
         (["sample", "--ckpt=out-finetune", "--start=§"], "is not in this model's"),
@@ -269,7 +269,7 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
         (["eval", "--ckpt=out-finetune", "--predict=nothing.txt"], "nothing.txt: no such file"),
         (["eval", "--ckpt=out-finetune", "--predict=data/tiny/train.bin"], "is binary, not text"),
         (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),
-        (["prepare", "transactions", "--input=text.txt"], "is a ready corpus"),
+        (["prepare", "transactions", "--input=text.txt"], "is a ready task"),
         (["prepare", "mine", "--input=nothing.jsonl", "--format=pairs"], "nothing.jsonl: no such file"),
         (["prepare", "mine", "--input=text.txt", "--format=pairs"], "not a JSON object"),
     ],

@@ -178,7 +178,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     base, run = base_and_run()
     save_adapter(tmp_path / "adapter.pt", run, weights_fingerprint(base.model))
     base.model["transformer.ln_f.weight"] = base.model["transformer.ln_f.weight"] + 1e-6
-    with pytest.raises(TinyGPTError, match="was trained beside other weights"):
+    with pytest.raises(TinyGPTError, match="was trained on a base model other than"):
         applied(base, "base.pt", str(tmp_path / "adapter.pt"))
 
 

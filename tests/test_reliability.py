@@ -495,7 +495,7 @@ def test_not_finite(harness: Harness) -> None:
         assert child.status == 1 and "error: iteration" in child.output and "Traceback" not in child.output, what
         assert_intact(out)
         assert child.answers == [snapshot(out)] or place == "overflow before a save", f"a checkpoint changed, {what}"
-        if advised := re.search(r"(\S+\.pt) is from before and good", child.output):
+        if advised := re.search(r"(\S+\.pt) was saved before that", child.output):
             assert loaded(Path(advised[1])).step <= at, f"advises the state that diverged, {what}"
         assert not leftovers(out), what
         harness.figures["places"] += 1

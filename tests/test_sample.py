@@ -160,7 +160,7 @@ def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
     (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
     assert cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy).status == 0
     result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "symbols, its tokenizer 95" in result.err
+    assert result.status == 2 and "tokens, its tokenizer one of 95" in result.err
 
 
 # ---- streaming --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The key-value cache: what a model remembers of the tokens that it has read, so that each new one costs one position.
+"""The key-value cache: keys and values of earlier positions, so that decoding a token computes one new position only.
 
 cache = KVCache(config, batch_size, like=model.lm_head.weight)      # model.new_cache(batch_size)
 logits, _ = model(prompt, cache=cache)                              # int64 (B, T)
@@ -12,10 +12,10 @@ from tinygpt.options import GPTConfig
 
 
 class KVCache:
-    """What a model remembers of the tokens that it has read, in memory allocated once.
+    """Keys and values of the last block_size positions of every layer, in a ring buffer that is allocated once.
 
-    Position p lies in slot p % block_size: attention does not depend on the order of its keys. `length` counts the
-    positions read. Without relative positions it may not exceed block_size.
+    Position p is stored in slot p % block_size; attention does not depend on the order of its keys. `length` is the
+    number of positions read. Without relative positions it must not exceed block_size.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The command tree, and the only place that prints an error or decides the exit status.
 
 Nothing heavy is imported at module level, so `tinygpt --help` answers at once; each command imports what it needs.
-Exit status: 0 done; 1 a failure of the machine (a full disk, memory) or a run that diverged; 2 a mistake in what was
-asked, nothing written; 130 and 143 stopped by SIGINT and SIGTERM, with the state saved.
+Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a failed check or a run that diverged;
+2 a mistake in the command, nothing written; 130 and 143 stopped by SIGINT and SIGTERM (`train` saves its state first);
+141 the reader of standard output has closed it.
 """
 
 import importlib
@@ -27,7 +28,7 @@ GROUPS = {
         "check": ("evaluate.check:check", "CheckConfig", "verify the files of runs and datasets, and exact resuming"),
     },
     "adapt and share a model": {
-        "finetune": ("finetune.command:finetune", "FinetuneConfig", "teach it a task, with all weights or LoRA"),
+        "finetune": ("finetune.command:finetune", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
         "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
         "export": ("report:export", "ExportConfig", "write one HTML file of a model, for people without Python"),
     },

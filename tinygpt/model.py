@@ -1,7 +1,7 @@
 """The GPT: tensors in, tensors out. No files, no optimizer, no printing.
 
 A decoder-only transformer (Vaswani et al. 2017; GPT-2, Radford et al. 2019) with nanoGPT's parameter names, so that its
-checkpoints load as they are. The defaults are GPT-2's; what else a model can be made of is in options.py.
+checkpoints load as they are. The defaults are GPT-2's architecture without biases; options.py has the alternatives.
 
 Shapes: B sequences, T positions, C = n_embd, V = vocab_size, S positions that attention looks back on.
 
@@ -210,7 +210,7 @@ MATRIX, EMBEDDING, VECTOR = range(3)
 
 
 def kind(name: str, weight: Tensor) -> int:
-    """What an optimizer makes of a parameter: a block's matrix, another matrix (embeddings, head), or a vector."""
+    """Class of a parameter for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
     if weight.dim() < 2:
         return VECTOR
     return MATRIX if ".h." in name else EMBEDDING

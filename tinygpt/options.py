@@ -45,7 +45,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
-        """The fields among `values`; others are ignored, missing ones take GPT-2's defaults (as in nanoGPT's files)."""
+        """Take the fields from `values`; other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
 

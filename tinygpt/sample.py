@@ -2,9 +2,9 @@
 
     for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
 
-A key-value cache keeps what each layer computed for earlier positions, so a step costs one position. A model with
-relative positions goes on past its context, and forgets the oldest position at each step. The cache of another model
-cannot move (every position would change its embedding): it is filled anew with the last half of the context.
+The key-value cache (cache.py) makes a step cost one position. Past block_size tokens, a model with relative positions
+overwrites the oldest position at each step. With learned positions every cached position would change its embedding.
+Then the cache is cleared, and the last half of the context is read again.
 """
 
 import codecs

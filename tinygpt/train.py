@@ -1,8 +1,8 @@
 """`tinygpt train`: from a dataset and a configuration to checkpoints and metrics. Read `loop` first.
 
 Everything that a run draws at random is a function of the seed and the iteration (batches, dropout) or has a stream of
-its own (evaluation, samples), and everything else it knows is in `last.pt`. So a run that was killed at any moment and
-started again with --init_from=resume ends in the same weights, bit for bit, as one that never was.
+its own (evaluation, samples). The rest of its state is in `last.pt`. So a run that is killed at any moment and resumed
+with --init_from=resume ends in the same weights, bit for bit, as an uninterrupted one.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         if (waits or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
-                f"stopped by a signal after iteration {progress.step:,}; {run.out}/last.pt has it all", always=True
+                f"stopped by a signal after {progress.step:,} iterations; state saved in {run.out}/last.pt", always=True
             )
             run.log.say(f"next: {run.resume_command}", always=True)
             return stop.status
@@ -100,9 +100,10 @@ def loop(run: Run, stop: StopSignal) -> int:
 def forward_backward(
     run: Run, x: torch.Tensor, y: torch.Tensor, weights: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute and clip the gradient of a global batch; returns this process's part of the loss, and the norm.
+    """Compute and clip the gradient of a global batch. Returns the loss, whose mean over the processes is the loss of
+    the global batch, and the gradient's norm before clipping.
 
-    x and y int64 (micro_steps, rows, T), weights as `batch` makes them.
+    x, y, weights: this process's share of the batch, from `batch`.
     """
     loss = torch.zeros((), device=run.compute.device)
     for micro_step in range(len(x)):
@@ -117,11 +118,16 @@ def forward_backward(
 
 
 def finite(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:
-    """The mean loss of all processes and the gradient's norm as numbers. Errors: TinyGPTError if one is not finite."""
+    """Return the loss of the global batch and the gradient's norm. Errors: TinyGPTError if one is not finite.
+
+    In float16 a norm that is not finite is no error: the scaler skips that update.
+    """
     grad_norm = norm.item()
     mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
-    if not math.isfinite(mean_loss) or not (math.isfinite(grad_norm) or run.optimizer.scaler.is_enabled()):
-        raise not_finite(run, mean_loss, grad_norm)
+    if not math.isfinite(mean_loss):
+        raise not_finite(run, "the loss is")
+    if not (math.isfinite(grad_norm) or run.optimizer.scaler.is_enabled()):
+        raise not_finite(run, "the norm of the gradient is")
     return mean_loss, grad_norm
 
 
@@ -165,8 +171,9 @@ def evaluate_and_save(run: Run) -> None:
     losses = estimate_losses(
         run.computing, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
     )
-    if not (math.isfinite(losses["train"]) and math.isfinite(losses["val"])):
-        raise not_finite(run, losses["val"], 0.0)
+    for split, name in (("train", "training"), ("val", "validation")):
+        if not math.isfinite(losses[split]):
+            raise not_finite(run, f"the {name} loss is")
     best = losses["val"] < progress.best_val_loss
     run.log.say(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
@@ -190,7 +197,7 @@ def evaluate_and_save(run: Run) -> None:
 def save(run: Run, name: str) -> None:
     """Write the whole state, as it is before iteration `progress.step`. Errors: weights that are not finite."""
     if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
-        raise not_finite(run, math.nan, 0.0)
+        raise not_finite(run, "a weight is")
     if run.ranks.is_main:
         state = run.checkpoint()
         store.save(run.out / name, state, run.log.next_step)
@@ -228,7 +235,7 @@ def finish(run: Run) -> None:
     best = run.progress.best_val_loss
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
-    run.log.say(f"written: {run.out}/ckpt.pt (the best){adapter}, last.pt (the newest), metrics.jsonl, config.yaml")
+    run.log.say(f"written: {run.out}/ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml")
     if run.ranks.is_main:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():

@@ -1,7 +1,7 @@
-"""adapter.pt: what a LoRA run has learned, without the model that it learned it beside.
+"""adapter.pt: the weights that a LoRA run has trained, without the base model.
 
-A few hundred kilobytes at most: the adapters, the new symbols' rows, the grown vocabulary, and the fingerprint of the
-base weights. Applied to any other base it is refused: the numbers would mean nothing there.
+A few hundred kilobytes at most: the adapters, the embeddings of new tokens, the grown vocabulary, and the fingerprint
+of the base weights. An adapter is refused with any other base model, where its weights would be meaningless.
 
     save_adapter(path, checkpoint)                         # out of a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
@@ -67,7 +67,7 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
     own = weights_fingerprint(base.model)
     if state["base"] != own:
         raise TinyGPTError(
-            f"{path} was trained beside other weights than {ckpt} ({state['base']} and {own})",
+            f"{path} was trained on a base model other than {ckpt} (fingerprints {state['base']} and {own})",
             f"give the checkpoint that it was trained from: --ckpt {state['config'].get('init_from', 'out/ckpt.pt')}",
         )
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))

@@ -25,7 +25,8 @@ def gpt2_checkpoint(name: str) -> Checkpoint:
         return from_huggingface(GPT2LMHeadModel.from_pretrained(name))
     except OSError:
         raise TinyGPTError(
-            f"{name}'s weights are not on this machine and cannot be downloaded", "connect once"
+            f"{name}'s weights are not on this machine and cannot be downloaded",
+            "connect to the internet once; later runs use the cached file",
         ) from None
 
 

@@ -11,7 +11,7 @@ from tinygpt.model import GPT
 
 
 def crop_block_size(model: GPT, block_size: int) -> None:
-    """Shorten the context to `block_size`, if it is longer: the positions behind are forgotten."""
+    """Shorten the context to `block_size`, if it is longer. Learned embeddings of later positions are dropped."""
     model.config.block_size = min(block_size, model.config.block_size)
     if "wpe" in model.transformer:
         table = model.transformer["wpe"]

@@ -1,9 +1,9 @@
-"""Checkpoints: `save` and `load` are the only two ways in and out.
+"""Read and write checkpoints: atomically, with a checksum, and without running code.
 
-A checkpoint is one `torch.save` of tensors and plain types. It is written beside its place, fsynced and renamed, so
-it is always the old one or the new one; and it is sealed with the SHA-256 of the whole file, kept in the zip
-archive's comment, so a damaged one is refused before a tensor is used. It is read with `weights_only=True`: a
-file from a stranger can hold wrong numbers, but it cannot run code.
+A checkpoint is one `torch.save` of tensors and plain types. It is written to a temporary file in the same folder,
+fsynced and renamed, so its path always holds the old one or the new one. The SHA-256 of everything before it is kept in
+the comment of the zip archive (the seal), so a damaged file is refused before a tensor is used. It is read with
+`weights_only=True`: a file from a stranger can contain wrong weights, but it cannot run code.
 
     save(Path("out/last.pt"), Checkpoint(...))
     checkpoint = load("out/ckpt.pt")           # or a folder, or nanoGPT's ckpt.pt
@@ -74,7 +74,7 @@ class Checkpoint:
     def _alpha(self) -> float:
         alpha = self.config.get("lora_alpha")
         if not isinstance(alpha, (int, float)):
-            raise TinyGPTError("the checkpoint has adapters, but its config no lora_alpha", "use another file")
+            raise TinyGPTError("the checkpoint has LoRA adapters, but its config has no lora_alpha", "use another file")
         return float(alpha)
 
     def _build(self, kind: type[GPT], weights: dict[str, torch.Tensor]) -> GPT:
@@ -94,10 +94,10 @@ class Checkpoint:
 
     def require_symbols(self, tokenizer: Tokenizer, where: str) -> None:
         """Errors: TinyGPTError if the tokenizer has ids that the model has no embedding for."""
-        symbols = GPTConfig.from_dict(self.model_args).vocab_size
-        if tokenizer.vocab_size > symbols:
+        size = GPTConfig.from_dict(self.model_args).vocab_size
+        if tokenizer.vocab_size > size:
             raise TinyGPTError(
-                f"{where} has {symbols} symbols, its tokenizer {tokenizer.vocab_size}",
+                f"{where} has a vocabulary of {size} tokens, its tokenizer one of {tokenizer.vocab_size}",
                 "prepare the text that it was trained on, under the same dataset name",
             )
 
@@ -231,9 +231,9 @@ def verify(file: IO[bytes], path: Path) -> bool:
             packed = any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size
             bad = None if sealed or packed else archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, struct.error, EOFError):
-        raise _damaged(path, "it is cut short or changed") from None
+        raise _damaged(path, "it is truncated or modified") from None
     if packed:
-        raise TinyGPTError(f"{path}: not a checkpoint (its parts are packed; torch.save's are not)")
+        raise TinyGPTError(f"{path}: not a checkpoint (its entries are compressed; torch.save's are not)")
     if bad:
         raise _damaged(path, f"the checksum of its part {bad} does not match")
     return sealed

@@ -1,4 +1,4 @@
-"""What stands beside a key of a configuration: its type, its limits, whether it is a path or positional.
+"""Types of configuration keys, and their annotations: limits, path, positional.
 
 batch_size: Annotated[int, Limit(">=", 1)] = 12       # in schema.py
 keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)

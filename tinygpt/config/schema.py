@@ -1,4 +1,4 @@
-"""What can be configured: one flat dataclass a command, under nanoGPT's own names.
+"""What can be configured: one flat dataclass per command, with nanoGPT's names for the keys.
 
     defaults  <  config files (YAML, or Python in nanoGPT's style)  <  --key=value
 
@@ -40,7 +40,7 @@ class PrepareConfig:
     """
 
     name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
-    """the dataset's name: a ready corpus, or any name together with --input"""
+    """the dataset's name: a ready corpus or task, or any name together with --input"""
     input: Files = ()
     """your own text: files, folders (every *.txt below them) or patterns, read in sorted order"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
@@ -182,7 +182,8 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 where the processor has it"""
+    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 where the hardware multiplies it,
+    else float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
     """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
     fast: Switch = "auto"
@@ -298,7 +299,7 @@ class SampleConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; auto: float32, since decoding one token at a time gains nothing from less"""
+    """dtype of the model; auto: float32, since decoding one token at a time gains nothing from less"""
     fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
@@ -337,7 +338,7 @@ class EvalConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; auto: float32"""
+    """dtype of the model; auto: float32 on every device"""
     fast: Switch = "auto"
     """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
     json: bool = False

@@ -10,6 +10,7 @@ token_files  write a dataset: token files and meta.json, complete or not at all
 dataset      read a dataset and check it
 rows         the rows of a batch: of text, of pairs, of a mixture for replay
 preview      print what `tinygpt prepare` made
+prompts      encode the prompt of `tinygpt sample`
 
 The package imports `errors`, `terminal`, `files` and `config`; it knows nothing of models, and numpy but not torch.
 

@@ -89,7 +89,7 @@ def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
     except TinyGPTError as error:
         return report(False, error.message, error.hint), None
     loss = f"best validation loss {state.best_val_loss:.4f}"
-    return report(True, f"{path}: intact, before iteration {state.step:,}, {loss}"), state
+    return report(True, f"{path}: intact, after {state.step:,} iterations, {loss}"), state
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:

@@ -11,6 +11,6 @@ Every piece computes what the plain core computes (tests/test_fast.py) and earns
 (docs/PERFORMANCE.md). Only training/build.py chooses between the two, so this package can be removed there. It imports
 the model and the configuration.
 
-    model = FastGPT(config)
-    computing, optimizer = FlatWeights(model, torch.bfloat16), ...
+    flat = FlatWeights(FastGPT(model_config), torch.bfloat16)
+    optimizer = FlatOptimizer(flat, config)
 """

@@ -18,7 +18,7 @@ LONGEST = 512  # up to this context plain products are faster than PyTorch's fus
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention. Decoding with a plain cache is left to it."""
+    """The same function of the same parameters as CausalSelfAttention, which also decodes with a plain KVCache."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if context.cache is not None:
@@ -33,13 +33,13 @@ class FastSelfAttention(CausalSelfAttention):
             q, k, v = qkv
             y = attend(q, k, v, context.mask, dropout)
         else:
-            y = PlainAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), context.mask).view(qkv.shape[1:])
+            y = UnfusedAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), context.mask).view(qkv.shape[1:])
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
-class PlainAttention(torch.autograd.Function):
-    """`attend` in batched products: four products, one softmax, and one buffer for all three gradients."""
+class UnfusedAttention(torch.autograd.Function):
+    """`attend` as batched matrix products and a softmax, with one buffer for the gradients of q, k and v."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,8 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the gradient of a matrix, after momentum,
 by the nearest matrix whose singular values are all about one, found with a few matrix products (a Newton-Schulz
 iteration). The update is that of torch.optim.Muon, which takes the matrices one by one; the matrices of a small GPT
-are too small to keep a processor busy that way, and batched the step takes less than half (docs/PERFORMANCE.md).
+are too small to keep a processor busy that way. In batches its matrix products take less than half the time
+(docs/PERFORMANCE.md).
 """
 
 import math
@@ -29,7 +30,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, gradient: Tensor, lr: float) -> None:
-        """gradient (n,)"""
+        """Update the weights with the gradient (n,) and this learning rate."""
         self.momentum.lerp_(gradient, 1 - MOMENTUM)
         ahead = self._matrices(gradient.lerp(self.momentum, MOMENTUM))
         self.weights.mul_(1 - lr * self.weight_decay)

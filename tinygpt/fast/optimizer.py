@@ -1,4 +1,4 @@
-"""The optimizer of flat weights: AdamW's fused kernel on two stretches of them, and Muon in batches.
+"""The optimizer of flat weights: AdamW's fused kernel on two slices of them, and Muon in batches.
 
 optimizer = FlatOptimizer(flat_weights, config)     # the interface of training.optimizer.Optimizer
 """

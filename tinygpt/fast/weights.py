@@ -4,8 +4,8 @@
     loss = flat(x, y)[1]                           # all matrix products in bfloat16
     loss.backward()                                # the gradient arrives in float32, in flat.weights.grad
 
-All trainable weights lie in one float32 parameter; the model's own parameters are views of it. Once a forward pass it
-is cast, and the model runs on views of the copy. Compared with torch.autocast, which casts each weight and activation
+All trainable weights lie in one float32 parameter; the model's own parameters are views of it. Each forward pass casts
+it once, and the model runs on views of the copy. Compared with torch.autocast, which casts each weight and activation
 at each operation, this takes a handful of kernels for casting, clipping and the optimizer instead of hundreds
 (docs/PERFORMANCE.md), and gradients of several micro-steps still add up in float32. With dtype float32 nothing is
 copied. Source: Micikevicius et al. 2018, "Mixed precision training".

@@ -1,5 +1,5 @@
-"""LoRA: fine-tuning a few thousand numbers beside frozen matrices (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
-Large Language Models").
+"""LoRA: fine-tune low-rank adapters of frozen matrices (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
+Models").
 
 A frozen linear layer W gets two thin matrices, A (rank, in) and B (out, rank), and computes W x + (alpha / rank) B A x.
 B starts at zero, so at first nothing changes; at the end B A is added to W, and the model is an ordinary one again.
@@ -81,7 +81,7 @@ def with_new_rows(module: Any) -> Tensor:
 
 
 def attach(model: GPT, lora: LoRA, new_tokens: int) -> None:
-    """Freeze the model and put adapters beside its target layers; the last `new_tokens` rows stay trainable.
+    """Freeze the model and add an adapter to each target layer; the last `new_tokens` embeddings stay trainable.
 
     Errors: TinyGPTError for a target that no layer has.
     """

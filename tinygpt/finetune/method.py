@@ -120,7 +120,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
         return found
     if config.replay:
         raise TinyGPTError(
-            f"replay: dataset {found.name!r} has symbols that the base model does not know",
+            f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary",
             "--base_dataset=NAME of the text that the base model was trained on",
         )
     return None

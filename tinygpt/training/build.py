@@ -36,7 +36,7 @@ def for_inference(checkpoint: Checkpoint, compute: Compute, fast: str = "auto") 
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple["Computing", Optimizer]:
-    """What computes the loss of `model`, whose weights are float32, in compute.dtype; and what moves these weights.
+    """Wrap `model` so that it computes in compute.dtype, and make the optimizer of its float32 weights.
 
     Errors: ValueError for an optimizer that neither path has.
     """

@@ -110,7 +110,7 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
         model.zero_grad(set_to_none=True)
         torch.compiler.reset()
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return model, f"cannot work here ({why.strip()[:100]}), going on without it"
+        return model, f"off: torch.compile failed here ({why.strip()[:100]})"
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h

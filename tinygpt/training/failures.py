@@ -1,22 +1,19 @@
-"""What a run says when it cannot go on."""
-
-import math
+"""Errors that end a run: a value that is not finite, and a full memory."""
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.training.run import Run
 
 
-def not_finite(run: Run, loss: float, grad_norm: float) -> TinyGPTError:
-    """The error of a run that diverged; it is logged, too."""
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
-    run.log.metric("diverged", run.progress.step, run.seconds(), reason=what)
-    # a state that was saved just before this iteration is intact, but it leads here
+def not_finite(run: Run, what: str) -> TinyGPTError:
+    """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
+    reason = f"{what} NaN or infinite"
+    run.log.metric("diverged", run.progress.step, run.seconds(), reason=reason)
+    # a state that was saved just before this iteration is intact, but training from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step
-    safe = f"{run.out}/last.pt is from before and good; go on from it" if usable else "start again"
-    checked = run.compute.device.type == "cpu" or run.config.log_interval == 1  # see train.loop
+    safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"
     return TinyGPTError(
-        f"iteration {run.progress.step}: {what}; stopped{' before the update' if checked else ''}",
+        f"iteration {run.progress.step}: {reason}; training has stopped",
         f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
         status=1,
     )

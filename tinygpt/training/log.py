@@ -1,6 +1,6 @@
-"""The trail of a run: `metrics.jsonl` for programs, lines and one progress bar for people.
+"""The log of a run: `metrics.jsonl` for programs, lines and a progress bar for people.
 
-metrics.jsonl holds one object a line: `kind` (train, eval, sample, diverged), `step`, `seconds`, and by kind `loss`,
+metrics.jsonl: one object per line, `kind` (train, eval, sample, diverged), `step`, `seconds`, and by kind `loss`,
 `lr`, `grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss` and its standard error `val_loss_se`, or `text` and
 `prompt`, or `reason`.
 """

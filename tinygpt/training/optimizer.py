@@ -36,10 +36,10 @@ class Optimizer(Protocol):
         """Add the gradient of a micro-step's loss."""
 
     def clip(self) -> Tensor:
-        """Scale the whole gradient down to the norm grad_clip, if it is larger; returns the norm before."""
+        """Clip the norm of the whole gradient to grad_clip, at the latest in `update`; returns the norm before."""
 
     def update(self) -> None:
-        """Move the weights, unless float16 overflowed, and forget the gradient."""
+        """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """For each parameter by name: exp_avg and exp_avg_sq, or momentum; float32 in the parameter's shape."""

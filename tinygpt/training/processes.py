@@ -1,6 +1,6 @@
-"""Several processes as one: what a run needs to know about torchrun's, and the two things they say to each other.
+"""Several processes under torchrun: rank and world size, and their two collectives, barrier and all-reduce.
 
-Started by hand there is one process and every function here does nothing. Under `torchrun --nproc_per_node=2 -m
+Without torchrun there is one process, and the collectives do nothing. Under `torchrun --nproc_per_node=2 -m
 tinygpt train ...` each process works on its slice of the same global batch and PyTorch's DistributedDataParallel
 averages the gradients, so the number of processes changes the speed and not what is learned.
 """

@@ -173,7 +173,7 @@ def check_processes(config: TrainConfig, ranks: Processes) -> None:
     rows = config.batch_size * config.gradient_accumulation_steps
     if rows % (ranks.count * micro_steps(config, ranks)):
         raise TinyGPTError(
-            f"{ranks.count} processes cannot share {rows} sequences an iteration evenly "
+            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
             f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
             f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
         )
@@ -219,7 +219,9 @@ def set_up(
             key, {"path": "fast"}.get(key, now) if saved else now
         )  # version 0.1 had the fast path alone
         if earlier != now:
-            changed = f"this run has used {key} {earlier} so far; from now on it uses {now}"
+            changed = (
+                f"this run has used {'code path' if key == 'path' else key} {earlier} so far; from now on it uses {now}"
+            )
             log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
     return run
 
@@ -253,7 +255,7 @@ def show_start(run: Run, compiled: str) -> None:
         f"device:      {run.compute.describe()}{processes}",
         f"computed by: {path}",
         f"compile:     {compiled}",
-        f"dataset:     {run.dataset.folder}: {source.describe()}, {run.dataset.tokenizer.vocab_size:,} symbols",
+        f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,} of {size}, {passes:.1f} passes over the data",
     ):

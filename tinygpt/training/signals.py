@@ -1,4 +1,4 @@
-"""Stopping a run politely: the first SIGINT or SIGTERM lets the iteration finish, a second one leaves at once.
+"""Graceful shutdown: the first SIGINT or SIGTERM ends the run after the iteration, a second one exits at once.
 
 with StopSignal() as stop:
     while not stop.requested(ranks, device): ...
