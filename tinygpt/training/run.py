@@ -214,16 +214,18 @@ def set_up(
     if config.wandb_log and ranks.is_main:
         log.start_wandb(config)
     show_start(run, compiled)
-    for key, now in run.numerics().items():
-        earlier = saved.get(
-            key, {"path": "fast"}.get(key, now) if saved else now
-        )  # version 0.1 had the fast path alone
-        if earlier != now:
-            changed = (
-                f"this run has used {'code path' if key == 'path' else key} {earlier} so far; from now on it uses {now}"
-            )
-            log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
+    note_changes(run, saved)
     return run
+
+
+def note_changes(run: Run, saved: dict[str, Any]) -> None:
+    """Say what a resumed run computes differently from here on. Version 0.1 had the fast path alone, unnamed."""
+    now = run.numerics()
+    for key, earlier in ({"path": "fast"} | saved if saved else {}).items():
+        if now.get(key, earlier) != earlier:
+            name = "code path" if key == "path" else key
+            changed = f"this run has used {name} {earlier} so far; from now on it uses {now[key]}"
+            run.log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
 
 
 def open_folder(run: Run, start: Start) -> None:
