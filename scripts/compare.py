@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.finetune.lora import adapted_only
+from tinygpt.lora import adapted_only
 from tinygpt.training.log import read_metrics
 
 FULL, LORA = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora"))

@@ -78,7 +78,7 @@ def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
 @every_option
 @torch.inference_mode()
 def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]) -> None:
-    from tinygpt.finetune.lora import LoRA, attach
+    from tinygpt.lora import LoRA, attach
 
     _, fast = pair(**options)
     assert isinstance(fast.new_cache(2), Decoder)

@@ -11,9 +11,9 @@ import tinygpt
 
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # a module imports from the rows above its own, and from its own row without a circle
-    "errors terminal config.suggest",
+    "errors terminal",
     "files config",
-    "data options cache model fast finetune.lora training.device training.processes",
+    "data options cache model lora fast",
     "checkpoint training evaluate",
     "prepare train sample finetune report exercise",
     "cli __main__",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import SMALL, every_option, ids, largest, shaken, small
 
+from tinygpt import lora
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
 from tinygpt.checkpoint.resize import grow_vocabulary
@@ -17,8 +18,7 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.weights import FlatWeights
-from tinygpt.finetune import lora
-from tinygpt.finetune.lora import LoRA
+from tinygpt.lora import LoRA
 from tinygpt.model import GPT
 from tinygpt.training.build import build
 from tinygpt.training.device import Compute

@@ -17,10 +17,10 @@ from test_pairs import json_lines
 from torch import Tensor
 
 import tinygpt.report.weights
+from tinygpt import lora
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.finetune import lora
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
 from tinygpt.report.weights import frequencies, pack

@@ -6,7 +6,7 @@
     health.py       refuse a model whose numbers are not finite
     gpt2.py         OpenAI's GPT-2 weights as a checkpoint
 
-The package imports data, model, finetune/lora.py and what they import.
+The package imports data, model, lora.py and what they import.
 
     model = store.load("out/ckpt.pt").build_model()
 """

@@ -22,7 +22,7 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN
-from tinygpt.finetune.lora import adapted_only
+from tinygpt.lora import adapted_only
 
 ADAPTER_FORMAT = 1
 

@@ -24,13 +24,12 @@ from typing import IO, Any
 
 import torch
 
-from tinygpt import __version__
+from tinygpt import __version__, lora
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, file_error, replacing
-from tinygpt.finetune import lora
 from tinygpt.model import GPT, GPTConfig
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from tinygpt.data.rows import MixedRows, Rows
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
-from tinygpt.finetune.lora import LoRA, attach
+from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.sample import answer
 from tinygpt.terminal import escaped

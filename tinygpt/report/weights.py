@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from tinygpt import lora
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.finetune import lora
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Position
 
