@@ -5,20 +5,61 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here
 from models import small
 from test_train import work  # noqa: F401 (a fixture)
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tinygpt import train
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import TrainConfig
+from tinygpt.data.rows import TextRows
 from tinygpt.errors import TinyGPTError
 from tinygpt.training import device
 from tinygpt.training import processes as distributed
+from tinygpt.training.build import build
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import TorchOptimizer
+from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer
+
+# ---- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+class ReadsNothing(TorchDispatchMode):
+    """Counts how often a number is read from a tensor: on a GPU each time waits for all work to finish."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, dtype: torch.dtype) -> None:
+    """The plain path, which a GPU takes, with two micro-steps, dropout and clipping."""
+    config = TrainConfig(optimizer=optimizer, batch_size=2, gradient_accumulation_steps=2, block_size=16)  # type: ignore[arg-type]
+    compute = device.Compute(torch.device("cpu"), dtype, "")
+    computing, made = build(small(dropout=0.1).train(), config, compute)
+    run: Any = SimpleNamespace(config=config, compute=compute, forward=computing, optimizer=made, has_dropout=True)
+    run.progress, run.ranks = SimpleNamespace(step=0), distributed.Processes()
+    run.source, run.rows_per_iter, run.width = TextRows(np.arange(60, dtype=np.uint16)), 4, 16
+    with ReadsNothing() as counter:
+        for step in range(3):
+            run.progress.step = step
+            made.set_learning_rate(1e-3)
+            loss, norm = train.forward_backward(run, *train.batch(run, step))
+            made.update()
+        assert counter.reads == 0
+        train.finite(run, loss, norm)  # negative control: this is what a step that logs does
+        assert counter.reads == 2
+
 
 # ---- MPS -----------------------------------------------------------------------------------------------------------
 
