@@ -9,7 +9,7 @@ import pytest
 from conftest import Result, cli_here, listing
 
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.pairs import skeleton, split
+from tinygpt.data.pairs import normalised, split
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
 
 COLOURS = ["red", "green", "blue"]
@@ -129,7 +129,7 @@ def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
     assert {name: len(part) for name, part in splits.items()} == {"train": 486, "val": 48, "test": 66}
     more = split([*some, *twins, ("another", "c")], 0.1, 0.1)
     assert all(set(part) <= set(more[name]) for name, part in splits.items())
-    assert skeleton("12+3") != skeleton("45+6") and skeleton("?!") != skeleton("!?")
+    assert normalised("12+3") != normalised("45+6") and normalised("?!") != normalised("!?")
 
 
 # ---- vocabularies -----------------------------------------------------------------------------------------------

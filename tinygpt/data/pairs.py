@@ -139,7 +139,7 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     """Train, val and test, by a hash of the prompt. Errors: TinyGPTError if one of them stays empty."""
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
-        digest = hashlib.sha256(skeleton(pair[0]).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(normalised(pair[0]).encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         in_test, in_val = place < test_fraction, place < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
@@ -152,8 +152,8 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     return splits
 
 
-def skeleton(prompt: str) -> str:
-    """What near-duplicates have in common: letters and digits, without case. A prompt without either is itself."""
+def normalised(prompt: str) -> str:
+    """Reduce a prompt to what near-duplicates share: its letters and digits, without case. One without either stays."""
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 
