@@ -25,9 +25,10 @@ from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock, refuse_link, replacing
 from tinygpt.model import GPT
-from tinygpt.training import device, optimizer
+from tinygpt.training import device
 from tinygpt.training.build import Computing, build, model_class
 from tinygpt.training.log import RunLog, import_wandb
+from tinygpt.training.optimizer import Optimizer, load_state, state_of
 from tinygpt.training.processes import Processes, join_processes
 from tinygpt.training.start import Start, make_model
 
@@ -77,7 +78,7 @@ class Run:
     model: GPT  # with its float32 weights: what is saved
     computing: Computing  # the same weights, computing in compute.dtype
     forward: Any  # `computing`, compiled and wrapped for several processes where asked
-    optimizer: optimizer.Optimizer
+    optimizer: Optimizer
     method: Method
     compute: device.Compute
     ranks: Processes
@@ -133,7 +134,7 @@ class Run:
             data={key: str(value) for key, value in self.dataset.meta["sha256"].items()},
             training={
                 "progress": dataclasses.asdict(progress),
-                "optimizer": optimizer.state_of(self.optimizer),
+                "optimizer": state_of(self.optimizer),
                 **self.numerics(),
                 **self.method.state(),
             },
@@ -193,15 +194,15 @@ def set_up(
     torch.backends.cuda.matmul.allow_tf32 = True  # where float32 products remain
     if compute.device.type == "cpu":
         device.keep_freed_memory()
-    computing, moves = build(model.to(compute.device), config, compute)
+    computing, optimizer = build(model.to(compute.device), config, compute)
     computing.train()
     progress, saved = Progress(), start.saved
     if saved:
         progress = Progress(**saved["progress"])
-        optimizer.load_state(moves, saved["optimizer"])
+        load_state(optimizer, saved["optimizer"])
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
     run = Run(
-        config, dataset, source, model, computing, computing, moves, method, compute, ranks, log, progress,
+        config, dataset, source, model, computing, computing, optimizer, method, compute, ranks, log, progress,
         saved_at=progress.step if saved else -1,
     )  # fmt: skip
     rows = run.rows_per_iter // (ranks.count * micro_steps(config, ranks))
