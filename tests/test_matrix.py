@@ -14,14 +14,16 @@ Each cell (combination) trains a model of 4,000 parameters for eight iterations 
 import functools
 import itertools
 import json
+import os
 import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import faults
-from children import Child, Harness, assert_same_run, history, loaded, nothing, parallel, ranks
+from children import Child, Harness, Work, assert_same_run, history, loaded, nothing, parallel, ranks
 from conftest import tiny_text
 from test_pairs import json_lines
 
@@ -115,7 +117,10 @@ def command(folder: Path, *args: str, processes: int = 1, killed: bool = False) 
     """
     before = functools.partial(faults.on_iteration, KILLED_AT, faults.die) if killed else nothing
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
-    children = [Child(list(args), log, folder, before, **rank) for rank in ranks(processes)]
+    work: Work = list(args)
+    if processes > 1 and not killed:  # gloo does not always shut down in a forked process: a new interpreter
+        work = functools.partial(os.execv, sys.executable, [sys.executable, "-m", "tinygpt", *args])
+    children = [Child(work, log, folder, before, **rank) for rank in ranks(processes)]
     wanted = -signal.SIGKILL if killed else 0
     statuses = [child.wait(200, otherwise=signal.SIGTERM) for child in children]
     output = log.read_text(errors="replace")
