@@ -74,6 +74,8 @@ class Child:
             torch.set_num_threads(1)  # a pool of threads does not survive a fork; none is started this way
             tqdm.set_lock(threading.RLock())  # the parent's lock is shared: a child killed in it would stop all others
             os.environ.update(environment)
+            if "RANK" in environment:  # gloo does not always shut down in a forked process, which is about to end
+                torch.distributed.destroy_process_group = lambda: None
             os.chdir(cwd)
             before()
             status = (work() or 0) if callable(work) else cli.main(work)
