@@ -1,4 +1,4 @@
-"""Measure tinygpt beside nanoGPT on this machine's processor: speed, loss in a given time, memory.
+"""Measure tinygpt and nanoGPT on this machine's processor: speed, loss in a given time, memory.
 
     python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 30 minutes on two cores
     python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops --dtype float32

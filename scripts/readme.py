@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SHOWN = (".py", ".yaml", ".sh", ".md", ".js", ".css", ".j2")
 IN_A_LINE = {
-    "notebooks": "gpt_from_scratch: the notebook, stripped, and beside it the same as text, which can be reviewed",
+    "notebooks": "gpt_from_scratch: the notebook without its outputs, and the same as text, which can be reviewed",
     "tests": "a file for each subject: a module, a promise, features together",
 }
 

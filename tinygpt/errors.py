@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and can mend.
+"""The one kind of error that a user can cause, and can fix.
 
 Anything a person can get wrong (a path, a flag, a file) raises `TinyGPTError` with one sentence that
 names the thing and one hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:

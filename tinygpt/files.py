@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders with one writer.
+"""Files that are complete or absent, and folders with one writer.
 
 with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then renamed
     torch.save(state, file)
