@@ -195,3 +195,15 @@ def test_a_damaged_trail_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{")
         (tmp_path / "config.yaml").write_text(f"{draw.choice(list(SETTINGS))}: {json.dumps(draw.choice(junk))}\n")
         assert len(judge(*read_run(tmp_path), "out").lines()) >= 4
+
+
+def test_three_evaluations_are_compared_with_the_first() -> None:
+    """No evaluation lies before the last three of three, so the verdict does not speak of one."""
+    entries = [
+        {"kind": "eval", "step": step, "train_loss": loss, "val_loss": loss, "val_loss_se": 0.01}
+        for step, loss in ((0, 4.0), (10, 3.0), (20, 2.5), (30, 2.2))
+    ]
+    three, four = (judge(entries[:count], {"max_iters": 30}, "out", 1000, 10_000) for count in (3, 4))
+    assert three.kind == four.kind == "still improving"
+    assert "1.500 since the first evaluation" in three.why and "before the last two evaluations" in three.rule
+    assert "1.800 in the last three evaluations" in four.why and "before the last three evaluations" in four.rule

@@ -33,8 +33,8 @@ RULES = {
     "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
     "evaluations",
-    "still improving": "the validation loss is below all values before the last three evaluations (of three: below "
-    "the first) by more than two standard errors",
+    "still improving": "the validation loss is below all values before the last three evaluations by more than two "
+    "standard errors",
     "stopped early": "the run ended before max_iters: the validation loss had no new minimum in `patience` evaluations",
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
@@ -120,7 +120,10 @@ def judge(
     steps, train, val, error, note = evaluations(entries, settings)
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
-        return Verdict(kind, since, why, RULES[kind], next_command(kind, settings, out), note)
+        rule = RULES[kind]
+        if len(val) == IN_A_ROW:  # then the first one is all there is to compare with
+            rule = rule.replace("before the last three evaluations", "before the last two evaluations")
+        return Verdict(kind, since, why, rule, next_command(kind, settings, out), note)
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
