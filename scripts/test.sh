@@ -9,9 +9,9 @@ if ! command -v chromium > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get
         echo "not possible here: apt-get install chromium chromium-driver"
 fi
 step "ruff"
-"$venv/bin/ruff" check .
-"$venv/bin/ruff" format --check .
+"$bin/ruff" check .
+"$bin/ruff" format --check .
 step "mypy"
-"$venv/bin/mypy"
+"$bin/mypy"
 step "pytest"
-"$venv/bin/python" -m pytest "$@"
+"$bin/python" -m pytest "$@"

@@ -1,12 +1,14 @@
-"""The README is true: its tree and its table come from the code, its commands exist, its presets are accepted, and
-figures that the code can compute agree with it."""
+"""README and docs/ are true: generated parts are up to date; commands, links and extras exist; presets are accepted;
+and figures that the code can compute agree with the text."""
 
 import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 import typing
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from tinygpt.evaluate.classify import label_indices, ngram_baseline
 from tinygpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+README = PAGES[ROOT / "README.md"]
+KEYS = PAGES[ROOT / "docs/CONFIGURATION.md"]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -34,25 +38,61 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-def test_tree_and_keys_are_those_of_the_code() -> None:
-    done = subprocess.run([sys.executable, "scripts/readme.py", "--check"], cwd=ROOT)
-    assert done.returncode == 0, "run: python scripts/readme.py"
+def test_the_generated_parts_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "scripts/docs.py", "--check"], cwd=ROOT)
+    assert done.returncode == 0, "run: python scripts/docs.py"
 
 
-def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
-    """Negative control: a README with another default is not the code's."""
-    for part in ("README.md", "tinygpt", "configs", "scripts", "docs", "data/README.md"):
-        (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
-        subprocess.run(["cp", "-r", ROOT / part, tmp_path / part], check=True)
-    (tmp_path / "README.md").write_text(README.replace("| `block_size` | `1024`", "| `block_size` | `1023`"))
-    done = subprocess.run([sys.executable, tmp_path / "scripts/readme.py", "--check"], cwd=tmp_path)
-    assert done.returncode == 1
+@pytest.mark.parametrize(
+    ("page", "old", "new"),
+    [
+        ("docs/CONFIGURATION.md", "| `block_size` | `1024`", "| `block_size` | `1023`"),
+        ("docs/CODE.md", "  model.py  ", "  modell.py "),
+    ],
+)
+def test_the_check_notices_a_stale_page(page: str, old: str, new: str, tmp_path: Path) -> None:
+    """Negative control: a page with another default, or another file, is not what the code says."""
+    for part in ("tinygpt", "configs", "scripts", "docs"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    text = PAGES[ROOT / page]
+    assert old in text
+    (tmp_path / page).write_text(text.replace(old, new), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "scripts/docs.py", "--check"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and page in done.stderr
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it to the end; tables and details belong to docs/."""
+    assert len(README.split()) <= 1200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", PAGES[page]):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_scripts_and_extras_exist(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for script in re.findall(r"\bscripts[/\\](\w+\.\w+)", PAGES[page]):
+        assert (ROOT / "scripts" / script).exists(), script
+    for extras in re.findall(r"(?:\.|tinygpt)\[([a-z,]+)\]", PAGES[page]):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
 
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
 def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
     """By its name: in the text of its key, which --help shows too, and at the top of options.py, with its paper."""
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{option}` |"))
+    row = next(line for line in KEYS.splitlines() if line.startswith(f"| `{option}` |"))
     for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
         for text in (row.split("|")[3], str(options.__doc__)):
             assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
@@ -64,8 +104,8 @@ def test_the_three_commands_stand_in_the_readme() -> None:
     assert README.count("tinygpt sample --ckpt out/ckpt.pt\n") >= 1
 
 
-@pytest.mark.parametrize("command", commands(README), ids=" ".join)
-def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
+@pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands(text)], ids=" ".join)
+def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
     """Each parses: the command exists, and so do its flags (whether its files exist is not asked)."""
     _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
@@ -74,7 +114,7 @@ def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
 
 def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
     with pytest.raises(TinyGPTError, match="no such key"):
-        test_commands_of_the_readme_are_understood(["sample", "--ckpt", "out", "--temprature=1"])
+        test_commands_of_the_pages_are_understood(["sample", "--ckpt", "out", "--temprature=1"])
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
@@ -136,7 +176,7 @@ OTHER_COUNTS = [
         65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"
     ),  # the larger model of PERFORMANCE
 ]
-TEXTS = [ROOT / "README.md", ROOT / "data/README.md", *(ROOT / "docs").glob("*.md"), *PRESETS]
+TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
 
 
 def wrong_counts(text: str) -> list[str]:
@@ -210,6 +250,6 @@ def test_the_quoted_n_gram_baseline_of_the_headlines_agrees_with_eval() -> None:
     answers, _ = ngram_baseline(prompts["train"], train, prompts["test"])
     assert answers is not None
     accuracy = f"{100 * (answers == test).mean():.1f} %"
-    assert re.search(rf"the n-grams in\s+{accuracy}", README)
+    assert re.search(rf"the n-grams in\s+{accuracy}", PAGES[ROOT / "docs/FINETUNING.md"])
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
     assert re.search(rf"^\| character n-grams.*, {accuracy} \|$", data, re.MULTILINE)

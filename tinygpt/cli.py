@@ -33,6 +33,7 @@ GROUPS = {
         "export": ("report:export", "ExportConfig", "write one HTML file of a model, for people without Python"),
     },
     "learn": {
+        "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
     },
 }
@@ -40,7 +41,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 
 
 def group_help(title: str, commands: dict[str, tuple[str, str, str]]) -> str:
-    return "\n".join([f"{title}:", *(f"  {name:<9} {text}" for name, (_, _, text) in commands.items()), ""])
+    return "\n".join([f"{title}:", *(f"  {name:<10} {text}" for name, (_, _, text) in commands.items()), ""])
 
 
 HELP = f"""usage: tinygpt COMMAND [OPTIONS]

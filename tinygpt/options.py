@@ -1,6 +1,6 @@
 """The options of the architecture: what a model can be made of, each with its paper.
 
-A new choice goes here, and its name and help to its key in config/schema.py (then `python scripts/readme.py`).
+A new choice goes here, and its name and help to its key in config/schema.py (then `python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
 activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)

@@ -27,6 +27,21 @@ from tinygpt.config.fields import (
 
 
 @dataclasses.dataclass
+class QuickstartConfig:
+    """Train your first model: run prepare, train and sample on Tiny Shakespeare, and explain each.
+
+    tinygpt quickstart
+    """
+
+    out_dir: File = "out"
+    """folder for the model; a run that is there already is continued, not replaced"""
+    data_dir: File = "data"
+    """folder that holds the datasets"""
+    max_iters: Count = 2000
+    """training iterations"""
+
+
+@dataclasses.dataclass
 class PrepareConfig:
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 

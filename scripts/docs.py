@@ -1,7 +1,7 @@
-"""Keep the README true: rewrite its parts that are made from the code (the tree, the table of config keys).
+"""Make the parts of docs/ that come from the code: the tree in CODE.md, the table of keys in CONFIGURATION.md.
 
-python scripts/readme.py            # rewrite README.md
-python scripts/readme.py --check    # exit 1 if it would change (tests/test_docs.py)
+python scripts/docs.py            # rewrite them
+python scripts/docs.py --check    # exit 1 if they would change (tests/test_docs.py)
 """
 
 import ast
@@ -14,17 +14,15 @@ from pathlib import Path
 from tinygpt.config import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-SHOWN = (".py", ".yaml", ".sh", ".md", ".js", ".css", ".j2")
-IN_A_LINE = {
+SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
+IN_A_LINE = {  # folders that are not listed file by file
     "notebooks": "gpt_from_scratch: the notebook without its outputs, and the same as text, which can be reviewed",
     "tests": "a file for each subject: a module, a promise, features together",
 }
 
 
 def field_docs(name: str) -> dict[str, str]:
-    """The text under each field of a dataclass in tinygpt/config/schema.py."""
+    """Return the text under each field of a dataclass in tinygpt/config/schema.py."""
     tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
@@ -35,7 +33,7 @@ def field_docs(name: str) -> dict[str, str]:
 
 
 def key_table() -> str:
-    """Every key of `tinygpt train` with its default and meaning, then the keys that `tinygpt finetune` adds."""
+    """Return a table of every key of `tinygpt train` and the keys that `tinygpt finetune` adds."""
     docs = field_docs("FinetuneConfig") | field_docs("TrainConfig")
     own = {field.name for field in dataclasses.fields(schema.TrainConfig)}
     lines = ["| key | default | meaning |", "|---|---|---|"]
@@ -48,7 +46,7 @@ def key_table() -> str:
 
 
 def first_line(path: Path) -> str:
-    """What a file says of itself: the first sentence of a docstring or of a comment."""
+    """Return the first sentence of a file's docstring, or of its comment or heading."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
@@ -58,11 +56,11 @@ def first_line(path: Path) -> str:
         ]
         text = "\n".join(comments)
     paragraph = text.strip().partition("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=[.])\s", paragraph, maxsplit=1)[0].rstrip(".:")
+    return re.split(r"(?<=[.])(?<!\bal[.])\s", paragraph, maxsplit=1)[0].rstrip(".:")
 
 
 def tree() -> str:
-    """One line a file."""
+    """List the folders, with one line per file."""
     lines = []
     for folder in ("tinygpt", "configs", "scripts", "docs", "notebooks", "data", "tests"):
         lines.append(f"{folder}/")
@@ -77,18 +75,23 @@ def tree() -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
-def rewritten(text: str) -> str:
-    """The README with each part between `<!-- NAME -->` and `<!-- end -->` made anew."""
-    for name, part in (("tree", tree()), ("keys", key_table())):
-        pattern = rf"(<!-- {name} .*?-->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda found, part=part: found[1] + part + "\n" + found[2], text, flags=re.DOTALL)  # type: ignore[misc]
-    return text
+PARTS = {"docs/CODE.md": ("tree", tree), "docs/CONFIGURATION.md": ("keys", key_table)}
+
+
+def rewritten(text: str, name: str, part: str) -> str:
+    """Return a page with `part` between `<!-- NAME ... -->` and `<!-- end -->`."""
+    pattern = rf"(<!-- {name} .*?-->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: found[1] + part + "\n" + found[2], text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = rewritten(before)
-    if "--check" in sys.argv:
-        sys.exit(before != after)
-    readme.write_text(after, encoding="utf-8")
+    stale = []
+    for page, (name, make) in PARTS.items():
+        before = (ROOT / page).read_text(encoding="utf-8")
+        after = rewritten(before, name, make())
+        if after != before:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                (ROOT / page).write_text(after, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"not up to date: {', '.join(stale)}; run: python scripts/docs.py")

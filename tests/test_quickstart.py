@@ -1,0 +1,50 @@
+"""`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing."""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from conftest import cli
+from test_suggestions import suggested
+
+SHORT = "--max_iters=30"
+
+
+def shown(out: str) -> list[str]:
+    """The command lines that it says it runs."""
+    return re.findall(r"^\$ (tinygpt .*)", out, flags=re.MULTILINE)
+
+
+def test_quickstart_twice(tmp_path: Path) -> None:
+    first = cli("quickstart", SHORT, cwd=tmp_path)
+    assert first.status == 0, first.err
+    assert shown(first.out) == [
+        "tinygpt prepare shakespeare_char",
+        f"tinygpt train configs/shakespeare_char.yaml --device=cpu {SHORT}",
+        "tinygpt sample --ckpt out/ckpt.pt",
+    ]
+    read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", first.out)
+    assert read and read[1] in re.findall(r"val loss ([\d.]{4})", first.out)
+    assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
+    for command in suggested(first.out)[:3]:
+        assert cli(*command, *(["--max_new_tokens=5"] if command[0] == "sample" else []), cwd=tmp_path).status == 0
+
+    before = (tmp_path / "out/ckpt.pt").read_bytes()
+    again = cli("quickstart", SHORT, cwd=tmp_path)
+    assert again.status == 0, again.err
+    assert shown(again.out)[1].endswith("--init_from=auto")
+    assert (tmp_path / "out/ckpt.pt").read_bytes() == before
+
+
+def test_the_commands_it_shows_do_the_same_by_hand(tmp_path: Path) -> None:
+    """Negative control of the display: typed, the shown commands end in the same weights and the same text."""
+    quick = cli("quickstart", SHORT, "--out_dir=my out", "--data_dir=my data", cwd=tmp_path)
+    assert quick.status == 0, quick.err
+    (tmp_path / "my out").rename(tmp_path / "first")
+    for line in shown(quick.out):
+        typed = cli(*suggested(f"next: {line}")[0], cwd=tmp_path)
+        assert typed.status == 0, typed.err
+    assert typed.out.strip() in quick.out
+    states = [torch.load(tmp_path / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())

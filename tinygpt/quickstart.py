@@ -1,0 +1,85 @@
+"""`tinygpt quickstart`: run prepare, train and sample on Tiny Shakespeare, and explain each.
+
+tinygpt quickstart
+tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a shorter training
+"""
+
+import math
+from pathlib import Path
+
+from tinygpt.config import suggest
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import PrepareConfig, QuickstartConfig, SampleConfig, TrainConfig
+
+CONFIG = "configs/shakespeare_char.yaml"
+
+PREPARE = """\
+A model computes with numbers, so the text is turned into numbers first. Here each character is one token, and the
+vocabulary is the list of characters that occur. The last tenth of the text is the validation split: the model is
+measured on it and never trained on it."""
+
+TRAIN = """\
+A GPT with about 0.8 million parameters learns to predict the next character. In each iteration it sees 12 pieces of
+64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The loss
+measures how wrong the predictions are: about 4.17 before training, when all 65 characters are equally probable.
+This takes about a minute. Ctrl-C stops and saves; the same command then continues."""
+
+SAMPLE = """\
+The model gives each character a probability of being the next one. One is drawn at random by these probabilities and
+appended to the text. This repeats 500 times."""
+
+LOSS = """
+How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
+average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was 65."""
+
+END = """
+That was your own model. It has learned names, line breaks and most short words from one megabyte of text; it has not
+learned what the words mean.
+
+  {data}/   the text as token ids, and the vocabulary (meta.json)
+  {out}/ckpt.pt   the model; metrics.jsonl: its losses; config.yaml: its settings
+
+try: {prompt}
+try: {doctor}
+try: {evaluate}
+try: {own}"""
+
+
+def quickstart(config: QuickstartConfig) -> None:
+    """Run the three commands. Errors: those of each; what is done already is not done again."""
+    from tinygpt.evaluate.doctor import read_run
+    from tinygpt.prepare import prepare
+    from tinygpt.sample import sample
+    from tinygpt.train import train
+
+    out, place = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
+    args = ["shakespeare_char", *place]
+    announce("1 of 3: prepare, from text to tokens", PREPARE, suggest.command("prepare", *args))
+    prepare(parse(PrepareConfig, args))
+
+    args = [CONFIG, "--device=cpu", *place]
+    args += [] if config.out_dir == "out" else [f"--out_dir={out}"]
+    args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
+    args += ["--init_from=auto"] if (out / "last.pt").exists() else []  # never replace a run that is there
+    announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
+    train(parse(TrainConfig, args))
+    loss = min(entry["val_loss"] for entry in read_run(out)[0] if entry["kind"] == "eval")
+    print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
+
+    args = ["--ckpt", f"{out}/ckpt.pt"]
+    announce("3 of 3: sample, from the model to text", SAMPLE, suggest.command("sample", *args))
+    sample(parse(SampleConfig, args))
+    print(
+        END.format(
+            data=Path(config.data_dir) / "shakespeare_char",
+            out=out,
+            prompt=suggest.command("sample", *args, "--start", "ROMEO:", "--num_samples=3"),
+            doctor=suggest.command("doctor", out, *place),
+            evaluate=suggest.command("eval", *args, *place),
+            own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *place),
+        )
+    )
+
+
+def announce(title: str, text: str, command: str) -> None:
+    print(f"\n== {title} ==\n\n{text}\n\n$ {command}", flush=True)
