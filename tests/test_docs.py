@@ -1,5 +1,5 @@
-"""The README is true: its tree and its table come from the code, its commands exist, its presets are accepted, and
-figures that the code can compute agree with it."""
+"""The README agrees with the code: its tree and its table are generated, its commands exist, its presets are accepted,
+and its figures are those that the code computes."""
 
 import ast
 import dataclasses
@@ -40,7 +40,7 @@ def test_tree_and_keys_are_those_of_the_code() -> None:
 
 
 def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
-    """Negative control: a README with another default is not the code's."""
+    """Negative control: the check fails for a README with another default."""
     for part in ("README.md", "tinygpt", "configs", "scripts", "docs", "data/README.md"):
         (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
         subprocess.run(["cp", "-r", ROOT / part, tmp_path / part], check=True)
@@ -51,7 +51,7 @@ def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
 def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
-    """By its name: in the text of its key, which --help shows too, and at the top of options.py, with its paper."""
+    """The help of the key and the docstring of options.py name each choice."""
     row = next(line for line in README.splitlines() if line.startswith(f"| `{option}` |"))
     for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
         for text in (row.split("|")[3], str(options.__doc__)):
@@ -66,7 +66,7 @@ def test_the_three_commands_stand_in_the_readme() -> None:
 
 @pytest.mark.parametrize("command", commands(README), ids=" ".join)
 def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
-    """Each parses: the command exists, and so do its flags (whether its files exist is not asked)."""
+    """Each command exists, and so do its flags (its files need not exist)."""
     _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
     parse(getattr(schema, kind), args)
@@ -90,8 +90,8 @@ def test_every_key_of_every_command_has_a_help_text() -> None:
             body = node.body
             for field, text in zip(body, [*body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
-                    told = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                    assert told, f"{node.name}.{ast.unparse(field.target)} has no help"
+                    documented = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                    assert documented, f"{node.name}.{ast.unparse(field.target)} has no help"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -134,13 +134,13 @@ OTHER_COUNTS = [
     preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
     parameter_counts(
         65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"
-    ),  # the larger model of PERFORMANCE
+    ),  # the larger model of PERFORMANCE.md
 ]
 TEXTS = [ROOT / "README.md", ROOT / "data/README.md", *(ROOT / "docs").glob("*.md"), *PRESETS]
 
 
 def wrong_counts(text: str) -> list[str]:
-    """Complaints about counts that differ from the code's, or include position embeddings without saying so.
+    """List the counts that differ from the code's, or include position embeddings without saying so.
 
     A number of six digits or more is taken for a parameter count, unless a unit follows. If the paragraph names a
     preset before the number, the count must be that preset's.
