@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom with the figures that it asserts, has no stored outputs, and equals its text form."""
+"""The notebook runs from top to bottom, its figures hold, it has no stored outputs, and it equals its text form."""
 
 import os
 import shutil
