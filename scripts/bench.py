@@ -2,30 +2,30 @@
 
     python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 30 minutes on two cores
     python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops --dtype float32
-    python scripts/bench.py --quick                               # does it work at all? the figures mean nothing
+    python scripts/bench.py --quick                               # a test of this script; its figures mean nothing
 
-Without a checkout of nanoGPT only our side is measured, and its training is taken to last NANOGPT_SECONDS. All work is
-done in a temporary folder, nanoGPT's in a copy of its files; nothing is downloaded for it. Both sides train
-nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 iterations). How:
+Without a checkout of nanoGPT only tinygpt is measured, and nanoGPT's training is assumed to take NANOGPT_SECONDS. All
+work is done in a temporary folder, with a copy of nanoGPT's files; nothing is downloaded for it. Both programs train
+nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 iterations). The method:
 
-- Rows that train are measured with `tinygpt train --dtype=bfloat16` and `--dtype=float32` where the processor
-  multiplies bfloat16 in hardware, and in float32 alone where it does not, as on most laptops (`--dtype` chooses). Each
-  row says which. nanoGPT computes in float32 on every processor: its train.py and sample.py turn autocast off on a CPU,
-  whatever their `dtype` says. So a float32 row compares float32 with float32, and a bfloat16 row compares the two
-  programs as each runs by default. `tinygpt sample` computes in float32 by default, too.
-- Whole commands are processes of their own, from start to exit, interpreter and imports included; peak memory is what
-  the kernel says of the process (so this one stays small: it imports neither torch nor numpy).
-- Steps and generation are measured in two workers that stay loaded, since allocator settings hold for a process: one
-  does what nanoGPT's train.py and sample.py do, the other does what our own `loop` and `new_tokens` do. They take
-  turns, A B A B, with the first round thrown away. A ratio is the median of the rounds' ratios.
-- Losses are those of `tinygpt eval`: the whole validation split, every character once, in float32. Ours are of
-  last.pt, the end of the run; nanoGPT keeps the best by its own estimate.
-- `flops`: the matrix products of a step (three times the forward pass: linear layers, head, attention's two products
-  over the full T x T) a second, over the rate of 2048^3 products in the same dtype, measured between the rounds.
-- `same_time`, `six_times`: as many iterations of the preset as fit, by its pace in a run of 150, into 1 and 6 times
-  the wall time of nanoGPT's command. More than 1 % too long does not count as met.
-- `pieces`: PIECES names for each piece of tinygpt/fast a variant without it and one with it. One worker runs all
-  variants in turn, A B C D, D C B A, ..., in short rounds. The row is the least gain; a second table has them all.
+- Training rows are measured with `tinygpt train --dtype=bfloat16` and `--dtype=float32` where the processor multiplies
+  bfloat16 in hardware, and in float32 alone elsewhere, as on most laptops (`--dtype` chooses). Each row names its
+  dtype. nanoGPT computes in float32 on every processor: its train.py and sample.py turn autocast off on a CPU, whatever
+  their `dtype` says. So a float32 row compares float32 with float32, and a bfloat16 row compares the two programs as
+  each runs by default. `tinygpt sample` also computes in float32 by default.
+- A whole command runs in its own process, from start to exit, interpreter and imports included. Its peak memory is
+  the kernel's figure, which is never below the memory of this script; so this script imports neither torch nor numpy.
+- Steps and generation are measured in two workers that stay loaded, because allocator settings apply to a process. One
+  runs the code of nanoGPT's train.py and sample.py, the other that of tinygpt's `loop` and `new_tokens`. They take
+  turns, A B A B; the first round is discarded. A ratio is the median of the rounds' ratios.
+- Losses are those of `tinygpt eval`: the complete validation split, every character once, in float32. tinygpt's are of
+  last.pt, the end of the run; nanoGPT keeps the best model by its own estimate.
+- `flops`: the rate of a step's matrix products (three times the forward pass: linear layers, head, attention's two
+  products over the full T x T), divided by the rate of 2048^3 products in the same dtype, measured between the rounds.
+- `same_time`, `six_times`: as many iterations of the preset as fit into 1 and 6 times the wall time of nanoGPT's
+  command, estimated from a run of 150. A bar does not count as met if the run takes more than 1 % longer than that.
+- `pieces`: PIECES names, for each piece of tinygpt/fast, a variant without it and one with it. One worker runs all
+  variants in turn, A B C D, D C B A, ..., in short rounds. The row is the least gain; a second table has all gains.
 - `to_loss` counts as met only if the run of every seed reaches TARGET_LOSS.
 """
 
@@ -56,14 +56,14 @@ from unittest import mock
 from tinygpt.errors import TinyGPTError
 
 RECIPE, FAST, BEST = (f"configs/shakespeare_char{kind}.yaml" for kind in ("", "_fast", "_best"))
-NANOGPT_RECIPE = [  # its README's, for a CPU
+NANOGPT_RECIPE = [  # from its README, for a CPU
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=10",
     "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000",
     "--lr_decay_iters=2000", "--dropout=0.0",
 ]  # fmt: skip
-SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1"]  # what BEST advises for a minute or two
+SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1"]  # the advice in BEST for a run of a minute or two
 NANOGPT_OUT = "nanogpt/out-shakespeare-char"
-NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, for when there is no checkout
+NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, used without a checkout
 TARGET_LOSS = 1.886  # nanoGPT's own estimate at the end of its recipe
 BOTH, EACH = ["bfloat16", "float32"], "each"
 A100_LOSS = 1.4697  # nanoGPT's README, 10.65 M parameters on an A100
@@ -71,14 +71,14 @@ A100_LOSS = 1.4697  # nanoGPT's README, 10.65 M parameters on an A100
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table; its bars are least values, or with `lower` greatest ones."""
+    """A row of the table. Its bars are minimum values, or maximum values if `lower`."""
 
     what: str
     unit: str
     first_bar: float
     goal: float
     lower: bool = False
-    dtype: str = ""  # that tinygpt computes in: "float32", EACH that --dtype asks for, or "" where it computes nothing
+    dtype: str = ""  # of tinygpt: "float32", EACH of those chosen by --dtype, or "" where there is no computation
 
     def dtypes(self, asked_for: list[str]) -> list[str]:
         return asked_for if self.dtype == EACH else [self.dtype]
@@ -100,7 +100,7 @@ ROWS = {
     "pieces": Row("least gain of a piece of tinygpt/fast", "ratio", 1.02, 1.05, dtype=EACH),
 }
 
-PIECES = [  # of tinygpt/fast: what it is, how it is measured, two variants of `tinygpt_worker`, presets
+PIECES = [  # of tinygpt/fast: name, measurement, two variants of `tinygpt_worker`, presets
     ("FastSelfAttention alone", ["steps"], "plain", "attention", [RECIPE, FAST]),
     ("FlatWeights and FlatOptimizer alone", ["steps"], "plain", "flat", [RECIPE, FAST]),
     ("all pieces", ["steps"], "plain", "fast", [RECIPE, FAST]),
@@ -117,32 +117,32 @@ UNITS = {"steps": "steps/s", "muon": "updates/s", "decode": "tokens/s"}
 
 @dataclasses.dataclass
 class Result:
-    """What a row came to in one dtype: medians of both sides, and the value that its bars are about."""
+    """The result of a row in one dtype: the medians of both programs, and the value to compare with the bars."""
 
     theirs: float | None
     ours: float
     value: float | None
     raw: dict[str, Any]
     note: str = ""
-    counts: bool = True  # False: the value was reached by breaking the row's condition
+    counts: bool = True  # False: the row's condition was not met, so no bar is
 
 
 @dataclasses.dataclass
 class Command:
-    """A process that has ended: `lines` are (seconds since its start, text)."""
+    """A finished process; `lines` are (seconds since its start, text)."""
 
     wall: float
     peak_mb: float
     lines: list[tuple[float, str]]
 
     def curve(self) -> list[tuple[float, float]]:
-        """(seconds, validation loss) of each evaluation; both programs print them alike."""
+        """(seconds, validation loss) of each evaluation, which both programs print in the same format."""
         found = ((at, re.match(r"step +[\d,]+: .*val loss ([\d.]+)", line)) for at, line in self.lines)
         return [(round(at, 3), float(match[1])) for at, match in found if match]
 
 
 def run(args: list[str], cwd: Path) -> Command:
-    """Run a command to its end. Errors: RuntimeError with its last lines."""
+    """Run a command to its end. Errors: RuntimeError with the last lines of its output."""
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     lines, start = [], time.perf_counter()
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -163,7 +163,7 @@ def run(args: list[str], cwd: Path) -> Command:
 
 
 def nanogpt_worker() -> dict[str, Callable[..., Any]]:
-    """An iteration of train.py and the generation of sample.py, with the model.py of the current folder."""
+    """nanoGPT's functions: an iteration of train.py and the generation of sample.py, with model.py of this folder."""
     sys.path.insert(0, os.getcwd())
     import numpy as np
     import torch
@@ -182,7 +182,7 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
         return x, y
 
-    ahead = [get_batch()]  # its loop draws the next batch between the forward and the backward pass
+    ahead = [get_batch()]  # nanoGPT's loop draws the next batch between the forward and the backward pass
 
     def steps(count: int) -> float:
         start = time.perf_counter()
@@ -218,7 +218,7 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
 
 
 def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
-    """Our own training step in `dtype`, and generation, made by the code that the commands run."""
+    """tinygpt's functions: a training step in `dtype`, and generation, by the code of the commands."""
     import torch
 
     from tinygpt import sample
@@ -252,14 +252,14 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         return weights, FlatOptimizer(weights, config)
 
     class PlainNormRotate:
-        """NormRotate as CausalSelfAttention has it."""
+        """NormRotate in plain PyTorch, as in CausalSelfAttention."""
 
         @staticmethod
         def apply(qkv: torch.Tensor, rotation: torch.Tensor | None, qk_norm: bool) -> torch.Tensor:
             qk = torch.rms_norm(qkv[:2], qkv.shape[-1:], eps=QK_EPS) if qk_norm else qkv[:2]
             return torch.cat((qk if rotation is None else rotate(qk, rotation), qkv[2:]))
 
-    variants: dict[str, tuple[type[GPT], Any, dict[str, Any]]] = {  # model, what `build` is, changes of fast.attention
+    variants: dict[str, tuple[type[GPT], Any, dict[str, Any]]] = {  # model, its `build`, changes of fast.attention
         "default": (model_class("auto", compute), build, {}),
         "plain": (GPT, autocast, {}),
         "attention": (FastGPT, autocast, {}),
@@ -273,7 +273,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
 
     @functools.cache
     def training(preset: str, variant: str) -> training_run.Run:
-        """What `tinygpt train` has set up before the first iteration. With eval_only it writes no files."""
+        """The state of `tinygpt train` before the first iteration. With eval_only it writes no files."""
         config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet"])
         dataset = Dataset(config.data_dir, config.dataset)
         kind, build_variant, _ = variants[variant]
@@ -296,7 +296,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
             return count / (time.perf_counter() - start)
 
     def muon(preset: str, variant: str, count: int) -> float:
-        """Updates per second of the matrices alone; the rate is 0, so that they stay as they are."""
+        """Updates per second of the matrices alone; a learning rate of 0 keeps them unchanged."""
         optimizer: Any = training(preset, variant).optimizer
         if variant == "Muon":
             update = functools.partial(optimizer.muon.step, torch.randn_like(optimizer.muon.weights), lr=0.0)
@@ -341,7 +341,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
 
     @functools.cache
     def trained(samples: int, tokens: int) -> Any:
-        """What `tinygpt sample` has at hand before the first token."""
+        """The state of `tinygpt sample` before the first token."""
         flags = [f"--ckpt=out-recipe-{dtype}", "--device=cpu", f"--num_samples={samples}", f"--max_new_tokens={tokens}"]
         wanted = parse(SampleConfig, flags)
         checkpoint = load(wanted.ckpt)
@@ -368,9 +368,9 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
 
 
 def serve(kind: str, dtype: str) -> None:
-    """Answer requests until stdin ends: a line of JSON, [name, *arguments], gets a line of JSON."""
+    """Answer requests until stdin ends: for each line of JSON, [name, *arguments], write a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the programs print must not mix with the answers
+    os.dup2(2, 1)  # the output of the programs must not mix with the answers
     functions = nanogpt_worker() if kind == "nanogpt" else tinygpt_worker(dtype)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
@@ -378,7 +378,7 @@ def serve(kind: str, dtype: str) -> None:
 
 
 class Worker:
-    """The other end of `serve`."""
+    """A process that runs `serve`."""
 
     def __init__(self, kind: str, dtype: str, cwd: Path) -> None:
         self.kind = kind
@@ -389,14 +389,14 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, *request: Any) -> Any:
-        """Errors: RuntimeError with the worker's last words."""
+        """Send a request and return the answer. Errors: RuntimeError with the end of the worker's output."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
             self.log.seek(0)
-            raise RuntimeError(f"the {self.kind} worker ended:\n{self.log.read()[-1000:]}")
+            raise RuntimeError(f"the {self.kind} worker stopped:\n{self.log.read()[-1000:]}")
         time.sleep(0.02)  # its threads go to sleep before the other side starts
         return json.loads(answer)
 
@@ -409,9 +409,9 @@ class Worker:
 
 
 class Bench:
-    """Everything measured in one folder.
+    """The measurements, in one folder.
 
-    Training runs are kept in `trainings`, since several rows need them: nanoGPT's as "nanogpt", ours as NAME-DTYPE.
+    Several rows need the same training runs. `trainings` keeps them: nanoGPT's as "nanogpt", tinygpt's as NAME-DTYPE.
     """
 
     def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int) -> None:
@@ -448,7 +448,7 @@ class Bench:
     # training runs
 
     def train(self, name: str, preset: str, dtype: str, *flags: str) -> dict[str, Any]:
-        """The whole command `tinygpt train`, then the loss it reached."""
+        """Run the whole command `tinygpt train`, then measure its loss."""
         name = f"{name}-{dtype}"
         short = ["--max_iters=40", "--lr_decay_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
         here = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-{name}"]
@@ -464,11 +464,11 @@ class Bench:
         return done
 
     def theirs(self, index: int = 0) -> dict[str, Any]:
-        """nanoGPT's recipe, trained once for each index."""
+        """Train nanoGPT's recipe with nanoGPT, once per index."""
         name = "nanogpt" + (f"-{index + 1}" if index else "")
         short = ["--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
         if name not in self.trainings:
-            say("  nanoGPT's recipe by nanoGPT")
+            say("  training nanoGPT's recipe with nanoGPT")
             command = self.nanogpt("train.py", *NANOGPT_RECIPE, *short)
             self.finished(name, "float32", command, f"{NANOGPT_OUT}/ckpt.pt")
         return self.trainings[name]
@@ -477,7 +477,7 @@ class Bench:
         return self.trainings.get(f"recipe-{dtype}") or self.train("recipe", RECIPE, dtype)
 
     def within(self, name: str, times: float, shape: list[str], dtype: str) -> Result:
-        """The BEST preset, with as many iterations as fit into `times` the wall time of nanoGPT's command."""
+        """Train the BEST preset for as many iterations as fit into `times` the wall time of nanoGPT's command."""
         reference = self.theirs() if self.has_nanogpt else None
         wall = reference["wall"] if reference else 10 if self.quick else NANOGPT_SECONDS
         budget = wall * (min(times, 2) if self.quick else times)
@@ -491,7 +491,7 @@ class Bench:
 
         pace = best(150, 50, "--log_interval=5")
         iterations = iterations_within(budget, pace, self.folder / f"out-best-{dtype}", interval)
-        for _ in range(1 if self.quick else 2):  # a machine that others use too slows down and recovers
+        for _ in range(1 if self.quick else 2):  # a shared machine slows down and recovers
             say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
             self.trainings[f"{name}-{dtype}"] = done = best(iterations, interval)
             over = done["wall"] / budget - 1
@@ -508,10 +508,10 @@ class Bench:
     same_time = functools.partialmethod(within, "same_time", 1, SHORT)
     six_times = functools.partialmethod(within, "six_times", 6, [])
 
-    # one method a row; it gets the dtype if it is to be measured in EACH
+    # one method per row; it gets the dtype if the row is measured in EACH
 
     def rounds(self, dtype: str) -> dict[str, list[float]]:
-        """Rounds of steps, ours and theirs by turns, and of large products; measured once for each dtype."""
+        """Rounds of nanoGPT's steps, tinygpt's steps and large products, in turn; measured once per dtype."""
         if dtype in self.found_rounds:
             return self.found_rounds[dtype]
         found: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
@@ -564,7 +564,7 @@ class Bench:
         return compared(their_numbers, our_numbers)
 
     def trained_both(self) -> int:
-        """Make sure that both have a checkpoint; returns how many tokens to sample."""
+        """Make sure that both programs have a checkpoint. Returns the number of tokens to sample."""
         self.recipe("float32")
         if self.has_nanogpt:
             self.theirs()
@@ -578,7 +578,7 @@ class Bench:
         )
 
     def sample_loaded(self, samples: int, times: int) -> Result:
-        """Tokens a second, so that a ratio is ours over theirs."""
+        """Measure tokens per second; the ratio is tinygpt's over nanoGPT's."""
         tokens = self.trained_both()
         for kind in ("nanogpt", "tinygpt") if self.has_nanogpt else ("tinygpt",):
             self.worker(kind).ask("sample", samples, 20)
@@ -628,7 +628,7 @@ class Bench:
         return Result(None, median, median, {"ours": walls}, spread(walls))
 
     def memory(self, dtype: str) -> Result:
-        iterations = 20 if self.quick else 200  # with an evaluation and a checkpoint on the way, on both sides
+        iterations = 20 if self.quick else 200  # both programs evaluate and save a checkpoint on the way
         flags = [f"--max_iters={iterations}", f"--eval_interval={iterations // 2}", "--device=cpu"]
         return self.alternating(
             lambda: self.nanogpt("train.py", *NANOGPT_RECIPE, *flags).peak_mb,
@@ -659,7 +659,8 @@ class Bench:
 
 
 def compared(theirs: list[float], ours: list[float], pairs: bool = True) -> Result:
-    """Medians of both sides and of the ratios theirs / ours, round by round or median by median."""
+    """Medians of both programs, and the median of the rounds' ratios theirs / ours, or without `pairs` the ratio of the
+    medians."""
     median, raw = statistics.median, {"theirs": theirs, "ours": ours}
     if not theirs:
         return Result(None, median(ours), None, raw, spread(ours))
@@ -672,7 +673,7 @@ def spread(numbers: list[float]) -> str:
 
 
 def preset_value(name: str, key: str) -> int:
-    """A number in a preset of ours, or its default."""
+    """A number in a preset of tinygpt, or its default."""
     from tinygpt.config.files import find_config, read_config
     from tinygpt.config.schema import TrainConfig
 
@@ -680,9 +681,9 @@ def preset_value(name: str, key: str) -> int:
 
 
 def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: int) -> int:
-    """How many iterations fit into `budget` seconds, by the pace of a run that is done (its metrics are in `out`).
+    """How many iterations fit into `budget` seconds, by the pace of a finished run (its metrics are in `out`).
 
-    wall = start-up + iterations x step + evaluations x evaluation; with 4 % left for luck.
+    wall = start-up + iterations x step + evaluations x evaluation, with a reserve of 4 %.
     """
     from tinygpt.training.log import read_metrics
 
@@ -718,7 +719,7 @@ def chosen_dtypes(wanted: str, folder: Path) -> list[str]:
     return BOTH if chosen == "torch.bfloat16" else ["float32"]
 
 
-# ---- what is shown --------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -732,7 +733,7 @@ def shown(number: float | None) -> str:
 
 
 def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
-    """Markdown; `results` by row and tinygpt's dtype."""
+    """The main table in Markdown; `results` has the keys (row, tinygpt's dtype)."""
     lines = [
         ["row", "dtype", "unit", "nanoGPT", "tinygpt", "ratio or value", "first bar", "goal", "", "spread, remarks"]
     ]
@@ -746,7 +747,7 @@ def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
 
 
 def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
-    """Markdown: medians of all rounds, the median of the rounds' ratios, and their quartiles."""
+    """The table of the pieces in Markdown: medians of all rounds, the median of the rounds' ratios, and quartiles."""
     lines = [["piece of tinygpt/fast", "preset", "dtype", "unit", "without", "with", "ratio", "quartiles"]]
     for (_, dtype), result in results.items():
         for gain in result.raw.get("pieces", []):
@@ -757,7 +758,7 @@ def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
 
 
 def markdown(lines: list[list[str]]) -> Iterator[str]:
-    """A table with a heading, its columns aligned."""
+    """Format a table in Markdown with aligned columns; the first line is the heading."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for index, line in enumerate(lines):
         yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
@@ -801,7 +802,7 @@ def described(about: dict[str, Any]) -> str:
 
 
 def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
-    """Validation loss against seconds since each command's start; a panel for each dtype, with the same axes."""
+    """Draw validation loss against seconds since each command's start; one panel per dtype, with the same axes."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -854,14 +855,14 @@ def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT; without it only our side")
-    parser.add_argument("--nanogpt_runs", type=int, default=1, help="how often nanoGPT's training is timed for to_loss")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
-    dtypes = "of the rows that train; auto: both where the processor has bfloat16 hardware, else float32"
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to compare with")
+    parser.add_argument("--nanogpt_runs", type=int, default=1, help="number of timed trainings of nanoGPT for to_loss")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"rows to measure, out of {','.join(ROWS)}")
+    dtypes = "dtype of the training rows; auto: both where the processor has bfloat16 hardware, else float32"
     parser.add_argument("--dtype", choices=("auto", *BOTH, "both"), default="auto", help=dtypes)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="all raw numbers")
-    parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"), help="loss against seconds")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file for all raw figures")
+    parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"), help="PNG file of loss against seconds")
     parser.add_argument("--worker", choices=("nanogpt", "tinygpt"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -869,7 +870,7 @@ def main() -> int:
         return 0
     rows = args.rows.split(",")
     if unknown := set(rows) - set(ROWS):
-        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; the rows are {', '.join(ROWS)}")
     if args.nanogpt and not (args.nanogpt / "train.py").exists():
         parser.error(f"{args.nanogpt} is not a checkout of nanoGPT (it has no train.py)")
     if importlib.util.find_spec("matplotlib") is None:
@@ -878,11 +879,11 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace, rows: list[str]) -> int:
-    """Row by row; the figures are written after each, and a row that fails does not stop the others."""
+    """Measure row by row. The figures are written after each row, and a row that fails does not stop the others."""
     about, results, failed = machine(args.nanogpt), {}, []
     say(f"{len(rows)} rows{'' if args.quick else ' (the whole table takes about 20 minutes, in two dtypes 30)'}")
     if about["load"] > 0.5:
-        say(f"warning: other work is running here (load {about['load']}), which spoils the figures")
+        say(f"warning: other programs are running (load {about['load']}), so the figures are not reliable")
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
         bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs))
         dtypes = chosen_dtypes(args.dtype, Path(folder))
@@ -901,10 +902,11 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
                     about["threads"] = workers[0].ask("facts")["threads"]
                 write(args.out, about, results, bench.trainings, args.quick)
             for dtype in [dtype for name, dtype in results if name == "to_loss" and args.picture]:
-                say(f"the curves for the picture ({dtype})")
+                say(f"training again for the curves in the picture ({dtype})")
                 bench.recipe(dtype)
+                # the timed runs evaluate only at their end
                 looks = [f"--eval_interval={max(1, preset_value(FAST, 'max_iters') // 10)}", "--eval_iters=20"]
-                bench.train("fast-curve", FAST, dtype, *([] if args.quick else looks))  # as timed, it looks at its end
+                bench.train("fast-curve", FAST, dtype, *([] if args.quick else looks))
                 write(args.out, about, results, bench.trainings, args.quick)
     print("\n".join([*table(results), "", *pieces_table(results)]))
     print(f"\n{described(about)}{' (quick: the figures mean nothing)' * args.quick}")

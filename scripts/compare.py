@@ -1,11 +1,11 @@
-"""Compare methods of fine-tuning: what each learns, what it forgets, what it costs.
+"""Compare methods of fine-tuning: accuracy, forgetting and cost of each.
 
     python scripts/compare.py --ckpt out-fast/ckpt.pt
 
 The methods are: no fine-tuning, all weights, all weights with replay of the base model's text, LoRA with two ranks.
-Each runs `tinygpt finetune` and `tinygpt eval` on the transactions, with three seeds. The script prints a table in
-Markdown (median, least, greatest), draws accuracy against forgetting, and writes every number to compare.json. With
---jobs, runs share the processor, and their seconds are longer.
+For each, the script runs `tinygpt finetune` and `tinygpt eval` on the transactions with three seeds. It prints a table
+in Markdown (median, minimum, maximum), draws accuracy against forgetting, and writes all figures to compare.json. With
+--jobs, several runs share the processor and take longer.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def tinygpt(*args: str, threads: int) -> str:
 
 
 def measure(method: str, seed: int, args: argparse.Namespace, threads: int) -> dict[str, Any]:
-    """One run and its evaluation."""
+    """Fine-tune once, evaluate, and return the figures."""
     out = args.out / f"{method.replace(' ', '-').replace(',', '')}-{seed}"
     flags = [*METHODS[method], f"--ckpt={args.ckpt}", f"--out_dir={out}", f"--seed={seed}", "--device=cpu", "--quiet"]
     tinygpt("finetune", *flags, *args.more, threads=threads)
@@ -64,7 +64,7 @@ def measure(method: str, seed: int, args: argparse.Namespace, threads: int) -> d
         "forgetting": entries["after"]["base_loss"] - entries["before"]["base_loss"],
         "before": entries["before"],
     }
-    reached = f"accuracy {found['accuracy']:.3f}, forgotten {found['forgetting']:.2f}"
+    reached = f"accuracy {found['accuracy']:.3f}, forgetting {found['forgetting']:.2f}"
     print(f"{method}, seed {seed}: {reached}", file=sys.stderr)
     return found
 
@@ -76,11 +76,11 @@ def spread(values: list[float], form: str) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| method | trainable parameters | file | seconds | accuracy | loss on the responses | forgotten |",
+        "| method | trainable parameters | file | seconds | accuracy | loss on the responses | forgetting |",
         "|---|---|---|---|---|---|---|",
     ]
     before = results[0]["before"]
-    lines.append(f"| not at all | 0 | | 0 | 0 % | {before['response_loss']:.3f} (validation) | 0 |")
+    lines.append(f"| no fine-tuning | 0 | | 0 | 0 % | {before['response_loss']:.3f} (validation) | 0 |")
     for method in METHODS:
         runs = [result for result in results if result["method"] == method]
         if not runs:
@@ -102,7 +102,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against forgetting, a point a run."""
+    """Draw accuracy against forgetting, one point per run."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -113,7 +113,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         runs = [run for run in results if run["method"] == method]
         xs, ys = [run["forgetting"] for run in runs], [100 * run["accuracy"] for run in runs]
         axes.plot(xs, ys, "o", color=f"C{index}", markersize=6, label=method)
-    axes.set(xlabel="forgotten: loss on the base model's own validation split, after minus before (nats)")
+    axes.set(xlabel="forgetting: loss on the base model's own validation split, after minus before (nats)")
     axes.set(ylabel="accuracy on the test split (%)")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -123,11 +123,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", default="out-fast/ckpt.pt", help="the base model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--ckpt", default="out-fast/ckpt.pt", help="checkpoint of the base model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run per seed and method")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     parser.add_argument("--out", type=Path, default=Path("out-compare"), help="folder for the runs")
-    parser.add_argument("--picture", type=Path, help="accuracy against forgetting; default: OUT/compare.png")
+    parser.add_argument("--picture", type=Path, help="accuracy against forgetting as PNG; default: OUT/compare.png")
     parser.add_argument("more", nargs="*", help="further flags for every run, after --")
     args = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:

@@ -1,4 +1,4 @@
-"""Run the proofs of the reliability contract at their full counts, and print what was done.
+"""Run the proofs of the reliability contract at their full counts, and print the figures of each.
 
 python scripts/torture.py                              # all proofs, about half an hour on two idle cores
 python scripts/torture.py --share=0.1                  # a tenth of the counts
@@ -17,7 +17,7 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
 class Table:
-    """A pytest plugin that prints a line with the figures of each proof, and the failures."""
+    """A pytest plugin that prints the verdict and the figures of each proof, and the failures."""
 
     titles: dict[str, str]
 
@@ -43,7 +43,7 @@ def main() -> int:
     unlimited = ["--timeout=0", "-o", "session_timeout=1e6", "-o", "addopts=", "-p", "no:terminal"]
     status = pytest.main([*files, f"--full={options.share}", *unlimited, *more], plugins=[Table()])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("no proof matches")
+        print("no proof matches: -k takes names of tests in tests/test_reliability.py and tests/test_matrix.py")
     return int(status != 0)
 
 

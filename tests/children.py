@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import requests  # noqa: F401 (this and what follows take seconds to import in a child)
+import requests  # noqa: F401 (these imports would take seconds in each child)
 import torch
 import torch._dynamo
 from conftest import TINY_TRAIN
@@ -53,7 +53,7 @@ class Child:
     ) -> None:
         self.log = log
         self.status: int | None = None  # the exit status, or minus the number of the signal that ended the process
-        log.touch()  # a child may be dead before it gets that far
+        log.touch()  # the child may die before it creates the file
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -72,9 +72,9 @@ class Child:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             torch.set_num_threads(1)  # a pool of threads does not survive a fork; none is started this way
-            tqdm.set_lock(threading.RLock())  # the parent's lock is shared: a child killed in it would stop all others
+            tqdm.set_lock(threading.RLock())  # shared otherwise: a child killed while holding it blocks all others
             os.environ.update(environment)
-            if "RANK" in environment:  # gloo does not always shut down in a forked process, which is about to end
+            if "RANK" in environment:  # gloo's shutdown may hang in a forked process
                 torch.distributed.destroy_process_group = lambda: None
             os.chdir(cwd)
             before()
@@ -160,10 +160,10 @@ def parallel(tasks: list[Any], start: Callable[[Any], Child], jobs: int = os.cpu
 
 
 class Harness:
-    """A folder with the dataset `tiny` in which children run; `figures` counts what was done.
+    """A folder with the dataset `tiny` in which children run; `figures` counts their actions.
 
-    share: of the full counts that `rounds` returns; None for the everyday counts. patience: seconds until something
-    that should happen counts as not happening. before: runs in every child before its work.
+    share: share of the full counts that `rounds` returns; None: the everyday counts. patience: seconds to wait for an
+    expected event. before: runs in every child before its work.
     """
 
     def __init__(
@@ -212,13 +212,13 @@ class Harness:
         assert child.wait() == 0, child.output
 
     def training(self, out: Path, *flags: str) -> list[str]:
-        """The command line of a run of 200 iterations that continues where the previous one ended."""
+        """The command line of a run of 200 iterations that resumes if there is a last.pt."""
         length = ["--max_iters=200", "--lr_decay_iters=200", "--warmup_iters=10", "--eval_interval=20", "--quiet"]
         states = ["--checkpoint_interval=7", "--sample_interval=40", "--init_from=auto", f"--out_dir={out}"]
         return [*TINY_TRAIN, "--batch_size=2", *length, *states, *flags]
 
     def undisturbed(self, *flags: str, before: Callable[[], None] = nothing) -> tuple[Path, float]:
-        """Train without a disturbance; return the run's folder and its seconds."""
+        """Train without interruption; return the run's folder and its duration in seconds."""
         out, started = self.new("undisturbed"), time.monotonic()
         self.succeed(self.training(out, *flags), before)
         return out, time.monotonic() - started
@@ -250,7 +250,7 @@ def leftovers(out: Path) -> list[str]:
 
 
 def lines_of(out: Path) -> int:
-    """How many lines metrics.jsonl has."""
+    """The number of lines of metrics.jsonl."""
     with contextlib.suppress(OSError):
         return (out / "metrics.jsonl").read_bytes().count(b"\n")
     return 0
@@ -272,7 +272,7 @@ def history(out: Path) -> list[dict[str, Any]]:
 def digest(path: Path) -> str:
     """SHA-256 of a checkpoint's weights, optimizer state and progress.
 
-    Without the seconds, and without the optimizer's `lr`, which is set anew before each iteration.
+    Excludes the seconds, and the optimizer's `lr`, which is set before each iteration.
     """
     sha = hashlib.sha256()
 

@@ -1,6 +1,6 @@
-"""What the tests share: the command line (as a process of its own, or inside this one), a small dataset, a short run.
+"""Shared by the tests: the command line (in a new process, or inside this one), a small dataset, a short run.
 
-The folders of `tiny_data` and `tiny_run` are made once a session and only read; `run_copy` is a copy to write in.
+The folders of `tiny_data` and `tiny_run` are made once per session and only read; `run_copy` is a copy to write in.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from typing import Any
 import hypothesis
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products gain nothing from a second thread, and wait for it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
 
 from tinygpt.cli import main
 
-# The same examples at every run, on a machine of any speed; `pytest --hypothesis-profile=default` draws new ones.
+# The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("everyday")
-collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py"]  # their children are forked
+collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py"]  # they need os.fork
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +44,7 @@ TINY_TRAIN = [
 
 @dataclass
 class Result:
-    """What a command line gave back."""
+    """The result of a command line."""
 
     status: int
     out: str
@@ -52,7 +52,7 @@ class Result:
 
 
 def cli(*args: str | Path, cwd: Path, timeout: float = 120, **env: str) -> Result:
-    """`tinygpt ARGS` as a user runs it: a process of its own in the folder `cwd`."""
+    """Run `tinygpt ARGS` as a user does: in a new process, in the folder `cwd`."""
     done = subprocess.run(
         [sys.executable, "-m", "tinygpt", *map(str, args)],
         cwd=cwd,
@@ -78,7 +78,7 @@ for line in sys.stdin:
         signal.alarm(timeout)
         status = main(args)
         sys.stdout.flush()
-        os._exit(status)  # clearing PyTorch away would take 0.4 s; an exception goes the ordinary way
+        os._exit(status)  # skips the 0.4 s of PyTorch's clean-up; an exception exits normally
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
@@ -103,7 +103,7 @@ def cli_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
 
 def cli_here(*args: str | Path, cwd: Path) -> Result:
-    """`tinygpt ARGS` inside this process, in the folder `cwd`: no start-up time, no isolation."""
+    """Run `tinygpt ARGS` inside this process, in the folder `cwd`: no start-up time, no isolation."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([*map(str, args)])
@@ -111,7 +111,7 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
 
 
 def listing(folder: Path) -> dict[str, bytes | str]:
-    """Every file below `folder` with its content: equal before and after when nothing was written."""
+    """Every file below `folder` with its content: unchanged if nothing was written."""
     return {
         str(path.relative_to(folder)): f"link to {os.readlink(path)}" if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -120,7 +120,7 @@ def listing(folder: Path) -> dict[str, bytes | str]:
 
 
 def tiny_text(lines: int = 600, seed: int = 1) -> str:
-    """Lines of a few words, about 22,000 characters: quick to prepare, and there is a bit to learn."""
+    """Lines of a few words, about 22,000 characters: quick to prepare, with a little to learn."""
     words = ["the", "king", "of", "my", "heart", "doth", "sing", "and", "thou", "art", "gone", "from", "me"]
     draw = random.Random(seed)
     return "".join(f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(lines))

@@ -1,7 +1,7 @@
 """Faults for child processes: system calls that fail, processes that die, and tinygpt without one of its protections.
 
-Every function of tinygpt that a proof replaces is named in this file. `replace` raises AttributeError for a name that
-does not exist any more.
+This file names every function of tinygpt that a proof replaces. `replace` raises AttributeError if a name no longer
+exists.
 """
 
 import builtins
@@ -46,8 +46,9 @@ SAFE_ORDER = ["write", "fsync", "replace", "open folder", "fsync folder"]  # sur
 class Fault:
     """A fault in the system calls of this process, at a chosen call.
 
-    call: one of SAFE_ORDER. count: how many of these calls (for "write", bytes) pass before. action: dies or raises.
-    after: only once the call is done. sticky: at every later call too, as on a full disk.
+    call: one of SAFE_ORDER. count: number of these calls (for "write", of bytes) that succeed before the fault.
+    action: dies or raises. after: act after the call instead of before it. sticky: fail at every later call too, as on
+    a full disk.
     """
 
     call: str = ""
@@ -101,7 +102,7 @@ OPEN = open
 
 
 class FaultyFile(io.FileIO):
-    """A file that counts what is written, and fails in the middle of it."""
+    """A file that counts the bytes written, and fails in the middle of a write."""
 
     def __init__(self, fault: Fault, path: Any, mode: str) -> None:
         super().__init__(path, mode)
@@ -130,14 +131,14 @@ def death_in_a_save(draw: random.Random, size: int) -> Fault:
 
 
 def replace(owner: Any, name: str, value: Any) -> Any:
-    """Replace an attribute that exists; returns what it was. Errors: AttributeError."""
+    """Replace an attribute and return its old value. Errors: AttributeError if it does not exist."""
     old = getattr(owner, name)
     setattr(owner, name, value)
     return old
 
 
 def map_token_files() -> None:
-    """Map token files of any size, instead of reading them."""
+    """Map token files of any size into memory, instead of reading them."""
     replace(dataset, "IN_MEMORY", 0)
 
 
@@ -193,7 +194,7 @@ def record_batches(file: Path) -> None:
 
 
 def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) -> None:
-    """In iteration `at` of a run from scratch something is not finite: the loss, the gradient, or the weights."""
+    """Make the loss, the gradient or the weights infinite or NaN in iteration `at` of a run from scratch."""
 
     def change(number: int, batch: Any, loss: Any) -> Any:
         step, micro_step = divmod(number, micro_steps)
@@ -211,7 +212,7 @@ def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) 
 
 
 def forbid_sockets() -> None:
-    """End this process, for good, when it creates a socket or looks a name up."""
+    """End this process when it creates a socket or looks up a host name."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event.startswith("socket."):
@@ -221,7 +222,7 @@ def forbid_sockets() -> None:
     sys.addaudithook(hook)
 
 
-# ---- without a protection: each function takes one line of tinygpt out -----------------------------------------------
+# ---- without a protection: each function removes one line of tinygpt -----------------------------------------------
 
 
 def dropout_from_one_generator() -> None:
@@ -230,7 +231,7 @@ def dropout_from_one_generator() -> None:
 
 
 def save_in_place() -> None:
-    """files.replacing without its temporary file: a checkpoint is written straight to its path."""
+    """files.replacing without its temporary file: a checkpoint is written directly to its path."""
 
     @contextlib.contextmanager
     def written_in_place(path: Path, *hint: str) -> Iterator[IO[bytes]]:
@@ -290,7 +291,7 @@ def everything_is_finite() -> None:
 
 
 def meta_stays() -> None:
-    """token_files.commit_dataset without `(folder / "meta.json").unlink(...)`: the old one describes the new files."""
+    """token_files.commit_dataset without `(folder / "meta.json").unlink(...)`: the old one stays with the new files."""
 
     def commit_beside_the_old(*args: Any) -> None:
         unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)
@@ -301,5 +302,5 @@ def meta_stays() -> None:
 
 
 def next_format_only() -> None:
-    """A release whose store.load does not know format 1 any more."""
+    """A release whose store.load no longer reads format 1."""
     replace(store, "FORMAT", 0)

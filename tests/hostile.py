@@ -22,7 +22,7 @@ SEAL = b"tinygpt sha256 "
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip archive with tinygpt's seal: the SHA-256 of all that precedes it, in the archive's comment."""
+    """A zip archive with tinygpt's seal: the SHA-256 of all preceding bytes, in the archive's comment."""
     archive = archive[:-2] + struct.pack("<H", len(SEAL) + 64)
     return archive + SEAL + hashlib.sha256(archive).hexdigest().encode()
 
@@ -82,7 +82,7 @@ def legacy(pickled: bytes) -> bytes:
 
 
 def payloads(canary: str) -> list[tuple[str, str, bytes]]:
-    """Name, file name and content of files that create the file `canary` if they can."""
+    """(name, file name, content) of files that create the file `canary` if their code runs."""
     touch, command = f"open({canary!r}, 'w')", f"touch {canary}"
     made: list[tuple[str, str, bytes]] = []
     for name, pickled in pickles(canary).items():
@@ -233,7 +233,7 @@ class Mutants:
     def mutate_tokens(self, index: int, draw: random.Random) -> list[str]:
         mutant = mutate(draw, self.tokens[:2000], [b"\xff\xff", b"\0", b"\0\0" * 50, b"\n\0", b"PK\x03\x04"])
         meta = json.loads(self.meta)
-        if index % 2:  # a stranger can make the checksum right
+        if index % 2:  # an attacker can adapt the checksum
             meta["sha256"]["train.bin"] = hashlib.sha256(mutant).hexdigest()
         return self.use_dataset(json.dumps(meta).encode(), mutant)
 
@@ -259,7 +259,7 @@ class Mutants:
 
 
 def rezipped(archive: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """The archive with another data.pkl and right checksums: damage that only the unpickler can detect."""
+    """The archive with a changed data.pkl and correct checksums: damage that only the unpickler can detect."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():

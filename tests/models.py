@@ -1,4 +1,4 @@
-"""Small models with every option, and on both paths, for the tests of the model. The lists are those of the model."""
+"""Small models with every option of the model's own lists, on both paths, for the tests of the model."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ def small(seed: int = 0, kind: type[GPT] = GPT, **options: Any) -> GPT:
 
 
 def shaken(model: GPT, std: float = 0.3) -> GPT:
-    """Weights so large that every part of the model shows in its logits (fresh ones hardly move the residual)."""
+    """Add noise so large that every part affects the logits (initial weights hardly change the residual stream)."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data += std * torch.randn(parameter.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""scripts/bench.py works with the code that it measures. The numbers of so short a run mean nothing."""
+"""scripts/bench.py works with the code that it measures. The figures of so short a run mean nothing."""
 
 import importlib.util
 import json

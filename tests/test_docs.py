@@ -1,5 +1,10 @@
+<<<<<<< HEAD
 """README and docs/ are true: generated parts are up to date; commands, links and extras exist; presets are accepted;
 and figures that the code can compute agree with the text."""
+=======
+"""The README agrees with the code: its tree and its table are generated, its commands exist, its presets are accepted,
+and its figures are those that the code computes."""
+>>>>>>> w-text
 
 import ast
 import dataclasses
@@ -43,6 +48,7 @@ def test_the_generated_parts_are_up_to_date() -> None:
     assert done.returncode == 0, "run: python scripts/docs.py"
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("page", "old", "new"),
     [
@@ -87,12 +93,27 @@ def test_every_page_is_linked_from_the_readme() -> None:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
+=======
+def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
+    """Negative control: the check fails for a README with another default."""
+    for part in ("README.md", "tinygpt", "configs", "scripts", "docs", "data/README.md"):
+        (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
+        subprocess.run(["cp", "-r", ROOT / part, tmp_path / part], check=True)
+    (tmp_path / "README.md").write_text(README.replace("| `block_size` | `1024`", "| `block_size` | `1023`"))
+    done = subprocess.run([sys.executable, tmp_path / "scripts/readme.py", "--check"], cwd=tmp_path)
+    assert done.returncode == 1
+>>>>>>> w-text
 
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
 def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
+<<<<<<< HEAD
     """By its name: in the text of its key, which --help shows too, and at the top of options.py, with its paper."""
     row = next(line for line in KEYS.splitlines() if line.startswith(f"| `{option}` |"))
+=======
+    """The help of the key and the docstring of options.py name each choice."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{option}` |"))
+>>>>>>> w-text
     for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
         for text in (row.split("|")[3], str(options.__doc__)):
             assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
@@ -104,9 +125,15 @@ def test_the_three_commands_stand_in_the_readme() -> None:
     assert README.count("tinygpt sample --ckpt out/ckpt.pt\n") >= 1
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands(text)], ids=" ".join)
 def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
     """Each parses: the command exists, and so do its flags (whether its files exist is not asked)."""
+=======
+@pytest.mark.parametrize("command", commands(README), ids=" ".join)
+def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
+    """Each command exists, and so do its flags (its files need not exist)."""
+>>>>>>> w-text
     _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
     parse(getattr(schema, kind), args)
@@ -130,8 +157,8 @@ def test_every_key_of_every_command_has_a_help_text() -> None:
             body = node.body
             for field, text in zip(body, [*body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
-                    told = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                    assert told, f"{node.name}.{ast.unparse(field.target)} has no help"
+                    documented = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                    assert documented, f"{node.name}.{ast.unparse(field.target)} has no help"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -174,13 +201,13 @@ OTHER_COUNTS = [
     preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
     parameter_counts(
         65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"
-    ),  # the larger model of PERFORMANCE
+    ),  # the larger model of PERFORMANCE.md
 ]
 TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
 
 
 def wrong_counts(text: str) -> list[str]:
-    """Complaints about counts that differ from the code's, or include position embeddings without saying so.
+    """List the counts that differ from the code's, or include position embeddings without saying so.
 
     A number of six digits or more is taken for a parameter count, unless a unit follows. If the paragraph names a
     preset before the number, the count must be that preset's.

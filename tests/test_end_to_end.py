@@ -1,4 +1,4 @@
-"""From text to text through the command line, as a newcomer does it, in a temporary folder and at a small size."""
+"""From text to text through the command line, like a new user, in a temporary folder and at a small size."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_own_text_from_several_files(tmp_path: Path) -> None:
 
 
 def test_the_model_that_sample_loads_is_the_one_that_was_trained(tiny_run: Path) -> None:
-    """Nothing between training and the file changes a weight: the checkpoint's dtype and names are the model's."""
+    """The checkpoint has the dtype and the names of the trained model."""
     state = torch.load(tiny_run / "out/last.pt", weights_only=True)
     assert all(weight.dtype is torch.float32 for weight in state["model"].values())
     assert "transformer.h.0.attn.c_attn.weight" in state["model"]

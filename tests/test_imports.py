@@ -1,4 +1,4 @@
-"""Imports point one way, through seven layers, and the command line imports nothing heavy before it has to."""
+"""Imports point one way, through seven layers, and the command line imports heavy packages only when needed."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import tinygpt
 
 SOURCE = Path(tinygpt.__file__).parent
-LAYERS = [  # a module imports from the rows above its own, and from its own row without a circle
+LAYERS = [  # a module imports from rows above its own, and from its own row without a cycle
     "errors terminal",
     "files config",
     "data options cache model lora fast",
@@ -56,7 +56,7 @@ def test_imports_point_one_way() -> None:
     assert not upward
 
 
-def test_there_is_no_circle_of_modules_or_packages() -> None:
+def test_there_is_no_cycle_of_modules_or_packages() -> None:
     modules = {name: own(name) for name in MODULES}
     packages: dict[str, set[str]] = {}
     for name in MODULES:
@@ -64,9 +64,9 @@ def test_there_is_no_circle_of_modules_or_packages() -> None:
         inside = {other if other in ROW else other.partition(".")[0] for other in own(name)} - {house}
         packages.setdefault(house, set()).update(inside)
     for graph in (modules, packages):
-        while graph:  # take away what needs nothing more; a circle would stay
+        while graph:  # remove modules without remaining imports; a cycle would stay
             free = {name for name, needs in graph.items() if not needs & graph.keys()}
-            assert free, f"a circle among {', '.join(sorted(graph))}"
+            assert free, f"a cycle among {', '.join(sorted(graph))}"
             graph = {name: needs for name, needs in graph.items() if name not in free}
 
 

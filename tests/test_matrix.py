@@ -94,7 +94,7 @@ def test_the_pairwise_cells_contain_every_pair_of_choices() -> None:
 
 
 def test_features_combine(harness: Harness) -> None:
-    """Row 15: resuming, processes and micro-steps do not change a result, and every command works on every result."""
+    """Proof 15: resuming, processes and micro-steps do not change a result, and every command works on every result."""
     base = harness.folder / "base"
     base.mkdir()
     prepare_inputs(base)
@@ -118,7 +118,7 @@ def command(folder: Path, *args: str, processes: int = 1, killed: bool = False) 
     before = functools.partial(faults.on_iteration, KILLED_AT, faults.die) if killed else nothing
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
     work: Work = list(args)
-    if processes > 1 and not killed:  # gloo does not always shut down in a forked process: a new interpreter
+    if processes > 1 and not killed:  # gloo's shutdown may hang in a forked process: use a new interpreter
         work = functools.partial(os.execv, sys.executable, [sys.executable, "-m", "tinygpt", *args])
     children = [Child(work, log, folder, before, **rank) for rank in ranks(processes)]
     wanted = -signal.SIGKILL if killed else 0

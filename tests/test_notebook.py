@@ -1,5 +1,4 @@
-"""The notebook runs from top to bottom with the numbers that it claims (its own asserts), is stripped, and is one with
-its text form."""
+"""The notebook runs from top to bottom, its figures hold, it has no stored outputs, and it equals its text form."""
 
 import os
 import shutil
@@ -45,7 +44,7 @@ def test_each_part_has_a_picture_and_a_question_with_its_answer() -> None:
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """In a kernel of this very Python, whatever kernels the user has."""
+    """Run the notebook in a kernel of this Python interpreter, whatever kernels the user has installed."""
     environment = os.environ | {"JUPYTER_PATH": str(folder / "jupyter"), "IPYTHONDIR": str(folder / "ipython")}
     install = [sys.executable, "-m", "ipykernel", "install", "--prefix", str(folder), "--name", "python3"]
     subprocess.run(install, check=True, capture_output=True, env=environment)

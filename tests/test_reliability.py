@@ -1,10 +1,10 @@
 """Proofs of the reliability contract: nothing is lost under kills, full disks, damaged files and hostile input.
 
 pytest tests/test_reliability.py          # a few rounds of each proof, as in the everyday suite
-python scripts/torture.py                 # the full number of rounds, with a table of what was done
+python scripts/torture.py                 # the full number of rounds, with the figures of each proof
 
-A proof harms child processes and requires that the promise holds. Each proof runs once more without the protection
-that it is about, and has to fail then.
+A proof disturbs child processes and requires that the promise holds. Each proof runs once more without the protection
+that it tests, and must fail then.
 """
 
 import ast
@@ -63,11 +63,11 @@ from tinygpt.errors import TinyGPTError
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "vocab_size": 1}  # where only the file matters
 
-# ---- rows 1 to 4: a run and its checkpoints --------------------------------------------------------------------------
+# ---- proofs 1 to 4: a run and its checkpoints ------------------------------------------------------------------------
 
 
 def test_exact_resume(harness: Harness) -> None:
-    """Row 1: a run that is killed again and again ends exactly as one that never was."""
+    """Proof 1: a run that is killed and resumed many times ends exactly as an uninterrupted one."""
     undisturbed, seconds = harness.undisturbed()
     size = (undisturbed / "last.pt").stat().st_size
     for figure, wanted in (("kills", harness.rounds(4, 200)), ("kills in a save", harness.rounds(1, 50))):
@@ -87,7 +87,7 @@ def test_exact_resume(harness: Harness) -> None:
 
 
 def test_old_or_new(harness: Harness) -> None:
-    """Row 2: a checkpoint is the old one or the new one when a process that saves without end is killed."""
+    """Proof 2: if a process is killed while it saves, the checkpoint is the old one or the new one."""
 
     def save_for_ever(path: Path) -> None:
         for number in itertools.count(1):
@@ -112,7 +112,7 @@ def test_old_or_new(harness: Harness) -> None:
 
 
 def test_power_loss(harness: Harness) -> None:
-    """Row 3: the calls of a save come in the order that survives a power loss; each may fail."""
+    """Proof 3: a save makes its system calls in the order that survives a power loss; any of them may fail."""
 
     def save_twice(path: Path, fault: Fault) -> None:
         save(path, Checkpoint({"w": torch.full((9,), 1.0)}, SIZES, {}, step=1))
@@ -141,7 +141,7 @@ def test_power_loss(harness: Harness) -> None:
 
 
 def test_disk_full(harness: Harness) -> None:
-    """Row 4: a full disk, simulated at any byte and real, leaves the last checkpoint unchanged."""
+    """Proof 4: a full disk, simulated at any byte or real, leaves the last checkpoint unchanged."""
     meter = Fault("write", -1)
 
     def count_bytes() -> None:
@@ -178,7 +178,7 @@ def assert_full(child: Child, out: Path, where: str) -> None:
 
 
 def fill_small_disk(harness: Harness, size: int) -> None:
-    """A tmpfs of 1 MB (needs root), with less room left than the run needs: up to nearly three checkpoints."""
+    """Train on a tmpfs of 1 MB (needs root) with too little space: at most for nearly three checkpoints."""
     disk = harness.new("tmpfs")
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -201,7 +201,7 @@ def fill_small_disk(harness: Harness, size: int) -> None:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-# ---- rows 5 to 7: hostile files --------------------------------------------------------------------------------------
+# ---- proofs 5 to 7: hostile files ------------------------------------------------------------------------------------
 
 
 def sample(path: Path) -> list[str]:
@@ -210,7 +210,7 @@ def sample(path: Path) -> list[str]:
 
 
 def test_no_file_runs_code(harness: Harness) -> None:
-    """Row 5: no payload creates the canary; the source has no call that could run what a file says."""
+    """Proof 5: no payload creates the canary; the source has no call that could run code from a file."""
     canary = harness.folder / "canary"
     for name, file, content in hostile.payloads(str(canary)):
         folder = harness.new("payload")
@@ -227,7 +227,7 @@ def test_no_file_runs_code(harness: Harness) -> None:
 
 
 def dangerous(source: str) -> list[str]:
-    """Calls and imports in a Python source that could run what a file says."""
+    """Calls and imports in a Python source that could run code from a file."""
     banned_calls = {
         "exec", "eval", "compile", "__import__", "execfile", "os.system", "os.popen", "yaml.load", "yaml.load_all",
         "yaml.unsafe_load", "yaml.full_load", "importlib.reload", "pickle.load", "pickle.loads", "torch.hub.load",
@@ -269,7 +269,7 @@ def test_the_source_scan_finds_what_it_bans(source: str) -> None:
 
 
 def test_corruption(harness: Harness) -> None:
-    """Row 6: every flipped bit and every truncation of a checkpoint is detected."""
+    """Proof 6: every flipped bit and every truncation of a checkpoint is detected."""
     flips, cuts = harness.rounds(100, 2000), harness.rounds(25, 500)
     out, path, seed = harness.new("trained"), harness.new("damaged.pt"), harness.random.random()
     harness.succeed(harness.training(out, "--max_iters=2"))
@@ -299,7 +299,7 @@ def test_corruption(harness: Harness) -> None:
 
 
 def test_garbage(harness: Harness) -> None:
-    """Row 7: a mutant of a file is read, or refused with one message, within 5 s and 2 GB."""
+    """Proof 7: a mutated file is read, or refused with one message, within 5 s and 2 GB."""
     folder, out, seed = harness.new("mutants"), harness.new("trained"), harness.random.random()
     folder.mkdir()
     harness.succeed(harness.training(out, "--max_iters=2"))
@@ -322,8 +322,8 @@ def test_garbage(harness: Harness) -> None:
                     contextlib.redirect_stderr(seen),
                     contextlib.suppress(TinyGPTError),
                 ):
-                    cli.run(args)  # cli.main would hide an OSError
-            except BaseException as error:  # any other way out is what is searched for
+                    cli.run(args)  # cli.main would report an OSError as a message
+            except BaseException as error:  # any other exception is a failure
                 raise AssertionError(f"unexplained {type(error).__name__}: {kind} {index}") from error
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -333,11 +333,11 @@ def test_garbage(harness: Harness) -> None:
         harness.figures[kind] += stop - start
 
 
-# ---- rows 8 and 9: data and processes --------------------------------------------------------------------------------
+# ---- proofs 8 and 9: data and processes ------------------------------------------------------------------------------
 
 
 def test_other_data(harness: Harness) -> None:
-    """Row 8: resuming on other data is refused; sampling does not depend on the dataset."""
+    """Proof 8: resuming on other data is refused; sampling does not depend on the dataset."""
     text = harness.text()
     reordered = "".join(sorted(set(text), reverse=True)) + text
     variants: dict[str, Callable[[], None]] = {
@@ -364,7 +364,7 @@ def test_other_data(harness: Harness) -> None:
 
 
 def test_same_batches(harness: Harness) -> None:
-    """Row 9: 1, 2 and 4 processes train on the same batches; a killed process of torchrun changes nothing."""
+    """Proof 9: 1, 2 and 4 processes train on the same batches; a killed process of torchrun changes nothing."""
     steps, batches = harness.rounds(50, 1000), []
     for count in (1, 2, 4):
         files = [harness.new("batches") for _ in range(count)]
@@ -410,11 +410,11 @@ def kill_a_process_of_torchrun(harness: Harness, kills: int) -> None:
         assert_same_run(out, undisturbed)
 
 
-# ---- rows 10 to 14 ---------------------------------------------------------------------------------------------------
+# ---- proofs 10 to 14 -------------------------------------------------------------------------------------------------
 
 
 def test_one_writer(harness: Harness) -> None:
-    """Row 10: of two processes that start at the same moment in one folder, one works; its death frees the folder."""
+    """Proof 10: of two processes started at once in one folder, one works; when it dies, the folder is free."""
     out = harness.new("contested")
     args = harness.training(out, "--init_from=scratch", "--max_iters=100000", "--eval_interval=100000")
     for _ in range(harness.rounds(2, 50)):
@@ -445,7 +445,7 @@ def test_one_writer(harness: Harness) -> None:
 
 
 def test_signals(harness: Harness) -> None:
-    """Row 11: SIGINT and SIGTERM let the iteration finish and save it; a second signal ends the process at once."""
+    """Proof 11: SIGINT and SIGTERM let the iteration finish and save it; a second signal ends the process at once."""
     undisturbed, seconds = harness.undisturbed()
     for number in (signal.SIGINT, signal.SIGTERM):
         wanted = harness.rounds(2, 50)
@@ -458,7 +458,7 @@ def test_signals(harness: Harness) -> None:
                     child.send(number)
                 status = child.wait(60, otherwise=signal.SIGKILL)
                 if status == 0:
-                    break  # it had finished before the signal came
+                    break  # it finished before the signal arrived
                 assert status == 128 + number, f"{number.name}: exit status {status}: {child.output}"
                 trained = sum(b'"train"' in line for line in (out / "metrics.jsonl").read_bytes().splitlines())
                 assert loaded(out / "last.pt").step == trained, f"{number.name}: last.pt is not of the last iteration"
@@ -480,7 +480,7 @@ def test_signals(harness: Harness) -> None:
 
 
 def test_not_finite(harness: Harness) -> None:
-    """Row 12: what is not finite stops the run before the update and before a save, wherever it arises."""
+    """Proof 12: a NaN or infinite value stops the run before the update and before a save, wherever it arises."""
     places = {"loss": 45, "gradient": 46, "second micro-step": 47}
     overflows = {"overflow before an evaluation": 59, "overflow before a save": 48}
     for place, at in (places | overflows).items():
@@ -502,7 +502,7 @@ def test_not_finite(harness: Harness) -> None:
 
 
 def test_complete_datasets(harness: Harness) -> None:
-    """Row 13: `prepare`, killed anywhere, leaves a complete dataset or none; a run that reads the old one goes on."""
+    """Proof 13: `prepare`, killed at any time, leaves a complete dataset or none; runs on the old dataset continue."""
     letters = LETTERS + "äöü"
     texts = [harness.text(letters, 400_000).encode(), harness.text(letters + "é", 400_000).encode()]
     sources = [harness.new("source") for _ in texts]
@@ -531,7 +531,7 @@ def test_complete_datasets(harness: Harness) -> None:
 
 
 def assert_complete_or_absent(folder: Path, texts: list[bytes]) -> str:
-    """Require that a dataset has no meta.json, or all that meta.json describes; returns the SHA-256 of its text."""
+    """Require that a dataset has no meta.json, or all that meta.json describes. Returns the SHA-256 of its text."""
     if not (folder / "meta.json").exists():
         return ""
     sums = json.loads((folder / "meta.json").read_text())["sha256"]
@@ -583,7 +583,7 @@ def kill_downloads(harness: Harness, content: bytes, wanted: int) -> None:
 
 
 def prepare_under_a_run(harness: Harness) -> None:
-    """Prepare other text while a run trains on the dataset, which it has read into memory or has mapped."""
+    """Prepare other text while a run trains on the dataset, read into memory or mapped."""
     text, flags = harness.text(), ["--dataset=moving", "--max_iters=100"]
     for before in (lambda: None, faults.map_token_files):
         harness.dataset("moving", text)
@@ -599,7 +599,7 @@ def prepare_under_a_run(harness: Harness) -> None:
 
 
 def test_old_formats(harness: Harness) -> None:
-    """Row 14: a small file of every released format, kept with the tests, loads."""
+    """Proof 14: a small checkpoint of every released format, stored with the tests, can be loaded."""
     for path in sorted((Path(__file__).parent / "fixtures").glob("*.pt")):
         child = harness.run(sample(path))
         assert child.status == 0, f"{path.name} was refused: {child.output}"
@@ -631,7 +631,7 @@ WITHOUT = [
 def test_without_the_protection_the_proof_fails(
     proof: Callable[[Harness], None], protection: Callable[[], None], failure: str, tmp_path: Path
 ) -> None:
-    """A proof that still passes would prove nothing. It stops at the first failure, so it may have many rounds."""
+    """A proof that passes without the protection would prove nothing. It stops at the first failure."""
     with pytest.raises(AssertionError, match=failure):
         proof(Harness(tmp_path, share=0.3, before=protection, patience=3))
 
@@ -663,13 +663,13 @@ def test_a_socket_would_have_been_noticed(tmp_path: Path) -> None:
 
 
 def test_a_child_killed_while_it_draws_its_progress_bar_stops_no_other(tmp_path: Path) -> None:
-    """Without `tqdm.set_lock(...)` in children.py every later progress bar waits for ever."""
+    """Without `tqdm.set_lock(...)` in children.py every later progress bar would wait for ever."""
 
     def die_with_the_lock() -> None:
         tqdm.get_lock().acquire()
         faults.die()
 
-    tqdm.get_lock()  # created before the fork, so that the children would share it
+    tqdm.get_lock()  # created before the fork, so that the children could share it
     children = Harness(tmp_path)
     assert children.run(die_with_the_lock).status == -signal.SIGKILL
     child = children.run(lambda: tqdm(disable=True).close(), seconds=20)
