@@ -1,10 +1,5 @@
-<<<<<<< HEAD
 """README and docs/ are true: generated parts are up to date; commands, links and extras exist; presets are accepted;
 and figures that the code can compute agree with the text."""
-=======
-"""The README agrees with the code: its tree and its table are generated, its commands exist, its presets are accepted,
-and its figures are those that the code computes."""
->>>>>>> w-text
 
 import ast
 import dataclasses
@@ -48,7 +43,6 @@ def test_the_generated_parts_are_up_to_date() -> None:
     assert done.returncode == 0, "run: python scripts/docs.py"
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("page", "old", "new"),
     [
@@ -93,27 +87,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
-=======
-def test_the_check_notices_a_changed_key(tmp_path: Path) -> None:
-    """Negative control: the check fails for a README with another default."""
-    for part in ("README.md", "tinygpt", "configs", "scripts", "docs", "data/README.md"):
-        (tmp_path / part).parent.mkdir(exist_ok=True, parents=True)
-        subprocess.run(["cp", "-r", ROOT / part, tmp_path / part], check=True)
-    (tmp_path / "README.md").write_text(README.replace("| `block_size` | `1024`", "| `block_size` | `1023`"))
-    done = subprocess.run([sys.executable, tmp_path / "scripts/readme.py", "--check"], cwd=tmp_path)
-    assert done.returncode == 1
->>>>>>> w-text
 
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
 def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
-<<<<<<< HEAD
-    """By its name: in the text of its key, which --help shows too, and at the top of options.py, with its paper."""
-    row = next(line for line in KEYS.splitlines() if line.startswith(f"| `{option}` |"))
-=======
     """The help of the key and the docstring of options.py name each choice."""
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{option}` |"))
->>>>>>> w-text
+    row = next(line for line in KEYS.splitlines() if line.startswith(f"| `{option}` |"))
     for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
         for text in (row.split("|")[3], str(options.__doc__)):
             assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
@@ -125,15 +104,9 @@ def test_the_three_commands_stand_in_the_readme() -> None:
     assert README.count("tinygpt sample --ckpt out/ckpt.pt\n") >= 1
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands(text)], ids=" ".join)
 def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
-    """Each parses: the command exists, and so do its flags (whether its files exist is not asked)."""
-=======
-@pytest.mark.parametrize("command", commands(README), ids=" ".join)
-def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
     """Each command exists, and so do its flags (its files need not exist)."""
->>>>>>> w-text
     _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
     parse(getattr(schema, kind), args)
