@@ -13,9 +13,9 @@ system="${1:-}"
 case "$system" in
     "") tags="" ;; # this one
     windows) tags="win_amd64" ;;
-    macos) tags="$(printf 'macosx_%s ' {15,14,13,12,11}_0_arm64 {11_0,10_15,10_13,10_9}_universal2)" ;;
+    macos) tags="$(printf 'macosx_%s ' {14,13,12,11}_0_arm64 {11_0,10_15,10_13,10_9}_universal2)" ;;
     linux) tags="$(printf 'manylinux%s_x86_64 ' _2_28 _2_27 _2_17 2014 _2_12 _2_5 1)" ;;
-    *) echo "$system: no such system; windows, macos (Apple silicon) or linux" >&2 && exit 2 ;;
+    *) echo "$system: no such system; windows, macos (Apple silicon, macOS 14 or later) or linux" >&2 && exit 2 ;;
 esac
 make_venv
 version="${2:-$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
@@ -31,14 +31,19 @@ step "downloading its dependencies for ${system:-this system} and Python $versio
 index=()
 if [ "${system:-$(uname -s | tr A-Z a-z)}" = linux ] && torch_cpu_index; then index=(--extra-index-url "$torch_cpu"); fi
 if [ -z "$system" ]; then
-    pip download -q -d "$house" ${index[@]+"${index[@]}"} "$wheel[$extras]"
+    pip wheel -q -w "$house" ${index[@]+"${index[@]}"} "$wheel[$extras]"
 else # uv resolves for another system, pip downloads what it found
     pip install -q uv
-    "$bin/uv" pip compile -q pyproject.toml $(printf -- '--extra %s ' ${extras//,/ }) ${index[@]+--torch-backend cpu} \
-        --python-platform "$system" --python-version "$version" --only-binary :all: --no-header -o "$house/.requirements"
+    pure=future # the one package without a wheel to download; it is pure Python, so a wheel made here is right everywhere
+    wanted="$(mktemp)"
+    MACOSX_DEPLOYMENT_TARGET=14.0 "$bin/uv" pip compile -q pyproject.toml $(printf -- '--extra %s ' ${extras//,/ }) \
+        ${index[@]+--torch-backend cpu} --python-platform "$system" --python-version "$version" \
+        --only-binary :all: --no-binary $pure --no-header --no-annotate -o "$wanted"
+    if grep -q "^$pure==" "$wanted"; then pip wheel -q --no-deps -w "$house" "$(grep "^$pure==" "$wanted")"; fi
+    sed -i.all "/^$pure==/d" "$wanted"
     pip download -q -d "$house" --no-deps --only-binary=:all: --python-version "$version" ${index[@]+"${index[@]}"} \
-        $(printf -- '--platform %s ' $tags) -r "$house/.requirements"
-    rm "$house/.requirements"
+        $(printf -- '--platform %s ' $tags) -r "$wanted"
+    rm "$wanted" "$wanted.all"
 fi
 
 cp notebooks/gpt_from_scratch.ipynb "$house"
