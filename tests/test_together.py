@@ -418,7 +418,7 @@ def test_a_damaged_state_is_named_when_resuming(work: Path) -> None:
 
     state = torch.load(work / "out/last.pt", weights_only=True)
     write(work / "out/last.pt", state | {"tokenizer": {"kind": "odd"}})
-    assert "out/last.pt: its tokenizer is not one" in refused(work, "train", "--init_from=resume")
+    assert "out/last.pt: contains a tokenizer that tinygpt" in refused(work, "train", "--init_from=resume")
 
 
 def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:

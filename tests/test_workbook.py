@@ -19,6 +19,7 @@ import pytest
 from conftest import cli_here, listing
 from test_pairs import COLOURS, mine, pairs, prepared
 
+pytestmark = [pytest.mark.filterwarnings(f"error::{kind}") for kind in ("ResourceWarning", "pytest.PytestWarning")]
 HEADER = ["prompt", "response"]
 ROWS = [[entry["prompt"], entry["response"]] for entry in pairs()]
 

@@ -105,12 +105,13 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
         if sheet.others:
             print(f"note: {path}: read the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
             where += f" sheet {sheet.title!r}"
-        unit, lines = "row", table_lines(where, iter(sheet.rows), config)
-    else:
-        text = io.TextIOWrapper(file, config.encoding, newline="")
-        unit, lines = "line", table_lines(where, csv_rows(text), config) if ending == ".csv" else json_lines(text)
-    for number, entry in lines:
-        yield f"{where} {unit} {number}", entry
+        for number, entry in table_lines(where, iter(sheet.rows), config):
+            yield f"{where} row {number}", entry
+        return
+    with io.TextIOWrapper(file, config.encoding, newline="") as text:
+        lines = table_lines(where, csv_rows(text), config) if ending == ".csv" else json_lines(text)
+        for number, entry in lines:
+            yield f"{where} line {number}", entry
 
 
 def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
