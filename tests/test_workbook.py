@@ -69,6 +69,7 @@ CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
     (5.0, "5"),
     (-0.5, "-0.5"),
     (0.1 + 0.2, "0.3"),
+    (1 / 3, "0.333333333333333"),
     (1234567, "1234567"),
     (True, "TRUE"),
     (False, "FALSE"),
