@@ -129,20 +129,31 @@ def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> 
     assert "note" not in prepared(tmp_path, file="one.xlsx").out
 
 
-def with_results(path: Path, results: list[str]) -> None:
-    """Store the results of the formulas of a workbook, in their order, as Excel does; openpyxl stores none."""
+def with_xml(path: Path, change: Callable[[str], str]) -> None:
+    """Change the XML of a workbook's first sheet."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name).decode() for name in archive.namelist()}
-    left = iter(results)
-    formula = re.compile(r'<c r="(\w+)"><f>(.*?)</f><v ?/?>(?:</v>)?</c>')
-    name = "xl/worksheets/sheet1.xml"
-    parts[name] = formula.sub(
-        lambda cell: f'<c r="{cell[1]}" t="str"><f>{cell[2]}</f><v>{next(left)}</v></c>', parts[name]
-    )
-    assert not list(left)
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in parts.items():
-            archive.writestr(name, text)
+            archive.writestr(name, change(text) if name == "xl/worksheets/sheet1.xml" else text)
+
+
+def test_a_wrong_size_in_the_file_hides_no_cells(tmp_path: Path) -> None:
+    """As other programs write it: the size of the sheet is stated as one cell."""
+    path = workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, Other=[["prompt"]])
+    with_xml(path, lambda text: text.replace('<dimension ref="A1:B121"', '<dimension ref="A1:A1"'))
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert result.status == 0, result.err
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+
+
+def with_results(path: Path, results: list[str]) -> None:
+    """Store the results of the formulas of a workbook, in their order, as Excel does; openpyxl stores none."""
+    left = iter(results)
+    formula = re.compile(r'<c r="(\w+)"><f>(.*?)</f><v ?/?>(?:</v>)?</c>')
+    stored = '<c r="{}" t="str"><f>{}</f><v>{}</v></c>'
+    with_xml(path, lambda text: formula.sub(lambda cell: stored.format(cell[1], cell[2], next(left)), text))
+    assert not list(left)
 
 
 def test_formulas_are_read_as_their_stored_results(tmp_path: Path) -> None:

@@ -53,10 +53,12 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # openpyxl warns of charts and styles that it does not read
             results, formulas = (openpyxl.load_workbook(file, read_only=True, data_only=flag) for flag in (True, False))
+            for sheet in (*results.worksheets, *formulas.worksheets):
+                sheet.reset_dimensions()  # the size that a file states may be wrong
             visible = [sheet for sheet in results.worksheets if sheet.sheet_state == "visible"]
             headers = [{text_of(cell.value) for cell in next(sheet.iter_rows(max_row=1), ())} for sheet in visible]
             title = visible[next((i for i, header in enumerate(headers) if columns <= header), 0)].title
-            both = zip(_rows(results[title]), _rows(formulas[title]), strict=True)
+            both = zip(*(book[title].iter_rows(max_row=MAX_ROWS) for book in (results, formulas)), strict=True)
             rows = [(number, list(map(cell_text, *cells))) for number, cells in enumerate(both, start=1)]
     except MemoryError:
         raise
@@ -64,12 +66,6 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
         what = f"{path}: is not an intact .xlsx workbook ({type(error).__name__})"
         raise TinyGPTError(what, "open it in Excel or LibreOffice, and save it again as .xlsx or .csv") from error
     return Sheet(title, rows, [sheet.title for sheet in visible if sheet.title != title])
-
-
-def _rows(sheet: Any) -> Any:
-    """All rows of a sheet as tuples of cells, up to the last cell that the file contains."""
-    sheet.reset_dimensions()  # the size that a file states may be wrong
-    return sheet.iter_rows(max_row=MAX_ROWS)
 
 
 def cell_text(result: Any, formula: Any) -> str:
