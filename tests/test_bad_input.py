@@ -134,7 +134,7 @@ MISTAKES = {
     "one character": Mistake(mine(), r"one distinct character", r"text", text(b"a")),
     "more symbols than uint16": Mistake(
         mine(),
-        r"70,000 different characters exceed uint16's 65,536",
+        r"70,000 different characters exceed the 65,536 ids of uint16",
         r"--tokenizer gpt2",
         text("".join(map(chr, range(0x10000, 0x10000 + 70_000))).encode()),
     ),
@@ -214,7 +214,7 @@ MISTAKES = {
     ),
     "foreign tokenizer": Mistake(
         TINY_TRAIN,
-        r"meta\.json: its tokenizer is not one",
+        r"meta\.json: contains a tokenizer that tinygpt",
         r"re-run tinygpt prepare",
         change("data/tiny/meta.json", lambda data: data.replace(b'"char"', b'"runes"')),
     ),
@@ -285,7 +285,7 @@ MISTAKES = {
         r"'é' \(U\+00E9, position 4\) is not in this model's \d+-character vocabulary",
         r"--skip_unknown",
     ),
-    "nothing but unknown characters": Mistake([*SAMPLE, "--start=é", "--skip_unknown"], r"nothing is left", r"--start"),
+    "nothing but unknown characters": Mistake([*SAMPLE, "--start=é", "--skip_unknown"], r"prompt is empty", r"--start"),
     "no prompt file": Mistake([*SAMPLE, "--start=FILE:prompt.txt"], r"prompt\.txt: no such file", r"FILE:"),
     "another vocabulary on resuming": Mistake(
         RESUME,

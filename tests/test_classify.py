@@ -92,7 +92,7 @@ def test_the_probabilities_of_all_responses_sum_to_one() -> None:
     end, others = TOKENIZER.special[SPECIAL[2]], [i for i in range(TOKENIZER.vocab_size) if i != 1]
     ids = {symbol: TOKENIZER.symbols.index(symbol) for symbol in characters}
     assert end == 1
-    going_on = 0.0  # the probability of anything but END, a mark included, at each place up to the third
+    going_on = 0.0  # the probability of anything but END, a special token included, at each place up to the third
     for text in short:
         rows = torch.cat((asked, torch.tensor([ids[c] for c in text], dtype=torch.long)))
         logprobs = model(rows[None])[0][0].double().log_softmax(-1).detach()
@@ -190,16 +190,16 @@ def test_ngrams_learn_an_easy_task() -> None:
     assert [labels[answer] for answer in answers] == [label for _, label in val]
 
 
-def test_ngrams_that_cannot_be_had_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[0] is None  # one label: nothing to separate
-    assert "cannot learn this" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[1]
+    assert "cannot be trained" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[1]
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"])
     assert answers is None and note == "the n-gram baseline needs scikit-learn: pip install scikit-learn"
     report = sample_report()
-    assert "ngram" not in report.results and f"({note})" in report.text() and "n-grams" not in report.text()
+    assert "ngram" not in report.results and f"({note})" in report.text() and "\nn-gram baseline" not in report.text()
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -256,6 +256,7 @@ def test_the_text_has_the_figures() -> None:
         error = math.sqrt(accuracy * (1 - accuracy) / 80)
         assert f"{100 * accuracy:.1f} % ± {100 * error:>3.1f}" in line
         assert line.endswith(f"{report.results[key]['macro_f1']:.3f}")
+    assert "length-normalised: ranked by mean log-probability per token" in text
     assert f"loss {report.loss:.4f}" in text and f"expected error {report.calibration_error:.3f}" in text
     row = next(line for line in text.splitlines() if line.startswith("place")).split()
     assert row[1:4] == [str(count or "·") for count in report.confusion[1]]

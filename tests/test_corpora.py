@@ -171,7 +171,7 @@ def test_without_the_package_rebuilding_says_so(no_package: None) -> None:
 def test_a_right_file_is_used_as_it_is(path: Path, text: bytes, no_package: None, no_network: None) -> None:
     put(path, text)
     before = path.stat()
-    assert corpora.tiny_shakespeare(path) == "already there, checksum verified"
+    assert corpora.tiny_shakespeare(path) == "already present, checksum verified"
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 

@@ -1,4 +1,4 @@
-"""The verdict's rule on curves that were recorded, and the command that speaks it."""
+"""The verdict's rule on curves that were recorded, and the command that prints it."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def verdict(rows: list[list[float]], **sizes: int) -> Verdict:
 
 
 def rising(*above: float, error: float = 0.01) -> list[list[float]]:
-    """A curve that comes down to 2.0 at step 200, and then stands above that by so many standard errors."""
+    """A curve that falls to 2.0 at step 200, and then exceeds that by so many standard errors."""
     after = [[300 + 100 * i, 1.8, 2.0 + errors * error, error] for i, errors in enumerate(above)]
     return [[0, 4.2, 4.2, error], [100, 2.4, 2.5, error], [200, 1.9, 2.0, error], *after]
 
@@ -57,7 +57,7 @@ def test_recorded_curves(name: str, kind: str) -> None:
 
 
 def test_the_recorded_noise_would_fool_a_rule_without_errors() -> None:
-    """Its last three evaluations stand above the best, only not by two standard errors."""
+    """Its last three evaluations exceed the best one, but by less than two standard errors."""
     val = [row[2] for row in CURVES["noisy"]]
     assert min(val[-3:]) > min(val)
     exact = [[*row[:3], 1e-6] for row in CURVES["noisy"]]
@@ -198,7 +198,7 @@ def test_a_damaged_trail_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 
 def test_three_evaluations_are_compared_with_the_first() -> None:
-    """No evaluation lies before the last three of three, so the verdict does not speak of one."""
+    """With three evaluations, none precedes the last three, so the verdict mentions none."""
     entries = [
         {"kind": "eval", "step": step, "train_loss": loss, "val_loss": loss, "val_loss_se": 0.01}
         for step, loss in ((0, 4.0), (10, 3.0), (20, 2.5), (30, 2.2))

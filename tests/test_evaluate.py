@@ -133,7 +133,7 @@ def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> N
 
 
 def test_the_standard_error_is_that_of_the_windows_means() -> None:
-    """Windows of one length: the plain standard error of their means; and it foretells how estimates scatter."""
+    """Windows of one length: the plain standard error of their means; and it predicts how estimates scatter."""
     model, source = tiny(), TextRows(tokens(4000))
     starts = source.draw(1, 0, 8, 50)
     mean, error = measured_loss(model, source, starts, CPU)
@@ -142,7 +142,7 @@ def test_the_standard_error_is_that_of_the_windows_means() -> None:
     assert error == pytest.approx(np.std(each, ddof=1) / math.sqrt(50), rel=1e-3)
     scatter = np.std([mean_loss(model, source, source.draw(seed, 0, 8, 50), CPU) for seed in range(100)], ddof=1)
     assert error == pytest.approx(scatter, rel=0.3)
-    assert measured_loss(model, source, starts[:1], CPU)[1] == math.inf  # one window says nothing of the others
+    assert measured_loss(model, source, starts[:1], CPU)[1] == math.inf  # one window has no spread
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

@@ -59,10 +59,10 @@ def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
 def test_before_and_after(tuned: Path) -> None:
     (before,), (after,) = kinds(tuned / "out-finetune", "before"), kinds(tuned / "out-finetune", "after")
     assert after["response_loss"] < before["response_loss"] - 0.5
-    assert after["base_loss"] > before["base_loss"] + 0.01  # it has forgotten
+    assert after["base_loss"] > before["base_loss"] + 0.01  # forgetting
     base = json.loads(cli_here("eval", "--ckpt=out/ckpt.pt", "--dtype=float32", "--json", cwd=tuned).out)
     more, old = (len(load(tuned / run).tokenizer["symbols"]) for run in ("out-finetune", "out"))  # type: ignore[index]
-    assert base["loss"] <= before["base_loss"] < base["loss"] + np.log(more / old)  # new symbols take a share at most
+    assert base["loss"] <= before["base_loss"] < base["loss"] + np.log(more / old)  # new tokens take a share at most
     assert len(before["answers"]) == len(after["answers"]) == len(after["prompts"]) == 3
     flags = ["--ckpt=out-finetune/ckpt.pt", "--dataset=tiny", "--dtype=float32", "--json"]
     forgot = json.loads(cli_here("eval", *flags, cwd=tuned).out)
@@ -130,6 +130,25 @@ def test_eval_of_the_task(work: Path) -> None:
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1
     dataset = Dataset(str(work / "data"), "colours")
     assert found["n"] == dataset.meta["examples"]["test"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_eval_of_the_task_shows_its_progress_on_a_terminal_only(work: Path) -> None:
+    import pty
+    import termios
+
+    flags = ["eval", "--ckpt=out-finetune/ckpt.pt", "--task=colours", "--json"]
+    assert cli_here(*flags, cwd=work).err == ""
+    reader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygpt", *flags], cwd=work, stdout=subprocess.PIPE, stderr=terminal, timeout=120
+    )
+    os.close(terminal)
+    shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert done.returncode == 0 and json.loads(done.stdout)["task"] == "colours"
+    assert "scoring all labels" in shown and "training the n-gram baseline" in shown
 
 
 def test_predict_labels_lines_as_csv(work: Path) -> None:
@@ -261,7 +280,7 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
         (["merge", "--adapter=out/ckpt.pt"], "not an adapter"),
         (["merge", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained on a base model other than"),
         (["sample", "--ckpt=out-lora/adapter.pt", "--start=a"], "an adapter, which needs its base"),
-        (["sample", "--ckpt=out-finetune"], "answers prompts, and there is none"),
+        (["sample", "--ckpt=out-finetune"], "answers prompts, but the prompt is empty"),
         (["sample", "--ckpt=out-finetune", "--start=§"], "is not in this model's"),
         (["eval", "--ckpt=out-finetune", "--task=nothing"], "not prepared"),
         (["eval", "--ckpt=out-finetune", "--task=tiny"], "is not a labelled task"),
@@ -320,4 +339,4 @@ def test_the_comparison_shows_control_characters_escaped() -> None:
 
     said = {"prompts": ["a\x1b[1m"], "responses": ["b\x07"], "answers": ["c\n"]}
     text = "".join(side_by_side(said, said)).replace("\n", "")
-    assert text.isprintable() and r"a\x1b[1m   (right: b\x07)" in text and r"after:  c\n" in text
+    assert text.isprintable() and r"a\x1b[1m   (expected: b\x07)" in text and r"after:  c\n" in text

@@ -1,4 +1,4 @@
-"""Prompts and responses: what is read, how it is split, what carries loss, and every way to get it wrong."""
+"""Prompts and responses: what is read, how it is split, the targets of the loss, and every mistake."""
 
 import csv
 import json
@@ -60,10 +60,10 @@ def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
     texts = dataset.sources["train"].texts(dataset.tokenizer)  # type: ignore[union-attr, arg-type]
     assert all(prompt.endswith('"') and ", " in prompt for prompt, _ in texts)
     wrong = prepared(tmp_path, file="bank.csv")
-    assert wrong.status == 2 and "no column prompt or response (it has: id, line, kind)" in wrong.err
+    assert wrong.status == 2 and "no column prompt or response; the first row is: id, line, kind" in wrong.err
 
 
-def test_a_text_that_looks_like_a_mark_is_text(tmp_path: Path) -> None:
+def test_a_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
     entries = [*pairs(), {"prompt": f"say {END} twice", "response": END}]
     json_lines(tmp_path, entries)
     assert prepared(tmp_path).status == 0
@@ -80,7 +80,7 @@ def test_a_text_that_looks_like_a_mark_is_text(tmp_path: Path) -> None:
         ({"prompt": "x"}, "line 121: no key 'response'"),
         ({"prompt": "x", "response": 5}, "line 121: response is not text"),
         ({"prompt": "x", "response": " "}, "line 121: response is empty"),
-        ({"prompt": "a\0b", "response": "y"}, "line 121: prompt has a NUL in it"),
+        ({"prompt": "a\0b", "response": "y"}, "line 121: prompt contains a NUL"),
     ],
 )
 def test_bad_lines_are_named_and_stop_the_run(tmp_path: Path, line: Any, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of text, of pairs and of a mixture: which are drawn, what they hold, which tokens carry loss."""
+"""Rows of text, of pairs and of a mixture: which are drawn, what they contain, which tokens are targets."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_windows_depend_on_their_arguments_alone_and_fit(
 ) -> None:
     tokens = block_size + spare
     first = draw_windows(seed, step, tokens, block_size, count, stream)
-    np.random.seed(0)  # the global generator, and draws in between, have no say
+    np.random.seed(0)  # neither the global generator nor earlier draws have an influence
     draw_windows(seed + 1, step, tokens, block_size, 3, stream)
     again = draw_windows(seed, step, tokens, block_size, count, stream)
     assert first.tolist() == again.tolist() and first.shape == (count,)
@@ -57,7 +57,7 @@ def test_seeds_steps_and_streams_differ() -> None:
 
 
 def test_the_draw_is_the_same_for_ever() -> None:
-    """Another numpy or another version of this code must not change what an old run would have gone on with."""
+    """Another version of numpy or of this code must not change the batches of a run that is resumed."""
     assert draw_windows(1337, 0, 1_003_854, 64, 3).tolist() == [31770, 389898, 218726]
     assert draw_windows(1337, 1999, 1_003_854, 64, 3, stream=2).tolist() == [225922, 604335, 878926]
 
@@ -99,7 +99,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
                 assert torch.equal(part, whole)
 
 
-# ---- what carries loss -------------------------------------------------------------------------------------------
+# ---- the targets of the loss -------------------------------------------------------------------------------------
 
 
 def test_targets_are_the_response_and_the_end() -> None:
@@ -202,7 +202,7 @@ def test_every_source_keeps_to_the_interface(new: Rows, old: Rows, share: float,
 
 
 def replayed_rows(share: float, rows: int, step: int) -> int:
-    """As the training loop had it before there was `MixedRows`; so are the two functions that follow."""
+    """The reference: the training loop before `MixedRows` existed. So are the two functions that follow."""
     return math.floor((step + 1) * share * rows) - math.floor(step * share * rows)
 
 

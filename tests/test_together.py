@@ -261,7 +261,7 @@ def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: p
 
 
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
-    """It is not called `not a checkpoint`, and its neighbour with the same option is not recommended."""
+    """The message does not say `not a checkpoint`, and does not recommend the next file with the same option."""
     from tinygpt.checkpoint.store import write
 
     for change in ({"position": "spiral"}, {"hyper_connections": 4}):
@@ -357,7 +357,7 @@ def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.M
     flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
     said = ok(work, *TINY_TRAIN, *flags)
     speeds = [entry["tokens_per_second"] for entry in read_metrics(work / "run") if entry["kind"] == "train"]
-    assert speeds == [2 * 4 * 2 * 16] * 10  # two iterations a second of 4 x 2 rows of 16 tokens
+    assert speeds == [2 * 4 * 2 * 16] * 10  # two iterations per second of 4 x 2 rows of 16 tokens
     assert "(500.0 ms each)" in said
 
 
@@ -418,7 +418,7 @@ def test_a_damaged_state_is_named_when_resuming(work: Path) -> None:
 
     state = torch.load(work / "out/last.pt", weights_only=True)
     write(work / "out/last.pt", state | {"tokenizer": {"kind": "odd"}})
-    assert "out/last.pt: its tokenizer is not one" in refused(work, "train", "--init_from=resume")
+    assert "out/last.pt: contains a tokenizer that tinygpt" in refused(work, "train", "--init_from=resume")
 
 
 def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:
@@ -475,7 +475,7 @@ def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None
     (work / "short.txt").write_text("the king of")
     ok(work, "prepare", "short", "--input=short.txt", "--val_fraction=0.05")
     said = ok(work, "finetune", *FLAGS[:-3], "--base_dataset=short", "--out_dir=new", "--max_iters=2")
-    assert "forgotten" not in said.partition("before")[2]
+    assert "forgetting (increase)" not in said.partition("before")[2]
 
 
 @pytest.mark.parametrize("base", [["train", "--init_from=out/ckpt.pt"], ["finetune", "--lora_rank=2"]], ids=str)

@@ -106,7 +106,7 @@ def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
     symbols = [chr(code) for code in range(0x10000, 0x10000 + 65_537)]
     tokenizer = CharTokenizer(symbols[:-1])
     assert tokenizer.encode(symbols[65_535]).tolist() == [65_535]
-    with pytest.raises(TinyGPTError, match="65,537 different characters exceed uint16's 65,536"):
+    with pytest.raises(TinyGPTError, match="65,537 different characters exceed the 65,536 ids of uint16"):
         CharTokenizer(symbols)
 
 
@@ -188,14 +188,14 @@ def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPa
 @example(text="ab!\x1c! \x1c", block=1)
 @example(text="don't  \n\n  go", block=3)
 def test_gpt2s_tokens_of_blocks_are_those_of_the_whole_text(gpt2: GPT2Tokenizer, text: str, block: int) -> None:
-    """Encoded in blocks or at once: the cuts fall where no token could have reached across."""
+    """Encoded in blocks or at once: no token could extend across the cuts."""
     blocks = (text[at : at + block] for at in range(0, len(text), block))
     pieces = list(gpt2.encode_blocks(b.encode() if b.isascii() else b for b in blocks))
     assert list(itertools.chain.from_iterable(pieces)) == gpt2.encode(text).tolist()
 
 
 def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Constant memory: ordinary text leaves in small pieces, text without a blank at the latest after a few blocks."""
+    """Constant memory: ordinary text is encoded in small pieces, text without a blank after at most a few blocks."""
     monkeypatch.setattr(tokenizers, "LONGEST_WORD", 400)
     text = "some ordinary words, again and again\n" * 100
     for sample in (text, "日本語" * 1000):

@@ -19,7 +19,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data import preview
 from tinygpt.data.corpora import CORPORA, tiny_shakespeare
-from tinygpt.data.pairs import prepare_pairs
+from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding
 from tinygpt.data.token_files import commit_dataset, token_writers
@@ -33,7 +33,7 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     if config.format == "pairs" or config.name in TASKS:
-        return prepare_pairs(config, input_files(config.input))
+        return prepare_pairs(config, input_files(config.input, PAIR_FILES))
     text = InputText(input_files(config.input), config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # a mistake in own text is found before anything is written
@@ -114,7 +114,8 @@ def check_request(config: PrepareConfig) -> None:
         )
     if config.format == "pairs" and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
-    if config.format != "pairs" and config.name not in ready and all(i.endswith(".jsonl") for i in config.input):
+    like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
+    if config.format != "pairs" and config.name not in ready and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")
     if not is_encoding(config.encoding):
         raise TinyGPTError(f"--encoding {config.encoding}: no such encoding", "for example cp1252 or utf-16")

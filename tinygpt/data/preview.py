@@ -28,10 +28,10 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         print(f"vocabulary: {tokenizer.vocab_size:,}: {shown}{' ...' if tokenizer.vocab_size > 100 else ''}")
     else:
         ratio = characters / sum(tokens.values())
-        print(f"vocabulary: {tokenizer.vocab_size:,} (GPT-2's byte pairs, {ratio:.2f} characters per token)")
+        print(f"vocabulary: {tokenizer.vocab_size:,} (GPT-2's BPE, {ratio:.2f} characters per token)")
     print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
     with contextlib.suppress(OSError):
-        print("the first lines, as tokens and back:")
+        print("the first lines, as tokens and decoded again:")
         start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
         for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
             print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
@@ -40,7 +40,7 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     own = [] if folder.name in CORPORA else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     smallest = min(tokens.values())
     if smallest < 2:
-        print("\nThis is too little to train on: use more text or a larger --val_fraction.")
+        print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
         return
     if smallest <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
         own.append(f"--block_size={smallest - 1}")
@@ -50,15 +50,16 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
 def show_pairs(
     config: PrepareConfig, folder: Path, meta: dict[str, Any], splits: dict[str, list[Pair]], source: str
 ) -> None:
-    """Print the size of a dataset of pairs, some examples as a model is trained on them, and the next command."""
+    """Print the size of a dataset of pairs, some training examples, and the next command."""
     print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
     if meta["labels"]:
         print(f"labels:     {', '.join(meta['labels'])}")
     lengths = [len(prompt) + len(response) + 3 for part in splits.values() for prompt, response in part]
-    print(f"lengths:    up to {max(lengths)} tokens with special tokens, {sum(lengths) / len(lengths):.0f} on average")
+    mean = sum(lengths) / len(lengths)
+    print(f"lengths:    at most {max(lengths)} tokens, {mean:.0f} on average, special tokens included")
     for prompt, response in splits["train"][: config.show or 1]:
         print(f"  {coloured(prompt, response)}")
-    print("              (what carries loss is " + ("green" if sys.stdout.isatty() else "between [ and ]") + ")")
+    print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     print_next_commands(config, folder, max(lengths) - 1)
 
@@ -84,7 +85,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None
 
 
 def coloured(prompt: str, response: str) -> str:
-    """An example with the part that carries loss in green, or in brackets where there are no colours."""
+    """An example with the targets of the loss in green, or in brackets where there are no colours."""
     asked, answer = f"{PROMPT}{prompt}{RESPONSE}", f"{response}{END}"
     text = f"\033[2m{asked}\033[0m\033[32m{answer}\033[0m" if sys.stdout.isatty() else f"{asked}[{answer}]"
     return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")

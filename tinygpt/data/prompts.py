@@ -1,4 +1,4 @@
-"""From a prompt as a user types it to the tokens that a model continues.
+"""Encode a prompt, as a user types it, into the tokens that a model continues.
 
 ids = encode_prompt(prompt_text("FILE:prompt.txt"), tokenizer)
 """
@@ -11,26 +11,26 @@ from tinygpt.files import read_text
 
 
 def prompt_text(start: str) -> str:
-    """--start as it is, or the content of the file behind FILE:."""
+    """Return --start, or the content of the file that it names with FILE:."""
     if not start.startswith("FILE:"):
         return start
     return read_text(Path(start.removeprefix("FILE:")), "--start FILE:path/to/prompt.txt")
 
 
 def answers(tokenizer: Tokenizer) -> bool:
-    """Whether a model was fine-tuned on prompts and responses: its vocabulary has their special tokens."""
+    """Return whether a model was fine-tuned on prompts and responses: its vocabulary has their special tokens."""
     return isinstance(tokenizer, CharTokenizer) and len(tokenizer.special) == len(SPECIAL)
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, plain: bool = False) -> list[int]:
-    """Ids of the prompt, at least one: a model predicts from something. An empty prompt stands for a line's start.
+    """Ids of the prompt, at least one, since a model needs a context. An empty prompt becomes a line end.
 
-    A model that answers is asked: PROMPT text RESPONSE; with `plain` it continues the text. Errors: TinyGPTError for
-    characters that the tokenizer does not know (`skip_unknown` leaves them out), and if nothing is left.
+    For a model that answers prompts they are PROMPT text RESPONSE; with `plain`, those of the text alone. Errors:
+    TinyGPTError for characters that the tokenizer does not know (`skip_unknown` leaves them out), and if none is left.
     """
     if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
         if not text.strip():
-            raise TinyGPTError("this model answers prompts, and there is none", '--start "a prompt", or --plain')
+            raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start "a prompt", or --plain')
         ids = tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
         if not tokenizer.decode(ids[1:-1]).strip():
             raise nothing_left()
@@ -47,7 +47,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, p
 
 
 def nothing_left() -> TinyGPTError:
-    return TinyGPTError("nothing is left of the prompt without its unknown characters", "use another --start")
+    return TinyGPTError("without characters outside the vocabulary, the prompt is empty", "use another --start")
 
 
 def require_room(prompt: list[int], block_size: int) -> None:

@@ -1,8 +1,8 @@
-"""Rows: what a model is trained and measured on, and the draw of a batch.
+"""Rows of tokens for training and evaluation, and the draw of a batch.
 
 A source of rows is plain text (`TextRows`), prompts with responses (`PairRows`), or a mixture of two sources
 (`MixedRows`, for replay). All have the interface `Rows`, so training and evaluation need not know which one they use.
-A handle names a row of a source: where it starts in a text, which example it is.
+A handle identifies a row of a source: by its start in a text, or by the number of an example.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
@@ -200,16 +200,15 @@ class PairRows:
             raise TinyGPTError(
                 f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size} "
                 f"(the longest has {self.lengths.max()} tokens)",
-                "shorter examples, or a base model with a longer context",
+                "use shorter examples, or a base model with a longer context",
             )
 
 
 class MixedRows:
-    """Replay: batches of which the share `share` comes from `old`, the data of the base model, the rest from `new`.
+    """Replay: the share `share` of the training rows comes from `old`, the data of the base model, the rest from `new`.
 
-    Each batch has whole rows of `old`, none in most iterations if the share is small, which add up to that share of
-    all rows. They are spread evenly over the batch, and so over the processes. A row of the mixture is described,
-    sampled and evaluated as one of `new`.
+    The share holds over the run: if it is small, most batches have no row of `old`. Replayed rows are spread evenly
+    over their batch, and so over the processes. Descriptions, samples and evaluations are those of `new`.
 
     A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
     Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
@@ -250,7 +249,7 @@ class MixedRows:
         return block[0], block[1]
 
     def _parts(self, at: np.ndarray) -> list[tuple[Rows, np.ndarray]]:
-        """Each source, and which of the handles are its own, bool (n,)."""
+        """Each source, and a mask of its handles, bool (n,)."""
         return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
 
     def like(self, other: Any) -> Rows:
@@ -278,15 +277,15 @@ class MixedRows:
 
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-    """Draw where the `count` windows of a step's global batch start: int64 (count,), from (seed, step) alone.
+    """Draw the starts of the `count` windows of a step's global batch: int64 (count,), from (seed, step) alone.
 
-    `stream` separates the uses: 0 is training, 1 and 2 are the evaluation of the two splits, REPLAY the replayed rows.
+    `stream` separates the uses: 0 is for training, 1 and 2 for evaluating the two splits, REPLAY for the replayed rows.
     """
     generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, stream), np.uint64(step)]))
     return generator.integers(0, tokens - block_size, size=count)
 
 
-@functools.cache  # an iteration finds the processor's caches full of other things: 0.1 ms of 12
+@functools.cache  # computed anew, with the processor's caches cold, it takes 0.1 ms of an iteration's 12
 def stream_key(seed: int, stream: int) -> np.uint64:
     """The half of Philox's key that stays the same throughout a run."""
     return np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]  # type: ignore[no-any-return]

@@ -1,13 +1,14 @@
-"""Two classification tasks for fine-tuning, written by seeded templates: nothing is downloaded, nothing is real.
+"""Two classification tasks for fine-tuning, synthetic: templates and a seed generate them.
 
-`transactions`: a line of a card statement -> its spending category. The merchants of val and test are new. Three in
-four lines name the trade, in words known from other merchants, among them decoys (in `GRILL AT HOLT MKT` the market is
-only the place); in the others the name is an invented word, and the category follows from the rest of the line.
+`transactions`: a line of a card statement -> its spending category. The merchants in val and test do not occur in
+train. Three of four lines name the trade, in words that other merchants share; some have a decoy (in `GRILL AT HOLT
+MKT` the market is only the place). In the fourth the merchant's name is an invented word, and the category follows from
+the rest of the line.
 
-`headlines`: company news -> positive, neutral or negative. The label of a statement is the product of three signs: the
-metric's (profits or losses), the verb's (rise or fall) and the negation's. Company, quarter and other fillers stand
-between metric and verb, and each word comes with both labels equally often, so counting words or n-grams cannot tell
-positive from negative. Companies have good and bad words in their names, which mean nothing.
+`headlines`: company news -> positive, neutral or negative. The label of a statement is the product of three signs: of
+the metric (profits or losses), of the verb (rise or fall) and of the negation. Company, quarter and other words stand
+between metric and verb, and each word is equally frequent with both labels, so the frequencies of words or n-grams do
+not tell positive from negative. The names of companies contain good and bad words, which do not affect the label.
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
@@ -17,14 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SIZES = {"train": 4000, "val": 500, "test": 1000}
-MAX_CHARS = 61  # a prompt with the longest label of the task; with three marks they fill a context of 64
+MAX_CHARS = 61  # a prompt with the longest label of the task; with three special tokens they fill a context of 64
 
 Pair = tuple[str, str]  # (prompt, response)
 
 
 @dataclass(frozen=True)
 class Task:
-    """`make(seed)` gives the (prompt, response) pairs of each split; the responses are `labels`."""
+    """A task: `make(seed)` returns the (prompt, response) pairs of each split; the responses are `labels`."""
 
     name: str
     labels: tuple[str, ...]
@@ -32,12 +33,12 @@ class Task:
 
 
 def transactions(seed: int) -> dict[str, list[Pair]]:
-    """Card-statement lines with one of `CATEGORIES`."""
+    """Make lines of card statements, each with one of `CATEGORIES`."""
     return _generate(seed, CATEGORIES, _statement_line)
 
 
 def headlines(seed: int) -> dict[str, list[Pair]]:
-    """Company news with one of `SENTIMENTS`."""
+    """Make headlines about companies, each with one of `SENTIMENTS`."""
     return _generate(seed, SENTIMENTS, _headline)
 
 
@@ -49,9 +50,9 @@ def letters(prompt: str) -> str:
 def _generate(
     seed: int, labels: tuple[str, ...], draw: Callable[[random.Random, str, str, int], str]
 ) -> dict[str, list[Pair]]:
-    """`SIZES` examples without near duplicates, the labels in equal shares.
+    """Generate `SIZES` examples without near duplicates, the labels in equal shares.
 
-    `draw(rng, split, label, number)` gives a prompt; the examples of each label are numbered from 0.
+    `draw(rng, split, label, number)` returns a prompt; the examples of each label are numbered from 0.
     """
     rng, room = random.Random(seed), MAX_CHARS - max(map(len, labels))
     seen: set[str] = set()
@@ -73,7 +74,7 @@ def _words(text: str, separator: str = " ") -> tuple[str, ...]:
     return tuple(text.split(separator))
 
 
-# Transactions. Each merchant has one word of its split's NAMES or INVENTED, which no other split has.
+# Transactions. The name of each merchant contains a word of its split's NAMES or INVENTED, which no other split has.
 
 CATEGORIES = (
     "groceries", "dining", "coffee", "transport", "fuel", "travel", "health", "utilities", "shopping",
@@ -120,8 +121,8 @@ _TRADES = {
     "fees": "ATM FEE,SERVICE CHG,OVERDRAFT FEE,WIRE FEE,LATE FEE|SVC FEE,ATM CHG,OVERDRAFT CHG,WIRE CHG,SERVICE FEE",
     "income": "PAYROLL,DIR DEP,SALARY,INTEREST PAID,PENSION|PAYROLL DEP,SALARY PMT,PENSION PMT,DIRECT DEP,INTEREST PMT",
 }
-_SHOPS = ("groceries", "dining", "coffee", "fuel", "health", "shopping")  # may lie in a place named after another
-# The shapes of lines whose name says nothing: ~ is the name, 9 a digit, @ a route.
+_SHOPS = ("groceries", "dining", "coffee", "fuel", "health", "shopping")  # whose place may be named after another trade
+# Patterns of the lines with an invented name: ~ is the name, 9 a digit, @ a route.
 _SHAPES = {
     "groceries": "~ LN 99 ITEMS 99,~ SCALE 9.99LB TARE .99",
     "dining": "~ TBL 99 TIP 9.99,~ CVR 9 SVR 99 GRAT 9.99",
@@ -144,7 +145,7 @@ LINE_WIDTH, NAME_WIDTH = 48, 22  # of a statement, and of the merchant in it
 
 
 def _statement_line(rng: random.Random, split: str, category: str, number: int) -> str:
-    """The name or shape, then as many of number, city and date as there is room for, then the amount."""
+    """A statement line: the name or pattern; number, city and date if drawn and if there is room; the amount."""
     if number % 4:
         prefix = rng.choice(_PREFIXES if category in _SHOPS else ("", "WEB ", "ACH "))
         line = prefix + _merchant(rng, split, category)
@@ -160,7 +161,7 @@ def _statement_line(rng: random.Random, split: str, category: str, number: int) 
 
 
 def _merchant(rng: random.Random, split: str, category: str) -> str:
-    """A name that tells the trade, cut as banks cut it; half of the shops have another trade in their name."""
+    """A merchant with its trade, truncated as banks do; half of the shops have another trade in their name, too."""
     common, new = _trades(category)
     trade = rng.choice(new if split != "train" and rng.randrange(2) else common)
     name = rng.choice(NAMES[split])
@@ -226,7 +227,7 @@ HEADLINE_WIDTH = 53
 
 
 def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> str:
-    """A statement of `sentiment`, or one of three neutral kinds: a question, a metric that stays, a notice.
+    """A statement of `sentiment`, or one of three neutral kinds: a question, an unchanged metric, a notice.
 
     The number decides metric and negation (a third have one), so that these are balanced between the labels.
     """

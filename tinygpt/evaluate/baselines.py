@@ -42,15 +42,15 @@ def ngram_baselines(
     of the files, which the system can reclaim, come on top.
     Errors: TinyGPTError for a token outside the vocabulary.
     """
-    # A different extra token stands before each split. So the first bigram of a split also ends a trigram; and because
-    # the two tokens differ, the first target's trigram has no count, nor its context: it keeps its bigram's probability
+    # A different extra token is put before each split. So the first bigram of a split also ends a trigram; and because
+    # the two tokens differ, the first target's trigram and its context have count 0: its bigram's probability remains
     base = vocab_size + 2
     training = Trigrams(train, range(len(train) - 1), base, vocab_size)
     targets = Trigrams(val, selected(where, len(val) - 1), base, vocab_size + 1)
     once = unigram_counts(train, vocab_size, "training")
     unigram_counts(val, vocab_size, "validation")  # for its check alone: mapped files are not checked when opened
     unigram = (once + 1) / (len(train) + vocab_size)
-    once[train[-1]] -= 1  # from here on: how often another token follows
+    once[train[-1]] -= 1  # from here on: how often each token is followed by another
     sums, done, low = np.zeros(3), 0, 0
     while done < len(targets.at):
         keys = targets.smallest(low)  # (K,)
@@ -74,16 +74,16 @@ def ngram_baselines(
 
 
 class Trigrams:
-    """The trigrams of a split, as int64 keys (middle * base + previous) * base + last, which 65,536 tokens fit into.
+    """The trigrams of a split, as int64 keys (middle * base + previous) * base + last, enough for 65,536 tokens.
 
-    `at`: the positions of their middle tokens, ascending. `before`: the token that stands before the split.
+    `at`: the positions of their middle tokens, ascending. `before`: the token that is put before the split.
     """
 
     def __init__(self, ids: np.ndarray, at: range | np.ndarray, base: int, before: int) -> None:
         self.ids, self.at, self.base, self.before = ids, at, base, before
 
     def counted(self, low: int, high: int, show: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Distinct keys, ascending, and how often each occurs, for one batch of the split after the other.
+        """Distinct keys, ascending, and how often each occurs, for each batch of the split in turn.
 
         Covers all trigrams with a middle token from that of key `low` to that of `high`. `show`: names a progress bar.
         """
@@ -97,7 +97,7 @@ class Trigrams:
         for keys in batches(wanted):
             found = distinct(np.append(found, keys), self.base**3)[0][:KEYS]
             if len(found) == KEYS:
-                high = found[-1]  # which `wanted` sees: larger keys need not be collected any more
+                high = found[-1]  # `wanted` sees it, and no longer collects larger keys
         return found
 
     def keys(self, first: int, last: int, show: str = "") -> Iterator[np.ndarray]:

@@ -54,13 +54,13 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
 
 
 def check_run(folder: Path, config: CheckConfig) -> bool:
-    """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands for which it can be used."""
+    """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
     found = {path.name: check_checkpoint(path) for path in sorted(folder.glob("*.pt"))}
     ok = all(intact for intact, _ in found.values())
     best, last = (found.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
-        print("      between writing the two; resuming does those iterations again, with the same result")
+        print("      between writing the two; resuming repeats those iterations, with the same result")
     newest, same_data = last or best, True
     place = data_dir(config, newest.config if newest else {})
     if newest and newest.tokenizer is not None:
@@ -101,7 +101,7 @@ def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
     try:
         dataset = Dataset(place, name)
     except TinyGPTError as error:
-        print(f"note  its dataset cannot be compared: {error.message}")
+        print(f"note  the run's dataset was not checked: {error.message}")
         return True
     hint = "sampling works (the checkpoint has its own vocabulary); to resume, prepare the old text again"
     try:
@@ -145,7 +145,7 @@ def check_resume(config: CheckConfig) -> int:
         command += ["--patience=0"]
         if settings.get("init_from") in ("resume", "auto"):
             command.append("--init_from=scratch")
-        for title in ("undisturbed", "killed and resumed"):
+        for title in ("uninterrupted", "killed and resumed"):
             out = Path(scratch) / title.split()[0]
             run = [*command, f"--out_dir={out}"]
             if title == "killed and resumed":

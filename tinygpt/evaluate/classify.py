@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError, diverged
@@ -30,7 +31,7 @@ from tinygpt.files import replacing, strict_json
 from tinygpt.terminal import escaped
 from tinygpt.training.build import Computing
 
-BATCH_TOKENS = 2048  # of a forward pass, padding included; on a processor a third faster than 8192 (0.8 M weights)
+BATCH_TOKENS = 2048  # of a forward pass, padding included; on a CPU a third faster than 8192 (0.8 M parameters)
 COLUMNS = 100  # of the terminal
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
@@ -50,8 +51,9 @@ def label_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
 
-    Errors: TinyGPTError for a prompt that does not fit into the model with the longest label, for a character without
-    an id (in prompts, `skip_unknown` leaves those out), and for a model whose loss is not finite.
+    Shows a progress bar on a terminal. Errors: TinyGPTError for a prompt that, with the longest label, does not fit the
+    model's context, for a character without an id (in prompts, `skip_unknown` leaves those out), and for a model whose
+    loss is not finite.
     """
     questions = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
     answers = [tokenizer.encode_pair("", label)[2:] for label in labels]  # the label's tokens and END
@@ -70,15 +72,17 @@ def label_scores(
     model.eval()
     total, at = np.zeros(lengths.shape), 0
     order = np.argsort(-lengths, axis=None, kind="stable")  # rows of similar length together: little padding
-    while at < len(order):
-        width = lengths.flat[order[at]]
-        some = order[at : at + max(1, BATCH_TOKENS // width)]
-        x, y = np.zeros((len(some), width), dtype=np.int64), np.full((len(some), width), -1)  # (B, T)
-        for row, (i, j) in enumerate(zip(*np.unravel_index(some, lengths.shape), strict=True)):
-            x[row, : lengths[i, j]] = np.concatenate((questions[i], answers[j][:-1]))
-            y[row, len(questions[i]) - 1 : lengths[i, j]] = answers[j]
-        total.flat[some] = response_scores(model, x, y, device)
-        at += len(some)
+    with tqdm(total=len(order), unit="label", desc="scoring all labels", leave=False, disable=None) as bar:
+        while at < len(order):
+            width = lengths.flat[order[at]]
+            some = order[at : at + max(1, BATCH_TOKENS // width)]
+            x, y = np.zeros((len(some), width), dtype=np.int64), np.full((len(some), width), -1)  # (B, T)
+            for row, (i, j) in enumerate(zip(*np.unravel_index(some, lengths.shape), strict=True)):
+                x[row, : lengths[i, j]] = np.concatenate((questions[i], answers[j][:-1]))
+                y[row, len(questions[i]) - 1 : lengths[i, j]] = answers[j]
+            total.flat[some] = response_scores(model, x, y, device)
+            at += len(some)
+            bar.update(len(some))
     model.train(was_training)
     if not np.isfinite(total).all():
         raise diverged("the loss is", total[~np.isfinite(total)][0])
@@ -157,15 +161,26 @@ def ngram_baseline(
         return None, "the n-gram baseline needs scikit-learn: pip install scikit-learn"
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
     try:
-        classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
+        with tqdm(desc="training the n-gram baseline", bar_format="{desc} ...", leave=False, disable=None):
+            classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character
-        return None, f"the n-gram baseline cannot learn this: {str(error).splitlines()[0]}"
+        return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
     return classifier.predict(vectorizer.transform(prompts)), ""
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
 
-ROWS = {"model": "model", "normalised": "model, length-normalised", "ngram": "n-grams", "majority": "majority"}
+ROWS = {
+    "model": "model",
+    "normalised": "model, length-normalised",
+    "ngram": "n-gram baseline",
+    "majority": "majority baseline",
+}
+EXPLAINED = {  # the rows that need it
+    "normalised": "length-normalised: ranked by mean log-probability per token; the sum favours short labels",
+    "ngram": "n-gram baseline: logistic regression on the character n-grams of the training split",
+    "majority": "majority baseline: always the most frequent label of the training split",
+}
 
 
 @dataclasses.dataclass
@@ -206,6 +221,8 @@ class Report:
         pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
         lines += [
             *([f"({self.note})"] if self.note else []),
+            "",
+            *(f"  {text}" for key, text in EXPLAINED.items() if key in self.results),
             *("", *self.matrix_lines(), ""),
             f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * confidence:.1f} %, "
             f"accuracy {100 * self.results['model']['accuracy']:.1f} %",
@@ -226,7 +243,7 @@ class Report:
             heads = [str(number) for number in range(1, L + 1)]
             labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
         left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
-        lines = ["answers (columns) to the prompts of each label (rows):"]
+        lines = ["confusion matrix: a row for each true label, a column for each answer"]
         lines.append(f"{'true':<{left}}{''.join(f'{head:>{width}}' for head in heads)}{'recall':>8}")
         rates = [self.per_label[label] for label in self.labels]
         for label, counts, rate in zip(labels, self.confusion, rates, strict=True):
@@ -245,7 +262,7 @@ def make_report(
     train: LabelledPrompts,
     n_mistakes: int = 5,
 ) -> Report:
-    """Make the report on `examples`, whose prompts have the `label_scores` total and mean, (n, L) each.
+    """Make the report on `examples` from the scores of their prompts, total and mean of `label_scores`, (n, L) each.
 
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
     """
@@ -291,7 +308,7 @@ def make_report(
 def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
     """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError as in `make_report`."""
     if not examples:
-        raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more of them")
+        raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more examples")
     place = {label: index for index, label in enumerate(labels)}
     for unknown in (label for _, label in examples if label not in place):
         raise TinyGPTError(

@@ -33,7 +33,7 @@ def evaluate(config: EvalConfig) -> None:
     checkpoint = load_model(config.ckpt, config.adapter)
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
-        raise TinyGPTError(f"{config.ckpt} does not say what it was trained on", "--dataset=NAME")
+        raise TinyGPTError(f"{config.ckpt} does not name the dataset that it was trained on", "--dataset=NAME")
     dataset = Dataset(data_dir(config, checkpoint.config), name)
     if checkpoint.tokenizer is not None:
         hint = "evaluate on the dataset it was trained on, or train on this one"
@@ -69,7 +69,7 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: devic
 
 
 def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """Show how well the model labels a split, and draw the confusion matrix."""
+    """Print the report on a labelled task, and draw the confusion matrix."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     assert isinstance(tokenizer, CharTokenizer)
     train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))  # type: ignore[union-attr]
@@ -79,8 +79,8 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         print(strict_json({"ckpt": config.ckpt, **report.to_dict()}))
         return
     print(report.text())
-    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
-    picture = Path(config.plot) if config.plot else beside / "confusion.png"
+    folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    picture = Path(config.plot) if config.plot else folder / "confusion.png"
     try:
         classify.draw_confusion(report, picture)
         print(f"\nwritten: {picture}")
@@ -93,7 +93,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
 def lines_of(path: Path) -> list[str]:
     """Read the lines of a text file, each without blanks around it. Only LF and CRLF end a line.
 
-    Empty lines are kept, so that the predictions stand in the order and number of the lines.
+    Empty lines are kept, so that there is one prediction for each line, in their order.
     """
     hint = "--predict FILE, with one prompt per line"
     lines = [line.strip() for line in read_text(path, hint).removesuffix("\n").split("\n")]
@@ -114,7 +114,7 @@ def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
 
 
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """Show the loss of the whole validation split, and for plain text the losses of the n-gram baselines."""
+    """Print the loss on the whole validation split, and for plain text the losses of the n-gram baselines."""
     train, val, source = dataset.splits["train"], dataset.splits["val"], dataset.sources["val"]
     block_size = model.config.block_size
     if len(val) < 2:

@@ -46,15 +46,15 @@ class Verdict:
     """The verdict on a run."""
 
     kind: str
-    since: int | None  # the iteration at which it began, for verdicts that have one
-    why: str  # the losses that decided
+    since: int | None  # the iteration at which this began, for verdicts that have one
+    why: str  # the losses that the rule was applied to
     rule: str
     command: str  # to try next
     note: str = ""  # values that were missing, and what replaced them
 
     @property
     def title(self) -> str:
-        """A few plain words."""
+        """The kind, and since which step."""
         if self.kind == "too little data":
             return f"too little data: overfitting since step {self.since:,}"
         return self.kind if self.since is None else f"{self.kind} since step {self.since:,}"
@@ -121,7 +121,7 @@ def judge(
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
         rule = RULES[kind]
-        if len(val) == IN_A_ROW:  # then the first one is all there is to compare with
+        if len(val) == IN_A_ROW:  # only the first one is left to compare with
             rule = rule.replace("before the last three evaluations", "before the last two evaluations")
         return Verdict(kind, since, why, rule, next_command(kind, settings, out), note)
 
@@ -140,11 +140,11 @@ def judge(
     for first in range(best + 1, len(val) - IN_A_ROW + 1):
         if above[first : first + IN_A_ROW].all():
             kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
-            if unstable[first : first + IN_A_ROW].all():  # it has not memorised its text: it forgets that, too
+            if unstable[first : first + IN_A_ROW].all():  # the training loss rises, too: this is not memorisation
                 kind = "diverged"
             why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
             if kind == "too little data":
-                why += f"; {parameters:,} parameters learn from {tokens:,} tokens"
+                why += f"; {parameters:,} parameters, {tokens:,} training tokens"
             return verdict(kind, steps[first], why)
     decrease = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
     span = "in the last three evaluations" if len(val) > IN_A_ROW else "since the first evaluation"
@@ -184,7 +184,7 @@ def evaluations(
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value read from a file is a number that a run could have written."""
+    """Return whether a value read from a file is a number that a run could have written."""
     return isinstance(value, (int, float)) and abs(value) < 1e100
 
 

@@ -1,4 +1,4 @@
-"""The mean loss of a model over a split, in nats per token.
+"""The mean loss of a model on a split, in nats per token.
 
 loss = mean_loss(model, source, source.every(block_size), compute)      # source = dataset.sources["val"]
 bits = bits_per_character(loss, dataset)
@@ -60,7 +60,7 @@ def measured_loss(
     model.train(was_training)
     total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
     if not count:
-        raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a longer block_size")
+        raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a larger block_size")
     mean = total / count
     if rows < 2:
         return mean, math.inf
@@ -79,9 +79,9 @@ def estimate_losses(
 ) -> dict[str, float]:
     """Losses of both splits, and `val_se`, the standard error of the second.
 
-    They are measured on `eval_iters` random batches as in nanoGPT, or for 0 on the whole validation split and as
-    large a part of the training split. The random rows are the same at every evaluation, so that two evaluations differ
-    by the model alone. They come from a separate stream, so that evaluation does not change the training batches.
+    They are measured on `eval_iters` random batches as in nanoGPT; with 0, on the whole validation split and an equally
+    large part of the training split. The random rows are the same at every evaluation, so that two evaluations differ
+    only by the model. They come from a separate stream, so that evaluation does not change the training batches.
     """
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):

@@ -1,6 +1,6 @@
-"""The dataset that a model was trained on: the folder where it is, and the command to try with both.
+"""The dataset that a model was trained on: its folder, and the command to try next.
 
-folder = data_dir(config, checkpoint.config)            # --data_dir, or the one that the run noted
+folder = data_dir(config, checkpoint.config)            # --data_dir, or the one in the run's configuration
 print(f"next: {next_command(checkpoint, 'out', folder)}")
 """
 
@@ -15,18 +15,18 @@ from tinygpt.data.tokenizer import PROMPT
 from tinygpt.errors import TinyGPTError
 
 
-def data_dir(config: Any, noted: dict[str, Any]) -> str:
+def data_dir(config: Any, recorded: dict[str, Any]) -> str:
     """Choose the folder of the datasets: the option --data_dir if it is given, else that of the run's configuration.
 
     A configuration from another machine may name a folder that does not exist here. Then the default is used.
     """
-    folder = noted.get("data_dir")
+    folder = recorded.get("data_dir")
     given = "data_dir" in getattr(config, "given", ("data_dir",))  # a config made in Python is complete
     return str(config.data_dir if given or not isinstance(folder, str) or not Path(folder).is_dir() else folder)
 
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
-    """Command to try with a model whose best checkpoint is in `out`; `folder` holds its dataset, or does not."""
+    """Command to try with a model whose best checkpoint is in `out`; its dataset is looked for in `folder`."""
     answers_prompts = PROMPT in (model.tokenizer or {}).get("symbols", [])
     labelled, prompt = False, None
     if answers_prompts:

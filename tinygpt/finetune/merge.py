@@ -1,4 +1,4 @@
-"""`tinygpt merge`: one ordinary checkpoint made of a base model and a LoRA adapter.
+"""`tinygpt merge`: merge a LoRA adapter into its base model, as an ordinary checkpoint.
 
 tinygpt merge --ckpt out/ckpt.pt --adapter out-finetune --out_dir out-merged
 """
@@ -21,10 +21,10 @@ def merge(config: MergeConfig) -> None:
     checkpoint.refuse_overwriting(out, config.adapter, "the adapter's run")
     if (out / "last.pt").exists():
         raise TinyGPTError(f"{out} contains a run, whose best model would be overwritten", f"--out_dir={out}-merged")
-    whole = load_model(config.ckpt, config.adapter)
-    model = whole.build_model()
-    whole.model, whole.model_args = model.state_dict(), dataclasses.asdict(model.config)
+    merged = load_model(config.ckpt, config.adapter)
+    model = merged.build_model()
+    merged.model, merged.model_args = model.state_dict(), dataclasses.asdict(model.config)
     with folder_lock(out, "run"):
-        checkpoint.save(out / "ckpt.pt", whole)
-    print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} with {config.adapter}")
-    print(f"\nnext: {next_command(whole, out, str(whole.config.get('data_dir') or 'data'))}")
+        checkpoint.save(out / "ckpt.pt", merged)
+    print(f"written: {out}/ckpt.pt, {model.num_params():,} parameters: {config.ckpt} merged with {config.adapter}")
+    print(f"\nnext: {next_command(merged, out, str(merged.config.get('data_dir') or 'data'))}")

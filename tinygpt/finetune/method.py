@@ -1,7 +1,7 @@
-"""What fine-tuning adds to training: LoRA, replay, and a look at the model before and after.
+"""Additions of fine-tuning to the training loop: LoRA, replay, and a comparison of the model before and after.
 
-What fine-tuning gives and what it costs is shown side by side: the loss on the task's responses, the loss on the base
-model's own validation split (what was forgotten), and the answers to three prompts.
+The comparison shows gain and cost: the loss on the task's responses, the loss on the base model's validation split (its
+increase is the forgetting), and the answers to three prompts.
 """
 
 from typing import Any
@@ -26,12 +26,12 @@ from tinygpt.training.start import Start
 
 
 class FineTuning(Method):
-    """Adapters beside frozen weights, and rows of the base model's own data among the new ones, where asked."""
+    """LoRA adapters next to frozen weights, and replayed rows of the base model's data, if the config asks for them."""
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
         self.base_data: Dataset | None = None  # what the base model was trained on
-        self.base_fingerprint = ""  # of the weights that an adapter of this run belongs to
+        self.base_fingerprint = ""  # of the base model's weights, to which this run's adapter belongs
 
     def adapt(self, model: GPT, new_tokens: int, start: Start) -> None:
         config = self.config
@@ -96,12 +96,12 @@ class FineTuning(Method):
 
 
 def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
-    """What the base model was trained on, if it is prepared here. Errors: TinyGPTError if replay needs it."""
+    """The dataset of the base model, or None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
     if start.state is not None and not config.base_dataset and not start.resuming:
         config.base_dataset = str(start.state.config.get("dataset", ""))
     if not config.base_dataset:
         if config.replay:
-            raise TinyGPTError("replay needs the base model's own data", "--base_dataset=NAME")
+            raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
         return None
     try:
         found = Dataset(config.data_dir, config.base_dataset)
@@ -132,20 +132,20 @@ def whole_loss(model: GPT, dataset: Dataset, run: Run) -> float:
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The table of the last lines of a run."""
-    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base's own data"}
+    """Table of the losses and answers before and after, the last lines of a run."""
+    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's data"}
     lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
     for key, name in names.items():
         if key in after:
             was, now = before.get(key), after[key]
             lines.append(f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}")
     if "base_loss" in after and "base_loss" in before:
-        lines.append(f"{'forgotten':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
+        lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
     earlier = before.get("answers", [""] * 3)
     for prompt, response, was, now in zip(
         after.get("prompts", []), after.get("responses", []), earlier, after.get("answers", []), strict=False
     ):
-        question = f"\n{escaped(prompt)}   (right: {escaped(response)})"
+        question = f"\n{escaped(prompt)}   (expected: {escaped(response)})"
         lines += [question, f"    before: {short(was)}", f"    after:  {short(now)}"]
     return lines
 

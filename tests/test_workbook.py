@@ -1,0 +1,281 @@
+"""Pairs in Excel workbooks: the same dataset as from CSV, and a sentence for every workbook that cannot be read.
+
+The workbooks are written by openpyxl. The authority is the CSV file with the same content.
+"""
+
+import csv
+import datetime
+import itertools
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+from conftest import cli_here, listing
+from test_pairs import COLOURS, mine, pairs, prepared
+
+pytestmark = [pytest.mark.filterwarnings(f"error::{kind}") for kind in ("ResourceWarning", "pytest.PytestWarning")]
+HEADER = ["prompt", "response"]
+ROWS = [[entry["prompt"], entry["response"]] for entry in pairs()]
+
+
+def workbook(path: Path, *rows: list[Any], title: str = "Sheet", **sheets: list[list[Any]]) -> Path:
+    """Write a workbook whose first sheet has these rows; the name of each further sheet is a keyword."""
+    book = openpyxl.Workbook()
+    book.active.title = title
+    for name, content in {title: rows, **sheets}.items():
+        sheet = book[name] if name == title else book.create_sheet(name)
+        for row in content:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def changed(path: Path, change: Callable[[Any], Any]) -> None:
+    """Open a workbook, change it and save it."""
+    book = openpyxl.load_workbook(path)
+    change(book)
+    book.save(path)
+
+
+def csv_file(path: Path, *rows: list[str]) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def dataset_files(folder: Path) -> dict[str, Any]:
+    """The content of a dataset, without the name of the input."""
+    meta = json.loads((folder / "data/mine/meta.json").read_text())
+    meta["options"].pop("input")
+    return {"meta": meta} | {path.name: path.read_bytes() for path in sorted((folder / "data/mine").glob("*.bin"))}
+
+
+# ---- what is read ------------------------------------------------------------------------------------------------
+
+CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
+    ("plain", "plain"),
+    ('He said "yes, no";\tand é 日 🙂', 'He said "yes, no";\tand é 日 🙂'),
+    ("two\nlines", "two\nlines"),
+    ("  blanks around ", "  blanks around "),
+    ("007", "007"),
+    ("_x0041_ and _x005F_x0042_", "A and _x0042_"),  # the escapes of the file format
+    (5, "5"),
+    (5.0, "5"),
+    (-0.5, "-0.5"),
+    (0.1 + 0.2, "0.3"),
+    (1 / 3, "0.333333333333333"),
+    (1234567, "1234567"),
+    (True, "TRUE"),
+    (False, "FALSE"),
+    (datetime.date(2024, 3, 5), "2024-03-05"),
+    (datetime.datetime(2024, 3, 5), "2024-03-05"),
+    (datetime.datetime(2024, 3, 5, 14, 30), "2024-03-05 14:30:00"),
+    (datetime.time(9, 5), "09:05:00"),
+]
+
+
+def test_a_workbook_gives_the_dataset_of_the_csv_file_byte_for_byte(tmp_path: Path) -> None:
+    cells = [
+        [f"{value} {n}" if isinstance(value, str) else value, COLOURS[n % 3]] for n, (value, _) in enumerate(CELLS)
+    ]
+    texts = [
+        [f"{text} {n}" if isinstance(value, str) else text, COLOURS[n % 3]] for n, (value, text) in enumerate(CELLS)
+    ]
+    swapped = [[f"swapped {n}", cell] for n, (cell, _) in enumerate(cells)]
+    swapped_texts = [[f"swapped {n}", text] for n, (text, _) in enumerate(texts)]
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, *cells, [], [None, " "], *swapped)
+    csv_file(tmp_path / "pairs.csv", HEADER, *ROWS, *texts, *swapped_texts)
+    found = []
+    for name in ("pairs.csv", "pairs.xlsx"):
+        result = prepared(tmp_path, file=name)
+        assert (result.status, result.err) == (0, ""), result.err
+        found.append(dataset_files(tmp_path))
+    assert found[0] == found[1]
+    assert sum(found[0]["meta"]["examples"].values()) == 120 + 2 * len(CELLS)
+
+
+def test_columns_are_named_by_flags_and_the_order_does_not_matter(tmp_path: Path) -> None:
+    rows = [[n, colour, None, text] for n, (text, colour) in enumerate(ROWS)]
+    workbook(tmp_path / "BANK.XLSX", ["id", "kind", None, "line"], *rows)
+    flags = ["--prompt_field=line", "--response_field=kind"]
+    assert prepared(tmp_path, *flags, file="BANK.XLSX").status == 0
+    named = dataset_files(tmp_path)
+    csv_file(tmp_path / "pairs.csv", ["line", "kind"], *ROWS)
+    assert prepared(tmp_path, *flags, file="pairs.csv").status == 0
+    assert dataset_files(tmp_path) == named
+    wrong = prepared(tmp_path, file="BANK.XLSX")
+    assert (
+        wrong.status == 2 and "BANK.XLSX: no column prompt or response; the first row is: id, kind, line" in wrong.err
+    )
+
+
+def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> None:
+    path = workbook(
+        tmp_path / "pairs.xlsx", ["How to use"], title="Read me", Old=[HEADER, ["x", "y"]], Data=[HEADER, *ROWS]
+    )
+    changed(path, lambda book: setattr(book["Old"], "sheet_state", "hidden"))
+    changed(path, lambda book: book.create_sheet("More").append(HEADER))
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert result.status == 0, result.err
+    assert "note: pairs.xlsx: read the sheet 'Data', not 'Read me', 'More'\n" in result.out
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+    workbook(tmp_path / "one.xlsx", HEADER, *ROWS)
+    assert "note" not in prepared(tmp_path, file="one.xlsx").out
+
+
+def with_xml(path: Path, change: Callable[[str], str]) -> None:
+    """Change the XML of a workbook's first sheet."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name).decode() for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in parts.items():
+            archive.writestr(name, change(text) if name == "xl/worksheets/sheet1.xml" else text)
+
+
+def test_a_wrong_size_in_the_file_hides_no_cells(tmp_path: Path) -> None:
+    """As other programs write it: the size of the sheet is stated as one cell."""
+    path = workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, Other=[["prompt"]])
+    with_xml(path, lambda text: text.replace('<dimension ref="A1:B121"', '<dimension ref="A1:A1"'))
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert result.status == 0, result.err
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+
+
+def with_results(path: Path, results: list[str]) -> None:
+    """Store the results of the formulas of a workbook, in their order, as Excel does; openpyxl stores none."""
+    left = iter(results)
+    formula = re.compile(r'<c r="(\w+)"><f>(.*?)</f><v ?/?>(?:</v>)?</c>')
+    stored = '<c r="{}" t="str"><f>{}</f><v>{}</v></c>'
+    with_xml(path, lambda text: formula.sub(lambda cell: stored.format(cell[1], cell[2], next(left)), text))
+    assert not list(left)
+
+
+def test_formulas_are_read_as_their_stored_results(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, ['=A2&"!"', "=B2"], ["=A900", "=B900"])
+    unsaved = prepared(tmp_path, file="pairs.xlsx")
+    stored = "is a formula without a stored result (open the file in Excel or LibreOffice, and save it)"
+    assert unsaved.status == 2
+    assert f"row 122: prompt {stored}; pairs.xlsx row 123: prompt {stored}" in unsaved.err
+    with_results(path, ["item 0 is red!", "red", "", ""])  # the last row looks empty in Excel
+    assert prepared(tmp_path, file="pairs.xlsx").status == 0
+    dataset = mine(tmp_path)
+    found = list(itertools.chain(*(source.texts(dataset.tokenizer) for source in dataset.sources.values())))
+    assert ("item 0 is red!", "red") in found and len(found) == 121
+
+
+def test_folders_and_patterns_find_workbooks_but_no_lock_files(tmp_path: Path) -> None:
+    (tmp_path / "more/deep").mkdir(parents=True)
+    workbook(tmp_path / "more/b.xlsx", HEADER, *ROWS[:60])
+    csv_file(tmp_path / "more/deep/c.CSV", HEADER, *ROWS[60:90])
+    (tmp_path / "more/a.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in pairs()[90:]))
+    (tmp_path / "more/notes.txt").write_text("not a pair\n")
+    (tmp_path / "more/~$b.xlsx").write_bytes(b"\x05lock" * 33)
+    assert prepared(tmp_path, file="more").status == 0
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+    assert prepared(tmp_path, file="more/*.xlsx").status == 0
+    assert sum(mine(tmp_path).meta["examples"].values()) == 60
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda book: book.active.cell(6, 2, " "), "pairs.xlsx row 6: response is empty"),
+        (lambda book: book.active.cell(6, 1).__setattr__("value", None), "pairs.xlsx row 6: prompt is empty"),
+        (lambda book: book.active.cell(6, 2, "#N/A"), "pairs.xlsx row 6: response is the error #N/A"),
+        (lambda book: book.active.cell(6, 2, "=A1"), "pairs.xlsx row 6: response is a formula without a stored result"),
+        (lambda book: book.active.merge_cells("B5:B6"), "pairs.xlsx row 6: response is empty"),
+        (lambda book: book.create_sheet("X") and book.active.cell(6, 2, " "), "sheet 'Sheet' row 6: response is empty"),
+    ],
+)
+def test_bad_rows_are_named_as_excel_numbers_them(tmp_path: Path, change: Callable[[Any], Any], says: str) -> None:
+    path = workbook(tmp_path / "pairs.xlsx", HEADER, [], *ROWS)  # row 2 is empty, and counts
+    changed(path, change)
+    before = listing(tmp_path)
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert result.status == 2 and says in result.err and "--skip_bad" in result.err and ";" not in result.err
+    assert listing(tmp_path) == before
+    result = prepared(tmp_path, "--skip_bad", file="pairs.xlsx")
+    assert result.status == 0 and says in result.err
+    assert sum(mine(tmp_path).meta["examples"].values()) == 119
+
+
+def cut(path: Path) -> None:
+    data = workbook(path, HEADER, *ROWS).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def without(path: Path, part: str) -> None:
+    with zipfile.ZipFile(workbook(path, HEADER, *ROWS)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist() if name != f"xl/{part}.xml"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+def encrypted(path: Path) -> None:
+    path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(1000))
+
+
+COLUMN = "--prompt_field=COLUMN"
+DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says", "hint"),
+    [
+        ("a.xlsx", lambda path: path.write_bytes(b""), *DAMAGED),
+        ("a.xlsx", lambda path: path.write_text("prompt,response\na,b\n"), *DAMAGED),
+        ("a.xlsx", cut, *DAMAGED),
+        ("a.xlsx", lambda path: without(path, "workbook"), *DAMAGED),
+        ("a.xlsx", lambda path: without(path, "worksheets/sheet1"), *DAMAGED),
+        ("a.xlsx", encrypted, "is encrypted, or in the old .xls format", "remove the password"),
+        ("a.xls", encrypted, "tinygpt does not read .xls files", "save it as .xlsx or .csv"),
+        ("a.ODS", cut, "tinygpt does not read .ods files", "save it as .xlsx or .csv"),
+        (
+            "~$a.xlsx",
+            lambda path: path.write_text("me"),
+            "is a lock file, which Excel keeps",
+            "name the workbook itself",
+        ),
+        ("a.xlsx", workbook, "no column prompt or response; the first row is empty", COLUMN),
+        ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "the first row is empty", COLUMN),
+        ("a.xlsx", lambda path: workbook(path, ["=A2", "response"]), "no column prompt; the first row", COLUMN),
+        ("a.xlsx", lambda path: workbook(path, [*HEADER, "prompt"]), "2 columns are named 'prompt'", "rename"),
+        ("a.csv", lambda path: csv_file(path, ["response", *HEADER]), "2 columns are named 'response'", "rename"),
+    ],
+)
+def test_workbooks_that_cannot_be_read(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], says: str, hint: str
+) -> None:
+    make(tmp_path / name)
+    before = listing(tmp_path)
+    result = prepared(tmp_path, file=name)
+    assert result.status == 2 and result.out == ""
+    message, way_out = result.err.splitlines()
+    assert name in message and says in message and hint in way_out
+    assert listing(tmp_path) == before
+
+
+def test_a_workbook_is_not_taken_for_text(tmp_path: Path) -> None:
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS)
+    result = cli_here("prepare", "mine", "--input=pairs.xlsx", cwd=tmp_path)
+    assert result.status == 2 and "add --format pairs" in result.err and not (tmp_path / "data").exists()
+
+
+def test_without_openpyxl_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS)
+    csv_file(tmp_path / "pairs.csv", HEADER, *ROWS)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)  # as if it were not installed
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert (result.status, result.out) == (2, "") and not (tmp_path / "data").exists()
+    assert "pairs.xlsx: reading Excel files needs openpyxl" in result.err and "pip install openpyxl" in result.err
+    assert prepared(tmp_path, file="pairs.csv").status == 0
