@@ -18,7 +18,7 @@ import numpy as np
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data import preview
-from tinygpt.data.corpora import CORPORA, tiny_shakespeare
+from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding
@@ -39,7 +39,7 @@ def prepare(config: PrepareConfig) -> None:
         tokenizer = make_tokenizer(text, config)  # a mistake in own text is found before anything is written
     with folder_lock(folder, "dataset"):
         if not text.paths:
-            print(f"text: {tiny_shakespeare(folder / 'input.txt', config.source or None)}")
+            print(f"text: {CORPORA[config.name].write(folder / 'input.txt', config.source or None)}")
             text = InputText([folder / "input.txt"], config.encoding)
             tokenizer = make_tokenizer(text, config)
         meta = write_splits(text, tokenizer, folder, config)
@@ -57,7 +57,9 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
             f"with val_fraction {config.val_fraction}",
             "give more text to --input, or another --val_fraction",
         )
-    kind = config.tokenizer if config.tokenizer != "auto" else CORPORA.get(config.name, "char")
+    kind = config.tokenizer
+    if kind == "auto":
+        kind = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
     return GPT2Tokenizer() if kind == "gpt2" else CharTokenizer(map(chr, np.flatnonzero(seen)))
 
 

@@ -20,16 +20,15 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from tinygpt.errors import TinyGPTError
 
 if TYPE_CHECKING:
     import tiktoken
 
-CORPORA = {"shakespeare_char": "char", "shakespeare": "gpt2"}  # what `prepare` makes by name, with its tokenizer
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PLAYS = (
@@ -59,6 +58,19 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
         return "already present, checksum verified"
     origin = _write_shakespeare(path) if source is None else _write_shakespeare_from(source, path)
     return f"{origin}, replacing {wrong}" if wrong else origin
+
+
+class Corpus(NamedTuple):
+    """A text that `tinygpt prepare` makes by name."""
+
+    tokenizer: str  # char or gpt2
+    write: Callable[[Path, str | None], str]  # writes the verified text to a path, from a source if one is given
+
+
+CORPORA = {
+    "shakespeare_char": Corpus("char", tiny_shakespeare),
+    "shakespeare": Corpus("gpt2", tiny_shakespeare),
+}
 
 
 def _write_shakespeare(path: Path) -> str:
