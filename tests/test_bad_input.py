@@ -390,7 +390,7 @@ MISTAKES = {
     ),
     "not a number": Mistake(["train", "--learning_rate=nan"], r"learning_rate is nan", r"--help"),
     "a picture of predicted labels": Mistake(
-        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot for the confusion matrix", r"--help"
+        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot is for the confusion matrix", r"--help"
     ),
     "labels without a file to label": Mistake(
         ["eval", "--output=x.png"], r"output is the file for the labels of predict", r"--help"

@@ -339,7 +339,7 @@ def test_the_state_of_something_else_is_refused(kind: type[GPT]) -> None:
     nonsense: list[dict[str, Any]] = [{}, {"moments": 1}, {"moments": 1, "steps": 1}, {"moments": {}, "steps": 1}]
     nonsense += [{"moments": released, "scaler": {}}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}]
     for state in (*map(state_of, others), *nonsense):
-        with pytest.raises(TinyGPTError, match="not that of this model"):
+        with pytest.raises(TinyGPTError, match="does not fit this model"):
             load_state(own, state)
 
 
