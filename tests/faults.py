@@ -291,7 +291,7 @@ def everything_is_finite() -> None:
 
 
 def meta_stays() -> None:
-    """token_files.commit_dataset without `(folder / "meta.json").unlink(...)`: the old one stays with the new files."""
+    """token_files.commit_dataset without `remove(folder / "meta.json")`: the old one describes the new files."""
 
     def commit_beside_the_old(*args: Any) -> None:
         unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)

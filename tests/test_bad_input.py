@@ -1,4 +1,4 @@
-"""Mistakes on the real command line: one sentence that names the thing, the way out, exit 2, and nothing written."""
+"""Mistakes on the real command line: a message that names the cause, a hint, exit status 2, and nothing written."""
 
 import os
 import pickle
@@ -19,11 +19,11 @@ from tinygpt.files import folder_lock
 
 @dataclass
 class Mistake:
-    """A command line with a mistake in it, what `set_up` does to the folder first, and what must be said."""
+    """A command line with a mistake, the preparation `set_up` of the folder, and the expected message."""
 
     args: list[str]
-    says: str  # a pattern for the error's sentence
-    hint: str  # a pattern for the way out
+    says: str  # a pattern for the message
+    hint: str  # a pattern for the hint
     set_up: Callable[[Path], object] = lambda work: None
 
 
@@ -52,7 +52,7 @@ def config(name: str, content: str) -> Callable[[Path], object]:
 
 
 def state(change: Callable[[dict], object]) -> Callable[[Path], object]:
-    """Write out/ckpt.pt again, whole and sealed, with another content."""
+    """Write out/ckpt.pt again, complete and sealed, with other content."""
 
     def set_up(work: Path) -> None:
         content = torch.load(work / "out/ckpt.pt", weights_only=True)
@@ -350,7 +350,7 @@ MISTAKES = {
     ),
     "Python to execute": Mistake(
         ["train", "mine.py"],
-        r"mine\.py, line 3: `os\.system\('touch executed'\)` would have to be executed",
+        r"mine\.py, line 3: `os\.system\('touch executed'\)`: would need to be executed",
         r"`key: value`",
         config("mine.py", "seed = 1\n\nos.system('touch executed')\n"),
     ),
@@ -390,10 +390,10 @@ MISTAKES = {
     ),
     "not a number": Mistake(["train", "--learning_rate=nan"], r"learning_rate is nan", r"--help"),
     "a picture of predicted labels": Mistake(
-        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot for the confusion matrix", r"--help"
+        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot is for the confusion matrix", r"--help"
     ),
     "labels without a file to label": Mistake(
-        ["eval", "--output=x.png"], r"output is for the labels of predict", r"--help"
+        ["eval", "--output=x.png"], r"output is the file for the labels of predict", r"--help"
     ),
     "top_p out of range": Mistake(["sample", "--top_p=0"], r"top_p is 0\.0", r"--help"),
     # ---- the command line ---------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ MISTAKES = {
 
 
 def complaint(result: Result) -> tuple[str, str]:
-    """The sentence and the way out of an error. Fails for anything that is not exactly these two lines."""
+    """Message and hint of an error. Fails for anything but exactly these two lines."""
     print(result)
     assert result.status == 2
     found = re.fullmatch(r"error: ([^\n]+)\n(?:  try: ([^\n]+)\n)?", result.err)
@@ -436,7 +436,7 @@ def test_a_mistake_gets_one_sentence_and_the_way_out(name: str, run_copy: Path, 
 
 @pytest.mark.parametrize("name", ["not UTF-8", "changed split", "bit-flipped", "unknown key in a flag"])
 def test_a_process_of_its_own_says_the_same(name: str, run_copy: Path, cli_forked: Run) -> None:
-    """The table above is forked from one process; this is the command line with nothing in between."""
+    """The commands of the table above run in forked processes; this one starts a new interpreter."""
     MISTAKES[name].set_up(run_copy)
     assert cli(*MISTAKES[name].args, cwd=run_copy) == cli_forked(*MISTAKES[name].args, cwd=run_copy)
 
@@ -477,7 +477,7 @@ def test_a_gpu_that_is_not_there(run_copy: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite(run_copy: Path, cli_forked: Run) -> None:
-    """A failure on the way, not a mistake: status 1; what was saved before is still good."""
+    """A failure while running, not a mistake: status 1; what was saved before is intact."""
     result = cli_forked(*TINY_TRAIN, "--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0", cwd=run_copy)
     assert result.status == 1
     assert re.match(

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and nothing else is taken for it."""
+"""Checkpoints: loading restores what was saved, and refuses everything else."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def refusal(path: Path) -> TinyGPTError:
     return caught.value
 
 
-# ---- there and back ---------------------------------------------------------------------------------------------
+# ---- round trip -------------------------------------------------------------------------------------------------
 
 
 @every_option
@@ -238,7 +238,7 @@ def test_a_good_neighbour_is_named_and_a_bad_one_is_not(tmp_path: Path) -> None:
     assert "intact" not in refusal(tmp_path / "ckpt.pt").hint
 
 
-# ---- from elsewhere ---------------------------------------------------------------------------------------------
+# ---- files of other programs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
@@ -253,7 +253,7 @@ def test_nanogpts_file_is_read_as_it_is(tmp_path: Path, prefix: str) -> None:
 
 
 class Canary:
-    """Pickled, it makes whoever unpickles it create a file."""
+    """Its pickle creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

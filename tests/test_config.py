@@ -1,4 +1,4 @@
-"""Defaults < files < flags, under nanoGPT's names; a config file is read, never run."""
+"""Defaults < files < flags, under nanoGPT's names; a config file is parsed, never executed."""
 
 import dataclasses
 import math
@@ -89,7 +89,7 @@ def test_nanogpts_own_command_line() -> None:
     assert (made.learning_rate, made.min_lr, made.beta2, made.warmup_iters) == (1e-3, 1e-4, 0.99, 100)
 
 
-NANOGPT_FILES = {  # what nanoGPT's seven config files hold, in their forms
+NANOGPT_FILES = {  # the content of nanoGPT's seven config files
     "eval_gpt2.py": (
         "batch_size=8\neval_iters = 500 # a\neval_only = True\nwandb_log = False\ninit_from = 'gpt2'\n",
         {},
@@ -137,7 +137,7 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of a config's keys with values of the right type: every key is given a chance, ranges are not heeded."""
+    """Some of a config's keys with values of the right type. Each key can occur; limits are ignored."""
     keys = {
         key: strategy(hint)
         for key, hint in get_type_hints(kind).items()
@@ -149,7 +149,7 @@ def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 @given(values=values_of(FinetuneConfig))
 @settings(max_examples=60)
 def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
-    """to_yaml, a file, parse: all text, numbers at full precision, words that YAML could take for something else."""
+    """to_yaml, a file, parse: any text, numbers at full precision, words that YAML could read as another type."""
     in_range = {
         "dropout": 0.1,
         "lora_dropout": 0.1,
@@ -269,7 +269,7 @@ def test_python_that_needs_running_is_refused_by_line(
 
 
 def test_the_line_is_the_right_one() -> None:
-    with pytest.raises(TinyGPTError, match=r"a\.py, line 4: `print\(1\)` would have to be executed"):
+    with pytest.raises(TinyGPTError, match=r"a\.py, line 4: `print\(1\)`: would need to be executed"):
         read_python("# one\nseed = 1\n\nprint(1)\nseed = 2\n", Path("a.py"))
     with pytest.raises(TinyGPTError, match=r"a\.yaml, line 3"):
         read_yaml("seed: 1\n\nmax_iters: 1: 2\n", Path("a.yaml"))
@@ -307,7 +307,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     )
     assert "did you mean configs/shakespeare_char.yaml?" in complaint("configs/shakespear_char.yaml")
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
-    assert train("shakespeare_char.yaml").dataset == "mine"  # a person's own file comes first
+    assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
 
 def test_every_preset_is_valid() -> None:
@@ -348,7 +348,7 @@ def test_keys_of_finetune_are_not_keys_of_train(line: str, tmp_path: Path) -> No
     assert complaint(f"--{key}={value}") == f"--{key}: a key of tinygpt finetune {way_out}"
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------
+# ---- errors -----------------------------------------------------------------------------------------------------
 
 
 def test_all_problems_in_one_message() -> None:
@@ -479,7 +479,7 @@ def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_every_key_has_a_help_text() -> None:
-    """The text under each field, without which --help would show a bare name."""
+    """The text below each field, without which --help would show only a name."""
     import ast
     import inspect
 

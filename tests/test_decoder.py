@@ -1,4 +1,4 @@
-"""Decoding with a cache against the whole forward pass, for every option, on both paths and however the text is cut."""
+"""Decoding with a cache against a full forward pass, for every option, on both paths, however the text is divided."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def test_cached_logits_equal_uncached_ones(kind: type[GPT], options: dict[str, A
         )
     cache.forget()
     torch.testing.assert_close(model.next_logits(idx[:, :9], cache), whole[:, 8], atol=1e-5 * largest(whole), rtol=0)
-    cache.length = 3  # negative control: a cache that has lost count
+    cache.length = 3  # negative control: a cache with a wrong length
     assert largest(model.next_logits(idx[:, 9:10], cache) - whole[:, 9]) > 0.01
 
 
@@ -34,7 +34,7 @@ def test_cached_logits_equal_uncached_ones(kind: type[GPT], options: dict[str, A
 def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future(
     kind: type[GPT], options: dict[str, Any]
 ) -> None:
-    """Contexts of more than 512 take another way through the fast model's attention."""
+    """Contexts of more than 512 tokens use another branch of the fast model's attention."""
     model, idx = shaken(small(kind=kind, block_size=600, n_layer=1, n_embd=16, **options)), ids(1, 600)
     cache, whole = model.new_cache(1), model(idx)[0]
     for piece, end in zip(idx.split([40, 559, 1], dim=1), (40, 599, 600), strict=True):
@@ -48,7 +48,7 @@ def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future(
 @every_path
 @torch.inference_mode()
 def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: str, n_head: int) -> None:
-    """One layer: past its window, keys that were stored at positions long ago give the logits of a fresh window.
+    """One layer: beyond the window, keys that were stored long ago give the logits of a new window.
 
     (With more layers, cached keys remember what lay before the window.) The tokens are followed greedily to position
     80, five windows, and compared with windows that start from position 0.

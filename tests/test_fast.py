@@ -1,4 +1,4 @@
-"""The fast path is the plain one: the same numbers out of the same weights, for every option."""
+"""The fast path computes the same as the plain path from the same weights, for every option."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_logits_and_gradients_are_the_plain_models(options: dict[str, Any]) -> N
 def test_a_long_context_is_the_plain_models(
     options: dict[str, Any], longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """600 tokens take the fused attention on both paths, or on the plain one alone."""
+    """With 600 tokens both paths use fused attention; with fewer, only the plain path does."""
     monkeypatch.setattr(attention, "LONGEST", longest)
     sizes: dict[str, Any] = {"block_size": 600, "n_layer": 1, "n_head": 3, "n_embd": 18}
     compare(*pair(**sizes, **options), ids(1, 600), ids(1, 600, seed=1))
@@ -109,7 +109,7 @@ def test_the_written_out_gradient_of_norm_and_rotation(qk_norm: bool) -> None:
 
 
 def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train for one step a seed; returns the optimizer's state."""
+    """Train one step per seed. Return the optimizer's state."""
     computing, optimizer = build(model, config, on_cpu())
     if state is not None:
         load_state(optimizer, copy.deepcopy(state))
@@ -125,7 +125,7 @@ def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] |
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @every_option
 def test_training_moves_the_weights_as_plain_training_does(options: dict[str, Any], optimizer: str) -> None:
-    """torch.optim.Muon multiplies in bfloat16, the fast one in the run's dtype, hence its tolerance."""
+    """torch.optim.Muon multiplies in bfloat16 and the fast path in the run's dtype, hence the tolerance."""
     config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5, weight_decay=0.1)  # type: ignore[arg-type]
     plain, fast = pair(**options)
     before = {name: weight.clone() for name, weight in plain.state_dict().items()}
@@ -146,7 +146,7 @@ def test_training_moves_the_weights_as_plain_training_does(options: dict[str, An
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [GPT, FastGPT], ids=["plain first", "fast first"])
 def test_a_run_can_change_its_path(first: type[GPT], optimizer: str) -> None:
-    """Two steps on one path, two more on the other, against four on one: the optimizer's state goes along."""
+    """Two steps on each path give the result of four on one: the optimizer's state is passed on."""
     config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5)  # type: ignore[arg-type]
     plain, fast = pair(qk_norm=True, position="rope")
     one, other = (plain, fast) if first is GPT else (fast, plain)
@@ -185,20 +185,20 @@ def work(tiny_data: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("first", PATHS)
 def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -> None:
-    """Ten iterations on one path, ten on the other: the losses of twenty on one, up to rounding."""
+    """Ten iterations on each path give the losses of twenty on one, up to rounding."""
     other = next(path for path in PATHS if path != first)
     assert cli_here(*TINY_TRAIN, PATHS[first], "--out_dir=whole", cwd=work).status == 0
     assert cli_here(*TINY_TRAIN, PATHS[first], "--max_iters=10", cwd=work).status == 0
     resumed = cli_here("train", "--init_from=resume", PATHS[other], "--max_iters=20", cwd=work)
     assert resumed.status == 0, resumed.err
-    assert f"note: this run has used code path {first} so far; from now on it uses {other}" in resumed.out
+    assert f"note: this run used code path {first} until now and continues with {other}" in resumed.out
     found = []
     for folder in ("whole", "out"):
         found.append([entry["loss"] for entry in read_metrics(work / folder) if entry["kind"] == "train"])
     assert len(found[0]) == len(found[1]) == 20 and found[0] == pytest.approx(found[1], abs=1e-3)
     assert found[0][:10] == found[1][:10]
     again = cli_here("train", "--init_from=resume", "--max_iters=20", cwd=work)
-    assert again.status == 0 and "so far" not in again.out  # the path is the run's own now
+    assert again.status == 0 and "until now" not in again.out  # the run now uses this path itself
 
 
 def test_sampling_is_the_same_on_both_paths(tiny_run: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
         resume = ["--init_from=resume", f"--dtype={dtype}", f"--max_iters={iterations}"]
         resumed = cli_here("train", *resume, cwd=work)
         assert resumed.status == 0, resumed.err
-        assert ("so far; from now on it uses" in resumed.out) == (iterations < 18)
+        assert ("until now and continues with" in resumed.out) == (iterations < 18)
     assert load(work / "out/last.pt").step == 18
 
 
@@ -234,4 +234,4 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
     for flag, notes in (("--fast=True", False), ("--fast=False", True)):
         save(work / "out/last.pt", state)
         resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
-        assert ("has used code path fast so far; from now on it uses plain" in resumed.out) == notes, resumed.err
+        assert ("used code path fast until now and continues with plain" in resumed.out) == notes, resumed.err

@@ -1,14 +1,15 @@
-"""A file is the old one or the new one, whatever fails on the way; a folder has one writer."""
+"""After any failure a file is either the old one or the new one; a folder has one writer."""
 
 import contextlib
 import errno
+import math
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 
 def test_data_then_file_then_name_then_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that survives a power loss. At each step it is looked up what the disk has been told so far."""
+    """The order survives a power loss. Each step records what has been written to the disk."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -98,7 +99,7 @@ def test_each_call_fails_in_turn(place: str, failure: str, path: Path, monkeypat
 
 
 def test_the_folders_fsync_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name is given by then: the file is the new one, and whole."""
+    """The file has its name by then: it is the new one, and complete."""
     monkeypatch.setattr(files, "sync_folder", raising(OSError(errno.EIO, "Input/output error")))
     with pytest.raises((TinyGPTError, OSError)):
         write(path)
@@ -156,7 +157,64 @@ def test_a_link_is_not_written_through(path: Path) -> None:
     assert path.read_bytes() == OLD and link.is_symlink()
 
 
-# ---- one writer a folder ----------------------------------------------------------------------------------------
+# ---- Windows: a file that another program has open --------------------------------------------------------------
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, times: float) -> list[object]:
+    """Deny the first `times` calls, as Windows does for a file that is open elsewhere. Returns the list of calls."""
+    call = getattr(owner, name)
+    calls: list[object] = []
+
+    def denied(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) <= times:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return call(*args, **options)
+
+    monkeypatch.setattr(owner, name, denied)
+    return calls
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced(
+    windows: None, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = deny(monkeypatch, os, "replace", times=2)
+    write(path)
+    assert len(calls) == 3 and path.read_bytes() == NEW
+    calls = deny(monkeypatch, Path, "unlink", times=2)
+    files.remove(path)
+    assert len(calls) == 3 and not path.exists()
+    files.remove(path)  # as before: no error for a file that does not exist
+
+
+def test_a_file_that_stays_open_is_named_and_kept(windows: None, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(monkeypatch, os, "replace", times=math.inf)
+    with pytest.raises(TinyGPTError) as caught, replacing(path, "resume: tinygpt train") as file:
+        file.write(NEW)
+    assert caught.value.message == f"{path}: another program has this file open; what was saved before is unchanged"
+    assert "virus scanner" in caught.value.hint and caught.value.hint.endswith("then resume: tinygpt train")
+    assert caught.value.status == 1
+    assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
+    deny(monkeypatch, Path, "unlink", times=math.inf)
+    with pytest.raises(TinyGPTError, match="another program has this file open"):
+        files.remove(path)
+
+
+def test_elsewhere_a_denied_rename_is_not_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WINDOWS", False)
+    calls = deny(monkeypatch, os, "replace", times=1)
+    with pytest.raises(TinyGPTError, match="this file cannot be written: access is denied"):
+        write(path)
+    assert len(calls) == 1 and path.read_bytes() == OLD
+
+
+# ---- one writer per folder --------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time
@@ -169,7 +227,7 @@ with folder_lock(Path(sys.argv[1]), "run"):
 
 
 def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
-    """And the lock dies with its process, even by kill -9."""
+    """And the lock ends with its process, even by kill -9."""
     folder = tmp_path / "new" / "out"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "locked\n"

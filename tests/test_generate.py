@@ -33,7 +33,7 @@ def text(model: GPT, prompt: Tensor, count: int, vocab_size: int = 0, exact: boo
 
 @torch.no_grad()
 def naive(model: GPT, idx: Tensor, count: int, **choice: Any) -> Tensor:
-    """nanoGPT's way: the whole window at every token. (Its softmax and draw are written out here.)"""
+    """nanoGPT's generation: the complete window at every token. (Its softmax and draw are repeated here.)"""
     choice = dataclasses.asdict(Choice(**choice))
     generator = torch.Generator().manual_seed(choice["seed"])
     start = idx.size(1)
@@ -57,7 +57,7 @@ def prompt(rows: int = 2, length: int = 3) -> Tensor:
 
 # ---- the distribution -------------------------------------------------------------------------------------------
 
-# on a grid: float32 keeps apart what the exact arithmetic of the tests keeps apart
+# on a grid, so that values which differ in exact arithmetic differ in float32 too
 numbers = st.lists(st.integers(-30 * 64, 30 * 64).map(lambda number: number / 64), min_size=1, max_size=30)
 
 
@@ -82,7 +82,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: list[float], heat: float, k
     mass, slack = before[kept].double().sum().item(), 1e-5  # float32 sums may miss p by that much
     assert mass >= p - slack  # enough ...
     assert mass - before[kept].min().item() < p + slack  # ... and without the last one too few
-    assert not len(before[~kept]) or before[kept].min() >= before[~kept].max()  # the likeliest are the ones kept
+    assert not len(before[~kept]) or before[kept].min() >= before[~kept].max()  # the most probable tokens are kept
     torch.testing.assert_close(after[kept], (before[kept].double() / mass).float(), atol=1e-6, rtol=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_rows_are_independent() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    """2,000 first tokens of one prompt against their chances, by a chi-square of 22 degrees of freedom."""
+    """Frequencies of 2,000 first tokens against their probabilities: a chi-square test with 22 degrees of freedom."""
     model, rows = tiny(), 2000
     first = text(model, prompt(1).expand(rows, -1), 1, temperature=1.5)[:, 0]
     chances = probabilities(model(prompt(1))[0][0, -1], 1.5).double()
@@ -172,7 +172,7 @@ def test_exact_window_is_nanogpts_text_past_the_window(options: dict[str, Any], 
 
 @torch.no_grad()
 def test_learned_positions_go_on_from_half_a_window() -> None:
-    """With 12 positions: when they are full, the last 6 tokens become the new beginning, and so on."""
+    """With 12 positions: when they are full, the last 6 tokens become the start of the context."""
     model, window = tiny(), prompt(1)
     made: list[int] = []
     for _ in range(60):
@@ -227,7 +227,7 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(one, text(model, prompt(), 30, seed=2))
     torch.set_rng_state(state)
     text(model, prompt(), 30, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used
 
 
 def test_rows_of_a_batch_differ_and_the_greedy_ones_do_not() -> None:
@@ -260,4 +260,4 @@ def test_a_bfloat16_model_generates_with_a_cache_of_its_own_dtype(options: dict[
     assert made.shape == (2, BLOCK - 3)
     close = model(torch.cat((prompt(), made), dim=1))[0][:, 2:-1].softmax(-1)
     chosen = close.gather(-1, made[..., None])[..., 0]
-    assert (chosen > 0.9 * close.amax(-1)).all()  # the likeliest, up to rounding
+    assert (chosen > 0.9 * close.amax(-1)).all()  # the most probable, up to rounding

@@ -1,4 +1,4 @@
-"""LoRA against peft on the same matrices, what is trained and what is not, and the adapter's file."""
+"""LoRA: comparison with peft on the same matrices, which weights are trained, and the adapter's file."""
 
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ from tinygpt.training.device import Compute
 
 
 def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:
-    """A model with adapters that are not at their start."""
+    """A model with adapters that differ from their initial values."""
     model = shaken(small(**options))
     if new:
         grow_vocabulary(model, 65, 65 + new)
@@ -110,7 +110,7 @@ def test_gradients_reach_adapters_and_new_symbols_only(options: dict[str, Any], 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False}], ids=str)
 @torch.inference_mode()
 def test_what_trains_is_what_is_merged(options: dict[str, Any]) -> None:
-    """The model with flat weights, whose tables are put together anew at each pass, and the one that is saved."""
+    """The model with flat weights, which assembles its tables at each pass, against the saved model."""
     model = adapted(new=4, **options)
     x = ids(2, 16, vocab_size=69)
     torch.testing.assert_close(plain(model)(x)[0], model(x)[0], atol=1e-4 * largest(model(x)[0]), rtol=0)

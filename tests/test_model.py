@@ -255,7 +255,7 @@ def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
     torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
 
 
-# ---- numbers ----------------------------------------------------------------------------------------------------
+# ---- gradients and precision ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [16, 600], ids=["short context", "long context"])
@@ -384,7 +384,7 @@ def test_zero_initialised_blocks_begin_as_the_identity() -> None:
 
 @torch.inference_mode()
 def test_the_bigram_table_is_looked_up_by_hand() -> None:
-    """Row 65 a + b is added where b follows a; before the first token stands symbol 0."""
+    """Row 65 a + b is added where b follows a; the first token follows token 0."""
     model, idx = small(bigram_table=True, n_layer=1, zero_init=True), ids(2, 16)
     pairs = torch.tensor([[65 * (row[t - 1] if t else 0) + row[t] for t in range(16)] for row in idx.tolist()])
     x = model.transformer["wte"](idx) + model.transformer["wpe"].weight + model.transformer["wbe"].weight[pairs]

@@ -1,5 +1,5 @@
-"""AdamW against torch's plain one, Muon against what it is meant to do; and mixed precision, whose flat weights they
-move, against the model itself."""
+"""AdamW against torch's reference implementation, Muon against its definition, and mixed precision with flat weights
+against the model itself."""
 
 import copy
 import typing
@@ -67,7 +67,7 @@ def weights(model: GPT) -> dict[str, Tensor]:
 @both
 @pytest.mark.parametrize(("rate", "muons"), [(1e-3, 0.02), (2.5e-4, 0.005), (0.0, 0.0)])
 def test_muons_rate_moves_with_adamws(kind: type[GPT], rate: float, muons: float) -> None:
-    """A constant gradient: Adam's first step is the rate itself, and Muon's goes with its own."""
+    """With a constant gradient Adam's first step is its learning rate, and Muon's follows from its own."""
     config = TrainConfig(optimizer="muon", learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0, grad_clip=0)
     model, computing, optimizer = set_up(kind, config)
     optimizer.set_learning_rate(rate)
@@ -128,7 +128,7 @@ def test_a_float16_overflow_anywhere_skips_the_whole_update(kind: type[GPT], nam
         assert optimizer.steps == (0 if overflows else 1)
 
 
-# ---- which weights are moved how --------------------------------------------------------------------------------
+# ---- parameter groups -------------------------------------------------------------------------------------------
 
 OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}]
 
@@ -137,7 +137,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
-    """Without a gradient, decay is all that moves: by rate times decay."""
+    """Without a gradient, only weight decay changes the weights: by learning rate times decay."""
     config = TrainConfig(optimizer=optimizer, learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.5)
     model, computing, made = set_up(kind, config, **options)
     before = weights(model)
@@ -287,7 +287,7 @@ def test_a_saved_state_goes_on_exactly(kind: type[GPT], name: str) -> None:
 
 @both
 def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> None:
-    """What was learned about the gradients is the state's; rates, decay and betas are the config's of now.
+    """The moments come from the state; learning rates, weight decay and betas from the current config.
 
     The next step is AdamW's by hand, from the saved moments and with the new values.
     """
@@ -314,7 +314,7 @@ def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> No
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_state_of_a_file_of_version_0_1_is_read(kind: type[GPT], name: str, options: dict[str, Any]) -> None:
-    """It had the moments as stretches of flat weights, as the fast path still has them inside."""
+    """It had the moments as slices of flat weights, as the fast path still has internally."""
     config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
     _, computing, saved = set_up(FastGPT, config, **options)
     for seed in range(3):
@@ -339,7 +339,7 @@ def test_the_state_of_something_else_is_refused(kind: type[GPT]) -> None:
     nonsense: list[dict[str, Any]] = [{}, {"moments": 1}, {"moments": 1, "steps": 1}, {"moments": {}, "steps": 1}]
     nonsense += [{"moments": released, "scaler": {}}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}]
     for state in (*map(state_of, others), *nonsense):
-        with pytest.raises(TinyGPTError, match="not that of this model"):
+        with pytest.raises(TinyGPTError, match="does not fit this model"):
             load_state(own, state)
 
 

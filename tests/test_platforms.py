@@ -1,9 +1,17 @@
 """Platform differences. One function encapsulates each difference; both of its answers are tested here."""
 
 import ast
+import dataclasses
+import errno
+import functools
+import gc
+import io
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +19,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here
+from conftest import TINY_TRAIN, cli_here, listing
 from models import small
+from test_files import windows  # noqa: F401 (a fixture)
+from test_finetune import FLAGS
+from test_pairs import json_lines
 from test_train import work  # noqa: F401 (a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinygpt import train
+from tinygpt import cli, terminal, train
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import TextRows
 from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
 from tinygpt.training import device
 from tinygpt.training import processes as distributed
-from tinygpt.training.build import build
+from tinygpt.training.build import build, choose_compute
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer
 
@@ -31,7 +43,7 @@ from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer
 
 
 class ReadsNothing(TorchDispatchMode):
-    """Counts how often a number is read from a tensor: on a GPU each time waits for all work to finish."""
+    """Count how often a value is read from a tensor: on a GPU each read waits for all work to finish."""
 
     reads = 0
 
@@ -122,6 +134,114 @@ def test_sums_over_processes_are_computed_on_the_cpu_without_float64(monkeypatch
     assert seen == ["cpu", "cpu"]
 
 
+# ---- CPU or MPS ----------------------------------------------------------------------------------------------------
+
+CPU = device.Compute(torch.device("cpu"), torch.float32, "no bfloat16")
+MPS = device.Compute(torch.device("mps"), torch.float32, "the safe choice")
+
+
+def test_the_faster_of_two_devices_is_chosen_with_the_comparison() -> None:
+    for cpu, mps, chosen, text in (
+        (0.012, 0.031, CPU, "no bfloat16; faster here than MPS: 12.0 ms against 31.0 ms per batch"),
+        (0.9, 0.0456, MPS, "the safe choice; faster here than CPU: 45.6 ms against 900.0 ms per batch"),
+    ):
+        found = device.faster(CPU, MPS, {CPU: cpu, MPS: mps}.__getitem__)
+        assert found == dataclasses.replace(chosen, reason=text)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NotImplementedError("The operator 'aten::x' is not\n implemented"), "(The operator 'aten::x' is not)"),
+        (TypeError("no float64"), "(no float64)"),
+        (MemoryError(), "(MemoryError)"),
+    ],
+)
+def test_a_device_that_cannot_compute_a_step_leaves_the_cpu(error: Exception, text: str) -> None:
+    def seconds(candidate: device.Compute) -> float:
+        if candidate is MPS:
+            raise error
+        return 1.0
+
+    assert device.faster(CPU, MPS, seconds).describe().endswith(f"no bfloat16; MPS fails here {text}")
+    with pytest.raises(type(error)):  # an error of the CPU itself is not hidden
+        device.faster(MPS, CPU, seconds)
+
+
+def test_a_slow_step_is_timed_twice_and_the_first_time_does_not_count() -> None:
+    pauses = iter([0.05, 0.0])
+    assert device.shortest(lambda: time.sleep(next(pauses)), seconds=0.0) < 0.05
+
+
+def pretend_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend to be a Mac with MPS, which cannot compute here."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_mac_whose_gpu_fails_trains_on_the_cpu(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_mps(monkeypatch)
+    with pytest.raises((RuntimeError, AssertionError)):
+        torch.zeros(1, device="mps")
+    result = cli_here(*TINY_TRAIN, "--device=auto", "--eval_only=True", cwd=tiny_data)
+    assert result.status == 0 and re.search(
+        r"^device: .*cpu .*float32: .*; MPS fails here \(", result.out, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_timing_changes_nothing_that_the_run_computes(
+    optimizer: str,
+    tiny_run: Path,
+    work: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The CPU stands in for MPS. The weights are those of a run without timing."""
+    flags = [*TINY_TRAIN, f"--optimizer={optimizer}"]
+    assert cli_here(*flags, "--out_dir=plain", cwd=work).status == 0
+    pretend_mps(monkeypatch)
+    monkeypatch.setattr(device, "choose", lambda name, dtype: CPU if name == "auto" else STAND_IN)
+    result = cli_here(*flags, "--out_dir=timed", "--device=auto", cwd=work)
+    assert result.status == 0 and "; faster here than CPU: " in result.out, result
+    plain, timed = (load(work / out / "last.pt").model for out in ("plain", "timed"))
+    assert all(torch.equal(weight, timed[name]) for name, weight in plain.items())
+
+
+STAND_IN = dataclasses.replace(CPU, reason="instead of MPS")
+
+
+def test_timing_restores_the_random_generator_and_the_memory(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_mps(monkeypatch)
+    monkeypatch.setattr(device, "choose", lambda name, dtype: CPU if name == "auto" else STAND_IN)
+    config = TrainConfig(dataset="tiny", data_dir=str(tiny_data / "data"), n_layer=1, n_head=1, n_embd=8, block_size=8)
+    config.dropout = 0.5
+
+    def models() -> int:
+        gc.collect()
+        return sum(issubclass(type(found), GPT) for found in gc.get_objects())
+
+    before, count = torch.get_rng_state(), models()
+    assert "faster here than CPU" in choose_compute(config, {}).reason
+    assert torch.equal(torch.get_rng_state(), before) and models() == count
+
+
+def test_who_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run keeps its device; a named device is used; processes agree; inference uses the CPU."""
+    pretend_mps(monkeypatch)
+    monkeypatch.setattr(device, "faster", None)
+    for saved, kept in (("cpu", "cpu"), ("mps", "mps"), ("cuda", "cpu"), (None, "cpu")):
+        assert choose_compute(TrainConfig(), {"device": saved, "path": "plain"}).device.type == kept
+    for name in ("cpu", "mps"):
+        assert choose_compute(TrainConfig(device=name), {}).device.type == name
+    assert device.choose_for_inference("auto", "auto").device.type == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_compute(TrainConfig(), {}).device.type == "cpu"
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(TypeError):  # negative control: a new run on one process measures
+        monkeypatch.setattr("tinygpt.training.build.Dataset", lambda *_: None)
+        choose_compute(TrainConfig(), {})
+
+
 # ---- GPUs without bfloat16 -----------------------------------------------------------------------------------------
 
 
@@ -171,15 +291,139 @@ def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, ex
     assert taken == expected and list(taken) == list(expected)
 
 
-# ---- Windows, by source -------------------------------------------------------------------------------------------
+# ---- Windows -------------------------------------------------------------------------------------------------------
+
+
+def deny_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Deny the replacement of the file `name`, as Windows does while another process maps it."""
+    replace = os.replace
+
+    def denied(source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", denied)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+def test_a_dataset_that_a_run_reads_is_not_replaced(
+    name: str,
+    run_copy: Path,
+    windows: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever file is open: the old dataset stays complete."""
+    (run_copy / "other.txt").write_text("to be or not to be\n" * 99)
+    before = listing(run_copy)
+    deny_one(monkeypatch, name)
+    result = cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy)
+    assert result.status == 1
+    assert f"{name}: another program has this file open; what was saved before is unchanged" in result.err
+    assert "a training run that reads this dataset" in result.err
+    assert listing(run_copy) == before
+    monkeypatch.undo()
+    assert cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy).status == 0  # negative control
+    assert listing(run_copy) != before
+
+
+def test_a_checkpoint_that_a_scanner_keeps_open_is_named_and_kept(
+    run_copy: Path,
+    windows: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    last = (run_copy / "out/last.pt").read_bytes()
+    deny_one(monkeypatch, "last.pt")
+    result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=25", cwd=run_copy)
+    assert result.status == 1 and "last.pt: another program has this file open" in result.err
+    assert "then run the command again" in result.err
+    assert (run_copy / "out/last.pt").read_bytes() == last
+
+
+def test_a_closed_pipe_is_einval_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    for error, system, left in (
+        (BrokenPipeError(errno.EPIPE, ""), "posix", True),
+        (BrokenPipeError(errno.EPIPE, ""), "nt", True),
+        (OSError(errno.EINVAL, ""), "nt", True),
+        (OSError(errno.EINVAL, ""), "posix", False),
+        (OSError(errno.ENOSPC, ""), "nt", False),
+    ):
+        assert terminal.reader_has_left(error, system) is left
+    for system, status in (("nt", 141), ("posix", 1)):
+        monkeypatch.setattr(sys, "stdout", Closed())
+        monkeypatch.setattr(terminal, "reader_has_left", functools.partial(terminal.reader_has_left, system=system))
+        assert cli.main(["--version"]) == status
+
+
+def test_one_module_renames_files() -> None:
+    """files.move, which tries again on Windows."""
+    package = Path(device.__file__).parent.parent
+    calls = re.compile(r"os\.(replace|rename)\(|\.(rename|replace)\((path|target|temporary)|shutil\.move")
+    assert [path.name for path in package.rglob("*.py") if calls.search(path.read_text("utf-8"))] == ["files.py"]
 
 
 def test_no_code_uses_a_signal_that_windows_lacks() -> None:
-    windows = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
+    available = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
     for path in Path(device.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("SIG")}
-        assert used <= windows, path
+        assert used <= available, path
+
+
+# ---- code pages ----------------------------------------------------------------------------------------------------
+
+SESSION = """
+import json, sys
+from tinygpt.cli import main
+for args in json.loads(sys.argv[1]):
+    try:
+        status = main(args)
+    except SystemExit as stop:
+        status = stop.code or 0
+    print("status", status, "of", *args)
+"""
+GREEK = "μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp437", "cp850", "cp1252", "ascii"])
+def test_every_command_prints_in_any_code_page(encoding: str, tmp_path: Path) -> None:
+    """No traceback, and readable figures, although text and labels have characters that the encoding lacks."""
+    (tmp_path / "greek.txt").write_text(GREEK * 90, encoding="utf-8")
+    labels = ["rot", "grün", "€"]
+    json_lines(tmp_path, [{"prompt": f"{n:03} {labels[n % 3]}", "response": labels[n % 3]} for n in range(120)])
+    commands = [
+        ["prepare", "tiny", "--input=greek.txt"],
+        [*TINY_TRAIN, "--sample_interval=10"],
+        ["sample", "--start=μ", "--max_new_tokens=20"],
+        ["eval"],
+        ["doctor"],
+        ["check", "out", "data/tiny"],
+        ["plot"],
+        ["report", "-o", "page.html"],
+        ["export", "-o", "model.html"],
+        ["prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--show=3"],
+        ["finetune", *FLAGS[:-1], "--lora_rank=2", "--out_dir=tuned", "--quiet=False"],
+        ["eval", "--ckpt=out", "--adapter=tuned", "--task=colours"],
+        ["merge", "--ckpt=out", "--adapter=tuned", "--out_dir=merged"],
+        ["exercise", "list"],
+        ["train", "--help"],
+    ]
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["PYTHONWARNDEFAULTENCODING"] = "1"  # warns of a text file that is opened without an encoding
+    arguments = [sys.executable, "-c", SESSION, json.dumps(commands)]
+    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=300)
+    out = done.stdout.decode(encoding)
+    statuses = re.findall(r"^status (\d+) of", out, re.MULTILINE)
+    assert statuses == ["0"] * len(commands), done
+    assert b"Traceback" not in done.stderr
+    assert not re.findall(rb"^.*tinygpt.*EncodingWarning", done.stderr, re.MULTILINE)
+    assert re.search(r"step 20: train loss \d\.\d{4}, val loss \d\.\d{4}", out)
+    assert re.search(r"\d+\.\d % . +\d+\.\d", out)  # an accuracy and its standard error
+    assert ("grün" in out) is (encoding != "ascii") and "\ufffd" not in out
 
 
 # ---- output that cannot be written -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`tinygpt sample` on the command line: what is asked for is what is written."""
+"""`tinygpt sample` on the command line: its output is what the options request."""
 
 import json
 from pathlib import Path
@@ -155,12 +155,12 @@ def test_nanogpts_file_with_the_tokenizer_of_its_dataset(run_copy: Path) -> None
 def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
     nanogpts_file(run_copy, config={})
     result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "holds no tokenizer, and does not say" in result.err
+    assert result.status == 2 and "has no tokenizer and does not name its dataset" in result.err
     nanogpts_file(run_copy)
     (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
     assert cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy).status == 0
     result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "tokens, its tokenizer one of 95" in result.err
+    assert result.status == 2 and "tokens, but its tokenizer has 95" in result.err
 
 
 # ---- streaming --------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ import torch
 import yaml
 from children import wait_for_lines
 from conftest import TINY_TRAIN, Result, cli_here
+from hypothesis import given
+from hypothesis import strategies as st
 from test_finetune import FLAGS
 from test_pairs import json_lines
 
@@ -292,3 +294,37 @@ def test_a_word_with_control_characters_is_shown_escaped_and_read_unchanged() ->
         assert shown.isprintable()
         read = subprocess.run(["bash", "-c", f"printf '%s|' {shown}"], capture_output=True).stdout.decode()
         assert read == f"tinygpt|sample|--start|{word}|"
+
+
+# ---- Windows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        (r"C:\Users\me\out-1\ckpt.pt", r"C:\Users\me\out-1\ckpt.pt"),
+        (r"--out_dir=my runs\out", r'"--out_dir=my runs\out"'),
+        ("my runs\\", '"my runs\\\\"'),
+        ("it's", '"it\'s"'),
+        ("--lora_targets=c_attn,c_proj", '"--lora_targets=c_attn,c_proj"'),  # unquoted, a list in PowerShell
+        ("a&b", '"a&b"'),
+        ("(x)", '"(x)"'),
+        ('say "no"', r'"say \"no\""'),
+        ("", '""'),
+        ("a\x1b[1m", r'"a\x1b[1m"'),
+    ],
+)
+def test_words_for_powershell_and_cmd(word: str, shown: str) -> None:
+    assert suggest.quoted(word, "nt") == shown
+
+
+@given(st.text(st.sampled_from('ab\\" '), min_size=1))
+def test_quotes_for_windows_are_those_of_the_standard_library(word: str) -> None:
+    """Compared with subprocess.list2cmdline, which quotes a word for the C runtime's parser if it has a blank."""
+    assert suggest.quoted(f"{word} ", "nt") == subprocess.list2cmdline([f"{word} "])
+
+
+def test_one_module_quotes_for_a_shell() -> None:
+    package = Path(suggest.__file__).parent.parent
+    users = [path.name for path in package.rglob("*.py") if re.search(r"shlex|list2cmdline\(", path.read_text("utf-8"))]
+    assert users == ["suggest.py"]

@@ -1,4 +1,4 @@
-"""`tinygpt train` end to end, in a folder of its own: what it writes, where it goes on, what it refuses."""
+"""`tinygpt train` end to end, in a folder of its own: what it writes, how it resumes, what it refuses."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(value, flat_other[name]) for name, value in flat_one.items())
 
 
-# ---- what a run leaves ------------------------------------------------------------------------------------------
+# ---- output -----------------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_its_four_files(tiny_run: Path) -> None:
@@ -79,7 +79,7 @@ def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
 
 
 def test_ckpt_is_the_best_and_last_the_newest(work: Path) -> None:
-    """A rate that destroys: the best evaluation is not the last one."""
+    """With a learning rate that is too high, the best evaluation is not the last one."""
     trained(work, "--max_iters=12", "--decay_lr=False", "--learning_rate=1", "--eval_interval=4", "--grad_clip=0")
     losses = dict(zip(column(work / "out", "eval", "step"), column(work / "out", "eval", "val_loss"), strict=True))
     best = min(losses, key=losses.__getitem__)
@@ -136,7 +136,7 @@ def test_log_interval_thins_the_lines_and_changes_nothing_else(tiny_run: Path, w
     assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
 
 
-# ---- when to stop, when to evaluate -----------------------------------------------------------------------------
+# ---- stopping and evaluating ------------------------------------------------------------------------------------
 
 
 def test_patience_stops_early(work: Path) -> None:
@@ -164,15 +164,15 @@ def test_eval_iters_0_is_the_whole_split(tiny_run: Path, work: Path) -> None:
     trained(work, "--eval_iters=0")
     measured = cli_here("eval", "--json", "--device=cpu", "--dtype=float32", "--ckpt=out/last.pt", cwd=work)
     assert json.loads(measured.out)["loss"] == pytest.approx(column(work / "out", "eval", "val_loss")[-1], abs=1e-6)
-    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")  # how it is evaluated changes nothing
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")  # evaluation does not affect training
 
 
-# ---- going on ---------------------------------------------------------------------------------------------------
+# ---- resuming ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [[], ["--optimizer=muon"]], ids=["adamw", "muon"])
 def test_resuming_is_exact_in_another_process_too(work: Path, options: list[str]) -> None:
-    """Dropout on; each part in a process of its own, in which sets come in another order."""
+    """With dropout; each part in a process of its own, in which sets have another order."""
     trained(work, *options, "--out_dir=whole")
     for seed, args in enumerate((["--max_iters=7"], ["--init_from=resume", "--max_iters=13"], ["--init_from=resume"])):
         result = cli(*TINY_TRAIN, *options, *args, cwd=work, PYTHONHASHSEED=str(seed))
@@ -201,7 +201,7 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
 
 
 def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
-    """The optimizer's state holds rates too; those of the command win. Here: nothing may move any more."""
+    """The optimizer's state has learning rates too; those of the command count. Here no weight may change."""
     before = load(run_copy / "out/last.pt").model
     trained(run_copy, "--init_from=resume", "--max_iters=25", "--learning_rate=1e-12", "--min_lr=1e-12")
     after = load(run_copy / "out/last.pt").model
@@ -257,7 +257,7 @@ def test_starting_from_nanogpts_file(run_copy: Path) -> None:
     torch.save(nano | {"config": {"dataset": "tiny"}}, run_copy / "nano.pt")
     trained(run_copy, "--init_from=nano.pt", "--out_dir=new", "--max_iters=0")
     assert column(run_copy / "new", "eval", "val_loss") == [pytest.approx(ours.best_val_loss)]
-    assert load(run_copy / "new").tokenizer == ours.tokenizer  # from here on it has one
+    assert load(run_copy / "new").tokenizer == ours.tokenizer  # it now has one
     tables = ("wte.weight", "lm_head.weight")
     small = {key: value[:5].clone() if key.endswith(tables) else value for key, value in ours.model.items()}
     torch.save(nano | {"model": small, "model_args": ours.model_args | {"vocab_size": 5}}, run_copy / "nano.pt")

@@ -1,4 +1,4 @@
-"""The key-value cache: keys and values of earlier positions, so that decoding a token computes one new position only.
+"""The key-value cache: keys and values of earlier positions, so that decoding a token computes only one position.
 
 cache = KVCache(config, batch_size, like=model.lm_head.weight)      # model.new_cache(batch_size)
 logits, _ = model(prompt, cache=cache)                              # int64 (B, T)
@@ -19,32 +19,30 @@ class KVCache:
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        """like: a tensor of the wanted dtype and device."""
+        """like: a tensor with the dtype and device of the cache."""
         like = like.detach()
         self.block_size, self.length = config.block_size, 0
         head_dim = config.n_embd // config.n_head
-        self.keys_values = like.new_zeros(
-            config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim
-        )  # of each layer
+        self.keys_values = like.new_zeros(config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
         self.last_token = like.new_zeros(batch_size, 1, dtype=torch.long)  # for bigram_table
         self.last_input = like.new_zeros(config.n_layer, 2, batch_size, 1, config.n_embd)  # for token_shift
 
     def forget(self) -> None:
-        """Start again at position 0."""
+        """Empty the cache: the next token is at position 0."""
         self.length = 0
         self.last_token = torch.zeros_like(self.last_token)
         self.last_input.zero_()
 
     def positions(self, T: int) -> Tensor:
-        """Positions of the keys once T more tokens are read: int64 (S,)."""
+        """Positions of the keys after T more tokens are read: int64 (S,)."""
         last = self.length + T - 1
         slots = torch.arange(min(last + 1, self.block_size), device=self.last_token.device)
         return last - (last - slots) % self.block_size
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
-        """Store keys and values (B, n_head, T, head_dim) of new positions; returns all (2, B, n_head, S, head_dim).
+        """Store keys and values (B, n_head, T, head_dim) of new positions; return all: (2, B, n_head, S, head_dim).
 
-        Several positions at once must not overwrite older ones: length + T <= block_size.
+        If T > 1, no older position may be overwritten: length + T <= block_size.
         """
         T, slot = k.size(-2), self.length % self.block_size
         self.keys_values[layer, 0, :, :, slot : slot + T] = k

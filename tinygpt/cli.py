@@ -62,7 +62,7 @@ example:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; returns the exit status."""
+    """Run one command line and return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -71,18 +71,18 @@ def main(argv: list[str] | None = None) -> int:
         status = guarded(args, debug)
         sys.stdout.flush()
         return status
-    except OSError as error:  # of standard output: those of files have a name
+    except OSError as error:  # an error of standard output has no file name
         if error.filename is not None:
             raise
         terminal.silence("stdout")
-        if isinstance(error, BrokenPipeError):  # the reader, `head` for example, has left
+        if terminal.reader_has_left(error):  # `head` for example
             return 141
         terminal.print_error(f"error: cannot write to standard output: {error.strerror}")
         return 1
 
 
 def guarded(args: list[str], debug: bool) -> int:
-    """Run the command; an error that a user can fix is one sentence on standard error."""
+    """Run the command, and print an error that a user can fix as one sentence on standard error."""
     try:
         return run(args)
     except TinyGPTError as error:

@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and can fix.
+"""The one error type for everything that a user can cause and fix.
 
 Anything a person can get wrong (a path, a flag, a file) raises `TinyGPTError` with one sentence that
 names the thing and one hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:
@@ -13,7 +13,7 @@ import math
 class TinyGPTError(Exception):
     """`message` says what is wrong, `hint` what to do next; `status` is the exit status.
 
-    2: a mistake in what was asked, nothing written. 1: something failed on the way (a full disk, no memory, a loss
+    2: a mistake in the command, nothing written. 1: a failure while the command ran (a full disk, out of memory, a loss
     that is not finite).
     """
 
@@ -25,6 +25,6 @@ class TinyGPTError(Exception):
 
 
 def diverged(what: str, value: float) -> TinyGPTError:
-    """Error for a model whose loss, logits or weights are NaN or infinite: `diverged("the loss is", loss)`."""
+    """Make the error for a loss, logits or weights that are NaN or infinite: `diverged("the loss is", loss)`."""
     shown = "NaN" if math.isnan(value) else "infinite"
     return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)

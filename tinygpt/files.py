@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and folders with one writer.
+"""Atomic file writes, folders with one writer, and text files.
 
 with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then renamed
     torch.save(state, file)
@@ -13,22 +13,24 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError
 
 RUN_AGAIN = "run the command again"
+WINDOWS = os.name == "nt"
+PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
 
 
 @contextlib.contextmanager
 def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
-    """A binary file to write whose content takes the place of `path` in one step, or not at all.
+    """Open a binary file that replaces `path` in one step when the block ends, and not at all if it raises.
 
-    The order that survives a power loss: data written, file fsynced, renamed, folder fsynced. If anything raises,
-    the old file is unchanged and the temporary one is gone. Errors: TinyGPTError as in `writing`, and if `path` is a
-    folder.
+    The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. After an error the old
+    file is unchanged and the temporary one is deleted. Errors: TinyGPTError as in `writing` and `move`, and if `path`
+    is a folder.
     """
     refuse_link(path)
     if path.exists() and not path.is_file():
@@ -40,7 +42,7 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            move(temporary, path, next_step)
             sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -48,20 +50,60 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
         raise
 
 
+def move(source: Path, target: Path, next_step: str = RUN_AGAIN) -> None:
+    """Rename a file, replacing `target`. Errors: as in `_retry_while_open`."""
+    _retry_while_open(lambda: os.replace(source, target), target, next_step)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if it exists. Errors: as in `_retry_while_open`."""
+    _retry_while_open(lambda: path.unlink(missing_ok=True), path, RUN_AGAIN)
+
+
+def require_closed(path: Path) -> None:
+    """Check that a file can be replaced, without changing it. Errors: as in `_retry_while_open`."""
+    if WINDOWS and path.exists():
+        move(path, path)  # renaming a file to its own name fails if replacing it would
+
+
+def _retry_while_open(change: Callable[[], None], path: Path, next_step: str) -> None:
+    """Call `change`, which renames or deletes `path`; on Windows, try again for two seconds if that is denied.
+
+    Windows denies both (errors 5 and 32) while another process maps the file or has it open, as a virus scanner does
+    for a moment. Errors: on Windows TinyGPTError whose hint ends with `next_step`; elsewhere PermissionError.
+    """
+    pause, deadline = 0.05, time.monotonic() + PATIENCE
+    while True:
+        try:
+            return change()
+        except PermissionError as error:
+            if not WINDOWS:
+                raise
+            if time.monotonic() > deadline:
+                raise TinyGPTError(
+                    f"{path}: another program has this file open; what was saved before is unchanged",
+                    "stop the program (a training run that reads this dataset, a virus scanner, or a sync client such "
+                    f"as OneDrive), then {next_step}",
+                    status=1,
+                ) from error
+        time.sleep(pause)
+        pause *= 2
+
+
 def file_error(path: object, error: OSError, hint: str = "", problem: str = "", status: int = 2) -> TinyGPTError:
-    """Word what the system says of a file: "PATH: no such file"; with a problem, "PATH: PROBLEM: permission denied"."""
+    """Make an error from the system's: "PATH: no such file", or with a problem "PATH: PROBLEM: permission denied"."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error) or "unusable")
     return TinyGPTError(f"{path}: {problem}{': ' * bool(problem)}{reason.lower()}", hint, status)
 
 
 def refuse_link(path: Path) -> None:
-    """Errors: TinyGPTError if `path` is a symbolic link, whose target a rename would not change."""
+    """Refuse a symbolic link, since a rename would replace the link and not its target. Errors: TinyGPTError."""
     if path.is_symlink():
         raise TinyGPTError(f"{path} is a link to {os.readlink(path)}", "remove the link, or choose another folder")
 
 
 def require_writable(path: Path, hint: str) -> None:
-    """Check, before the work starts, that a file can be written to `path`. Errors: TinyGPTError with this hint."""
+    """Check that a file can be written to `path`, before any work starts. Errors: TinyGPTError with this hint."""
     refuse_link(path)
     folder = path.parent
     for problem, found in (
@@ -76,8 +118,10 @@ def require_writable(path: Path, hint: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
-    """Context in which `path` is written. Errors: TinyGPTError if the system refuses; for a full disk it states the
-    free space. The hint ends with `next_step`: what to do once there is space, or permission."""
+    """Turn system errors while `path` is written into TinyGPTError; for a full disk it states the free space.
+
+    The hint ends with `next_step`: what to do once there is space, or permission.
+    """
     try:
         yield
     except Exception as error:
@@ -96,8 +140,8 @@ def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable (POSIX; Windows cannot open a folder, and renames durably by itself)."""
-    if os.name == "nt":
+    """Make a rename in `folder` durable. Windows needs no call for this, and cannot open a folder."""
+    if WINDOWS:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -107,7 +151,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _in_chain(error: BaseException | None, *numbers: int) -> bool:
-    """Whether the error, or one that it came from, is the OSError of one of these numbers."""
+    """Return whether the error, or one that caused it, is an OSError with one of these numbers."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in numbers:
             return True
@@ -117,7 +161,10 @@ def _in_chain(error: BaseException | None, *numbers: int) -> bool:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, use: str):
-    """One writer a folder: a lock that dies with its process. Errors: TinyGPTError names the process that has it."""
+    """Lock a folder, so that it has one writer; the lock ends with its process.
+
+    Errors: TinyGPTError that names the process which holds the lock.
+    """
     import filelock
 
     path = folder / ".lock"
@@ -127,9 +174,9 @@ def folder_lock(folder: Path, use: str):
         lock.acquire(timeout=0)
     except filelock.Timeout:
         owner = ""
-        time.sleep(0.05)  # the winner of a race writes its number just after it has the lock
+        time.sleep(0.05)  # a process writes its id just after it has taken the lock
         with contextlib.suppress(OSError, ValueError):
-            owner = f" by process {int(path.read_text())}"
+            owner = f" by process {int(path.read_text(encoding='ascii'))}"
         raise TinyGPTError(
             f"{folder} is in use{owner}", f"wait for it, or choose another folder for this {use}"
         ) from None
@@ -137,11 +184,11 @@ def folder_lock(folder: Path, use: str):
         raise file_error(folder, error, f"choose another folder for this {use}", "cannot be written") from None
     try:
         with contextlib.suppress(OSError):
-            path.write_text(str(os.getpid()))
+            path.write_text(str(os.getpid()), encoding="ascii")
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.write_text("")
+            path.write_text("", encoding="ascii")
         lock.release()
 
 

@@ -1,10 +1,11 @@
 """LoRA: fine-tune low-rank adapters of frozen matrices (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
 Models").
 
-A frozen linear layer W gets two thin matrices, A (rank, in) and B (out, rank), and computes W x + (alpha / rank) B A x.
-B starts at zero, so at first nothing changes; at the end B A is added to W, and the model is an ordinary one again.
+A frozen linear layer W gets two low-rank matrices, A (rank, in) and B (out, rank), and computes
+W x + (alpha / rank) B A x. B starts at zero, so the adapter changes nothing at first. After training,
+(alpha / rank) B A is added to W, and the model is an ordinary GPT again.
 
-    attach(model, LoRA(rank=8, alpha=16), new_tokens=12)     # only A, B and the new symbols' rows are trained
+    attach(model, LoRA(rank=8, alpha=16), new_tokens=12)     # trains only A, B and the new tokens' rows
     state = merged(model.state_dict(), alpha=16)              # the weights of an ordinary GPT
 """
 
@@ -23,7 +24,7 @@ from tinygpt.model import GPT
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """What is adapted, and how much."""
+    """Settings of the adapters."""
 
     rank: int
     alpha: float
@@ -32,7 +33,7 @@ class LoRA:
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter beside it, under the name that the layer had."""
+    """A linear layer with an adapter; it keeps the layer's parameter names."""
 
     def __init__(self, linear: nn.Linear, lora: LoRA) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
@@ -43,8 +44,8 @@ class LoRALinear(nn.Linear):
         self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return super().forward(x) + self.scale * F.linear(F.linear(beside, self.lora_A), self.lora_B)
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return super().forward(x) + self.scale * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
 
 
 class GrownEmbedding(nn.Embedding):
@@ -60,12 +61,12 @@ class GrownEmbedding(nn.Embedding):
 
 
 class GrownHead(nn.Linear):
-    """The head of a model with a grown embedding: it has new rows of its own, or shares those of the embedding."""
+    """The head of a model with a GrownEmbedding: it shares the new rows if the two are tied, else has its own."""
 
     def __init__(self, head: nn.Linear, embedding: GrownEmbedding) -> None:
         super().__init__(head.in_features, head.out_features, bias=False)
         self.weight = head.weight
-        self.__dict__["rows_of"] = self  # not a submodule: the embedding has a place in the model already
+        self.__dict__["rows_of"] = self  # not a submodule: the embedding is already part of the model
         if head.weight is embedding.weight:
             self.__dict__["rows_of"] = embedding
         else:
@@ -76,7 +77,7 @@ class GrownHead(nn.Linear):
 
 
 def with_new_rows(module: Any) -> Tensor:
-    """The table of a grown embedding or head: (vocab_size, n_embd)."""
+    """Weight of a GrownEmbedding or GrownHead, new rows included: (vocab_size, n_embd)."""
     return torch.cat((module.weight[: -len(module.new_rows)], module.new_rows))
 
 
@@ -106,12 +107,15 @@ def is_adapted(state: dict[str, Tensor]) -> bool:
 
 
 def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is trained: adapters and new rows."""
+    """Select the trained weights: adapters and new rows."""
     return {name: weight for name, weight in state.items() if name.endswith((".lora_A", ".lora_B", ".new_rows"))}
 
 
 def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The state of an ordinary GPT that computes the same: W + (alpha / rank) B A, and the new rows in their places."""
+    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables.
+
+    Returns the state of an ordinary GPT that computes the same function.
+    """
     plain = {name: weight for name, weight in state.items() if name not in adapted_only(state)}
     for name in adapted_only(state):
         layer, _, kind = name.rpartition(".")

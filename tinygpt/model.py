@@ -1,9 +1,9 @@
-"""The GPT: tensors in, tensors out. No files, no optimizer, no printing.
+"""The GPT model: tensors in, tensors out. No files, no optimizer, no printing.
 
 A decoder-only transformer (Vaswani et al. 2017; GPT-2, Radford et al. 2019) with nanoGPT's parameter names, so that its
 checkpoints load as they are. The defaults are GPT-2's architecture without biases; options.py has the alternatives.
 
-Shapes: B sequences, T positions, C = n_embd, V = vocab_size, S positions that attention looks back on.
+Shapes: B sequences, T positions, C = n_embd, V = vocab_size, S keys (earlier positions included).
 
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
     logits, loss = model(x, y)              # x, y int64 (B, T); logits (B, T, V); loss the mean over all targets
@@ -28,9 +28,9 @@ QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
 @dataclasses.dataclass
 class Context:
-    """What every block needs to know of a forward pass besides its input."""
+    """Inputs of a forward pass that all blocks share."""
 
-    rotation: Tensor | None  # (2, T, head_dim): how queries and keys are rotated, if they are
+    rotation: Tensor | None  # (2, T, head_dim): rotation of queries and keys
     mask: Tensor | None  # (T, S) or (n_head, T, S), added to attention's scores; None: causal, and S = T
     cache: KVCache | None = None
 
@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position looks at itself and at the positions before it, in n_head ways at once."""
+    """Multi-head attention of each position to itself and to earlier positions."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide in between, applied at each position by itself."""
+    """Two linear layers with a hidden width of 4 n_embd, applied to each position independently."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention moves information between positions, the MLP works on it; both add to the residual stream."""
+    """Attention moves information between positions, the MLP transforms it; both add to the residual stream."""
 
     def __init__(self, config: GPTConfig, layer: int, attention: type[CausalSelfAttention]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Block(nn.Module):
         return x + self.mlp(self.shifted(self.ln_2(x), context, 1))
 
     def shifted(self, x: Tensor, context: Context, part: int) -> Tensor:
-        """The input of attention (part 0) or the MLP (1): x, with token_shift half of it from the position before."""
+        """The input of attention (part 0) or the MLP (1): x, or with token_shift `shift` of x."""
         if not self.token_shift:
             return x
         if context.cache is None:
@@ -114,14 +114,17 @@ class Block(nn.Module):
 
 
 def shift(x: Tensor, before: Tensor) -> Tensor:
-    """x (B, T, C) with the first half of its channels from one position earlier; before (B, 1, C): what was at -1."""
+    """Replace the first half of the channels of x (B, T, C) by those of the previous position.
+
+    before (B, 1, C): the input at the position before the first.
+    """
     half = x.size(-1) // 2
     earlier = torch.cat((before[..., :half], x[:, :-1, :half]), dim=1)
     return torch.cat((earlier, x[..., half:]), dim=-1)
 
 
 class GPT(nn.Module):
-    """Embeddings, n_layer blocks, a last norm, and a linear head over the vocabulary."""
+    """Embeddings, n_layer blocks, a final norm, and a linear head over the vocabulary."""
 
     attention: type[CausalSelfAttention] = CausalSelfAttention
 
@@ -155,14 +158,14 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits and, with targets, their mean cross-entropy.
+        """Compute the logits and, given targets, the mean cross-entropy.
 
         idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx continues
         the tokens that the cache has read. last_only: logits of the last position alone, (B, 1, V).
         """
         T, start = idx.size(1), cache.length if cache else 0
         x: Tensor = self.transformer["wte"](idx)  # (B, T, C)
-        if self.config.bigram_table:  # the pair (token before, token); before the first token stands token 0
+        if self.config.bigram_table:  # pairs (previous token, token); the token before the first is taken to be 0
             first = torch.zeros_like(idx[:, :1]) if cache is None else cache.last_token
             before = torch.cat((first, idx[:, :-1]), dim=1)
             x = x + self.transformer["wbe"](before * self.config.vocab_size + idx)
@@ -181,7 +184,7 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def context(self, T: int, device: torch.device, cache: KVCache | None = None) -> Context:
-        """The context of a forward pass over the next T tokens."""
+        """Build the context of a forward pass over the next T tokens."""
         start = cache.length if cache else 0
         queries = torch.arange(start, start + T, device=device)
         keys = cache.positions(T) if cache else queries
@@ -193,15 +196,15 @@ class GPT(nn.Module):
         return Context(self.position.rotation(queries), mask, cache)
 
     def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for decoding `batch_size` sequences."""
+        """Make an empty cache for decoding `batch_size` sequences."""
         return KVCache(self.config, batch_size, like=self.lm_head.weight)
 
     def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of what follows idx int64 (B, T), which continues the tokens that the cache has read: (B, V)."""
+        """Logits (B, V) of the token after idx int64 (B, T), which continues the tokens that the cache has read."""
         return self(idx, cache=cache, last_only=True)[0][:, -1]
 
     def num_params(self) -> int:
-        """Parameters, each counted once; without the position embeddings, as nanoGPT counts."""
+        """Number of parameters, without the position embeddings, as in nanoGPT; tied weights count once."""
         count = sum(parameter.numel() for parameter in self.parameters())
         return count - (self.transformer["wpe"].weight.numel() if self.position.embeds else 0)
 
@@ -210,7 +213,7 @@ MATRIX, EMBEDDING, VECTOR = range(3)
 
 
 def kind(name: str, weight: Tensor) -> int:
-    """Class of a parameter for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
+    """Parameter class for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
     if weight.dim() < 2:
         return VECTOR
     return MATRIX if ".h." in name else EMBEDDING

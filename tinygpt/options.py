@@ -1,14 +1,15 @@
-"""The options of the architecture: what a model can be made of, each with its paper.
+"""Options of the architecture: norms, activations, position encodings and others, each with its paper.
 
-A new choice goes here, and its name and help to its key in config/schema.py (then `python scripts/docs.py`).
+To add a choice: define it here, and add its name and help to its key in config/schema.py (then run
+`python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
 activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)
 position      learned (GPT-2)                    rope (Su et al. 2021), alibi (Press et al. 2021)
 qk_norm       unit-normalised queries and keys (Henry et al. 2020)
 zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
-bigram_table  pairs of tokens are embedded too (Bengio et al. 2003)
-token_shift   half of the channels of a block's input come from the position before (RWKV-LM, Peng 2021)
+bigram_table  pairs of neighbouring tokens are embedded too (Bengio et al. 2003)
+token_shift   half of the channels of a layer's input come from the previous position (RWKV-LM, Peng 2021)
 
 norm = choose(NORMS, "norm", config.norm)(config)
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 
 @dataclasses.dataclass
 class GPTConfig:
-    """The shape of a model: what a checkpoint keeps as `model_args`."""
+    """Architecture and size of a model; a checkpoint keeps them as `model_args`."""
 
     block_size: int = 1024
     vocab_size: int = 50304
@@ -45,7 +46,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
-        """Take the fields from `values`; other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
+        """Take the fields from `values`: other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
 
@@ -62,7 +63,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """(..., 2 width) to (..., width): the first half is the gate of the second."""
+    """SwiGLU: (..., 2 width) to (..., width); the first half gates the second."""
     gate, x = x.chunk(2, dim=-1)
     return F.silu(gate) * x
 
@@ -71,16 +72,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": r
 GATED = {"swiglu"}  # activations that halve the width
 
 
-# ---- positions: how a model knows where its tokens stand --------------------------------------------------------
+# ---- position encodings -----------------------------------------------------------------------------------------
 
 
 class Position:
-    """The base class: no information about positions. Nothing else in tinygpt asks which kind a model has.
+    """Base class of position encodings, without any encoding. No other code in tinygpt asks which encoding a model has.
 
-    A kind tells the model about positions in one of three ways: a trained vector for each position (`embeds`: the table
-    wpe, whose row p is added to the embedding at position p), a rotation of queries and keys, or a bias on attention's
-    scores. If it is `relative`, only the distance between two positions counts. A model can then go on past
-    block_size tokens with a cache that forgets the oldest position at each step.
+    An encoding is one of three: a trained vector per position (`embeds`: row p of the table wpe is added to the
+    embedding at position p), a rotation of queries and keys, or a bias on attention's scores. In a `relative` encoding
+    only the distance between two positions counts, so generation can continue past block_size tokens with a cache that
+    drops the oldest position at each step.
     """
 
     relative = True
@@ -90,25 +91,27 @@ class Position:
         self.n_head, self.head_dim = config.n_head, config.n_embd // config.n_head
 
     def rotation(self, positions: Tensor) -> Tensor | None:
-        """Cosines and signed sines for `rotate`: float32 (2, T, head_dim), for positions int64 (T,)."""
+        """Return cosines and signed sines for `rotate`: float32 (2, T, head_dim), for positions int64 (T,)."""
         return None
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """What is added to the scores: float32 (n_head, T, S), for positions int64 (T,) of the queries, (S,) of the
-        keys, on their device. Keys behind their query are masked elsewhere. In the report's page, a bias may depend on
-        the head and the distance alone, and a rotation's angles must be proportional to the position."""
+        """Return the bias that is added to attention's scores: float32 (n_head, T, S), on the positions' device.
+
+        queries, keys: positions, int64 (T,) and (S,). The causal mask is applied elsewhere. The report's page supports
+        a bias that depends on head and distance only, and rotation angles that are proportional to the position.
+        """
         return None
 
 
 class Learned(Position):
-    """A trained vector for each position. Positions from block_size on have none, so the context cannot move."""
+    """A trained vector per position. Positions from block_size on have none, so the context window cannot slide."""
 
     relative = False
     embeds = True
 
 
 class Rotary(Position):
-    """RoPE: each pair of channels is rotated by the position times a frequency, from 1 down to about 1/10,000."""
+    """RoPE: each pair of channels is rotated by position x frequency; frequencies range from 1 to about 1/10,000."""
 
     def rotation(self, positions: Tensor) -> Tensor:
         channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
@@ -125,11 +128,11 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class Alibi(Position):
-    """ALiBi: each head's scores fall in a straight line with the distance, steeply in one and hardly in another."""
+    """ALiBi: attention's scores decrease linearly with the distance, with a different slope in each head."""
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
-        # slopes 2^(-8 i / n) for i = 1..n; between two powers of two, those of the lower one, then every other one of
-        # the upper one: the paper's code, BLOOM and MPT
+        # slopes 2^(-8 i / n) for i = 1..n; if n is no power of two, those of the power below, then every other one of
+        # the power above, as in the paper's code, BLOOM and MPT
         upper = 1 << self.n_head.bit_length()
         steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
         slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))
@@ -140,7 +143,7 @@ POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary, "ali
 
 
 def choose(table: dict[str, Any], option: str, name: str) -> Any:
-    """The entry `name` of a table of choices. Errors: ValueError for an unknown name."""
+    """Return the entry `name` of a table of choices. Errors: ValueError for an unknown name."""
     if name not in table:
         raise ValueError(f"{option}={name!r}: the choices are {', '.join(table)}")
     return table[name]

@@ -1,14 +1,13 @@
-"""`tinygpt prepare`: text into token files, in two passes and constant memory.
+"""`tinygpt prepare`: convert text to token files, in two passes and constant memory.
 
-The first pass collects the vocabulary and counts the characters; the second turns them into ids, cut into a training
-and a validation split. Both read the text in blocks, see data/text_files.py. Pairs are prepared by data/pairs.py.
+The first pass collects the vocabulary and counts the characters. The second encodes the text and writes it as a
+training and a validation split. Both read the text in blocks, see data/text_files.py. data/pairs.py prepares pairs.
 
     prepare(PrepareConfig("mine", input=("notes.txt",)))
 """
 
 import itertools
 import operator
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,14 @@ from tinygpt.files import folder_lock
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Make DATA_DIR/NAME/{train.bin, val.bin, meta.json}, complete or not at all, and show what was made."""
+    """Write DATA_DIR/NAME/{train.bin, val.bin, meta.json}, complete or not at all, and print a summary."""
     folder = Path(config.data_dir) / config.name
     check_request(config)
     if config.format == "pairs" or config.name in TASKS:
         return prepare_pairs(config, input_files(config.input, PAIR_FILES))
     text = InputText(input_files(config.input), config.encoding)
     if text.paths:
-        tokenizer = make_tokenizer(text, config)  # a mistake in own text is found before anything is written
+        tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
     with folder_lock(folder, "dataset"):
         if not text.paths:
             print(f"text: {CORPORA[config.name].write(folder / 'input.txt', config.source or None)}")
@@ -64,12 +63,12 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
 
 
 def train_characters(text: InputText, config: PrepareConfig) -> int:
-    """How many characters, from the start, are the training split."""
+    """Number of characters of the training split, which is the start of the text."""
     return int(text.characters * (1 - config.val_fraction))
 
 
 def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, config: PrepareConfig) -> dict[str, Any]:
-    """Second pass: encode the text and write the splits. Returns the content of meta.json."""
+    """Second pass: encode the text and write the splits. Return the content of meta.json."""
     train = train_characters(text, config)
     characters = {"train": train, "val": text.characters - train}
     with token_writers(folder, characters) as writers:
@@ -82,7 +81,7 @@ def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, config: Pr
 
 
 def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[str, Block]]:
-    """Each block with the split it belongs to; the block across the boundary is cut in two."""
+    """Yield each block with the name of its split; a block that crosses the boundary is cut in two."""
     left = train_characters
     for block in blocks:
         head, tail = block[:left], block[left:]
@@ -105,7 +104,7 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     if config.name not in CORPORA and config.source:
         raise TinyGPTError(
-            f"--source is for the ready corpora ({', '.join(CORPORA)})", f"--input {shlex.quote(config.source)}"
+            f"--source is for the ready corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"
         )
     if config.name not in ready and not config.input:
         raise TinyGPTError(

@@ -1,10 +1,10 @@
-"""`tinygpt sample`: from logits to tokens to text. A checkpoint and a prompt in, text out.
+"""`tinygpt sample`: generate text with a checkpoint, from logits to tokens to text.
 
     for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
 
-The key-value cache (cache.py) makes a step cost one position. Past block_size tokens, a model with relative positions
-overwrites the oldest position at each step. With learned positions every cached position would change its embedding.
-Then the cache is cleared, and the last half of the context is read again.
+With the key-value cache (cache.py) a step computes one position. Past block_size tokens, a model with relative
+positions overwrites the oldest position at each step. With learned positions, every cached position would need another
+embedding, so the cache is cleared and the last half of the context is read again.
 """
 
 import codecs
@@ -33,7 +33,7 @@ from tinygpt.training.build import for_inference
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How the next token is drawn."""
+    """Settings for drawing the next token."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -45,17 +45,18 @@ class Choice:
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits (..., V) to the distribution that is drawn from: float32 (..., V), sums to one.
+    """Convert logits (..., V) to the sampling distribution: float32 (..., V), sums to one.
 
-    temperature 0 puts everything on the most probable token (greedy decoding); top_k keeps the k most probable; top_p
-    keeps the fewest whose probabilities, after temperature and top_k, reach p (nucleus sampling, Holtzman et al. 2020).
+    temperature 0 gives probability 1 to the most probable token (greedy decoding). top_k keeps the k most probable
+    tokens. top_p keeps the fewest tokens whose probabilities, after temperature and top_k, reach p (nucleus sampling,
+    Holtzman et al. 2020).
     """
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     if temperature < 1:
-        logits = logits - logits.amax(-1, keepdim=True)  # from the top: dividing by the temperature cannot overflow
-    logits = logits / max(temperature, 1e-30)  # in float32 a smaller one would be 0, and 0 / 0 is NaN
+        logits = logits - logits.amax(-1, keepdim=True)  # at most 0, so that the division cannot overflow
+    logits = logits / max(temperature, 1e-30)  # a smaller value is 0 in float32, and 0 / 0 is NaN
     if 0 < top_k < logits.size(-1):
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
@@ -63,7 +64,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     if top_p < 1:
         ordered, order = chances.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p  # the tokens before this one already reach p
-        beyond[..., 0] = False  # always keep the first: in float32 a tiny top_p is 0
+        beyond[..., 0] = False  # always keep the first: a tiny top_p is 0 in float32
         chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
         chances = chances / chances.sum(-1, keepdim=True)
     return chances
@@ -75,7 +76,7 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
     On a CPU, multinomial itself raises for a distribution with NaN, so finite logits need no separate check.
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
-        require_finite(logits)  # argmax treats NaN as the largest; a GPU may become unusable
+        require_finite(logits)  # argmax treats NaN as the largest; multinomial of NaN makes a GPU unusable
     chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
     try:
         return torch.multinomial(chances, 1, generator=generator)
@@ -116,7 +117,7 @@ def generate(
 
 
 def answer(model: GPT, tokenizer: CharTokenizer, prompt: str, longest: int = 60) -> str:
-    """The response to a prompt by greedy decoding, up to END or `longest` tokens."""
+    """Decode the response to a prompt greedily, up to END or `longest` tokens."""
     ids = tokenizer.encode_pair(prompt).astype("int64")
     idx = torch.tensor(ids[None], device=model.lm_head.weight.device)
     made = []
@@ -131,7 +132,7 @@ def answer(model: GPT, tokenizer: CharTokenizer, prompt: str, longest: int = 60)
 
 
 def sample(config: SampleConfig) -> None:
-    """Print `num_samples` continuations of `start`: one is streamed, several are made as one batch."""
+    """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
     checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
@@ -167,7 +168,7 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
 
 
 def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
-    """Generate all samples at once, and write them when they are complete."""
+    """Generate all samples as one batch, and print them when they are complete."""
     values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
     if values > 1 << 46:  # more than any machine has; from 2^63 on, numpy and torch overflow
         raise MemoryError
@@ -183,27 +184,26 @@ def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokeni
 
 
 def new_tokens(model: GPT, prompt: list[int], config: SampleConfig, vocab_size: int) -> Iterator[Tensor]:
-    """The batch of generated ids, one step at a time: int64 (num_samples,)."""
+    """Yield the generated ids of all samples, one step at a time: int64 (num_samples,)."""
     idx = torch.tensor([prompt], dtype=torch.long, device=model.lm_head.weight.device).expand(config.num_samples, -1)
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
     yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
 
 
 def until(text: str, stop: str) -> str:
-    """The text before the first `stop`."""
+    """Return the text before the first `stop`."""
     return text.partition(stop)[0] if stop else text
 
 
 class StreamWriter:
-    """Writes tokens to the terminal as they come: complete characters only, and nothing of a stop text that may be
-    beginning."""
+    """Write tokens to the terminal as they are generated: complete characters only, and no part of the stop text."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
         self.tokenizer, self.stop, self.held, self.stopped = tokenizer, stop, "", False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> bool:
-        """Write one token; True when the stop text is complete."""
+        """Write one token. Return True when the stop text is complete."""
         self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
         if self.stop and self.stop in self.held:
             self.held, self.stopped = until(self.held, self.stop), True

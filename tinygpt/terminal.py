@@ -1,10 +1,11 @@
-"""The standard streams: closed, full, or in an encoding that lacks a character; and control characters in a text.
+"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters in text.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
 """
 
 import contextlib
+import errno
 import os
 import sys
 
@@ -16,25 +17,30 @@ def prepare() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def escaped(text: str) -> str:
-    """Text of a file in one printable line: `\\x1b` for an escape character, which could control the terminal."""
+    """Make text from a file printable on one line: `\\x1b` for an escape character, which could control a terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def reader_has_left(error: OSError, system: str = os.name) -> bool:
+    """Return whether the error means that the reader of a pipe has closed it; Windows reports that as EINVAL."""
+    return isinstance(error, BrokenPipeError) or (system == "nt" and error.errno == errno.EINVAL)
+
+
 def silence(name: str) -> None:
-    """Redirect a broken standard stream to the null device: pending and later output is discarded."""
+    """Redirect a broken standard stream to the null device, which discards pending and later output."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
 def print_error(text: str) -> None:
-    """Print a line on standard error, if that can be written to."""
+    """Print a line on standard error, or nothing if standard error cannot be written to."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

@@ -1,8 +1,8 @@
-"""`tinygpt train`: from a dataset and a configuration to checkpoints and metrics. Read `loop` first.
+"""`tinygpt train`: train a GPT on a dataset, and write checkpoints and metrics. Read `loop` first.
 
-Everything that a run draws at random is a function of the seed and the iteration (batches, dropout) or has a stream of
-its own (evaluation, samples). The rest of its state is in `last.pt`. So a run that is killed at any moment and resumed
-with --init_from=resume ends in the same weights, bit for bit, as an uninterrupted one.
+Batches and dropout masks are functions of the seed and the iteration; evaluation and samples have random streams of
+their own. All other state is in `last.pt`. So a run that is killed at any moment and resumed with --init_from=resume
+ends in the same weights, bit for bit, as an uninterrupted one.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.sample import Choice, generate
-from tinygpt.training import device, processes
+from tinygpt.training import device
+from tinygpt.training.build import choose_compute
 from tinygpt.training.failures import not_finite, out_of_memory
 from tinygpt.training.log import Pace, read_metrics
 from tinygpt.training.run import Method, Run, micro_steps, open_run
@@ -29,11 +30,11 @@ from tinygpt.training.start import starting_point
 
 
 def train(config: TrainConfig, method: Method = Method()) -> int:
-    """Run the command; returns the exit status. Errors: TinyGPTError for everything that a user can fix."""
+    """Run the command and return the exit status. Errors: TinyGPTError for everything that a user can fix."""
     compute = None
     try:
         start = starting_point(config)  # first: a resumed run keeps its device and dtype
-        compute = device.choose(processes.device_name(config.device), config.dtype)
+        compute = choose_compute(config, start.saved)
         with contextlib.ExitStack() as stack:
             run = open_run(stack, config, compute, start, method)
             stop = stack.enter_context(StopSignal())
@@ -72,9 +73,9 @@ def loop(run: Run, stop: StopSignal) -> int:
         step, rate = progress.step, learning_rate(progress.step, config)
         run.optimizer.set_learning_rate(rate)
         loss, norm = forward_backward(run, *data)
-        data = batch(run, step + 1)  # drawn and copied while a GPU is still computing
+        data = batch(run, step + 1)  # a GPU still computes while the next batch is drawn and copied
         logged = step % config.log_interval == 0
-        waits = logged or run.compute.device.type == "cpu"  # reading a number makes a GPU finish its work first
+        waits = logged or run.compute.device.type == "cpu"  # to read a value from a GPU is to wait for it
         if waits:
             mean_loss, grad_norm = finite(run, loss, norm)
         run.optimizer.update()
@@ -120,7 +121,7 @@ def forward_backward(
 def finite(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:
     """Return the loss of the global batch and the gradient's norm. Errors: TinyGPTError if one is not finite.
 
-    In float16 a norm that is not finite is no error: the scaler skips that update.
+    In float16 a norm that is not finite is not an error: the scaler skips that update.
     """
     grad_norm = norm.item()
     mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
@@ -132,8 +133,8 @@ def finite(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, flo
 
 
 def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
-    """This process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and the
-    weight of each micro-step's mean loss.
+    """Draw this process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and
+    the weight of each micro-step's mean loss.
 
     With these weights the loss is the mean over all targets of the global batch, however the batch is split into
     micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
@@ -150,7 +151,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
 
 
 def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
-    """Dropout's masks are a function of (seed, step, micro_step, rank)."""
+    """Make dropout's masks a function of (seed, step, micro_step, rank)."""
     key = np.random.SeedSequence([seed, step, micro_step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(key[0]))
 
@@ -159,14 +160,14 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
 
 
 def evaluation_due(run: Run) -> bool:
-    """At every eval_interval and at the end, once each."""
+    """Return whether to evaluate now: once at every eval_interval and once at the end."""
     config, progress = run.config, run.progress
     due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters
     return config.eval_only or (due and progress.evaluated_at != progress.step)
 
 
 def evaluate_and_save(run: Run) -> None:
-    """Both losses to terminal and metrics; ckpt.pt if they are the best; then last.pt, which remembers that."""
+    """Log the loss of both splits; save ckpt.pt if the validation loss is the best so far, then last.pt."""
     config, progress = run.config, run.progress
     losses = estimate_losses(
         run.computing, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
@@ -195,7 +196,7 @@ def evaluate_and_save(run: Run) -> None:
 
 
 def save(run: Run, name: str) -> None:
-    """Write the whole state, as it is before iteration `progress.step`. Errors: weights that are not finite."""
+    """Save the complete state before iteration `progress.step`. Errors: TinyGPTError if a weight is not finite."""
     if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
         raise not_finite(run, "a weight is")
     if run.ranks.is_main:
@@ -209,7 +210,7 @@ def save(run: Run, name: str) -> None:
 
 
 def show_sample(run: Run, length: int = 200) -> None:
-    """A short sample with a seed of its own: the same prompt and seed at every evaluation."""
+    """Print and log a short sample; prompt and seed are the same at every evaluation."""
     tokenizer, start = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
     prompt = torch.from_numpy(start[None]).to(run.compute.device)
     choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
@@ -229,7 +230,7 @@ def out_of_patience(run: Run) -> bool:
 
 
 def finish(run: Run) -> None:
-    """Say what the run reached, what it wrote, how it went and what to try next."""
+    """Print the best loss, the files written, the verdict on the run and the next command."""
     config, source = run.config, run.dataset.sources["val"]
     minutes, seconds = divmod(run.seconds(), 60)
     best = run.progress.best_val_loss

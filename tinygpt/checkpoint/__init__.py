@@ -1,9 +1,9 @@
-"""Checkpoints: files that are complete or absent, and what is in them.
+"""Checkpoints: atomic files with a checksum, LoRA adapters, and changes of a model's size.
 
-    store.py        write and read, atomically and with a checksum; the model inside
-    adapter.py      adapter.pt: what a LoRA run has learned, without its base model
-    resize.py       a shorter context, a larger vocabulary
-    health.py       refuse a model whose numbers are not finite
+    store.py        read and write checkpoints; build the model in one
+    adapter.py      adapter.pt: the weights that a LoRA run has trained, without the base model
+    resize.py       shorten the context, enlarge the vocabulary
+    health.py       refuse a model with NaN or infinite weights or logits
     gpt2.py         OpenAI's GPT-2 weights as a checkpoint
 
 The package imports data, model, lora.py and what they import.

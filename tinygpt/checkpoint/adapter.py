@@ -19,6 +19,7 @@ from tinygpt import __version__
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config import suggest
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN
@@ -28,7 +29,7 @@ ADAPTER_FORMAT = 1
 
 
 def weights_fingerprint(weights: dict[str, Tensor]) -> str:
-    """Short name of a model's weights: equal exactly when they are, bit for bit."""
+    """Fingerprint of a model's weights: equal if and only if all their bits are."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         weight = weights[name].detach().cpu().contiguous()
@@ -37,7 +38,7 @@ def weights_fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def save_adapter(path: Path, run: Checkpoint, base: str, next_step: str = RUN_AGAIN) -> None:
-    """Write the adapter of a LoRA run beside its checkpoints; `base` is the fingerprint of the weights it adapts."""
+    """Write the adapter of a LoRA run. `base`: the fingerprint of the weights that it adapts."""
     state = {
         "tinygpt_adapter": ADAPTER_FORMAT,
         "tinygpt": __version__,
@@ -53,22 +54,23 @@ def save_adapter(path: Path, run: Checkpoint, base: str, next_step: str = RUN_AG
 
 
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
-    """A checkpoint, with an adapter applied to it if one is given. Errors: TinyGPTError, also for the wrong base."""
+    """Load a checkpoint, and apply an adapter if one is given. Errors: TinyGPTError, also for the wrong base model."""
     base = checkpoint.load(ckpt)
     return applied(base, ckpt, adapter) if adapter else base
 
 
 def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
-    """Base and adapter as one checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
+    """Combine base and adapter into a checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
     state = checkpoint.read(path)
     if not _is_adapter(state):
-        raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune with lora_rank writes OUT_DIR/adapter.pt")
+        raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8 writes OUT_DIR/adapter.pt")
     own = weights_fingerprint(base.model)
     if state["base"] != own:
+        trained_from = str(state["config"].get("init_from", "out/ckpt.pt"))
         raise TinyGPTError(
             f"{path} was trained on a base model other than {ckpt} (fingerprints {state['base']} and {own})",
-            f"give the checkpoint that it was trained from: --ckpt {state['config'].get('init_from', 'out/ckpt.pt')}",
+            f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}",
         )
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
     known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size

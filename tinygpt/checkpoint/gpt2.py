@@ -1,6 +1,6 @@
 """OpenAI's GPT-2 weights as a starting point: `--init_from=gpt2`, through the package transformers.
 
-transformers downloads them once (or takes them from its cache); its linear layers are stored transposed.
+transformers downloads them once (or takes them from its cache). It stores the linear layers' weights transposed.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def gpt2_checkpoint(name: str) -> Checkpoint:
-    """The weights of `name` as a checkpoint. Errors: TinyGPTError without transformers, network or cache."""
+    """Load the weights of `name` as a checkpoint. Errors: TinyGPTError without transformers, or without network and
+    cache."""
     if name not in NAMES:
         raise TinyGPTError(f"--init_from={name}: no such model", f"one of {', '.join(NAMES)}, or a checkpoint's path")
     try:
@@ -31,7 +32,7 @@ def gpt2_checkpoint(name: str) -> Checkpoint:
 
 
 def from_huggingface(model: Any) -> Checkpoint:
-    """A Hugging Face GPT2LMHeadModel as a checkpoint with nanoGPT's parameter names."""
+    """Convert a Hugging Face GPT2LMHeadModel to a checkpoint with nanoGPT's parameter names."""
     args = model.config
     weights = {
         name: weight.t().contiguous() if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else weight

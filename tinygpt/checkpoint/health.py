@@ -1,4 +1,4 @@
-"""Refuse a model that diverged, before its numbers are taken for results.
+"""Refuse a model that diverged, before its outputs are taken for results.
 
 refuse_diverged(model, "out/ckpt.pt")
 """
@@ -12,8 +12,10 @@ from tinygpt.model import GPT
 
 @torch.inference_mode()
 def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
-    """Refuse a model that diverged. Errors: TinyGPTError if its weights, or its logits for up to `probe` tokens, are
-    not finite; the message begins with `where`, which names the model."""
+    """Check that a model's weights, and its logits for up to `probe` tokens, are finite.
+
+    Errors: TinyGPTError, whose message begins with `where`, the name of the model.
+    """
     for weight in model.parameters():
         require_finite(weight, f"{where}: the weights are")
     count = min(model.config.vocab_size, model.config.block_size, probe)
@@ -22,6 +24,6 @@ def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
 
 
 def require_finite(values: Tensor, what: str = "the logits are") -> None:
-    """Refuse values of which one is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
+    """Check that no value is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
     if not values.isfinite().all():
         raise diverged(what, values[~values.isfinite()][0].item())

@@ -1,4 +1,4 @@
-"""A trained model of another size: a shorter context, or a larger vocabulary.
+"""Change the size of a trained model: shorten the context, or enlarge the vocabulary.
 
 crop_block_size(model, 128)
 grow_vocabulary(model, known=65, total=70)
@@ -20,9 +20,9 @@ def crop_block_size(model: GPT, block_size: int) -> None:
 
 
 def grow_vocabulary(model: GPT, known: int, total: int) -> None:
-    """Make room for `total` tokens, of which the first `known` are in use. Old rows stay.
+    """Enlarge the embeddings to `total` tokens. The rows of the `known` tokens stay.
 
-    A new row starts as their mean, so the model takes an unknown token for an average one (Hewitt 2021, "Initializing
+    A new row starts as their mean, so the model treats a new token like an average one (Hewitt 2021, "Initializing
     new word embeddings for pretrained language models").
     """
     config, transformer = model.config, model.transformer

@@ -2,7 +2,7 @@
 
 A checkpoint is one `torch.save` of tensors and plain types. It is written to a temporary file in the same folder,
 fsynced and renamed, so its path always holds the old one or the new one. The SHA-256 of everything before it is kept in
-the comment of the zip archive (the seal), so a damaged file is refused before a tensor is used. It is read with
+the comment of the zip archive (the seal), so a damaged file is refused before any tensor is used. It is read with
 `weights_only=True`: a file from a stranger can contain wrong weights, but it cannot run code.
 
     save(Path("out/last.pt"), Checkpoint(...))
@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 
 from tinygpt import __version__, lora
+from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
@@ -39,11 +40,11 @@ SEAL_BYTES = len(SEAL) + 64  # followed by the digest in hex
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A run at the moment before iteration `step`."""
+    """The state of a run before iteration `step`."""
 
     model: dict[str, torch.Tensor]  # weights under nanoGPT's names
     model_args: dict[str, Any]  # the fields of GPTConfig
-    config: dict[str, Any]  # the run's whole configuration
+    config: dict[str, Any]  # the run's complete configuration
     step: int = 0
     best_val_loss: float = float("inf")
     tokenizer: dict[str, Any] | None = None  # None in nanoGPT's files, whose tokenizer is the dataset's
@@ -51,14 +52,14 @@ class Checkpoint:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only `resume` needs
 
     def build_model(self, kind: type[GPT] = GPT) -> GPT:
-        """The model with these weights, a LoRA run's adapters added to them.
+        """Build the model with these weights; a LoRA run's adapters are merged into them.
 
         Errors: TinyGPTError when sizes and weights contradict each other.
         """
         return self._build(kind, lora.merged(self.model, self._alpha()) if lora.is_adapted(self.model) else self.model)
 
     def build_for_resuming(self, kind: type[GPT] = GPT) -> GPT:
-        """The model as it was trained: with the adapters of a LoRA run beside its weights."""
+        """Build the model as it was trained: a LoRA run's adapters stay separate."""
         if not lora.is_adapted(self.model):
             return self.build_model(kind)
         learned = lora.adapted_only(self.model)
@@ -91,17 +92,17 @@ class Checkpoint:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None
 
-    def require_symbols(self, tokenizer: Tokenizer, where: str) -> None:
-        """Errors: TinyGPTError if the tokenizer has ids that the model has no embedding for."""
+    def require_embeddings(self, tokenizer: Tokenizer, where: str) -> None:
+        """Check that the model has an embedding for every token of the tokenizer. Errors: TinyGPTError if not."""
         size = GPTConfig.from_dict(self.model_args).vocab_size
         if tokenizer.vocab_size > size:
             raise TinyGPTError(
-                f"{where} has a vocabulary of {size} tokens, its tokenizer one of {tokenizer.vocab_size}",
+                f"{where} has a vocabulary of {size} tokens, but its tokenizer has {tokenizer.vocab_size}",
                 "prepare the text that it was trained on, under the same dataset name",
             )
 
     def _sizes_agree(self, args: GPTConfig) -> bool:
-        """Compare the tables' shapes, which settle the model's size, before one of absurd size is built."""
+        """Compare the shapes that determine the model's size, before a model of absurd size is built."""
         blocks = {found[1] for name in self.model if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:
             return False
@@ -125,7 +126,7 @@ def save(path: Path, checkpoint: Checkpoint, next_step: str = RUN_AGAIN) -> None
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, or the ckpt.pt of a folder. Errors: those of `read`, and a file that is something else."""
+    """Read a checkpoint, or the ckpt.pt of a folder. Errors: as in `read`, also for a file that is no checkpoint."""
     path = Path(path)
     path = path / "ckpt.pt" if path.is_dir() else path
     with _naming_a_neighbour(path):
@@ -140,13 +141,13 @@ def refuse_overwriting(out: Path, source: str, use: str) -> None:
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     if out.resolve() == folder.resolve():
-        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", f"--out_dir={out}-new")
+        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", suggest.quoted(f"--out_dir={out}-new"))
 
 
 def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer:
-    """The tokenizer inside the checkpoint; for nanoGPT's files that of the prepared dataset that its config names.
+    """Return the tokenizer in the checkpoint; for nanoGPT's files, that of the dataset which its config names.
 
-    Errors: TinyGPTError that begins with `where`, which names the checkpoint, if there is none or it does not fit.
+    Errors: TinyGPTError, whose message begins with `where`, if there is none, or if it does not fit the model.
     """
     if checkpoint.tokenizer is not None:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, where)
@@ -154,10 +155,10 @@ def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer
         tokenizer = Dataset(data_dir, name).tokenizer
     else:
         raise TinyGPTError(
-            f"{where} holds no tokenizer, and does not say what it was trained on",
+            f"{where} has no tokenizer and does not name its dataset",
             "tinygpt train --init_from=PATH makes one that does",
         )
-    checkpoint.require_symbols(tokenizer, where)
+    checkpoint.require_embeddings(tokenizer, where)
     return tokenizer
 
 
@@ -169,10 +170,10 @@ def write(path: Path, state: dict[str, Any], next_step: str = RUN_AGAIN) -> None
 
 
 def read(path: Path) -> Any:
-    """What `write` wrote, after checking that it is whole.
+    """Read a file that `write` wrote, after checking that it is intact.
 
-    Errors: TinyGPTError, a sentence of its own for each: no file, truncated or changed, foreign, of a newer format,
-    holding more than tensors and plain values. A neighbour that is good is named.
+    Errors: TinyGPTError, with a message of its own for each case: no file, truncated or changed, not a checkpoint, a
+    newer format, more than tensors and plain values. The hint names an intact checkpoint in the same folder.
     """
     with _naming_a_neighbour(path):
         state, sealed = _read(path)
@@ -190,14 +191,14 @@ def _read(path: Path) -> tuple[Any, bool]:
 
 @contextlib.contextmanager
 def _naming_a_neighbour(path: Path) -> Iterator[None]:
-    """Turn whatever reading raises into one sentence."""
+    """Turn any error of reading into one sentence; the hint names an intact checkpoint in the same folder."""
     try:
         yield
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
         raise file_error(path, error, _way_out(path, "train a model first: tinygpt train CONFIG")) from None
-    except Exception as error:  # torch.load reports foreign content through many types
+    except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise TinyGPTError(
                 f"{path}: holds more than tensors and plain values; refused, since loading it could run code",
@@ -209,8 +210,8 @@ def _naming_a_neighbour(path: Path) -> Iterator[None]:
 def verify(file: IO[bytes], path: Path) -> bool:
     """Check the seal, or, for a file without one (nanoGPT's), the zip archive's own checksums; True if sealed.
 
-    The parts of a torch.save are not compressed, so a small file that would unpack to a huge one is not one of those.
-    Errors: TinyGPTError for a file that is not what was written.
+    torch.save does not compress, so a compressed file, which could unpack to a huge one, is refused. Errors:
+    TinyGPTError for a file that is not as it was written.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - SEAL_BYTES, 0))
@@ -234,12 +235,12 @@ def verify(file: IO[bytes], path: Path) -> bool:
     if packed:
         raise TinyGPTError(f"{path}: not a checkpoint (its entries are compressed; torch.save's are not)")
     if bad:
-        raise _damaged(path, f"the checksum of its part {bad} does not match")
+        raise _damaged(path, f"the checksum of its entry {bad} does not match")
     return sealed
 
 
 def _seal(file: IO[bytes]) -> None:
-    """Append the digest of everything before it as the zip archive's comment, which torch.load passes over."""
+    """Append the digest of the file as the zip archive's comment, which torch.load ignores."""
     file.seek(-2, os.SEEK_END)  # a zip ends with the length of its comment
     file.write(struct.pack("<H", SEAL_BYTES))
     size = file.tell()
@@ -247,7 +248,7 @@ def _seal(file: IO[bytes]) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> str:
-    """SHA-256 of the first `size` bytes; leaves the file positioned behind them."""
+    """SHA-256 of the first `size` bytes; the file position is then after them."""
     file.seek(0)
     digest = hashlib.sha256()
     while size > 0 and (part := file.read(min(size, 1 << 20))):
@@ -260,7 +261,10 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        raise TinyGPTError(f"{path}: an adapter, which needs its base", f"--ckpt BASE/ckpt.pt --adapter {path}")
+        raise TinyGPTError(
+            f"{path}: an adapter, which needs its base model",
+            f"--ckpt BASE/ckpt.pt --adapter {suggest.quoted(str(path))}",
+        )
     version = state.get("tinygpt_format", 0)
     if version and not sealed:
         raise _damaged(path, "its seal is missing")
@@ -269,8 +273,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     weights: Any = state.get("model")
     args: Any = state.get("model_args")
     config: Any = state.get("config", {})
-    whole = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
-    if not whole or not all(isinstance(n, str) and isinstance(w, torch.Tensor) for n, w in weights.items()):
+    complete = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
+    if not complete or not all(isinstance(n, str) and isinstance(w, torch.Tensor) for n, w in weights.items()):
         raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)")
     _check_model_args(args, path, str(state.get("tinygpt", "")) if version else "")
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
@@ -289,7 +293,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
 
 
 def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
-    """Where nanoGPT's run stood; its best loss is a tensor. A file that does not say begins at 0."""
+    """Progress of a nanoGPT run, whose best loss is a tensor; empty if the file does not record it."""
     try:
         return {"step": int(state["iter_num"]), "best_val_loss": float(state["best_val_loss"])}
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
@@ -317,7 +321,7 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
         raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
     sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
     if min(sizes) < 1 or shape.n_embd % shape.n_head or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
-        raise TinyGPTError(f"{path}: not a checkpoint (its model_args are those of no model)")
+        raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 
 
 def _damaged(path: Path, how: str) -> TinyGPTError:
@@ -325,7 +329,7 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
 
 
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:
-    """Name a neighbour that can be used, if there is one."""
+    """Return a hint: an intact checkpoint in the same folder, if there is one."""
     for neighbour in sorted(path.parent.glob("*.pt")):
         if neighbour.name not in (path.name, "adapter.pt"):
             try:

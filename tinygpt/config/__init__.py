@@ -1,6 +1,6 @@
-"""Configuration: what can be set, and how files and flags set it.
+"""Configuration: the keys of each command, and how files and flags set them.
 
-fields.py   the types of keys, their limits and marks
+fields.py   the types of keys, with limits and other annotations
 schema.py   one dataclass per command: keys, defaults, help
 files.py    config files: YAML, or Python in nanoGPT's style, which is parsed and never executed
 parse.py    from files and flags to a checked config; --help
@@ -8,5 +8,5 @@ suggest.py  the commands that messages suggest
 
     config = parse(TrainConfig, ["configs/shakespeare_char.yaml", "--device=cpu"])
 
-It imports from tinygpt only errors and files.
+The package imports only errors and files from tinygpt.
 """

@@ -13,12 +13,12 @@ import reprlib
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
-LARGEST = 2**53  # more of anything than a machine can hold, and products of two such numbers can still be compared
+LARGEST = 2**53  # more than a machine can hold of anything; the product of two such numbers still compares correctly
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A limit of a number. `Limit(">=", 0), Limit("<", 1)` beside a type are the interval [0, 1)."""
+    """A limit of a number. `Limit(">=", 0), Limit("<", 1)` in an annotation are the interval [0, 1)."""
 
     sign: Literal[">=", ">", "<=", "<"]
     bound: float
@@ -36,7 +36,7 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class FolderName:
-    """The name of a dataset, which is a folder inside data/ and cannot lead out of it."""
+    """The name of a dataset: a folder inside data/, never outside it."""
 
     may_be_empty: bool = True
 
@@ -47,8 +47,8 @@ class FolderName:
         return f"dataset name {value!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
 
 
-POSITIONAL = "positional"  # marks a key that is given without --key
-PATH = "path"  # marks a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
+POSITIONAL = "positional"  # annotates a key that is given without --key
+PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -73,7 +73,7 @@ class Key(NamedTuple):
 
 @functools.cache
 def keys(kind: type) -> dict[str, Key]:
-    """The keys of a configuration by name."""
+    """Return the keys of a configuration by name."""
     hints, found = get_type_hints(kind, include_extras=True), {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]

@@ -22,7 +22,7 @@ PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a 
 
 
 def find_config(name: str) -> Path:
-    """The file itself, or the preset of that name that comes with the package (pip users have no configs/ folder)."""
+    """Return the file itself, or the preset of that name in the package (pip users have no configs/ folder)."""
     path = Path(name)
     if path.is_file():
         return path
@@ -35,40 +35,42 @@ def find_config(name: str) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Keys and values of one config file."""
+    """Read the keys and values of one config file."""
     text = read_text(path, "a config is YAML, or Python in nanoGPT's style")
     return read_python(text, path) if path.suffix == ".py" else read_yaml(text, path)
 
 
 def read_yaml(text: str, path: Path) -> dict[str, Any]:
-    """YAML's plain mapping of key: value; tags that would build objects are refused by PyYAML's safe loader."""
+    """Parse a YAML mapping of keys to plain values. PyYAML's safe loader refuses tags that would build objects."""
     try:
         written = _check_flat(yaml.compose(text, Loader=yaml.SafeLoader), path)
         loaded = yaml.safe_load(text)
     except TinyGPTError:
         raise
-    except Exception as error:  # PyYAML stumbles over odd numbers and dates in many ways
+    except Exception as error:  # odd numbers and dates make PyYAML raise many types
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or type(error).__name__
-        raise TinyGPTError(f"{where}: {what}", "a config is lines of 'key: value' with plain values") from None
+        raise TinyGPTError(f"{where}: {what}", "a config has lines of 'key: value' with plain values") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config is lines of 'key: value'")
+        raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config has lines of 'key: value'")
     return {key: written[key] if key in TEXT_KEYS and value is not None else value for key, value in loaded.items()}
 
 
 def _check_flat(node: Any, path: Path) -> dict[str, str]:
-    """Check that a config is flat, and return its values as they are written.
+    """Check that a config is flat, and return its values as written.
 
-    This happens before YAML builds any value: a few lines of aliases expand to gigabytes. Errors: TinyGPTError for a
-    key that occurs twice, and for a value that is not a plain one.
+    The check precedes YAML's own conversion, in which a few lines of aliases could expand to gigabytes. Errors:
+    TinyGPTError for a key that occurs twice, and for a value that is a list, a mapping or an object.
     """
     written: dict[str, str] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         if not isinstance(key, yaml.ScalarNode):
-            raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", "lines of 'key: value'")
+            raise TinyGPTError(
+                f"{path}, line {key.start_mark.line + 1}: a key must be a word", "write lines of 'key: value'"
+            )
         if key.value in written:
             raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
         if not isinstance(value, yaml.ScalarNode):
@@ -77,7 +79,7 @@ def _check_flat(node: Any, path: Path) -> dict[str, str]:
             where = path if plain else f"{path}, line {value.start_mark.line + 1}"
             raise TinyGPTError(
                 f"{where}: {key.value}: needs one plain value, not {what}",
-                f"lines of 'key: value' with plain values, for example {key.value}: 1",
+                f"write lines of 'key: value' with plain values, for example {key.value}: 1",
             )
         written[key.value] = value.value
     return written
@@ -94,8 +96,8 @@ _CALLS: dict[str, Any] = {"str": str, "time.time": time.time}  # nanoGPT's 'ft-'
 
 
 def read_python(text: str, path: Path) -> dict[str, Any]:
-    """A Python config in nanoGPT's style, parsed and never executed: assignments of literals, arithmetic on them
-    and on earlier names, and `str(time.time())`. Errors: any other line, by name and number."""
+    """Parse a Python config in nanoGPT's style, without executing it: assignments of literals, arithmetic on literals
+    and earlier names, and `str(time.time())`. Errors: TinyGPTError that quotes any other line, with its number."""
     values: dict[str, Any] = {}
 
     def evaluate(node: ast.expr) -> Any:
@@ -113,13 +115,13 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 return _bounded(_ARITHMETIC[type(op)](*sides))
             case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
                 return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
-        raise TypeError("would have to be executed")
+        raise TypeError("would need to be executed")
 
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
-        raise TinyGPTError(f"{path}, line {line}: not Python: {error}", "or write it as YAML: key: value") from None
+        raise TinyGPTError(f"{path}, line {line}: not Python: {error}", "fix it, or write YAML: key: value") from None
     for statement in statements:
         line = (ast.get_source_segment(text, statement) or "...").splitlines()[0][:60]
         match statement:
@@ -138,20 +140,20 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
 
 
 def _bounded(value: Any) -> Any:
-    """A result of arithmetic, unless a short line has made something huge of it."""
+    """Return a result of arithmetic. Errors: ValueError if it is huge, which a short line can achieve."""
     if (isinstance(value, int) and abs(value) > 1 << 64) or (isinstance(value, str) and len(value) > 10_000):
-        raise ValueError("makes something huge")
+        raise ValueError("gives a result that is too large")
     return value
 
 
-def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: str = "would have to be executed"):
+def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: str = "would need to be executed"):
     return TinyGPTError(
-        f"{path}, line {number}: `{line}` {why}; configs are read, never run",
+        f"{path}, line {number}: `{line}`: {why}; configs are parsed, never executed",
         f"write the value itself, or use a YAML file with the line `{yaml_line}`",
     )
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML that `parse` reads back: what a run writes beside its checkpoints."""
+    """Format the resolved config as YAML that `parse` reads back; a run saves it next to its checkpoints."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -2,8 +2,8 @@
 
     config = parse(TrainConfig, ["configs/shakespeare_char.yaml", "--device=cpu"])
 
-A file's values and the command line's flags go through the same `converted`, so a key has one type, one range and one
-error message. tyro prints --help and the shell completion; nothing else needs it.
+Values from files and flags go through the same function, `converted`, so a key has one type, one range and one error
+message. tyro prints --help and the shell completion; nothing else needs it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ConfigType = TypeVar("ConfigType")
 
 
 def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
-    """Make a config of `kind` from its files and flags, checked key by key and as a whole.
+    """Make a config of `kind` from its files and flags; check each value, and all values together.
 
     `config.flags` are the keys given as flags, `config.given` those given as flags or in files. Errors: TinyGPTError
     for an unreadable file, an unknown key ("did you mean"), a value of the wrong type, and all values out of range.
@@ -33,7 +33,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     texts, flags = split(kind, args, prog)
     values, from_files = placed(kind, texts, prog), {}
     if values.get("config"):
-        from tinygpt.config.files import find_config, read_config  # PyYAML, which the other commands can do without
+        from tinygpt.config.files import find_config, read_config  # PyYAML, which no other command needs
 
         for path in map(find_config, values["config"]):
             for name, value in read_config(path).items():
@@ -85,7 +85,7 @@ def split(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, 
 
 
 def placed(kind: type, texts: list[str], prog: str) -> dict[str, Any]:
-    """Assign the positional arguments to their keys, in order. Errors: TinyGPTError for one too few or too many."""
+    """Assign the positional arguments to their keys, in order. Errors: TinyGPTError for too few or too many."""
     values: dict[str, Any] = {}
     for key in keys(kind).values():
         if POSITIONAL not in key.marks:
@@ -97,7 +97,7 @@ def placed(kind: type, texts: list[str], prog: str) -> dict[str, Any]:
         if found:
             values[key.name] = tuple(found) if key.type is tuple else found[0]
     if texts:
-        raise TinyGPTError(f"{texts[0]}: one argument too many", f"{prog} --help")
+        raise TinyGPTError(f"{texts[0]}: unexpected argument", f"{prog} --help")
     return values
 
 
@@ -114,8 +114,10 @@ def find_key(kind: type, name: str, where: str) -> Key:
 
 
 def is_left_over(name: str, value: Any) -> bool:
-    """Return whether a value in a config of `tinygpt train` is one that version 0.1 wrote there without effect: the
-    default of a key of finetune, and the base model's dataset, which only the others of these keys made use of."""
+    """Return whether version 0.1 wrote this value into a config of `tinygpt train` without effect.
+
+    It wrote the defaults of finetune's keys, and base_dataset, which only other keys of finetune use.
+    """
     left_over = keys(FinetuneConfig).keys() - keys(TrainConfig).keys() - {"ckpt"}
     return name in left_over and (name == "base_dataset" or value == getattr(FinetuneConfig, name))
 
@@ -126,7 +128,7 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__} {value!r}", f"{key.name}: 1")
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
-        raise TinyGPTError(f"{name}: the number is too large", f"{key.name}: 1")
+        raise TinyGPTError(f"{name}: this number is too large", f"{key.name}: 1")
     if key.type in (str, tuple):
         if not isinstance(value, str):  # from a Python config; from YAML it is text as written
             raise TinyGPTError(f"{name}: needs text, not the number {value!r}", f"{key.name} = {str(value)!r}")
@@ -145,19 +147,19 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
 
 
 def out_of_range(config: Any) -> Iterator[str]:
-    """Yield what is wrong with single values, one phrase per key."""
+    """Yield one phrase for each key whose value is out of range."""
     for key in keys(config.__class__).values():
         problems = (mark.problem(key.name, getattr(config, key.name)) for mark in key.marks if hasattr(mark, "problem"))
         yield from [problem for problem in problems if problem][:1]
 
 
 def contradictions(config: Any) -> Iterator[str]:
-    """Yield what is wrong with the values taken together, each as one phrase."""
+    """Yield one phrase for each contradiction between values."""
     pairs = isinstance(config, PrepareConfig) and config.format == "pairs"
     if pairs and not 0 < config.test_fraction < 1 - config.val_fraction:
         yield f"test_fraction is {config.test_fraction}, it must be above 0 and leave room for training"
     if isinstance(config, EvalConfig) and (config.plot if config.predict else config.output):
-        yield "output is for the labels of predict, plot for the confusion matrix without predict"
+        yield "output is the file for the labels of predict; plot is for the confusion matrix, without predict"
     if hasattr(config, "n_head") and config.n_head > 0:
         if config.n_embd % config.n_head:
             yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"
@@ -180,7 +182,7 @@ def show_help(kind: type, prog: str) -> NoReturn:
 
 
 def for_tyro(kind: type) -> type:
-    """The same configuration in tyro's terms."""
+    """Translate a configuration class for tyro."""
     import tyro
 
     annotations, defaults = {}, {}
@@ -196,7 +198,7 @@ def for_tyro(kind: type) -> type:
 
 
 def metavar(key: Key) -> str:
-    """How --help shows the value of a key; empty: as tyro does."""
+    """Return the placeholder for a key's value in --help; empty: tyro's own."""
     if get_args(key.type):
         return ""
     if POSITIONAL in key.marks:

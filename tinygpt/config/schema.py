@@ -2,8 +2,8 @@
 
     defaults  <  config files (YAML, or Python in nanoGPT's style)  <  --key=value
 
-The text under a field is its help. Its limits stand beside its type (`tinygpt/config/fields.py`).
-`tinygpt/config/parse.py` makes a config out of files and flags.
+The text below a field is its help. Its limits are part of its type (`tinygpt/config/fields.py`).
+`tinygpt/config/parse.py` makes a config from files and flags.
 """
 
 import dataclasses
@@ -57,12 +57,12 @@ class PrepareConfig:
     name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
     """the dataset's name: a ready corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (every *.txt below them) or patterns, read in sorted order; with --format pairs, in
-    folders every *.jsonl, *.csv and *.xlsx"""
+    """your own text: files, folders (all *.txt files in them and below; for pairs *.jsonl, *.csv and *.xlsx) or patterns,
+    read in sorted order"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
     """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
-    """share of the text, at its end, that is kept for validation; of pairs, the share of examples"""
+    """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or .xlsx of Excel)"""
     prompt_field: str = "prompt"
@@ -74,7 +74,7 @@ class PrepareConfig:
     skip_bad: bool = False
     """pairs: skip lines that are not pairs instead of stopping"""
     show: CountOrZero = 0
-    """pairs: print this many examples, with the characters that carry loss marked"""
+    """pairs: print this many examples, and mark the characters on which the loss is computed"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
     source: File = ""
@@ -84,9 +84,9 @@ class PrepareConfig:
 
 
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
-    """The options a dataset was made with, for meta.json: the values other than defaults, so that messages can say how
-    to make it again."""
-    apart = ("name", "source", "show", "data_dir")  # do not change the content
+    """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
+    the dataset again."""
+    apart = ("name", "source", "show", "data_dir")  # do not affect the content
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {key: v for key, v in values.items() if key not in apart and v != getattr(PrepareConfig, key)}
 
@@ -108,21 +108,21 @@ class TrainConfig:
     data_dir: File = "data"
     """folder that holds the datasets"""
     init_from: File = "scratch"
-    """scratch; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if there is a
-    last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: through
-    transformers"""
+    """scratch: new weights; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if
+    there is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large,
+    gpt2-xl: start from OpenAI's weights, through the package transformers"""
     eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
     eval_iters: CountOrZero = 200
-    """batches per evaluation and split; 0: the whole validation split, every token once"""
+    """batches per evaluation and split; 0: the complete validation split, each token once"""
     eval_only: bool = False
     """evaluate once and stop"""
     log_interval: Count = 1
     """iterations between lines in metrics.jsonl"""
     sample_interval: CountOrZero = 0
-    """iterations between short samples, taken at an evaluation; 0: never"""
+    """iterations between short samples, which are generated at evaluations; 0: none"""
     checkpoint_interval: CountOrZero = 0
-    """iterations between writes of last.pt; 0: at every evaluation"""
+    """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
     always_save_checkpoint: bool = False
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0
@@ -139,51 +139,52 @@ class TrainConfig:
     block_size: Count = 1024
     """context length in tokens"""
     gradient_accumulation_steps: Count = 40
-    """micro-steps per iteration, over all processes together"""
+    """micro-steps per iteration, summed over all processes"""
 
     n_layer: Count = 12
     """decoder blocks"""
     n_head: Count = 12
-    """attention heads per block; divides n_embd"""
+    """attention heads per block; must divide n_embd"""
     n_embd: Count = 768
     """width of the residual stream"""
     dropout: Share = 0.0
-    """probability of dropping an activation in training; 0 for pretraining, 0.1 and more for small data"""
+    """probability of dropping an activation in training; 0 for pretraining, 0.1 or more for small datasets"""
     bias: bool = False
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
+    """normalisation layers: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
     position: Literal["learned", "rope", "alibi"] = "learned"
-    """learned embeddings (GPT-2), rope: rotary ones (Su et al. 2021), alibi: a bias by distance (Press et al. 2021)"""
+    """position encoding: learned embeddings (GPT-2), rotary embeddings (rope, Su et al. 2021) or an attention bias by
+    distance (alibi, Press et al. 2021)"""
     activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
-    """of the MLP: gelu (GPT-2), relu2 (So et al. 2021) or swiglu (Shazeer 2020)"""
+    """activation of the MLP: gelu (GPT-2), relu2 (So et al. 2021) or swiglu (Shazeer 2020)"""
     qk_norm: bool = False
     """normalise queries and keys in each head (Henry et al. 2020)"""
     tie_weights: bool = True
-    """one matrix for the token embedding and the output head (Press & Wolf 2017)"""
+    """use one matrix for both the token embedding and the output head (Press & Wolf 2017)"""
     zero_init: bool = False
     """start the blocks' output projections at zero, so that each block begins as the identity (Zhang et al. 2019)"""
     bigram_table: bool = False
     """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
     token_shift: bool = False
-    """half of the channels that attention and the MLP read come from the previous position"""
+    """take half of the input channels of attention and MLP from the previous position"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     muon_learning_rate: NonNegative = 0.02
-    """peak learning rate of the matrices under optimizer=muon"""
+    """peak learning rate of the matrices that Muon updates (optimizer=muon)"""
     max_iters: CountOrZero = 600000
     """iterations (optimizer updates)"""
     weight_decay: NonNegative = 0.1
     """weight decay of matrices and embeddings; biases and norms are not decayed"""
     beta1: Share = 0.9
-    """AdamW's decay of the first moment"""
+    """AdamW's decay rate of the first moment"""
     beta2: Share = 0.95
-    """AdamW's decay of the second moment"""
+    """AdamW's decay rate of the second moment"""
     grad_clip: NonNegative = 1.0
-    """largest norm of the gradient of all parameters together; 0: no clipping"""
+    """maximum norm of the gradient of all parameters; 0: no clipping"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
     decay_lr: bool = True
@@ -191,25 +192,26 @@ class TrainConfig:
     warmup_iters: CountOrZero = 2000
     """iterations of linear warm-up"""
     lr_decay_iters: CountOrZero = 0
-    """iteration at which the decay reaches min_lr; 0: max_iters, also when a resumed run is given a larger one"""
+    """iteration at which the decay reaches min_lr; 0: max_iters, also if max_iters is raised when resuming"""
     min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, on a Mac the faster of CPU and MPS (measured at
+    the start), else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 where the hardware multiplies it,
-    else float32, or float16 on an NVIDIA GPU without bfloat16"""
+    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 if the hardware supports it, else
+    float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
-    """torch.compile the model; auto: on a GPU only, since on a CPU compiling takes longer than it saves"""
+    """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
     fast: Switch = "auto"
-    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
+    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     quiet: bool = False
-    """show evaluations only, without progress bar and samples: for logs"""
+    """print evaluations only, without progress bar and samples"""
 
 
 @dataclasses.dataclass
@@ -222,7 +224,7 @@ class FinetuneConfig(TrainConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or the folder that holds ckpt.pt; its architecture and context are taken over"""
+    """the base model: a checkpoint, or the folder that holds ckpt.pt; it determines architecture and context length"""
     init_from: File = "scratch"
     """scratch: start from --ckpt; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume
     if there is a last.pt, else scratch"""
@@ -233,7 +235,7 @@ class FinetuneConfig(TrainConfig):
     batch_size: Count = 32
     """sequences per micro-step"""
     gradient_accumulation_steps: Count = 1
-    """micro-steps per iteration, over all processes together"""
+    """micro-steps per iteration, summed over all processes"""
     learning_rate: NonNegative = 1e-3
     """peak learning rate"""
     min_lr: NonNegative = 0.0
@@ -247,7 +249,7 @@ class FinetuneConfig(TrainConfig):
     eval_interval: Count = 100
     """iterations between evaluations"""
     eval_iters: CountOrZero = 0
-    """batches per evaluation and split; 0: the whole validation split"""
+    """batches per evaluation and split; 0: the complete validation split"""
     patience: CountOrZero = 5
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
     lora_rank: CountOrZero = 0
@@ -259,9 +261,9 @@ class FinetuneConfig(TrainConfig):
     lora_targets: str = "c_attn,c_proj,c_fc"
     """linear layers that get an adapter, in every block"""
     replay: Share = 0.0
-    """share of training rows taken from the base model's own data, which reduces forgetting"""
+    """share of training rows that are drawn from the base model's dataset, to reduce forgetting"""
     base_dataset: DatasetName = ""
-    """the base model's own dataset; empty: the one that its checkpoint names"""
+    """the base model's dataset; empty: the one that its checkpoint names"""
 
 
 @dataclasses.dataclass
@@ -305,28 +307,28 @@ class SampleConfig:
     stop: str = ""
     """end a sample where this text appears"""
     plain: bool = False
-    """continue the prompt as text, also with a model that was fine-tuned to answer prompts"""
+    """continue the prompt as plain text, even if the model was fine-tuned to answer prompts"""
     seed: Seed = 1337
     """the same seed gives the same text"""
     skip_unknown: bool = False
     """remove prompt characters outside the model's vocabulary instead of refusing them"""
     exact_window: bool = False
-    """past the context length, recompute the whole window at every token, as nanoGPT does (slow)"""
+    """beyond the context length, recompute the complete window for every token, as nanoGPT does (slow)"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, since decoding one token at a time gains nothing from less"""
+    """dtype of the model; auto: float32, since lower precision does not speed up decoding one token at a time"""
     fast: Switch = "auto"
-    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
+    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object per sample, for programs"""
     data_dir: File = "data"
-    """folder of the datasets: a nanoGPT checkpoint's tokenizer comes from the one its config names"""
+    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    """Evaluate a model on a whole validation split and compare it with n-gram baselines.
+    """Evaluate a model on the complete validation split and compare it with n-gram baselines.
 
     tinygpt eval --ckpt out/ckpt.pt
 
@@ -342,28 +344,28 @@ class EvalConfig:
     task: DatasetName = ""
     """a prepared labelled task: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers"""
     split: Literal["test", "val"] = "test"
-    """of a task: the split to measure on"""
+    """with --task: the split to evaluate on"""
     predict: File = ""
-    """of a task: label each line of this file instead, empty ones too, as CSV with the probability of each label"""
+    """with --task: label each line of this file instead (empty lines too), as CSV with each label's probability"""
     output: File = ""
-    """where --predict writes the labels, also -o; empty: to the terminal"""
+    """file for the labels of --predict, also -o; empty: print them"""
     plot: File = ""
-    """of a task: the confusion matrix as PNG; empty: confusion.png in the checkpoint's folder"""
+    """with --task: PNG file for the confusion matrix; empty: confusion.png in the checkpoint's folder"""
     data_dir: File = "data"
     """folder that holds the datasets"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32 on every device"""
     fast: Switch = "auto"
-    """compute with tinygpt/fast, which is faster on a CPU, instead of plain PyTorch; auto: on a CPU"""
+    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object, for programs"""
 
 
 @dataclasses.dataclass
 class PlotConfig:
-    """Draw the loss curves of one or more runs into a PNG.
+    """Draw the loss curves of one or more runs as a PNG file.
 
     tinygpt plot out/ out-mine/ --output losses.png
     """
@@ -371,7 +373,7 @@ class PlotConfig:
     runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders"""
     output: File = ""
-    """the picture; empty: loss.png in the first folder"""
+    """the PNG file, also -o; empty: loss.png in the first folder"""
 
 
 @dataclasses.dataclass
@@ -389,7 +391,7 @@ class DoctorConfig:
 
 @dataclasses.dataclass
 class ReportConfig:
-    """Write one HTML file of a run, in which its model runs: no server, no network.
+    """Write one HTML file about a run, in which the model itself runs: no server, no network.
 
     tinygpt report out/ -o report.html
 
@@ -399,14 +401,14 @@ class ReportConfig:
     runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders: the report describes the first; the curves show all"""
     output: File = ""
-    """the page, also -o; empty: report.html in the first folder"""
+    """the HTML file, also -o; empty: report.html in the first folder"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
 class ExportConfig:
-    """Write one HTML file of a model, for people without Python.
+    """Write a model as one HTML file, for people without Python.
 
     tinygpt export --ckpt out/ckpt.pt --format html
     """
@@ -418,14 +420,14 @@ class ExportConfig:
     format: Literal["html"] = "html"
     """html: a page in which the model runs"""
     output: File = ""
-    """the page, also -o; empty: model.html in the checkpoint's folder"""
+    """the HTML file, also -o; empty: model.html in the checkpoint's folder"""
     data_dir: File = "data"
-    """folder of the datasets: a nanoGPT checkpoint's tokenizer comes from the one its config names"""
+    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
 
 @dataclasses.dataclass
 class CheckConfig:
-    """Check the integrity of run folders and datasets, and say what can still be used.
+    """Check the integrity of run folders and datasets, and list what can still be used.
 
     tinygpt check out/ data/shakespeare_char
 
@@ -439,14 +441,14 @@ class CheckConfig:
     ckpt: File = ""
     """base model for --resume with a fine-tuning config; empty: the one the config names"""
     iterations: Count = 60
-    """iterations of that short run"""
+    """iterations of the short run of --resume"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
 class ExerciseConfig:
-    """Write a GPT yourself in ten steps, with checks that say what is wrong and where to look.
+    """Write a GPT yourself in ten steps, with checks that show what is wrong and where to look.
 
     tinygpt exercise list
 

@@ -1,8 +1,9 @@
-"""Commands that tinygpt suggests, quoted for a POSIX shell. A test collects them from real output and runs them.
+"""Commands that tinygpt suggests, quoted for the shell of this system, so that they can be copied and pasted.
 
 suggest.command("sample", "--ckpt", "my runs/ckpt.pt")     # tinygpt sample --ckpt 'my runs/ckpt.pt'
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -17,8 +18,18 @@ def command(name: str, *arguments: str | Path) -> str:
     return " ".join(["tinygpt", name, *(quoted(str(argument)) for argument in arguments)])
 
 
-def quoted(word: str) -> str:
-    """Quote a word for the shell: as `shlex.quote`, or as $'\\x1b[1m' if it has control characters, like this one."""
+def quoted(word: str, system: str = os.name) -> str:
+    """Quote a word for the shell: on POSIX as `shlex.quote`, or as $'\\x1b[1m' if it has control characters.
+
+    On Windows (`system` is "nt") a word in double quotes is the same to PowerShell and cmd, with three exceptions that
+    have no common form: PowerShell expands $ and `, cmd expands %NAME%, and only cmd accepts a double quote inside.
+    """
+    if system == "nt":
+        word = re.sub(CONTROL, lambda found: repr(found[0])[1:-1], word)
+        if re.fullmatch(r"[\w+=:./\\-]+", word):
+            return word
+        # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (r"\"" if found[2] else ""), word) + '"'
     if not re.search(CONTROL, word):
         return shlex.quote(word)
     plain = re.sub(r"(['\\])", r"\\\1", word)
@@ -26,9 +37,9 @@ def quoted(word: str) -> str:
 
 
 def training_command(config: dict[str, Any]) -> str:
-    """Command that starts a run with this configuration: finetune or train.
+    """Name of the command that runs this configuration: finetune or train.
 
-    Version 0.1 had LoRA and replay under `train` too; such a run is continued with finetune.
+    In version 0.1, `train` also had LoRA and replay; such a run is continued with finetune.
     """
     return "finetune" if "ckpt" in config or config.get("lora_rank") or config.get("replay") else "train"
 
@@ -65,8 +76,8 @@ def evaluate(config: dict[str, Any], out: str | Path) -> str:
 
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:
-    """Command that makes a dataset again. `options` are those in its meta.json (see config.prepare_options), which may
-    come from somebody else; if there are none, `fallback` is appended instead."""
+    """Command that prepares a dataset again. `options` are those in its meta.json (see schema.prepare_options), which
+    may come from a stranger; if there are none, `fallback` is appended instead."""
     flags: list[str] = []
     for key, value in options.items() if isinstance(options, dict) else ():
         if isinstance(value, list):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import move
 
 if TYPE_CHECKING:
     import tiktoken
@@ -279,7 +280,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
-        os.replace(temporary, path)
+        move(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TinyGPTError(f"{path}: cannot be written ({reason})", "make room, or choose another folder") from error

@@ -13,7 +13,6 @@ Nothing is ever pickled. `data/dataset.py` reads these files.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from tinygpt import __version__
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import move, remove, require_closed
 
 META_FORMAT = 1
 TOKEN = np.dtype("<u2")
@@ -47,11 +47,12 @@ class TokenWriter:
 
     def commit(self) -> None:
         self._file.close()
-        os.replace(self.temporary, self.path)
+        move(self.temporary, self.path)
 
     def discard(self) -> None:
         self._file.close()
-        self.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -75,8 +76,9 @@ def commit_dataset(
 ) -> dict[str, Any]:
     """Write meta.json with these `facts` and give all files their names. Returns the content of meta.json.
 
-    meta.json goes first and comes back last, so a dataset killed in between counts as not prepared. A run that
-    has the old files open keeps them. No fsync: after a power loss the checksums in meta.json tell.
+    meta.json goes first and comes back last, so a dataset killed in between counts as not prepared. A run that has
+    the old files open keeps them; Windows then refuses to replace them. No fsync: after a power loss the checksums in
+    meta.json tell.
     """
     meta = {
         "format": META_FORMAT,
@@ -90,10 +92,13 @@ def commit_dataset(
     temporary = folder / ".meta.json.tmp"
     try:
         temporary.write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogatepass")
-        (folder / "meta.json").unlink(missing_ok=True)
+        for writer in writers.values():  # on Windows a run may read the old files: found before any is changed
+            require_closed(writer.path)
+        remove(folder / "meta.json")
         for writer in writers.values():
             writer.commit()
-        os.replace(temporary, folder / "meta.json")
+        move(temporary, folder / "meta.json")
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return meta

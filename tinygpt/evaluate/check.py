@@ -5,6 +5,7 @@ tinygpt check --resume configs/shakespeare_char.yaml
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -157,7 +158,9 @@ def check_resume(config: CheckConfig) -> int:
                         status=1,
                     )
                 run.append("--init_from=resume")
-            finished = subprocess.run(run, capture_output=True, text=True)
+            finished = subprocess.run(
+                run, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": "utf-8"}
+            )
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
                 again = suggest.command(name, config.resume, *base, *place)

@@ -38,7 +38,7 @@ def evaluate(config: EvalConfig) -> None:
     if checkpoint.tokenizer is not None:
         hint = "evaluate on the dataset it was trained on, or train on this one"
         dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)
-    checkpoint.require_symbols(dataset.tokenizer, config.ckpt)
+    checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
     compute = device.choose_for_inference(config.device, config.dtype)
     model = for_inference(checkpoint, compute, config.fast)
     if not dataset.labels and (config.task or config.predict):

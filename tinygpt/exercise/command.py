@@ -8,7 +8,6 @@ tinygpt exercise check 4 my_gpt.py
 import ast
 import json
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt.config import suggest
 from tinygpt.config.schema import ExerciseConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, replacing, require_writable
@@ -128,7 +128,7 @@ def names_in(source: str, path: Path) -> list[str]:
 
 
 def command(action: str, number: int, path: Path) -> str:
-    return f"tinygpt exercise {action} {number}{'' if path == Path('my_gpt.py') else f' {shlex.quote(str(path))}'}"
+    return f"tinygpt exercise {action} {number}{'' if path == Path('my_gpt.py') else f' {suggest.quoted(str(path))}'}"
 
 
 # ---- check ------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def run_checks(step: int, path: Path) -> tuple[list[tuple[dict[str, str], dict[s
     The reader's code runs in a child, so that an endless loop, sys.exit or a crash ends the child alone.
     """
     arguments = [sys.executable, "-m", "tinygpt.exercise.steps", str(step), str(path)]
-    with tempfile.TemporaryFile("w+") as lines:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as lines:
         try:
             ended = subprocess.run(arguments, stdout=lines, timeout=LIMIT).returncode
             got = f"Python ended with status {ended}"

@@ -1,7 +1,7 @@
-"""Attention for a small model on a CPU: two autograd functions with their gradients written out.
+"""Attention for a small model on a CPU: two autograd functions with hand-written gradients.
 
-Automatic differentiation makes a copy at each step and a kernel for each operation; for matrices of some ten thousand
-numbers that is a good part of the time (docs/PERFORMANCE.md).
+Automatic differentiation copies intermediate results and runs one kernel per operation. For matrices of some ten
+thousand elements, that takes a good part of the time (docs/PERFORMANCE.md).
 """
 
 import functools
@@ -18,7 +18,7 @@ LONGEST = 512  # up to this context plain products are faster than PyTorch's fus
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention, which also decodes with a plain KVCache."""
+    """The same function of the same parameters as CausalSelfAttention; with a KVCache it calls that class."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if context.cache is not None:
@@ -50,7 +50,7 @@ class UnfusedAttention(torch.autograd.Function):
             p = torch.baddbmm(causal_mask(T, q.dtype), q, k.transpose(1, 2), alpha=head_dim**-0.5)  # (N, T, T)
         else:
             p = torch.bmm(q * head_dim**-0.5, k.transpose(1, 2))
-            p.view(-1, *mask.shape).add_(mask)  # N is (B, n_head), and mask may have a head's number first
+            p.view(-1, *mask.shape).add_(mask)  # N is (B, n_head); mask may begin with n_head
         torch.softmax(p, -1, out=p)
         ctx.save_for_backward(qkv, p)
         return torch.bmm(p, v)
@@ -77,10 +77,10 @@ def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
 
 
 class NormRotate(torch.autograd.Function):
-    """Normalisation and rotation of queries and keys in half the kernels, forward and backward.
+    """Normalisation and rotation of queries and keys with half the kernels, forward and backward.
 
-    A rotation keeps the length, so y = R x s with s = 1 / sqrt(mean(x^2) + eps) can be normalised after it was rotated;
-    the gradient is dx = R^T s (dy - y mean(dy y)), and R^T is the rotation by the opposite angle.
+    A rotation keeps the norm, so y = R x s with s = 1 / sqrt(mean(x^2) + eps) can be normalised after the rotation. The
+    gradient is dx = R^T s (dy - y mean(dy y)), and R^T is the rotation by the opposite angle.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Decoding on a CPU: the weights laid out for products with a few rows, and the fewest calls for a token.
+"""Decoding on a CPU: weights laid out for matrix products with few rows, and as few calls per token as possible.
 
-A token of a small model takes a quarter of a millisecond, and most of what a module call costs is not arithmetic
-(docs/PERFORMANCE.md). The mathematics is GPT.forward's; tests compare the two for every option.
+A token of a small model takes a quarter of a millisecond, and most of the cost of calling a module is overhead
+(docs/PERFORMANCE.md). The computation is that of GPT.forward; tests compare the two for every option.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Linear:
 
 
 class Decoder(KVCache):
-    """A cache that reads tokens itself, without the model's modules.
+    """A key-value cache that also computes the forward pass, without calling the model's modules.
 
     decoder = Decoder(model, batch_size)
-    logits = decoder(idx)               # idx int64 (B, T): the tokens behind those read before; logits of the last one
+    logits = decoder(idx)               # idx int64 (B, T): the next tokens; logits of the last one
     """
 
     def __init__(self, model: GPT, batch_size: int) -> None:
@@ -53,7 +53,7 @@ class Decoder(KVCache):
         self.rotation_start = self.rotation_end = 0
 
     def __call__(self, idx: Tensor) -> Tensor:
-        """Read idx int64 (B, T); logits float32 (B, V) of its last position."""
+        """Read idx int64 (B, T). Return logits float32 (B, V) of its last position."""
         config, (B, T), start = self.config, idx.shape, self.length
         x = F.embedding(idx, self.wte)
         if self.wbe is not None:
@@ -78,14 +78,14 @@ class Decoder(KVCache):
         return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
 
     def _mask(self, T: int) -> Tensor | None:
-        """The mask of the next T tokens. A single one looks at every key, so it needs none without a bias."""
+        """The mask of the next T tokens. A single token attends to every key, so without a bias it needs no mask."""
         if T == 1 and not self.biased:
             return None
         mask = self.model.context(T, self.wte.device, self).mask
         return None if mask is None else mask.to(self.wte.dtype)
 
     def _rotation(self, start: int, T: int) -> Tensor | None:
-        """Rotation of the next T positions, out of a table that is made for block_size positions at a time."""
+        """Rotation of the next T positions, from a table that is computed for block_size positions at a time."""
         if not self.rotation_start <= start < start + T <= self.rotation_end:
             self.rotation_start, self.rotation_end = start, start + max(T, self.config.block_size)
             positions = torch.arange(self.rotation_start, self.rotation_end, device=self.wte.device)

@@ -1,4 +1,4 @@
-"""FastGPT: the GPT with attention and decoding for a CPU. Parameters, their names and results are those of GPT.
+"""FastGPT: the GPT with faster attention and decoding on a CPU. Parameters, their names and results are GPT's.
 
 model = FastGPT(config)
 """
@@ -19,7 +19,7 @@ class FastGPT(GPT):
         return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)
 
     def new_cache(self, batch_size: int) -> KVCache:
-        """A Decoder, or for a model with adapters (whose layers are not ordinary ones) the plain cache."""
+        """Make a Decoder, or a plain cache for a model with adapters, whose layers the Decoder does not know."""
         layers = [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
         ordinary = all(type(layer) in (nn.Linear, nn.Embedding) for layer in layers)
         return Decoder(self, batch_size) if ordinary else super().new_cache(batch_size)

@@ -1,10 +1,9 @@
-"""Muon, with all matrices of one shape in one batch.
+"""Muon, which batches all matrices of one shape.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the gradient of a matrix, after momentum,
 by the nearest matrix whose singular values are all about one, found with a few matrix products (a Newton-Schulz
-iteration). The update is that of torch.optim.Muon, which takes the matrices one by one; the matrices of a small GPT
-are too small to keep a processor busy that way. In batches its matrix products take less than half the time
-(docs/PERFORMANCE.md).
+iteration). The update is that of torch.optim.Muon, which takes the matrices one by one, but those of a small GPT are
+too small to keep a processor busy. In batches the matrix products take less than half the time (docs/PERFORMANCE.md).
 """
 
 import math
@@ -18,10 +17,10 @@ MOMENTUM = 0.95
 
 
 class Muon:
-    """Momentum with Nesterov's look-ahead, orthogonalised, for matrices (rows, columns) that lie in one flat tensor."""
+    """Nesterov momentum, orthogonalised, for matrices (rows, columns) that are stored in one flat tensor."""
 
     def __init__(self, weights: Tensor, shapes: list[torch.Size], weight_decay: float, dtype: torch.dtype) -> None:
-        """weights (n,): the matrices of `shapes`, one behind the other. dtype: of the products."""
+        """weights (n,): the matrices of `shapes`, concatenated. dtype: that of the matrix products."""
         self.weights, self.shapes, self.weight_decay, self.dtype = weights, shapes, weight_decay, dtype
         self.momentum = torch.zeros_like(weights)
         self.alike: dict[tuple[int, ...], list[int]] = {}  # matrices of one shape, up to transposition
@@ -51,7 +50,10 @@ def wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """(N, rows, columns), rows <= columns, each to about U Vᵀ of its singular value decomposition U S Vᵀ."""
+    """Replace each matrix U S Vᵀ (its singular value decomposition) of x by about U Vᵀ.
+
+    x: (N, rows, columns), rows <= columns.
+    """
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values at most one
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""The optimizer of flat weights: AdamW's fused kernel on two slices of them, and Muon in batches.
+"""The optimizer of flat weights: AdamW's fused kernel on two slices, and batched Muon.
 
 optimizer = FlatOptimizer(flat_weights, config)     # the interface of training.optimizer.Optimizer
 """
@@ -16,10 +16,10 @@ from tinygpt.model import EMBEDDING, MATRIX, VECTOR
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019) on stretches of one flat tensor: torch's fused kernel.
+    """AdamW (Loshchilov & Hutter 2019) on slices of one flat tensor, with torch's fused kernel.
 
-    Not through torch.optim.AdamW: the first use of any torch.optim.Optimizer imports PyTorch's compiler, which takes
-    1.4 s and 70 MB, a tenth of a short run.
+    torch.optim.AdamW is not used, because the first use of any torch.optim.Optimizer imports PyTorch's compiler, which
+    takes 1.4 s and 70 MB: a tenth of the time of a short run.
     """
 
     def __init__(self, weights: list[Tensor], decays: list[float], betas: tuple[float, float]) -> None:
@@ -43,10 +43,10 @@ class AdamW:
 
 
 class FlatOptimizer:
-    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest, as training.optimizer has it.
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest, as in training/optimizer.py.
 
-    The weights of each kind lie side by side in the flat tensor, so AdamW is one kernel for those that are decayed and
-    one for those that are not.
+    The weights of each kind are contiguous in the flat tensor, so AdamW needs one kernel for the weights with weight
+    decay and one for those without.
     """
 
     def __init__(self, flat: FlatWeights, config: TrainConfig) -> None:
@@ -63,11 +63,11 @@ class FlatOptimizer:
         decays = [decay for place, decay in kinds if place]
         self.adamw = AdamW([weights[place] for place in self.places], decays, (config.beta1, config.beta2))
         self.scaler = torch.amp.GradScaler("cpu", enabled=flat.dtype is torch.float16)
-        self.divide_by: Tensor | None = None  # what clipping makes of the gradient's norm
-        self.param_groups = [{"params": [flat.weights]}]  # where the scaler looks for gradients
+        self.divide_by: Tensor | None = None  # by which `update` divides the gradient, to clip it
+        self.param_groups = [{"params": [flat.weights]}]  # in which the scaler looks for gradients
 
     def set_learning_rate(self, rate: float) -> None:
-        """AdamW's rate; Muon's moves in proportion."""
+        """Set AdamW's learning rate; Muon's changes in proportion."""
         self.rate = rate
 
     def backward(self, loss: Tensor) -> None:
@@ -75,7 +75,7 @@ class FlatOptimizer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor:
-        """The gradient's norm; if it is larger than grad_clip, `update` scales the gradient down to that."""
+        """Return the gradient's norm; if it is larger than grad_clip, `update` scales the gradient to grad_clip."""
         self.scaler.unscale_(self)  # type: ignore[arg-type]
         assert self.flat.weights.grad is not None
         norm = torch.linalg.vector_norm(self.flat.weights.grad)
@@ -83,13 +83,13 @@ class FlatOptimizer:
         return norm
 
     def update(self) -> None:
-        """Move the weights, unless float16 overflowed, and forget the gradient."""
+        """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
         self.scaler.step(self)  # type: ignore[arg-type]
         self.scaler.update()
         self.flat.weights.grad = None
 
     def step(self) -> None:
-        """Move the weights; called by the scaler."""
+        """Update the weights; called by the scaler."""
         gradient = self.flat.weights.grad
         assert gradient is not None
         self.adamw.step([gradient[place] for place in self.places], self.rate, self.divide_by)
@@ -100,8 +100,8 @@ class FlatOptimizer:
             self.muon.step(part, self.config.muon_learning_rate * share)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """For each parameter by name what the optimizer remembers of its gradients, as views of the flat tensors."""
-        stretches = list(zip(self.places, self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True))
+        """Return the moments of each parameter by name, as views of the flat tensors."""
+        slices = list(zip(self.places, self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True))
         found: dict[str, dict[str, Tensor]] = {}
         for name, place in self.flat.places.items():
             shape = self.flat.shapes[name]
@@ -109,18 +109,18 @@ class FlatOptimizer:
                 at = slice(place.start - self.muon_place.start, place.stop - self.muon_place.start)
                 found[name] = {"momentum": self.muon.momentum[at].view(shape)}
                 continue
-            stretch, average, square = next(s for s in stretches if s[0].start <= place.start < s[0].stop)
-            at = slice(place.start - stretch.start, place.stop - stretch.start)
+            piece, average, square = next(s for s in slices if s[0].start <= place.start < s[0].stop)
+            at = slice(place.start - piece.start, place.stop - piece.start)
             found[name] = {"exp_avg": average[at].view(shape), "exp_avg_sq": square[at].view(shape)}
         return found
 
     @property
     def steps(self) -> int:
-        """Updates done, as AdamW counts them for its bias correction."""
+        """Number of updates, which AdamW's bias correction needs."""
         return int(self.adamw.steps[0]) if self.adamw.steps else 0
 
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
-        """Take over a state whose names and shapes are those of `moments`."""
+        """Restore a state whose names and shapes are those of `moments`."""
         for name, own in self.moments().items():
             for part, tensor in own.items():
                 tensor.copy_(moments[name][part])

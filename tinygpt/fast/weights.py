@@ -1,14 +1,14 @@
-"""Mixed precision with flat weights: float32 weights that are trained, and low-precision copies of them that compute.
+"""Mixed precision with flat weights: float32 weights are trained, and a low-precision copy of them computes.
 
     flat = FlatWeights(model, torch.bfloat16)
     loss = flat(x, y)[1]                           # all matrix products in bfloat16
     loss.backward()                                # the gradient arrives in float32, in flat.weights.grad
 
-All trainable weights lie in one float32 parameter; the model's own parameters are views of it. Each forward pass casts
-it once, and the model runs on views of the copy. Compared with torch.autocast, which casts each weight and activation
-at each operation, this takes a handful of kernels for casting, clipping and the optimizer instead of hundreds
-(docs/PERFORMANCE.md), and gradients of several micro-steps still add up in float32. With dtype float32 nothing is
-copied. Source: Micikevicius et al. 2018, "Mixed precision training".
+All trainable weights are in one float32 parameter, and the model's own parameters are views of it. Each forward pass
+casts it once, and the model runs on views of the copy. Compared with torch.autocast, which casts each weight and
+activation at each operation, this takes a handful of kernels for casting, clipping and the optimizer instead of
+hundreds (docs/PERFORMANCE.md), and gradients of several micro-steps still add up in float32. With dtype float32 nothing
+is copied. Source: Micikevicius et al. 2018, "Mixed precision training".
 """
 
 import torch
@@ -18,10 +18,10 @@ from tinygpt.model import GPT, GPTConfig, kind
 
 
 class FlatWeights(nn.Module):
-    """Calls `model` with weights of another dtype. Its only parameter is `weights`, float32, (number of weights,).
+    """Call `model` with weights of another dtype. The only parameter is `weights`, float32, (number of weights,).
 
-    Order: the blocks' matrices, the other matrices (embeddings, head), the vectors (norms, biases). `places` says where
-    each parameter lies. Weights that do not require a gradient stay outside.
+    Order: the blocks' matrices, the other matrices (embeddings, head), the vectors (norms, biases). `places` has the
+    slice of each parameter. Weights that do not require a gradient are not part of it.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
@@ -42,7 +42,7 @@ class FlatWeights(nn.Module):
         self.frozen = {name: w.detach().to(dtype) for name, w in model.named_parameters() if not w.requires_grad}
 
     def place_of(self, *kinds: int) -> slice | None:
-        """The stretch of `weights` with the parameters of these kinds, which lie side by side."""
+        """The slice of `weights` with the parameters of these kinds, which are contiguous."""
         places = [place for name, place in self.places.items() if self.kinds[name] in kinds]
         return slice(places[0].start, places[-1].stop) if places else None
 

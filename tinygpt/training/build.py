@@ -1,25 +1,69 @@
-"""Plain PyTorch or the fast path: the one place that chooses.
+"""Choose what computes a run: the device, and plain PyTorch or the fast path.
 
+    compute = choose_compute(config, start.saved)
     model = model_class(config.fast, compute)(GPTConfig(...))
     computing, optimizer = build(model, config, compute)    # for training
     model = for_inference(checkpoint, compute, config.fast)
 
-Both compute the same function of the same parameters. The fast path (tinygpt/fast) is for small models on a CPU; on
-GPUs plain PyTorch, compiled, is faster.
+Both paths compute the same function of the same parameters. The fast path (tinygpt/fast) is for small models on a CPU;
+on GPUs plain PyTorch, compiled, is faster.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.training import device, processes
 from tinygpt.training.device import Compute
 from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, TorchOptimizer
+from tinygpt.training.start import Start, make_model
+
+
+def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
+    """Resolve the keys `device` and `dtype` of a run. On a Mac, `auto` is the faster of CPU and MPS for this model.
+
+    saved: the training state of a resumed run, which keeps its device; empty for a new run.
+    """
+    name = processes.device_name(config.device)
+    compute = device.choose(name, config.dtype)
+    if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
+        return compute
+    mps = device.choose("mps", config.dtype)
+    if saved:
+        return mps if saved.get("device") == "mps" else compute
+    dataset = Dataset(config.data_dir, config.dataset)
+    return device.faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
+
+
+def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:
+    """Measure the time of a training step on one batch, with a new model of this configuration.
+
+    Nothing that the run computes depends on it: the model is discarded, and the random generator is restored.
+    """
+    width = dataset.sources["train"].width(config.block_size)
+    idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
+    with torch.random.fork_rng(devices=[]):
+        model, _ = make_model(config, dataset, Start(), model_class(config.fast, compute))
+        computing, optimizer = build(model.to(compute.device), config, compute)
+        computing.train()
+
+        def step() -> None:
+            loss: Any = computing(idx, idx)[1]
+            optimizer.backward(loss)
+            optimizer.clip()
+            optimizer.update()
+            loss.item()  # waits for the device
+
+        return device.shortest(step)
 
 
 def model_class(fast: str, compute: Compute) -> type[GPT]:
@@ -31,7 +75,7 @@ def model_class(fast: str, compute: Compute) -> type[GPT]:
 
 
 def for_inference(checkpoint: Checkpoint, compute: Compute, fast: str = "auto") -> GPT:
-    """A checkpoint's model on its device, in its dtype, ready to predict."""
+    """Build a checkpoint's model for inference, on its device and in its dtype."""
     return checkpoint.build_model(model_class(fast, compute)).to(compute.device, compute.dtype).eval()
 
 
@@ -49,7 +93,7 @@ def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple["Computing
 
 
 class Autocast(nn.Module):
-    """Runs a model under torch.autocast: matrix products in compute.dtype, the rest as PyTorch sees fit."""
+    """Run a model under torch.autocast: matrix products in compute.dtype, other operations as PyTorch decides."""
 
     def __init__(self, model: GPT, compute: Compute) -> None:
         super().__init__()

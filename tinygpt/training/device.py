@@ -1,4 +1,4 @@
-"""Where and in which precision the work is done: each choice with its reason, shown at the start of a run.
+"""Device and precision: each choice with its reason, which is shown at the start of a run.
 
 compute = choose("auto", "auto")
 print(compute.describe())          # cpu (2 threads), bfloat16: this processor multiplies it in hardware
@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from tinygpt.errors import TinyGPTError
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """The device, the dtype of the matrix products, and why."""
+    """The device, the dtype of the matrix products, and the reason for both."""
 
     device: torch.device
     dtype: torch.dtype
@@ -36,7 +37,10 @@ class Compute:
 
 
 def choose(device: str, dtype: str) -> Compute:
-    """Resolve `auto`. Errors: TinyGPTError for a device that this machine does not have."""
+    """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see build.choose_compute.)
+
+    Errors: TinyGPTError for a device that this machine does not have.
+    """
     where = _device(device)
     if dtype != "auto":
         return Compute(where, getattr(torch, dtype), "as asked")
@@ -53,14 +57,17 @@ def choose(device: str, dtype: str) -> Compute:
 
 
 def choose_for_inference(device: str, dtype: str) -> Compute:
-    """As `choose`, but `auto` is float32: with a few tokens at a time, less precision saves no time."""
+    """As `choose`, but the dtype `auto` is float32: for a few tokens at a time, less precision saves no time.
+
+    On a Mac, the device `auto` is the CPU: decoding a token reads every weight once, from the memory that the CPU and
+    MPS share, and a small model's token costs MPS more in kernel launches than in arithmetic. (Not measured.)
+    """
     return choose(device, "float32" if dtype == "auto" else dtype)
 
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        has_mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise TinyGPTError(f"--device={device}: no such device", "auto, cpu, cuda, cuda:N or mps")
     if device.startswith("cuda"):
@@ -70,6 +77,35 @@ def _device(device: str) -> torch.device:
     if device == "mps" and not torch.backends.mps.is_available():
         raise TinyGPTError("--device=mps: this is not a Mac with Metal", "--device=cpu")
     return torch.device(device)
+
+
+def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) -> Compute:
+    """Return the one of two for which `seconds` returns less, with the comparison added to its reason.
+
+    The CPU can compute everything. If the other one fails, for example because PyTorch lacks an operator for it, the
+    CPU is returned, with the failure as the reason.
+    """
+    try:
+        there = seconds(other)
+    except Exception as error:  # missing operators, dtypes and memory raise many types
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = f"{other.device.type.upper()} fails here ({why.strip()[:100]})"
+        return dataclasses.replace(cpu, reason=f"{cpu.reason}; {reason}")
+    times = {cpu: seconds(cpu), other: there}
+    best, worst = sorted(times, key=lambda compute: times[compute])
+    comparison = f"{1000 * times[best]:.1f} ms against {1000 * times[worst]:.1f} ms per batch"
+    reason = f"faster here than {worst.device.type.upper()}: {comparison}"
+    return dataclasses.replace(best, reason=f"{best.reason}; {reason}")
+
+
+def shortest(call: Callable[[], object], seconds: float = 1.0) -> float:
+    """Return the shortest time in seconds of a few calls: at least two, since the first one compiles kernels."""
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def has_bfloat16(gpu: torch.device) -> bool:
@@ -98,15 +134,15 @@ def to_device(block: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:
-    """torch.compile, tried on an example batch (B, T) first; returns what to call, and what to say about it."""
+    """Compile the model, after a trial on an example batch (B, T). Returns the callable, and "on" or why it is off."""
     if wanted == "False" or (wanted == "auto" and compute.device.type != "cuda"):
-        return model, "off" + (" (on a CPU it takes longer than it saves)" if wanted == "auto" else "")
+        return model, "off" + (" (auto compiles on CUDA GPUs only)" if wanted == "auto" else "")
     try:
         compiled = torch.compile(model)
         compiled(example, example)[1].backward()
         model.zero_grad(set_to_none=True)
         return compiled, "on"
-    except Exception as error:  # a missing compiler shows in many ways, and none of them may stop a run
+    except Exception as error:  # a missing compiler raises many types, and none of them may stop a run
         model.zero_grad(set_to_none=True)
         torch.compiler.reset()
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -120,7 +156,7 @@ def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
     """Ask glibc to keep the blocks that a training step frees, for the next step.
 
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
-    memory again: a fifth of nanoGPT's step (docs/PERFORMANCE.md). Other systems' allocators are left alone.
+    memory again: a fifth of the time of nanoGPT's step (docs/PERFORMANCE.md). Other allocators are not changed.
 
     mallopt: by default the C library's. It returns 0 if it rejects a value; older versions reject an mmap threshold
     above 32 MB. The mmap threshold is set first, because setting either threshold ends glibc's dynamic adjustment of
@@ -133,7 +169,7 @@ def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is PyTorch's or Python's way to say that the memory is full."""
+    """Return whether an error of PyTorch or Python means that the memory is full."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )

@@ -9,7 +9,7 @@ def not_finite(run: Run, what: str) -> TinyGPTError:
     """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
     reason = f"{what} NaN or infinite"
     run.log.metric("diverged", run.progress.step, run.seconds(), reason=reason)
-    # a state that was saved just before this iteration is intact, but training from it diverges here again
+    # a state saved just before this iteration is intact, but a run resumed from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"
     return TinyGPTError(
@@ -20,7 +20,7 @@ def not_finite(run: Run, what: str) -> TinyGPTError:
 
 
 def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:
-    """The error of a run that does not fit into memory."""
+    """Make the error of a run that does not fit into memory."""
     rows, steps = config.batch_size, config.gradient_accumulation_steps
     fits = (
         f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"

@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl` for programs, lines and a progress bar for people.
+"""The log of a run: `metrics.jsonl` for programs, printed lines and a progress bar for people.
 
 metrics.jsonl: one object per line, `kind` (train, eval, sample, diverged), `step`, `seconds`, and by kind `loss`,
 `lr`, `grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss` and its standard error `val_loss_se`, or `text` and
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, file_error, replacing, strict_json, writing
+from tinygpt.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
 
 
 class RunLog:
-    """Where a run reports. On processes other than rank 0 (`active` False) everything here does nothing."""
+    """The log of a run. On processes other than rank 0 (`active` is False) its methods do nothing."""
 
     def __init__(self, folder: Path, active: bool, quiet: bool) -> None:
         self.path = folder / "metrics.jsonl"
@@ -28,17 +28,17 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self.wandb: Any = None
-        self.next_step = RUN_AGAIN  # what to do once the disk has space again; ends a hint
+        self.next_step = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
-        """Start the file, or on resuming keep the lines that the state before iteration `step` knows of.
+        """Start the file. When resuming, keep only the lines that precede the state before iteration `step`.
 
-        A killed run may have logged past its last checkpoint; those iterations are done again and logged again.
+        A killed run may have logged iterations after its last checkpoint; they are computed and logged again.
         """
         if not self.active:
             return
         if step == 0 and evaluated_at < 0:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
         elif self.path.exists():
             lines = self.path.read_bytes().splitlines()
             kept = [line for line in lines if _is_known(line, step, evaluated_at)]
@@ -61,7 +61,7 @@ class RunLog:
         self._bar.update()
 
     def show(self, **values: str) -> None:
-        """Show values beside the progress bar."""
+        """Show values next to the progress bar."""
         if not self._bar.disable:
             self._bar.set_postfix(values, refresh=False)
 
@@ -79,13 +79,16 @@ class RunLog:
                 terminal.print_error(f"note: cannot write to standard output: {error.strerror}; the run continues")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
-        """A line for programs, unbuffered: one write a line, so that a kill leaves whole lines. Errors: a full disk."""
+        """Append a line to metrics.jsonl in one unbuffered write, so that a killed run leaves complete lines.
+
+        Errors: TinyGPTError for a full disk.
+        """
         if self._file is None:
             return
         entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
         line = (strict_json(entry) + "\n").encode()
         with writing(self.path, self.next_step):
-            while line:  # on a full disk a write is short, and the next one says so
+            while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
         if self.wandb and kind != "sample":
             self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
@@ -100,28 +103,31 @@ class RunLog:
 
 
 class Pace:
-    """Training speed over the iterations since the last measurement: their own time, without evaluations and saves."""
+    """Training speed since the last measurement: the time of iterations, without evaluations and saves."""
 
-    SETTLE, MEASURE = 5, 20  # iterations: the first ones are slower, the next ones tell how long the run will take
+    SETTLE, MEASURE = 5, 20  # iterations: the first ones are slower; the next ones predict the time of the run
 
     def __init__(self) -> None:
         self.tokens, self.seconds, self.tokens_per_second = 0, 0.0, 0.0
         self.total = self.settled = 0.0  # seconds: of all iterations, of the first ones
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Count an iteration."""
+        """Add an iteration."""
         self.tokens += tokens
         self.seconds += seconds
         self.total += seconds
 
     def measure(self) -> int:
-        """Set `tokens_per_second`, return it rounded, and begin anew."""
+        """Set `tokens_per_second`, return it rounded, and start the next measurement."""
         self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
         return round(self.tokens_per_second)
 
     def expected(self, done: int, left: int) -> str:
-        """How long the `left` iterations will take, said once, after `done` iterations of this session."""
+        """Return, once, a line that predicts the time of the `left` iterations; else an empty string.
+
+        done: iterations of this session.
+        """
         if done == self.SETTLE:
             self.settled = self.total
         if done != self.SETTLE + self.MEASURE:
@@ -132,7 +138,7 @@ class Pace:
 
 
 def import_wandb() -> Any:
-    """Errors: TinyGPTError when the package is not there."""
+    """Import the package wandb. Errors: TinyGPTError if it is not installed."""
     try:
         import wandb
     except ImportError:
@@ -141,7 +147,7 @@ def import_wandb() -> Any:
 
 
 def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
-    """Whether a line is whole and part of the history of the state before iteration `step`."""
+    """Return whether a line is intact and precedes the state before iteration `step`."""
     try:
         entry = json.loads(line)
         return entry["step"] < step if entry["kind"] == "train" else entry["step"] <= evaluated_at

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, or Muon for the blocks' matrices, out of torch.optim; and the state that a checkpoint keeps.
+"""Optimizers: AdamW, or Muon for the blocks' matrices, from torch.optim; and their state in a checkpoint.
 
     optimizer = TorchOptimizer(model, config, compute)
     optimizer.set_learning_rate(learning_rate(step, config))
@@ -6,8 +6,8 @@
     norm = optimizer.clip()
     optimizer.update()
 
-Matrices and embeddings are decayed, vectors (biases, norms) are not: Devlin et al. 2019, GPT-3, nanoGPT. The state is
-kept by parameter name, so that it does not depend on which implementation wrote it (fast/optimizer.py is the other).
+Weight decay applies to matrices and embeddings, not to vectors (biases, norms): Devlin et al. 2019, GPT-3, nanoGPT. The
+state is stored by parameter name, so it does not depend on the implementation (fast/optimizer.py is the other one).
 """
 
 from typing import Any, Protocol
@@ -21,39 +21,37 @@ from tinygpt.model import GPT, MATRIX, VECTOR, kind
 from tinygpt.training.device import Compute
 
 MOMENTUM = 0.95  # Muon's
-
-
 OPTIMIZERS = ("adamw", "muon")
 
 
 class Optimizer(Protocol):
-    """What the training loop needs of an optimizer."""
+    """The interface of an optimizer for the training loop."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set AdamW's rate; Muon's moves in proportion."""
+        """Set AdamW's learning rate; Muon's changes in proportion."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-step's loss."""
 
     def clip(self) -> Tensor:
-        """Clip the norm of the whole gradient to grad_clip, at the latest in `update`; returns the norm before."""
+        """Clip the norm of the gradient to grad_clip, now or in `update`. Return the norm before clipping."""
 
     def update(self) -> None:
         """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """For each parameter by name: exp_avg and exp_avg_sq, or momentum; float32 in the parameter's shape."""
+        """Return for each parameter name exp_avg and exp_avg_sq, or momentum: float32 in the parameter's shape."""
 
     @property
     def steps(self) -> int:
-        """Updates done, as AdamW counts them for its bias correction."""
+        """Number of updates, which AdamW's bias correction needs."""
 
     @property
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss of float16 runs, disabled in others."""
+        """Scaler of the loss in float16 runs; disabled in others."""
 
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
-        """Take over a state whose names and shapes are those of `moments`."""
+        """Restore a state whose names and shapes are those of `moments`."""
 
 
 class TorchOptimizer:
@@ -134,12 +132,12 @@ class TorchOptimizer:
 
 
 def state_of(optimizer: Optimizer) -> dict[str, Any]:
-    """What a checkpoint keeps of an optimizer; rates, decay and betas are the configuration's."""
+    """State of an optimizer for a checkpoint. Learning rates, weight decay and betas are in the configuration."""
     return {"moments": optimizer.moments(), "steps": optimizer.steps, "scaler": optimizer.scaler.state_dict()}
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the state that a checkpoint kept. Errors: TinyGPTError for another model's or optimizer's."""
+    """Restore an optimizer's state from a checkpoint. Errors: TinyGPTError if it is another model's or optimizer's."""
     own = optimizer.moments()
     try:
         if "steps" not in state:
@@ -153,21 +151,22 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError):
         shapes = [{}, {"": {}}]
     if shapes[0] != shapes[1]:
-        raise TinyGPTError("the checkpoint's optimizer state is not that of this model")
+        raise TinyGPTError("the checkpoint's optimizer state does not fit this model")
     optimizer.load(moments, steps, scaler)
 
 
 def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-    """The state of tinygpt 0.1 files, which kept moments as stretches of flat weights: matrices, embeddings, vectors.
+    """Convert the state in files of tinygpt 0.1, which has moments as slices of flat weights: matrices, embeddings,
+    vectors.
 
-    AdamW had one stretch for the parameters that are decayed and one for those that are not, Muon one for its matrices.
+    AdamW had one slice for parameters with weight decay and one for those without; Muon had one for its matrices.
     """
     ordered = sorted(own, key=lambda name: kind(name, next(iter(own[name].values()))))  # the model's order in each kind
     saved: dict[str, dict[str, Tensor]] = {name: {} for name in own}
-    for part, stretches in (
+    for part, slices in (
         (part, state["moments"][part]) for part in ("exp_avg", "exp_avg_sq", "momentum") if part in state["moments"]
     ):
-        flat = torch.cat([stretch.flatten() for stretch in stretches])
+        flat = torch.cat([tensor.flatten() for tensor in slices])
         names = [name for name in ordered if part in own[name]]
         pieces = flat.split([own[name][part].numel() for name in names])
         for name, piece in zip(names, pieces, strict=True):

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: rank and world size, and their two collectives, barrier and all-reduce.
+"""Several processes under torchrun: rank, world size, and two collectives, barrier and all-reduce.
 
 Without torchrun there is one process, and the collectives do nothing. Under `torchrun --nproc_per_node=2 -m
 tinygpt train ...` each process works on its slice of the same global batch and PyTorch's DistributedDataParallel
@@ -19,7 +19,7 @@ from tinygpt.training.device import has_float64
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process's place among all: rank 0 prints and writes."""
+    """Rank of this process and number of processes. Rank 0 prints and writes."""
 
     rank: int = 0
     count: int = 1
@@ -29,7 +29,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: list[float], device: torch.device) -> list[float]:
-        """Add the values of all processes, number by number; every process gets the sums."""
+        """Add each value over all processes; every process gets the sums."""
         if self.count == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device if has_float64(device) else "cpu")
@@ -37,16 +37,18 @@ class Processes:
         return tensor.tolist()
 
     def wait(self) -> None:
-        """Return when every process has come this far."""
+        """Wait until every process has made this call."""
         if self.count > 1:
             dist.barrier()
 
 
 def device_name(device: str) -> str:
-    """Under torchrun, `auto` and `cuda` mean this process's own GPU."""
-    if "LOCAL_RANK" in os.environ and device in ("auto", "cuda") and torch.cuda.is_available():
+    """Resolve `auto` and `cuda` under torchrun: each process gets its own GPU; without GPUs `auto` is the CPU."""
+    if "LOCAL_RANK" not in os.environ or device not in ("auto", "cuda"):
+        return device
+    if torch.cuda.is_available():
         return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
+    return "cpu" if device == "auto" else device
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run: everything that training needs, set up before the first iteration and saved in every checkpoint.
+"""A run: its configuration, data, model, optimizer and log, set up before the first iteration.
 
 run = open_run(stack, config, compute, starting_point(config), Method())
 store.save(run.out / "last.pt", run.checkpoint())
@@ -23,7 +23,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import folder_lock, refuse_link, replacing
+from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.training import device
 from tinygpt.training.build import Computing, build, model_class
@@ -34,50 +34,50 @@ from tinygpt.training.start import Start, make_model
 
 
 class Method:
-    """What a method of training adds to the loop: plain training nothing, fine-tuning LoRA and replay."""
+    """Hooks of a training method. Those of plain training do nothing; fine-tuning adds LoRA and replay."""
 
     def rows(self, dataset: Dataset, start: Start) -> Rows:
-        """What batches are drawn from."""
+        """Return the rows from which batches are drawn."""
         return dataset.sources["train"]
 
     def adapt(self, model: GPT, new_tokens: int, start: Start) -> None:
         """Change the model of a new run before it is trained; its last `new_tokens` embeddings are new."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the method, under `training`."""
+        """Return the method's state, which checkpoints contain under `training`."""
         return {}
 
     def before(self, run: "Run") -> None:
-        """Look at a run before its first iteration."""
+        """Called before the first iteration."""
 
     def improved(self, run: "Run", best: Checkpoint) -> None:
-        """Look at a run whose best model, ckpt.pt, was just written."""
+        """Called after a new best model was written to ckpt.pt."""
 
     def after(self, run: "Run") -> None:
-        """Look at a run that has ended."""
+        """Called after the last iteration."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run knows besides weights and optimizer: saved in every checkpoint."""
+    """Progress of a run, which every checkpoint contains."""
 
     step: int = 0  # iterations done
     best_val_loss: float = float("inf")
     evaluations_without_best: int = 0
     evaluated_at: int = -1
-    seconds: float = 0.0  # of all sessions of this run together
+    seconds: float = 0.0  # over all sessions of this run
 
 
 @dataclasses.dataclass
 class Run:
-    """A run, ready to go."""
+    """The parts of a run."""
 
     config: TrainConfig
     dataset: Dataset
-    source: Rows  # what batches are drawn from
-    model: GPT  # with its float32 weights: what is saved
+    source: Rows  # from which batches are drawn
+    model: GPT  # with float32 weights, as saved
     computing: Computing  # the same weights, computing in compute.dtype
-    forward: Any  # `computing`, compiled and wrapped for several processes where asked
+    forward: Any  # `computing`, compiled or wrapped for several processes if configured
     optimizer: Optimizer
     method: Method
     compute: device.Compute
@@ -113,7 +113,7 @@ class Run:
         return self.progress.seconds + time.perf_counter() - self.started
 
     def numerics(self) -> dict[str, str]:
-        """What the last bits of a result depend on."""
+        """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
         return {"device": self.compute.device.type, "dtype": dtype, "path": self.path}
 
@@ -122,7 +122,7 @@ class Run:
         return "plain" if type(self.model) is GPT else "fast"
 
     def checkpoint(self) -> Checkpoint:
-        """All that the run knows, as it is before iteration `progress.step`."""
+        """Return the complete state before iteration `progress.step`."""
         progress = dataclasses.replace(self.progress, seconds=self.seconds())
         return Checkpoint(
             model=self.model.state_dict(),
@@ -144,7 +144,7 @@ class Run:
 def open_run(
     stack: contextlib.ExitStack, config: TrainConfig, compute: device.Compute, start: Start, method: Method
 ) -> Run:
-    """Make a run out of its parts; `stack` closes it. What a user can get wrong is found before a file is written."""
+    """Set up a run, which `stack` closes. Mistakes of the user are found before any file is written."""
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = Dataset(config.data_dir, config.dataset)
     dataset.require(config.block_size)
@@ -165,12 +165,12 @@ def open_run(
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
-    """Forward passes an iteration in each process: never more rows at once than batch_size."""
+    """Forward passes per iteration in each process, none with more than batch_size rows."""
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
 
 
 def check_processes(config: TrainConfig, ranks: Processes) -> None:
-    """Errors: TinyGPTError if the processes cannot share the global batch evenly."""
+    """Check that the processes can share the global batch evenly. Errors: TinyGPTError if not."""
     rows = config.batch_size * config.gradient_accumulation_steps
     if rows % (ranks.count * micro_steps(config, ranks)):
         raise TinyGPTError(
@@ -190,8 +190,8 @@ def set_up(
     start: Start = Start(),
     method: Method = Method(),
 ) -> Run:
-    """Put model, optimizer and log on their device, with the checkpoint's state if resuming; show what was chosen."""
-    torch.backends.cuda.matmul.allow_tf32 = True  # where float32 products remain
+    """Build model, optimizer and log, restore the checkpoint's state if resuming, and print the settings."""
+    torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
     if compute.device.type == "cpu":
         device.keep_freed_memory()
     computing, optimizer = build(model.to(compute.device), config, compute)
@@ -220,22 +220,22 @@ def set_up(
 
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
-    """Say what a resumed run computes differently from here on. Version 0.1 had the fast path alone, unnamed."""
+    """Print what a resumed run computes differently from now on. Version 0.1 had only the fast path."""
     now = run.numerics()
     for key, earlier in ({"path": "fast"} | saved if saved else {}).items():
         if now.get(key, earlier) != earlier:
             name = "code path" if key == "path" else key
-            changed = f"this run has used {name} {earlier} so far; from now on it uses {now[key]}"
-            run.log.say(f"note: {changed}, so it is not bit for bit the run without this change", always=True)
+            changed = f"this run used {name} {earlier} until now and continues with {now[key]}"
+            run.log.say(f"note: {changed}; the result is not bit for bit that of an unchanged run", always=True)
 
 
 def open_folder(run: Run, start: Start) -> None:
-    """Write config.yaml and open the log. What an earlier run left in the folder of a new one is removed first."""
+    """Write config.yaml and open the log. In the folder of a new run, remove the files of an earlier one first."""
     if not start.resuming:
         if (run.out / "last.pt").exists():
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
-            (run.out / name).unlink(missing_ok=True)
+            remove(run.out / name)
     with replacing(run.out / "config.yaml") as file:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
@@ -243,7 +243,7 @@ def open_folder(run: Run, start: Start) -> None:
 
 
 def show_start(run: Run, compiled: str) -> None:
-    """Say what was chosen and what follows from it, before the first iteration."""
+    """Print the settings of the run and derived figures, before the first iteration."""
     config, model, progress = run.config, run.model, run.progress
     source = run.source
     size = source.describe_rows(run.rows_per_iter, run.width)
@@ -252,7 +252,7 @@ def show_start(run: Run, compiled: str) -> None:
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = any(not weight.requires_grad for weight in model.parameters())
     path = "the CPU's fast path (tinygpt/fast)" if run.path == "fast" else "plain PyTorch"
-    trained = f"; {trainable:,} of them are trained" if frozen else ""
+    trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (
         f"device:      {run.compute.describe()}{processes}",

@@ -13,8 +13,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
     The rate rises linearly for `warmup_iters` iterations, then falls to `min_lr` along a cosine (Loshchilov & Hutter
     2017, "SGDR") or a straight line, and stays there. The cosine is nanoGPT's get_lr. The decay ends at
-    `lr_decay_iters`, or with the run if that is 0, so a run that is resumed with a larger `max_iters` continues on the
-    longer schedule. A warm-up that ends after the decay is not shortened: when it ends, the rate is `min_lr`.
+    `lr_decay_iters`, or at `max_iters` if that is 0; a run that is resumed with a larger `max_iters` then continues on
+    the longer schedule. A warm-up that is longer than the decay is not shortened; after it the rate is `min_lr`.
     """
     if config.lr_schedule == "constant" or not config.decay_lr:  # the second is nanoGPT's spelling
         return config.learning_rate

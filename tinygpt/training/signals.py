@@ -1,4 +1,4 @@
-"""Graceful shutdown: the first SIGINT or SIGTERM ends the run after the iteration, a second one exits at once.
+"""Graceful shutdown: the first SIGINT or SIGTERM ends the run after the current iteration, the second one at once.
 
 with StopSignal() as stop:
     while not stop.requested(ranks, device): ...
@@ -15,7 +15,7 @@ from tinygpt.training.processes import Processes
 
 
 class StopSignal:
-    """Remembers that a signal came, for as long as the `with` lasts."""
+    """Context that records the first SIGINT or SIGTERM instead of ending the process."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -36,7 +36,7 @@ class StopSignal:
         self.status = 128 + number
 
     def requested(self, ranks: Processes, device: torch.device) -> bool:
-        """Whether any process was asked to stop: all of them then save and stop at the same iteration."""
+        """Return whether any process was asked to stop, so that all save and stop at the same iteration."""
         statuses = ranks.sum([float(self.status)], device)
         if statuses[0] and not self.status:
             self.status = 128 + signal.SIGTERM

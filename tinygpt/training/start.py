@@ -1,6 +1,6 @@
-"""Where a run starts: from nothing, from a base model's weights, or from its own last state.
+"""Where a run starts: new weights, a base model, or its own last state.
 
-start = starting_point(config)                  # loads the checkpoint, if any; config takes what it settles
+start = starting_point(config)                  # loads the checkpoint, if any, and updates config
 model, new_tokens = make_model(config, dataset, start, GPT)
 """
 
@@ -23,19 +23,19 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
-SETTLED = ("optimizer", "lora_rank", "lora_targets")  # a saved optimizer state fits only these values
+FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved optimizer state depends on
 
 
 class Start(NamedTuple):
-    """What a run begins with: nothing, a base model, or its own state when it is resumed."""
+    """Where a run starts: new weights (no state), a base model, or its own last state when it is resumed."""
 
     state: store.Checkpoint | None = None
     resuming: bool = False
-    where: str = ""  # names the checkpoint in messages
+    where: str = ""  # name of the checkpoint in messages
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What the last session of a resumed run kept for this one; empty for a new run."""
+        """Training state in the checkpoint of a resumed run; empty for a new run."""
         return self.state.training if self.state is not None and self.resuming else {}
 
 
@@ -48,8 +48,8 @@ def resumes(config: TrainConfig) -> bool:
 def starting_point(config: TrainConfig) -> Start:
     """Load the checkpoint that `init_from` names, if any.
 
-    Fills `config` with what the checkpoint determines: always the model's shape; when resuming, also every value that
-    the command does not give, including device, dtype and origin. Errors: TinyGPTError if the command contradicts the
+    Sets in `config` what the checkpoint determines: always the model's shape; when resuming, also every value that the
+    command does not give, including device, dtype and origin. Errors: TinyGPTError if the command contradicts the
     checkpoint.
     """
     if resumes(config):
@@ -73,7 +73,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
     last = Path(config.out_dir) / "last.pt"
     state = store.load(last)
-    started_from = origin(state.config)
+    started_from, from_weights = origin(state.config), new_run_from(last)
     command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
     if command != asked:
         raise TinyGPTError(
@@ -82,16 +82,16 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         )
     take_shape(config, state, may_crop=False)
     if "optimizer" not in state.training:
-        raise TinyGPTError(f"{last} has no optimizer state to resume from", f"--init_from={last} --out_dir=out-new")
+        raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
     given: set[str] = getattr(config, "given", set())
-    for name in SETTLED:
+    for name in FIXED:
         wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
         if name in given and wanted != has:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
-                f"drop {name}, or start from the weights alone: --init_from={last} --out_dir=out-new",
+                f"drop {name}, or start from the weights alone: {from_weights}",
             )
-    # not restored, beyond what the command gives: output folder and logging, as the file may come from somebody else
+    # also not restored: output folder and logging, because the file may come from a stranger
     kept = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
     for field in dataclasses.fields(config):
         if field.name in state.config and field.name not in kept:
@@ -100,9 +100,14 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     return state
 
 
+def new_run_from(path: str | Path) -> str:
+    """Flags of a new run that starts from the weights in `path`."""
+    return f"{suggest.quoted(f'--init_from={path}')} --out_dir=out-new"
+
+
 def take_shape(config: TrainConfig, base: store.Checkpoint, may_crop: bool) -> None:
-    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; `may_crop`
-    allows a shorter block_size."""
+    """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; with
+    `may_crop` a shorter block_size is allowed."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
     given: set[str] = getattr(config, "given", set())
     for name in ARCHITECTURE:
@@ -118,20 +123,19 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_crop: bool) -> N
 
 
 def origin(config: dict[str, Any]) -> str:
-    """Return what a run started from: scratch, a checkpoint's path or a pretrained model's name.
+    """Return where a run started: scratch, a checkpoint's path or a pretrained model's name.
 
-    Older files record `resume` or `auto` for a resumed run. Such a run counts as started from `ckpt` if it was
-    fine-tuned, else from scratch.
+    Older files record `resume` or `auto` for a resumed run; its origin is `ckpt` if it was fine-tuned, else scratch.
     """
     init_from = str(config.get("init_from", "scratch"))
     return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
 
 
 def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[GPT]) -> tuple[GPT, int]:
-    """A new model from the seed, or the checkpoint's, with rows for the tokens that are new in the dataset; and the
-    number of these new rows.
+    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens of the dataset.
 
-    The dataset then uses the model's vocabulary. Errors: TinyGPTError when the two vocabularies cannot be joined.
+    Returns the model and the number of new embeddings. Afterwards the dataset uses the model's vocabulary. Errors:
+    TinyGPTError if the two vocabularies cannot be joined.
     """
     base = start.state
     if base is None:
@@ -144,8 +148,8 @@ def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[G
         if not dataset.is_of(base.data):
             raise TinyGPTError(
                 f"dataset {dataset.name!r} has been prepared from other text since {start.where} was written",
-                f"prepare the old text again, or start a new run on the new one from these weights: "
-                f"--init_from={start.where} --out_dir=out-new",
+                f"prepare the old text again, or start a new run on the new text from these weights: "
+                f"{new_run_from(start.where)}",
             )
         return base.build_for_resuming(kind), 0
     model = base.build_model(kind)
@@ -159,10 +163,12 @@ def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[G
 
 
 def join_vocabularies(dataset: Dataset, base: store.Checkpoint, start: Start) -> int:
-    """Let the dataset use the checkpoint's vocabulary, with its new characters at the end; returns how many tokens the
-    checkpoint knows. Errors: TinyGPTError when there is no such vocabulary."""
+    """Switch the dataset to the checkpoint's vocabulary, with the dataset's new characters at its end.
+
+    Returns the number of tokens that the checkpoint knows. Errors: TinyGPTError if there is no such vocabulary.
+    """
     if base.tokenizer is None:  # nanoGPT's
-        base.require_symbols(dataset.tokenizer, start.where)
+        base.require_embeddings(dataset.tokenizer, start.where)
         return dataset.tokenizer.vocab_size
     own = tokenizer_from_dict(base.tokenizer, start.where)
     both = own
@@ -171,10 +177,10 @@ def join_vocabularies(dataset: Dataset, base: store.Checkpoint, start: Start) ->
     hint = "prepare the text that it was trained on, or start with --init_from=scratch"
     dataset.require_tokenizer(both, start.where, hint)
     if both is own:
-        base.require_symbols(own, start.where)
+        base.require_embeddings(own, start.where)
     return own.vocab_size
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """A large vocabulary is rounded up to a multiple of 64, which matrix units like (nanoGPT: 50257 -> 50304)."""
+    """Round a large vocabulary up to a multiple of 64, which GPUs multiply faster (nanoGPT: 50257 -> 50304)."""
     return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
