@@ -57,8 +57,8 @@ class PrepareConfig:
     name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
     """the dataset's name: a ready corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (all *.txt files in and below them; for pairs *.jsonl, *.csv and *.xlsx) or patterns,
-    read in sorted order"""
+    """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
+    sorted order"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
     """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
