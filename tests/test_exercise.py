@@ -312,6 +312,7 @@ for descriptor in range(1, 30):
         os.write(descriptor, line.encode())
     except OSError:
         pass
+os._exit(0)
 """
 BACKGROUND = """
 import subprocess, sys, time
@@ -329,7 +330,8 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "flood.py": ("import os\nfor _ in range(200):\n    print('x' * 100_000)\n    os.write(1, b'y' * 100_000)\n" + solution_of(1), "1 PASS", "", ""),
     "long.py": (solution_of(1).replace('return "".join', 'raise ValueError("x" * 10_000_000); return "".join'), "1 FAIL", "step 1: decoding gives the text back", "got: ValueError: xxx"),
     "broken.py": (solution_of(1, 3) + "def (:\n", "1 FAIL, 3 FAIL", "step 1: the file can be imported", "invalid syntax"),
-    "forged.py": (FORGED + WRONG_TOKENIZER, "1 FAIL", "step 1: vocab_size is the number of distinct characters", "got: 5; expected: 4"),
+    "forged.py": (FORGED + solution_of(1), "1 FAIL", "step 1: the file can be imported", "exit status 0"),
+    "once.py": ("import os\nif 'SEEN' in os.environ: raise ImportError\nos.environ['SEEN'] = '1'\n" + solution_of(1, 3, 9), "1 PASS, 3 FAIL, 9 FAIL", "step 3: the file can be imported", "got: ImportError"),
     "background.py": (BACKGROUND + solution_of(1), "1 PASS", "", ""),
     "no_grad.py": (solution_of(8, 10).replace("@torch.no_grad()\n", "").replace("    for _ in range(max_new", "    torch.set_grad_enabled(False)\n    for _ in range(max_new"), "8 PASS, 10 PASS", "", ""),
     "=1+1.py": ("x = 1\n", "", "", ""),
@@ -362,6 +364,7 @@ def test_a_class_is_checked(
 ) -> None:
     """One file per kind of mistake; none has an effect on another file, or on the other steps of its own file."""
     monkeypatch.setattr(runner, "LIMIT", 10)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     folder, grades = tmp_path / "my class", tmp_path / "grades.csv"
     for name, (source, *_) in CLASS.items():
         path = folder / name
@@ -384,15 +387,16 @@ def test_a_class_is_checked(
         assert int(row["steps passed"]) == results.count("PASS")
         assert words in row["message"] and bool(words) == bool(row["message"]) and len(row["message"]) < 1500, row
         assert (check or "  PASS  " + row["file"] in out or "  NONE  " in out) and (not check or check in out)
-    assert "   1       4       5        4  the file can be imported (2)" in out, out
+    assert "   1       5       5        4  the file can be imported (3)" in out, out
     assert ends(int((folder / "pid.txt").read_text()))
 
 
 def test_all_steps_of_a_file_that_passes_and_of_a_folder_that_passes(tmp_path: Path) -> None:
     (tmp_path / "class").mkdir()
-    (tmp_path / "class" / "my_gpt.py").write_text(SOURCE)
+    (tmp_path / "class" / "my_gpt.py").write_text(SOURCE + "\nimport os\nprint('seen')\nos.write(1, b'here')\n")
     one = run("check", "class/my_gpt.py", folder=tmp_path)
     assert one.returncode == 0, one.stdout
+    assert "seen" in one.stderr and "here" in one.stderr and "seen" not in one.stdout  # a student debugs with print
     assert one.stdout.count("PASS  the file can be imported") == 10 and "This is a complete GPT." in one.stdout
     (tmp_path / "my_gpt.py").write_text(IMPORTS + WRONG_TOKENIZER + solution_of(9))
     mixed = run("check", folder=tmp_path)

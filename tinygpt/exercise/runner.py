@@ -40,7 +40,8 @@ Checking = Generator[None, None, dict[int, Outcome]]  # yields while a process r
 
 def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, Outcome]]]:
     """Run at most JOBS checkings at a time. Yields the index and the outcomes of each as soon as it has ended."""
-    waiting, running = list(enumerate(checkings)), []
+    waiting = list(enumerate(checkings))
+    running: list[tuple[int, Checking]] = []
     try:
         while waiting or running:
             while waiting and len(running) < JOBS:
