@@ -271,7 +271,7 @@ def test_what_the_file_does_on_import_is_survived(
         (["start", "2", "broken.py"], "broken.py, line 1: invalid Python"),
         (["check", "2", "binary.py"], "binary.py: is UTF-16 text"),
         (["climb"], "climb"),
-        (["check", "two"], "two: no such file or folder"),
+        (["check", "two"], "two: no such file"),
         (["check", "two", "other.py"], "step two? There are steps 1 to 10"),
         (["check", "11"], "step 11? There are steps 1 to 10"),
         (["check", "other.py"], "nothing of the exercise in it"),
@@ -388,7 +388,8 @@ def test_a_class_is_checked(
         assert words in row["message"] and bool(words) == bool(row["message"]) and len(row["message"]) < 1500, row
         assert (check or "  PASS  " + row["file"] in out or "  NONE  " in out) and (not check or check in out)
     assert "   1       5       5        4  the file can be imported (3)" in out, out
-    assert ends(int((folder / "pid.txt").read_text()))
+    if os.name != "nt":  # Windows has no process groups
+        assert ends(int((folder / "pid.txt").read_text()))
 
 
 def test_all_steps_of_a_file_that_passes_and_of_a_folder_that_passes(tmp_path: Path) -> None:

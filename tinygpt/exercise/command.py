@@ -111,9 +111,9 @@ def check(steps: list[Step], path: Path) -> int:
     """Run the checks of these steps on a file, as far as it contains them, and print the results."""
     number = steps[0].number if len(steps) == 1 else None
     if not path.exists():
-        is_python = path.suffix == ".py"
-        hint = command("start", steps[0].number, path) if is_python else "name a Python file, or a folder of such files"
-        raise TinyGPTError(f"{path}: no such file{'' if is_python else ' or folder'}", hint)
+        start_it = command("start", steps[0].number, path)
+        hint = start_it if path.suffix == ".py" else "name a Python file, or a folder of such files"
+        raise TinyGPTError(f"{path}: no such file", hint)
     there = names_in(read(path), path)
     contained = [step for step in steps if set(step.names) & set(there)]
     if not contained:

@@ -50,7 +50,7 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     if table:
         require_table(table, steps)
     paths = python_files(folder)
-    print(f"{len(paths)} Python files, which run as your own programs would (no sandbox)", flush=True)
+    print(f"Python files: {len(paths)}. They run with your rights, not in a sandbox.", flush=True)
     results = []
     for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
         result = Result(terminal.escaped(paths[index].relative_to(folder).as_posix()), outcomes)
@@ -62,7 +62,7 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     show_class(results, steps)
     if table:
         write_table(table, results, steps)
-        print(f"written: {table}, {len(results)} files")
+        print(f"written: {table}")
     return int(any(any(result.failed) for result in results))
 
 
