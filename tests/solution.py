@@ -1,4 +1,4 @@
-"""A right solution of the exercise (tests only): what a reader would write in the places of the template."""
+"""A correct solution of the exercise, for the tests: the template with every gap filled in."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor
 
 class CharTokenizer:
     def __init__(self, text: str) -> None:
-        self.symbols = sorted(set(text))
-        self.vocab_size = len(self.symbols)
-        self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self.characters = sorted(set(text))
+        self.vocab_size = len(self.characters)
+        self.ids = {character: i for i, character in enumerate(self.characters)}
 
     def encode(self, text: str) -> list[int]:
         for c in text:
@@ -22,7 +22,7 @@ class CharTokenizer:
         return [self.ids[c] for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.symbols[i] for i in ids)
+        return "".join(self.characters[i] for i in ids)
 
 
 def split(data: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
@@ -195,11 +195,11 @@ def generate(
 
 
 def pair_example(prompt: list[int], response: list[int], end: int, block_size: int) -> tuple[Tensor, Tensor]:
-    whole = [*prompt, *response, end]
+    sequence = [*prompt, *response, end]
     x = torch.full((block_size,), end)
     y = torch.full((block_size,), -1)
-    x[: len(whole) - 1] = torch.tensor(whole[:-1])
-    y[len(prompt) - 1 : len(whole) - 1] = torch.tensor(whole[len(prompt) :])
+    x[: len(sequence) - 1] = torch.tensor(sequence[:-1])
+    y[len(prompt) - 1 : len(sequence) - 1] = torch.tensor(sequence[len(prompt) :])
     return x, y
 
 

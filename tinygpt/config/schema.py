@@ -448,18 +448,24 @@ class CheckConfig:
 
 @dataclasses.dataclass
 class ExerciseConfig:
-    """Write a GPT yourself in ten steps, with checks that show what is wrong and where to look.
+    """Write a GPT yourself in ten steps, with checks that report what is wrong and where to look.
 
     tinygpt exercise list
 
     tinygpt exercise start 4
 
     tinygpt exercise check 4 my_gpt.py
+
+    tinygpt exercise check submissions --csv grades.csv
+
+    A check runs the files with your rights, not in a sandbox. Exit status of check: 0 if all checks passed, else 1.
     """
 
     action: Annotated[Literal["list", "start", "check"], POSITIONAL] = "list"
-    """list: show the ten steps; start: write a step's template into the file; check: test the file"""
-    step: Annotated[CountOrZero, POSITIONAL] = 0
-    """number of the step"""
+    """list: show the ten steps; start: append a step's template to the file; check: test the file"""
+    step: Annotated[File, POSITIONAL] = ""
+    """number of the step; check without a number tests every step that the file contains"""
     file: Annotated[File, POSITIONAL] = "my_gpt.py"
-    """the file you write in"""
+    """the file you write in; check also takes a folder: every *.py in it and in its subfolders"""
+    csv: File = ""
+    """check of a folder: also write the results to this CSV file, one row per file"""

@@ -1,87 +1,57 @@
-"""`tinygpt exercise`: write a GPT yourself, in ten steps, each with checks that say what is wrong and where to look.
+"""`tinygpt exercise`: write a GPT yourself in ten steps, with checks that report what is wrong and where to look.
 
 tinygpt exercise list
 tinygpt exercise start 4              # my_gpt.py gets a template to fill in
 tinygpt exercise check 4 my_gpt.py
+tinygpt exercise check submissions    # a class
 """
 
 import ast
-import json
-import re
-import subprocess
-import sys
-import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExerciseConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.exercise.folder import check_folder
+from tinygpt.exercise.outline import TITLES, Step, defined, template_steps
+from tinygpt.exercise.runner import LABELS, check_file, side_by_side
 from tinygpt.files import read_text, replacing, require_writable
 
-LIMIT = 60  # seconds that the checks of a step may take; a right solution needs three
-TEMPLATE = Path(__file__).parent / "template.py"
-LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}
-
-
-class Step(NamedTuple):
-    """A step, as the template has it."""
-
-    number: int
-    title: str
-    needs: str  # what of an earlier step it builds on
-    source: str
-
-    @property
-    def names(self) -> list[str]:
-        return defined(ast.parse(self.source))
-
-
-TITLES = {  # name in the template: what it is, what it needs
-    "tokenizer": ("characters to numbers and back", ""),
-    "batches": ("a split, and windows with their targets", ""),
-    "bigram": ("the first model, and what counting reaches", ""),
-    "head": ("one head of attention: scaled, masked", ""),
-    "block": ("many heads, the MLP, residuals and norms", ""),
-    "gpt": ("the whole model", "Block"),
-    "training": ("warm-up and cosine; one update, clipped", ""),
-    "sampler": ("temperature, top-k, top-p; the loop", ""),
-    "fine-tuning": ("prompt and response, and a loss on the response alone", ""),
-    "lora": ("thin matrices beside a frozen one, and merging them", ""),
-}
-
-
-def template_steps() -> tuple[str, list[Step]]:
-    """The head of the template (its imports), and its steps."""
-    head, *parts = re.split(r"^# ==== step \d+: (.+) ====$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    bodies = zip(parts[::2], parts[1::2], strict=True)
-    found = [Step(i, *TITLES[name], body.strip()) for i, (name, body) in enumerate(bodies, 1)]
-    return head.split('"""', 2)[2].strip(), found
-
-
-def defined(tree: ast.Module) -> list[str]:
-    return [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+DEFAULT = Path(ExerciseConfig.file)
 
 
 def exercise(config: ExerciseConfig) -> int:
-    """Run the command; returns 0, or 1 if a check found something."""
+    """Run the command; returns 0, or 1 if a check failed."""
     if config.action == "list":
         return show_list()
     head, steps = template_steps()
-    if not 1 <= config.step <= len(steps):
-        which = f"step {config.step}" if config.step else "which step"
-        raise TinyGPTError(f"{which}? There are steps 1 to {len(steps)}", f"tinygpt exercise {config.action} 1")
-    step, path = steps[config.step - 1], Path(config.file)
-    if path.is_dir():
-        raise TinyGPTError(f"{path}: is a folder", command(config.action, config.step, Path("my_gpt.py")))
-    if config.action == "start":
-        start(step, head, path)
-        return 0
-    return check_step(step, path)
+    chosen, path = arguments(config, steps)
+    if config.action == "check" and path.is_dir():
+        return check_folder(path, chosen, Path(config.csv) if config.csv else None)
+    if config.csv:
+        raise TinyGPTError("csv is only for checking a folder", "tinygpt exercise check FOLDER --csv grades.csv")
+    if config.action == "check":
+        return check(chosen, path)
+    start(chosen[0], head, path)
+    return 0
+
+
+def arguments(config: ExerciseConfig, steps: list[Step]) -> tuple[list[Step], Path]:
+    """Return the steps and the path that the command names: `check PATH` means all steps. Errors: TinyGPTError."""
+    text, path = config.step, Path(config.file)
+    for step in steps:
+        if text == str(step.number):
+            return [step], path
+    may_be_path = config.action == "check" and path == DEFAULT and (not text.isdecimal() or Path(text).exists())
+    if not may_be_path:
+        which = f"step {text}" if text else "which step"
+        raise TinyGPTError(f"{which}? There are steps 1 to {len(steps)}", command(config.action, 1, path))
+    return steps, Path(text) if text else path
 
 
 def show_list() -> int:
+    """Print the steps."""
     print("A GPT from an empty file, in ten steps:\n")
     for step in template_steps()[1]:
         print(f"  {step.number:>2}  {step.title:<56}{', '.join(step.names)}")
@@ -93,8 +63,8 @@ def show_list() -> int:
 
 
 def start(step: Step, head: str, path: Path) -> None:
-    """Put the step's template into the file, behind what is there. Errors: TinyGPTError if the file has it already."""
-    require_writable(path, command("start", step.number, Path("my_gpt.py")))
+    """Append the step's template to the file. Errors: TinyGPTError if the file already contains a part of it."""
+    require_writable(path, command("start", step.number))
     written, there = "", []
     if path.exists():
         written = read(path)
@@ -102,83 +72,76 @@ def start(step: Step, head: str, path: Path) -> None:
     again = [name for name in step.names if name in there]
     if again:
         raise TinyGPTError(
-            f"{path} has {again[0]} already, and what you wrote is not overwritten",
+            f"{path} already contains {again[0]}, which is not overwritten",
             f"{command('check', step.number, path)}, or for a new file: tinygpt exercise start {step.number} new.py",
         )
     before = written.rstrip() if written.strip() else f'"""My GPT, step by step."""\n\n{head}'
     with replacing(path) as file:
         file.write(f"{before}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
-    print(f"step {step.number}: {step.title}\n{path} has a template of {', '.join(step.names)} now.")
+    print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
     if step.needs and step.needs not in there:
-        print(f"It builds on {step.needs}, which comes from an earlier step: tinygpt exercise start {step.number - 1}")
-    print(f"Fill in what raises NotImplementedError, then: {command('check', step.number, path)}")
+        print(f"It uses {step.needs} of an earlier step: {command('start', step.number - 1, path)}")
+    print(f"Replace each raise NotImplementedError by your code, then: {command('check', step.number, path)}")
 
 
 def read(path: Path) -> str:
-    return read_text(path, "give the Python file that you write in")
+    return read_text(path, "name the Python file that you write in")
 
 
 def names_in(source: str, path: Path) -> list[str]:
+    """Return the names of the file's top-level classes and functions. Errors: TinyGPTError for invalid Python."""
     try:
         return defined(ast.parse(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         why = error.args[0] if error.args else "too deeply nested"
-        raise TinyGPTError(f"{path}{line}: not Python ({why})", "fix that line first") from None
+        raise TinyGPTError(f"{path}{line}: invalid Python ({why})", "fix that line first") from None
 
 
-def command(action: str, number: int, path: Path) -> str:
-    return f"tinygpt exercise {action} {number}{'' if path == Path('my_gpt.py') else f' {suggest.quoted(str(path))}'}"
+def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
+    """Return the command for a step, or for all steps (None)."""
+    words = [str(number)] if number else []
+    return suggest.command("exercise", action, *words, *([] if path == DEFAULT else [path]))
 
 
 # ---- check ------------------------------------------------------------------------------------------------------
 
 
-def check_step(step: Step, path: Path) -> int:
-    """Run the step's checks on the file in a process of its own, and show how they went."""
-    there = names_in(read(path), path) if path.exists() else None
-    if there is None or not set(step.names) & set(there):
-        what = "no such file" if there is None else f"nothing of step {step.number} ({', '.join(step.names)}) in it"
-        raise TinyGPTError(f"{path}: {what}", command("start", step.number, path))
-    print(f"step {step.number}: {step.title}")
-    messages, ending = run_checks(step.number, path)
-    for begun, result in messages:
-        print(f"  {'PASS' if 'passed' in result else 'FAIL'}  {begun['begin']}")
-        if "failed" in result:
-            show(result["failed"] | {"look": begun["look"]})
-            print(f"\nthen again: {command('check', step.number, path)}")
-            return 1
-    if ending:
-        raise TinyGPTError(ending, "see what came before this line", status=1)
-    last = step.number == len(TITLES)
+def check(steps: list[Step], path: Path) -> int:
+    """Run the checks of these steps on a file, as far as it contains them, and print the results."""
+    number = steps[0].number if len(steps) == 1 else None
+    if not path.exists():
+        start_it = command("start", steps[0].number, path)
+        hint = start_it if path.suffix == ".py" else "name a Python file, or a folder of such files"
+        raise TinyGPTError(f"{path}: no such file", hint)
+    there = names_in(read(path), path)
+    contained = [step for step in steps if set(step.names) & set(there)]
+    if not contained:
+        what = f"step {number} ({', '.join(steps[0].names)})" if number else "the exercise"
+        raise TinyGPTError(f"{path}: nothing of {what} in it", command("start", steps[0].number, path))
+    [(_, outcomes)] = side_by_side([check_file(path, [step.number for step in contained], quiet=False)])
+    for step in contained:
+        passed, failed = outcomes[step.number]
+        print(f"step {step.number}: {step.title}")
+        for name in passed:
+            print(f"  PASS  {name}")
+        if failed:
+            print(f"  FAIL  {failed['check']}")
+            show(failed)
+    if any(outcomes[step.number].failed for step in contained):
+        print(f"\nthen again: {command('check', number, path)}")
+        return 1
+    following = contained[-1].number + 1
+    is_last = following > len(TITLES)
     print(
-        "All checks passed. " + ("That is a whole GPT." if last else f"Next: {command('start', step.number + 1, path)}")
+        "All checks passed. " + ("This is a complete GPT." if is_last else f"Next: {command('start', following, path)}")
     )
     return 0
 
 
-def run_checks(step: int, path: Path) -> tuple[list[tuple[dict[str, str], dict[str, Any]]], str]:
-    """(what was checked, how it went) up to the first failure, and a sentence if the process itself failed.
-
-    The reader's code runs in a child, so that an endless loop, sys.exit or a crash ends the child alone.
-    """
-    arguments = [sys.executable, "-m", "tinygpt.exercise.steps", str(step), str(path)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as lines:
-        try:
-            ended = subprocess.run(arguments, stdout=lines, timeout=LIMIT).returncode
-            got = f"Python ended with status {ended}"
-        except subprocess.TimeoutExpired:
-            ended, got = 1, f"no end after {LIMIT} seconds"
-        lines.seek(0)
-        told = [json.loads(line) for line in lines.read().splitlines()]
-    messages = list(zip(told[::2], told[1::2], strict=False))
-    if len(told) % 2:  # begun and not ended
-        messages.append((told[-1], {"failed": {"got": got, "expected": "an end within a second or two"}}))
-    return messages, got if ended and not told else ""
-
-
-def show(finding: dict[str, str]) -> None:
+def show(failed: dict[str, str]) -> None:
+    """Print what was given, got and expected, and where to look, indented and wrapped."""
     for key, label in LABELS.items():
-        if key in finding:
-            lines = [part for line in finding[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
+        if key in failed:
+            lines = [part for line in failed[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
             print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")

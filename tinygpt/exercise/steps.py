@@ -1,18 +1,24 @@
-"""The checks of the ten steps: properties of a right solution, tried on small inputs.
+"""The checks of the ten steps: properties of a correct solution, tested on small inputs.
 
-`tinygpt exercise check N FILE` runs this module in a process of its own, as `python -m tinygpt.exercise.steps N FILE`.
-It imports the reader's file and prints one line of JSON before and after each check. A check is a function of that
-file's module. It calls `expect` with each property; if one does not hold, the check ends with CheckFailed.
+`tinygpt exercise check` runs this module in a process of its own: `python -m tinygpt.exercise.steps FILE SECONDS N ...`
+checks steps N of FILE, with a time limit per check. A check is a function of the student's module. It calls `expect`
+for each property; if one does not hold, the check ends with CheckFailed.
+
+The results are lines of JSON on standard output, each behind the key that was read from standard input. Whatever the
+student's file prints goes to standard error.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
+import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +30,11 @@ from torch import Tensor
 
 from tinygpt.model import GPT, GPTConfig
 
+LONGEST = 1000  # characters of a value or an exception in a report
+
 
 class CheckFailed(Exception):
-    """A property that does not hold: what was given, what came out, what was expected."""
+    """A property that does not hold: the input, the output and the expected output."""
 
     def __init__(self, given: str, got: str, expected: str) -> None:
         super().__init__(given, got, expected)
@@ -38,16 +46,16 @@ class Check:
     """One property of a step."""
 
     step: int
-    name: str  # the property, as a sentence that is true of a right solution
-    look: str  # where a mistake would be
-    run: Callable[[Any], None]
+    name: str  # the property, as a sentence that is true of a correct solution
+    look: str  # where the mistake probably is
+    run: Callable[[Any], object]
 
 
 CHECKS: list[Check] = []
 
 
 def register(step: int, name: str, look: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Decorate a function as a check of a step: it goes into CHECKS."""
+    """Decorate a function as a check of a step, and add it to CHECKS."""
 
     def add(function: Callable[[Any], None]) -> Callable[[Any], None]:
         CHECKS.append(Check(step, name, look, function))
@@ -71,7 +79,7 @@ def expect_number(got: float, expected: float, given: str, label: str = "", atol
 
 
 def expect_close(got: Any, expected: Tensor, given: str, atol: float = 1e-5) -> None:
-    """Errors: CheckFailed unless `got` is a tensor with the shape and, but for rounding, the values of `expected`."""
+    """Errors: CheckFailed unless `got` is a tensor with the shape and, up to rounding, the values of `expected`."""
     expect_shape(got, tuple(expected.shape), given)
     expect(bool(torch.isfinite(got).all()), given, got, expected)
     expect(torch.allclose(got.float(), expected.float(), atol=atol, rtol=1e-4), given, got, expected)
@@ -83,13 +91,13 @@ def expect_shape(got: Any, shape: tuple[int, ...], given: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Format a value in a few lines."""
+    """Format a value in a few lines; a large tensor by its shape and first values."""
     if not isinstance(value, Tensor):
         return value if isinstance(value, str) else repr(value)
     value = value.detach()
     if value.numel() > 40:
         flat = ", ".join(f"{x:.4g}" for x in value.flatten()[:6].tolist())
-        return f"a tensor of shape {tuple(value.shape)} that begins {flat}, ..."
+        return f"a tensor of shape {tuple(value.shape)}, beginning with {flat}, ..."
     numbers = nested(value.tolist()) if value.is_floating_point() else str(value.tolist())
     return numbers.replace("], [", "],\n [")
 
@@ -102,49 +110,53 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def shake(module: nn.Module, std: float = 0.5) -> nn.Module:
-    """Draw weights so large that every part changes the output."""
+def randomise(module: nn.Module, std: float = 0.5) -> nn.Module:
+    """Draw weights large enough that every parameter changes the output."""
     for index, parameter in enumerate(module.parameters()):
         parameter.data = std * noise(*parameter.shape, seed=index)
     return module.eval()
 
 
-def expect_blind_to_future(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, what: str) -> None:
-    """Check that outputs do not depend on later positions: x and other differ in the last two of T positions only."""
+def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, what: str) -> None:
+    """Check that no output depends on later positions: x and other differ only in the last two of T positions."""
     T = x.size(1)
     before, after = function(x), function(other)
     changed = [t for t in range(T - 2) if not torch.allclose(before[:, t], after[:, t], atol=1e-5)]
-    given = f"{what} of {T} positions, twice; only positions {T - 2} and {T - 1} differ"
-    expect(not changed, given, f"other outputs at positions {changed}", f"the same outputs at positions 0 to {T - 3}")
+    given = f"two {what} of {T} positions that differ only at positions {T - 2} and {T - 1}"
+    expect(
+        not changed, given, f"different outputs at positions {changed}", f"the same outputs at positions 0 to {T - 3}"
+    )
     same_end = torch.allclose(before[:, -1], after[:, -1], atol=1e-6)
-    expect(not same_end, given, f"the same output at position {T - 1}", "another one there")
+    expect(not same_end, given, f"the same output at position {T - 1}", f"different outputs at position {T - 1}")
 
 
 # ==== step 1: tokenizer ====
 
 
-@register(1, "each distinct character counts once", "vocab_size: how many distinct characters are there?")
+@register(1, "vocab_size is the number of distinct characters", "set(text) contains each character once")
 def _(my: Any) -> None:
     expect_equal(my.CharTokenizer("hello").vocab_size, 4, "CharTokenizer('hello').vocab_size")
 
 
 @register(
-    1, "numbers follow the sorted order", "sorted(set(text)): a set alone has no order, and another one each time"
+    1,
+    "token ids follow the sorted order of the characters",
+    "sorted(set(text)): the order of a set can change from one run to the next",
 )
 def _(my: Any) -> None:
     got = list(my.CharTokenizer("the cat").encode(" aceht"))
     expect_equal(got, [0, 1, 2, 3, 4, 5], "CharTokenizer('the cat').encode(' aceht')")
 
 
-@register(1, "decoding gives the text back", "the two tables must be each other's inverse, for every character")
+@register(1, "decoding gives the text back", "decode must be the inverse of encode, for every character")
 def _(my: Any) -> None:
     text = "First Citizen:\nBefore we proceed, naïve €5!\n\n"
     tokenizer = my.CharTokenizer(text)
     got = tokenizer.decode(tokenizer.encode(text))
-    expect(got == text, "a text with capitals, line ends and accents, encoded and decoded", repr(got), repr(text))
+    expect(got == text, "a text with capitals, line breaks and accents, encoded and decoded", repr(got), repr(text))
 
 
-@register(1, "an unknown character is refused, by name", "what does encode do with a character that is in no table?")
+@register(1, "an unknown character raises an error that names it", "encode: a character that is not in the vocabulary")
 def _(my: Any) -> None:
     given, expected = "CharTokenizer('hello').encode('hex')", "a ValueError that names 'x'"
     try:
@@ -163,14 +175,16 @@ def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> tuple[T
     return x, y
 
 
-@register(2, "the end of the data is for validation, and nothing is in both", "cut once, before any window is made")
+@register(
+    2, "the validation part is the end of the data, without overlap", "split the data before you draw windows from it"
+)
 def _(my: Any) -> None:
     train, val = my.split(torch.arange(10), 0.2)
     got = f"{train.tolist()} and {val.tolist()}"
     expect_equal(got, "[0, 1, 2, 3, 4, 5, 6, 7] and [8, 9]", "split(torch.arange(10), 0.2)")
 
 
-@register(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack of one window a row")
+@register(2, "x and y are int64 of shape (batch_size, block_size)", "torch.stack: one window per row")
 def _(my: Any) -> None:
     for part, name in zip(batch(my, 100, 8, 4), "xy", strict=True):
         given = f"{name} of get_batch(torch.arange(100), 8, 4, generator)"
@@ -186,7 +200,7 @@ def _(my: Any) -> None:
     expect(bool((y == x + 1).all()), given, f"y[0] = {y[0].tolist()}", f"y[0] = {(x[0] + 1).tolist()}")
 
 
-@register(2, "windows are drawn at random, by the generator alone", "pass generator=generator to torch.randint")
+@register(2, "windows are random and depend only on the generator", "pass generator=generator to torch.randint")
 def _(my: Any) -> None:
     first, second = batch(my, 1000, 4, 6)[0], batch(my, 1000, 4, 6, seed=1)[0]
     starts = first[:, 0]
@@ -199,11 +213,13 @@ def _(my: Any) -> None:
 
 
 @register(
-    2, "every window can be drawn, the first and the last too", "the largest start still leaves block_size + 1 numbers"
+    2,
+    "every window can be drawn, including the first and the last",
+    "the last window starts block_size + 1 tokens before the end",
 )
 def _(my: Any) -> None:
     starts = sorted(set(batch(my, 7, 4, 300)[0][:, 0].tolist()))
-    expect_equal(f"starts {starts}", "starts [0, 1, 2]", "300 windows of 4 from 7 numbers")
+    expect_equal(f"starts {starts}", "starts [0, 1, 2]", "300 windows of block_size 4 from 7 tokens")
 
 
 # ==== step 3: bigram ====
@@ -211,7 +227,7 @@ def _(my: Any) -> None:
 PAIRS = torch.tensor([0, 1, 0, 1, 0, 2])  # after 0: twice 1, once 2; after 1: always 0
 
 
-@register(3, "there is one row of logits for each position, and no loss without targets", "logits = self.table(idx)")
+@register(3, "logits have shape (B, T, V), and the loss is None without targets", "logits = self.table(idx)")
 def _(my: Any) -> None:
     logits, loss = my.Bigram(5)(torch.tensor([[0, 1, 2], [3, 4, 0]]))
     expect_shape(logits, (2, 3, 5), "the logits of Bigram(5) for idx of shape (2, 3)")
@@ -220,17 +236,21 @@ def _(my: Any) -> None:
 
 @register(
     3,
-    "the guess depends on the last character alone",
-    "each character has its own row of the table, whatever stood before",
+    "the logits depend on the current character only",
+    "look up one row of the table per character; ignore the characters before it",
 )
 def _(my: Any) -> None:
-    model = shake(my.Bigram(5))
+    model = randomise(my.Bigram(5))
     logits = model(torch.tensor([[1, 2, 3], [0, 2, 4]]))[0]
     expect_close(logits[1, 1], logits[0, 1], "the logits at position 1 of [0, 2, 4] and of [1, 2, 3]")
-    expect_close(logits[0, 1], model.table.weight[2], "the logits after character 2, and row 2 of self.table")  # type: ignore[union-attr, index]
+    expect_close(logits[0, 1], model.table.weight[2], "the logits after token 2, compared with row 2 of self.table")  # type: ignore[union-attr, index]
 
 
-@register(3, "the loss is the mean cross-entropy in nats", "F.cross_entropy wants (B T, V) and (B T,)")
+@register(
+    3,
+    "the loss is the mean cross-entropy in nats",
+    "F.cross_entropy takes logits of shape (B T, V) and targets of shape (B T,)",
+)
 def _(my: Any) -> None:
     model = my.Bigram(5)
     model.table.weight.data = 2 * noise(5, 5)
@@ -242,11 +262,15 @@ def _(my: Any) -> None:
     expect_close(model(idx, targets)[1], by_hand, given)
 
 
-@register(3, "counting gives the least loss", "p(next | current) = count(current, next) / count(current, anything)")
+@register(
+    3,
+    "counts_loss is the cross-entropy under the bigram frequencies",
+    "p(next | current) = count(current, next) / count(current, any)",
+)
 def _(my: Any) -> None:
     expected = (2 * math.log(3 / 2) + math.log(3) + 2 * math.log(1)) / 5
     got = my.counts_loss(PAIRS, 3)
-    given = "counts_loss of 0 1 0 1 0 2: after 0 comes 1 with 2/3, 2 with 1/3; after 1 always 0"
+    given = "counts_loss of 0 1 0 1 0 2, where p(1 | 0) = 2/3, p(2 | 0) = 1/3 and p(0 | 1) = 1"
     expect(
         abs(float(got) - expected) < 1e-4,
         given,
@@ -255,7 +279,11 @@ def _(my: Any) -> None:
     )
 
 
-@register(3, "training ends where counting does", "the loss must be a tensor with a gradient: no .item(), no .detach()")
+@register(
+    3,
+    "training converges to the loss of the bigram frequencies",
+    "the loss must be a tensor with a gradient: no .item(), no .detach()",
+)
 def _(my: Any) -> None:
     model = my.Bigram(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -266,14 +294,14 @@ def _(my: Any) -> None:
         loss.backward()
         optimizer.step()
     expected = (2 * math.log(3 / 2) + math.log(3)) / 5
-    given = "300 steps on 0 1 0 1 0 2, starting from noise"
+    given = "300 training steps on 0 1 0 1 0 2, from random weights"
     expect_number(loss.item(), expected, given, "loss ", atol=0.02)
 
 
 # ==== step 4: head ====
 
 
-@register(4, "rows of the weights sum to one", "softmax over the last dimension, after the mask")
+@register(4, "each row of attention weights sums to one", "softmax over the last dimension, after the mask")
 def _(my: Any) -> None:
     weights = my.attention_weights(noise(2, 5, 16), noise(2, 5, 16, seed=1))
     expect_shape(weights, (2, 5, 5), "attention_weights of q and k, both (2, 5, 16)")
@@ -281,106 +309,118 @@ def _(my: Any) -> None:
 
 
 @register(
-    4, "the future cannot be seen", "scores of later positions become -inf before the softmax: torch.tril, masked_fill"
+    4,
+    "no position attends to a later one",
+    "set the scores of later positions to -inf before the softmax: torch.tril, masked_fill",
 )
 def _(my: Any) -> None:
     weights = my.attention_weights(noise(1, 4, 16), noise(1, 4, 16, seed=1))[0]
     later = [(t, s) for t in range(4) for s in range(t + 1, 4) if weights[t, s].abs() > 1e-6]
-    expect(not later, "attention_weights of 4 positions: row t is what t looks at", weights, "zeros above the diagonal")
+    expect(
+        not later,
+        "attention_weights of 4 positions; row t has the weights of position t",
+        weights,
+        "zeros above the diagonal",
+    )
     expect(
         bool((weights.tril() > 0).sum() == 10),
-        "the same",
+        "attention_weights of 4 positions",
         weights,
-        "weights on and below the diagonal, itself included",
+        "weights above zero on and below the diagonal",
     )
 
 
 @register(
     4,
-    "without a preference all earlier positions count alike",
-    "queries of zero give equal scores, so 1 / (t + 1) each",
+    "equal scores give equal weights",
+    "a query of zeros gives equal scores, so each of the t + 1 visible positions has the weight 1 / (t + 1)",
 )
 def _(my: Any) -> None:
     expected = torch.tensor([[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]])
-    expect_close(my.attention_weights(torch.zeros(1, 3, 8), noise(1, 3, 8))[0], expected, "q of zeros, 3 positions")
+    expect_close(
+        my.attention_weights(torch.zeros(1, 3, 8), noise(1, 3, 8))[0], expected, "queries of zeros, 3 positions"
+    )
 
 
 @register(4, "scores are scaled by 1 / sqrt(head_size)", "head_size is the last dimension of q, not T and not n_embd")
 def _(my: Any) -> None:
     q, k = torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)
-    q[0, 1, 0], k[0, 0, 0] = 2.0, 2.0  # position 1 asks for what position 0 offers: score 4, scaled 1
+    q[0, 1, 0], k[0, 0, 0] = 2.0, 2.0  # query 1 matches key 0: score 4, scaled 1
     expected = torch.tensor([[1, 0], [math.e / (math.e + 1), 1 / (math.e + 1)]])
     given = "head_size 16, scores of position 1 before scaling: 4 and 0, so softmax(4 / 4, 0)"
     expect_close(my.attention_weights(q, k)[0], expected, given)
 
 
 @register(
-    4, "the head gathers values by these weights", "weights @ values, with self.value and not the input or the keys"
+    4, "the output is the weighted sum of the values", "weights @ self.value(x), and not weights @ x or weights @ keys"
 )
 def _(my: Any) -> None:
-    head, x = shake(my.Head(8, 16)), noise(2, 5, 8)
+    head, x = randomise(my.Head(8, 16)), noise(2, 5, 8)
     q, k, v = head.query(x), head.key(x), head.value(x)  # type: ignore[operator]
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    expect_close(head(x), expected, "Head(8, 16) on x of shape (2, 5, 8), against torch's own attention")
+    expect_close(head(x), expected, "Head(8, 16) on x of shape (2, 5, 8), compared with PyTorch's attention")
 
 
 # ==== step 5: block ====
 
 
-@register(5, "attention keeps the shape (B, T, C)", "put the heads side by side again, then self.c_proj")
+@register(5, "attention keeps the shape (B, T, C)", "concatenate the heads along the channels, then apply self.c_proj")
 def _(my: Any) -> None:
     expect_shape(my.MultiHeadAttention(12, 3)(noise(2, 5, 12)), (2, 5, 12), "MultiHeadAttention(12, 3) on (2, 5, 12)")
 
 
 @register(
     5,
-    "no head sees the future",
-    "view(B, T, n_head, size).transpose(1, 2): a plain view mixes positions; then the mask",
+    "no head attends to a later position",
+    "view(B, T, n_head, head_size).transpose(1, 2), because view(B, n_head, T, head_size) mixes positions; the mask",
 )
 def _(my: Any) -> None:
-    attention, x = shake(my.MultiHeadAttention(12, 3)), noise(2, 6, 12)
+    attention, x = randomise(my.MultiHeadAttention(12, 3)), noise(2, 6, 12)
     other = torch.cat((x[:, :-2], noise(2, 2, 12, seed=9)), 1)
-    expect_blind_to_future(attention, x, other, "MultiHeadAttention(12, 3), an input")
+    expect_causal(attention, x, other, "inputs of MultiHeadAttention(12, 3)")
 
 
 @register(
     5,
     "each head works on its own channels",
-    "q, k and v in this order; head h has channels h size to (h + 1) size of each",
+    "q, k, v in this order; head h uses channels h * head_size to (h + 1) * head_size - 1 of each",
 )
 def _(my: Any) -> None:
-    attention, x = shake(my.MultiHeadAttention(12, 3)), noise(2, 5, 12)
+    attention, x = randomise(my.MultiHeadAttention(12, 3)), noise(2, 5, 12)
     q, k, v = (part.view(2, 5, 3, 4).transpose(1, 2) for part in attention.c_attn(x).split(12, dim=2))  # type: ignore[operator]
     heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     expected = attention.c_proj(heads.transpose(1, 2).reshape(2, 5, 12))  # type: ignore[operator]
-    expect_close(attention(x), expected, "12 channels in 3 heads, against torch's own attention on each")
+    expect_close(attention(x), expected, "12 channels in 3 heads, compared with PyTorch's attention on each head")
 
 
 @register(5, "the MLP is linear, GELU, linear", "self.c_proj(F.gelu(self.c_fc(x)))")
 def _(my: Any) -> None:
-    mlp, x = shake(my.MLP(8)), noise(2, 3, 8)
+    mlp, x = randomise(my.MLP(8)), noise(2, 3, 8)
     expected = mlp.c_proj(F.gelu(mlp.c_fc(x)))  # type: ignore[operator]
-    expect_close(mlp(x), expected, "MLP(8) on x of shape (2, 3, 8)", atol=5e-3)  # GELU's tanh form will do
+    # atol accepts the tanh approximation of GELU
+    expect_close(mlp(x), expected, "MLP(8) on x of shape (2, 3, 8)", atol=5e-3)
 
 
-@register(
-    5, "a block adds to the stream", "x = x + ...: with both output projections at zero, x must come out as it is"
-)
+@register(5, "a block adds to the residual stream", "x = x + ...: if both output projections are zero, the output is x")
 def _(my: Any) -> None:
-    block, x = shake(my.Block(12, 3)), noise(2, 5, 12)
+    block, x = randomise(my.Block(12, 3)), noise(2, 5, 12)
     for layer in (block.attn.c_proj, block.mlp.c_proj):  # type: ignore[union-attr]
         nn.init.zeros_(layer.weight)  # type: ignore[union-attr, arg-type]
         nn.init.zeros_(layer.bias)  # type: ignore[union-attr, arg-type]
     expect_close(block(x), x, "Block(12, 3) whose output projections are zero")
 
 
-@register(5, "each half reads a normalised copy", "x + attn(ln_1(x)), and then the MLP on ln_2 of the new x")
+@register(
+    5,
+    "attention and the MLP each get a normalised input",
+    "x = x + self.attn(self.ln_1(x)), then x = x + self.mlp(self.ln_2(x))",
+)
 def _(my: Any) -> None:
-    block, x = shake(my.Block(12, 3)), 3 * noise(2, 5, 12)
+    block, x = randomise(my.Block(12, 3)), 3 * noise(2, 5, 12)
     middle = x + block.attn(block.ln_1(x))  # type: ignore[operator]
     expected = middle + block.mlp(block.ln_2(middle))  # type: ignore[operator]
     expect_close(
-        block(x), expected, "Block(12, 3) on x, against the two lines x + attn(ln_1(x)), x + mlp(ln_2(x))", 1e-4
+        block(x), expected, "Block(12, 3) on x, compared with x + attn(ln_1(x)) followed by x + mlp(ln_2(x))", 1e-4
     )
 
 
@@ -397,7 +437,9 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 @register(
-    6, "contexts of every length up to block_size give logits (B, T, V)", "positions: the first T rows of self.wpe"
+    6,
+    "logits have shape (B, T, V) for every T up to block_size",
+    "add the first T rows of self.wpe, not all of them",
 )
 def _(my: Any) -> None:
     for T in (8, 3, 1):
@@ -406,39 +448,43 @@ def _(my: Any) -> None:
         expect(loss is None, "the model without targets", loss, "None as the loss")
 
 
-@register(6, "an untrained model guesses evenly", "initial weights: standard deviation 0.02, also in the embeddings")
+@register(
+    6,
+    "the loss of an untrained model is about ln(vocab_size)",
+    "initialise linear and embedding weights with standard deviation 0.02",
+)
 def _(my: Any) -> None:
     loss = small_gpt(my)(tokens(32, 8), tokens(32, 8, seed=1))[1]
     expect(isinstance(loss, Tensor), "the model with targets", shown(loss), "a loss")
-    given = "the first loss of a model of 11 characters"
+    given = "an untrained model with vocab_size 11"
     expect(abs(loss.item() - math.log(11)) < 0.05, given, f"{loss.item():.3f}", f"about ln 11 = {math.log(11):.3f}")
 
 
-@register(6, "the loss is the mean cross-entropy of the logits", "all positions count, each target once")
+@register(6, "the loss is the mean cross-entropy of the logits", "average over all positions of all sequences")
 def _(my: Any) -> None:
-    model, x, y = shake(small_gpt(my)), tokens(3, 8), tokens(3, 8, seed=1)
+    model, x, y = randomise(small_gpt(my)), tokens(3, 8), tokens(3, 8, seed=1)
     expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
     expect_close(model(x, y)[1], expected, "idx and targets of shape (3, 8)", 1e-4)
 
 
-@register(6, "the future cannot be seen", "the mask must survive in every block")
+@register(6, "logits do not depend on later tokens", "causal attention in every block")
 def _(my: Any) -> None:
-    model, x = shake(small_gpt(my)), tokens(2, 8)
+    model, x = randomise(small_gpt(my)), tokens(2, 8)
     other = torch.cat((x[:, :-2], (x[:, -2:] + 3) % 11), 1)
-    expect_blind_to_future(lambda idx: model(idx)[0], x, other, "a text")  # type: ignore[no-any-return]
+    expect_causal(lambda idx: model(idx)[0], x, other, "sequences")  # type: ignore[no-any-return]
 
 
-@register(6, "the order of earlier characters matters", "add the embedding of each position to that of its character")
+@register(6, "the order of earlier characters matters", "add the position embedding to the token embedding")
 def _(my: Any) -> None:
-    model = shake(small_gpt(my, n_layer=1))
+    model = randomise(small_gpt(my, n_layer=1))
     one, two = (model(torch.tensor([text]))[0][0, -1] for text in ([1, 2, 3, 4], [2, 1, 3, 4]))
-    given = "one layer; the last logits of [1, 2, 3, 4] and of [2, 1, 3, 4]"
-    expect(not torch.allclose(one, two, atol=1e-4), given, "the same logits", "different ones: position counts")
+    given = "one layer; the last logits for [1, 2, 3, 4] and for [2, 1, 3, 4]"
+    expect(not torch.allclose(one, two, atol=1e-4), given, "the same logits", "different logits")
 
 
-@register(6, "every part takes part", "a part that never gets a gradient is made in __init__ and not used in forward")
+@register(6, "every parameter gets a gradient", "a layer that is made in __init__ but not used in forward gets none")
 def _(my: Any) -> None:
-    model = shake(small_gpt(my))
+    model = randomise(small_gpt(my))
     expect(len({id(block) for block in model.h}) == 2, "n_layer = 2", "one block used twice", "two blocks in self.h")  # type: ignore[arg-type, union-attr]
     model(tokens(4, 8), tokens(4, 8, seed=1))[1].backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
@@ -451,7 +497,7 @@ def _(my: Any) -> None:
 
 
 class Line(nn.Module):
-    """A model whose gradient is known by hand: loss = mean((w x - y)^2), so dloss/dw = mean(2 x (w x - y))."""
+    """A model with a simple gradient: loss = mean((w x - y)^2), so dloss/dw = mean(2 x (w x - y))."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -472,8 +518,8 @@ def expect_rate(my: Any, step: int, expected: float) -> None:
 
 @register(
     7,
-    "the rate warms up, turns at the peak and ends at the minimum",
-    "three cases: step < warmup, step > total, the cosine",
+    "the learning rate rises to the peak, then falls to the minimum",
+    "three cases: step < warmup, step > total, and the cosine between them",
 )
 def _(my: Any) -> None:
     for step, expected in ((0, 0.1), (3, 0.4), (9, 1.0), (109, 0.1), (500, 0.1)):
@@ -482,23 +528,23 @@ def _(my: Any) -> None:
 
 @register(
     7,
-    "in between the rate follows half a cosine",
-    "(1 + cos(pi share)) / 2, where share runs from 0 at warmup to 1 at total",
+    "the decay follows half a cosine",
+    "(1 + cos(pi * progress)) / 2, where progress goes from 0 at warmup to 1 at total",
 )
 def _(my: Any) -> None:
     for step, expected in ((34, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2), (59, 0.55)):
         expect_rate(my, step, expected)
 
 
-@register(7, "the loss comes back as a number, measured before the update", "loss.item()")
+@register(7, "train_step returns the loss before the update, as a float", "loss.item()")
 def _(my: Any) -> None:
     model = Line()
     loss = line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0))
-    expect(isinstance(loss, float), "what train_step returns", f"a {type(loss).__name__}", "a float")
+    expect(isinstance(loss, float), "the return value of train_step", f"a {type(loss).__name__}", "a float")
     expect_number(loss, 1.0, "w = 0, x = 1, y = 1: the loss (w x - y)^2")
 
 
-@register(7, "an update uses the rate that it is given", "for group in optimizer.param_groups: group['lr'] = lr")
+@register(7, "the update uses the given learning rate", "for group in optimizer.param_groups: group['lr'] = lr")
 def _(my: Any) -> None:
     model = Line()
     line_step(my, model, torch.optim.SGD(model.parameters(), lr=1.0), lr=0.1)
@@ -506,13 +552,13 @@ def _(my: Any) -> None:
     expect_number(model.w.item(), 0.2, given, "w = ")
 
 
-@register(7, "each update starts from a gradient of zero", "optimizer.zero_grad() before loss.backward()")
+@register(7, "each update uses the gradient of its own batch only", "optimizer.zero_grad() before loss.backward()")
 def _(my: Any) -> None:
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     line_step(my, model, optimizer)
     line_step(my, model, optimizer)
-    given = "two steps: w = 0, gradient -2, then w = 0.2, gradient -1.6; lr = 0.1"
+    given = "two steps with lr = 0.1: w = 0 with gradient -2, then w = 0.2 with gradient -1.6"
     expect_number(model.w.item(), 0.36, given, "w = ")
 
 
@@ -531,7 +577,7 @@ def _(my: Any) -> None:
 @register(
     7,
     "one batch can be memorised",
-    "all of it together: a model that cannot overfit one batch has a mistake",
+    "the loss, its gradient and the update: a correct training step can overfit one batch",
 )
 def _(my: Any) -> None:
     torch.manual_seed(0)
@@ -542,8 +588,8 @@ def _(my: Any) -> None:
     for _ in range(150):
         my.train_step(model, optimizer, x, y, 1e-2, 1.0)
     last = model(x, y)[1].item()
-    given = "a GPT of one layer, 150 steps on the same 4 windows"
-    expect(last < 0.1, given, f"loss {first:.2f} to {last:.2f}", "a loss below 0.1 at the end")
+    given = "a GPT with one layer, 150 training steps on the same 4 windows"
+    expect(last < 0.1, given, f"loss {first:.2f} at the start, {last:.2f} at the end", "a loss below 0.1 at the end")
 
 
 # ==== step 8: sampler ====
@@ -558,22 +604,24 @@ def _(my: Any) -> None:
         expect_close(my.probabilities(LOGITS, temperature), F.softmax(LOGITS / temperature, 0), given)
 
 
-@register(8, "as the temperature goes to zero the largest logit takes all", "divide the logits, not the probabilities")
+@register(8, "a temperature near zero is greedy decoding", "divide the logits, not the probabilities")
 def _(my: Any) -> None:
     got = my.probabilities(torch.tensor([1.0, 3.0, 2.9]), 1e-3)
     expect_close(got, torch.tensor([0.0, 1.0, 0.0]), "logits 1, 3, 2.9, temperature 0.001")
 
 
-@register(8, "top_k keeps the k likeliest", "the others get probability zero, and what is left sums to one")
+@register(8, "top_k keeps the k most probable tokens", "all others get probability zero; the k kept sum to one")
 def _(my: Any) -> None:
     order = torch.tensor([2, 0, 3, 1])
     expected = torch.tensor([0.5, 0.3, 0, 0])[order] / 0.8
-    expect_close(my.probabilities(LOGITS[order], 1.0, top_k=2), expected, "ln(0.15, 0.5, 0.05, 0.3), top_k 2")
-    expect_close(my.probabilities(LOGITS, 1.0, top_k=9), LOGITS.exp(), "4 logits, top_k 9: all are kept")
+    expect_close(my.probabilities(LOGITS[order], 1.0, top_k=2), expected, "logits ln(0.15, 0.5, 0.05, 0.3), top_k 2")
+    expect_close(my.probabilities(LOGITS, 1.0, top_k=9), LOGITS.exp(), "4 logits, top_k 9: all tokens are kept")
 
 
 @register(
-    8, "top_p keeps the fewest that reach p", "the one that crosses p is still kept; the likeliest is kept always"
+    8,
+    "top_p keeps the smallest set of tokens that reaches p",
+    "keep the token that reaches p as well; always keep the most probable token",
 )
 def _(my: Any) -> None:
     for top_p, kept in ((0.7, [0.5, 0.3, 0, 0]), (0.85, [0.5, 0.3, 0.15, 0]), (0.1, [0.5, 0, 0, 0])):
@@ -583,17 +631,21 @@ def _(my: Any) -> None:
         expect_close(my.probabilities(LOGITS[order], 1.0, top_p=top_p), expected, given)
 
 
-@register(8, "temperature comes first, then top_k, then top_p", "top_p counts in what top_k has left, scaled to one")
+@register(
+    8,
+    "temperature comes first, then top_k, then top_p",
+    "normalise the probabilities after top_k, then apply top_p to them",
+)
 def _(my: Any) -> None:
-    given = "probabilities 0.5, 0.3, 0.15, 0.05; top_k 2 leaves 0.625, 0.375, so top_p 0.6 keeps the first"
+    given = "probabilities 0.5, 0.3, 0.15, 0.05; top_k 2 gives 0.625 and 0.375, so top_p 0.6 keeps the first"
     expect_close(my.probabilities(LOGITS, 1.0, top_k=2, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), given)
     cold = F.softmax(LOGITS / 0.5, 0)
-    given = "temperature 0.5 makes 0.5 into 0.68, so top_p 0.6 keeps it alone"
+    given = "temperature 0.5 raises the probability 0.5 to 0.68, so top_p 0.6 keeps only this token"
     expect_close(my.probabilities(LOGITS, 0.5, top_p=0.6), torch.tensor([1.0, 0, 0, 0]), f"{given} ({shown(cold)})")
 
 
 class Counting(nn.Module):
-    """After n comes n + 1, surely; at most block_size numbers may be given."""
+    """A model that predicts n + 1 after token n with certainty, and accepts at most block_size tokens."""
 
     def __init__(self, V: int, block_size: int) -> None:
         super().__init__()
@@ -601,12 +653,17 @@ class Counting(nn.Module):
 
     def forward(self, idx: Tensor) -> tuple[Tensor, None]:
         given = f"a model with block_size {self.block_size}"
-        expect(idx.size(1) <= self.block_size, given, f"an input of {idx.size(1)}", f"the last {self.block_size}")
+        expect(
+            idx.size(1) <= self.block_size,
+            given,
+            f"an input of {idx.size(1)} tokens",
+            f"the last {self.block_size} tokens",
+        )
         return 100.0 * F.one_hot((idx + 1) % self.V, self.V), None
 
 
-class Even(nn.Module):
-    """Every number is as likely as every other."""
+class Uniform(nn.Module):
+    """A model that gives all 50 tokens the same probability."""
 
     def forward(self, idx: Tensor) -> tuple[Tensor, None]:
         return torch.zeros(*idx.shape, 50), None
@@ -618,47 +675,57 @@ def generated(
     return my.generate(model, idx, count, block_size, torch.Generator().manual_seed(seed), **choice)
 
 
-@register(8, "each new number continues all before it, in every sequence", "the last position's logits; append; repeat")
+@register(
+    8,
+    "generate appends one token at a time to every sequence",
+    "take the logits of the last position, draw a token, append it, repeat",
+)
 def _(my: Any) -> None:
     got = generated(my, Counting(10, 8), torch.tensor([[1, 2], [5, 7]]), 4)
-    given = "a model that counts on, from [[1, 2], [5, 7]], 4 new numbers"
+    given = "a model that predicts n + 1 after n; 4 new tokens after [[1, 2], [5, 7]]"
     expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6], [5, 7, 8, 9, 0, 1]]), given)
 
 
-@register(8, "the model sees at most block_size numbers", "idx[:, -block_size:]: the last ones, not the first")
+@register(
+    8, "the model gets at most the last block_size tokens", "idx[:, -block_size:]: the last tokens, not the first"
+)
 def _(my: Any) -> None:
     got = generated(my, Counting(10, 3), torch.tensor([[1, 2, 3, 4]]), 5, block_size=3)
-    expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]]), "block_size 3, from [[1, 2, 3, 4]], 5 new numbers")
+    expect_close(got, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]]), "block_size 3; 5 new tokens after [[1, 2, 3, 4]]")
 
 
-@register(8, "numbers are drawn, by the generator alone", "torch.multinomial(probabilities, 1, generator=generator)")
+@register(
+    8,
+    "tokens are random and depend only on the generator",
+    "torch.multinomial(probabilities, 1, generator=generator)",
+)
 def _(my: Any) -> None:
     start = torch.zeros(1, 1, dtype=torch.int64)
-    first, second = generated(my, Even(), start, 40), generated(my, Even(), start, 40, seed=1)
-    given = "a model to which 50 numbers are equally likely, 40 of them"
-    expect(len(set(first[0].tolist())) > 10, given, first[0], "many different ones")
+    first, second = generated(my, Uniform(), start, 40), generated(my, Uniform(), start, 40, seed=1)
+    given = "a model with 50 equally probable tokens, 40 tokens drawn"
+    expect(len(set(first[0].tolist())) > 10, given, first[0], "many different tokens")
     torch.manual_seed(1)
-    same = torch.equal(first, generated(my, Even(), start, 40))
-    expect(same, "two generators of one seed", "different numbers", "the same numbers")
-    expect(not torch.equal(first, second), "generators of different seeds", "the same numbers", "different numbers")
+    same = torch.equal(first, generated(my, Uniform(), start, 40))
+    expect(same, "two generators of the same seed", "different tokens", "the same tokens")
+    expect(not torch.equal(first, second), "generators of different seeds", "the same tokens", "different tokens")
 
 
 class Sloping(nn.Module):
-    """Of 50 numbers each is a little less likely than the one before it."""
+    """A model in which each of 50 tokens is slightly less probable than the one before it."""
 
     def forward(self, idx: Tensor) -> tuple[Tensor, None]:
         return (-0.01 * torch.arange(50)).expand(*idx.shape, 50), None
 
 
-@register(8, "generate passes its choices on", "temperature, top_k and top_p go to probabilities")
+@register(8, "generate uses temperature, top_k and top_p", "pass all three to probabilities")
 def _(my: Any) -> None:
     start = torch.zeros(1, 1, dtype=torch.int64)
     choices: list[tuple[str, Any, set[int]]]
     choices = [("temperature", 1e-4, {0}), ("top_k", 3, {0, 1, 2}), ("top_p", 0.05, {0, 1, 2})]
     for name, value, kept in choices:
         got = set(generated(my, Sloping(), start, 40, **{name: value})[0, 1:].tolist())
-        given = f"50 numbers, each a little less likely than the one before; {name} {value}"
-        expect(got <= kept, given, f"drawn: {sorted(got)}", f"drawn: none but {sorted(kept)}")
+        given = f"50 tokens, each slightly less probable than the one before it; {name} {value}"
+        expect(got <= kept, given, f"drawn: {sorted(got)}", f"drawn: only {sorted(kept)}")
 
 
 # ==== step 9: fine-tuning ====
@@ -673,40 +740,51 @@ def pair(my: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@register(9, "x is the prompt, then the response, padded with end", "whole = prompt + response + [end]; x = whole[:-1]")
+@register(
+    9, "x is the prompt, then the response, padded with end", "sequence = prompt + response + [end]; x = sequence[:-1]"
+)
 def _(my: Any) -> None:
     x = pair(my)[0]
     expect_equal(x.tolist(), [1, 2, 3, 4, 5, 9, 9, 9], f"x of {PAIR}")
 
 
-@register(9, "the prompt carries no loss", "y is -1 where the target belongs to the prompt: len(prompt) - 1 positions")
+@register(9, "the prompt carries no loss", "the first len(prompt) - 1 targets belong to the prompt: -1")
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect(y[:2].tolist() == [-1, -1], f"the first two of y of {PAIR}", y[:2], "[-1, -1]: 2 and 3 are the prompt's")
+    expect(
+        y[:2].tolist() == [-1, -1],
+        f"the first two targets y of {PAIR}",
+        y[:2],
+        "[-1, -1], because 2 and 3 belong to the prompt",
+    )
 
 
 @register(
     9,
-    "the response is learned from its first number on",
-    "after the prompt's last number the target is the response's first",
+    "the first token of the response is a target",
+    "at the last position of the prompt the target is the first token of the response",
 )
 def _(my: Any) -> None:
     y = pair(my)[1]
     expect_equal(y[2:4].tolist(), [4, 5], f"positions 2 and 3 of y of {PAIR}")
 
 
-@register(9, "the end is learned", "or the model will never stop: after the response's last number the target is end")
+@register(
+    9,
+    "the end token is a target",
+    "at the last token of the response the target is end, or the model never learns to stop",
+)
 def _(my: Any) -> None:
     expect_equal(pair(my)[1][4].item(), 9, f"position 4 of y of {PAIR}")
 
 
-@register(9, "padding carries no loss", "only one end is a target; behind it y is -1")
+@register(9, "padding carries no loss", "end is a target once; after that y is -1")
 def _(my: Any) -> None:
     y = pair(my)[1]
-    expect_equal(y[5:].tolist(), [-1, -1, -1], f"the last three of y of {PAIR}")
+    expect_equal(y[5:].tolist(), [-1, -1, -1], f"the last three targets y of {PAIR}")
 
 
-@register(9, "the loss is the mean over what is trained", "F.cross_entropy(..., ignore_index=-1); do not divide by T")
+@register(9, "the loss is the mean over the targets that are not -1", "F.cross_entropy(..., ignore_index=-1)")
 def _(my: Any) -> None:
     logits, targets = 2 * noise(2, 4, 5), torch.tensor([[-1, -1, 3, 1], [-1, 2, -1, -1]])
     chosen = [logits[0, 2].log_softmax(0)[3], logits[0, 3].log_softmax(0)[1], logits[1, 1].log_softmax(0)[2]]
@@ -716,8 +794,8 @@ def _(my: Any) -> None:
 
 @register(
     9,
-    "what stands at masked positions changes nothing",
-    "-1 is no index: clamping or wrapping it trains on the wrong thing",
+    "the logits at masked positions get no gradient",
+    "ignore_index=-1: replacing -1 by a valid token id would train on a wrong target",
 )
 def _(my: Any) -> None:
     logits, targets = noise(1, 4, 5).requires_grad_(), torch.tensor([[-1, -1, 3, 1]])
@@ -728,7 +806,7 @@ def _(my: Any) -> None:
     expect(bool((logits.grad[0, 2:].abs().sum(-1) > 0).all()), "the gradient at positions 2 and 3", "zero", "not zero")
 
 
-# ==== step 10: LoRA ====
+# ==== step 10: lora ====
 
 
 def adapted(my: Any, **values: Any) -> tuple[nn.Linear, Any]:
@@ -737,43 +815,43 @@ def adapted(my: Any, **values: Any) -> tuple[nn.Linear, Any]:
     return linear, my.LoRALinear(linear, **({"rank": 2, "alpha": 8.0} | values))
 
 
-def stirred(my: Any) -> tuple[nn.Linear, Any]:
-    """With A and B as after some training."""
+def trained(my: Any) -> tuple[nn.Linear, Any]:
+    """An adapter whose A and B are random, as after some training."""
     linear, lora = adapted(my)
     lora.A.data, lora.B.data = noise(2, 6), noise(4, 2, seed=1)
     return linear, lora
 
 
-@register(
-    10, "A and B have the shapes that B A x needs", "A (rank, in_features), B (out_features, rank), as nn.Parameter"
-)
+@register(10, "A is (rank, in_features) and B is (out_features, rank)", "make both in __init__, as nn.Parameter")
 def _(my: Any) -> None:
     _, lora = adapted(my)
     for name, shape in (("A", (2, 6)), ("B", (4, 2))):
         expect_shape(getattr(lora, name, None), shape, f"LoRALinear(nn.Linear(6, 4), rank=2, alpha=8).{name}")
 
 
-@register(10, "at first nothing changes", "B starts at zero, so B A is zero")
+@register(10, "a new adapter does not change the output", "initialise B with zeros, so that B A is zero")
 def _(my: Any) -> None:
     linear, lora = adapted(my)
-    expect_close(lora(noise(3, 6)), linear(noise(3, 6)), "a new LoRALinear, against the layer that it wraps")
+    expect_close(lora(noise(3, 6)), linear(noise(3, 6)), "a new LoRALinear, compared with the layer that it wraps")
 
 
 @register(
-    10, "only A and B are trained", "linear.requires_grad_(False), and A and B as nn.Parameter: rank (in + out) numbers"
+    10,
+    "only A and B are trainable",
+    "linear.requires_grad_(False), and A and B as nn.Parameter: rank (in + out) trainable parameters",
 )
 def _(my: Any) -> None:
     _, lora = adapted(my)
     got = sorted(name for name, parameter in lora.named_parameters() if parameter.requires_grad)
     expect(
         got == ["A", "B"],
-        "in 6, out 4, rank 2: what is trained",
-        f"{', '.join(got)}",
-        "A and B, 2 (6 + 4) = 20 numbers",
+        "the trainable parameters for in_features 6, out_features 4, rank 2",
+        ", ".join(got),
+        "A, B: 2 (6 + 4) = 20 parameters",
     )
 
 
-@register(10, "a new adapter can learn", "if A and B both start at zero, both gradients are zero for ever")
+@register(10, "a new adapter can learn", "if A and B are both zero, both gradients are zero and stay zero")
 def _(my: Any) -> None:
     _, lora = adapted(my)
     lora(noise(3, 6)).square().sum().backward()
@@ -783,64 +861,135 @@ def _(my: Any) -> None:
 
 @register(10, "the adapter adds (alpha / rank) B A x", "rank 2 and alpha 8: a factor of 4")
 def _(my: Any) -> None:
-    linear, lora = stirred(my)
+    linear, lora = trained(my)
     x = noise(3, 6, seed=2)
     expected = linear(x) + 4 * x @ lora.A.T @ lora.B.T
-    expect_close(lora(x), expected, "alpha 8, rank 2: W x + bias + 4 B A x", 1e-4)
+    expect_close(lora(x), expected, "alpha 8, rank 2: the output is W x + bias + 4 B A x", 1e-4)
 
 
-@register(10, "merged and unmerged compute the same", "W + (alpha / rank) B A, with the same bias")
+@register(10, "the merged layer computes the same output", "the weight W + (alpha / rank) B A, with the same bias")
 def _(my: Any) -> None:
-    _, lora = stirred(my)
+    _, lora = trained(my)
     x = noise(3, 6, seed=2)
     before, merged = lora(x), lora.merged()
-    expect(type(merged) is nn.Linear, "what merged() returns", f"a {type(merged).__name__}", "an nn.Linear")
-    expect_close(merged(x), before, "merged()(x), against the LoRALinear itself", 1e-4)
+    expect(type(merged) is nn.Linear, "the return value of merged()", f"a {type(merged).__name__}", "an nn.Linear")
+    expect_close(merged(x), before, "merged()(x), compared with the LoRALinear itself", 1e-4)
 
 
-@register(10, "merging leaves the frozen layer as it is", "copy the weight before adding to it")
+@register(10, "merging does not change the frozen layer", "copy the weight before you add to it")
 def _(my: Any) -> None:
-    linear, lora = stirred(my)
+    linear, lora = trained(my)
     before = linear.weight.detach().clone()
     lora.merged()
     expect_close(linear.weight, before, "the frozen weight after merged()")
 
 
-# ==== running them ====
+# ==== running the checks ====
 
 
 def checks_of(step: int) -> list[Check]:
     return [check for check in CHECKS if check.step == step]
 
 
+def main(file: str, limit: float, steps: list[int]) -> None:
+    """Check the steps in order, each up to its first failed check; stop if the file cannot be imported.
+
+    A line {"step", "passed", "failed"} is the complete state of a step: the names of the checks that passed, and the
+    check that failed. While a check runs, the state counts it as failed, because the process may end in it.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    key = sys.stdin.readline().strip()
+    sys.argv = [file]
+    sys.path.insert(0, os.path.dirname(file))  # as for `python FILE` in its folder
+    os.chdir(os.path.dirname(file))
+    torch.set_num_threads(1)
+
+    def tell(step: int, passed: list[str], check: Check | None = None, finding: dict[str, str] | None = None) -> None:
+        failed = {"check": check.name, "look": check.look} | (finding or {}) if check else {}
+        out.write(f"{key}{json.dumps({'step': step, 'passed': passed, 'failed': failed})}\n")
+        out.flush()
+
+    for step in steps:
+        torch.set_grad_enabled(True)  # the previous step may have changed both
+        torch.set_default_dtype(torch.float32)
+        if not check_step(step, file, limit, functools.partial(tell, step)):
+            return
+
+
+def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) -> list[str]:
+    """Import the file, then run the checks of a step up to the first that fails. Returns the names of those passed."""
+    passed: list[str] = []
+    importing = Check(step, "the file can be imported", "the code outside functions and classes", load_module)
+    for check in [importing, *checks_of(step)]:
+        tell(passed, check)
+        with time_limit(limit, file, functools.partial(tell, passed, check)):
+            finding = try_check(check, sys.modules["my_gpt"] if passed else file, file)
+        if finding is not None:
+            tell(passed, check, finding)
+            return passed
+        passed.append(check.name)
+    tell(passed)
+    return passed
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, file: str, report: Callable[[dict[str, str]], None]) -> Iterator[None]:
+    """End the process if the body takes longer. Before that, report the line of the file that was running."""
+    thread = threading.get_ident()
+
+    def end() -> None:
+        where = place(traceback.extract_stack(sys._current_frames()[thread]), file)
+        report(
+            {"got": f"still running after {seconds:g} seconds\n{where}".strip(), "expected": "a result within seconds"}
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def try_check(check: Check, my: Any, file: str) -> dict[str, str] | None:
-    """None if the property holds, or what is wrong, in the words of the report."""
+    """Run a check. Returns None if it passes, else what was given, what came out and what was expected."""
     torch.manual_seed(0)
     try:
         check.run(my)
     except CheckFailed as failure:
-        return failure.finding
+        finding = failure.finding
     except BaseException as error:
-        return raised(error, file)
-    return None
+        finding = raised(error, file)
+    else:
+        return None
+    return {key: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for key, text in finding.items()}
 
 
 def raised(error: BaseException, file: str) -> dict[str, str]:
-    """What an exception out of the reader's code says, with the line it came from; without our own frames."""
+    """Describe an exception, with the line of the student's file in which it was raised."""
     if isinstance(error, SyntaxError) and error.filename == file:
-        return {"got": f"line {error.lineno}: {error.msg}", "expected": "Python"}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    where = f"line {frames[-1].lineno}, in {frames[-1].name}: {frames[-1].line}" if frames else ""
+        return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
+    where = place(traceback.extract_tb(error.__traceback__), file)
     if isinstance(error, NotImplementedError):
         return {"got": f"not written yet: {where}", "expected": "your code in place of raise NotImplementedError"}
-    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
-        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as the template has it"}
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__name__ == "my_gpt":
+        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as in the template"}
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return {"got": f"{text}\n{where}".strip(), "expected": "no exception"}
 
 
+def place(frames: traceback.StackSummary, file: str) -> str:
+    """Return the innermost line of the file in a stack; empty if there is none."""
+    own = [frame for frame in frames if frame.filename == file]
+    return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
+
+
 def load_module(file: str) -> ModuleType:
-    """The reader's file as a module."""
+    """Import the student's file as the module my_gpt."""
     spec = importlib.util.spec_from_file_location("my_gpt", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -849,27 +998,7 @@ def load_module(file: str) -> ModuleType:
     return module
 
 
-def main(step: int, file: str) -> None:
-    """One line of JSON when a check begins and one when it ends, up to the first that fails."""
-    out = sys.stdout
-
-    def tell(**message: Any) -> None:
-        print(json.dumps(message), file=out, flush=True)
-
-    torch.set_num_threads(1)
-    tell(begin="the file can be imported", look="the lines outside of functions and classes")
-    with contextlib.redirect_stdout(sys.stderr):  # what the reader prints stays apart
-        try:
-            my = load_module(file)
-        except BaseException as error:
-            return tell(failed=raised(error, file))
-        tell(passed=True)
-        for check in checks_of(step):
-            tell(begin=check.name, look=check.look)
-            if (finding := try_check(check, my, file)) is not None:
-                return tell(failed=finding)
-            tell(passed=True)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), str(Path(sys.argv[2]).resolve()))
+    main(str(Path(sys.argv[1]).resolve()), float(sys.argv[2]), [int(number) for number in sys.argv[3:]])
+    sys.stderr.flush()
+    os._exit(0)  # does not wait for threads that the file has started

@@ -1,6 +1,6 @@
-"""The ten steps as a reader gets them: signatures, shapes and what to write.
+"""The ten steps as a student gets them: signatures, shapes and what to write.
 
-`tinygpt exercise start N` copies step N out of this file into my_gpt.py. Nothing imports it.
+`tinygpt exercise start N` copies step N from this file to my_gpt.py. No module imports it.
 """
 
 import math
@@ -18,17 +18,18 @@ from torch import Tensor
 
 
 class CharTokenizer:
-    """Text to numbers and back: one number for each distinct character of a text, in sorted order."""
+    """Text to token ids and back: an id for each distinct character of a text, in sorted order."""
 
     def __init__(self, text: str) -> None:
-        self.vocab_size = 0  # how many distinct characters the text has
+        self.vocab_size = 0  # number of distinct characters in the text
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
-        """The number of each character. Raises ValueError naming a character that is not in the vocabulary."""
+        """Return the id of each character. A character outside the vocabulary raises a ValueError that names it."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of these ids."""
         raise NotImplementedError
 
 
@@ -36,14 +37,14 @@ class CharTokenizer:
 
 
 def split(data: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
-    """Cut data (n,) in two before any window is made: the first part to train on, its end to validate."""
+    """Split data (n,) into the training part and, at its end, the validation part (a share of val_fraction)."""
     raise NotImplementedError
 
 
 def get_batch(data: Tensor, block_size: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Windows at random positions of data (n,), drawn with `generator`: x and y, both int64 (batch_size, block_size).
+    """Draw windows at random positions of data (n,) with `generator`. Returns x, y, int64 (batch_size, block_size).
 
-    y is x shifted by one: y[b, t] is the number that follows x[b, t] in the data.
+    y is x shifted by one: y[b, t] is the token that follows x[b, t] in the data.
     """
     raise NotImplementedError
 
@@ -52,21 +53,21 @@ def get_batch(data: Tensor, block_size: int, batch_size: int, generator: torch.G
 
 
 class Bigram(nn.Module):
-    """Guesses the next character from the last one alone: a table with a row of logits for each character."""
+    """Predicts the next character from the current one only: a table with a row of logits per character."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.table = nn.Embedding(vocab_size, vocab_size)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """idx and targets int64 (B, T); logits (B, T, V), and the mean cross-entropy, or None without targets."""
+        """idx and targets: int64 (B, T). Returns logits (B, T, V) and the mean cross-entropy (None without targets)."""
         raise NotImplementedError
 
 
 def counts_loss(data: Tensor, vocab_size: int) -> float:
-    """The mean of -ln p(next | current) over all pairs of data (n,), with p from counting those very pairs.
+    """Return the mean of -ln p(next | current) over all pairs in data (n,), where p are the frequencies of these pairs.
 
-    No bigram model can do better on this data, so this is where training must end.
+    No bigram model has a lower loss on this data, so training must converge to this value.
     """
     raise NotImplementedError
 
@@ -75,15 +76,15 @@ def counts_loss(data: Tensor, vocab_size: int) -> float:
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """How much each position looks at each: q, k (B, T, head_size) to (B, T, T), [b, t, s] being t's look at s.
+    """Attention weights (B, T, T) of q, k (B, T, head_size); [b, t, s] is the weight of position s for position t.
 
-    Rows sum to one; nobody looks at a later position; scores are scaled by 1 / sqrt(head_size) before the softmax.
+    Scores are scaled by 1 / sqrt(head_size) before the softmax. Each row sums to one. Later positions have weight zero.
     """
     raise NotImplementedError
 
 
 class Head(nn.Module):
-    """One head of self-attention: each position gathers the values of those that it looks at."""
+    """One head of causal self-attention: each position gets the weighted sum of the values."""
 
     def __init__(self, n_embd: int, head_size: int) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class Head(nn.Module):
         self.value = nn.Linear(n_embd, head_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) to (B, T, head_size)"""
+        """x: (B, T, C). Returns (B, T, head_size)."""
         raise NotImplementedError
 
 
@@ -100,21 +101,21 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """n_head heads of size C / n_head at once: q, k and v come out of one product, side by side in that order."""
+    """n_head causal heads of size C / n_head; one linear layer computes q, k and v of all heads."""
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
         self.n_head = n_head
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # its output: q (C channels), then k (C), then v (C)
-        self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # output: q (C channels), then k (C), then v (C)
+        self.c_proj = nn.Linear(n_embd, n_embd)  # mixes the outputs of the heads
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) to (B, T, C). Head 0 has the first C / n_head channels of q, k and v, head 1 the next, ..."""
+        """x: (B, T, C). Returns (B, T, C). Head 0 uses the first C / n_head channels of q, k, v; head 1 the next."""
         raise NotImplementedError
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU in between, four times as wide there, at each position by itself."""
+    """Linear layer to 4 C channels, GELU, linear layer back to C; the same at every position."""
 
     def __init__(self, n_embd: int) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP; each reads a normalised copy of the stream and adds what it found to the stream."""
+    """Attention, then the MLP. The input of each is normalised; the output of each is added to the residual stream."""
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
@@ -143,16 +144,18 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings of characters and of positions, n_layer blocks, a last norm, and a linear head over the vocabulary."""
+    """Token and position embeddings, n_layer blocks, a final LayerNorm, and a linear layer to the logits."""
 
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int) -> None:
-        """Make self.wte, self.wpe (embeddings), self.h (nn.ModuleList of Block), self.ln_f and self.lm_head; linear and
-        embedding weights start as normal noise of standard deviation 0.02, biases at zero."""
+        """Make self.wte, self.wpe (embeddings), self.h (nn.ModuleList of Block), self.ln_f and self.lm_head.
+
+        Initialise linear and embedding weights from a normal distribution (standard deviation 0.02), biases with zero.
+        """
         super().__init__()
         raise NotImplementedError
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """idx and targets int64 (B, T), T <= block_size; logits (B, T, V), and the mean cross-entropy or None."""
+        """idx and targets: int64 (B, T), T <= block_size. Returns logits (B, T, V) and mean cross-entropy or None."""
         raise NotImplementedError
 
 
@@ -160,16 +163,21 @@ class GPT(nn.Module):
 
 
 def learning_rate(step: int, peak: float, minimum: float, warmup: int, total: int) -> float:
-    """Linear warm-up, then half a cosine. For step < warmup: peak (step + 1) / (warmup + 1); at step = warmup: peak;
-    from there down along a cosine to `minimum` at step = total; `minimum` after that."""
+    """Linear warm-up, then cosine decay.
+
+    For step < warmup: peak (step + 1) / (warmup + 1). At step = warmup: peak. After that, half a cosine down to
+    `minimum` at step = total, and `minimum` for every later step.
+    """
     raise NotImplementedError
 
 
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, lr: float, max_norm: float
 ) -> float:
-    """One update of the weights with learning rate lr, the gradient's norm clipped to max_norm; `model(x, y)` returns
-    (logits, loss). Returns the loss before the update, as a Python number."""
+    """Update the weights once with learning rate lr, with the gradient's norm clipped to max_norm.
+
+    `model(x, y)` returns (logits, loss). Returns the loss before the update, as a Python float.
+    """
     raise NotImplementedError
 
 
@@ -177,10 +185,10 @@ def train_step(
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """What to draw the next character from: logits (V,) to probabilities (V,) that sum to one.
+    """Turn logits (V,) into the probabilities (V,) from which the next token is drawn. They sum to one.
 
-    In this order: divide by the temperature; keep the top_k largest (0: all); of what is left, keep the fewest whose
-    probabilities together reach top_p.
+    In this order: divide by the temperature; keep the top_k largest logits (0: all); of their probabilities, keep the
+    smallest set of the most probable tokens whose sum reaches top_p.
     """
     raise NotImplementedError
 
@@ -196,9 +204,9 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Continue idx int64 (B, T) by max_new_tokens, drawn with `generator`; returns (B, T + max_new_tokens).
+    """Append max_new_tokens tokens, drawn with `generator`, to idx int64 (B, T). Returns (B, T + max_new_tokens).
 
-    The model sees at most the last block_size numbers; `model(x)` returns (logits (B, T, V), None).
+    The input of the model is at most the last block_size tokens; `model(x)` returns (logits (B, T, V), None).
     """
     raise NotImplementedError
 
@@ -207,16 +215,16 @@ def generate(
 
 
 def pair_example(prompt: list[int], response: list[int], end: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """A prompt and its response as one training example: x and y, int64 (block_size,).
+    """Make one training example of a prompt and its response: x and y, int64 (block_size,).
 
-    The sequence is prompt, response, end; y is x shifted by one, and -1 wherever no loss is wanted: where the target
-    belongs to the prompt, and in the padding. x is padded with `end`.
+    The sequence is prompt, response, end. y is x shifted by one, but -1 (no loss) where the target belongs to the
+    prompt, and in the padding. x is padded with `end`.
     """
     raise NotImplementedError
 
 
 def masked_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy over the targets that are not -1. logits (B, T, V), targets int64 (B, T)."""
+    """Return the mean cross-entropy over the targets that are not -1. logits (B, T, V), targets int64 (B, T)."""
     raise NotImplementedError
 
 
@@ -224,17 +232,17 @@ def masked_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer W with two thin trainable matrices beside it: W x + bias + (alpha / rank) B A x."""
+    """A frozen linear layer with a trainable low-rank update: W x + bias + (alpha / rank) B A x."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
-        """Make self.A (rank, in_features) and self.B (out_features, rank) such that at first nothing changes."""
+        """Make self.A (rank, in_features) and self.B (out_features, rank) so that at first the output is unchanged."""
         super().__init__()
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)"""
+        """x: (..., in_features). Returns (..., out_features)."""
         raise NotImplementedError
 
     def merged(self) -> nn.Linear:
-        """An ordinary linear layer that computes the same; the frozen one stays as it is."""
+        """Return an ordinary linear layer with the same output. The frozen layer does not change."""
         raise NotImplementedError

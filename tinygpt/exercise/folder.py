@@ -1,0 +1,133 @@
+"""Check a folder of students' files: a line per file, a table of the class, and a CSV file of the results.
+
+check_folder(Path("submissions"), template_steps()[1], table=Path("grades.csv"))
+"""
+
+import csv
+import io
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from tinygpt import terminal
+from tinygpt.config import suggest
+from tinygpt.errors import TinyGPTError
+from tinygpt.exercise.outline import Step
+from tinygpt.exercise.runner import LABELS, Checking, Outcome, check_file, side_by_side
+from tinygpt.files import read_text, replacing, require_writable
+
+SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
+
+
+class Result(NamedTuple):
+    """The outcomes of one file."""
+
+    file: str  # its path below the folder, with control characters escaped
+    outcomes: dict[int, Outcome]  # by step, without steps that the file does not contain; 0 is an unreadable file
+
+    @property
+    def passed(self) -> int:
+        return sum(not outcome.failed for outcome in self.outcomes.values())
+
+    @property
+    def failed(self) -> tuple[str, str]:
+        """The first failed check, and its message in one line; both empty if no check failed."""
+        for number, (_, failed) in sorted(self.outcomes.items()):
+            if failed:
+                message = "; ".join(f"{label}: {failed[key]}" for key, label in LABELS.items() if key in failed)
+                check = f"step {number}: {failed['check']}" if number else failed["check"]
+                return check, terminal.escaped(" ".join(message.split()))
+        return "", ""
+
+
+def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
+    """Check these steps in every Python file of a folder, and write the results to the CSV file `table`.
+
+    Returns 0 if no check failed, else 1. Errors: TinyGPTError, before the first file is checked, if there are no files
+    or the table cannot be written.
+    """
+    if table:
+        require_table(table, steps)
+    paths = python_files(folder)
+    print(f"Python files: {len(paths)}. They run with your rights, not in a sandbox.", flush=True)
+    results = []
+    for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
+        result = Result(terminal.escaped(paths[index].relative_to(folder).as_posix()), outcomes)
+        results.append(result)
+        status = "FAIL" if any(result.failed) else "PASS" if outcomes else "NONE"
+        what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "nothing of these steps in it"
+        print("  ".join(filter(None, (f"  {status}", result.file, what, result.failed[0]))), flush=True)
+    results.sort(key=lambda result: result.file)
+    show_class(results, steps)
+    if table:
+        write_table(table, results, steps)
+        print(f"written: {table}")
+    return int(any(any(result.failed) for result in results))
+
+
+def python_files(folder: Path) -> list[Path]:
+    """List the *.py files of a folder and of its subfolders. Errors: TinyGPTError if there are none."""
+    below = [(path, path.relative_to(folder).parts) for path in folder.rglob("*.py") if path.is_file()]
+    found = [path for path, parts in below if not any(part[0] == "." or part in SKIPPED for part in parts)]
+    if not found:
+        raise TinyGPTError(
+            f"{folder}: no Python files (*.py) in this folder", suggest.command("exercise", "check", "my_gpt.py")
+        )
+    return sorted(found)
+
+
+def check_steps_in(path: Path, steps: list[Step]) -> Checking:
+    """Check those of the steps that the file contains. A syntax error elsewhere in the file does not hide them."""
+    try:
+        names = set(re.findall(r"^(?:class|def)\s+(\w+)", read_text(path, ""), re.MULTILINE))
+    except TinyGPTError as error:
+        return {0: Outcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
+    contained = [step.number for step in steps if names & set(step.names)]
+    return (yield from check_file(path, contained, quiet=True))
+
+
+def show_class(results: list[Result], steps: list[Step]) -> None:
+    """Print how many files passed, failed and do not contain each step, and its most frequent failed check."""
+    print("\nstep  passed  failed  missing  most frequent failed check")
+    for step in steps:
+        outcomes = [result.outcomes[step.number] for result in results if step.number in result.outcomes]
+        failed = Counter(outcome.failed["check"] for outcome in outcomes if outcome.failed)
+        often = "".join(f"{check} ({count})" for check, count in failed.most_common(1))
+        passed, missing = len(outcomes) - failed.total(), len(results) - len(outcomes)
+        print(f"{step.number:>4}  {passed:>6}  {failed.total():>6}  {missing:>7}  {often}".rstrip())
+
+
+# ---- the CSV file -----------------------------------------------------------------------------------------------
+
+
+def header(steps: list[Step]) -> list[str]:
+    return ["file", *(f"step {step.number}" for step in steps), "steps passed", "first failed check", "message"]
+
+
+def require_table(path: Path, steps: list[Step]) -> None:
+    """Errors: TinyGPTError if the table cannot be written, or would replace a file that is not such a table."""
+    require_writable(path, "--csv grades.csv")
+    if path.exists():
+        with open(path, "rb") as file:
+            first = file.readline(1000).decode("utf-8-sig", "replace").rstrip("\r\n")
+        if first != ",".join(header(steps)):
+            raise TinyGPTError(f"{path} exists, and is not a table of these steps", "name another file after --csv")
+
+
+def write_table(path: Path, results: list[Result], steps: list[Step]) -> None:
+    """Write a row per file. The file starts with a byte-order mark, without which Excel does not read it as UTF-8."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header(steps))
+        for result in results:
+            outcomes = [result.outcomes.get(step.number) for step in steps]
+            cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
+            writer.writerow([no_formula(result.file), *cells, result.passed, *result.failed])
+        text.detach()  # which flushes it
+
+
+def no_formula(cell: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would calculate."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell

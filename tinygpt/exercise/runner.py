@@ -1,0 +1,129 @@
+"""Run the checks of student files in child processes, several at a time.
+
+for index, outcomes in side_by_side([check_file(path, [1, 2, 3], quiet=True) for path in paths]):
+    outcomes[2].failed                # {} if step 2 passed, else {"check", "look", "given", "got", "expected"}
+
+A file can hang, crash or exit. This ends its child process alone, and the steps after that one get a new process. The
+steps of a file otherwise share a process, because importing PyTorch takes longer than all checks together. This is no
+sandbox: a file has the rights of the user, and can use all memory (RLIMIT_AS counts address space, of which PyTorch
+with CUDA reserves far more than it uses).
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+LIMIT = 60  # seconds that one check may take; all checks of a correct file together take a few
+JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
+
+LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}  # of the parts of Outcome.failed
+
+
+class Outcome(NamedTuple):
+    """The checks of a step, up to the first that failed."""
+
+    passed: list[str]
+    failed: dict[str, str]  # check, look, given, got, expected; empty if all checks passed
+
+
+Checking = Generator[None, None, dict[int, Outcome]]  # yields while a process runs; returns the outcomes by step
+
+
+def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, Outcome]]]:
+    """Run at most JOBS checkings at a time. Yields the index and the outcomes of each as soon as it has ended."""
+    waiting = list(enumerate(checkings))
+    running: list[tuple[int, Checking]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < JOBS:
+                running.append(waiting.pop(0))
+            for entry in list(running):
+                try:
+                    next(entry[1])
+                except StopIteration as ended:
+                    running.remove(entry)
+                    yield entry[0], ended.value
+            time.sleep(0.02)
+    finally:
+        for _, checking in running:
+            checking.close()  # kills its process
+
+
+def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
+    """Check steps of a file; with `quiet` the file's own output is discarded, else it goes to standard error."""
+    outcomes: dict[int, Outcome] = {}
+    while left := [step for step in steps if step not in outcomes]:
+        found, ending = yield from run_process(path, left, quiet)
+        unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.steps"}
+        for step, outcome in (found or {left[0]: Outcome([], unknown)}).items():
+            if outcome.failed and "got" not in outcome.failed:  # the process ended during this check
+                outcome.failed.update(got=ending, expected="a result within seconds")
+            outcomes[step] = outcome
+            if not outcome.passed:  # the import failed, and would fail again
+                outcomes = dict.fromkeys(left, outcome) | outcomes
+    return outcomes
+
+
+def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, None, tuple[dict[int, Outcome], str]]:
+    """Check steps of a file in one process. Returns the outcomes of the steps it came to, and how it ended.
+
+    The key makes sure that only lines of the checks count, and not what a file happens to write to their descriptor.
+    """
+    key = secrets.token_hex(8).encode()
+    arguments = [str(path), str(LIMIT), *map(str, steps)]
+    with tempfile.TemporaryFile() as results:
+        process = subprocess.Popen(
+            [sys.executable, "-B", "-m", "tinygpt.exercise.steps", *arguments],  # -B: leaves no __pycache__ behind
+            stdin=subprocess.PIPE,
+            stdout=results,
+            stderr=subprocess.DEVNULL if quiet else None,
+            start_new_session=True,
+            env=os.environ | {"MPLBACKEND": "Agg"},  # matplotlib opens no windows
+        )
+        try:
+            with contextlib.suppress(OSError), process.stdin as pipe:  # type: ignore[union-attr]
+                pipe.write(key + b"\n")
+            ending = yield from wait_for(process, results)
+        finally:
+            kill(process)
+        results.seek(0)
+        lines = [line.partition(key) for line in results.read().split(b"\n")[:-1]]
+    states = [json.loads(state) for _, found, state in lines if found]
+    return {state["step"]: Outcome(state["passed"], state["failed"]) for state in states}, ending
+
+
+def wait_for(process: subprocess.Popen[bytes], results: IO[bytes]) -> Generator[None, None, str]:
+    """Wait for the end of the process. Returns how it ended: after LIMIT seconds without a result it is killed.
+
+    The process has its own time limit, which also reports the line; this one is for code that blocks its threads.
+    """
+    size, deadline = -1, 0.0
+    while process.poll() is None:
+        if os.fstat(results.fileno()).st_size > size:
+            size, deadline = os.fstat(results.fileno()).st_size, time.monotonic() + LIMIT + 5
+        if time.monotonic() > deadline:
+            return f"still running after {LIMIT} seconds"
+        yield
+    if process.returncode < 0:
+        number = -process.returncode
+        return f"the Python process was killed by signal {number} ({signal.strsignal(number)})"
+    return f"the Python process ended with exit status {process.returncode}"
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process, and on POSIX every process of its group: also those that the student's file has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
