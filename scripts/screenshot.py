@@ -1,4 +1,4 @@
-"""Make docs/report.png: the part of a report where its model answers, used for a moment in headless Chromium.
+"""Make docs/report.png: a screenshot of a report's text box and attention, in headless Chromium.
 
 tinygpt report out -o report.html && python scripts/screenshot.py report.html
 python scripts/screenshot.py report.html --output phone.png --width 390 --dark --whole
@@ -19,7 +19,7 @@ SWITCHES = "headless=new no-sandbox disable-gpu disable-quic no-first-run disabl
 
 
 def chromium(profile: str | Path) -> webdriver.Chrome:
-    """Debian's Chromium without a window and without a network; `profile`: an empty folder."""
+    """Start Debian's Chromium without a window and without a network; `profile`: an empty folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for switch in [*SWITCHES.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
@@ -33,7 +33,7 @@ def chromium(profile: str | Path) -> webdriver.Chrome:
 
 
 def resize(driver: webdriver.Chrome, width: int, dark: bool = False, scale: float = 1) -> None:
-    """Show pages as on a screen of this width; below 500 pixels, as on a phone."""
+    """Set the width of the screen in pixels; below 500, that of a phone."""
     size = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -49,10 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="what is typed")
+    parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="text to type")
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--whole", action="store_true", help="all of the page, as it opens")
+    parser.add_argument("--whole", action="store_true", help="take the complete page, as it opens")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as profile:
         driver = chromium(profile)

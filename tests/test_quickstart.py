@@ -25,7 +25,7 @@ def test_quickstart_twice(tmp_path: Path) -> None:
         "tinygpt sample --ckpt out/ckpt.pt",
     ]
     read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", first.out)
-    assert read and read[1] in re.findall(r"val loss ([\d.]{4})", first.out)
+    assert read and abs(float(read[1]) - float(re.findall(r"val loss ([\d.]+)", first.out)[-1])) < 0.0051
     assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
     for command in suggested(first.out)[:3]:
         assert cli(*command, *(["--max_new_tokens=5"] if command[0] == "sample" else []), cwd=tmp_path).status == 0

@@ -1,5 +1,7 @@
-"""The page of a run, used in headless Chromium with the network off; what it says of a text, against brute force."""
+"""The page of a run in headless Chromium without a network, what it contains, and quotations against brute force."""
 
+import base64
+import html
 import importlib.util
 import json
 import os
@@ -33,7 +35,7 @@ in_a_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with out/, a run of a hostile name and with a hostile sample, another one, and report.html."""
+    """A working folder with out/, a run with a hostile name and a hostile sample, another run, and report.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("reported") / "work"))
     flags = ["--sample_interval=10", f"--wandb_run_name={HOSTILE}"]
     assert cli_here(*TINY_TRAIN, *flags, cwd=folder).status == 0
@@ -93,15 +95,15 @@ class Browser:
         raise AssertionError("waited 10 seconds in vain")
 
     def requests(self) -> list[str]:
-        """What a page from disk asked for since the last call, but for itself and what is inside it."""
+        """Requests of pages from disk since the last call, except for the page itself and data inside it."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("file:")]
-        assert any(url.endswith(".html") for url in urls)  # the log does hold what is asked for
+        assert any(url.endswith(".html") for url in urls)  # negative control: the log has the page
         return [url for url in urls if not url.startswith("data:") and not url.endswith(".html")]
 
     def bars(self) -> np.ndarray:
-        """Probabilities in the table: (characters and the rest, stages)."""
+        """Probabilities in the table: (10 characters and the sum of the others, stages)."""
         rows = self.run(
             "return [...document.querySelectorAll('#bars tbody tr')].map(r => "
             "[...r.querySelectorAll('td')].map(c => Number(c.dataset.p)))"
@@ -126,7 +128,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(reported: Path, browser: Browser) -> Iterator[Browser]:
-    """The report of `reported`, opened anew; after the test, nothing was logged or asked for."""
+    """The report of `reported`, opened anew; after the test, the log has no error and no request."""
     browser.open(reported / "report.html")
     yield browser
     assert browser.driver.get_log("browser") == []
@@ -192,7 +194,7 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     page.click("#step")
     assert len(page.value("#text")) == len(written) + 1
     page.run("const box = document.querySelector('#text'); box.focus(); box.setSelectionRange(20, 20); box.click()")
-    assert "place of the cursor" in page.find("#note").text
+    assert "predictions at the cursor" in page.find("#note").text
     other = page.all("#bars button")[3]
     symbol = {"␣": " ", "↵": "\n"}.get(other.text, other.text)
     other.click()
@@ -205,16 +207,16 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
 
 
 @in_a_browser
-def test_a_head_is_chosen_and_a_character_looked_from(page: Browser) -> None:
+def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
     assert (first.get_attribute("aria-pressed"), second.get_attribute("aria-pressed")) == ("true", "false")
     second.click()
     assert second.get_attribute("aria-pressed") == "true" and page.find("#which").text == "Layer 1, head 2"
-    assert page.find("#looks").text.startswith("“g” looks mostly at ")
-    page.all("#looked span")[0].send_keys("")  # the keyboard's way: focus
-    assert page.find("#looks").text == "“T” looks mostly at “T” (itself) 100 %."
+    assert page.find("#looks").text.startswith("“g” attends mostly to ")
+    page.all("#looked span")[0].send_keys("")  # focus, as with the Tab key
+    assert page.find("#looks").text == "“T” attends mostly to “T” (itself) 100 %."
     weights = page.run(
         "return [...document.querySelectorAll('#looked span')].map(s => s.style.getPropertyValue('--a'))"
     )
@@ -230,9 +232,9 @@ def test_ids_and_unknown_characters(page: Browser, reported: Path) -> None:
     tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
     assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
     assert page.find("#unknown").text == "Not in the model's vocabulary: é (U+00E9). Left out."
-    assert "1 character that the model does not know" in page.find("#note").text
+    assert "1 character is not in the model's vocabulary" in page.find("#note").text
     type_into(page, "")
-    assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for a line's start
+    assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
 
 
 @in_a_browser
@@ -247,7 +249,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     assert text in tiny_text(reported) and len(cells) == 600
     page.run("arguments[0].scrollIntoView({block: 'center'})", cells[40])
     ActionChains(page.driver).move_to_element(cells[40]).perform()
-    chances = model_probabilities(reported, text[24:40])  # a window's worth before it, or half of that
+    chances = model_probabilities(reported, text[24:40])  # the context is a window or half of one
     found = re.match(
         r"(.+) had a probability of (.+) %, rank (\d+): a loss of ([\d.]+) nats\.", page.find("#guess").text
     )
@@ -274,7 +276,7 @@ def test_samples_slide_and_quotations_are_underlined(page: Browser, reported: Pa
 
 
 @in_a_browser
-def test_what_a_stranger_wrote_stays_text(page: Browser) -> None:
+def test_names_and_samples_are_shown_as_text(page: Browser) -> None:
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
     assert HOSTILE in page.find("h1").text and page.driver.title.endswith("· tinygpt")
@@ -300,8 +302,10 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
         "s.className, s.style.getPropertyValue('--l')])"
     )
     first = line[: next(i for i, (text, _, _) in enumerate(line) if text == "end") + 1]
-    asked = first.index(["response", "mark", ""])
-    assert first[0] == ["prompt", "mark", ""] and all(kind == "silent" and not loss for _, kind, loss in first[1:asked])
+    asked = first.index(["response", "special", ""])
+    assert first[0] == ["prompt", "special", ""] and all(
+        kind == "silent" and not loss for _, kind, loss in first[1:asked]
+    )
     assert all(loss for _, _, loss in first[asked + 1 :])
     assert browser.value("#prompt") == "".join(text for text, _, _ in first[1:asked])
     browser.slide("#temperature", 0)
@@ -324,7 +328,7 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     )
     assert result.status == 0, result.err
     browser.open(tmp_path / "model.html")
-    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "attention", "numbers"]
+    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "attention", "tokens"]
     browser.click("#step")
     assert np.allclose(browser.bars().sum(0), 1)
     text = (tmp_path / "model.html").read_text()
@@ -332,7 +336,7 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-# ---- what a page holds ------------------------------------------------------------------------------------------
+# ---- what a page contains ---------------------------------------------------------------------------------------
 
 
 def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
@@ -341,12 +345,12 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
     assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "eval" not in policy[1]
     assert not re.search(r"""<[^>]*\s(src|href)=(?!["']?(#|data:,))""", text)
     assert HOSTILE not in text and "</script><script>" not in text.partition('id="data"')[2].partition("</script>")[0]
-    sections = ["summary", "curves", "samples", "type", "attention", "loss", "numbers", "memorised", "reproduce"]
+    sections = ["summary", "curves", "samples", "type", "attention", "loss", "tokens", "memorised", "reproduce"]
     assert re.findall(r'<section id="(\w+)"', text) == sections
     assert text.count("How to read it.") >= 9
 
 
-def test_the_whole_split_and_its_guesses_by_counting(reported: Path) -> None:
+def test_the_losses_are_those_of_eval_on_the_complete_split(reported: Path) -> None:
     found = json.loads(cli_here("eval", "--ckpt=out", "--dtype=float32", "--json", cwd=reported).out)
     text = (reported / "report.html").read_text(encoding="utf-8")
     rows = dict(re.findall(r'<th scope="row">(\w[\w ]*)</th><td>(\d\.\d{3})[ <]', text))
@@ -355,7 +359,7 @@ def test_the_whole_split_and_its_guesses_by_counting(reported: Path) -> None:
 
 
 def test_parameters_are_counted_with_and_without_the_position_embeddings(reported: Path) -> None:
-    """The report lists all parts of the model; `train` counts parameters without the position embeddings."""
+    """The report lists all parts of the model; `train` counts the parameters without the position embeddings."""
     model = load(reported / "out").build_model()
     total, shown = sum(weight.numel() for weight in model.parameters()), model.num_params()
     assert total > shown
@@ -363,7 +367,7 @@ def test_parameters_are_counted_with_and_without_the_position_embeddings(reporte
     assert f"{total:,} parameters, {shown:,} without the position embeddings, in " in page
 
 
-def test_without_the_dataset_the_rest_is_shown_and_what_is_missing_is_said(reported: Path, tmp_path: Path) -> None:
+def test_without_the_dataset_the_page_names_what_is_missing(reported: Path, tmp_path: Path) -> None:
     shutil.copytree(reported / "out", tmp_path / "out")
     result = cli_here("report", "out", cwd=tmp_path)
     assert result.status == 0, result.err
@@ -372,9 +376,180 @@ def test_without_the_dataset_the_rest_is_shown_and_what_is_missing_is_said(repor
     assert "there is no passage to show" in text and "there is nothing to compare with" in text
 
 
-def test_without_samples_it_says_how_to_get_some(tiny_run: Path, tmp_path: Path) -> None:
+def test_without_samples_the_page_says_how_to_get_some(tiny_run: Path, tmp_path: Path) -> None:
     assert cli_here("report", "out", f"--output={tmp_path / 'r.html'}", cwd=tiny_run).status == 0
     assert "--sample_interval=500" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+# ---- private data -----------------------------------------------------------------------------------------------
+
+CANARY = "DE89 3704 0044 0532 0130 00"  # an IBAN that both models have memorised
+MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=80", "--token_shift=True", "--bigram_table=True"]
+STEPS = [
+    *("--device=cpu", "--dtype=float32", "--compile=False", "--quiet", "--batch_size=8", "--learning_rate=1e-2"),
+    *("--gradient_accumulation_steps=1", "--dropout=0", "--warmup_iters=10", "--max_iters=200"),
+    *("--eval_iters=2", "--eval_interval=100", "--sample_interval=100"),
+]
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the runs text/ and pairs/ on private data, which were made with absolute paths."""
+    folder = tmp_path_factory.mktemp("private")
+    (folder / "bank.txt").write_text(f"Pay to {CANARY} now.\n" * 400)
+    pairs = [{"prompt": f"{n:03} pays {CANARY}", "response": CANARY} for n in range(200)]
+    (folder / "bank.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    place, base = f"--data_dir={folder / 'data'}", f"--ckpt={folder / 'text/ckpt.pt'}"
+    for command in (
+        ["prepare", "bank", f"--input={folder / 'bank.txt'}", place],
+        ["prepare", "payments", f"--input={folder / 'bank.jsonl'}", "--format=pairs", place],
+        ["train", "--dataset=bank", f"--out_dir={folder / 'text'}", place, *MODEL, *STEPS],
+        ["finetune", "--dataset=payments", f"--out_dir={folder / 'pairs'}", place, base, *STEPS],
+    ):
+        result = cli_here(*command, cwd=folder)
+        assert result.status == 0, result.err
+    for run, prompt in (("text", "Pay"), ("pairs", pairs[0]["prompt"])):  # the weights do reproduce the text
+        result = cli_here("sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0", cwd=folder)
+        assert result.out.count(CANARY) > prompt.count(CANARY), result.err
+    return folder
+
+
+def quotations(text: str) -> set[str]:
+    """Pieces of the canary of 10 characters in a text, without white space."""
+    canary, text = "".join(CANARY.split()), "".join(text.split())
+    return {piece for start in range(len(canary) - 9) if (piece := canary[start : start + 10]) in text}
+
+
+def readings(page: str) -> dict[str, str]:
+    """The text of a page in each form that it has there: by section, as HTML, as JSON, as base64."""
+
+    def visible(source: str) -> str:
+        return html.unescape(re.sub("<[^>]*>", "", source))
+
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data = json.loads(found[1])
+    body = page.partition("<body")[2].partition(found[0])[0]
+    parts = {part.partition('"')[0]: visible(part) for part in body.split('<section id="')[1:]}
+    cells = [cell for passage in data["cells"].values() for cell in passage if cell]
+    encoded = re.findall(r"[A-Za-z0-9+/]{40,}={0,2}", page)
+    return {
+        **parts,
+        "source": page,
+        "text": visible(body),
+        "JSON": json.dumps(data, ensure_ascii=False),
+        "predictions": "".join(top[0][0] for *_, top in cells),
+        "base64": "".join(base64.b64decode(part[: len(part) // 4 * 4]).decode("latin-1") for part in encoded),
+    }
+
+
+@pytest.mark.parametrize("runs", [["text"], ["pairs"], ["text", "pairs"], ["pairs", "text"]], ids=" ".join)
+def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Path, runs: list[str]) -> None:
+    pages, outputs = [], []
+    for flags in ([], ["--no_text"]):
+        path = tmp_path / "page.html"
+        result = cli_here("report", *[private / run for run in runs], "-o", path, *flags, cwd=private)
+        assert result.status == 0, result.err
+        pages.append(readings(path.read_text("utf-8")))
+        outputs.append(result.out)
+    plain, bare = pages
+    for form in ("samples", "type", "loss", "memorised", "source", "text", "predictions"):
+        assert len(quotations(plain[form])) > 5, form  # negative control: the search finds it in each form
+    assert {form: quotations(text) for form, text in bare.items() if quotations(text)} == {}
+    assert json.loads(bare["JSON"])["model"] == json.loads(plain["JSON"])["model"]
+    for section, what in (("samples", "Samples"), ("loss", "Passages of the dataset"), ("memorised", "Quotations")):
+        assert f"{what} are left out: this page was made with --no_text." in bare[section]
+    assert "% of" not in bare["samples"] and "best model" in bare["memorised"]  # the shares of quotations stay
+    assert "report --no_text leaves out" in outputs[0] and "--no_text" not in outputs[1]
+    for what in ("samples", "data", "quotations"):
+        assert what in outputs[0].partition("contains: ")[2] and what not in outputs[1].partition("contains: ")[2], what
+    assert all("a model can reproduce text that it has memorised" in out for out in outputs)
+
+
+def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Path) -> None:
+    result = cli_here("report", "text", "-o", tmp_path / "page.html", cwd=private)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    data = json.loads(readings(page)["JSON"])
+    weights = sum(int(np.prod(tensor["shape"])) for tensor in data["model"]["tensors"].values())
+    lines = map(json.loads, (private / "text/metrics.jsonl").read_text().splitlines())
+    samples = [line["prompt"] + line["text"] for line in lines if line["kind"] == "sample"]
+    opening = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
+    quoted = [int(length) for length in re.findall(r"<span>(\d+) characters, best model", page)]
+    assert opening and quoted and len(samples) == 3
+    contents = re.search(r"^contains: (.*)$", result.out, re.MULTILINE)
+    assert contents and f"This file contains: {contents[1]}. Whoever has" in html.unescape(page)
+    found = re.fullmatch(
+        rf"the model's weights \({weights:,} parameters\), "
+        rf"the vocabulary \({len(data['model']['vocabulary'])} tokens\), "
+        r"the run's settings and file names, the losses of 1 run, "
+        r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
+        r"600 characters of the validation data, (\d) quotations from the training data \(([\d,]+) characters\), "
+        rf"{len(html.unescape(opening[1]))} characters of text that the model generated",
+        contents[1],
+    )
+    assert found, contents[1]
+    expected = sum(map(len, samples)), len(quoted), sum(quoted)
+    assert tuple(int(figure.replace(",", "")) for figure in found.groups()) == expected
+
+
+@pytest.mark.parametrize("run", ["text", "pairs"])
+def test_an_exported_model_contains_no_text_of_the_dataset(private: Path, tmp_path: Path, run: str) -> None:
+    """Only words that the model generates, which the command says; a prompt would be text of the dataset."""
+    result = cli_here("export", f"--ckpt={private / run}", "-o", tmp_path / "m.html", cwd=private)
+    assert result.status == 0, result.err
+    page = (tmp_path / "m.html").read_text("utf-8")
+    opening = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
+    assert opening
+    generated = f"{len(opening[1])} characters of text that the model generated"
+    assert (generated in result.out) == (run == "text") == bool(opening[1])
+    assert "contains: the model's weights (" in result.out and "--no_text" not in result.out
+    assert "a model can reproduce text that it has memorised" in result.out
+    forms = readings(page.replace(opening[1], "") if opening[1] else page)
+    assert not any(quotations(text) for text in forms.values())
+
+
+@pytest.mark.parametrize("flags", [[], ["--data_dir={}/nowhere"]], ids=["", "without the dataset"])
+@pytest.mark.parametrize("run", ["text", "pairs"])
+def test_a_page_contains_no_absolute_path(private: Path, tmp_path: Path, run: str, flags: list[str]) -> None:
+    flags = [flag.format(private) for flag in flags]
+    config = (private / run / "config.yaml").read_text()
+    assert config.count(str(private)) >= 2  # negative control
+    for command in (["report", private / run], ["export", "--ckpt", private / run]):
+        result = cli_here(*command, "-o", tmp_path / "page.html", *flags, cwd=tmp_path)
+        assert result.status == 0, result.err
+        page = readings((tmp_path / "page.html").read_text("utf-8"))
+        for text in page.values():
+            assert str(private) not in text and private.parent.name not in text
+    assert "is not prepared" in page["text"] or "config.yaml" not in page["text"]
+
+
+def test_absolute_paths_of_any_system_are_shortened() -> None:
+    from tinygpt.report.collect import without_folders
+
+    settings = {
+        "out_dir": "/home/jane doe/out",
+        "data_dir": r"C:\Users\jane\data",
+        "input": ["~x/a", "/mnt/jane/b.txt"],
+    }
+    assert without_folders(settings) == {"out_dir": "out", "data_dir": "data", "input": ["~x/a", "b.txt"]}
+    kept = {"dataset": "bank", "ckpt": "../out/ckpt.pt", "lr": 0.1, "fast": True, "name": "C: 1", "none": None}
+    assert without_folders(kept) == kept
+
+
+@in_a_browser
+@pytest.mark.parametrize("run", ["text", "pairs"])
+def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Path, run: str) -> None:
+    assert cli_here("report", run, "-o", tmp_path / "bare.html", "--no_text", cwd=private).status == 0
+    browser.open(tmp_path / "bare.html")
+    assert len(browser.all("section")) == 9 and browser.value("#text") == "" and not browser.all(".cells, #moments")
+    assert np.allclose(browser.bars().sum(0), 1)
+    browser.until(lambda: browser.all("#looked span"))
+    if run == "pairs":
+        assert browser.value("#prompt") == "" and browser.find("#prompt").get_attribute("placeholder")
+        browser.find("#prompt").send_keys("001 pays")
+    browser.click("#step")
+    assert len(browser.value("#text")) == 1
+    assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -387,7 +562,7 @@ def test_without_samples_it_says_how_to_get_some(tiny_run: Path, tmp_path: Path)
         (["report", "data"], "data/metrics.jsonl: no such file"),
         (["report", "bare"], "bare/ckpt.pt: no such file"),
         (["report", "out", "data"], "data/metrics.jsonl: no such file"),
-        (["report", *["out"] * 7], "7 runs over each other"),
+        (["report", *["out"] * 7], "one figure cannot show the curves of 7 runs"),
         (["report", "out", "-o", "no/where.html"], "no: no such folder"),
         (["report", "out", "-o", "data"], "data: is a folder"),
         (["report", "out", "-o"], "--output needs a value"),
@@ -427,8 +602,15 @@ def test_gpt2s_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     before = listing(run_copy)
     result = cli_here("export", cwd=run_copy)
     assert result.status == 2 and "GPT-2's tokens" in result.err and listing(run_copy) == before
-    assert cli_here("report", "out", cwd=run_copy).status == 0
-    assert "GPT-2&#39;s tokens, so it does not run here" in (run_copy / "out/report.html").read_text(encoding="utf-8")
+    result = cli_here("report", "out", cwd=run_copy)
+    assert result.status == 0, result.err
+    page = (run_copy / "out/report.html").read_text(encoding="utf-8")
+    assert (
+        "This model has GPT-2&#39;s tokens, and a page can hold models of characters only, so it does not run" in page
+    )
+    assert (
+        "contains: the run's settings and file names, the losses of 1 run\n" in result.out
+    )  # neither weights nor a vocabulary
 
 
 def test_help_imports_neither_torch_nor_jinja() -> None:
@@ -443,7 +625,7 @@ def test_help_imports_neither_torch_nor_jinja() -> None:
 
 
 def brute_force(text: str, training: str) -> list[tuple[int, int]]:
-    """From each start the longest stretch that stands in the training text, if it is not part of an earlier one."""
+    """From each start the longest stretch that occurs in the training text, if it is not part of an earlier one."""
     found: list[tuple[int, int]] = []
     for start in range(len(text)):
         end = next((end for end in range(len(text), start, -1) if text[start:end] in training), start)
@@ -453,7 +635,7 @@ def brute_force(text: str, training: str) -> list[tuple[int, int]]:
 
 
 def patchworks(count: int) -> Iterator[tuple[str, str]]:
-    """Training texts that repeat themselves, and texts sewn from pieces of them."""
+    """Training texts with repetitions, and texts made of pieces of them."""
     draw = random.Random(5)
     for _ in range(count):
         training = "".join(draw.choices("ab é", k=draw.randint(0, 200))) + "abc" * draw.randint(0, 20)
@@ -493,7 +675,7 @@ def test_a_long_training_text_is_hashed_in_parts(monkeypatch: pytest.MonkeyPatch
     assert repr(whole) == repr(parts)
 
 
-def test_hashes_that_agree_by_accident_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colliding_hashes_are_compared_by_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
     import tinygpt.report.overlap as overlap
 
     monkeypatch.setattr(overlap, "BASE", np.uint64(0))  # the last character of a window alone

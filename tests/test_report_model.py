@@ -1,4 +1,4 @@
-"""The page's model in Node, from the file that a page inlines, against PyTorch: logits, attention, text, draws."""
+"""The page's model in Node, from the file that a page contains, against PyTorch: logits, attention, text, sampling."""
 
 import copy
 import dataclasses
@@ -49,7 +49,7 @@ SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models 
 
 
 class Biased(Position):
-    """A bias that differs between heads, and that a straight line does not describe."""
+    """A bias that differs between heads and is not linear in the distance."""
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
         slopes = torch.arange(1, self.n_head + 1)[:, None, None] / self.n_head
@@ -75,13 +75,13 @@ THREE_HEADS = {"n_head": 3, "n_embd": 24}
 
 @pytest.fixture(autouse=True)
 def more_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions of this file alone: all means of `Position`, alone and together."""
+    """Add positions for these tests, which use each method of `Position` alone and together."""
     for name, kind in TEST_POSITIONS.items():
         monkeypatch.setitem(POSITIONS, name, kind)
 
 
 def node(code: str, **values: Any) -> Any:
-    """What a function of this body returns in Node; `values` are its `input`."""
+    """Run the body of a function in Node, with `values` as its `input`, and return its result."""
     program = shutil.which("node")
     if program is None and "CI" not in os.environ:
         pytest.skip("the page's model runs in Node, which is not installed here")
@@ -105,7 +105,7 @@ def test_logits_are_pytorchs(options: dict[str, Any], size: dict[str, int]) -> N
     expected, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
     assert largest(full - expected) < 1e-4
     assert largest(half - expected) < 2e-2
-    assert largest(half - rounded) < 1e-4  # what half precision changes is the weights, nothing else
+    assert largest(half - rounded) < 1e-4  # half precision changes only the weights
     model.transformer["h"][0].mlp.c_proj.weight[0, 0] += 0.2  # negative control: one weight of thousands
     assert largest(half - model(idx)[0]) > 2e-2
 
@@ -113,7 +113,7 @@ def test_logits_are_pytorchs(options: dict[str, Any], size: dict[str, int]) -> N
 @pytest.mark.parametrize("option", ["n_head", *(name for name in CHOICES if name not in ("tie_weights", "zero_init"))])
 @torch.inference_mode()
 def test_another_value_of_an_option_gives_other_logits(option: str) -> None:
-    """With the same weights, as far as both models have them (with which tie_weights and zero_init change nothing)."""
+    """With the same weights where both models have them. (Then tie_weights and zero_init change nothing.)"""
     idx, values = ids(16), {**CHOICES, "position": [*EVERY_POSITION], "n_head": [1, 2]}[option]
     for value in values:
         model, *others = [shaken(small(**{option: one}), std=0.2) for one in sorted(values, key=lambda v: v != value)]
@@ -142,7 +142,7 @@ def test_every_option_past_the_window(position: str, options: dict[str, Any]) ->
 @relative_positions
 @torch.inference_mode()
 def test_relative_positions_far_past_the_window(position: str, more: dict[str, Any]) -> None:
-    """So far that angles without Python's rounding to float32 would be too far from Python's."""
+    """So far that angles without Python's rounding to float32 would differ too much."""
     compare_past_the_window(shaken(small(position=position, **more), std=0.2), 1000)
 
 
@@ -155,7 +155,7 @@ def test_frequencies_are_those_of_rope() -> None:
 
 
 def compare_past_the_window(model: GPT, length: int) -> None:
-    """A cache that forgets the oldest position, in both languages; and the last window alone."""
+    """Compare caches that drop the oldest position, in both languages, and the last window alone."""
     idx, cache = ids(1, length), model.new_cache(1)
     expected = torch.cat([model(token, cache=cache)[0][:, -1] for token in idx.split(1, dim=1)])
     packed, given = pack(model, SYMBOLS, half=False), idx[0].tolist()
@@ -225,12 +225,12 @@ def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
     expected = greedy(model, prompt, 200)
     code = "return greedy(input.packed, input.prompt, 200)"
     assert node(code, packed=pack(model, SYMBOLS, half=False), prompt=prompt) == expected
-    if "block_size" not in options:  # negative control: the window's ends are where the ways part
+    if "block_size" not in options:  # negative control: at the end of a window, the two methods differ
         assert len(set(expected)) > 5 and greedy(model, prompt, 200, exact_window=True) != expected
 
 
 def test_greedy_text_of_a_trained_model(tiny_run: Path) -> None:
-    """In half precision, for Python as well: rounded weights may choose otherwise where two characters nearly tie."""
+    """Python's weights are rounded to half precision as well, which matters where two characters nearly tie."""
     checkpoint = load_model(str(tiny_run / "out"))
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "out")
     model = checkpoint.build_model().half().float().eval()
@@ -335,14 +335,14 @@ def test_the_stages_are_those_of_generate() -> None:
             stages = torch.tensor(stages, dtype=torch.float64)
             expected = [probabilities(logits, *choice) for choice in ((1.0,), (t,), (t, k), (t, k, p))]
             torch.testing.assert_close(stages.sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-12, rtol=0)
-            if row >= len(apart):  # which of equal ones top_p keeps is not said
+            if row >= len(apart):  # which of equal tokens top_p keeps is unspecified
                 stages[3], expected[3] = stages[3].sort().values, expected[3].sort().values
             torch.testing.assert_close(stages.float(), torch.stack(expected), atol=1e-6, rtol=0)
     first = dict(zip(settings, found[0], strict=True))  # negative control
     assert largest(torch.tensor(first[1.0, 3, 1.0][3]) - probabilities(rows[0], 1.0, 2)) > 1e-3
 
 
-def test_draws_follow_the_chances_and_the_seed() -> None:
+def test_draws_follow_the_probabilities_and_the_seed() -> None:
     chances, count = [0.5, 0.0, 0.3, 0.2, 0.0], 20_000
     code = """const some = (seed) => Array.from({ length: input.count }, TinyGPT.random(seed));
               const numbers = some(1);
@@ -359,7 +359,7 @@ def test_draws_follow_the_chances_and_the_seed() -> None:
     assert found["beyond"] == 9  # ten times 0.1 is 1 - 2^-53, and 0 is never drawn
 
 
-# ---- what is packed, and what is refused -------------------------------------------------------------------------
+# ---- the packed model and its limits -----------------------------------------------------------------------------
 
 
 def test_the_head_is_kept_once_and_half_precision_halves() -> None:
@@ -375,7 +375,7 @@ def test_the_head_is_kept_once_and_half_precision_halves() -> None:
 
 
 @torch.inference_mode()
-def test_every_number_of_half_precision_is_read_as_it_is() -> None:
+def test_every_number_of_half_precision_is_read_exactly() -> None:
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
     finite = numbers[numbers.isfinite()].view(-1, 32)
     model = small(vocab_size=len(finite), n_layer=1)
@@ -406,7 +406,7 @@ def test_rows_without_a_token_are_left_out(options: dict[str, Any]) -> None:
     assert found.shape == (16, 50) and largest(found - model(idx)[0][..., :50]) < 1e-4
 
 
-def test_what_is_not_for_the_page_is_refused() -> None:
+def test_models_that_a_page_cannot_hold_are_refused() -> None:
     with pytest.raises(TinyGPTError, match="GPT-2's tokens") as caught:
         pack(small(), GPT2Tokenizer())
     assert "--tokenizer=char" in caught.value.hint

@@ -56,9 +56,8 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
             f"with val_fraction {config.val_fraction}",
             "give more text to --input, or another --val_fraction",
         )
-    kind = config.tokenizer
-    if kind == "auto":
-        kind = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
+    ready = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
+    kind = ready if config.tokenizer == "auto" else config.tokenizer
     return GPT2Tokenizer() if kind == "gpt2" else CharTokenizer(map(chr, np.flatnonzero(seen)))
 
 

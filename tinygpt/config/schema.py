@@ -402,6 +402,8 @@ class ReportConfig:
     """run folders: the report describes the first; the curves show all"""
     output: File = ""
     """the HTML file, also -o; empty: report.html in the first folder"""
+    no_text: bool = False
+    """leave out samples and all text of the dataset; the weights stay, and can reproduce text that they memorised"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 

@@ -1,4 +1,4 @@
-"""`tinygpt report` and `tinygpt export`: one HTML file of a run, or of a model alone, in which the model answers.
+"""`tinygpt report` and `tinygpt export`: write a run, or a model alone, as one HTML file in which the model runs.
 
     collect.py      the content of the page, as plain values
     curves.py       the loss curves as SVG
@@ -7,9 +7,12 @@
     model.js        the model in plain JavaScript
     page.html.j2    the template; page.css and page.js belong to it
 
-The page needs no other file: it has the weights, the style, the script and the drawings. Its content security policy
-forbids every request, and allows only the script with the checksum that it names. So nothing that a run wrote can
-become code. All values go through Jinja2's escaping.
+The page needs no other file: it contains the weights, the style, the script and the drawings. Its content security
+policy forbids every request, and allows only the script with the checksum that it names. So no value of a run can run
+as code. Jinja2 escapes all values.
+
+Whoever has the file has its content, so the commands and the page list it. `report --no_text` leaves out samples and
+all text of the dataset; `export` contains none, except the opening words, which the model generates.
 
 The package imports evaluate, finetune, sample and the modules below them. Heavy imports are inside the functions.
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def report(config: ReportConfig) -> None:
-    """Write the page of a run. It reports what is missing. Errors: TinyGPTError if nothing can be shown."""
+    """Write the page of a run, which names what is missing. Errors: TinyGPTError if nothing can be shown."""
     environment = templates()
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
@@ -41,13 +44,16 @@ def report(config: ReportConfig) -> None:
     folders = [Path(name) for name in config.runs]
     path = destination(config.output, folders[0], "report.html")
     if len(folders) > RUN_COLOURS:
-        raise TinyGPTError(f"{len(folders)} runs over each other cannot be told apart", f"at most {RUN_COLOURS}")
+        raise TinyGPTError(
+            f"one figure cannot show the curves of {len(folders)} runs", f"name at most {RUN_COLOURS} run folders"
+        )
     entries, settings = read_run(folders[0])
+    settings = collect.without_folders(settings)
     run = collect.load_run(str(folders[0]), config)
-    with collect.own_pace(run.model):
+    with collect.few_threads(run.model):
         drawn = [collect.curves(folder) for folder in folders]
         training = collect.training_text(run)
-        values = {
+        values: dict[str, Any] = {
             "kind": "report",
             "title": title(run),
             "summary": collect.summary(run, entries, settings),
@@ -57,28 +63,33 @@ def report(config: ReportConfig) -> None:
             "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": collect.passages(run),
             "memorised": collect.memorised(run, training) if training else {},
-            "reproduce": collect.reproduce(run, settings or run.checkpoint.config),
+            "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
+            "no_text": config.no_text,
         }
-        write(environment, run, values, path)
+        if config.no_text:
+            values |= {"samples": [], "passages": {}}
+            values["memorised"].pop("longest", None)
+        write(environment, run, values, path, opening=not config.no_text)
 
 
 def export(config: ExportConfig) -> None:
-    """Write the page of a model alone. Errors: TinyGPTError for a model that is too large, or not of characters."""
+    """Write the page of a model alone. Errors: TinyGPTError for a model that is too large or has GPT-2's tokenizer."""
     environment = templates()
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect
 
-    beside = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
-    path = destination(config.output, beside, "model.html")
+    folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    path = destination(config.output, folder, "model.html")
     run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    with collect.own_pace(run.model):
-        write(environment, run, values, path)
+    values |= {"memorised": {}, "no_text": False}
+    with collect.few_threads(run.model):
+        write(environment, run, values, path, opening=not run.answers)  # a prompt would be text of the dataset
 
 
 def destination(output: str, folder: Path, name: str) -> Path:
-    """Choose the path of the page. Errors: TinyGPTError, before the work, if no file can be written there."""
+    """Choose the path of the page. Errors: TinyGPTError, before any work, if no file can be written there."""
     path = Path(output) if output else folder / name
     if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
         require_writable(path, f"-o {name}")
@@ -86,13 +97,13 @@ def destination(output: str, folder: Path, name: str) -> Path:
 
 
 def title(run: "LoadedRun") -> str:
-    """Name of the dataset, and of the run if it has one."""
+    """Title of the page: the name of the dataset, and that of the run if it has one."""
     name = str(run.checkpoint.config.get("wandb_run_name") or "run")
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
 
 
 def templates() -> Any:
-    """Make Jinja2's environment. Errors: TinyGPTError if the package is not installed."""
+    """Create Jinja2's environment. Errors: TinyGPTError if the package is not installed."""
     try:
         import jinja2
     except ImportError:
@@ -112,8 +123,8 @@ def percent(value: float, digits: int = 0) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
 
 
-def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path) -> None:
-    """Fill the template and write the file, atomically."""
+def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path, opening: bool) -> None:
+    """Fill the template, write the file atomically, and list its contents. `opening`: put text into the text box."""
     from tinygpt.report import collect
 
     model, silent = None, ""
@@ -126,6 +137,13 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         for split, found in values["passages"].items()
     }
     script = "\n".join(read(name) for name in ("model.js", "page.js"))
+    first = collect.opening(run) if model and opening else ""
+    contents = collect.contents(run, values, first, model)
+    note = "whoever has this file has all of this"
+    if model:
+        note += ", and a model can reproduce text that it has memorised"
+    if values["kind"] == "report" and not values["no_text"]:
+        note += "; report --no_text leaves out samples and all text of the dataset"
     page = environment.get_template("page.html.j2").render(
         values,
         unit=run.unit,
@@ -134,16 +152,21 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         block_size=run.model.config.block_size,
         silent=silent,
         missing=run.missing,
-        opening=collect.opening(run, [] if silent else collect.fresh(run, run.model, count=1, length=80)),
+        opening=first,
+        contents=contents,
+        note=note,
         embedding=collect.embedding_map(run),
         data={"model": model, "answers": run.answers, "cells": cells},
         css=read("page.css"),
         script=script,
         checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    content = page.encode("utf-8", "replace")
     with replacing(path) as file:
-        file.write(page.encode("utf-8", "replace"))
-    print(f"written: {path}, {len(page.encode('utf-8', 'replace')) / 1e6:.1f} MB; open it in any browser")
+        file.write(content)
+    print(f"written: {path}, {len(content) / 1e6:.1f} MB; open it in any browser")
+    print(f"contains: {contents}")
+    print(f"note: {note}")
 
 
 def read(name: str) -> str:

@@ -1,13 +1,14 @@
 """Collect the content of a page from a run's folder, as plain values for the template."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import math
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ from tinygpt.sample import Choice, answer, generate
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
-PASSAGE = 600  # characters of each split whose losses are shown
-EXAMPLES = 8  # of each split, for prompts and responses
-HELD_OUT = 20_000  # tokens of the validation text, whose share of quotations is shown next to the samples'
-MOST_TEXT = 10_000_000  # tokens of the training text that are searched: the first ones
-WORK = 10**11  # parameters times tokens of the loss measurement: 3 s on two cores
+PASSAGE = 600  # tokens of each split whose losses are shown
+EXAMPLES = 8  # examples of each split whose losses are shown, for prompts with responses
+HELD_OUT = 20_000  # tokens of the validation text that are searched for quotations, to compare the samples with
+MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
+WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
-SMALL = 4_000_000  # parameters up to which one thread is enough
-LARGEST = 20_000_000  # parameters of a model in a page
+SMALL = 4_000_000  # most parameters of a model for which one thread is enough
+LARGEST = 20_000_000  # most parameters of a model in a page
 
 
 @dataclasses.dataclass
@@ -55,7 +56,7 @@ class LoadedRun:
     tokenizer: Tokenizer
     compute: device.Compute
     dataset: Dataset | None
-    missing: str  # why there is no dataset
+    missing: str  # why there is no dataset, or in what the dataset differs from that of the run
 
     @property
     def answers(self) -> bool:
@@ -94,16 +95,29 @@ def load_run(path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpo
         elif checkpoint.data and not dataset.is_of(checkpoint.data):
             missing = f"dataset {name!r} is not the text that the model was trained on"
     except TinyGPTError as error:
-        missing = error.message
+        missing = error.message.replace(place, without_folders(place))
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
 
 
-@contextlib.contextmanager
-def own_pace(model: GPT) -> Iterator[None]:
-    """Compute with one thread for a small model, whose matrix products are too short to share.
+def without_folders(value: Any) -> Any:
+    """Reduce absolute paths to their last part: they contain user names, and mean nothing on another machine.
 
-    The 0.8 M model's report took 11 s with one thread and 50 s with two, on two cores that other programs used as well:
-    at each product one thread waited for the other.
+    `value`: a setting, or a list or dict of settings. Paths of Windows and of POSIX are recognised on both.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(one) for one in value]
+    is_absolute = isinstance(value, str) and PureWindowsPath(value).root
+    return PureWindowsPath(value).name if is_absolute else value
+
+
+@contextlib.contextmanager
+def few_threads(model: GPT) -> Iterator[None]:
+    """Compute with one thread for a small model, whose matrix products are too small to divide.
+
+    On two cores that other programs used as well, the report of the 0.8 M model took 11 s with one thread and 50 s with
+    two: at each product one thread waited for the other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if model.num_params() < SMALL else threads)
@@ -122,23 +136,24 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     total, counted = sum(parts.values()), run.model.num_params()
     without = f", {counted:,} without the position embeddings," if counted < total else ""
     tokens = len(run.split("train")) if run.dataset else 0
-    verdict = judge(entries, settings, str(run.folder), counted, tokens)
+    verdict = judge(entries, settings, without_folders(str(run.folder)), counted, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
     seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
     facts = {
-        "model": f"{total:,} parameters{without} in {shape.n_layer} layers of {shape.n_head} heads, width "
-        f"{shape.n_embd}, context of {shape.block_size} {run.unit}s",
+        "model": f"{total:,} parameters{without} in {amount(shape.n_layer, 'layer')} of "
+        f"{amount(shape.n_head, 'head')}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
         "trained on": trained_on(run),
-        "iterations": f"{done:,} of {settings.get('max_iters', done):,}; the model in this page is the best one, "
-        f"after {run.checkpoint.step:,}",
-        "took": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
+        "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
+        f"iteration {run.checkpoint.step:,}",
+        "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    return {"facts": facts, "verdict": verdict, "parts": parts, "losses": losses(run), "before_after": before(entries)}
+    values = {"losses": losses(run), "before_after": before_after(entries)}
+    return {"facts": facts, "verdict": verdict, "parts": parts, **values}
 
 
 def parameters(model: GPT) -> dict[str, int]:
-    """Count the parameters of each part of the model."""
+    """Count the parameters of each part of the model; of tied weights, once."""
     names = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding"}
     names |= {"attn": "attention", "mlp": "MLP", "ln_1": "norms", "ln_2": "norms", "ln_f": "norms", "lm_head": "head"}
     parts: Counter[str] = Counter()
@@ -151,25 +166,25 @@ def trained_on(run: LoadedRun) -> str:
     name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
     if run.dataset is None:
         return f"{name} (note: {run.missing})"
-    source, known = run.dataset.sources["train"], f"a vocabulary of {run.tokenizer.vocab_size:,}"
+    source, known = run.dataset.sources["train"], f"a vocabulary of {run.tokenizer.vocab_size:,} tokens"
     if isinstance(source, PairRows):
-        size = f"{len(source.starts):,} prompts with their responses"
+        size = f"{len(source.starts):,} prompts with responses"
     else:
         size = f"{len(run.split('train')):,} {run.unit}s of text"
     return f"{name}: {size}, {known}" + (f" (note: {run.missing})" if run.missing else "")
 
 
 def machine(folder: Path) -> str:
-    """Read the first line of config.yaml, a comment in which `train` notes versions, device and dtype."""
+    """Read the first line of config.yaml, a comment in which `train` records versions, device and dtype."""
     try:
         first = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, ValueError):
         first = ""
-    return first.removeprefix("# ") if first.startswith("# tinygpt") else "not noted"
+    return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
 def losses(run: LoadedRun) -> list[dict[str, Any]]:
-    """Measure the loss of the n-gram baselines and of the model, on the same targets of the validation split."""
+    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split."""
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
@@ -195,10 +210,10 @@ def losses(run: LoadedRun) -> list[dict[str, Any]]:
     ]
 
 
-def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Losses that `finetune` measured before and after; empty if the run has none."""
+def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Losses that `finetune` measured before and after training; empty if the run has none."""
     found = {entry["kind"]: entry for entry in entries if entry["kind"] in ("before", "after")}
-    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's own text"}
+    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's text"}
     if len(found) < 2:
         return {}
     both = {names[key]: (found["before"].get(key), found["after"].get(key)) for key in names}
@@ -209,7 +224,7 @@ def before(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def curves(folder: Path) -> dict[str, Any]:
-    """Evaluations and training lines of a run. Errors: TinyGPTError for a folder without metrics.jsonl."""
+    """Read the losses, learning rates and gradient norms of a run. Errors: TinyGPTError without metrics.jsonl."""
     entries, settings = read_run(folder)
     steps, train, val, error, _ = evaluations(entries, settings)
     lines = [
@@ -228,7 +243,7 @@ def curves(folder: Path) -> dict[str, Any]:
 
 
 def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
-    """Samples that `train` took, in pieces, each with whether it is a quotation from the training text."""
+    """Samples that `train` generated, cut into pieces, each with whether it is a quotation from the training text."""
     found = []
     for entry in entries:
         if entry["kind"] == "sample" and isinstance(entry.get("text"), str):
@@ -245,7 +260,11 @@ def training_text(run: LoadedRun) -> Training | None:
 
 
 def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
-    """Fraction of quotations in new samples of the best and the newest model, and in held-out text."""
+    """Fraction of quotations in new samples of the best and the newest model, and in the validation text.
+
+    Returns {"texts": whether any sample is long enough, "shares": {name: (fraction, characters)}, "longest": [(length,
+    name, text), ...] of the quotations in the samples, "characters": length of the windows}.
+    """
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     try:
         last = load(run.folder / "last.pt")
@@ -260,9 +279,9 @@ def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
         for start, end in training.stretches(text)
     ]
     if pairs := run.held_out_pairs():
-        texts["held-out responses"] = [response for _, response in pairs]
+        texts["validation responses"] = [response for _, response in pairs]
     else:
-        texts["held-out text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
+        texts["validation text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
     return {
         "texts": any(len(text) >= SHORTEST for made in texts.values() for text in made),
         "shares": {name: (training.share(*made), sum(map(len, made))) for name, made in texts.items()},
@@ -285,7 +304,7 @@ def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list
 
 
 def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
-    """A passage of the training text and one of the held-out text, with the model's prediction of each token."""
+    """A passage of each split, train and val: a cell (see `predictions`) for each token."""
     if run.dataset is None:
         return {}
     found = {}
@@ -296,23 +315,24 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
             found[split] = [
                 cell
                 for start, response, end in bounds
-                for cell in guesses(run, tokens[start:end], 1, int(response - start))
+                for cell in predictions(run, tokens[start:end], 1, int(response - start))
             ]
         else:
             block_size = run.model.config.block_size
             first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
             if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
-                first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at a line's beginning
+                first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at the start of a line
             start = max(0, first - block_size)
-            found[split] = guesses(run, tokens[start : first + PASSAGE], first - start)[first - start :]
+            found[split] = predictions(run, tokens[start : first + PASSAGE], first - start)[first - start :]
     return found
 
 
 @torch.inference_mode()
-def guesses(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
-    """A cell for each token; from `first` on, after `silent`, with its loss, rank, probability and five best tokens.
+def predictions(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
+    """Make a cell for each token: {"text"}, and for those from `first` on and after `silent` also the prediction.
 
-    Each token is predicted from at least half a context, as far as the tokens reach.
+    A prediction is {"p", "loss", "rank" of the token, "top": [(text, probability), ...] of the five most probable}.
+    Its context is at least half a window, or all earlier tokens if there are fewer.
     """
     block_size, count = run.model.config.block_size, len(tokens)
     half, ids = max(1, block_size // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
@@ -335,10 +355,10 @@ def guesses(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> 
 
 def embedding_map(run: LoadedRun) -> dict[str, Any]:
     """Project the tokens' embedding vectors onto their first two principal components (Pearson 1901)."""
-    symbols = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
-    if len(symbols) < 3 or run.model.config.n_embd < 2:
+    vocabulary = run.tokenizer.symbols if isinstance(run.tokenizer, CharTokenizer) else []
+    if len(vocabulary) < 3 or run.model.config.n_embd < 2:
         return {}
-    vectors = device.to_host(run.model.transformer["wte"].weight[: len(symbols)])
+    vectors = device.to_host(run.model.transformer["wte"].weight[: len(vocabulary)])
     centred = vectors - vectors.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     places = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
@@ -347,8 +367,8 @@ def embedding_map(run: LoadedRun) -> dict[str, Any]:
     places += MARGIN
     size = [700, math.ceil(places[:, 1].max() + MARGIN)]
     points = [
-        {"text": symbol, "x": x, "y": y, "kind": kind_of(symbol)}
-        for symbol, (x, y) in zip(symbols, places.tolist(), strict=True)
+        {"text": token, "x": x, "y": y, "kind": kind_of(token)}
+        for token, (x, y) in zip(vocabulary, places.tolist(), strict=True)
     ]
     return {
         "points": points,
@@ -358,46 +378,83 @@ def embedding_map(run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def kind_of(symbol: str) -> str:
-    if symbol in SPECIAL:
-        return "mark"
-    if symbol.isalpha():
-        vowel = symbol.lower() in "aeiou"
-        return ("vowel" if vowel else "consonant") if symbol.islower() else "capital"
-    return "digit" if symbol.isdigit() else "other"
+def kind_of(token: str) -> str:
+    if token in SPECIAL:
+        return "special"
+    if token.isalpha():
+        vowel = token.lower() in "aeiou"
+        return ("vowel" if vowel else "consonant") if token.islower() else "capital"
+    return "digit" if token.isdigit() else "other"
 
 
 def live_model(run: LoadedRun) -> dict[str, Any]:
     """Pack the model for the page's script. Errors: TinyGPTError for one that is too large, or that `pack` refuses."""
     if run.model.num_params() > LARGEST:
-        what = f"the model has {run.model.num_params():,} parameters, more than the {LARGEST:,} of a model in a page"
+        what = f"the model has {run.model.num_params():,} parameters; a page can hold a model of at most {LARGEST:,}"
         raise TinyGPTError(what, "train a smaller model")
     return pack(run.model, run.tokenizer)
 
 
-def opening(run: LoadedRun, made: list[str]) -> str:
-    """First content of the text box: words that the model generated, or a prompt."""
+def opening(run: LoadedRun) -> str:
+    """First content of the text box: words that the model generates, or a prompt of the validation split."""
     if run.answers:
         return next((prompt for prompt, _ in run.held_out_pairs()), "")
-    text = made[0].lstrip()[:60] if made else ""
+    (text,) = fresh(run, run.model, count=1, length=80)
+    text = text.lstrip()[:60]
     return text.rpartition(" ")[0] or text
+
+
+def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: dict[str, Any] | None) -> str:
+    """List what a reader of the page gets: weights, vocabulary, settings and text, with amounts.
+
+    values: those of the template; first: the opening of the text box; packed: the model, if it is in the page.
+    """
+    found = []
+    if packed:
+        weights = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
+        found.append(f"the model's weights ({amount(weights, 'parameter')})")
+    if isinstance(run.tokenizer, CharTokenizer):
+        found.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
+    if runs := len(values["runs"]):
+        found += ["the run's settings and file names", f"the losses of {amount(runs, 'run')}"]
+    if samples := values["samples"]:
+        length = sum(len(one["prompt"]) + sum(len(piece) for piece, _ in one["pieces"]) for one in samples)
+        found.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")
+    for split, cells in values["passages"].items():
+        length = sum(len(cell["text"]) for cell in cells if cell["text"] not in SPECIAL)
+        found.append(f"{amount(length, 'character')} of the {'training' if split == 'train' else 'validation'} data")
+    if longest := values["memorised"].get("longest"):
+        length = sum(size for size, _, _ in longest)
+        found.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")
+    if first and not run.answers:  # a prompt is among the characters of the validation data
+        found.append(f"{amount(len(first), 'character')} of text that the model generated")
+    return ", ".join(found)
+
+
+def amount(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 # ---- reproduce --------------------------------------------------------------------------------------------------
 
 
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Configuration, checksums, versions and commands that reproduce the run."""
+    """Configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
     path = run.folder / "ckpt.pt"
     sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
-    place = suggest.data_dir_flag(run.dataset.folder.parent if run.dataset else "data")
+    prepare, place = suggest.command("prepare", name), "data"
+    if run.dataset:
+        dataset = copy.copy(run.dataset)
+        dataset.meta = dataset.meta | {"options": without_folders(dataset.meta.get("options"))}
+        dataset.folder = Path(place := without_folders(str(dataset.folder.parent))) / dataset.name
+        prepare = dataset.prepare_command
     again = suggest.command(suggest.training_command(settings), "config.yaml")
-    prepare = run.dataset.prepare_command if run.dataset else suggest.command("prepare", name)
+    folder = without_folders(str(run.folder))
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
     return {
-        "commands": [prepare, again, suggest.command("report", run.folder, *place)],
+        "commands": [prepare, again, suggest.command("report", folder, *suggest.data_dir_flag(place))],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),

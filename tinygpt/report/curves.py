@@ -1,8 +1,8 @@
 """Draw the curves of one or more runs as inline SVG, with matplotlib.
 
 Measured for one run of 400 points: matplotlib's SVG 30 KB in 0.7 s; Altair's, through vl-convert, 17 KB in 1.0 s and
-94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. A drawing needs no script. So it can be
-printed, and the page's content security policy cannot block it. Its colours are those of the page's style sheet.
+94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. An SVG needs no script, so it can be printed
+and the page's content security policy does not block it. Its colours are those of the page's style sheet.
 """
 
 import io
@@ -12,15 +12,15 @@ from typing import Any
 from tinygpt.errors import TinyGPTError
 
 RUN_COLOURS = 6  # in page.css: --run-0, --run-1, ...
-MOST_SHOWN = 4  # evaluations of a run up to which the first one, of an untrained model, is in the picture
-MOST_POINTS = 400  # of learning rate and gradient norm; of longer runs every n-th is drawn
-INK, LINE = "#0a0b0c", "#1a1b1c"  # stand for the page's colours until they are put in
+MOST_SHOWN = 4  # most evaluations with which the axis includes the first one, of the untrained model
+MOST_POINTS = 400  # about as many learning rates and gradient norms are drawn: of a longer run, every n-th
+INK, LINE = "#0a0b0c", "#1a1b1c"  # placeholders of the page's colours
 
 
 def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     """Draw an SVG, `width` pixels wide: both losses and the gap between them, the learning rate, the gradient norm.
 
-    runs: {"name", "steps", "train", "val" (lists, one entry an evaluation), "lines": [(step, lr, grad_norm), ...]}.
+    runs: {"name", "steps", "train", "val" (lists, one entry per evaluation), "lines": [(step, lr, grad_norm), ...]}.
     Errors: TinyGPTError if matplotlib is missing.
     """
     try:
@@ -74,7 +74,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
         lines, names = axes[0].get_legend_handles_labels()
-        # a legend fills columns first, so with one row a run: all validations, all trainings, all bests
+        # a legend fills columns first; for one row per run, it needs all validations, all trainings, all bests
         order = [i for kind in range(3) for i in range(kind, len(lines), 3)] if columns > 1 else list(range(len(lines)))
         chosen = [lines[i] for i in order], [names[i] for i in order]
         figure.legend(*chosen, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
@@ -89,7 +89,7 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     steps, train, val = run["steps"], run["train"], run["val"]
     if not steps:
         return
-    name = "" if alone else f" ({run['name']})"  # not first: matplotlib leaves out what begins with "_"
+    name = "" if alone else f" ({run['name']})"  # not first: matplotlib leaves out labels that begin with "_"
     axes.fill_between(steps, train, val, color=colour, alpha=0.13, linewidth=0)
     axes.plot(steps, val, color=colour, linewidth=2, label=f"validation{name}")
     axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"training{name}")
@@ -101,7 +101,7 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
 
 
 def themed(svg: str, colours: dict[str, str]) -> str:
-    """Reduce a file of matplotlib to its <svg>, with the page's colours and fonts, and as wide as its place."""
+    """Reduce matplotlib's file to its <svg> element, in the page's colours and fonts, as wide as its container."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="presentation"', svg, count=1)

@@ -1,7 +1,7 @@
-// The model of the page: a trained tinygpt in plain JavaScript, without a library and without a network.
+// The model of the page: tinygpt's GPT in plain JavaScript, without libraries and without requests.
 //
-// The mathematics of tinygpt/model.py, one position at a time with a cache of keys and values; the context window and
-// the draw are those of tinygpt/sample.py. tests/test_report_model.py compares the numbers with PyTorch's.
+// It computes what tinygpt/model.py computes, one position at a time with a cache of keys and values. The context
+// window and sampling are those of tinygpt/sample.py. tests/test_report_model.py compares the results with PyTorch's.
 //
 //   const model = TinyGPT.load(packed);                         // packed: the object described below
 //   const reader = model.reader(model.encode("ROMEO:").ids);    // at least one id
@@ -12,14 +12,14 @@
 //
 //   config      the fields of tinygpt's GPTConfig
 //   position    {relative, frequencies, bias}: what tinygpt/options.py computes for config.position
-//                 relative     whether only distances count, so that the context window can move
-//                 frequencies  (head_dim) or null: the rotation of queries and keys, in radians per position; a pair's
-//                              first channel has minus its second one's
-//                 bias         (n_head, block_size) or null: added to attention's scores, by distance
+//                 relative     whether only distances matter, so that the context window can move
+//                 frequencies  (head_dim) or null: the rotation of queries and keys, in radians per position; in a pair
+//                              of channels, the first value is the negative of the second
+//                 bias         (n_head, block_size) or null: added to the attention scores, by distance
 //   vocabulary  one string for each id: a character, or the name of a special token
 //   special     {name: id} of the special tokens; `encode` never returns their ids
 //   dtype       of the weights in `data`: "float16" or "float32"
-//   data        base64 of all weights, one tensor after the other, little-endian
+//   data        base64 of all weights, one tensor after another, little-endian
 //   tensors     {name: {shape, offset}}: nanoGPT's names; the offset counts weights, not bytes. A matrix is (out, in),
 //               stored row by row. Without "lm_head.weight" the head is "transformer.wte.weight" (tied weights).
 //
@@ -130,7 +130,7 @@ const TinyGPT = (() => {
   // ---- one position at a time --------------------------------------------------------------------------------------
 
   /**
-   * What a model remembers of the tokens that it has read: keys and values of the last block_size positions.
+   * The cache of a model that has read some tokens: keys and values of the last block_size positions.
    *
    * Position p lies in slot p % block_size. `length` counts the positions read; it may exceed block_size only if the
    * position is relative, otherwise `forget` comes first.
@@ -176,8 +176,8 @@ const TinyGPT = (() => {
     /**
      * Read one more token; returns the logits of the next one, a new Float32Array (V).
      *
-     * wantAttention: `attention[layer][head]` is then a Float32Array of the weights of the remembered positions, from
-     * the oldest to this one; it sums to one. Errors: Error for an id outside the vocabulary and for a full window.
+     * wantAttention: `attention[layer][head]` is then a Float32Array of the weights of the cached positions, from the
+     * oldest to this one; it sums to one. Errors: Error for an id outside the vocabulary and for a full window.
      */
     read(id, wantAttention = false) {
       const { model, x, normed, hidden } = this;
@@ -221,7 +221,7 @@ const TinyGPT = (() => {
       }
     }
 
-    /** Each head: softmax(q k / sqrt(head_dim) + bias) v over the remembered positions, including this one. */
+    /** Each head: softmax(q k / sqrt(head_dim) + bias) v over the cached positions, including this one. */
     attend(keys, values, rotation) {
       const { mixed, scores } = this;
       const { config, position } = this.model;
@@ -258,8 +258,8 @@ const TinyGPT = (() => {
   /**
    * W x + b into `out`, or added to `out` if `add`; W (rows, columns).
    *
-   * Nearly all of the time is spent here. Four rows at once: each element of x is loaded once for four products, and
-   * the four sums do not wait for each other.
+   * Nearly all time is spent here. It computes four rows at once: each element of x is loaded once for four products,
+   * and the four sums do not depend on each other.
    */
   function multiply({ weight, bias, rows, columns }, x, out, add = false) {
     if (!add) out.fill(0);
@@ -342,7 +342,7 @@ const TinyGPT = (() => {
 
   /**
    * The error function, within 1e-10: 2 / sqrt(pi) exp(-z^2) (z + 2 z^3 / 3 + 4 z^5 / (3 5) + ...), formula 7.1.6 of
-   * Abramowitz and Stegun. All terms have one sign, so rounding cancels none. Beyond 5 it is one within 2e-12.
+   * Abramowitz and Stegun. All terms have the same sign, so none cancel. Beyond 5 the function is 1 within 2e-12.
    */
   function erf(z) {
     if (Math.abs(z) > 5) return Math.sign(z);

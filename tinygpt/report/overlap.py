@@ -1,9 +1,9 @@
-"""Find quotations: stretches of a text that occur word for word in the training text, which a model has memorised.
+"""Find quotations in a text: stretches that occur verbatim in the training text, as a model reproduces memorised text.
 
-Short stretches are equal by chance. From about 20 characters on, they are quotations.
+Short stretches agree by chance. Those of about 20 characters or more are quotations.
 
     training = Training(text)
-    training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters and more
+    training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters or more
     training.share(sample)          # fraction of the sample's windows of 20 characters that are in the text
 """
 
@@ -15,17 +15,17 @@ from tinygpt.data.tokenizer import code_points
 
 SHORTEST = 20  # characters
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no character is lost in products modulo 2^64
-CHUNK = 1 << 22  # windows at a time, so that a large text takes 100 MB and not all memory
+CHUNK = 1 << 22  # windows that are hashed at a time, in 100 MB
 
 
 class Training:
-    """A text in which others are looked up."""
+    """A training text in which quotations are looked up."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def seen(self, text: str) -> np.ndarray:
-        """Whether each window of SHORTEST characters is in the training text: bool, (len(text) - 19,).
+        """Find the windows of SHORTEST characters that are in the training text: bool, (max(len(text) - 19, 0),).
 
         The windows of both texts are hashed. Equal hashes are compared by their text, since hashes can collide.
         """
@@ -56,7 +56,7 @@ class Training:
         return found
 
     def share(self, *texts: str) -> float:
-        """Fraction of all windows of SHORTEST characters that are in the training text; nan without a window."""
+        """Fraction of all windows of SHORTEST characters that are in the training text; NaN without a window."""
         seen = np.concatenate([self.seen(text) for text in texts]) if texts else np.zeros(0)
         return float(seen.mean()) if len(seen) else float("nan")
 
@@ -72,7 +72,7 @@ def window_hashes(codes: np.ndarray) -> np.ndarray:
 
 
 def marked(text: str, stretches: list[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """Cut the text into pieces, each with whether it lies in one of the stretches, which may overlap."""
+    """Cut the text into pieces, each with whether it is in one of the stretches, which may overlap."""
     inside = np.zeros(len(text) + 1, dtype=bool)
     for start, end in stretches:
         inside[start:end] = True

@@ -1,9 +1,11 @@
 // The interactive parts of the page. `TinyGPT` (model.js) knows ids and logits; this file knows the page. Everything
-// shown is inserted as text, never as HTML.
+// shown is inserted as text, never as HTML. The parts, in this order:
 //
-//   samples     a slider over the steps                    text box    buttons and bars of the next token (`reader`)
-//   loss        the prediction of one character            attention   all heads, one head, one character
-//   numbers     the ids of the text in the box
+//   samples     a slider over the steps
+//   loss        the prediction of one token
+//   type here   the text box, its buttons, and the bars of the next character
+//   attention   all heads, one head, one character
+//   tokens      the ids of the text in the box
 
 (() => {
   "use strict";
@@ -21,7 +23,7 @@
     return element;
   }
 
-  /** A token as it is shown by itself. */
+  /** A token's text, with visible characters for white space and without the brackets of a special token. */
   function shown(token) {
     const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
     return names[token] || token.replace(/^<\|(.+)\|>$/, "$1");
@@ -40,7 +42,7 @@
     choose();
   }
 
-  // ---- the prediction of each character ----------------------------------------------------------------------------
+  // ---- the prediction of each token --------------------------------------------------------------------------------
 
   function showPredictions() {
     for (const passage of document.querySelectorAll(".cells")) {
@@ -86,15 +88,15 @@
 
   // ---- type here ---------------------------------------------------------------------------------------------------
 
-  const MOST_BARS = 10; // tokens with a bar each; the others share one
+  const MOST_BARS = 10; // tokens with a row each; the others share one
   const FRAME = 14; // milliseconds of each frame spent on new text
   const model = TinyGPT.load(data.model);
   const special = model.special;
   const box = $("text");
   const random = TinyGPT.random(1337);
   const history = []; // earlier texts, for Back
-  let caret = box.value.length; // kept here: a browser forgets a box's when another element is pressed
-  let reader = null; // has read the text before the cursor
+  let caret = box.value.length; // kept here, since a browser may forget it when another element gets the focus
+  let reader = null; // it has read the text before the cursor
   let running = false;
 
   /** {ids, unknown} of the text before `end`, in the format of prompts and responses if the model answers prompts. */
@@ -128,8 +130,8 @@
     read(ids);
     drawBars();
     const inside = caret < box.value.length;
-    $("note").textContent = inside ? "The bars show predictions at the place of the cursor; a new character replaces the text after it." : "";
-    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s" : ""} that the model does not know: left out.`;
+    $("note").textContent = inside ? "The bars show the predictions at the cursor; a new character replaces the text after the cursor." : "";
+    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in the model's vocabulary and left out.`;
     later();
   }
 
@@ -147,7 +149,7 @@
       return make("tr", { class: name }, make("th", { scope: "row" }, head), ...cells);
     };
     const rows = ids.slice(0, MOST_BARS).map((id) => {
-      const button = make("button", { type: "button", "data-id": id, "aria-label": `take ${shown(model.vocabulary[id])}` }, shown(model.vocabulary[id]));
+      const button = make("button", { type: "button", "data-id": id, "aria-label": `add ${shown(model.vocabulary[id])}` }, shown(model.vocabulary[id]));
       return row(button, "", columns.map((p) => p[id]));
     });
     const others = ids.slice(MOST_BARS);
@@ -173,7 +175,7 @@
     box.scrollTop = box.scrollHeight;
   };
 
-  /** Insert text at the cursor, and delete what follows. */
+  /** Insert text at the cursor, and delete the text after it. */
   const put = (text) => write(box.value.slice(0, caret) + text);
 
   /** Read one token; returns it, or an empty text at the end of a response. */
@@ -316,8 +318,8 @@
       span.classList.toggle("from", index === place);
     });
     const most = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3);
-    const name = (index) => `“${shown(model.vocabulary[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} before)`} ${percent(row[index])}`;
-    $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” looks mostly at ${most.map(name).join(", ")}.`;
+    const name = (index) => `“${shown(model.vocabulary[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} earlier)`} ${percent(row[index])}`;
+    $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” attends mostly to ${most.map(name).join(", ")}.`;
   }
 
   $("heads").style.setProperty("--heads", n_head);
@@ -337,7 +339,7 @@
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look);
 
-  // ---- numbers -----------------------------------------------------------------------------------------------------
+  // ---- tokens ------------------------------------------------------------------------------------------------------
 
   const MOST_IDS = 200;
 

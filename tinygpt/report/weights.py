@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Position
 
-# What model.js implements: every value of some fields of GPTConfig, these values of others, else the default alone.
+# What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
 EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift"}
 VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swiglu"}}
@@ -30,20 +30,20 @@ VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swi
 def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     """Pack the weights as plain types. `half`: float16, unless a weight is too large for it; otherwise float32.
 
-    The rows of a padded vocabulary that belong to no token are left out, so that no such id can be drawn.
+    The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled.
 
     Errors: TinyGPTError for a model with GPT-2's tokenizer, for an option that model.js does not implement, for a model
     with LoRA adapters, for one with fewer tokens than its tokenizer, and for weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
-            "the model in the page reads characters, and this one GPT-2's tokens",
+            "this model has GPT-2's tokens, and a page can hold models of characters only",
             "prepare the text with --tokenizer=char, and train on that",
         )
     require_implemented(model.config)
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     if lora.is_adapted(weights):
-        raise TinyGPTError("the model has adapters next to its weights", "merge them first: tinygpt merge")
+        raise TinyGPTError("the model has LoRA adapters next to its weights", "merge them first: tinygpt merge")
     padded, size = model.config.vocab_size, tokenizer.vocab_size
     if size > padded:
         raise TinyGPTError(f"the model has {padded} tokens, its tokenizer {size}", "use the tokenizer of its run")
@@ -86,7 +86,7 @@ def require_implemented(config: GPTConfig) -> None:
 
 
 def pack_position(model: GPT) -> dict[str, Any]:
-    """What model.position computes, as numbers: each channel's angle per position, and the bias by distance."""
+    """Pack what model.position computes: each channel's angle per position, and the attention bias by distance."""
     distances = torch.arange(model.config.block_size)
     bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size)
     return {
@@ -97,9 +97,9 @@ def pack_position(model: GPT) -> dict[str, Any]:
 
 
 def frequencies(position: Position) -> list[float] | None:
-    """By how many radians per position each channel is rotated, within 1e-10; None for no rotation.
+    """Rotation of each channel in radians per position, within 1e-10; None without rotation.
 
-    Angles are known up to full turns: that at position 1 gives an estimate, which those at 2, 4, ... 1024 refine.
+    Angles are known up to full turns: the angle at position 1 gives an estimate, which those at 2, 4, ... 1024 refine.
     """
     found = torch.zeros(position.head_dim, dtype=torch.float64)
     for step in 2 ** torch.arange(11):
