@@ -1,6 +1,7 @@
-"""Make docs/report.png: a screenshot of a report's text box and attention, in headless Chromium.
+"""Make a screenshot of a part of a report in headless Chromium: docs/report.png and docs/attention.png.
 
 tinygpt report out -o report.html && python scripts/screenshot.py report.html
+python scripts/screenshot.py report.html --section attention --output docs/attention.png
 python scripts/screenshot.py report.html --output phone.png --width 390 --dark --whole
 """
 
@@ -19,9 +20,9 @@ SWITCHES = "headless=new no-sandbox disable-gpu disable-quic no-first-run disabl
 
 
 def chromium(profile: str | Path) -> webdriver.Chrome:
-    """Start Debian's Chromium without a window and without a network; `profile`: an empty folder."""
+    """Start Chromium or Chrome without a window and without a network; `profile`: an empty folder."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for switch in [*SWITCHES.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
     parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="text to type")
+    parser.add_argument("--section", choices=("type", "attention"), default="type")
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--whole", action="store_true", help="take the complete page, as it opens")
@@ -76,12 +78,11 @@ def main() -> None:
                 time.sleep(1)
                 driver.find_element("css selector", "[data-layer='2'][data-head='1']").click()
                 driver.execute_script("document.activeElement.blur()")
-                places = "#type, #attention"
-                edges = driver.execute_script(
-                    f"return [...document.querySelectorAll('{places}')].map(e => e.getBoundingClientRect())"
-                    ".map(box => [box.top + scrollY, box.bottom + scrollY])"
+                top, bottom = driver.execute_script(
+                    f"const box = document.querySelector('#{args.section}').getBoundingClientRect();"
+                    "return [box.top + scrollY, box.bottom + scrollY]"
                 )
-                clip |= {"y": edges[0][0], "height": edges[-1][1] - edges[0][0]}
+                clip |= {"y": top, "height": bottom - top}
             args.output.write_bytes(picture(driver, clip))
         finally:
             driver.quit()

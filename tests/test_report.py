@@ -28,7 +28,7 @@ from tinygpt.report.overlap import SHORTEST, Training, marked
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
 in_a_browser = pytest.mark.skipif(
-    shutil.which("chromium") is None and "CI" not in os.environ,
+    shutil.which("chromium") is None and not os.environ.get("CI"),
     reason="chromium and chromium-driver are not installed here",
 )
 

@@ -83,7 +83,7 @@ def more_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def node(code: str, **values: Any) -> Any:
     """Run the body of a function in Node, with `values` as its `input`, and return its result."""
     program = shutil.which("node")
-    if program is None and "CI" not in os.environ:
+    if program is None and not os.environ.get("CI"):
         pytest.skip("the page's model runs in Node, which is not installed here")
     command = [program or "node", "-e", f"{PRELUDE}\nconsole.log(JSON.stringify((() => {{ {code} }})()));"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=60)
