@@ -27,7 +27,7 @@ def test_quickstart_twice(tmp_path: Path) -> None:
     read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", first.out)
     assert read and abs(float(read[1]) - float(re.findall(r"val loss ([\d.]+)", first.out)[-1])) < 0.0051
     assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
-    for command in suggested(first.out)[:3]:
+    for command in suggested(first.out[first.out.index("That was your own model") :])[:3]:  # the fourth needs a text
         assert cli(*command, *(["--max_new_tokens=5"] if command[0] == "sample" else []), cwd=tmp_path).status == 0
 
     before = (tmp_path / "out/ckpt.pt").read_bytes()
