@@ -192,7 +192,7 @@ def test_the_table_for_teachers_quotes_the_names_of_checks() -> None:
 
 
 def run(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tinygpt", "exercise", *args]
+    command = [sys.executable, "-P", "-m", "tinygpt", "exercise", *args]  # -P: as the command `tinygpt`
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
@@ -390,6 +390,19 @@ def test_a_class_is_checked(
     assert "   1       5       5        4  the file can be imported (3)" in out, out
     if os.name != "nt":  # Windows has no process groups
         assert ends(int((folder / "pid.txt").read_text()))
+
+
+@pytest.mark.parametrize("folder", [".", "class"], ids=["from inside", "from outside"])
+def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(folder: str, tmp_path: Path) -> None:
+    """random is imported with PyTorch, profile by its optimizers; a file's own helper modules are found."""
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    for name in ("random.py", "profile.py"):
+        (place / name).write_text("raise ImportError('a neighbour')\n")
+    (place / "my_helpers.py").write_text("import math\n")
+    (place / "anna.py").write_text(f"import my_helpers\n{IMPORTS}{solution_of(3)}")
+    done = run("check", "3", folder, folder=tmp_path)
+    assert done.returncode == 0 and "  PASS  anna.py  1 of 1 steps" in done.stdout, done.stdout + done.stderr
 
 
 def test_all_steps_of_a_file_that_passes_and_of_a_folder_that_passes(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, No
     arguments = [str(path), str(LIMIT), *map(str, steps)]
     with tempfile.TemporaryFile() as results:
         process = subprocess.Popen(
-            [sys.executable, "-B", "-m", "tinygpt.exercise.steps", *arguments],  # -B: leaves no __pycache__ behind
+            # -B: leaves no __pycache__ behind; -P: no random.py of the current folder in place of the library's
+            [sys.executable, "-BP", "-m", "tinygpt.exercise.steps", *arguments],
             stdin=subprocess.PIPE,
             stdout=results,
             stderr=subprocess.DEVNULL if quiet else None,

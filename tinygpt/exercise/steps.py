@@ -902,7 +902,7 @@ def main(file: str, limit: float, steps: list[int]) -> None:
     sys.stdout = sys.stderr
     key = sys.stdin.readline().strip()
     sys.argv = [file]
-    sys.path.insert(0, os.path.dirname(file))  # as for `python FILE` in its folder
+    sys.path.append(os.path.dirname(file))  # at the end: a neighbour's profile.py does not replace the library's
     os.chdir(os.path.dirname(file))
     torch.set_num_threads(1)
 
