@@ -1,10 +1,16 @@
 """`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing."""
 
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
+from children import wait_for_lines
 from conftest import cli
 from test_suggestions import suggested
 
@@ -35,6 +41,17 @@ def test_quickstart_twice(tmp_path: Path) -> None:
     assert again.status == 0, again.err
     assert shown(again.out)[1].endswith("--init_from=auto")
     assert (tmp_path / "out/ckpt.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_a_stopped_training_is_not_explained_as_a_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tinygpt", "quickstart", "--max_iters=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_lines(process, tmp_path / "out", 2)
+        process.send_signal(signal.SIGINT)
+        out = process.communicate()[0]
+    assert process.returncode == 130
+    assert "stopped by a signal" in out and "How to read the result" not in out and len(shown(out)) == 2
 
 
 def test_the_commands_it_shows_do_the_same_by_hand(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ TRAIN = """\
 A GPT with about 0.8 million parameters learns to predict the next character. In each iteration it sees 12 pieces of
 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The loss
 measures how wrong the predictions are: about 4.17 before training, when all 65 characters are equally probable.
-This takes about a minute. Ctrl-C stops and saves; the same command then continues."""
+This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
 The model gives each character a probability of being the next one. One is drawn at random by these probabilities and
@@ -45,8 +45,11 @@ try: {evaluate}
 try: {own}"""
 
 
-def quickstart(config: QuickstartConfig) -> None:
-    """Run the three commands. Errors: those of each; what is done already is not done again."""
+def quickstart(config: QuickstartConfig) -> int:
+    """Run the three commands, and return the exit status: that of a training that was stopped, else 0.
+
+    Errors: those of each; what is done already is not done again.
+    """
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.prepare import prepare
     from tinygpt.sample import sample
@@ -62,7 +65,8 @@ def quickstart(config: QuickstartConfig) -> None:
     args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
     args += ["--init_from=auto"] if (out / "last.pt").exists() else []  # never replace a run that is there
     announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
-    train(parse(TrainConfig, args))
+    if status := train(parse(TrainConfig, args)):
+        return status
     loss = min(entry["val_loss"] for entry in read_run(out)[0] if entry["kind"] == "eval")
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
@@ -79,6 +83,7 @@ def quickstart(config: QuickstartConfig) -> None:
             own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *place),
         )
     )
+    return 0
 
 
 def announce(title: str, text: str, command: str) -> None:
