@@ -23,7 +23,7 @@ IN_A_LINE = {  # folders that are not listed file by file
 
 def field_docs(name: str) -> dict[str, str]:
     """Return the text under each field of a dataclass in tinygpt/config/schema.py."""
-    tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text())
+    tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
     for field, text in itertools.pairwise(body):
@@ -69,7 +69,7 @@ def tree() -> str:
             continue
         paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in SHOWN)
         for path in sorted(paths, key=lambda path: (path.parent != ROOT / folder, path)):  # then the packages
-            name = str(path.relative_to(ROOT / folder)).removesuffix("__init__.py")
+            name = path.relative_to(ROOT / folder).as_posix().removesuffix("__init__.py")
             if name and not name.startswith("__"):
                 lines.append(f"  {name:<26} {first_line(path)}")
     return "```\n" + "\n".join(lines) + "\n```"
@@ -92,6 +92,6 @@ if __name__ == "__main__":
         if after != before:
             stale.append(page)
             if "--check" not in sys.argv:
-                (ROOT / page).write_text(after, encoding="utf-8")
+                (ROOT / page).write_text(after, encoding="utf-8", newline="\n")
     if stale and "--check" in sys.argv:
         sys.exit(f"not up to date: {', '.join(stale)}; run: python scripts/docs.py")
