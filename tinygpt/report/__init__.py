@@ -60,15 +60,12 @@ def report(config: ReportConfig) -> None:
             "runs": drawn,
             "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
             "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
-            "samples": collect.samples(entries, training, run.tokenizer.decode([0])),
-            "passages": collect.passages(run),
-            "memorised": collect.memorised(run, training) if training else {},
+            "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
+            "passages": {} if config.no_text else collect.passages(run),
+            "memorised": collect.memorised(run, training, quote=not config.no_text) if training else {},
             "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
         }
-        if config.no_text:
-            values |= {"samples": [], "passages": {}}
-            values["memorised"].pop("longest", None)
         write(environment, run, values, path, opening=not config.no_text)
 
 

@@ -259,11 +259,11 @@ def training_text(run: LoadedRun) -> Training | None:
     return Training(run.tokenizer.decode(run.split("train")[:MOST_TEXT].tolist())) if run.dataset else None
 
 
-def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
+def memorised(run: LoadedRun, training: Training, quote: bool) -> dict[str, Any]:
     """Fraction of quotations in new samples of the best and the newest model, and in the validation text.
 
     Returns {"texts": whether any sample is long enough, "shares": {name: (fraction, characters)}, "longest": [(length,
-    name, text), ...] of the quotations in the samples, "characters": length of the windows}.
+    name, text), ...] of the quotations in the samples, none without `quote`, "characters": length of the windows}.
     """
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     try:
@@ -277,6 +277,7 @@ def memorised(run: LoadedRun, training: Training) -> dict[str, Any]:
         for name, made in texts.items()
         for text in made
         for start, end in training.stretches(text)
+        if quote
     ]
     if pairs := run.held_out_pairs():
         texts["validation responses"] = [response for _, response in pairs]
