@@ -117,15 +117,15 @@ def require_table(path: Path, steps: list[Step]) -> None:
 
 def write_table(path: Path, results: list[Result], steps: list[Step]) -> None:
     """Write a row per file. The file starts with a byte-order mark, without which Excel does not read it as UTF-8."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header(steps))
+    for result in results:
+        outcomes = [result.outcomes.get(step.number) for step in steps]
+        cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
+        writer.writerow([no_formula(result.file), *cells, result.passed, *result.failed])
     with replacing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header(steps))
-        for result in results:
-            outcomes = [result.outcomes.get(step.number) for step in steps]
-            cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
-            writer.writerow([no_formula(result.file), *cells, result.passed, *result.failed])
-        text.detach()  # which flushes it
+        file.write(text.getvalue().encode("utf-8-sig"))
 
 
 def no_formula(cell: str) -> str:
