@@ -88,12 +88,11 @@ def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) ->
     try:
         there = seconds(other)
     except Exception as error:  # missing operators, dtypes and memory raise many types
-        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        reason = f"{other.device.type.upper()} fails here ({why.strip()[:100]})"
+        reason = f"{other.device.type.upper()} fails here ({first_line(error)})"
         return dataclasses.replace(cpu, reason=f"{cpu.reason}; {reason}")
-    times = {cpu: seconds(cpu), other: there}
-    best, worst = sorted(times, key=lambda compute: times[compute])
-    comparison = f"{1000 * times[best]:.1f} ms against {1000 * times[worst]:.1f} ms per batch"
+    here = seconds(cpu)
+    best, worst = (cpu, other) if here <= there else (other, cpu)
+    comparison = f"{1000 * min(here, there):.1f} ms against {1000 * max(here, there):.1f} ms per batch"
     reason = f"faster here than {worst.device.type.upper()}: {comparison}"
     return dataclasses.replace(best, reason=f"{best.reason}; {reason}")
 
@@ -145,8 +144,13 @@ def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example
     except Exception as error:  # a missing compiler raises many types, and none of them may stop a run
         model.zero_grad(set_to_none=True)
         torch.compiler.reset()
-        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return model, f"off: torch.compile failed here ({why.strip()[:100]})"
+        return model, f"off: torch.compile failed here ({first_line(error)})"
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message that is not blank, cut to 100 characters; the error's type if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:100]
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
