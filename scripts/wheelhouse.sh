@@ -47,8 +47,9 @@ else # uv resolves for another system, pip downloads what it found
 fi
 
 cp notebooks/gpt_from_scratch.ipynb "$house"
+pythons="$(ls "$house" | sed -nE 's/^torch-.*-cp3([0-9]+)-.*/3.\1/p' | sort -u | paste -sd / -)" # of all runs
 cat > "$house/INSTALL.txt" << TEXT
-Install tinygpt from this folder, without a network. Python 3.11 or later must be there already
+Install tinygpt from this folder, without a network. Python $pythons, which the wheels are for, must be there already
 (https://www.python.org/downloads); open a terminal in the folder that holds "$house".
 
 Windows (PowerShell):
