@@ -17,11 +17,11 @@ find_python() {
     return 1
 }
 
-make_venv() {
+make_venv() { # make_venv [any_machine]: also on one that cannot run tinygpt
     "$bin/python" -m pip --version > /dev/null 2>&1 && return
     local python
     python="$(find_python)"
-    if "$python" -c 'import platform as p, sys; sys.exit(not (sys.platform == "darwin" and p.machine() == "x86_64"))'; then
+    if [ $# = 0 ] && "$python" -c 'import platform as p, sys; sys.exit(not (sys.platform == "darwin" and p.machine() == "x86_64"))'; then
         echo "PyTorch no longer supports Intel Macs (its last version for them is 2.2, tinygpt needs 2.10):" >&2
         echo "docs/INSTALL.md says what works there" >&2
         return 1

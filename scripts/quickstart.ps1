@@ -12,4 +12,5 @@ if (-not (Test-Path .venv\Scripts\python.exe)) {
 if ($LASTEXITCODE -ne 0) { throw "the installation failed" }
 .venv\Scripts\tinygpt.exe quickstart @args
 if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
-Write-Output "" "To have the command tinygpt in this terminal: .venv\Scripts\Activate.ps1"
+Write-Output "" "To have the command tinygpt in this terminal:"
+Write-Output "  Set-ExecutionPolicy -Scope Process Bypass; .venv\Scripts\Activate.ps1"

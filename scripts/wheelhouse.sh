@@ -4,10 +4,10 @@
 #     bash scripts/wheelhouse.sh                  # for this machine's system and Python
 #     bash scripts/wheelhouse.sh windows 3.13     # for Windows with Python 3.13, into the same folder
 #
-# Run it once for each system and Python version of the class, then copy wheelhouse/ to a USB stick; INSTALL.txt in it
-# says how to install. A system takes about 400 MB. EXTRAS=offline leaves all other extras out.
+# Run it once for each system and Python version of the class, then copy wheelhouse/ to a USB stick; INSTALL-*.txt in it
+# say how to install. A system takes about 300 MB. EXTRAS=offline leaves all other extras out. On Windows: in Git Bash.
 . "$(dirname "$0")/common.sh"
-extras="${EXTRAS:-offline,report,eval,excel,notebook}"
+extras="${EXTRAS:-class}"
 house=wheelhouse
 system="${1:-}"
 case "$system" in
@@ -17,7 +17,7 @@ case "$system" in
     linux) tags="$(printf 'manylinux%s_x86_64 ' _2_28 _2_27 _2_17 2014 _2_12 _2_5 1)" ;;
     *) echo "$system: no such system; windows, macos (Apple silicon, macOS 14 or later) or linux" >&2 && exit 2 ;;
 esac
-make_venv
+make_venv any_machine
 version="${2:-$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
 pip() { "$bin/python" -m pip --disable-pip-version-check "$@"; }
 
@@ -29,7 +29,13 @@ wheel="$(echo "$house"/tinygpt-*.whl)"
 
 step "downloading its dependencies for ${system:-this system} and Python $version (a few hundred MB)"
 index=()
-if [ "${system:-$(uname -s | tr A-Z a-z)}" = linux ] && torch_cpu_index; then index=(--extra-index-url "$torch_cpu"); fi
+if [ "${system:-$(uname -s | tr A-Z a-z)}" = linux ]; then
+    if torch_cpu_index; then
+        index=(--extra-index-url "$torch_cpu")
+    else
+        echo "note: $torch_cpu does not answer; PyTorch's other Linux wheels are for NVIDIA GPUs and take some GB"
+    fi
+fi
 if [ -z "$system" ]; then
     pip wheel -q -w "$house" ${index[@]+"${index[@]}"} "$wheel[$extras]"
 else # uv resolves for another system, pip downloads what it found
@@ -47,19 +53,19 @@ else # uv resolves for another system, pip downloads what it found
 fi
 
 cp notebooks/gpt_from_scratch.ipynb "$house"
-pythons="$(ls "$house" | sed -nE 's/^torch-.*-cp3([0-9]+)-.*/3.\1/p' | sort -u | paste -sd / -)" # of all runs
-cat > "$house/INSTALL.txt" << TEXT
-Install tinygpt from this folder, without a network. Python $pythons, which the wheels are for, must be there already
-(https://www.python.org/downloads); open a terminal in the folder that holds "$house".
+how="$house/INSTALL-${system:-$(uname -s | tr A-Z a-z)}-$version.txt" # one per run; their wheels share the folder
+if [ "$system" = windows ]; then python=python bin='venv\Scripts\'; else python=python3 bin=venv/bin/; fi
+cat > "$how" << TEXT
+Install tinygpt from this folder, without a network. Python $version must be there already
+(https://www.python.org/downloads); with another version pip finds no matching distribution.
+Open a terminal in the folder that holds "$house":
 
-Windows (PowerShell):
-  python -m venv venv
-  venv\Scripts\python -m pip install --no-index --find-links $house "tinygpt[$extras]"
-  venv\Scripts\tinygpt quickstart
+  $python -m venv venv
+  ${bin}python -m pip install --no-index --find-links $house "tinygpt[$extras]"
+  ${bin}tinygpt quickstart
 
-macOS (Apple silicon), Linux:
-  python3 -m venv venv
-  venv/bin/python -m pip install --no-index --find-links $house "tinygpt[$extras]"
-  venv/bin/tinygpt quickstart
+The notebook, with the extra notebook:
+
+  ${bin}jupyter lab $house/gpt_from_scratch.ipynb
 TEXT
-step "done: $(du -sh "$house" | cut -f1) in $house/, $(ls "$house"/*.whl | wc -l | tr -d ' ') wheels; how to install: $house/INSTALL.txt"
+step "done: $(du -sh "$house" | cut -f1) in $house/, $(ls "$house"/*.whl | wc -l | tr -d ' ') wheels; how to install: $how"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -124,6 +125,19 @@ def tiny_text(lines: int = 600, seed: int = 1) -> str:
     words = ["the", "king", "of", "my", "heart", "doth", "sing", "and", "thou", "art", "gone", "from", "me"]
     draw = random.Random(seed)
     return "".join(f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(lines))
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]]]:
+    """What a run sends to Weights & Biases: (step, values)."""
+    sent: list[tuple[int, dict[str, float]]] = []
+    stand_in = SimpleNamespace(
+        init=lambda **settings: sent.append((-1, settings)),
+        log=lambda values, step: sent.append((step, values)),
+        finish=lambda: sent.append((99, {})),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return sent
 
 
 @pytest.fixture(scope="session")

@@ -370,7 +370,14 @@ def test_a_class_is_checked(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(IMPORTS + source, encoding="utf-8")
-    for name in (".hidden.py", "__pycache__/a.py", ".git/a.py", "venv/lib/site-packages/a.py", "notes.txt"):
+    for name in (
+        ".hidden.py",
+        "__pycache__/a.py",
+        ".git/a.py",
+        "venv/lib/site-packages/a.py",
+        "notes.txt",
+        "emil/a.ipynb",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(SOURCE)
     (folder / "latin.py").write_bytes(b"\xe9")
@@ -388,6 +395,8 @@ def test_a_class_is_checked(
         assert words in row["message"] and bool(words) == bool(row["message"]) and len(row["message"]) < 1500, row
         line = next(line for line in out.splitlines() if f"  {row['file'].removeprefix(chr(39))}  " in line)
         assert line.startswith("  FAIL  " if check else "  PASS  " if results else "  NONE  ") and line.endswith(check)
+    assert "  note: not checked, not *.py: emil/a.ipynb, notes.txt" in out
+    assert "  note: subfolders without a Python file: emil, venv\n" in out
     assert "   1       5       5        4  the file can be imported (3)" in out, out
     if os.name != "nt":  # Windows has no process groups
         assert ends(int((folder / "pid.txt").read_text()))

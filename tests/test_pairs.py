@@ -63,6 +63,22 @@ def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
     assert wrong.status == 2 and "no column prompt or response; the first row is: id, line, kind" in wrong.err
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_of_another_country_is_the_same_data(separator: str, tmp_path: Path) -> None:
+    """Excel separates by semicolons where the comma is the decimal sign. A comma in a quoted cell is text."""
+    rows = [{"prompt": f"{entry['prompt']}, 1{separator}50", "response": entry["response"]} for entry in pairs()]
+    before: dict[str, bytes] = {}
+    for name, delimiter in (("there.csv", separator), ("here.csv", ",")):
+        with open(tmp_path / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["response", "prompt"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+        assert prepared(tmp_path, file=name).status == 0
+        made = {path.name: path.read_bytes() for path in (tmp_path / "data/mine").glob("*.bin")}
+        assert name == "there.csv" or made == before
+        before = made
+
+
 def test_a_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
     entries = [*pairs(), {"prompt": f"say {END} twice", "response": END}]
     json_lines(tmp_path, entries)

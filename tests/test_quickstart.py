@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import wait_for_lines
-from conftest import cli
+from conftest import cli, listing
 from test_suggestions import suggested
 
 SHORT = "--max_iters=30"
@@ -33,7 +34,7 @@ def test_quickstart_twice(tmp_path: Path) -> None:
     read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", first.out)
     assert read and abs(float(read[1]) - float(re.findall(r"val loss ([\d.]+)", first.out)[-1])) < 0.0051
     assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
-    for command in suggested(first.out[first.out.index("That was your own model") :])[:3]:  # the fourth needs a text
+    for command in suggested(first.out[first.out.index("That was your own model") :])[:4]:  # the fifth needs a text
         assert cli(*command, *(["--max_new_tokens=5"] if command[0] == "sample" else []), cwd=tmp_path).status == 0
 
     before = (tmp_path / "out/ckpt.pt").read_bytes()
@@ -65,3 +66,16 @@ def test_the_commands_it_shows_do_the_same_by_hand(tmp_path: Path) -> None:
     assert typed.out.strip() in quick.out
     states = [torch.load(tmp_path / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+
+
+def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:
+    """A run of another dataset, and a model without its last state, as one copies it from somewhere."""
+    (tmp_path / "copied").mkdir()
+    shutil.copy(tiny_run / "out/ckpt.pt", tmp_path / "copied/ckpt.pt")
+    shutil.copytree(tiny_run / "out", tmp_path / "other")
+    for folder, why in (("copied", "no last.pt"), ("other", "a run that quickstart cannot continue")):
+        before = listing(tmp_path / folder)
+        refused = cli("quickstart", SHORT, f"--out_dir={folder}", cwd=tmp_path)
+        assert refused.status == 2 and why in refused.err, refused.err
+        assert "try: tinygpt quickstart --out_dir=out-first" in refused.err
+        assert listing(tmp_path / folder) == before

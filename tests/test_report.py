@@ -28,8 +28,8 @@ from tinygpt.report.overlap import SHORTEST, Training, marked
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
 in_a_browser = pytest.mark.skipif(
-    shutil.which("chromium") is None and not os.environ.get("CI"),
-    reason="chromium and chromium-driver are not installed here",
+    not (shutil.which("chromium") or shutil.which("google-chrome") or os.environ.get("CI")),
+    reason="neither Chromium nor Chrome is installed here",
 )
 
 
@@ -481,7 +481,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
     found = re.fullmatch(
         rf"the model's weights \({weights:,} parameters\), "
         rf"the vocabulary \({len(data['model']['vocabulary'])} tokens\), "
-        r"the run's settings and file names, the losses of 1 run, "
+        r"the run's settings, column and file names, the losses of 1 run, "
         r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
         r"600 characters of the validation data, (\d) quotations from the training data \(([\d,]+) characters\), "
         rf"{len(html.unescape(opening[1]))} characters of text that the model generated",
@@ -502,7 +502,7 @@ def test_an_exported_model_contains_no_text_of_the_dataset(private: Path, tmp_pa
     assert opening
     generated = f"{len(opening[1])} characters of text that the model generated"
     assert (generated in result.out) == (run == "text") == bool(opening[1])
-    assert "contains: the model's weights (" in result.out and "--no_text" not in result.out
+    assert "contains: all weights of the model (" in result.out and "--no_text" not in result.out
     assert "a model can reproduce text that it has memorised" in result.out
     forms = readings(page.replace(opening[1], "") if opening[1] else page)
     assert not any(quotations(text) for text in forms.values())
@@ -609,7 +609,7 @@ def test_gpt2s_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
         "This model has GPT-2&#39;s tokens, and a page can hold models of characters only, so it does not run" in page
     )
     assert (
-        "contains: the run's settings and file names, the losses of 1 run\n" in result.out
+        "contains: the run's settings, column and file names, the losses of 1 run\n" in result.out
     )  # neither weights nor a vocabulary
 
 

@@ -353,14 +353,7 @@ def test_wandb_is_only_needed_when_asked_for(work: Path, monkeypatch: pytest.Mon
     assert not (work / "new").exists()
 
 
-def test_wandb_gets_the_numbers_of_metrics_jsonl(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[int, dict[str, float]]] = []
-    stand_in = SimpleNamespace(
-        init=lambda **settings: sent.append((-1, settings)),
-        log=lambda values, step: sent.append((step, values)),
-        finish=lambda: sent.append((99, {})),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+def test_wandb_gets_the_numbers_of_metrics_jsonl(work: Path, sent: list[tuple[int, dict[str, float]]]) -> None:
     trained(work, "--wandb_log=True", "--wandb_project=mine", "--sample_interval=10")
     assert sent[0][1]["project"] == "mine" and sent[-1] == (99, {})  # type: ignore[comparison-overlap]
     expected = [

@@ -82,11 +82,11 @@ def _retry_while_open(change: Callable[[], None], path: Path, next_step: str) ->
             if time.monotonic() > deadline:
                 raise TinyGPTError(
                     f"{path}: another program has this file open; what was saved before is unchanged",
-                    "stop the program (a training run that reads this dataset, a virus scanner, or a sync client such "
-                    f"as OneDrive), then {next_step}",
+                    "close the program (Excel, a training run that reads this dataset, a virus scanner, OneDrive), or "
+                    f"make the file writable if it is read-only, then {next_step}",
                     status=1,
                 ) from error
-        time.sleep(pause)
+        time.sleep(min(pause, max(deadline - time.monotonic(), 0.01)))
         pause *= 2
 
 

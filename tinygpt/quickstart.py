@@ -10,8 +10,13 @@ from pathlib import Path
 from tinygpt.config import suggest
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import PrepareConfig, QuickstartConfig, SampleConfig, TrainConfig
+from tinygpt.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
+
+START = """\
+This runs the three commands of tinygpt for you, one after the other. Each prints the next command, which you would type
+yourself."""
 
 PREPARE = """\
 A model computes with numbers, so the text is turned into numbers first. Here each character is one token, and the
@@ -33,8 +38,7 @@ How to read the result: the validation loss is {loss} nats per character. e^{los
 average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was 65."""
 
 END = """
-That was your own model. It has learned names, line breaks and most short words from one megabyte of text; it has not
-learned what the words mean.
+That was your own model. {learned}
 
   {data}/   the text as token ids, and the vocabulary (meta.json)
   {out}/ckpt.pt   the model; metrics.jsonl: its losses; config.yaml: its settings
@@ -42,7 +46,14 @@ learned what the words mean.
 try: {prompt}
 try: {doctor}
 try: {evaluate}
+try: {report}
 try: {own}"""
+
+
+LEARNED = "It has learned names, line breaks and short words from one megabyte of text, but not what the words mean."
+NOT_YET = (
+    "It has hardly learned anything yet: train it longer, for example with another --out_dir and --max_iters=2000."
+)
 
 
 def quickstart(config: QuickstartConfig) -> int:
@@ -50,24 +61,35 @@ def quickstart(config: QuickstartConfig) -> int:
 
     Errors: those of each; what is done already is not done again.
     """
-    from tinygpt.evaluate.doctor import read_run
+    from tinygpt.checkpoint.store import load
     from tinygpt.prepare import prepare
     from tinygpt.sample import sample
     from tinygpt.train import train
 
     out, place = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
+    elsewhere = suggest.command("quickstart", "--out_dir=out-first", *place)
+    resumed = (out / "last.pt").exists()  # a run is continued, never replaced
+    if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
+        raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", elsewhere)
     args = ["shakespeare_char", *place]
+    print(START)
     announce("1 of 3: prepare, from text to tokens", PREPARE, suggest.command("prepare", *args))
     prepare(parse(PrepareConfig, args))
 
     args = [CONFIG, "--device=cpu", *place]
     args += [] if config.out_dir == "out" else [f"--out_dir={out}"]
     args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
-    args += ["--init_from=auto"] if (out / "last.pt").exists() else []  # never replace a run that is there
+    args += ["--init_from=auto"] if resumed else []
     announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
-    if status := train(parse(TrainConfig, args)):
-        return status
-    loss = min(entry["val_loss"] for entry in read_run(out)[0] if entry["kind"] == "eval")
+    try:
+        if status := train(parse(TrainConfig, args)):
+            return status
+        loss = load(out).best_val_loss
+    except TinyGPTError as error:
+        if not resumed:
+            raise
+        what = f"{out} contains a run that quickstart cannot continue: {error.message}"
+        raise TinyGPTError(what, elsewhere, error.status) from error
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
     args = ["--ckpt", f"{out}/ckpt.pt"]
@@ -77,9 +99,11 @@ def quickstart(config: QuickstartConfig) -> int:
         END.format(
             data=Path(config.data_dir) / "shakespeare_char",
             out=out,
+            learned=LEARNED if loss < 2.2 else NOT_YET,
             prompt=suggest.command("sample", *args, "--start", "ROMEO:", "--num_samples=3"),
             doctor=suggest.command("doctor", out, *place),
             evaluate=suggest.command("eval", *args, *place),
+            report=suggest.command("report", out, *place),
             own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *place),
         )
     )

@@ -109,7 +109,7 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
             yield f"{where} row {number}", entry
         return
     with io.TextIOWrapper(file, config.encoding, newline="") as text:
-        lines = table_lines(where, csv_rows(text), config) if ending == ".csv" else json_lines(text)
+        lines = table_lines(where, csv_rows(text, config), config) if ending == ".csv" else json_lines(text)
         for number, entry in lines:
             yield f"{where} line {number}", entry
 
@@ -123,8 +123,12 @@ def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def csv_rows(file: Any) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file)
+def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a CSV file; the separator is a comma, semicolon or tab, whichever gives the needed columns."""
+    first = file.readline()
+    needed = {config.prompt_field, config.response_field}
+    found = (d for d in ",;\t" if needed <= {name.strip() for name in next(csv.reader([first], delimiter=d), [])})
+    reader = csv.reader(itertools.chain([first], file), delimiter=next(found, ","))
     for row in reader:
         yield reader.line_num, row
 
@@ -136,16 +140,20 @@ def table_lines(
 
     Errors: TinyGPTError for a column that is missing, or is there twice.
     """
-    header = next(rows, (1, []))[1]
+    header = [name.strip() for name in next(rows, (1, []))[1]]
     fields = sorted({config.prompt_field, config.response_field})
     missing = [field for field in fields if field not in header]
     if missing:
         has = ", ".join(filter(None, header))
-        flags = "--prompt_field=COLUMN --response_field=COLUMN"
-        if any(separator in has for separator in ";\t"):
-            flags = "separate the columns with commas"
         first = f"is: {has}" if has else "is empty"
-        raise TinyGPTError(f"{where}: no column {' or '.join(missing)}; the first row {first}", flags)
+        what = f"{where}: no column {' or '.join(missing)}; the first row {first}"
+        titled = len([name for name in header if name]) == 1
+        way_out = (
+            "delete what is above the names of the columns"
+            if titled
+            else "--prompt_field=COLUMN --response_field=COLUMN"
+        )
+        raise TinyGPTError(what, way_out)
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")

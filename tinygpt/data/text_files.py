@@ -45,7 +45,8 @@ def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",)) -> li
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
             wanted = " or ".join(f"*{ending}" for ending in endings)
-            missing = f"{item}: a folder without any {wanted} file", "name the files, or a pattern like '*.md'"
+            way_out = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
+            missing = f"{item}: a folder without any {wanted} file", way_out
         elif path.exists():
             matches, missing = [path], ("", "")
         else:

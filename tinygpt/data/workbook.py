@@ -56,11 +56,13 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
             for sheet in (*results.worksheets, *formulas.worksheets):
                 sheet.reset_dimensions()  # the size that a file states may be wrong
             visible = [sheet for sheet in results.worksheets if sheet.sheet_state == "visible"]
+            if not visible:
+                raise TinyGPTError(f"{path}: no visible sheet with cells", "put the pairs into a sheet, and save it")
             headers = [{text_of(cell.value) for cell in next(sheet.iter_rows(max_row=1), ())} for sheet in visible]
             title = visible[next((i for i, header in enumerate(headers) if columns <= header), 0)].title
             both = zip(*(book[title].iter_rows(max_row=MAX_ROWS) for book in (results, formulas)), strict=True)
             rows = [(number, list(map(cell_text, *cells))) for number, cells in enumerate(both, start=1)]
-    except MemoryError:
+    except (MemoryError, TinyGPTError):
         raise
     except Exception as error:  # for a damaged file, openpyxl lets errors of a dozen kinds through
         what = f"{path}: is not an intact .xlsx workbook ({type(error).__name__})"

@@ -165,7 +165,9 @@ def check_resume(config: CheckConfig) -> int:
                 message = finished.stderr.strip().removeprefix("error: ")
                 again = suggest.command(name, config.resume, *base, *place)
                 raise TinyGPTError(f"the run for this check failed: {message}", again)
-            hashes[title] = weights_hash(load(out / "last.pt"))
+            state = load(out / "last.pt")
+            command.append(f"--device={state.training['device']}")  # on a Mac, `auto` might choose another one now
+            hashes[title] = weights_hash(state)
             print(f"{title + ':':<20} {hashes[title]}")
     same = len(set(hashes.values())) == 1
     return 0 if report(same, f"weights after {iterations} iterations are {'equal' if same else 'NOT equal'}") else 1

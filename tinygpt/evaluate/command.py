@@ -148,3 +148,4 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     if baselines:
         print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
         print("estimate it from the training split, given the previous 0, 1 and 2 tokens")
+        print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")

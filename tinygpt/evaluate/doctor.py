@@ -151,7 +151,7 @@ def judge(
     why = f"the validation loss decreased by {decrease:.3f} {span}, to {val[-1]:.3f}"
     if decrease <= 0:
         why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
-    why += f"; two standard errors are {2 * error[-1]:.3f}"
+    why += f"; changes below {2 * error[-1]:.3f}, two standard errors, may be chance"
     if decrease > 2 * error[-1]:
         return verdict("still improving", None, why)
     waited = len(val) - 1 - best >= number(settings, "patience", math.inf)

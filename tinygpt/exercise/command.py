@@ -23,14 +23,15 @@ DEFAULT = Path(ExerciseConfig.file)
 
 def exercise(config: ExerciseConfig) -> int:
     """Run the command; returns 0, or 1 if a check failed."""
-    if config.action == "list":
+    if config.action == "list" and not config.csv:
         return show_list()
     head, steps = template_steps()
     chosen, path = arguments(config, steps)
     if config.action == "check" and path.is_dir():
         return check_folder(path, chosen, Path(config.csv) if config.csv else None)
     if config.csv:
-        raise TinyGPTError("csv is only for checking a folder", "tinygpt exercise check FOLDER --csv grades.csv")
+        what = "csv is only for checking a folder" if path.exists() else f"{path}: no such folder"
+        raise TinyGPTError(what, "tinygpt exercise check FOLDER --csv grades.csv")
     if config.action == "check":
         return check(chosen, path)
     start(chosen[0], head, path)

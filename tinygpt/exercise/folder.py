@@ -3,6 +3,7 @@
 check_folder(Path("submissions"), template_steps()[1], table=Path("grades.csv"))
 """
 
+import ast
 import csv
 import io
 import re
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinygpt import terminal
-from tinygpt.config import suggest
 from tinygpt.errors import TinyGPTError
-from tinygpt.exercise.outline import Step
+from tinygpt.exercise.outline import Step, defined
 from tinygpt.exercise.runner import LABELS, Checking, Outcome, check_file, side_by_side
-from tinygpt.files import read_text, replacing, require_writable
+from tinygpt.files import read_text, replacing, require_closed, require_writable
 
 SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
 
@@ -31,7 +31,7 @@ class Result(NamedTuple):
         return sum(not outcome.failed for outcome in self.outcomes.values())
 
     @property
-    def failed(self) -> tuple[str, str]:
+    def first_failure(self) -> tuple[str, str]:
         """The first failed check, and its message in one line; both empty if no check failed."""
         for number, (_, failed) in sorted(self.outcomes.items()):
             if failed:
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     """Check these steps in every Python file of a folder, and write the results to the CSV file `table`.
 
-    Returns 0 if no check failed, else 1. Errors: TinyGPTError, before the first file is checked, if there are no files
+    Returns 0 if no check failed and at least one ran, else 1. Errors: TinyGPTError, before the first file is checked, if there are no files
     or the table cannot be written.
     """
     if table:
@@ -55,34 +55,58 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
         result = Result(terminal.escaped(paths[index].relative_to(folder).as_posix()), outcomes)
         results.append(result)
-        status = "FAIL" if any(result.failed) else "PASS" if outcomes else "NONE"
+        check, _ = result.first_failure
+        status = "FAIL" if check else "PASS" if outcomes else "NONE"
         what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "nothing of these steps in it"
-        print("  ".join(filter(None, (f"  {status}", result.file, what, result.failed[0]))), flush=True)
+        print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
+    show_unread(folder, paths)
     results.sort(key=lambda result: result.file)
     show_class(results, steps)
     if table:
         write_table(table, results, steps)
         print(f"written: {table}")
-    return int(any(any(result.failed) for result in results))
+    failed = any(result.first_failure[0] for result in results)
+    return int(failed or not any(result.outcomes for result in results))
 
 
 def python_files(folder: Path) -> list[Path]:
     """List the *.py files of a folder and of its subfolders. Errors: TinyGPTError if there are none."""
-    below = [(path, path.relative_to(folder).parts) for path in folder.rglob("*.py") if path.is_file()]
-    found = [path for path, parts in below if not any(part[0] == "." or part in SKIPPED for part in parts)]
+    found = [path for path in own_files(folder) if path.suffix == ".py"]
     if not found:
         raise TinyGPTError(
-            f"{folder}: no Python files (*.py) in this folder", suggest.command("exercise", "check", "my_gpt.py")
+            f"{folder}: no Python files (*.py) in this folder", "name the folder that holds the students' files"
         )
-    return sorted(found)
+    return found
+
+
+def own_files(folder: Path) -> list[Path]:
+    """List the files of a folder and of its subfolders, without hidden ones and those of SKIPPED."""
+    below = [(path, path.relative_to(folder).parts) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path, parts in below if not any(part[0] == "." or part in SKIPPED for part in parts))
+
+
+def show_unread(folder: Path, paths: list[Path]) -> None:
+    """Print which files of the folder, and which of its subfolders without a Python file, were not checked."""
+    others = [path for path in own_files(folder) if path.suffix not in (".py", ".csv")]
+    skipped = {path.relative_to(folder).parts[0] for path in paths} | {*SKIPPED}
+    empty = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in skipped]
+    empty = [path for path in empty if path.name[0] != "."]
+    for what, found in (("not checked, not *.py", others), ("subfolders without a Python file", empty)):
+        names = [terminal.escaped(path.relative_to(folder).as_posix()) for path in found]
+        if names:
+            print(f"  note: {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
 
 
 def check_steps_in(path: Path, steps: list[Step]) -> Checking:
     """Check those of the steps that the file contains. A syntax error elsewhere in the file does not hide them."""
     try:
-        names = set(re.findall(r"^(?:class|def)\s+(\w+)", read_text(path, ""), re.MULTILINE))
+        source = read_text(path, "")
     except TinyGPTError as error:
         return {0: Outcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
+    try:
+        names = set(defined(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        names = set(re.findall(r"^(?:class|def)\s+(\w+)", source, re.MULTILINE))
     contained = [step.number for step in steps if names & set(step.names)]
     return (yield from check_file(path, contained, quiet=True))
 
@@ -107,8 +131,11 @@ def header(steps: list[Step]) -> list[str]:
 
 def require_table(path: Path, steps: list[Step]) -> None:
     """Errors: TinyGPTError if the table cannot be written, or would replace a file that is not such a table."""
+    if path.suffix.lower() != ".csv":
+        raise TinyGPTError(f"{path}: the name of the table must end in .csv", "--csv grades.csv")
     require_writable(path, "--csv grades.csv")
     if path.exists():
+        require_closed(path)
         with open(path, "rb") as file:
             first = file.readline(1000).decode("utf-8-sig", "replace").rstrip("\r\n")
         if first != ",".join(header(steps)):
@@ -123,7 +150,7 @@ def write_table(path: Path, results: list[Result], steps: list[Step]) -> None:
     for result in results:
         outcomes = [result.outcomes.get(step.number) for step in steps]
         cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
-        writer.writerow([no_formula(result.file), *cells, result.passed, *result.failed])
+        writer.writerow([no_formula(result.file), *cells, result.passed, *result.first_failure])
     with replacing(path) as file:
         file.write(text.getvalue().encode("utf-8-sig"))
 

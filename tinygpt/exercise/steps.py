@@ -158,7 +158,7 @@ def _(my: Any) -> None:
 
 @register(1, "an unknown character raises an error that names it", "encode: a character that is not in the vocabulary")
 def _(my: Any) -> None:
-    given, expected = "CharTokenizer('hello').encode('hex')", "a ValueError that names 'x'"
+    given, expected = "CharTokenizer('hello').encode('hex')", "an error that names 'x'"
     try:
         got = my.CharTokenizer("hello").encode("hex")
     except (ValueError, KeyError) as error:

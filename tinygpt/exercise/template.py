@@ -25,7 +25,7 @@ class CharTokenizer:
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
-        """Return the id of each character. A character outside the vocabulary raises a ValueError that names it."""
+        """Return the id of each character. A character outside the vocabulary raises an error that names it."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -413,11 +413,11 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: dict[st
     found = []
     if packed:
         weights = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
-        found.append(f"the model's weights ({amount(weights, 'parameter')})")
+        found.append(f"all weights of the model ({weights:,} numbers)")
     if isinstance(run.tokenizer, CharTokenizer):
         found.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
     if runs := len(values["runs"]):
-        found += ["the run's settings and file names", f"the losses of {amount(runs, 'run')}"]
+        found += ["the run's settings, column and file names", f"the losses of {amount(runs, 'run')}"]
     if samples := values["samples"]:
         length = sum(len(one["prompt"]) + sum(len(piece) for piece, _ in one["pieces"]) for one in samples)
         found.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")

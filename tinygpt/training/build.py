@@ -40,6 +40,8 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     mps = device.choose("mps", config.dtype)
     if saved:
         return mps if saved.get("device") == "mps" else compute
+    if config.eval_only:
+        return compute
     dataset = Dataset(config.data_dir, config.dataset)
     return device.faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
 

@@ -90,8 +90,9 @@ class RunLog:
         with writing(self.path, self.next_step):
             while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
-        if self.wandb and kind != "sample":
-            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+        figures = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
+        if self.wandb and figures:  # no text: samples, prompts and responses stay on this machine
+            self.wandb.log(figures, step=step)
 
     def close(self) -> None:
         if self._bar is not None:

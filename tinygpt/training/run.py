@@ -260,7 +260,7 @@ def show_start(run: Run, compiled: str) -> None:
         f"compile:     {compiled}",
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
-        f"iterations:  {config.max_iters:,} of {size}, {passes:.1f} passes over the data",
+        f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
     ):
         run.log.say(line)
     if progress.step:
