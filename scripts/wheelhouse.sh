@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash scripts/wheelhouse.sh [windows|macos|linux] [PYTHON]: a folder that installs tinygpt without a network
+# bash scripts/wheelhouse.sh [windows|macos|linux] [PYTHON]: make a folder that tinygpt can be installed from offline
 #
 #     bash scripts/wheelhouse.sh                  # for this machine's system and Python
 #     bash scripts/wheelhouse.sh windows 3.13     # for Windows with Python 3.13, into the same folder

@@ -145,10 +145,10 @@ MISTAKES = {
         text(b"ab"),
     ),
     "no input": Mistake(
-        ["prepare", "mine"], r"'mine' is not a ready corpus or task .*--input", r"tinygpt prepare mine --input"
+        ["prepare", "mine"], r"'mine' is not a built-in corpus or task .*--input", r"tinygpt prepare mine --input"
     ),
-    "input for a ready corpus": Mistake(
-        ["prepare", "shakespeare_char", "--input=text.txt"], r"shakespeare_char is a ready corpus", r"another name"
+    "input for a built-in corpus": Mistake(
+        ["prepare", "shakespeare_char", "--input=text.txt"], r"shakespeare_char is a built-in corpus", r"another name"
     ),
     "source for own text": Mistake(["prepare", "mine", "--source=text.txt"], r"--source", r"--input text\.txt"),
     "val_fraction out of range": Mistake(mine("--val_fraction=1.5"), r"val_fraction is 1\.5", r"--help", text(b"abc")),
@@ -242,19 +242,19 @@ MISTAKES = {
     ),
     "truncated": Mistake(
         SAMPLE,
-        r"out/ckpt\.pt: damaged, .*truncated",
+        r"out/ckpt\.pt: damaged \(.*truncated",
         r"out/last\.pt is intact",
         change("out/ckpt.pt", lambda data: data[: len(data) // 2]),
     ),
     "empty checkpoint": Mistake(
         SAMPLE,
-        r"out/ckpt\.pt: damaged, it is empty",
+        r"out/ckpt\.pt: damaged \(it is empty",
         r"out/last\.pt is intact",
         change("out/ckpt.pt", lambda data: b""),
     ),
     "bit-flipped": Mistake(
         SAMPLE,
-        r"out/ckpt\.pt: damaged, its checksum does not match",
+        r"out/ckpt\.pt: damaged \(its checksum does not match",
         r"out/last\.pt is intact",
         change("out/ckpt.pt", flip(9000)),
     ),
@@ -300,7 +300,7 @@ MISTAKES = {
         other_vocabulary,
     ),
     "another text on resuming": Mistake(
-        RESUME, r"dataset 'tiny' has been prepared from other text", r"--init_from", other_text
+        RESUME, r"dataset 'tiny' has been prepared from different text", r"--init_from", other_text
     ),
     "another width on resuming": Mistake(
         [*RESUME, "--n_embd=32"], r"n_embd is 32 here and 16 in the checkpoint", r"drop n_embd"
@@ -370,7 +370,7 @@ MISTAKES = {
     "heads do not divide the width": Mistake(
         ["train", "--n_head=5", "--n_embd=128"], r"n_head 5 does not divide n_embd 128", r"--help"
     ),
-    "negative sizes": Mistake(["train", "--n_layer=-1"], r"n_layer is -1, it must be at least 1", r"--help"),
+    "negative sizes": Mistake(["train", "--n_layer=-1"], r"n_layer is -1, but must be at least 1", r"--help"),
     "rates out of range": Mistake(
         ["train", "--learning_rate=-1", "--dropout=1.0", "--beta2=2"],
         r"dropout is 1\.0, .* below 1; learning_rate is -1\.0, .* at least 0; beta2 is 2\.0, .* below 1$",
@@ -390,10 +390,10 @@ MISTAKES = {
     ),
     "not a number": Mistake(["train", "--learning_rate=nan"], r"learning_rate is nan", r"--help"),
     "a picture of predicted labels": Mistake(
-        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot is for the confusion matrix", r"--help"
+        ["eval", "--predict=text.txt", "--plot=x.png"], r"plot \(the confusion matrix\) cannot", r"--help"
     ),
     "labels without a file to label": Mistake(
-        ["eval", "--output=x.png"], r"output is the file for the labels of predict", r"--help"
+        ["eval", "--output=x.png"], r"output \(the file of labels\) needs predict", r"--help"
     ),
     "top_p out of range": Mistake(["sample", "--top_p=0"], r"top_p is 0\.0", r"--help"),
     # ---- the command line ---------------------------------------------------------------------------------------

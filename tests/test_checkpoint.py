@@ -207,9 +207,9 @@ def test_each_kind_of_damage_has_its_sentence(tmp_path: Path) -> None:
     save(path, example())
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert "damaged, it is truncated" in refusal(path).message
+    assert "damaged (it is truncated" in refusal(path).message
     path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
-    assert "damaged, its checksum does not match" in refusal(path).message
+    assert "damaged (its checksum does not match" in refusal(path).message
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
     assert "ckpt.pt: " in refusal(path).message

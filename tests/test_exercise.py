@@ -266,7 +266,7 @@ def test_what_the_file_does_on_import_is_survived(
         (["start", "11"], "step 11?"),
         (["check", "2", "folder"], "folder: no Python files (*.py) in this folder"),
         (["start", "2", "folder"], "folder: is a folder"),
-        (["check", "2", "other.py"], "nothing of step 2 (split, get_batch) in it"),
+        (["check", "2", "other.py"], "contains no part of step 2 (split, get_batch)"),
         (["check", "2", "broken.py"], "broken.py, line 1: invalid Python"),
         (["start", "2", "broken.py"], "broken.py, line 1: invalid Python"),
         (["check", "2", "binary.py"], "binary.py: is UTF-16 text"),
@@ -274,7 +274,7 @@ def test_what_the_file_does_on_import_is_survived(
         (["check", "two"], "two: no such file"),
         (["check", "two", "other.py"], "step two? There are steps 1 to 10"),
         (["check", "11"], "step 11? There are steps 1 to 10"),
-        (["check", "other.py"], "nothing of the exercise in it"),
+        (["check", "other.py"], "contains no part of the exercise"),
         (["check", "4", "other.py", "--csv=grades.csv"], "csv is only for checking a folder"),
     ],
 )

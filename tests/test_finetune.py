@@ -299,7 +299,7 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
         (["eval", "--ckpt=out-finetune", "--predict=nothing.txt"], "nothing.txt: no such file"),
         (["eval", "--ckpt=out-finetune", "--predict=data/tiny/train.bin"], "is binary, not text"),
         (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),
-        (["prepare", "transactions", "--input=text.txt"], "is a ready task"),
+        (["prepare", "transactions", "--input=text.txt"], "is a built-in task"),
         (["prepare", "mine", "--input=nothing.jsonl", "--format=pairs"], "nothing.jsonl: no such file"),
         (["prepare", "mine", "--input=text.txt", "--format=pairs"], "not a JSON object"),
     ],

@@ -56,7 +56,7 @@ def test_a_stopped_training_is_not_explained_as_a_result(tmp_path: Path) -> None
 
 
 def test_the_commands_it_shows_do_the_same_by_hand(tmp_path: Path) -> None:
-    """Negative control of the display: typed, the shown commands end in the same weights and the same text."""
+    """Negative control of the display: typed, the shown commands end with the same weights and the same text."""
     quick = cli("quickstart", SHORT, "--out_dir=my out", "--data_dir=my data", cwd=tmp_path)
     assert quick.status == 0, quick.err
     (tmp_path / "my out").rename(tmp_path / "first")

@@ -231,7 +231,7 @@ def test_ids_and_unknown_characters(page: Browser, reported: Path) -> None:
     ids = [item.text.split("\n")[1] for item in page.all("#ids li")]
     tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
     assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
-    assert page.find("#unknown").text == "Not in the model's vocabulary: é (U+00E9). Left out."
+    assert page.find("#unknown").text == "Not in the model's vocabulary, and left out: é (U+00E9)."
     assert "1 character is not in the model's vocabulary" in page.find("#note").text
     type_into(page, "")
     assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line

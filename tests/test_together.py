@@ -257,7 +257,7 @@ def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: p
     assert result.status == 1 and "ended before it could be killed" in result.err and "equal" not in result.out
     assert "--iterations=600" in result.err
     said = refused(work, "check", "--resume", "tiny.yaml", "--iterations=0")
-    assert "iterations is 0, it must be at least 1" in said
+    assert "iterations is 0, but must be at least 1" in said
 
 
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
@@ -445,7 +445,7 @@ def test_replay_of_changed_data_is_refused_when_resuming(work: Path) -> None:
     (work / "text.txt").write_text((work / "text.txt").read_text()[::-1])
     ok(work, "prepare", "tiny", "--input=text.txt")
     said = refused(work, "finetune", "--init_from=resume", "--out_dir=replayed", "--max_iters=44")
-    assert "replay: dataset 'tiny' has been prepared from other text" in said
+    assert "replay: dataset 'tiny' has been prepared from different text" in said
 
 
 def test_merging_leaves_a_run_alone(work: Path) -> None:

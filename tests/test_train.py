@@ -228,7 +228,7 @@ def test_resuming_on_other_data_is_refused(run_copy: Path) -> None:
     assert cli_here("prepare", "tiny", "--input=text.txt", cwd=run_copy).status == 0
     before = listing(run_copy / "out")
     result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", cwd=run_copy)
-    assert result.status == 2 and "has been prepared from other text" in result.err
+    assert result.status == 2 and "has been prepared from different text" in result.err
     assert listing(run_copy / "out") == before
     trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")  # starting from its weights is allowed
 

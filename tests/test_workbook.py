@@ -123,7 +123,7 @@ def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> 
     changed(path, lambda book: book.create_sheet("More").append(HEADER))
     result = prepared(tmp_path, file="pairs.xlsx")
     assert result.status == 0, result.err
-    assert "note: pairs.xlsx: read the sheet 'Data', not 'Read me', 'More'\n" in result.out
+    assert "note: pairs.xlsx: used the sheet 'Data', not 'Read me', 'More'\n" in result.out
     assert sum(mine(tmp_path).meta["examples"].values()) == 120
     workbook(tmp_path / "one.xlsx", HEADER, *ROWS)
     assert "note" not in prepared(tmp_path, file="one.xlsx").out
@@ -236,7 +236,12 @@ DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
         ("a.xlsx", lambda path: path.write_text("prompt,response\na,b\n"), *DAMAGED),
         ("a.xlsx", cut, *DAMAGED),
         ("a.xlsx", lambda path: without(path, "workbook"), *DAMAGED),
-        ("a.xlsx", lambda path: without(path, "worksheets/sheet1"), *DAMAGED),
+        (
+            "a.xlsx",
+            lambda path: without(path, "worksheets/sheet1"),
+            "no visible sheet with cells",
+            "put the pairs into",
+        ),
         ("a.xlsx", encrypted, "is encrypted, or in the old .xls format", "remove the password"),
         ("a.xls", encrypted, "tinygpt does not read .xls files", "save it as .xlsx or .csv"),
         ("a.ODS", cut, "tinygpt does not read .ods files", "save it as .xlsx or .csv"),

@@ -87,7 +87,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention moves information between positions, the MLP transforms it; both add to the residual stream."""
+    """Attention moves information between positions, and the MLP transforms it; both add to the residual stream."""
 
     def __init__(self, config: GPTConfig, layer: int, attention: type[CausalSelfAttention]) -> None:
         super().__init__()

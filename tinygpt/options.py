@@ -131,8 +131,8 @@ class Alibi(Position):
     """ALiBi: attention's scores decrease linearly with the distance, with a different slope in each head."""
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
-        # slopes 2^(-8 i / n) for i = 1..n; if n is no power of two, those of the power below, then every other one of
-        # the power above, as in the paper's code, BLOOM and MPT
+        # slopes 2^(-8 i / n) for i = 1..n; if n is not a power of two, those of the power below, then every other one
+        # of the power above, as in the paper's code, BLOOM and MPT
         upper = 1 << self.n_head.bit_length()
         steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
         slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))

@@ -97,17 +97,17 @@ def check_request(config: PrepareConfig) -> None:
     kind = "corpus" if config.name in CORPORA else "task"
     if config.name in ready and config.input:
         raise TinyGPTError(
-            f"{config.name} is a ready {kind} and takes no --input", "choose another name for your own text"
+            f"{config.name} is a built-in {kind} and takes no --input", "choose another name for your own text"
         )
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     if config.name not in CORPORA and config.source:
         raise TinyGPTError(
-            f"--source is for the ready corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"
+            f"--source is for the built-in corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"
         )
     if config.name not in ready and not config.input:
         raise TinyGPTError(
-            f"{config.name!r} is not a ready corpus or task ({', '.join(ready)}), and no --input was given",
+            f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given",
             suggest.command(
                 "prepare", config.name, "--input", "path/to/text.txt", *suggest.data_dir_flag(config.data_dir)
             ),

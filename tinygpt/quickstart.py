@@ -24,14 +24,14 @@ vocabulary is the list of characters that occur. The last tenth of the text is t
 measured on it and never trained on it."""
 
 TRAIN = """\
-A GPT with about 0.8 million parameters learns to predict the next character. In each iteration it sees 12 pieces of
-64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The loss
-measures how wrong the predictions are: about 4.17 before training, when all 65 characters are equally probable.
+A GPT with about 0.8 million parameters learns to predict the next character. In each iteration it sees 12 sequences
+of 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The
+loss measures how wrong the predictions are: about 4.17 before training, when all 65 characters are equally probable.
 This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
-The model gives each character a probability of being the next one. One is drawn at random by these probabilities and
-appended to the text. This repeats 500 times."""
+The model gives each character a probability of being the next one. One character is drawn at random according to these
+probabilities and appended to the text. This is repeated 500 times."""
 
 LOSS = """
 How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
@@ -59,7 +59,7 @@ NOT_YET = (
 def quickstart(config: QuickstartConfig) -> int:
     """Run the three commands, and return the exit status: that of a training that was stopped, else 0.
 
-    Errors: those of each; what is done already is not done again.
+    Errors: those of each. Finished steps are not repeated.
     """
     from tinygpt.checkpoint.store import load
     from tinygpt.prepare import prepare

@@ -2,7 +2,7 @@
 
 Batches and dropout masks are functions of the seed and the iteration; evaluation and samples have random streams of
 their own. All other state is in `last.pt`. So a run that is killed at any moment and resumed with --init_from=resume
-ends in the same weights, bit for bit, as an uninterrupted one.
+ends with the same weights, bit for bit, as an uninterrupted one.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         loss, norm = forward_backward(run, *data)
         data = batch(run, step + 1)  # a GPU still computes while the next batch is drawn and copied
         logged = step % config.log_interval == 0
-        waits = logged or run.compute.device.type == "cpu"  # to read a value from a GPU is to wait for it
+        waits = logged or run.compute.device.type == "cpu"  # reading a value from a GPU waits for it
         if waits:
             mean_loss, grad_norm = finite(run, loss, norm)
         run.optimizer.update()

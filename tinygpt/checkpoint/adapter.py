@@ -3,7 +3,7 @@
 A few hundred kilobytes at most: the adapters, the embeddings of new tokens, the grown vocabulary, and the fingerprint
 of the base weights. An adapter is refused with any other base model, where its weights would be meaningless.
 
-    save_adapter(path, checkpoint)                         # out of a LoRA run's checkpoint
+    save_adapter(path, checkpoint)                         # from a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
 """
 

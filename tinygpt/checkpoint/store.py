@@ -126,7 +126,7 @@ def save(path: Path, checkpoint: Checkpoint, next_step: str = RUN_AGAIN) -> None
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, or the ckpt.pt of a folder. Errors: as in `read`, also for a file that is no checkpoint."""
+    """Read a checkpoint, or the ckpt.pt of a folder. Errors: as in `read`, also for a file that is not a checkpoint."""
     path = Path(path)
     path = path / "ckpt.pt" if path.is_dir() else path
     with _naming_a_neighbour(path):
@@ -204,7 +204,7 @@ def _naming_a_neighbour(path: Path) -> Iterator[None]:
                 f"{path}: holds more than tensors and plain values; refused, since loading it could run code",
                 "ask for a file with weights only",
             ) from None
-        raise TinyGPTError(f"{path}: damaged, it cannot be read", _way_out(path)) from None
+        raise TinyGPTError(f"{path}: damaged (it cannot be read)", _way_out(path)) from None
 
 
 def verify(file: IO[bytes], path: Path) -> bool:
@@ -325,7 +325,7 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
 
 
 def _damaged(path: Path, how: str) -> TinyGPTError:
-    return TinyGPTError(f"{path}: damaged, {how}")
+    return TinyGPTError(f"{path}: damaged ({how})")
 
 
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:

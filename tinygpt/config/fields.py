@@ -31,7 +31,8 @@ class Limit:
             "<=": ("at most", operator.le),
             "<": ("below", operator.lt),
         }[self.sign]
-        return "" if holds(value, self.bound) else f"{name} is {reprlib.repr(value)}, it must be {phrase} {self.bound}"
+        wrong = f"{name} is {reprlib.repr(value)}, but must be {phrase} {self.bound}"
+        return "" if holds(value, self.bound) else wrong
 
 
 @dataclasses.dataclass(frozen=True)

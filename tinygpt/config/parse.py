@@ -157,14 +157,14 @@ def contradictions(config: Any) -> Iterator[str]:
     """Yield one phrase for each contradiction between values."""
     pairs = isinstance(config, PrepareConfig) and config.format == "pairs"
     if pairs and not 0 < config.test_fraction < 1 - config.val_fraction:
-        yield f"test_fraction is {config.test_fraction}, it must be above 0 and leave room for training"
+        yield f"test_fraction is {config.test_fraction}, but must be above 0 and leave room for training"
     if isinstance(config, EvalConfig) and (config.plot if config.predict else config.output):
-        yield "output is the file for the labels of predict; plot is for the confusion matrix, without predict"
+        yield "output (the file of labels) needs predict; plot (the confusion matrix) cannot be used with predict"
     if hasattr(config, "n_head") and config.n_head > 0:
         if config.n_embd % config.n_head:
             yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"
         elif config.position == "rope" and (width := config.n_embd // config.n_head) % 2:
-            yield f"position=rope rotates pairs of channels: n_embd / n_head is {width}, it must be even"
+            yield f"position=rope rotates pairs of channels, so n_embd / n_head must be even, but is {width}"
     for factor in ("gradient_accumulation_steps", "eval_iters"):
         names = (factor, "batch_size", "block_size")
         if all(hasattr(config, name) for name in names):

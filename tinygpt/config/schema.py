@@ -45,26 +45,26 @@ class QuickstartConfig:
 class PrepareConfig:
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
-    Ready corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
+    Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
 
-    Ready tasks, of prompts and responses: transactions, headlines.
+    Built-in tasks of prompts and responses: transactions, headlines.
 
-    Own text: tinygpt prepare mine --input notes.txt more/ '*.md'
+    Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
-    Own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
+    Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
     name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
-    """the dataset's name: a ready corpus or task, or any name together with --input"""
+    """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
     sorted order"""
     tokenizer: Literal["auto", "char", "gpt2"] = "auto"
-    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for own text"""
+    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
-    """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or .xlsx of Excel)"""
+    """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
     """pairs: the key or column of the prompt"""
     response_field: str = "response"
@@ -78,7 +78,7 @@ class PrepareConfig:
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
     source: File = ""
-    """for the ready corpora: read the text from this path or URL (its checksum must match)"""
+    """for the built-in corpora: read the text from this path or URL (its checksum must match)"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 
@@ -128,7 +128,7 @@ class TrainConfig:
     patience: CountOrZero = 0
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
     wandb_log: bool = False
-    """also send the metrics to Weights & Biases (nothing else leaves the machine)"""
+    """also send metrics and settings to Weights & Biases (nothing else leaves the machine)"""
     wandb_project: str = "tinygpt"
     """Weights & Biases project"""
     wandb_run_name: str = "run"
@@ -403,7 +403,7 @@ class ReportConfig:
     output: File = ""
     """the HTML file, also -o; empty: report.html in the first folder"""
     no_text: bool = False
-    """leave out samples and all text of the dataset; the weights stay, and can reproduce text that they memorised"""
+    """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 
@@ -460,7 +460,7 @@ class ExerciseConfig:
 
     tinygpt exercise check submissions --csv grades.csv
 
-    A check runs the files with your rights, not in a sandbox. Exit status of check: 0 if all checks passed, else 1.
+    Checks run the files with your permissions, not in a sandbox. Exit status of check: 0 if all checks passed, else 1.
     """
 
     action: Annotated[Literal["list", "start", "check"], POSITIONAL] = "list"
@@ -470,4 +470,4 @@ class ExerciseConfig:
     file: Annotated[File, POSITIONAL] = "my_gpt.py"
     """the file you write in; check also takes a folder: every *.py in it and in its subfolders"""
     csv: File = ""
-    """check of a folder: also write the results to this CSV file, one row per file"""
+    """when checking a folder: also write the results to this CSV file, one row per file"""

@@ -283,7 +283,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         move(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TinyGPTError(f"{path}: cannot be written ({reason})", "make room, or choose another folder") from error
+        hint = "free some space, or choose another folder"
+        raise TinyGPTError(f"{path}: cannot be written ({reason})", hint) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -292,7 +293,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 def _sha256(path: Path) -> str | None:
     """SHA-256 of a file, or None if it cannot be read."""
     try:
-        if not path.is_file():  # also keeps away from devices and pipes, which may never end
+        if not path.is_file():  # also excludes devices and pipes, which may never end
             return None
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -161,7 +161,7 @@ class Dataset:
     def is_of(self, data: dict[str, str]) -> bool:
         """Return whether the checksums in a checkpoint's `data` are those of these token files.
 
-        Their source may differ, in line ends for example.
+        Their source may differ, in line endings for example.
         """
         files = [f"{split}.bin" for split in self.splits]
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)

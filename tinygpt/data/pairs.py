@@ -29,7 +29,7 @@ MOST_LABELS = 50  # more distinct responses than this are free text
 
 
 def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
-    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a ready task."""
+    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a built-in task."""
     if config.name in TASKS:
         task = TASKS[config.name]
         splits, labels = task.make(1337), list(task.labels)
@@ -103,7 +103,7 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
     if ending == ".xlsx":
         sheet = read_sheet(path, file, {config.prompt_field, config.response_field})
         if sheet.others:
-            print(f"note: {path}: read the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
+            print(f"note: {path}: used the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
             where += f" sheet {sheet.title!r}"
         for number, entry in table_lines(where, iter(sheet.rows), config):
             yield f"{where} row {number}", entry

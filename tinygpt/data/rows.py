@@ -36,7 +36,7 @@ class Rows(Protocol):
         """Draw the `count` rows of a step's global batch: handles, int64, a pure function of the arguments."""
 
     def every(self, block_size: int) -> np.ndarray:
-        """Handles of all rows, which together have each target of the source once."""
+        """Handles of all rows, which together contain each target of the source once."""
 
     def targets(self, at: np.ndarray, width: int) -> np.ndarray:
         """Number of targets of each row, int64 (n,)."""

@@ -8,7 +8,7 @@ the rest of the line.
 `headlines`: company news -> positive, neutral or negative. The label of a statement is the product of three signs: of
 the metric (profits or losses), of the verb (rise or fall) and of the negation. Company, quarter and other words stand
 between metric and verb, and each word is equally frequent with both labels, so the frequencies of words or n-grams do
-not tell positive from negative. The names of companies contain good and bad words, which do not affect the label.
+not tell positive from negative. Names of companies contain positive and negative words, which do not affect the label.
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """

@@ -142,7 +142,7 @@ class InputText:
     def notes(self) -> list[str]:
         """Notes for the terminal on what the last pass changed in the text."""
         notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
-        return notes + ([f"note: converted {self.crlf:,} CRLF line ends to LF"] if self.crlf else [])
+        return notes + ([f"note: converted {self.crlf:,} CRLF line endings to LF"] if self.crlf else [])
 
     @contextlib.contextmanager
     def _progress_bar(self, label: str) -> Iterator[Callable[[int], Any]]:

@@ -112,7 +112,7 @@ def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
     same = not state.data or dataset.is_of(state.data)
     return report(
         same,
-        f"dataset {name!r}: " + ("the one it was trained on" if same else "the same vocabulary, but other text"),
+        f"dataset {name!r}: " + ("the one it was trained on" if same else "the same vocabulary, but different text"),
         "" if same else "to resume, prepare the old text again",
     )
 

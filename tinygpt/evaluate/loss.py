@@ -81,7 +81,7 @@ def estimate_losses(
 
     They are measured on `eval_iters` random batches as in nanoGPT; with 0, on the whole validation split and an equally
     large part of the training split. The random rows are the same at every evaluation, so that two evaluations differ
-    only by the model. They come from a separate stream, so that evaluation does not change the training batches.
+    only in the model. They come from a separate stream, so that evaluation does not change the training batches.
     """
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):

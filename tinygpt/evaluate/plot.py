@@ -49,7 +49,7 @@ def run_curves(folder: Path) -> tuple[list[int], np.ndarray, np.ndarray]:
     """
     entries = read_metrics(folder)
     if not any(entry["kind"] == "eval" for entry in entries):
-        raise TinyGPTError(f"{folder} has no evaluation yet", "let it train to its first evaluation")
+        raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
     steps, train, val, *_ = evaluations(entries, {})
     if not steps:
         raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate")

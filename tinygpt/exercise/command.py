@@ -82,7 +82,7 @@ def start(step: Step, head: str, path: Path) -> None:
     print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
     if step.needs and step.needs not in there:
         print(f"It uses {step.needs} of an earlier step: {command('start', step.number - 1, path)}")
-    print(f"Replace each raise NotImplementedError by your code, then: {command('check', step.number, path)}")
+    print(f"Replace each raise NotImplementedError with your code, then: {command('check', step.number, path)}")
 
 
 def read(path: Path) -> str:
@@ -119,7 +119,7 @@ def check(steps: list[Step], path: Path) -> int:
     contained = [step for step in steps if set(step.names) & set(there)]
     if not contained:
         what = f"step {number} ({', '.join(steps[0].names)})" if number else "the exercise"
-        raise TinyGPTError(f"{path}: nothing of {what} in it", command("start", steps[0].number, path))
+        raise TinyGPTError(f"{path} contains no part of {what}", command("start", steps[0].number, path))
     [(_, outcomes)] = side_by_side([check_file(path, [step.number for step in contained], quiet=False)])
     for step in contained:
         passed, failed = outcomes[step.number]

@@ -44,20 +44,20 @@ class Result(NamedTuple):
 def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     """Check these steps in every Python file of a folder, and write the results to the CSV file `table`.
 
-    Returns 0 if no check failed and at least one ran, else 1. Errors: TinyGPTError, before the first file is checked, if there are no files
-    or the table cannot be written.
+    Returns 0 if no check failed and at least one ran, else 1. Errors: TinyGPTError, before the first file is checked,
+    if there are no files or the table cannot be written.
     """
     if table:
         require_table(table, steps)
     paths = python_files(folder)
-    print(f"Python files: {len(paths)}. They run with your rights, not in a sandbox.", flush=True)
+    print(f"Python files: {len(paths)}. They run with your permissions, not in a sandbox.", flush=True)
     results = []
     for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
         result = Result(terminal.escaped(paths[index].relative_to(folder).as_posix()), outcomes)
         results.append(result)
         check, _ = result.first_failure
         status = "FAIL" if check else "PASS" if outcomes else "NONE"
-        what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "nothing of these steps in it"
+        what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "contains no part of these steps"
         print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
     show_unread(folder, paths)
     results.sort(key=lambda result: result.file)

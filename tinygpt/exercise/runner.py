@@ -5,7 +5,7 @@ for index, outcomes in side_by_side([check_file(path, [1, 2, 3], quiet=True) for
 
 A file can hang, crash or exit. This ends its child process alone, and the steps after that one get a new process. The
 steps of a file otherwise share a process, because importing PyTorch takes longer than all checks together. This is no
-sandbox: a file has the rights of the user, and can use all memory (RLIMIT_AS counts address space, of which PyTorch
+sandbox: a file has the user's permissions, and can use all memory (RLIMIT_AS counts address space, of which PyTorch
 with CUDA reserves far more than it uses).
 """
 

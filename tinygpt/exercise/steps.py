@@ -795,7 +795,7 @@ def _(my: Any) -> None:
 @register(
     9,
     "the logits at masked positions get no gradient",
-    "ignore_index=-1: replacing -1 by a valid token id would train on a wrong target",
+    "ignore_index=-1: replacing -1 with a valid token id would train on a wrong target",
 )
 def _(my: Any) -> None:
     logits, targets = noise(1, 4, 5).requires_grad_(), torch.tensor([[-1, -1, 3, 1]])

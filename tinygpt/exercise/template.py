@@ -65,7 +65,7 @@ class Bigram(nn.Module):
 
 
 def counts_loss(data: Tensor, vocab_size: int) -> float:
-    """Return the mean of -ln p(next | current) over all pairs in data (n,), where p are the frequencies of these pairs.
+    """Return the mean of -ln p(next | current) over all pairs in data (n,), with p from the frequencies of these pairs.
 
     No bigram model has a lower loss on this data, so training must converge to this value.
     """

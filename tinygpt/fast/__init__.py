@@ -1,7 +1,7 @@
 """The fast path: model and optimizer in a version that is faster for small models on a CPU.
 
     model.py        FastGPT: the GPT of model.py with the attention and the decoder below
-    attention.py    attention, normalisation and rotation with hand-written gradients
+    attention.py    attention, normalisation and rotation with handwritten gradients
     decoder.py      decoding, with weights laid out for matrix products with few rows
     weights.py      all weights in one flat tensor, which one kernel casts to low precision
     optimizer.py    AdamW and Muon on that flat tensor

@@ -1,4 +1,4 @@
-"""Attention for a small model on a CPU: two autograd functions with hand-written gradients.
+"""Attention for a small model on a CPU: two autograd functions with handwritten gradients.
 
 Automatic differentiation copies intermediate results and runs one kernel per operation. For matrices of some ten
 thousand elements, that takes a good part of the time (docs/PERFORMANCE.md).

@@ -113,7 +113,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
     earlier = start.saved.get("replayed")
     if config.replay and earlier and not found.is_of(earlier):
         raise TinyGPTError(
-            f"replay: dataset {found.name!r} has been prepared from other text since {start.where} was written",
+            f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
             "prepare the old text again",
         )
     if found.adopt_tokenizer(dataset.tokenizer):

@@ -131,7 +131,7 @@
     drawBars();
     const inside = caret < box.value.length;
     $("note").textContent = inside ? "The bars show the predictions at the cursor; a new character replaces the text after the cursor." : "";
-    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in the model's vocabulary and left out.`;
+    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in the model's vocabulary, and left out.`;
     later();
   }
 
@@ -353,7 +353,7 @@
     });
     $("ids").replaceChildren(...items);
     const left = [...unknown].map((character) => `${shown(character)} (U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`);
-    $("unknown").textContent = left.length ? `Not in the model's vocabulary: ${left.join(", ")}. Left out.` : `All of these are in the model's vocabulary of ${model.vocabulary.length} tokens.`;
+    $("unknown").textContent = left.length ? `Not in the model's vocabulary, and left out: ${left.join(", ")}.` : `All of these are in the model's vocabulary of ${model.vocabulary.length} tokens.`;
   }
 
   /** Update attention and ids 200 ms after the last change of the text. */

@@ -1,4 +1,4 @@
-"""Errors that end a run: a value that is not finite, and a full memory."""
+"""Errors that end a run: a value that is not finite, and running out of memory."""
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError

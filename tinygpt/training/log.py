@@ -165,7 +165,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise file_error(path, error, "give the folder of a run, the one that has metrics.jsonl in it") from None
+        raise file_error(path, error, "give the folder of a run, which contains metrics.jsonl") from None
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)

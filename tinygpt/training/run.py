@@ -226,7 +226,7 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
         if now.get(key, earlier) != earlier:
             name = "code path" if key == "path" else key
             changed = f"this run used {name} {earlier} until now and continues with {now[key]}"
-            run.log.say(f"note: {changed}; the result is not bit for bit that of an unchanged run", always=True)
+            run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
 
 
 def open_folder(run: Run, start: Start) -> None:

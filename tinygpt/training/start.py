@@ -147,7 +147,7 @@ def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[G
     if start.resuming:
         if not dataset.is_of(base.data):
             raise TinyGPTError(
-                f"dataset {dataset.name!r} has been prepared from other text since {start.where} was written",
+                f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written",
                 f"prepare the old text again, or start a new run on the new text from these weights: "
                 f"{new_run_from(start.where)}",
             )
