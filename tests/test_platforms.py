@@ -179,14 +179,17 @@ def pretend_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_a_mac_whose_gpu_fails_trains_on_the_cpu(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
+    work: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pretend_mps(monkeypatch)
     with pytest.raises((RuntimeError, AssertionError)):
         torch.zeros(1, device="mps")
-    result = cli_here(*TINY_TRAIN, "--device=auto", "--eval_only=True", cwd=tiny_data)
-    assert result.status == 0 and re.search(
-        r"^device: .*cpu .*float32: .*; MPS fails here \(", result.out, re.MULTILINE
-    )
+    found = r"^device: .*cpu .*float32: .*; MPS fails here \("
+    for flag, timed in (("--max_iters=1", True), ("--eval_only=True", False)):
+        result = cli_here(*TINY_TRAIN, "--device=auto", "--out_dir=new", flag, cwd=work)
+        assert result.status == 0 and bool(re.search(found, result.out, re.MULTILINE)) == timed
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -366,7 +369,7 @@ def test_one_module_renames_files() -> None:
     assert [path.name for path in package.rglob("*.py") if calls.search(path.read_text("utf-8"))] == ["files.py"]
 
 
-def test_no_code_uses_a_signal_that_windows_lacks() -> None:
+def test_training_uses_no_signal_that_windows_lacks() -> None:
     available = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
     for path in Path(device.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
