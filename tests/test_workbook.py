@@ -169,6 +169,16 @@ def test_formulas_are_read_as_their_stored_results(tmp_path: Path) -> None:
     assert ("item 0 is red!", "red") in found and len(found) == 121
 
 
+def test_a_sheet_in_another_format_is_not_left_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "sheets").mkdir()
+    workbook(tmp_path / "sheets/a.xlsx", HEADER, *ROWS)
+    assert prepared(tmp_path, file="sheets").status == 0
+    (tmp_path / "sheets/old.XLS").write_bytes(b"")
+    result = prepared(tmp_path, file="sheets")
+    assert result.status == 2 and "old.XLS: tinygpt does not read .xls files" in result.err
+    assert "save it as .xlsx or .csv" in result.err
+
+
 def test_folders_and_patterns_find_workbooks_but_no_lock_files(tmp_path: Path) -> None:
     (tmp_path / "more/deep").mkdir(parents=True)
     workbook(tmp_path / "more/b.xlsx", HEADER, *ROWS[:60])

@@ -23,6 +23,7 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding
 from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import Block, CharTokenizer, GPT2Tokenizer, Tokenizer
+from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 
@@ -32,7 +33,7 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     if config.format == "pairs" or config.name in TASKS:
-        return prepare_pairs(config, input_files(config.input, PAIR_FILES))
+        return prepare_pairs(config, input_files(config.input, PAIR_FILES, UNREADABLE))
     text = InputText(input_files(config.input), config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written

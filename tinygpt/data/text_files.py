@@ -33,17 +33,18 @@ LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an op
 ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
 
-def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",)) -> list[Path]:
+def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = ()) -> list[Path]:
     """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
     Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
-    both splits. Errors: TinyGPTError if there is none.
+    both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader refuses them by name
+    instead of leaving them out. Errors: TinyGPTError if there is none.
     """
     found: dict[Path, Path] = {}  # by full path
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())
             wanted = " or ".join(f"*{ending}" for ending in endings)
             way_out = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
             missing = f"{item}: a folder without any {wanted} file", way_out
