@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tinygpt.cli import main
-from tinygpt.exercise import runner, steps
+from tinygpt.exercise import child, runner, steps
 from tinygpt.exercise.outline import template_steps
 
 SOLUTION = Path(__file__).parent / "solution.py"
@@ -143,9 +143,9 @@ WRONG = [
 def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
     """The first check that the source fails, and its report in a line; two empty strings if it passes all."""
     path.write_text(source, encoding="utf-8")
-    my: ModuleType = steps.load_module(str(path))
+    my: ModuleType = child.load_module(str(path))
     for check in steps.checks_of(step):
-        finding = steps.try_check(check, my, str(path))
+        finding = child.try_check(check, my, str(path))
         if finding is not None:
             return check.name, " ".join(f"{key}={value}" for key, value in finding.items())
     return "", ""
@@ -291,7 +291,7 @@ def test_bad_input_gets_a_sentence(args: list[str], words: str, tmp_path: Path) 
 
 
 def test_the_results_are_lines_of_json_behind_the_key() -> None:
-    arguments = [sys.executable, "-m", "tinygpt.exercise.steps", str(SOLUTION), "60", "1"]
+    arguments = [sys.executable, "-m", "tinygpt.exercise.child", str(SOLUTION), "60", "1"]
     done = subprocess.run(arguments, input="KEY\n", capture_output=True, text=True)
     states: list[dict[str, Any]] = [json.loads(line.removeprefix("KEY")) for line in done.stdout.splitlines()]
     names = ["the file can be imported", *(check.name for check in steps.checks_of(1))]

@@ -63,7 +63,7 @@ def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
     outcomes: dict[int, Outcome] = {}
     while left := [step for step in steps if step not in outcomes]:
         found, ending = yield from run_process(path, left, quiet)
-        unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.steps"}
+        unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.child"}
         for step, outcome in (found or {left[0]: Outcome([], unknown)}).items():
             if outcome.failed and "got" not in outcome.failed:  # the process ended during this check
                 outcome.failed.update(got=ending, expected="a result within seconds")
@@ -83,7 +83,7 @@ def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, No
     with tempfile.TemporaryFile() as results:
         process = subprocess.Popen(
             # -B: leaves no __pycache__ behind; -P: no random.py of the current folder in place of the library's
-            [sys.executable, "-BP", "-m", "tinygpt.exercise.steps", *arguments],
+            [sys.executable, "-BP", "-m", "tinygpt.exercise.child", *arguments],
             stdin=subprocess.PIPE,
             stdout=results,
             stderr=subprocess.DEVNULL if quiet else None,

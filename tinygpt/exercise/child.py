@@ -1,0 +1,138 @@
+"""Run the checks of a student's file, in a process of its own: `python -m tinygpt.exercise.child FILE SECONDS N ...`
+
+It checks steps N of FILE, with a time limit per check; runner.py starts it. The results are lines of JSON on standard
+output, each behind the key that was read from standard input. Whatever the student's file prints goes to standard
+error.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from tinygpt.exercise.steps import Check, CheckFailed, checks_of
+
+LONGEST = 1000  # characters of a value or an exception in a report
+
+
+def main(file: str, limit: float, steps: list[int]) -> None:
+    """Check the steps in order, each up to its first failed check; stop if the file cannot be imported.
+
+    A line {"step", "passed", "failed"} is the complete state of a step: the names of the checks that passed, and the
+    check that failed. While a check runs, the state counts it as failed, because the process may end in it.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    key = sys.stdin.readline().strip()
+    sys.argv = [file]
+    sys.path.append(os.path.dirname(file))  # at the end: a neighbour's profile.py does not replace the library's
+    os.chdir(os.path.dirname(file))
+    torch.set_num_threads(1)
+
+    def tell(step: int, passed: list[str], check: Check | None = None, finding: dict[str, str] | None = None) -> None:
+        failed = {"check": check.name, "look": check.look} | (finding or {}) if check else {}
+        out.write(f"{key}{json.dumps({'step': step, 'passed': passed, 'failed': failed})}\n")
+        out.flush()
+
+    for step in steps:
+        torch.set_grad_enabled(True)  # the previous step may have changed both
+        torch.set_default_dtype(torch.float32)
+        if not check_step(step, file, limit, functools.partial(tell, step)):
+            return
+
+
+def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) -> list[str]:
+    """Import the file, then run the checks of a step up to the first that fails. Returns the names of those passed."""
+    passed: list[str] = []
+    importing = Check(step, "the file can be imported", "the code outside functions and classes", load_module)
+    for check in [importing, *checks_of(step)]:
+        tell(passed, check)
+        with time_limit(limit, file, functools.partial(tell, passed, check)):
+            finding = try_check(check, sys.modules["my_gpt"] if passed else file, file)
+        if finding is not None:
+            tell(passed, check, finding)
+            return passed
+        passed.append(check.name)
+    tell(passed)
+    return passed
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, file: str, report: Callable[[dict[str, str]], None]) -> Iterator[None]:
+    """End the process if the body takes longer. Before that, report the line of the file that was running."""
+    thread = threading.get_ident()
+
+    def end() -> None:
+        where = place(traceback.extract_stack(sys._current_frames()[thread]), file)
+        report(
+            {"got": f"still running after {seconds:g} seconds\n{where}".strip(), "expected": "a result within seconds"}
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def try_check(check: Check, my: Any, file: str) -> dict[str, str] | None:
+    """Run a check. Returns None if it passes, else what was given, what came out and what was expected."""
+    torch.manual_seed(0)
+    try:
+        check.run(my)
+    except CheckFailed as failure:
+        finding = failure.finding
+    except BaseException as error:
+        finding = raised(error, file)
+    else:
+        return None
+    return {key: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for key, text in finding.items()}
+
+
+def raised(error: BaseException, file: str) -> dict[str, str]:
+    """Describe an exception, with the line of the student's file in which it was raised."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
+    where = place(traceback.extract_tb(error.__traceback__), file)
+    if isinstance(error, NotImplementedError):
+        return {"got": f"not written yet: {where}", "expected": "your code in place of raise NotImplementedError"}
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__name__ == "my_gpt":
+        return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as in the template"}
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return {"got": f"{text}\n{where}".strip(), "expected": "no exception"}
+
+
+def place(frames: traceback.StackSummary, file: str) -> str:
+    """Return the innermost line of the file in a stack; empty if there is none."""
+    own = [frame for frame in frames if frame.filename == file]
+    return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
+
+
+def load_module(file: str) -> ModuleType:
+    """Import the student's file as the module my_gpt."""
+    spec = importlib.util.spec_from_file_location("my_gpt", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["my_gpt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main(str(Path(sys.argv[1]).resolve()), float(sys.argv[2]), [int(number) for number in sys.argv[3:]])
+    sys.stderr.flush()
+    os._exit(0)  # does not wait for threads that the file has started
