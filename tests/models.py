@@ -14,10 +14,18 @@ from tinygpt.options import POSITIONS
 SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
 CHOICES: dict[str, list[Any]] = {"norm": [*NORMS], "position": [*POSITIONS], "activation": [*ACTIVATIONS]}
 CHOICES |= {field.name: [False, True] for field in dataclasses.fields(GPTConfig) if isinstance(field.default, bool)}
-ALONE = [{name: value} for name, values in CHOICES.items() for value in values if value != getattr(SMALL, name)]
+CHOICES |= {"n_kv_head": [0, 1], "mlp_width": [0, 40], "norm_eps": [1e-5, 0.1], "rope_base": [10000.0, 50.0]}
+NEEDS: dict[str, dict[str, Any]] = {"qk_norm_weights": {"qk_norm": True}, "rope_base": {"position": "rope"}}
+ALONE = [
+    {name: value, **NEEDS.get(name, {})}
+    for name, values in CHOICES.items()
+    for value in values
+    if value != getattr(SMALL, name)
+]
 MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True}
 TOGETHER: list[dict[str, Any]] = [
     MODERN,
+    MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "mlp_width": 48, "rope_base": 50.0},
     {"zero_init": True, "bias": True},
     {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_norm": True, "tie_weights": False, "bias": True},
     *({"position": position, "qk_norm": True, "token_shift": True, "bigram_table": True} for position in POSITIONS),

@@ -15,13 +15,13 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "files config",
     "data options cache model lora fast",
     "checkpoint training evaluate",
-    "prepare train sample finetune report exercise",
+    "prepare train sample finetune report exercise interop",
     "quickstart",
     "cli __main__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}
-HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2"}
+HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_bytes())
     for path in sorted(SOURCE.rglob("*.py"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import CHOICES, SMALL, every_option, every_path, ids, largest, shaken, small
+from models import CHOICES, NEEDS, SMALL, every_option, every_path, ids, largest, shaken, small
 
 from tinygpt.checkpoint.gpt2 import from_huggingface
 from tinygpt.checkpoint.resize import crop_block_size
@@ -157,12 +157,12 @@ def test_alibi_makes_mpt(kind: type[GPT], n_head: int, T: int) -> None:
 @torch.inference_mode()
 def test_every_value_of_an_option_makes_another_model(kind: type[GPT], name: str) -> None:
     """The same weights, where two models have them both, and other logits: no value is taken for another."""
-    models = [shaken(small(kind=kind, **{name: value})) for value in CHOICES[name]]
-    found = []
+    models = [shaken(small(kind=kind, **NEEDS.get(name, {}) | {name: value})) for value in CHOICES[name]]
+    found, first = [], dict(models[0].named_parameters())
     for model in models:
-        for parameter, weight in zip(model.parameters(), models[0].parameters(), strict=False):
-            if parameter.shape == weight.shape:
-                parameter.copy_(weight)
+        for key, parameter in model.named_parameters():
+            if key in first and parameter.shape == first[key].shape:
+                parameter.copy_(first[key])
         found.append(model(ids(2, 16))[0])
     if name == "zero_init":  # the initial weights are what it changes
         found = [small(kind=kind, zero_init=value)(ids(2, 16))[0] for value in CHOICES[name]]

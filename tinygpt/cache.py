@@ -18,12 +18,14 @@ class KVCache:
     number of positions read. Without relative positions it must not exceed block_size.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor) -> None:
-        """like: a tensor with the dtype and device of the cache."""
+    def __init__(self, config: GPTConfig, batch_size: int, like: Tensor, length: int = 0) -> None:
+        """like: a tensor with the dtype and device of the cache; length: see GPT.new_cache."""
         like = like.detach()
-        self.block_size, self.length = config.block_size, 0
-        head_dim = config.n_embd // config.n_head
-        self.keys_values = like.new_zeros(config.n_layer, 2, batch_size, config.n_head, config.block_size, head_dim)
+        self.block_size = min(length or config.block_size, config.block_size)
+        self.length = 0
+        self.keys_values = like.new_zeros(
+            config.n_layer, 2, batch_size, config.kv_heads, self.block_size, config.head_dim
+        )
         self.last_token = like.new_zeros(batch_size, 1, dtype=torch.long)  # for bigram_table
         self.last_input = like.new_zeros(config.n_layer, 2, batch_size, 1, config.n_embd)  # for token_shift
 
@@ -40,7 +42,7 @@ class KVCache:
         return last - (last - slots) % self.block_size
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
-        """Store keys and values (B, n_head, T, head_dim) of new positions; return all: (2, B, n_head, S, head_dim).
+        """Store keys and values (B, kv_heads, T, head_dim) of new positions; return all: (2, B, kv_heads, S, head_dim).
 
         If T > 1, no older position may be overwritten: length + T <= block_size.
         """

@@ -38,46 +38,62 @@ class Context:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √head_dim + mask) v, with PyTorch's fused kernels (FlashAttention, Dao et al. 2022).
 
-    q (B, n_head, T, head_dim), k and v (B, n_head, S, head_dim), mask as in Context; returns the shape of q.
+    q (B, n_head, T, head_dim), k and v (B, kv_heads, S, head_dim), mask as in Context; returns the shape of q.
     """
-    mask = None if mask is None else mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+    mask, grouped = None if mask is None else mask.to(q.dtype), q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+    )
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each position to itself and to earlier positions."""
+    """Multi-head attention of each position to itself and to earlier positions.
+
+    With fewer heads of keys and values than of queries, it is grouped-query attention (Ainslie et al. 2023).
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v in one product
+        self.heads = config.n_head, config.kv_heads, config.kv_heads  # of queries, keys and values
+        # q, k and v in one product
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm: nn.RMSNorm | None = None
+        self.k_norm: nn.RMSNorm | None = None
+        if config.qk_norm and config.qk_norm_weights:
+            self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, eps=QK_EPS) for _ in range(2))
         self.n_head, self.dropout, self.qk_norm, self.layer = config.n_head, config.dropout, config.qk_norm, layer
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         B, T, C = x.size()
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        if self.qk_norm:
-            q, k = (F.rms_norm(part, part.shape[-1:], eps=QK_EPS).to(v.dtype) for part in (q, k))
-        if context.rotation is not None:
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         y = attend(q, k, v, context.mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
+    def split_heads(self, qkv: Tensor, B: int, T: int, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the output of c_attn; normalise and rotate queries and keys. Returns q (B, n_head, T, head_dim), and
+        k and v (B, kv_heads, T, head_dim)."""
+        q, k, v = qkv.view(B, T, sum(self.heads), -1).transpose(1, 2).split(self.heads, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        elif self.qk_norm:
+            q, k = (F.rms_norm(part, part.shape[-1:], eps=QK_EPS).to(v.dtype) for part in (q, k))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
+
 
 class MLP(nn.Module):
-    """Two linear layers with a hidden width of 4 n_embd, applied to each position independently."""
+    """Two linear layers, applied to each position independently."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activate = choose(ACTIVATIONS, "activation", config.activation)
-        gated = config.activation in GATED
-        # a gate doubles the first layer; 8/3 instead of 4 keeps the number of parameters
-        width = int(8 * config.n_embd / 3) if gated else 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, width * (2 if gated else 1), bias=config.bias)
+        width, parts = config.hidden_width, 2 if config.activation in GATED else 1
+        self.c_fc = nn.Linear(config.n_embd, width * parts, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
@@ -195,9 +211,9 @@ class GPT(nn.Module):
             mask = mask.masked_fill(keys > queries[:, None], -math.inf)
         return Context(self.position.rotation(queries), mask, cache)
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """Make an empty cache for decoding `batch_size` sequences."""
-        return KVCache(self.config, batch_size, like=self.lm_head.weight)
+    def new_cache(self, batch_size: int, length: int = 0) -> KVCache:
+        """Make an empty cache for decoding `batch_size` sequences of at most `length` tokens; 0: of any length."""
+        return KVCache(self.config, batch_size, like=self.lm_head.weight, length=length)
 
     def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V) of the token after idx int64 (B, T), which continues the tokens that the cache has read."""

@@ -4,9 +4,10 @@ To add a choice: define it here, and add its name and help to its key in config/
 `python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
-activation    gelu (Hendrycks & Gimpel 2016)     relu2 (So et al. 2021), swiglu (Shazeer 2020)
+activation    gelu (Hendrycks & Gimpel 2016)     gelu_tanh (its approximation), relu2 (So et al. 2021), swiglu (Shazeer 2020)
 position      learned (GPT-2)                    rope (Su et al. 2021), alibi (Press et al. 2021)
-qk_norm       unit-normalised queries and keys (Henry et al. 2020)
+qk_norm       unit-normalised queries and keys (Henry et al. 2020), with qk_norm_weights as in Qwen3
+n_kv_head     grouped-query attention (Ainslie et al. 2023)
 zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
 bigram_table  pairs of neighbouring tokens are embedded too (Bengio et al. 2003)
 token_shift   half of the channels of a layer's input come from the previous position (RWKV-LM, Peng 2021)
@@ -43,6 +44,25 @@ class GPTConfig:
     zero_init: bool = False
     bigram_table: bool = False
     token_shift: bool = False
+    n_kv_head: int = 0  # 0: n_head
+    mlp_width: int = 0  # 0: 4 n_embd, and with a gate 8/3 n_embd
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    qk_norm_weights: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, each shared by n_head / kv_heads heads of queries."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the MLP's hidden layer. A gate doubles the first layer; 8/3 instead of 4 keeps the parameters."""
+        return self.mlp_width or (int(8 * self.n_embd / 3) if self.activation in GATED else 4 * self.n_embd)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
@@ -53,8 +73,8 @@ class GPTConfig:
 # ---- norms and activations --------------------------------------------------------------------------------------
 
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
-    "layernorm": lambda config: nn.LayerNorm(config.n_embd, bias=config.bias),
-    "rmsnorm": lambda config: nn.RMSNorm(config.n_embd, eps=1e-5),
+    "layernorm": lambda config: nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias),
+    "rmsnorm": lambda config: nn.RMSNorm(config.n_embd, eps=config.norm_eps),
 }
 
 
@@ -68,7 +88,17 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * x
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": swiglu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, with which OpenAI's GPT-2 was trained."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu2": relu2,
+    "swiglu": swiglu,
+}
 GATED = {"swiglu"}  # activations that halve the width
 
 
@@ -88,7 +118,7 @@ class Position:
     embeds = False
 
     def __init__(self, config: GPTConfig) -> None:
-        self.n_head, self.head_dim = config.n_head, config.n_embd // config.n_head
+        self.config, self.n_head, self.head_dim = config, config.n_head, config.head_dim
 
     def rotation(self, positions: Tensor) -> Tensor | None:
         """Return cosines and signed sines for `rotate`: float32 (2, T, head_dim), for positions int64 (T,)."""
@@ -115,7 +145,7 @@ class Rotary(Position):
 
     def rotation(self, positions: Tensor) -> Tensor:
         channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float()[:, None] * 10000.0 ** (-channels / self.head_dim)  # (T, head_dim / 2)
+        angles = positions.float()[:, None] * self.config.rope_base ** (-channels / self.head_dim)  # (T, head_dim / 2)
         cos, sin = angles.cos(), angles.sin()
         return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 

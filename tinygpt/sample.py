@@ -99,7 +99,7 @@ def generate(
     generator = torch.Generator(prompt.device).manual_seed(choice.seed)
     context = prompt[:, -block_size:]
     recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
-    cache = None if exact_window else model.new_cache(len(context))
+    cache = None if exact_window else model.new_cache(len(context), context.size(1) + max_new_tokens)
     for _ in range(max_new_tokens):
         logits = model.next_logits(context, cache)  # (B, V)
         if 0 < vocab_size < logits.size(-1):

@@ -32,6 +32,7 @@ from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, file_error, replacing
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import GATED
 
 FORMAT = 1
 SEAL = b"tinygpt sha256 "
@@ -109,7 +110,10 @@ class Checkpoint:
         sizes = (args.vocab_size, args.n_embd, args.block_size, args.n_head)
         if not all(isinstance(size, int) and size > 0 for size in sizes) or args.n_embd % args.n_head:
             return False
+        parts = 2 if args.activation in GATED else 1
         expected = {
+            "transformer.h.0.attn.c_attn.weight": ((args.n_head + 2 * args.kv_heads) * args.head_dim, args.n_embd),
+            "transformer.h.0.mlp.c_fc.weight": (args.hidden_width * parts, args.n_embd),
             "transformer.wte.weight": (args.vocab_size, args.n_embd),
             "transformer.wpe.weight": (args.block_size, args.n_embd),
             "transformer.wbe.weight": (args.vocab_size**2, args.n_embd),
@@ -320,7 +324,9 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
         what = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
         raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
     sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
-    if min(sizes) < 1 or shape.n_embd % shape.n_head or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
+    shared = shape.n_kv_head < 0 or shape.n_kv_head > 0 and shape.n_head % shape.n_kv_head
+    impossible = min(sizes) < 1 or shape.n_embd % shape.n_head or shared or shape.mlp_width < 0
+    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20 or shape.rope_base <= 0:
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 
 

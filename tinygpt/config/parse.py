@@ -165,6 +165,10 @@ def contradictions(config: Any) -> Iterator[str]:
             yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"
         elif config.position == "rope" and (width := config.n_embd // config.n_head) % 2:
             yield f"position=rope rotates pairs of channels, so n_embd / n_head must be even, but is {width}"
+        if config.n_kv_head and config.n_head % config.n_kv_head:
+            yield f"n_kv_head {config.n_kv_head} does not divide n_head {config.n_head}"
+        if config.qk_norm_weights and not config.qk_norm:
+            yield "qk_norm_weights needs qk_norm"
     for factor in ("gradient_accumulation_steps", "eval_iters"):
         names = (factor, "batch_size", "block_size")
         if all(hasattr(config, name) for name in names):

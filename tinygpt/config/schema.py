@@ -156,8 +156,9 @@ class TrainConfig:
     position: Literal["learned", "rope", "alibi"] = "learned"
     """position encoding: learned embeddings (GPT-2), rotary embeddings (rope, Su et al. 2021) or an attention bias by
     distance (alibi, Press et al. 2021)"""
-    activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
-    """activation of the MLP: gelu (GPT-2), relu2 (So et al. 2021) or swiglu (Shazeer 2020)"""
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
+    """activation of the MLP: gelu, gelu_tanh (its approximation in OpenAI's GPT-2), relu2 (So et al. 2021) or swiglu
+    (Shazeer 2020)"""
     qk_norm: bool = False
     """normalise queries and keys in each head (Henry et al. 2020)"""
     tie_weights: bool = True
@@ -168,6 +169,16 @@ class TrainConfig:
     """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
     token_shift: bool = False
     """take half of the input channels of attention and MLP from the previous position"""
+    n_kv_head: CountOrZero = 0
+    """heads of keys and values (grouped-query attention, Ainslie et al. 2023); must divide n_head; 0: n_head"""
+    mlp_width: CountOrZero = 0
+    """width of the MLP's hidden layer; 0: 4 n_embd, and 8/3 n_embd with swiglu"""
+    rope_base: NonNegative = 10000.0
+    """base of the rotary embedding's wavelengths (position=rope)"""
+    norm_eps: NonNegative = 1e-5
+    """added to the variance in the normalisation layers"""
+    qk_norm_weights: bool = False
+    """with qk_norm: weights on the normalised queries and keys, as in Qwen3"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""

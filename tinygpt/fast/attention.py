@@ -18,10 +18,11 @@ LONGEST = 512  # up to this context plain products are faster than PyTorch's fus
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention; with a KVCache it calls that class."""
+    """The same function of the same parameters as CausalSelfAttention. With a KVCache, grouped heads or weights of the
+    norms of queries and keys, it calls that class."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        if context.cache is not None:
+        if context.cache is not None or len(set(self.heads)) > 1 or self.q_norm is not None:
             return super().forward(x, context)
         B, T, C = x.size()
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)

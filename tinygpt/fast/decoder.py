@@ -39,8 +39,8 @@ class Decoder(KVCache):
     logits = decoder(idx)               # idx int64 (B, T): the next tokens; logits of the last one
     """
 
-    def __init__(self, model: GPT, batch_size: int) -> None:
-        super().__init__(model.config, batch_size, like=model.lm_head.weight)
+    def __init__(self, model: GPT, batch_size: int, length: int = 0) -> None:
+        super().__init__(model.config, batch_size, like=model.lm_head.weight, length=length)
         transformer = model.transformer
         self.model, self.config = model, model.config
         self.wte, self.head = transformer["wte"].weight, layout(model.lm_head)
@@ -63,19 +63,29 @@ class Decoder(KVCache):
             x = x + self.wpe[start : start + T]
         rotation, mask = self._rotation(start, T), self._mask(T)
         x = x.view(B * T, -1)
-        slot, filled = start % config.block_size, min(start + T, config.block_size)
+        slot, filled = start % self.block_size, min(start + T, self.block_size)
         new, known = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
         for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
-            qkv = c_attn(self._shifted(ln_1(x), T, layer, 0)).view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
-            if config.qk_norm or rotation is not None:
-                qkv = NormRotate.apply(qkv, rotation, config.qk_norm)
-            new[layer].copy_(qkv[1:])
+            qkv = c_attn(self._shifted(ln_1(x), T, layer, 0))
+            q = self._split_heads(qkv, rotation, layer, new[layer])
             k, v = known[layer].unbind()
-            y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask)
+            y = grouped_attention(q, k, v, mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
             x = mlp_proj.onto(x, activate(c_fc(self._shifted(ln_2(x), T, layer, 1))))
         self.length, self.last_token = start + T, idx[:, -1:]
         return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
+
+    def _split_heads(self, qkv: Tensor, rotation: Tensor | None, layer: int, new: Tensor) -> Tensor:
+        """Write keys and values to `new` (2, B, kv_heads, T, head_dim), and return q (B, n_head, T, head_dim)."""
+        config, B, T = self.config, new.size(1), new.size(3)
+        if config.kv_heads < config.n_head or config.qk_norm_weights:
+            q, new[0], new[1] = self.model.transformer["h"][layer].attn.split_heads(qkv, B, T, rotation)
+            return q
+        parts = qkv.view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
+        if config.qk_norm or rotation is not None:
+            parts = NormRotate.apply(parts, rotation, config.qk_norm)
+        new.copy_(parts[1:])
+        return parts[0]
 
     def _mask(self, T: int) -> Tensor | None:
         """The mask of the next T tokens. A single token attends to every key, so without a bias it needs no mask."""
@@ -87,7 +97,7 @@ class Decoder(KVCache):
     def _rotation(self, start: int, T: int) -> Tensor | None:
         """Rotation of the next T positions, from a table that is computed for block_size positions at a time."""
         if not self.rotation_start <= start < start + T <= self.rotation_end:
-            self.rotation_start, self.rotation_end = start, start + max(T, self.config.block_size)
+            self.rotation_start, self.rotation_end = start, start + max(T, self.block_size)
             positions = torch.arange(self.rotation_start, self.rotation_end, device=self.wte.device)
             rotation = self.model.position.rotation(positions)
             self.rotation = None if rotation is None else rotation.to(self.wte.dtype)
@@ -103,6 +113,16 @@ class Decoder(KVCache):
         shifted = shift(x, self.last_input[layer, part])
         self.last_input[layer, part] = x[:, -1:]
         return shifted.flatten(0, 1)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` without copies of shared keys: the queries of a group are rows that attend to the same keys."""
+    if q.size(1) == k.size(1):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if q.size(2) > 1 or mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    grouped = q.reshape(q.size(0), k.size(1), -1, q.size(3))  # (B, kv_heads, n_head / kv_heads, head_dim)
+    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
 
 
 def layout_block(block: Block) -> tuple[Function, Linear, Linear, Function, Linear, Linear, Function]:

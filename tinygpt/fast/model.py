@@ -18,8 +18,8 @@ class FastGPT(GPT):
     def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)
 
-    def new_cache(self, batch_size: int) -> KVCache:
+    def new_cache(self, batch_size: int, length: int = 0) -> KVCache:
         """Make a Decoder, or a plain cache for a model with adapters, whose layers the Decoder does not know."""
         layers = [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
         ordinary = all(type(layer) in (nn.Linear, nn.Embedding) for layer in layers)
-        return Decoder(self, batch_size) if ordinary else super().new_cache(batch_size)
+        return Decoder(self, batch_size, length) if ordinary else super().new_cache(batch_size, length)

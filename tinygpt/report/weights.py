@@ -23,7 +23,7 @@ from tinygpt.options import Position
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
-EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift"}
+EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift", "mlp_width", "rope_base"}
 VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swiglu"}}
 
 

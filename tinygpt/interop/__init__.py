@@ -1,0 +1,17 @@
+"""Models in and out: Hugging Face folders, GGUF files and PEFT adapters.
+
+    command.py         `tinygpt import` and `tinygpt export`
+    architectures.py   a GPT as one of the classes that transformers ships, and back
+    tokenizers.py      tokenizers as tokenizer.json, and chat templates
+    huggingface.py     folders with config.json and model.safetensors
+    gguf.py            GGUF, the format of llama.cpp
+    peft.py            LoRA adapters in PEFT's format
+
+Everything passes through `architectures.Stock`: a model with the names and the config.json of a stock class.
+
+The package imports checkpoint, evaluate, report and the modules below them. Its libraries (safetensors, tokenizers,
+gguf, jinja2, huggingface_hub) come with `pip install "tinygpt[pretrained]"` and are imported inside the functions.
+
+    tinygpt import smollm2 --out_dir out-smollm2
+    tinygpt export --ckpt out/ckpt.pt --format gguf
+"""
