@@ -4,7 +4,7 @@ To add a choice: define it here, and add its name and help to its key in config/
 `python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
-activation    gelu (Hendrycks & Gimpel 2016)     gelu_tanh (its approximation), relu2 (So et al. 2021), swiglu (Shazeer 2020)
+activation    gelu (Hendrycks & Gimpel 2016)     gelu_tanh, relu2 (So et al. 2021), swiglu (Shazeer 2020)
 position      learned (GPT-2)                    rope (Su et al. 2021), alibi (Press et al. 2021)
 qk_norm       unit-normalised queries and keys (Henry et al. 2020), with qk_norm_weights as in Qwen3
 n_kv_head     grouped-query attention (Ainslie et al. 2023)

@@ -2,9 +2,9 @@
 
     command.py         `tinygpt import` and `tinygpt export`
     architectures.py   a GPT as one of the classes that transformers ships, and back
-    tokenizers.py      tokenizers as tokenizer.json, and chat templates
+    tokenizers.py      tokenizers as tokenizer.json, and chat templates as files
     huggingface.py     folders with config.json and model.safetensors
-    gguf.py            GGUF, the format of llama.cpp
+    gguf_file.py       GGUF, the format of llama.cpp
     peft.py            LoRA adapters in PEFT's format
 
 Everything passes through `architectures.Stock`: a model with the names and the config.json of a stock class.

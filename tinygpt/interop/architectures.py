@@ -24,3 +24,13 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
 def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Convert a model of a stock class to a GPT."""
     raise NotImplementedError
+
+
+@dataclasses.dataclass
+class Pretrained:
+    """What is read from another tool's files."""
+
+    stock: Stock
+    tokenizer_json: str  # the text of tokenizer.json
+    eos: str  # the token that ends a text, for example "<|endoftext|>"; empty if there is none
+    chat_template: str  # Jinja; empty if there is none
