@@ -185,7 +185,10 @@ def test_a_tokenizer_that_lacks_characters_is_refused_with_their_names(tmp_path:
     assert caught.value.hint == "a hint" and dataset.tokenizer is before
 
 
-def test_a_tokenizer_of_another_kind_is_refused(tiny_data: Path) -> None:
+def test_a_tokenizer_of_another_kind_is_refused_for_a_large_dataset(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinygpt.data.dataset.ENCODED_AGAIN", 10)
     bytes_pairs = GPT2Tokenizer.__new__(GPT2Tokenizer)  # whose vocabulary may not be on this machine
     with pytest.raises(TinyGPTError, match=r"have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)$"):
         Dataset(str(tiny_data / "data"), "tiny").require_tokenizer(bytes_pairs, "out/ckpt.pt", "a hint")

@@ -157,6 +157,6 @@ def test_a_dataset_adopts_a_larger_vocabulary(tmp_path: Path) -> None:
     dataset, other = mine(tmp_path), CharTokenizer([*"ZYXzyx", *RESPONSE[:0]])
     assert not dataset.adopt_tokenizer(other)
     texts = {name: source.texts(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
-    grown = other.grown(dataset.tokenizer.symbols)  # type: ignore[union-attr]
+    grown = other.joined(dataset.tokenizer)
     assert grown.symbols[:6] == list("ZYXzyx") and dataset.adopt_tokenizer(grown) and dataset.tokenizer is grown
     assert {name: source.texts(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]

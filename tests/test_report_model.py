@@ -189,7 +189,7 @@ def test_checkpoints_of_finetuning(tuned: Path, files: str) -> None:
     checkpoint = load_model(*[str(tuned / name) for name in files.split()])
     tokenizer, model = tokenizer_from_dict(checkpoint.tokenizer, files), checkpoint.build_model().eval()
     assert isinstance(tokenizer, CharTokenizer) and set(tokenizer.special) == set(SPECIAL)
-    example, prompt = tokenizer.encode_pair("123 red", "red").tolist(), tokenizer.encode_pair("041 blue").tolist()
+    example, prompt = tokenizer.encode_pair("123 red", "red").tolist(), tokenizer.encode_prompt("041 blue").tolist()
     code = """const { full, half, example, prompt } = input;
               return [read(full, example), read(half, example), greedy(full, prompt, 60)];"""
     packed = {"full": pack(model, tokenizer, half=False), "half": pack(model, tokenizer)}
@@ -411,7 +411,7 @@ def test_models_that_a_page_cannot_hold_are_refused() -> None:
         pack(small(), GPT2Tokenizer())
     assert "--tokenizer=char" in caught.value.hint
     with pytest.raises(TinyGPTError, match="65 tokens, its tokenizer 66"):
-        pack(small(), SYMBOLS.grown(["!"]))
+        pack(small(), SYMBOLS.joined(CharTokenizer("!")))
     adapted = small()
     lora.attach(adapted, lora.LoRA(rank=2, alpha=4.0), 0)
     with pytest.raises(TinyGPTError, match="adapters"):

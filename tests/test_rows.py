@@ -150,7 +150,7 @@ def test_a_source_describes_itself() -> None:
 def test_a_prompt_is_token_0_or_the_first_question() -> None:
     text, pairs = text_rows(20), pair_rows(2, 1)
     assert text.prompt().tolist() == [0] and text.prompt().dtype == np.int64
-    assert pairs.prompt().tolist() == LETTERS.encode_pair("ab").tolist() and pairs.prompt().dtype == np.int64
+    assert pairs.prompt().tolist() == LETTERS.encode_prompt("ab").tolist() and pairs.prompt().dtype == np.int64
     assert MixedRows(pairs, text, 0.5).prompt().tolist() == pairs.prompt().tolist()
     assert text.texts(LETTERS) == [] and pairs.texts(LETTERS) == [("ab", "hg"), ("a", "h")]
 

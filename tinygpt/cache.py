@@ -5,6 +5,9 @@ logits, _ = model(prompt, cache=cache)                              # int64 (B, 
 logits, _ = model(next_token, cache=cache)                          # int64 (B, 1), and so on
 """
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,14 @@ class KVCache:
         )
         self.last_token = like.new_zeros(batch_size, 1, dtype=torch.long)  # for bigram_table
         self.last_input = like.new_zeros(config.n_layer, 2, batch_size, 1, config.n_embd)  # for token_shift
+
+    def repeated(self, times: int) -> Self:
+        """A copy in which each sequence of the batch stands `times` times in a row."""
+        other = copy.copy(self)
+        other.keys_values = self.keys_values.repeat_interleave(times, dim=2)
+        other.last_token = self.last_token.repeat_interleave(times, dim=0)
+        other.last_input = self.last_input.repeat_interleave(times, dim=2)
+        return other
 
     def forget(self) -> None:
         """Empty the cache: the next token is at position 0."""

@@ -22,10 +22,20 @@ from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding
 from tinygpt.data.token_files import commit_dataset, token_writers
-from tinygpt.data.tokenizer import Block, CharTokenizer, GPT2Tokenizer, Tokenizer
+from tinygpt.data.tokenizer import (
+    SPECIAL,
+    Block,
+    CharTokenizer,
+    GPT2Tokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    tokenizer_from_dict,
+)
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
+
+OWN_TOKENIZERS = ("auto", "char", "gpt2")  # others are those of a model
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -33,7 +43,8 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     if config.format == "pairs" or config.name in TASKS:
-        return prepare_pairs(config, input_files(config.input, PAIR_FILES, UNREADABLE))
+        own = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
+        return prepare_pairs(config, input_files(config.input, PAIR_FILES, UNREADABLE), own)
     text = InputText(input_files(config.input), config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
@@ -59,7 +70,35 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
         )
     ready = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
     kind = ready if config.tokenizer == "auto" else config.tokenizer
-    return GPT2Tokenizer() if kind == "gpt2" else CharTokenizer(map(chr, np.flatnonzero(seen)))
+    if kind == "char":
+        return CharTokenizer(map(chr, np.flatnonzero(seen)))
+    return GPT2Tokenizer() if kind == "gpt2" else tokenizer_of_model(kind)
+
+
+def tokenizer_of_model(path: str) -> Tokenizer:
+    """The tokenizer of a checkpoint. Errors: TinyGPTError if there is no such file, or it has no tokenizer."""
+    if not Path(path).exists():
+        hint = f"one of {', '.join(OWN_TOKENIZERS)}, or the path of a checkpoint"
+        raise TinyGPTError(f"--tokenizer={path}: no such tokenizer or file", hint)
+    from tinygpt.checkpoint.store import load
+
+    checkpoint = load(path)
+    if checkpoint.tokenizer is None:
+        raise TinyGPTError(f"{path} contains no tokenizer", "tinygpt train writes checkpoints that do")
+    return tokenizer_from_dict(checkpoint.tokenizer, path)
+
+
+def tokenizer_for_pairs(path: str) -> Tokenizer:
+    """The tokenizer of a checkpoint, with special tokens for pairs."""
+    tokenizer = tokenizer_of_model(path)
+    if isinstance(tokenizer, CharTokenizer):
+        return tokenizer.joined(CharTokenizer(SPECIAL))
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.with_pairs()
+    raise TinyGPTError(
+        "pairs need special tokens, which GPT-2's vocabulary does not have",
+        "tinygpt import gpt2 makes a model that has",
+    )
 
 
 def train_characters(text: InputText, config: PrepareConfig) -> int:

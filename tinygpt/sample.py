@@ -23,7 +23,7 @@ from tinygpt.checkpoint.health import require_finite
 from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.prompts import answers, encode_prompt, prompt_text, require_room
-from tinygpt.data.tokenizer import END, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
 from tinygpt.model import GPT
@@ -116,13 +116,14 @@ def generate(
             context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
 
 
-def answer(model: GPT, tokenizer: CharTokenizer, prompt: str, longest: int = 60) -> str:
-    """Decode the response to a prompt greedily, up to END or `longest` tokens."""
-    ids = tokenizer.encode_pair(prompt).astype("int64")
+def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> str:
+    """Decode the response to a prompt greedily, up to its end or `longest` tokens."""
+    assert tokenizer.pair is not None
+    ids = tokenizer.encode_prompt(prompt).astype("int64")
     idx = torch.tensor(ids[None], device=model.lm_head.weight.device)
     made = []
     for token in generate(model, idx, longest, Choice(temperature=0), tokenizer.vocab_size):
-        if int(token[0]) == tokenizer.special[END]:
+        if int(token[0]) == tokenizer.pair.end[0]:
             break
         made.append(int(token[0]))
     return tokenizer.decode(made)
@@ -140,7 +141,8 @@ def sample(config: SampleConfig) -> None:
     model = for_inference(checkpoint, compute, config.fast)
     if answers(tokenizer) and not config.plain:
         require_room(prompt, model.config.block_size)
-        config = dataclasses.replace(config, stop=config.stop or END)
+    if not config.plain:
+        config = dataclasses.replace(config, stop=config.stop or tokenizer.stop)
     try:
         show = stream if config.num_samples == 1 and not config.json else batch
         show(model, prompt, config, tokenizer)

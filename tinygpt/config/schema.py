@@ -59,8 +59,9 @@ class PrepareConfig:
     input: Files = ()
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
     sorted order"""
-    tokenizer: Literal["auto", "char", "gpt2"] = "auto"
-    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text"""
+    tokenizer: File = "auto"
+    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text; or the path of a
+    checkpoint, or its folder: that model's tokenizer"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"

@@ -25,6 +25,7 @@ from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, fingerprint, tokeni
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error
 
+ENCODED_AGAIN = 1 << 24  # tokens; a larger dataset is not encoded again for a model with another tokenizer
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`
 
 
@@ -64,17 +65,20 @@ class Dataset:
         for split, tokens in self.splits.items():
             try:
                 self.sources[split] = PairRows(tokens, self.tokenizer) if self.pairs else TextRows(tokens)
-            except (AttributeError, KeyError, ValueError):
+            except ValueError:
                 what = f"{self.folder}/{split}.bin: does not hold prompts and responses"
                 raise TinyGPTError(what, f"re-run {self.prepare_command}") from None
 
     def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
-        """Change all ids to those of a tokenizer that knows every token of this dataset. Returns False, and changes
-        nothing, if it does not."""
+        """Change all ids to those of a tokenizer that can encode this dataset. Returns False, and changes nothing, if
+        it cannot: for characters, if one is missing; for subwords, if the dataset is large or has pairs, and the
+        vocabulary no special tokens for them."""
         mine, theirs = self.tokenizer, tokenizer
         if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
             return True
-        if not isinstance(mine, CharTokenizer) or not isinstance(theirs, CharTokenizer):
+        if not isinstance(theirs, CharTokenizer):
+            return self._encode_again(theirs)
+        if not isinstance(mine, CharTokenizer):
             return False
         ids = {symbol: index for index, symbol in enumerate(theirs.symbols)}
         if not ids.keys() >= set(mine.symbols):
@@ -82,6 +86,20 @@ class Dataset:
         table = np.array([ids[symbol] for symbol in mine.symbols], dtype=TOKEN)
         self.splits = {split: table[tokens] for split, tokens in self.splits.items()}
         self.tokenizer = theirs
+        self._set_sources()
+        return True
+
+    def _encode_again(self, tokenizer: Tokenizer) -> bool:
+        """Encode the text of this dataset with another tokenizer, which knows every text."""
+        if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and tokenizer.pair is None):
+            return False
+        encoded: dict[str, np.ndarray] = {}
+        for split, tokens in self.splits.items():
+            pairs = self.sources[split].texts(self.tokenizer)
+            texts = [self.tokenizer.decode(tokens.tolist())]
+            parts = [tokenizer.encode_pair(*pair) for pair in pairs] if pairs else tokenizer.encode_blocks(texts)
+            encoded[split] = np.concatenate(list(parts))
+        self.splits, self.tokenizer = encoded, tokenizer
         self._set_sources()
         return True
 

@@ -19,7 +19,7 @@ from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.text_files import not_decoded
 from tinygpt.data.token_files import commit_dataset, token_writers
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, lone_surrogate
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error, folder_lock
@@ -28,8 +28,11 @@ PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read i
 MOST_LABELS = 50  # more distinct responses than this are free text
 
 
-def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
-    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a built-in task."""
+def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer | None = None) -> None:
+    """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a built-in task.
+
+    tokenizer: one that encodes pairs; None: that of the pairs' characters.
+    """
     if config.name in TASKS:
         task = TASKS[config.name]
         splits, labels = task.make(1337), list(task.labels)
@@ -39,8 +42,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
         splits = split(pairs, config.val_fraction, config.test_fraction)
         labels = labels_of(pairs)
         source = ", ".join(map(str, paths[:3]))
-    characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
-    tokenizer = CharTokenizer([*characters, *SPECIAL])
+    if tokenizer is None:
+        characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
+        tokenizer = CharTokenizer([*characters, *SPECIAL])
     folder = Path(config.data_dir) / config.name
     with folder_lock(folder, "dataset"), token_writers(folder, splits) as writers:
         for name, part in splits.items():
@@ -55,7 +59,7 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
         meta = commit_dataset(
             folder, writers, tokenizer, hashlib.sha256(json.dumps(splits).encode()).hexdigest(), facts
         )
-    show_pairs(config, folder, meta, splits, source)
+    show_pairs(config, folder, meta, tokenizer, splits, source)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

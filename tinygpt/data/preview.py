@@ -1,7 +1,7 @@
 """Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command.
 
 show_text(folder, tokenizer, meta)                   # meta: the content of meta.json
-show_pairs(config, folder, meta, splits, "pairs.jsonl")
+show_pairs(config, folder, meta, tokenizer, splits, "pairs.jsonl")
 """
 
 import contextlib
@@ -16,7 +16,9 @@ from tinygpt.config.schema import PrepareConfig
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
-from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
+
+LORA_PRESET = "configs/finetune_transactions_lora.yaml"
 
 
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
@@ -28,7 +30,8 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         print(f"vocabulary: {tokenizer.vocab_size:,}: {shown}{' ...' if tokenizer.vocab_size > 100 else ''}")
     else:
         ratio = characters / sum(tokens.values())
-        print(f"vocabulary: {tokenizer.vocab_size:,} (GPT-2's BPE, {ratio:.2f} characters per token)")
+        name = "GPT-2's BPE" if isinstance(tokenizer, GPT2Tokenizer) else "that of the model"
+        print(f"vocabulary: {tokenizer.vocab_size:,} ({name}, {ratio:.2f} characters per token)")
     print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
     with contextlib.suppress(OSError):
         print("the first lines, as tokens and decoded again:")
@@ -48,17 +51,23 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
 
 
 def show_pairs(
-    config: PrepareConfig, folder: Path, meta: dict[str, Any], splits: dict[str, list[Pair]], source: str
+    config: PrepareConfig,
+    folder: Path,
+    meta: dict[str, Any],
+    tokenizer: Tokenizer,
+    splits: dict[str, list[Pair]],
+    source: str,
 ) -> None:
     """Print the size of a dataset of pairs, some training examples, and the next command."""
     print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
     if meta["labels"]:
         print(f"labels:     {', '.join(meta['labels'])}")
-    lengths = [len(prompt) + len(response) + 3 for part in splits.values() for prompt, response in part]
+    lengths = [len(tokenizer.encode_pair(*pair)) for part in splits.values() for pair in part]
     mean = sum(lengths) / len(lengths)
     print(f"lengths:    at most {max(lengths)} tokens, {mean:.0f} on average, special tokens included")
     for prompt, response in splits["train"][: config.show or 1]:
-        print(f"  {coloured(prompt, response)}")
+        ids = tokenizer.encode_prompt(prompt), tokenizer.encode_response(response)
+        print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     print_next_commands(config, folder, max(lengths) - 1)
@@ -67,7 +76,8 @@ def show_pairs(
 def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
     """Print the command that fine-tunes on the pairs, preceded by those that train a base model if there is none.
 
-    Pairs longer than the presets' context get a base model of their own, with block_size `width`.
+    Pairs longer than the presets' context get a base model of their own, with block_size `width`. Pairs that are
+    encoded with a model's tokenizer are for that model.
     """
     base, flags = "out-fast", []
     if width > suggest.PRESET_BLOCK_SIZE:
@@ -76,6 +86,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None
     preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
+    if config.tokenizer not in ("auto", "char"):
+        print(f"next: {suggest.command('finetune', LORA_PRESET, f'--ckpt={config.tokenizer}', *own, *place)}")
+        return
     if not Path(f"{base}/ckpt.pt").exists():
         print("first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
@@ -84,8 +97,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None
     print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
 
 
-def coloured(prompt: str, response: str) -> str:
+def coloured(asked: str, answer: str) -> str:
     """An example with the targets of the loss in green, or in brackets where there are no colours."""
-    asked, answer = f"{PROMPT}{prompt}{RESPONSE}", f"{response}{END}"
     text = f"\033[2m{asked}\033[0m\033[32m{answer}\033[0m" if sys.stdout.isatty() else f"{asked}[{answer}]"
     return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")

@@ -5,7 +5,7 @@ ids = encode_prompt(prompt_text("FILE:prompt.txt"), tokenizer)
 
 from pathlib import Path
 
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
@@ -18,32 +18,31 @@ def prompt_text(start: str) -> str:
 
 
 def answers(tokenizer: Tokenizer) -> bool:
-    """Return whether a model was fine-tuned on prompts and responses: its vocabulary has their special tokens."""
-    return isinstance(tokenizer, CharTokenizer) and len(tokenizer.special) == len(SPECIAL)
+    """Return whether a model answers prompts: it was fine-tuned on pairs, or has a chat template."""
+    return tokenizer.pair is not None
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, plain: bool = False) -> list[int]:
     """Ids of the prompt, at least one, since a model needs a context. An empty prompt becomes a line end.
 
-    For a model that answers prompts they are PROMPT text RESPONSE; with `plain`, those of the text alone. Errors:
+    For a model that answers prompts they end where the response begins; with `plain` they are the text alone. Errors:
     TinyGPTError for characters that the tokenizer does not know (`skip_unknown` leaves them out), and if none is left.
     """
-    if isinstance(tokenizer, CharTokenizer) and answers(tokenizer) and not plain:
+    if tokenizer.pair is not None and not plain:
         if not text.strip():
             raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start "a prompt", or --plain')
-        ids = tokenizer.encode_pair(text.strip("\n"), None, skip_unknown).tolist()
-        if not tokenizer.decode(ids[1:-1]).strip():
+        if not tokenizer.decode(tokenizer.encode(text, skip_unknown)).strip():
             raise nothing_left()
-        return ids
+        return tokenizer.encode_prompt(text.strip("\n"), skip_unknown).tolist()
     if text in ("", "\n"):
         try:
-            return tokenizer.encode("\n").tolist()
+            return tokenizer.start.tolist() or tokenizer.encode("\n").tolist()
         except TinyGPTError:
             return [0]  # a vocabulary without line ends
     ids = tokenizer.encode(text, skip_unknown).tolist()
     if not ids:
         raise nothing_left()
-    return ids
+    return [*tokenizer.start.tolist(), *ids]
 
 
 def nothing_left() -> TinyGPTError:

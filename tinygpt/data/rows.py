@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 
 REPLAY = 3  # stream of the replayed rows, see `draw_windows`
@@ -129,21 +129,23 @@ class TextRows:
 
 
 class PairRows:
-    """Prompts and responses. A row is one example; its targets are the tokens of the response and END.
+    """Prompts and responses. A row is one example; its targets are the tokens of the response and its end.
 
     A handle is the number of the example.
     """
 
-    def __init__(self, tokens: np.ndarray, tokenizer: Any) -> None:
-        """Errors: AttributeError, KeyError, ValueError if the tokens are not complete examples."""
-        special = {name: np.flatnonzero(tokens == tokenizer.special[name]) for name in SPECIAL}
-        self.tokens, self.starts, self.ends = tokens, special[PROMPT], special[END] + 1
-        self.responses, self.end_id = special[RESPONSE], tokenizer.special[END]
-        if not len(self.starts) == len(self.responses) == len(self.ends) > 0:
+    def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer) -> None:
+        """Errors: ValueError if the tokens are not complete examples."""
+        if tokenizer.pair is None:
+            raise ValueError("the vocabulary has no special tokens for examples")
+        prefix, middle, end = self.format = tokenizer.pair
+        self.tokens, self.end_id = tokens, int(end[0])
+        self.starts, self.responses = find(tokens, prefix), find(tokens, middle) + len(middle) - 1
+        if not len(self.starts) == len(self.responses) > 0:
             raise ValueError("special tokens are missing")
-        bounds = np.append(self.starts, len(tokens))
-        in_order = (self.starts < self.responses) & (self.responses < self.ends - 1) & (self.ends == bounds[1:])
-        if self.starts[0] or not in_order.all():
+        self.ends = np.append(self.starts[1:], len(tokens))
+        in_order = (self.starts + len(prefix) + len(middle) <= self.responses + 1) & (self.responses < self.ends - 1)
+        if self.starts[0] or not in_order.all() or (tokens[self.ends - 1] != self.end_id).any():
             raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
 
@@ -162,7 +164,7 @@ class PairRows:
         return np.maximum(last - self.responses[at] - 1, 0)
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded with END."""
+        """Inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded."""
         places = self.starts[at][:, None] + np.arange(width + 1)  # (n, width + 1)
         inside = places < self.ends[at][:, None]
         block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), self.end_id)
@@ -176,13 +178,15 @@ class PairRows:
         return few
 
     def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        prefix, middle = len(self.format.prefix), len(self.format.middle)
+        spans = zip(self.starts + prefix, self.responses + 1 - middle, self.responses + 1, self.ends - 1, strict=True)
         return [
-            (tokenizer.decode(self.tokens[a + 1 : b].tolist()), tokenizer.decode(self.tokens[b + 1 : c - 1].tolist()))
-            for a, b, c in zip(self.starts, self.responses, self.ends, strict=True)
+            (tokenizer.decode(self.tokens[a:b].tolist()), tokenizer.decode(self.tokens[c:d].tolist()))
+            for a, b, c, d in spans
         ]
 
     def prompt(self) -> np.ndarray:
-        """The first example up to and including its RESPONSE token."""
+        """The first example up to where its response begins."""
         return self.tokens[: self.responses[0] + 1].astype(np.int64)
 
     def describe(self) -> str:
@@ -289,6 +293,14 @@ def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int,
 def stream_key(seed: int, stream: int) -> np.uint64:
     """The half of Philox's key that stays the same throughout a run."""
     return np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]  # type: ignore[no-any-return]
+
+
+def find(tokens: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """Places where the ids `sequence` begin in `tokens`, in ascending order."""
+    places = np.flatnonzero(tokens[: len(tokens) - len(sequence) + 1] == sequence[0])
+    for offset, token in enumerate(sequence[1:].tolist(), start=1):
+        places = places[tokens[places + offset] == token]
+    return places
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Tokenizers: text to ids and back.
 
-Two tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one token, and
-`GPT2Tokenizer`, GPT-2's byte-pair encoding through tiktoken. Both are plain JSON in and out (`to_dict`,
-`tokenizer_from_dict`), so a tokenizer travels inside `meta.json` and inside every checkpoint, never as a pickle.
+Three tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one token;
+`GPT2Tokenizer`, GPT-2's byte-pair encoding through tiktoken; and `HuggingFaceTokenizer`, that of an imported model,
+through the package tokenizers. All are plain JSON in and out (`to_dict`, `tokenizer_from_dict`), so a tokenizer
+travels inside `meta.json` and inside every checkpoint, never as a pickle.
 
     tokenizer = CharTokenizer("abc")
     tokenizer.encode("cab").tolist() == [2, 0, 1];  tokenizer.decode([2, 0, 1]) == "cab"
@@ -13,7 +14,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +41,43 @@ def lone_surrogate(text: str) -> str:
     return f"U+{ord(found[0]):04X}" if found else ""
 
 
-class CharTokenizer:
+class PairFormat(NamedTuple):
+    """Tokens of an example around its prompt and response, uint16: prefix, prompt, middle, response, end.
+
+    Prefix and middle contain a special token, so that no text contains them; end is a single special token.
+    """
+
+    prefix: np.ndarray
+    middle: np.ndarray
+    end: np.ndarray
+
+
+class BaseTokenizer:
+    """What all tokenizers share: examples of prompt and response."""
+
+    pair: PairFormat | None = None  # None: the vocabulary has no special tokens for prompts and responses
+    start = np.zeros(0, dtype="<u2")  # ids at the start of every text
+    stop = ""  # special token that ends a generated text; empty: none
+
+    def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
+        raise NotImplementedError
+
+    def encode_prompt(self, prompt: str, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of an example up to where its response begins."""
+        assert self.pair is not None
+        return np.concatenate((self.pair.prefix, self.encode(prompt, skip_unknown), self.pair.middle))
+
+    def encode_response(self, response: str) -> np.ndarray:
+        """Ids of a response and the end of the example."""
+        assert self.pair is not None
+        return np.concatenate((self.encode(response), self.pair.end))
+
+    def encode_pair(self, prompt: str, response: str) -> np.ndarray:
+        """Ids of an example, uint16 (n,)."""
+        return np.concatenate((self.encode_prompt(prompt), self.encode_response(response)))
+
+
+class CharTokenizer(BaseTokenizer):
     """One token per character. `symbols` are the tokens in the order of their ids; `prepare` sorts them by code point.
 
     Those in SPECIAL are special tokens: text is never encoded as one, even if it reads the same.
@@ -57,6 +94,9 @@ class CharTokenizer:
             )
         self.vocab_size = len(self.symbols)
         self.special = {symbol: index for index, symbol in enumerate(self.symbols) if symbol in SPECIAL}
+        if len(self.special) == len(SPECIAL):
+            self.pair = PairFormat(*(np.array([self.special[name]], dtype="<u2") for name in SPECIAL))
+            self.stop = END
         ids = [index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL]
         codes = code_points("".join(self.symbols[index] for index in ids))
         self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
@@ -94,16 +134,11 @@ class CharTokenizer:
             else:
                 yield self.encode(block)
 
-    def encode_pair(self, prompt: str, response: str | None = None, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of an example, PROMPT prompt RESPONSE response END; without a response, those up to RESPONSE."""
-        special = np.array([self.special[name] for name in SPECIAL], dtype="<u2")
-        asked = (special[:1], self.encode(prompt, skip_unknown), special[1:2])
-        answer = () if response is None else (self.encode(response, skip_unknown), special[2:])
-        return np.concatenate((*asked, *answer))
-
-    def grown(self, symbols: Iterable[str]) -> "CharTokenizer":
-        """Return this tokenizer with the missing ones of `symbols` appended; the ids of its own tokens stay."""
-        return CharTokenizer(dict.fromkeys([*self.symbols, *symbols]))
+    def joined(self, other: "Tokenizer") -> "Tokenizer":
+        """Return this tokenizer with the missing tokens of `other` appended; the ids of its own tokens stay."""
+        return (
+            CharTokenizer(dict.fromkeys([*self.symbols, *other.symbols])) if isinstance(other, CharTokenizer) else self
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of these ids; a special token becomes its name."""
@@ -117,7 +152,7 @@ class CharTokenizer:
         return {"kind": self.kind, "symbols": self.symbols}
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(BaseTokenizer):
     """GPT-2's byte-pair encoding (Radford et al. 2019), 50,257 tokens, through tiktoken."""
 
     kind = "gpt2"
@@ -138,14 +173,11 @@ class GPT2Tokenizer:
         GPT-2's pattern never lets a token span from a non-space to white space that follows it, so just before a blank
         or a line end the text can be cut. (LONGEST_WORD characters without either are cut, which can change a token.)
         """
-        pending = ""
-        for block in blocks:
-            pending += block.decode("ascii") if isinstance(block, bytes) else block
-            if at := _safe_cut(pending):
-                yield self.encode(pending[:at])
-                pending = pending[at:]
-        if pending:
-            yield self.encode(pending)
+        return map(self.encode, cut_safely(blocks, " \n"))
+
+    def joined(self, other: "Tokenizer") -> "Tokenizer":
+        """Return this tokenizer: its vocabulary cannot grow."""
+        return self
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
@@ -158,18 +190,130 @@ class GPT2Tokenizer:
         return {"kind": self.kind}
 
 
-Tokenizer = CharTokenizer | GPT2Tokenizer
+class HuggingFaceTokenizer(BaseTokenizer):
+    """The tokenizer of an imported model, as the text of its tokenizer.json, through the package tokenizers.
+
+    eos: the token that ends a text, chat_template: the model's own (Jinja), both empty if it has none. pair: the text
+    around prompt and response, {"prefix", "middle", "end"}, which `tinygpt import` takes from the chat template. Text
+    of a user is never encoded as a special token.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, json: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
+        """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
+        try:
+            import tokenizers
+        except ImportError:
+            hint = 'pip install tokenizers (also in "tinygpt[pretrained]")'
+            raise TinyGPTError("this model's tokenizer needs the package tokenizers", hint) from None
+        try:
+            self._encoding = tokenizers.Tokenizer.from_str(json)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(str(error)) from None
+        self._encoding.no_padding()
+        self._encoding.no_truncation()
+        self._json, self.eos, self.chat_template, self._pair = json, eos, chat_template, pair
+        self._tokens = {id: token for token, id in self._encoding.get_vocab(with_added_tokens=True).items()}
+        self.vocab_size = max(self._tokens, default=-1) + 1
+        if not 0 < self.vocab_size <= MAX_SYMBOLS:
+            raise ValueError(f"{self.vocab_size:,} tokens, where tinygpt can have 1 to {MAX_SYMBOLS:,} (uint16)")
+        self._special = {token.content for token in self._encoding.get_added_tokens_decoder().values()}
+        self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
+        self.stop = eos
+        if pair:
+            parts = (self._encoding.encode(pair[name], add_special_tokens=False).ids for name in PairFormat._fields)
+            self.pair = PairFormat(*(np.array(ids, dtype="<u2") for ids in parts))
+            self.stop = pair["end"]
+        self._encoding.encode_special_tokens = True
+        self.byte_level = (self._spec().get("decoder") or {}).get("type") == "ByteLevel"
+
+    def _spec(self) -> dict[str, Any]:
+        return json.loads(self._json)  # type: ignore[no-any-return]
+
+    def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing."""
+        return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
+
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
+
+        A byte-level tokenizer never has a token from a non-space to a blank, so the text is cut there. Others may treat
+        the start of a text in a special way, and encode it at once.
+        """
+        return map(self.encode, cut_safely(blocks, " " if self.byte_level else ""))
+
+    def joined(self, other: "Tokenizer") -> "Tokenizer":
+        """Return this tokenizer; if `other` encodes examples and it does not, with special tokens for them."""
+        return self.with_pairs() if other.pair and not self.pair else self
+
+    def with_pairs(self) -> "HuggingFaceTokenizer":
+        """Return this tokenizer, with special tokens for prompts and responses unless its chat template has them."""
+        if self.pair:
+            return self
+        import tokenizers
+
+        grown = tokenizers.Tokenizer.from_str(self._json)
+        grown.add_special_tokens(list(SPECIAL))
+        pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
+        return HuggingFaceTokenizer(grown.to_str(), self.eos, "", pair)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of these ids; a special token becomes its name."""
+        ids = [int(i) for i in ids]
+        if self.byte_level:
+            return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        return str(self._encoding.decode(ids, skip_special_tokens=False))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, for streaming; a padded row of the embedding has none."""
+        text = self._tokens.get(token, "")
+        if self.byte_level and text not in self._special:
+            return bytes(BYTES[character] for character in text)
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
+            return bytes.fromhex(byte[1])
+        return text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+    def to_dict(self) -> dict[str, Any]:
+        spec = {"json": self._json, "eos": self.eos, "chat_template": self.chat_template, "pair": self._pair}
+        return {"kind": self.kind, **spec}
 
 
-def _safe_cut(text: str) -> int:
-    """The last place where a blank or line end follows a non-space, 0 if there is none yet.
+Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
+
+
+def byte_characters() -> dict[str, int]:
+    """The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1
+    stand for themselves, the others are numbered from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = byte_characters()
+
+
+def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
+    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space."""
+    pending = ""
+    for block in blocks:
+        pending += block.decode("ascii") if isinstance(block, bytes) else block
+        if at := _safe_cut(pending, before):
+            yield pending[:at]
+            pending = pending[at:]
+    if pending:
+        yield pending
+
+
+def _safe_cut(text: str, before: str) -> int:
+    """The last place where one of the characters `before` follows a non-space, 0 if there is none yet.
 
     Not any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not.
     """
     for at in range(len(text) - 1, 0, -1):
-        if text[at] in " \n" and not text[at - 1].isspace():
+        if text[at] in before and not text[at - 1].isspace():
             return at
-    return len(text) if len(text) > LONGEST_WORD else 0
+    return len(text) if before and len(text) > LONGEST_WORD else 0
 
 
 def describe(character: str) -> str:
@@ -188,7 +332,22 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
         ):
             if len(set(symbols)) == len(symbols):
                 return CharTokenizer(symbols)
+        case {"kind": "huggingface", "json": str(text), "eos": str(eos), "chat_template": str(template)} if _is_pair(
+            spec.get("pair")
+        ):
+            try:
+                return HuggingFaceTokenizer(text, eos, template, spec["pair"])
+            except ValueError as error:
+                raise TinyGPTError(f"{where}: contains a tokenizer that cannot be used ({error})") from None
     raise TinyGPTError(f"{where}: contains a tokenizer that tinygpt does not know", "re-run tinygpt prepare")
+
+
+def _is_pair(value: Any) -> bool:
+    """Return whether a value may be the `pair` of a HuggingFaceTokenizer."""
+    fields = set(PairFormat._fields)
+    return value is None or (
+        isinstance(value, dict) and value.keys() == fields and all(isinstance(text, str) for text in value.values())
+    )
 
 
 def fingerprint(spec: dict[str, Any]) -> str:

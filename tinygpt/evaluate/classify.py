@@ -16,7 +16,8 @@ Shapes: n prompts, L labels.
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,13 +26,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.cache import KVCache
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.files import replacing, strict_json
+from tinygpt.model import GPT
 from tinygpt.terminal import escaped
-from tinygpt.training.build import Computing
 
-BATCH_TOKENS = 2048  # of a forward pass, padding included; on a CPU a third faster than 8192 (0.8 M parameters)
+BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
+BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
@@ -42,8 +45,8 @@ LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 
 @torch.inference_mode()
 def label_scores(
-    model: Computing,
-    tokenizer: CharTokenizer,
+    model: GPT,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     labels: Sequence[str],
     device: torch.device | str = "cpu",
@@ -55,48 +58,60 @@ def label_scores(
     model's context, for a character without an id (in prompts, `skip_unknown` leaves those out), and for a model whose
     loss is not finite.
     """
-    questions = [tokenizer.encode_pair(prompt, skip_unknown=skip_unknown) for prompt in prompts]
-    answers = [tokenizer.encode_pair("", label)[2:] for label in labels]  # the label's tokens and END
-    tokens = np.array([len(answer) for answer in answers])
-    lengths = (
-        np.add.outer(np.array([len(question) for question in questions], dtype=int), tokens) - 1
-    )  # (n, L): END is not read
-    if lengths.size and lengths.max() > model.config.block_size:
-        i, j = np.unravel_index(lengths.argmax(), lengths.shape)
-        raise TinyGPTError(
-            f"prompt {i + 1} ({cut(repr(prompts[i]), 40)}) takes {lengths[i, j]} tokens with the label "
-            f"{labels[j]!r}, but the model reads {model.config.block_size}",
-            "shorten it, or train with a larger --block_size",
-        )
+    assert tokenizer.pair is not None
+    questions = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
+    answers = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
+    longest, room = max(answers, key=len), model.config.block_size
+    for number, (prompt, question) in enumerate(zip(prompts, questions, strict=True), start=1):
+        if len(question) + len(longest) - 1 > room:
+            raise TinyGPTError(
+                f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(question) + len(longest) - 1} tokens with the "
+                f"label {max(labels, key=lambda label: len(tokenizer.encode(label)))!r}, but the model reads {room}",
+                "shorten it, or train with a larger --block_size",
+            )
     was_training = model.training
     model.eval()
-    total, at = np.zeros(lengths.shape), 0
-    order = np.argsort(-lengths, axis=None, kind="stable")  # rows of similar length together: little padding
-    with tqdm(total=len(order), unit="label", desc="scoring all labels", leave=False, disable=None) as bar:
-        while at < len(order):
-            width = lengths.flat[order[at]]
-            some = order[at : at + max(1, BATCH_TOKENS // width)]
-            x, y = np.zeros((len(some), width), dtype=np.int64), np.full((len(some), width), -1)  # (B, T)
-            for row, (i, j) in enumerate(zip(*np.unravel_index(some, lengths.shape), strict=True)):
-                x[row, : lengths[i, j]] = np.concatenate((questions[i], answers[j][:-1]))
-                y[row, len(questions[i]) - 1 : lengths[i, j]] = answers[j]
-            total.flat[some] = response_scores(model, x, y, device)
-            at += len(some)
-            bar.update(len(some))
+    # all prompts begin with the same tokens, which are read once
+    prefix = torch.from_numpy(tokenizer.pair.prefix.astype(np.int64))[None].to(device)
+    start = model.new_cache(1, max(map(len, questions), default=0) + len(longest))
+    model.next_logits(prefix, start)
+    most = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * len(longest))
+    total = np.zeros((len(questions), len(labels)))
+    with tqdm(total=total.size, unit="label", desc="scoring all labels", leave=False, disable=None) as bar:
+        for some in of_equal_length(questions, most):
+            asked = torch.from_numpy(np.stack([questions[i] for i in some])[:, prefix.size(1) :]).to(device)
+            total[some] = answer_scores(model, start.repeated(len(some)), asked, answers)
+            bar.update(len(some) * len(labels))
     model.train(was_training)
     if not np.isfinite(total).all():
         raise diverged("the loss is", total[~np.isfinite(total)][0])
-    return total, total / tokens
+    return total, total / np.array([len(answer) for answer in answers])
 
 
-def response_scores(model: Computing, x: np.ndarray, y: np.ndarray, device: torch.device | str) -> np.ndarray:
-    """Sum the log-probabilities of the targets y (B, T), -1 where there is none, after x (B, T): (B,), float64."""
-    logits = model(torch.from_numpy(x).to(device))[0]  # (B, T, V)
-    targets = torch.from_numpy(y)
-    rows, places = (targets >= 0).nonzero(as_tuple=True)
-    chosen = logits[rows.to(logits.device), places.to(logits.device)].cpu().double()  # (targets, V)
-    losses = F.cross_entropy(chosen, targets[rows, places], reduction="none")
-    return -np.bincount(rows.numpy(), weights=losses.numpy(), minlength=len(x))
+def of_equal_length(sequences: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
+    """Divide the indices of sequences into groups of equal length, with at most `most` in each, and at least one."""
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    for _, group in itertools.groupby(order, key=lambda index: len(sequences[index])):
+        indices = list(group)
+        for at in range(0, len(indices), max(1, most)):
+            yield indices[at : at + max(1, most)]
+
+
+def answer_scores(model: GPT, cache: KVCache, asked: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
+    """Log-probabilities of L answers, each int64 (n,), after prompts int64 (B, T) that continue the cache: (B, L).
+
+    A prompt is read once, and each answer continues a copy of its cache.
+    """
+    B, L, longest = len(asked), len(answers), max(map(len, answers))
+    y = np.full((L, longest), -1)
+    for row, answer in enumerate(answers):
+        y[row, : len(answer)] = answer
+    targets = torch.from_numpy(y).to(asked.device).repeat(B, 1)  # (B L, longest)
+    logits = model.next_logits(asked, cache).repeat_interleave(L, 0)[:, None]  # (B L, 1, V)
+    if longest > 1:
+        logits = torch.cat((logits, model(targets[:, :-1].clamp(min=0), cache=cache.repeated(L))[0]), dim=1)
+    losses = F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), ignore_index=-1, reduction="none")
+    return -losses.view(B, L, longest).sum(2).cpu().numpy()
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

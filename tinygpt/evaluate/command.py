@@ -12,7 +12,7 @@ from tinygpt import terminal
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify
 from tinygpt.evaluate.baselines import ngram_baselines
@@ -54,7 +54,6 @@ def evaluate(config: EvalConfig) -> None:
 def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, prompts: list[str]) -> None:
     """Write the probability of each label for each prompt, to --output or the terminal."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
-    assert isinstance(tokenizer, CharTokenizer)
     total, _ = classify.label_scores(model, tokenizer, prompts, labels, compute.device, skip_unknown=True)
     write = classify.predict_json if config.json else classify.predict_csv
     if config.output:
@@ -71,8 +70,7 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: devic
 def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
     """Print the report on a labelled task, and draw the confusion matrix."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
-    assert isinstance(tokenizer, CharTokenizer)
-    train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))  # type: ignore[union-attr]
+    train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))
     total, mean = classify.label_scores(model, tokenizer, [prompt for prompt, _ in wanted], labels, compute.device)
     report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train)
     if config.json:
@@ -102,8 +100,10 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
+def note_unknown(tokenizer: Tokenizer, prompts: list[str]) -> None:
     """Report on standard error how many prompts contain characters outside the model's vocabulary."""
+    if not isinstance(tokenizer, CharTokenizer):
+        return
     known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
     changed = [count for count, prompt in zip(known, prompts, strict=True) if count < len(prompt)]
     if changed:

@@ -13,7 +13,6 @@ from tinygpt.checkpoint.adapter import save_adapter, weights_fingerprint
 from tinygpt.config.schema import FinetuneConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import MixedRows, Rows
-from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
 from tinygpt.lora import LoRA, attach
@@ -87,7 +86,7 @@ class FineTuning(Method):
             found["base_loss"] = whole_loss(model, self.base_data, run)
         source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
         pairs = source.texts(tokenizer)
-        if pairs and isinstance(tokenizer, CharTokenizer):
+        if pairs:
             distinct = {response: prompt for prompt, response in reversed(pairs)}  # the first of each response
             chosen = [(prompt, response) for response, prompt in reversed(distinct.items())][:3]
             found["prompts"], found["responses"] = [prompt for prompt, _ in chosen], [right for _, right in chosen]

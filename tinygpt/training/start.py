@@ -18,7 +18,7 @@ from tinygpt.checkpoint.resize import crop_block_size, grow_vocabulary
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
 
@@ -171,9 +171,7 @@ def join_vocabularies(dataset: Dataset, base: store.Checkpoint, start: Start) ->
         base.require_embeddings(dataset.tokenizer, start.where)
         return dataset.tokenizer.vocab_size
     own = tokenizer_from_dict(base.tokenizer, start.where)
-    both = own
-    if not start.resuming and isinstance(own, CharTokenizer) and isinstance(dataset.tokenizer, CharTokenizer):
-        both = own.grown(dataset.tokenizer.symbols)
+    both = own if start.resuming else own.joined(dataset.tokenizer)
     hint = "prepare the text that it was trained on, or start with --init_from=scratch"
     dataset.require_tokenizer(both, start.where, hint)
     if both is own:
