@@ -158,12 +158,16 @@ class GPT(nn.Module):
             {**tables, "h": blocks, "ln_f": choose(NORMS, "norm", config.norm)(config)}
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_weights:
-            self.lm_head.weight = tables["wte"].weight
+        self.tie()
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2: 2 n_layer of these add up in the residual stream
                 nn.init.normal_(parameter, std=0.0 if config.zero_init else 0.02 / math.sqrt(2 * config.n_layer))
+
+    def tie(self) -> None:
+        """Make the head share the weights of the token embedding, if configured (Press & Wolf 2017)."""
+        if self.config.tie_weights:
+            self.lm_head.weight = self.transformer["wte"].weight
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -179,8 +183,17 @@ class GPT(nn.Module):
         idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx continues
         the tokens that the cache has read. last_only: logits of the last position alone, (B, 1, V).
         """
+        x = self.residual(idx, cache)
+        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        logits = self.lm_head(x).float()
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def residual(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""
         T, start = idx.size(1), cache.length if cache else 0
-        x: Tensor = self.transformer["wte"](idx)  # (B, T, C)
+        x: Tensor = self.transformer["wte"](idx)
         if self.config.bigram_table:  # pairs (previous token, token); the token before the first is taken to be 0
             first = torch.zeros_like(idx[:, :1]) if cache is None else cache.last_token
             before = torch.cat((first, idx[:, :-1]), dim=1)
@@ -193,11 +206,7 @@ class GPT(nn.Module):
             x = block(x, context)
         if cache is not None:
             cache.length, cache.last_token = start + T, idx[:, -1:]
-        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
-        logits = self.lm_head(x).float()
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return x
 
     def context(self, T: int, device: torch.device, cache: KVCache | None = None) -> Context:
         """Build the context of a forward pass over the next T tokens."""

@@ -77,6 +77,8 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
         require_finite(logits)  # argmax treats NaN as the largest; multinomial of NaN makes a GPU unusable
+    if choice.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
     chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
     try:
         return torch.multinomial(chances, 1, generator=generator)

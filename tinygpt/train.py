@@ -142,9 +142,10 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     """
     config, ranks, rows = run.config, run.ranks, run.rows_per_iter
     at = run.source.draw(config.seed, step, config.block_size, rows)
-    total = int(run.source.targets(at, run.width).sum())
+    width = run.width_of(at)
+    total = int(run.source.targets(at, width).sum())
     mine = at[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
-    pieces = np.stack(run.source.rows(mine, run.width)).reshape(2, micro_steps(config, ranks), -1, run.width)
+    pieces = np.stack(run.source.rows(mine, width)).reshape(2, micro_steps(config, ranks), -1, width)
     weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
     x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return x, y, weights

@@ -82,7 +82,9 @@ class Checkpoint:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
-        model = kind(args)
+        with torch.device("meta"):  # without initialising weights that the next lines replace
+            model = kind(args)
+        model.to_empty(device="cpu").tie()
         self._fill(model, weights)
         return model
 

@@ -29,8 +29,8 @@ REPLAY = 3  # stream of the replayed rows, see `draw_windows`
 class Rows(Protocol):
     """A source of rows. `at` is an array of n handles; a handle is an int, for a mixture a pair (source, handle)."""
 
-    def width(self, block_size: int) -> int:
-        """Columns of a row, at most block_size."""
+    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
+        """Columns that all rows need, or those at `at`: at most block_size."""
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         """Draw the `count` rows of a step's global batch: handles, int64, a pure function of the arguments."""
@@ -75,7 +75,7 @@ class TextRows:
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
 
-    def width(self, block_size: int) -> int:
+    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
         return block_size
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
@@ -149,9 +149,9 @@ class PairRows:
             raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
 
-    def width(self, block_size: int) -> int:
-        """Columns of a row: those of the longest example."""
-        return min(int(self.lengths.max()) - 1, block_size)
+    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
+        """Columns of the longest example."""
+        return min(int(self.lengths[slice(None) if at is None else at].max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         return draw_windows(seed, step, len(self.starts), 0, count, stream)
@@ -221,8 +221,8 @@ class MixedRows:
     def __init__(self, new: Rows, old: Rows, share: float) -> None:
         self.new, self.old, self.share = new, old, share
 
-    def width(self, block_size: int) -> int:
-        """The larger of the two widths, except that replayed text is cut to the width of the new rows."""
+    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
+        """The larger of the two sources' widths, except that replayed text is cut to the width of the new rows."""
         new = self.new.width(block_size)
         return new if isinstance(self.old, TextRows) else max(new, self.old.width(block_size))
 

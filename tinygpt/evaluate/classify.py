@@ -110,8 +110,8 @@ def answer_scores(model: GPT, cache: KVCache, asked: torch.Tensor, answers: Sequ
     logits = model.next_logits(asked, cache).repeat_interleave(L, 0)[:, None]  # (B L, 1, V)
     if longest > 1:
         logits = torch.cat((logits, model(targets[:, :-1].clamp(min=0), cache=cache.repeated(L))[0]), dim=1)
-    losses = F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), ignore_index=-1, reduction="none")
-    return -losses.view(B, L, longest).sum(2).cpu().numpy()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    return -losses.cpu().double().view(B, L, longest).sum(2).numpy()
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

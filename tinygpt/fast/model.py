@@ -3,6 +3,7 @@
 model = FastGPT(config)
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinygpt.fast.attention import FastSelfAttention
@@ -14,6 +15,21 @@ class FastGPT(GPT):
     """The same function as GPT, faster for small models on a CPU."""
 
     attention = FastSelfAttention
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """GPT.forward, except that the logits of positions without a target are not computed.
+
+        If some targets are -1, the logits are those of the other positions: (number of targets, V). For pairs, whose
+        prompts carry no loss, and a large vocabulary, the head takes more time than all blocks.
+        """
+        if targets is None or not (targets < 0).any():
+            return super().forward(idx, targets, cache, last_only)
+        places = (targets >= 0).flatten()
+        x = self.residual(idx, cache).flatten(0, 1)[places]
+        logits = self.lm_head(self.transformer["ln_f"](x)).float()
+        return logits, F.cross_entropy(logits, targets.flatten()[places])
 
     def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)

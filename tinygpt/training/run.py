@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 
@@ -86,6 +87,7 @@ class Run:
     progress: Progress
     started: float = dataclasses.field(default_factory=time.perf_counter)
     saved_at: int = -1  # the iteration before which last.pt was written
+    compiled: bool = False  # by torch.compile
 
     @property
     def out(self) -> Path:
@@ -93,8 +95,14 @@ class Run:
 
     @functools.cached_property
     def width(self) -> int:
-        """Tokens per row of a batch."""
+        """Tokens per row of a batch, at most."""
         return self.source.width(self.config.block_size)
+
+    def width_of(self, at: np.ndarray) -> int:
+        """Tokens per row of the batch `at`: those of its longest row, rounded up to a multiple of 8, so that there are
+        few different shapes. A compiled model gets a single shape."""
+        needed = self.source.width(self.config.block_size, at)
+        return self.width if self.compiled else min(self.width, math.ceil(needed / 8) * 8)
 
     @property
     def rows_per_iter(self) -> int:
@@ -208,6 +216,7 @@ def set_up(
     rows = run.rows_per_iter // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, run.width), dtype=torch.long, device=compute.device)
     run.forward, compiled = device.compile_model(computing, config.compile, compute, example)
+    run.compiled = run.forward is not computing
     if ranks.count > 1:
         run.forward = nn.parallel.DistributedDataParallel(run.forward)
     if ranks.is_main and not config.eval_only:
