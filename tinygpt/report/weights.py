@@ -23,8 +23,9 @@ from tinygpt.options import Position
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
-EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift", "mlp_width", "rope_base"}
-VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swiglu"}}
+EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
+EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps"}
+VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", "relu2", "swiglu"}}
 
 
 def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
