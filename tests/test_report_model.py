@@ -413,9 +413,9 @@ def test_rows_without_a_token_are_left_out(options: dict[str, Any]) -> None:
 
 
 def test_models_that_a_page_cannot_hold_are_refused() -> None:
-    with pytest.raises(TinyGPTError, match="GPT-2's tokens") as caught:
+    with pytest.raises(TinyGPTError, match="subword tokenizer") as caught:
         pack(small(), GPT2Tokenizer())
-    assert "--tokenizer=char" in caught.value.hint
+    assert "--format=gguf" in caught.value.hint and "--tokenizer=char" in caught.value.hint
     with pytest.raises(TinyGPTError, match="65 tokens, its tokenizer 66"):
         pack(small(), SYMBOLS.grown(["!"]))
     adapted = small()
