@@ -418,6 +418,20 @@ def test_parameters_are_counted_with_and_without_the_position_embeddings(reporte
     assert f"{total:,} parameters, {shown:,} without the position embeddings, in " in page
 
 
+@pytest.mark.parametrize("context", [1024, 6])
+def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
+    from tinygpt.config.schema import ReportConfig
+    from tinygpt.report import collect
+
+    monkeypatch.setattr(collect, "CONTEXT", context)
+    run = collect.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
+    lengths: list[int] = []
+    run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].size(1)))
+    cells = collect.passages(run)["val"]
+    assert len(cells) == 600 and all("loss" in cell for cell in cells)
+    assert max(lengths) == min(context, 16) - 1  # 16: the model's own
+
+
 def test_without_the_dataset_the_page_names_what_is_missing(reported: Path, tmp_path: Path) -> None:
     shutil.copytree(reported / "out", tmp_path / "out")
     result = cli_here("report", "out", cwd=tmp_path)

@@ -70,7 +70,7 @@ def report(config: ReportConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the page of a model alone. Errors: TinyGPTError for a model that is too large or has a subword tokenizer."""
+    """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
     environment = templates()
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect

@@ -37,6 +37,7 @@ from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
 PASSAGE = 600  # tokens of each split whose losses are shown
+CONTEXT = 1024  # most tokens read at once for these losses: with 135 M parameters they take 25 s on one core
 EXAMPLES = 8  # examples of each split whose losses are shown, for prompts with responses
 HELD_OUT = 20_000  # tokens of the validation text that are searched for quotations, to compare the samples with
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
@@ -70,6 +71,11 @@ class LoadedRun:
     @property
     def unit(self) -> str:
         return "character" if isinstance(self.tokenizer, CharTokenizer) else "token"
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the model reads at once for the losses of a passage."""
+        return min(self.model.config.block_size, CONTEXT)
 
     def split(self, name: str) -> np.ndarray:
         assert self.dataset is not None
@@ -329,11 +335,10 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
                 for cell in predictions(run, tokens[start:end], 1, int(response - start))
             ]
         else:
-            block_size = run.model.config.block_size
             first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
             if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
                 first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at the start of a line
-            start = max(0, first - block_size)
+            start = max(0, first - run.context)
             found[split] = predictions(run, tokens[start : first + PASSAGE], first - start)[first - start :]
     return found
 
@@ -343,14 +348,14 @@ def predictions(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0)
     """Make a cell for each token: {"text"}, and for those from `first` on and after `silent` also the prediction.
 
     A prediction is {"p", "loss", "rank" of the token, "top": [(text, probability), ...] of the five most probable}.
-    Its context is at least half a window, or all earlier tokens if there are fewer.
+    Its context is at least half of `run.context`, or all earlier tokens if there are fewer.
     """
-    block_size, count = run.model.config.block_size, len(tokens)
-    half, ids = max(1, block_size // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
+    count = len(tokens)
+    half, ids = max(1, run.context // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
     names = [run.tokenizer.decode([token]) for token in tokens.tolist()]
     cells: list[dict[str, Any]] = [{"text": name} for name in names]
     for start in range(first, count, half):
-        low, high = max(0, start - max(1, block_size - half)), min(start + half, count)
+        low, high = max(0, start - max(1, run.context - half)), min(start + half, count)
         logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
         require_finite(logits)
         chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices

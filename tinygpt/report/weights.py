@@ -33,8 +33,8 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
     The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled.
 
-    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for a model
-    with LoRA adapters, for one with fewer tokens than its tokenizer, and for weights that are not finite.
+    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for LoRA
+    adapters, for a model with fewer tokens than its tokenizer, and for weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
