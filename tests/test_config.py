@@ -157,11 +157,13 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
         "beta1": 0.9,
         "beta2": 0.95,
         "n_head": 2,
+        "n_kv_head": 1,
         "n_embd": 8,
     }
     at_least_1 = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "eval_interval", "log_interval")
     values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
     values |= {key: max(1, values[key]) for key in at_least_1 if key in values}
+    values["qk_norm_weights"] = values.get("qk_norm_weights", False) and values.get("qk_norm", False)
     few = ("batch_size", "block_size", "gradient_accumulation_steps", "eval_iters")  # whose product is limited
     values |= {key: min(values[key], 10**4) for key in few if key in values}
     made = dataclasses.replace(FinetuneConfig(), **values)

@@ -51,6 +51,18 @@ def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def large(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with out/, a run of 12.6 M parameters, and report.html."""
+    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("large") / "work"))
+    flags = ["--n_layer=4", "--n_embd=512", "--max_iters=1", "--sample_interval=1"]
+    for command in ([*TINY_TRAIN, *flags], ["report", "out", "-o", "report.html"]):
+        result = cli_here(*command, cwd=folder)
+        assert result.status == 0, result.err
+    assert "all weights" not in result.out and "the vocabulary (" in result.out
+    return folder
+
+
 def tiny_text(folder: Path) -> str:
     return (folder / "text.txt").read_text()
 
@@ -225,6 +237,30 @@ def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
 
 
 @in_a_browser
+def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
+    tiny_data: Path, browser: Browser, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_data, tmp_path / "work"))
+    flags = ["--n_head=4", "--n_kv_head=2", "--qk_norm", "--qk_norm_weights", "--activation=gelu_tanh"]
+    for command in ([*TINY_TRAIN, *flags, "--norm_eps=1e-3"], ["report", "out", "-o", "report.html"]):
+        result = cli_here(*command, cwd=folder)
+        assert result.status == 0, result.err
+    browser.open(folder / "report.html")
+    assert "1 layer of 4 heads (2 of keys and values)," in browser.find("#summary").text
+    type_into(browser, "The king")
+    symbols = [{"␣": " ", "↵": "\n"}.get(button.text, button.text) for button in browser.all("#bars button")]
+    chances = model_probabilities(folder, "The king")
+    assert browser.bars()[:10, 0] == pytest.approx([chances[symbol] for symbol in symbols], abs=2e-3)
+    browser.until(lambda: len(browser.all("#looked span")) == 8)
+    pictures = [
+        browser.run("return document.querySelectorAll('#heads canvas')[arguments[0]].toDataURL()", head)
+        for head in range(len(browser.all("#heads button")))
+    ]
+    assert len(pictures) == len(set(pictures)) == 4
+    assert browser.driver.get_log("browser") == [] and browser.requests() == []
+
+
+@in_a_browser
 def test_ids_and_unknown_characters(page: Browser, reported: Path) -> None:
     type_into(page, "The é")
     page.until(lambda: len(page.all("#ids li")) == 5)
@@ -289,6 +325,21 @@ def test_the_page_fits_a_phone(reported: Path, browser: Browser) -> None:
     browser.open(reported / "report.html", width=390)
     assert browser.run("return document.documentElement.scrollWidth") == 390
     assert not browser.find(".plot.wide").is_displayed() and browser.find(".plot.narrow").is_displayed()
+
+
+@in_a_browser
+def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browser) -> None:
+    browser.open(large / "report.html")
+    links = [link.get_attribute("href").partition("#")[2] for link in browser.all("nav a")]
+    assert links == [section.get_attribute("id") for section in browser.all("section")]
+    assert links == ["summary", "curves", "samples", "type", "loss", "tokens", "reproduce"]
+    assert browser.all("button, textarea") == [] and browser.all("#tokens .map")
+    cell = browser.all(".cells[data-split=val] span[data-i]")[40]
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", cell)
+    cell.click()
+    assert " had a probability of " in browser.find("#guess").text
+    assert browser.find("#moments").text
+    assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
 @in_a_browser
@@ -365,6 +416,20 @@ def test_parameters_are_counted_with_and_without_the_position_embeddings(reporte
     assert total > shown
     page = (reported / "report.html").read_text(encoding="utf-8")
     assert f"{total:,} parameters, {shown:,} without the position embeddings, in " in page
+
+
+@pytest.mark.parametrize("context", [1024, 6])
+def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
+    from tinygpt.config.schema import ReportConfig
+    from tinygpt.report import collect
+
+    monkeypatch.setattr(collect, "CONTEXT", context)
+    run = collect.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
+    lengths: list[int] = []
+    run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].size(1)))
+    cells = collect.passages(run)["val"]
+    assert len(cells) == 600 and all("loss" in cell for cell in cells)
+    assert max(lengths) == min(context, 16) - 1  # 16: the model's own
 
 
 def test_without_the_dataset_the_page_names_what_is_missing(reported: Path, tmp_path: Path) -> None:
@@ -592,7 +657,27 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
     assert listing(run_copy) == before
 
 
-def test_gpt2s_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
+def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinygpt.report import collect
+
+    parameters = load(large / "out").build_model().num_params()
+    what = f"he model has {parameters:,} parameters, and a page can hold at most 9,000,000"
+    before = listing(large)
+    result = cli_here("export", "--ckpt=out", "--format=html", cwd=large)
+    assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
+    assert listing(large) == before
+    page = (large / "report.html").read_text(encoding="utf-8")
+    assert f"T{what}, so it does not run here. Left out as well: attention, memorised text." in page
+    monkeypatch.delattr(collect, "fresh")  # nothing is generated for the page of a large model
+    assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(collect, "LARGEST", parameters)  # the limit itself is allowed
+    result = cli_here("report", "out", "-o", "live.html", cwd=large)
+    assert result.status == 0 and "all weights of the model" in result.out, result.err
+    assert 'id="memorised"' in (large / "live.html").read_text(encoding="utf-8")
+
+
+def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     from tinygpt.checkpoint import store as checkpoint
 
     state = load(run_copy / "out")
@@ -601,13 +686,17 @@ def test_gpt2s_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     checkpoint.save(run_copy / "out/ckpt.pt", state)
     before = listing(run_copy)
     result = cli_here("export", cwd=run_copy)
-    assert result.status == 2 and "GPT-2's tokens" in result.err and listing(run_copy) == before
+    assert result.status == 2 and "a subword tokenizer" in result.err and listing(run_copy) == before
+    assert "--format=gguf or --format=hf" in result.err
     result = cli_here("report", "out", cwd=run_copy)
     assert result.status == 0, result.err
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
-        "This model has GPT-2&#39;s tokens, and a page can hold models of characters only, so it does not run" in page
+        "The model has a subword tokenizer, and a page can hold only models of characters, so it does not run here. "
+        "Left out as well: attention, token ids and embedding map." in page
     )
+    links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
+    assert links == sections == ["summary", "curves", "samples", "type", "loss", "memorised", "reproduce"]
     assert (
         "contains: the run's settings, column and file names, the losses of 1 run\n" in result.out
     )  # neither weights nor a vocabulary

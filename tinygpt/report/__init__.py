@@ -62,7 +62,7 @@ def report(config: ReportConfig) -> None:
             "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
             "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": {} if config.no_text else collect.passages(run),
-            "memorised": collect.memorised(run, training, quote=not config.no_text) if training else {},
+            "memorised": collect.memorised(run, training, quote=not config.no_text),
             "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
         }
@@ -70,7 +70,7 @@ def report(config: ReportConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the page of a model alone. Errors: TinyGPTError for a model that is too large or has GPT-2's tokenizer."""
+    """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
     environment = templates()
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect
@@ -135,6 +135,10 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
     }
     script = "\n".join(read(name) for name in ("model.js", "page.js"))
     first = collect.opening(run) if model and opening else ""
+    embedding = collect.embedding_map(run)
+    omitted = {"attention": "attention"} if silent else {}  # sections, and what they would show
+    omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
+    omitted |= {"memorised": "memorised text"} if run.is_large else {}
     contents = collect.contents(run, values, first, model)
     note = "whoever has this file has all of this"
     if model:
@@ -148,11 +152,12 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         parameters=run.model.num_params(),
         block_size=run.model.config.block_size,
         silent=silent,
+        omitted=omitted,
         missing=run.missing,
         opening=first,
         contents=contents,
         note=note,
-        embedding=collect.embedding_map(run),
+        embedding=embedding,
         data={"model": model, "answers": run.answers, "cells": cells},
         css=read("page.css"),
         script=script,

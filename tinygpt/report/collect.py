@@ -37,13 +37,14 @@ from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
 PASSAGE = 600  # tokens of each split whose losses are shown
+CONTEXT = 1024  # most tokens read at once for these losses: with 135 M parameters they take 25 s on one core
 EXAMPLES = 8  # examples of each split whose losses are shown, for prompts with responses
 HELD_OUT = 20_000  # tokens of the validation text that are searched for quotations, to compare the samples with
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
 WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
-LARGEST = 20_000_000  # most parameters of a model in a page
+LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
 
 
 @dataclasses.dataclass
@@ -63,8 +64,18 @@ class LoadedRun:
         return isinstance(self.tokenizer, CharTokenizer) and answers(self.tokenizer)
 
     @property
+    def is_large(self) -> bool:
+        """Whether a page leaves out the model, and everything for which it would have to generate text."""
+        return self.model.num_params() > LARGEST
+
+    @property
     def unit(self) -> str:
         return "character" if isinstance(self.tokenizer, CharTokenizer) else "token"
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the model reads at once for the losses of a passage."""
+        return min(self.model.config.block_size, CONTEXT)
 
     def split(self, name: str) -> np.ndarray:
         assert self.dataset is not None
@@ -135,13 +146,14 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     shape, parts = run.model.config, parameters(run.model)
     total, counted = sum(parts.values()), run.model.num_params()
     without = f", {counted:,} without the position embeddings," if counted < total else ""
+    shared = f" ({shape.kv_heads} of keys and values)" if shape.kv_heads < shape.n_head else ""
     tokens = len(run.split("train")) if run.dataset else 0
     verdict = judge(entries, settings, without_folders(str(run.folder)), counted, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
     seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
     facts = {
         "model": f"{total:,} parameters{without} in {amount(shape.n_layer, 'layer')} of "
-        f"{amount(shape.n_head, 'head')}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
+        f"{amount(shape.n_head, 'head')}{shared}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
         "trained on": trained_on(run),
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
         f"iteration {run.checkpoint.step:,}",
@@ -259,12 +271,16 @@ def training_text(run: LoadedRun) -> Training | None:
     return Training(run.tokenizer.decode(run.split("train")[:MOST_TEXT].tolist())) if run.dataset else None
 
 
-def memorised(run: LoadedRun, training: Training, quote: bool) -> dict[str, Any]:
+def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[str, Any]:
     """Fraction of quotations in new samples of the best and the newest model, and in the validation text.
+
+    Empty without a training text, and for a model that is too large for a page: its samples would take minutes.
 
     Returns {"texts": whether any sample is long enough, "shares": {name: (fraction, characters)}, "longest": [(length,
     name, text), ...] of the quotations in the samples, none without `quote`, "characters": length of the windows}.
     """
+    if training is None or run.is_large:
+        return {}
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     try:
         last = load(run.folder / "last.pt")
@@ -319,11 +335,10 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
                 for cell in predictions(run, tokens[start:end], 1, int(response - start))
             ]
         else:
-            block_size = run.model.config.block_size
             first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
             if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
                 first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at the start of a line
-            start = max(0, first - block_size)
+            start = max(0, first - run.context)
             found[split] = predictions(run, tokens[start : first + PASSAGE], first - start)[first - start :]
     return found
 
@@ -333,14 +348,14 @@ def predictions(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0)
     """Make a cell for each token: {"text"}, and for those from `first` on and after `silent` also the prediction.
 
     A prediction is {"p", "loss", "rank" of the token, "top": [(text, probability), ...] of the five most probable}.
-    Its context is at least half a window, or all earlier tokens if there are fewer.
+    Its context is at least half of `run.context`, or all earlier tokens if there are fewer.
     """
-    block_size, count = run.model.config.block_size, len(tokens)
-    half, ids = max(1, block_size // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
+    count = len(tokens)
+    half, ids = max(1, run.context // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
     names = [run.tokenizer.decode([token]) for token in tokens.tolist()]
     cells: list[dict[str, Any]] = [{"text": name} for name in names]
     for start in range(first, count, half):
-        low, high = max(0, start - max(1, block_size - half)), min(start + half, count)
+        low, high = max(0, start - max(1, run.context - half)), min(start + half, count)
         logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
         require_finite(logits)
         chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
@@ -390,9 +405,9 @@ def kind_of(token: str) -> str:
 
 def live_model(run: LoadedRun) -> dict[str, Any]:
     """Pack the model for the page's script. Errors: TinyGPTError for one that is too large, or that `pack` refuses."""
-    if run.model.num_params() > LARGEST:
-        what = f"the model has {run.model.num_params():,} parameters; a page can hold a model of at most {LARGEST:,}"
-        raise TinyGPTError(what, "train a smaller model")
+    if run.is_large:
+        what = f"the model has {run.model.num_params():,} parameters, and a page can hold at most {LARGEST:,}"
+        raise TinyGPTError(what, "tinygpt export --format=gguf or --format=hf")
     return pack(run.model, run.tokenizer)
 
 
@@ -442,7 +457,10 @@ def amount(count: int, noun: str) -> str:
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
     path = run.folder / "ckpt.pt"
-    sums = {f"{run.folder.name}/ckpt.pt": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    sums = {}
+    if path.is_file():
+        with open(path, "rb") as file:
+            sums[f"{run.folder.name}/ckpt.pt"] = hashlib.file_digest(file, "sha256").hexdigest()
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
     prepare, place = suggest.command("prepare", name), "data"

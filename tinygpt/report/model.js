@@ -28,7 +28,6 @@
 const TinyGPT = (() => {
   "use strict";
 
-  const NORM_EPS = 1e-5;
   const QK_EPS = 1e-6; // of the normalisation of queries and keys
 
   // ---- the packed weights ------------------------------------------------------------------------------------------
@@ -75,10 +74,11 @@ const TinyGPT = (() => {
         const { shape, offset } = tensors[name];
         return weights.subarray(offset, offset + shape.reduce((a, b) => a * b, 1));
       };
-      const norm = (name) => ({ weight: tensor(`${name}.weight`), bias: tensor(`${name}.bias`) });
+      const affine = (name) => ({ weight: tensor(`${name}.weight`), bias: tensor(`${name}.bias`) });
+      const norm = (name, eps = config.norm_eps) => ({ ...affine(name), eps });
       const linear = (name) => {
         const [rows, columns] = tensors[`${name}.weight`].shape;
-        return { ...norm(name), rows, columns };
+        return { ...affine(name), rows, columns };
       };
       this.wte = tensor("transformer.wte.weight"); // (V, C)
       this.wpe = tensor("transformer.wpe.weight"); // (block_size, C), or null
@@ -87,7 +87,9 @@ const TinyGPT = (() => {
         const name = `transformer.h.${layer}`;
         return {
           ln_1: norm(`${name}.ln_1`),
-          c_attn: linear(`${name}.attn.c_attn`), // (3 C, C): query, key, value
+          c_attn: linear(`${name}.attn.c_attn`), // queries, keys, values: ((n_head + 2 kv_heads) head_dim, C)
+          q_norm: config.qk_norm && norm(`${name}.attn.q_norm`, QK_EPS),
+          k_norm: config.qk_norm && norm(`${name}.attn.k_norm`, QK_EPS),
           attn_proj: linear(`${name}.attn.c_proj`),
           ln_2: norm(`${name}.ln_2`),
           c_fc: linear(`${name}.mlp.c_fc`),
@@ -137,22 +139,25 @@ const TinyGPT = (() => {
    */
   class State {
     constructor(model) {
-      const { n_embd, n_layer, n_head, block_size } = model.config;
+      const { n_embd, n_layer, n_head, n_kv_head, block_size } = model.config;
       const size = n_embd / n_head; // head_dim
+      const kv_heads = n_kv_head || n_head; // each is shared by n_head / kv_heads heads of queries
       this.model = model;
       this.layers = Array.from({ length: n_layer }, () => ({
-        keys: new Float32Array(block_size * n_embd), // (n_head, block_size, head_dim)
-        values: new Float32Array(block_size * n_embd),
+        keys: new Float32Array(kv_heads * block_size * size), // (kv_heads, block_size, head_dim)
+        values: new Float32Array(kv_heads * block_size * size),
         // for token_shift: half of the input of attention and of the MLP at the previous position
         previous: [new Float64Array(n_embd >> 1), new Float64Array(n_embd >> 1)],
       }));
       // working memory, allocated once
       this.x = new Float64Array(n_embd); // the residual stream
       this.normed = new Float64Array(n_embd);
-      this.qkv = new Float64Array(3 * n_embd);
-      this.heads = Array.from({ length: n_head }, (_, head) =>
-        [0, 1, 2].map((part) => this.qkv.subarray(part * n_embd + head * size, part * n_embd + (head + 1) * size)),
-      ); // the query, key and value of each head: views of qkv
+      this.qkv = new Float64Array(model.blocks[0].c_attn.rows);
+      const heads = (first, count) =>
+        Array.from({ length: count }, (_, head) => this.qkv.subarray((first + head) * size, (first + head + 1) * size));
+      this.query = heads(0, n_head); // of this position, for each head: views of qkv
+      this.key = heads(n_head, kv_heads);
+      this.value = heads(n_head + kv_heads, kv_heads);
       this.mixed = new Float64Array(n_embd); // the output of attention
       this.hidden = new Float64Array(model.blocks[0].c_fc.rows);
       this.scores = new Float64Array(block_size);
@@ -191,11 +196,11 @@ const TinyGPT = (() => {
       this.attention = wantAttention ? [] : null;
       for (let layer = 0; layer < config.n_layer; layer++) {
         const block = model.blocks[layer];
-        const { keys, values, previous } = this.layers[layer];
+        const { previous } = this.layers[layer];
         model.normalise(block.ln_1, x, normed);
         if (config.token_shift) shift(normed, previous[0]);
         multiply(block.c_attn, normed, this.qkv);
-        this.attend(keys, values, rotation);
+        this.attend(block, this.layers[layer], rotation);
         multiply(block.attn_proj, this.mixed, x, true);
         model.normalise(block.ln_2, x, normed);
         if (config.token_shift) shift(normed, previous[1]);
@@ -222,19 +227,26 @@ const TinyGPT = (() => {
     }
 
     /** Each head: softmax(q k / sqrt(head_dim) + bias) v over the cached positions, including this one. */
-    attend(keys, values, rotation) {
-      const { mixed, scores } = this;
+    attend({ q_norm, k_norm }, { keys, values }, rotation) {
+      const { mixed, scores, query } = this;
       const { config, position } = this.model;
       const { block_size } = config;
+      const size = query[0].length; // head_dim
       const current = this.length % block_size; // slot of this position
       const filled = Math.min(this.length + 1, block_size);
-      const rows = this.heads.map(([q, k, v], head) => {
-        const size = q.length; // head_dim
-        if (config.qk_norm) [q, k].forEach((part) => scale(part, part, QK_EPS));
-        if (rotation) [q, k].forEach((part) => rotate(part, rotation));
-        const start = head * block_size * size; // of this head's keys and values
-        keys.set(k, start + current * size);
-        values.set(v, start + current * size);
+      const prepare = (part, norm) => {
+        if (norm) scale(norm, part, part);
+        if (rotation) rotate(part, rotation);
+      };
+      this.key.forEach((k, head) => {
+        prepare(k, k_norm);
+        keys.set(k, (head * block_size + current) * size);
+        values.set(this.value[head], (head * block_size + current) * size);
+      });
+      const shared = query.length / this.key.length; // heads of queries for each head of keys and values
+      const rows = query.map((q, head) => {
+        prepare(q, q_norm);
+        const start = Math.floor(head / shared) * block_size * size; // of this head's keys and values
         for (let slot = 0; slot < filled; slot++) {
           const key = start + slot * size;
           let sum = 0;
@@ -294,27 +306,31 @@ const TinyGPT = (() => {
   }
 
   /** x divided by its root mean square, times weight, plus bias, into `out`. */
-  function scale(x, out, eps, { weight, bias } = {}) {
+  function scale({ weight, bias, eps }, x, out) {
     let squares = 0;
     for (let i = 0; i < x.length; i++) squares += x[i] * x[i];
     const factor = 1 / Math.sqrt(squares / x.length + eps);
     for (let i = 0; i < x.length; i++) out[i] = x[i] * factor * (weight ? weight[i] : 1) + (bias ? bias[i] : 0);
   }
 
-  /** By the names of NORMS in tinygpt/model.py: normalise x into `out`. */
+  /** By the names of NORMS in tinygpt/options.py: normalise x into `out`. */
   const NORMS = {
     layernorm(parameters, x, out) {
       const mean = x.reduce((a, b) => a + b) / x.length;
       for (let i = 0; i < x.length; i++) out[i] = x[i] - mean;
-      scale(out, out, NORM_EPS, parameters);
+      scale(parameters, out, out);
     },
-    rmsnorm: (parameters, x, out) => scale(x, out, NORM_EPS, parameters),
+    rmsnorm: scale,
   };
 
-  /** By the names of ACTIVATIONS in tinygpt/model.py: in place. A gated one leaves its result in the first half. */
+  /** By the names of ACTIVATIONS in tinygpt/options.py: in place. A gated one leaves its result in the first half. */
   const ACTIVATIONS = {
     gelu(x) {
       for (let i = 0; i < x.length; i++) x[i] *= (1 + erf(x[i] * Math.SQRT1_2)) / 2;
+    },
+    gelu_tanh(x) {
+      const inner = (z) => Math.sqrt(2 / Math.PI) * (z + 0.044715 * z ** 3);
+      for (let i = 0; i < x.length; i++) x[i] *= (1 + Math.tanh(inner(x[i]))) / 2;
     },
     relu2(x) {
       for (let i = 0; i < x.length; i++) x[i] = Math.max(x[i], 0) ** 2;

@@ -23,8 +23,9 @@ from tinygpt.options import Position
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
-EVERY_VALUE |= {"bias", "qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift", "mlp_width", "rope_base"}
-VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "relu2", "swiglu"}}
+EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
+EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps"}
+VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", "relu2", "swiglu"}}
 
 
 def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
     The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled.
 
-    Errors: TinyGPTError for a model with GPT-2's tokenizer, for an option that model.js does not implement, for a model
-    with LoRA adapters, for one with fewer tokens than its tokenizer, and for weights that are not finite.
+    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for LoRA
+    adapters, for a model with fewer tokens than its tokenizer, and for weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
-            "this model has GPT-2's tokens, and a page can hold models of characters only",
-            "prepare the text with --tokenizer=char, and train on that",
+            "the model has a subword tokenizer, and a page can hold only models of characters",
+            "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char",
         )
     require_implemented(model.config)
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
