@@ -28,9 +28,11 @@ from tinygpt.data.tasks.merchants import LABELS, TABLE, descriptor
 COUNTRIES = ("au", "ca", "gb", "ie", "nz", "us")
 WORLD = "001"  # the UN's code, as in the index
 NAME_KEYS = {"brands": "brand", "operators": "operator", "transit": "network"}
-AUTHORITY = re.compile(r"\b(Council|City of|Town of|Village of|County|University|Government|Department|District)\b")
+AUTHORITY = re.compile(
+    r"\b(Council|City of|Town of|Village of|Borough|County|University|Government|Department|District|National Parks?)\b"
+)
 TOWN = re.compile("[A-Z][a-z]+")
-VULGAR = re.compile(r"\b(Bastard|Hooters|Bitch|Slut|Boobs?|Fuck\w*|Shit\w*)\b", re.IGNORECASE)
+VULGAR = re.compile("bastard|hooters|slut", re.IGNORECASE)
 
 
 def countries(item: dict[str, Any], tree: str) -> set[str]:

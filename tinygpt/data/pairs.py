@@ -32,8 +32,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path]) -> None:
     """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a built-in task."""
     if config.name in TASKS:
         task = TASKS[config.name]
-        splits, labels = task.make(1337), list(task.labels)
-        source = f"the templates of tinygpt.data.tasks, {task.name}"
+        make = task.synthetic if config.synthetic and task.synthetic else task.make
+        splits, labels = make(1337), list(task.labels)
+        source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
     else:
         pairs = list(read(paths, config))
         splits = split(pairs, config.val_fraction, config.test_fraction)

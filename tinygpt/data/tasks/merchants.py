@@ -43,7 +43,7 @@ CATEGORIES = {  # the index's categories of each label; fees, income and subscri
 }
 LABELS = {category: label for label, categories in CATEGORIES.items() for category in categories.split()}
 NAME_WIDTH = 22  # of a merchant in a statement
-ORDINARY = 5  # a name that is a part of more others than this is an ordinary word (GO, METRO, PIZZA), not a name
+ORDINARY = 5  # a name that is a part of more others than this is an ordinary word (PIZZA, TRANSIT), not a name
 
 
 class Merchant(NamedTuple):

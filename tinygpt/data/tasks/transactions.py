@@ -5,8 +5,8 @@ The lines are templates: a payment processor's prefix, a merchant, a store numbe
 `transactions`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
 occurs in train. Many names do not tell the trade (`ARCO`, `WENDYS`): whoever knows the brands, for example a model that
 was pretrained on much text, can classify them, and others have to guess. So nothing else in these lines tells the
-category, apart from the low price of a coffee: prefix, number, place and date are drawn alike for all nine, and there
-are no lines whose form gives the label. Fees, income and subscriptions have no brands in the table. Their lines are
+category, apart from the low price of a coffee: prefix, number and date are drawn alike for all nine, the place is in
+the brand's country, and there are no lines whose form gives the label. Fees, income and subscriptions have no brands in the table. Their lines are
 invented, as below, and are easy: a model that has learned the task gets them right.
 
 `invented_transactions`: all merchants are invented. Three of four lines name the trade, in words that other merchants
