@@ -45,7 +45,7 @@ def countries(item: dict[str, Any], tree: str) -> set[str]:
 def is_merchant(name: str, item: dict[str, Any], category: str) -> bool:
     if category == "brands/amenity/cafe" and "coffee" not in item["tags"].get("cuisine", ""):
         return False
-    town = category.startswith("transit/") and TOWN.fullmatch(name)
+    town = category == "transit/route/bus" and TOWN.fullmatch(name)
     return bool(descriptor(name)) and not town and not AUTHORITY.search(name) and not VULGAR.search(name)
 
 
@@ -59,7 +59,10 @@ def table(index: dict[str, Any]) -> str:
             name = item["tags"].get(NAME_KEYS[tree]) or item["displayName"]
             if is_merchant(name, item, category):
                 found[name] |= countries(item, tree)
-        lines += [f"# {category}", *(f"{name}\t{' '.join(sorted(found[name]))}" for name in sorted(found) if found[name])]
+        lines += [
+            f"# {category}",
+            *(f"{name}\t{' '.join(sorted(found[name]))}" for name in sorted(found) if found[name]),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -11,9 +11,8 @@ headlines      company news -> positive, neutral or negative
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tinygpt.data.tasks import headlines, transactions
 from tinygpt.data.tasks.generate import Pair
-from tinygpt.data.tasks.headlines import SENTIMENTS, headlines
-from tinygpt.data.tasks.transactions import CATEGORIES, invented_transactions, transactions
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
 
@@ -30,6 +29,6 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "transactions": Task("transactions", CATEGORIES, transactions, synthetic=invented_transactions),
-    "headlines": Task("headlines", SENTIMENTS, headlines),
+    "transactions": Task("transactions", transactions.CATEGORIES, transactions.with_brands, transactions.invented),
+    "headlines": Task("headlines", headlines.SENTIMENTS, headlines.make),
 }

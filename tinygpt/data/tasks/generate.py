@@ -1,6 +1,6 @@
 """Generate labelled examples from templates and a seed: equal shares of the labels, and no near duplicates.
 
-    generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
+generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
 """
 
 import random

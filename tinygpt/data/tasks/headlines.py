@@ -5,7 +5,7 @@ and of the negation. Company, quarter and other words stand between metric and v
 with both labels, so the frequencies of words or n-grams do not tell positive from negative. Names of companies contain
 positive and negative words, which do not affect the label. Each company's first name belongs to one split.
 
-    headlines(1337)["train"][0]  # -> (prompt, response)
+    make(1337)["train"][0]  # -> (prompt, response)
 """
 
 import random
@@ -43,7 +43,7 @@ _NOTICES = (  # + company, % metrics, ~ when, 9 a digit
 HEADLINE_WIDTH = 53
 
 
-def headlines(seed: int) -> dict[str, list[Pair]]:
+def make(seed: int) -> dict[str, list[Pair]]:
     """Make headlines about companies, each with one of `SENTIMENTS`."""
     return generate(seed, SENTIMENTS, _headline)
 

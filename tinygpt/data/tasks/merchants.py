@@ -7,7 +7,7 @@ category; each of the lines below it has a name as the index spells it, a tab, a
 A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and a
 group is in one split, which a hash of its first name chooses: the splits do not depend on a seed.
 
-    merchants()["fuel"]["test"][0]  # -> Merchant(name="ALLIED PETROLEUM", countries=("nz",))
+    merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="ALLIED PETROLEUM", countries=("nz",))
 """
 
 import functools
@@ -89,7 +89,7 @@ def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 @functools.cache
-def merchants() -> dict[str, dict[str, tuple[Merchant, ...]]]:
+def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
     """The merchants of each label and split, sorted by name. A name with two labels is left out."""
     labels: dict[str, set[str]] = defaultdict(set)
     countries: dict[str, set[str]] = defaultdict(set)
@@ -106,9 +106,7 @@ def merchants() -> dict[str, dict[str, tuple[Merchant, ...]]]:
     for group in groups({name: words[name] for name in names}):
         for name in group:
             found[min(labels[name])][split_of(group[0])].append(Merchant(name, tuple(sorted(countries[name]))))
-    return {
-        label: {split: tuple(sorted(those)) for split, those in splits.items()} for label, splits in found.items()
-    }
+    return {label: {split: tuple(sorted(those)) for split, those in splits.items()} for label, splits in found.items()}
 
 
 def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:

@@ -2,24 +2,24 @@
 
 The lines are templates: a payment processor's prefix, a merchant, a store number, a place, a date, an amount.
 
-`transactions`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
-occurs in train. Many names do not tell the trade (`ARCO`, `WENDYS`): whoever knows the brands, for example a model that
-was pretrained on much text, can classify them, and others have to guess. So nothing else in these lines tells the
-category, apart from the low price of a coffee: prefix, number and date are drawn alike for all nine, the place is in
-the brand's country, and there are no lines whose form gives the label. Fees, income and subscriptions have no brands in the table. Their lines are
-invented, as below, and are easy: a model that has learned the task gets them right.
+`with_brands`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
+occurs in train. Many names do not tell the trade (`ARCO`, `WENDYS`). A model that knows the brands, for example from
+pretraining on much text, can classify them; others have to guess. So nothing else in these lines tells the category,
+apart from the low price of a coffee: prefix, number and date are drawn alike for all nine, the place is in the brand's
+country, and there are no lines whose form gives the label. The table has no brands for fees, income and subscriptions.
+Their lines are invented, as below, and easy.
 
-`invented_transactions`: all merchants are invented. Three of four lines name the trade, in words that other merchants
+`invented`: all merchants are invented. Three of four lines name the trade, in words that other merchants
 share; some have a decoy (in `GRILL AT HOLT MKT` the market is only the place). In the fourth the merchant's name is an
 invented word, and the category follows from the rest of the line. The merchants in val and test do not occur in train.
 
-    transactions(1337)["train"][0]  # -> (prompt, response)
+    with_brands(1337)["train"][0]  # -> (prompt, response)
 """
 
 import random
 
 from tinygpt.data.tasks.generate import Pair, digits, generate, words
-from tinygpt.data.tasks.merchants import NAME_WIDTH, merchants
+from tinygpt.data.tasks.merchants import NAME_WIDTH, merchants_by_label
 
 CATEGORIES = (
     "groceries", "dining", "coffee", "transport", "fuel", "travel", "health", "utilities", "shopping",
@@ -98,19 +98,19 @@ _PLACES = {  # by country
 LINE_WIDTH = 48  # of a statement
 
 
-def transactions(seed: int) -> dict[str, list[Pair]]:
+def with_brands(seed: int) -> dict[str, list[Pair]]:
     """Make lines of card statements with real brands, each with one of `CATEGORIES`."""
     return generate(seed, CATEGORIES, _statement_line)
 
 
-def invented_transactions(seed: int) -> dict[str, list[Pair]]:
+def invented(seed: int) -> dict[str, list[Pair]]:
     """Make lines of card statements with invented merchants, each with one of `CATEGORIES`."""
     return generate(seed, CATEGORIES, _invented_line)
 
 
 def _statement_line(rng: random.Random, split: str, category: str, number: int) -> str:
     """A line with a real brand; if the category has none, with an invented merchant."""
-    brands = merchants().get(category)
+    brands = merchants_by_label().get(category)
     if brands is None:
         return _invented_line(rng, split, category, number)
     merchant = rng.choice(brands[split])
