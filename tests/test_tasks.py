@@ -123,8 +123,7 @@ BRANDS = {
     for label, splits in merchants.merchants_by_label().items()
     for split, those in splits.items()
 }
-PREFIX = re.compile(r"^(?:SQ \*|TST\* |PAYPAL \*|SP |POS )?")
-DETAILS = re.compile(r"(?: #\d{4})?(?: (?:[A-Z]+ [A-Z]{2}))?(?: \d\d/\d\d)? -\d+\.\d\d$")
+LINE = r"(?:SQ \*|TST\* |PAYPAL \*|SP |POS )?{}(?: #\d{{4}})?(?: [A-Z]+ [A-Z]{{2}})?(?: \d\d/\d\d)? -\d+\.\d\d"
 
 
 def spaced(name: str) -> str:
@@ -160,9 +159,8 @@ def test_each_line_has_a_brand_of_its_label_and_split() -> None:
     for split, examples in EXAMPLES["transactions"].items():
         for prompt, label in examples:
             if label not in ("subscriptions", "fees", "income"):
-                rest = PREFIX.sub("", prompt)
-                fitting = [name for name in BRANDS[label, split] if rest.startswith(f"{name} ")]
-                assert any(DETAILS.fullmatch(rest.removeprefix(name)) for name in fitting), prompt
+                fitting = [name for name in BRANDS[label, split] if re.fullmatch(LINE.format(re.escape(name)), prompt)]
+                assert fitting, prompt
                 seen.add((split, max(fitting, key=len)))
     counts = Counter(split for split, _ in seen)
     assert counts["train"] > 1500 and counts["val"] > 200 and counts["test"] > 500
