@@ -190,7 +190,7 @@ def test_well_known_brands_have_the_label_that_everybody_gives() -> None:
     known = {
         "groceries": "LIDL ICELAND WAITROSE", "dining": "WENDYS KFC NANDOS", "coffee": "STARBUCKS COSTA",
         "transport": "ZIPCAR LYFT TTC", "fuel": "BP ARCO GULF", "travel": "HILTON MARRIOTT RAMADA",
-        "health": "SPECSAVERS AMPLIFON", "utilities": "ENTERGY BT UGI", "shopping": "ZARA NIKE PRIMARK",
+        "health": "SPECSAVERS AMPLIFON", "utilities": "ENTERGY PPL UGI", "shopping": "ZARA NIKE PRIMARK",
     }  # fmt: skip
     for label, names in known.items():
         assert set(names.split()) <= {name for split in generate.SIZES for name in BRANDS[label, split]}, label
