@@ -240,6 +240,7 @@ def test_what_the_script_takes_from_the_index() -> None:
     add("brands/amenity/fuel", "brand", "Лукойл", "001")
     add("brands/amenity/cafe", "brand", "Koi", "us", cuisine="bubble_tea")
     add("brands/amenity/cafe", "brand", "Costa", "gb-eng", cuisine="coffee_shop")
+    add("brands/amenity/cafe", "brand", "Eggslut", "us", cuisine="coffee_shop")
     add("transit/route/bus", "network", "Barnsley", "gb")
     add("transit/route/bus", "network", "OCTA", "us")
     add("transit/route/bus", "network", "MHD", "001")
