@@ -22,7 +22,7 @@ from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactio
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "node_modules/name-suggestion-index"
 SHA256 = {
-    "transactions": "dfb4fa0aba4de177a4ac26ec8ec4df87887514cab9ab8c838ab56892d945d010",
+    "transactions": "82210fdb88710becdca786b7f01e46588a1a1be1d84001a5540c7fffe433c376",
     "transactions --synthetic": "de2783b6d1e93d130fac28d586b6b577af0431e6f03281e36d6524e317551e95",
     "headlines": "b80dd1aa16f4b80617749ea44c4023293343e5549038d312727c286344dde207",
 }
@@ -142,6 +142,13 @@ def test_no_brand_of_one_split_is_in_another() -> None:
         assert not [name for name in names[split] if name in others]
         squeezed = {name.replace(" ", "") for name in names[split]}
         assert not squeezed & {name.replace(" ", "") for name in others.split("|")}
+
+
+def test_no_brand_of_val_or_test_is_in_a_line_of_train() -> None:
+    lines = "|".join(spaced(prompt) for prompt, _ in EXAMPLES["transactions"]["train"])
+    held_out = [name for (_, split), names in BRANDS.items() if split != "train" for name in names]
+    assert not [name for name in held_out if spaced(name) in lines]
+    assert [name for name in BRANDS["coffee", "train"] if spaced(name) in lines]
 
 
 def test_a_name_in_another_split_would_be_found() -> None:
