@@ -13,11 +13,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from conftest import cli_here, listing
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
+from tinygpt.evaluate.classify import ngram_baseline
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "node_modules/name-suggestion-index"
@@ -280,6 +282,21 @@ def test_the_table_is_distributed_with_its_notice(kind: str) -> None:
     files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
     paths = {file.distribution_path.partition("tinygpt/data/tasks/")[2] for file in files}
     assert {"merchants.txt", "merchants.LICENSE"} <= paths
+
+
+def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
+    pytest.importorskip("sklearn")
+    text = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    for label in merchants.CATEGORIES:
+        assert f"| {label} | {' | '.join(str(len(BRANDS[label, split])) for split in generate.SIZES)} |" in text
+    prompts, labels = (
+        {split: [pair[i] for pair in EXAMPLES["transactions"][split]] for split in generate.SIZES} for i in (0, 1)
+    )
+    answers, _ = ngram_baseline(prompts["train"], np.array(labels["train"]), prompts["test"])
+    right = np.array(answers) == labels["test"]
+    with_brands = np.isin(labels["test"], list(merchants.CATEGORIES))
+    assert f", {100 * right.mean():.1f} % (across words)" in text
+    assert f"character n-grams reach {100 * right[with_brands].mean():.1f} %" in text.replace("\n", " ")
 
 
 # ---- invented merchants -----------------------------------------------------------------------------------------
