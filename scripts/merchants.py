@@ -1,18 +1,18 @@
 """Derive the table of real merchants, tinygpt/data/tasks/merchants.txt, from the name-suggestion-index.
 
-    npm pack name-suggestion-index@8.0.20260918 && tar xf name-suggestion-index-*.tgz
-    python scripts/merchants.py package
+    npm install --no-save name-suggestion-index@8.0.20260918
+    python scripts/merchants.py node_modules/name-suggestion-index
 
 The index lists the brands, operators and networks of OpenStreetMap with their category and countries
 (https://github.com/osmlab/name-suggestion-index, BSD-3-Clause). The script copies its notice next to the table. It
-takes the categories that spending categories have (`CATEGORIES` in tinygpt/data/tasks/merchants.py), and of these
+selects the index's categories of `CATEGORIES` in tinygpt/data/tasks/merchants.py, and of these
   - brands of the countries where most people speak English at home, or worldwide: pretrained models of English text
-    know these best. India is left out: most of its brands serve speakers of other languages;
+    know these best. India is left out: most people there speak another language at home;
   - operators and networks of these countries only, since few of them are worldwide, whatever their entry says;
   - names in Latin letters, since a statement has ASCII capitals;
   - cafes that sell coffee, not bubble tea;
-  - neither public authorities (`City of Austin` has buses, car parks and water works) nor bus networks that are called
-    like their town, which tell nobody what was bought;
+  - neither public authorities (`City of Austin` has car parks and water works) nor bus networks that have the name of
+    their town: such a name does not tell what was bought;
   - no name that is vulgar.
 """
 
@@ -36,7 +36,7 @@ VULGAR = re.compile("bastard|hooters|slut", re.IGNORECASE)
 
 
 def countries(item: dict[str, Any], tree: str) -> set[str]:
-    """Countries of `COUNTRIES` in which, or in a part of which, an entry of the index is found: `us-tx.geojson`."""
+    """Countries of `COUNTRIES` in which an entry of the index is found, or in a part of which: `us-tx.geojson`."""
     places = [place for place in item["locationSet"]["include"] if isinstance(place, str)]  # others are circles
     found = {re.split("[-.]", place)[0] for place in places} & set(COUNTRIES)
     return found | ({WORLD} & set(places) if tree == "brands" else set())

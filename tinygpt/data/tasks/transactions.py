@@ -9,9 +9,9 @@ apart from the low price of a coffee: prefix, number and date are drawn alike fo
 country, and there are no lines whose form gives the label. The table has no brands for fees, income and subscriptions.
 Their lines are invented, as below, and easy.
 
-`invented`: all merchants are invented. Three of four lines name the trade, in words that other merchants
-share; some have a decoy (in `GRILL AT HOLT MKT` the market is only the place). In the fourth the merchant's name is an
-invented word, and the category follows from the rest of the line. The merchants in val and test do not occur in train.
+`invented`: all merchants are invented. Three of four lines name the trade, in words that other merchants share; some
+have a decoy (in `GRILL AT HOLT MKT` the market is only the place). In the fourth the merchant's name is an invented
+word, and the category follows from the rest of the line. The merchants in val and test do not occur in train.
 
     with_brands(1337)["train"][0]  # -> (prompt, response)
 """
