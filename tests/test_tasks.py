@@ -278,7 +278,7 @@ def test_the_table_is_small_and_its_notice_is_complete() -> None:
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_the_table_is_distributed_with_its_notice(kind: str) -> None:
-    builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="hatchling builds the package")
+    builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
     files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
     paths = {file.distribution_path.partition("tinygpt/data/tasks/")[2] for file in files}
     assert {"merchants.txt", "merchants.LICENSE"} <= paths

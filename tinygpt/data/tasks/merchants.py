@@ -7,7 +7,7 @@ category; each of the lines below it has a name as the index spells it, a tab, a
 A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and a
 group is in one split, which a hash of its first name chooses: the splits do not depend on a seed.
 
-    merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="ALLIED PETROLEUM", countries=("nz",))
+    merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="AMPUP", countries=("001",))
 """
 
 import functools
