@@ -1,28 +1,46 @@
 """The classification tasks: the same examples from the same seed, no leak between splits, and labels that are right.
 
-The labels are checked by oracles written here, from the text of the prompt alone.
+The labels are checked by oracles written here, from the text of the prompt alone; those of real brands against the
+table, and the table against the package that it is derived from, where that is installed.
 """
 
 import hashlib
+import importlib.util
 import json
 import re
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+from conftest import cli_here, listing
 
-from tinygpt.data import tasks
-from tinygpt.data.tasks import TASKS
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
+from tinygpt.evaluate.classify import ngram_baseline
 
+ROOT = Path(__file__).parents[1]
+INDEX = ROOT / "node_modules/name-suggestion-index"
 SHA256 = {
-    "transactions": "de2783b6d1e93d130fac28d586b6b577af0431e6f03281e36d6524e317551e95",
+    "transactions": "82210fdb88710becdca786b7f01e46588a1a1be1d84001a5540c7fffe433c376",
+    "transactions --synthetic": "de2783b6d1e93d130fac28d586b6b577af0431e6f03281e36d6524e317551e95",
     "headlines": "b80dd1aa16f4b80617749ea44c4023293343e5549038d312727c286344dde207",
 }
 WORDS = {
-    "transactions": {split: tasks.NAMES[split] + tasks.INVENTED[split] for split in tasks.SIZES},
-    "headlines": tasks.COMPANIES,
+    "transactions --synthetic": {
+        split: transactions.NAMES[split] + transactions.INVENTED[split] for split in generate.SIZES
+    },
+    "headlines": headlines.COMPANIES,
 }
-EXAMPLES = {name: task.make(1337) for name, task in TASKS.items()}
-each_task = pytest.mark.parametrize("name", TASKS)
+MAKE = {
+    "transactions": TASKS["transactions"].make,
+    "transactions --synthetic": TASKS["transactions"].synthetic,
+    "headlines": TASKS["headlines"].make,
+}
+EXAMPLES = {form: make(1337) for form, make in MAKE.items()}
+each_form = pytest.mark.parametrize("form", MAKE)
 
 
 def words(prompt: str) -> list[str]:
@@ -33,42 +51,255 @@ def letters(prompt: str) -> str:
     return re.sub("[^a-z]", "", prompt.lower())
 
 
-@each_task
-def test_the_seed_decides(name: str) -> None:
-    assert TASKS[name].name == name
-    assert TASKS[name].make(1337) == EXAMPLES[name] != TASKS[name].make(1338)
-    assert hashlib.sha256(json.dumps(EXAMPLES[name]).encode()).hexdigest() == SHA256[name]
+@each_form
+def test_the_seed_decides(form: str) -> None:
+    assert MAKE[form](1337) == EXAMPLES[form] != MAKE[form](1338)
+    assert hashlib.sha256(json.dumps(EXAMPLES[form]).encode()).hexdigest() == SHA256[form]
 
 
-@each_task
+@each_form
 @pytest.mark.parametrize("seed", [1337, 2])
-def test_sizes_labels_and_lengths(name: str, seed: int) -> None:
-    splits, longest = TASKS[name].make(seed), max(map(len, TASKS[name].labels))
+def test_sizes_labels_and_lengths(form: str, seed: int) -> None:
+    labels = TASKS[form.split()[0]].labels
+    splits, longest = MAKE[form](seed), max(map(len, labels))
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 4000, "val": 500, "test": 1000}
     for examples in splits.values():
         counts = Counter(label for _, label in examples)
-        assert set(counts) == set(TASKS[name].labels)
+        assert set(counts) == set(labels)
         assert max(counts.values()) - min(counts.values()) <= 1
         for prompt, _ in examples:
             assert len(prompt) + longest + 3 <= 64  # every label is scored with every prompt
             assert prompt.isascii() and prompt.isprintable() and prompt.strip() == prompt != ""
 
 
-@each_task
+@each_form
 @pytest.mark.parametrize("seed", [1337, 2])
-def test_no_prompt_comes_twice(name: str, seed: int) -> None:
-    prompts = [letters(prompt) for examples in TASKS[name].make(seed).values() for prompt, _ in examples]
+def test_no_prompt_comes_twice(form: str, seed: int) -> None:
+    prompts = [letters(prompt) for examples in MAKE[form](seed).values() for prompt, _ in examples]
     assert len(set(prompts)) == len(prompts)
 
 
-@each_task
-def test_merchants_and_companies_of_a_split_are_its_own(name: str) -> None:
-    for split, examples in EXAMPLES[name].items():
-        others = {word for other, names in WORDS[name].items() if other != split for word in names}
+@pytest.mark.parametrize("form", WORDS)
+def test_merchants_and_companies_of_a_split_are_its_own(form: str) -> None:
+    for split, examples in EXAMPLES[form].items():
+        others = {word for other, names in WORDS[form].items() if other != split for word in names}
         for prompt, _ in examples:
-            assert any(word in WORDS[name][split] for word in words(prompt)), prompt
+            assert any(word in WORDS[form][split] for word in words(prompt)), prompt
             assert not others.intersection(words(prompt)), prompt
 
+
+@each_form
+def test_prepare_writes_these_examples(form: str, tmp_path: Path) -> None:
+    result = cli_here("prepare", *form.split(), cwd=tmp_path)
+    assert result.status == 0, result.err
+    dataset = Dataset(str(tmp_path / "data"), form.split()[0])
+    assert dataset.meta["sha256"]["source"] == SHA256[form]
+    prompt, label = EXAMPLES[form]["test"][0]
+    assert dataset.tokenizer.decode(dataset.splits["test"].tolist()).startswith(
+        f"<|prompt|>{prompt}<|response|>{label}<"
+    )
+    assert ("--synthetic" in dataset.prepare_command) == ("--synthetic" in form)
+
+
+def test_the_command_that_a_message_suggests_makes_the_same_examples(tmp_path: Path) -> None:
+    cli_here("prepare", "transactions", "--synthetic", cwd=tmp_path)
+    dataset = Dataset(str(tmp_path / "data"), "transactions")
+    shutil.rmtree(dataset.folder)
+    assert cli_here(*dataset.prepare_command.split()[1:], cwd=tmp_path).status == 0
+    assert Dataset(str(tmp_path / "data"), "transactions").meta == dataset.meta
+
+
+@pytest.mark.parametrize("name", ["headlines", "shakespeare_char", "mine --input=text.txt", "mine"])
+def test_only_transactions_have_a_synthetic_form(name: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text " * 50)
+    before = listing(tmp_path)
+    result = cli_here("prepare", *name.split(), "--synthetic", cwd=tmp_path)
+    assert result.status == 2 and "--synthetic is for the built-in task transactions" in result.err
+    assert listing(tmp_path) == before
+
+
+# ---- real brands ------------------------------------------------------------------------------------------------
+
+BRANDS = {
+    (label, split): [merchant.name for merchant in those]
+    for label, splits in merchants.merchants_by_label().items()
+    for split, those in splits.items()
+}
+PREFIXES = ("", "SQ *", "TST* ", "PAYPAL *", "SP ", "POS ")
+DETAILS = re.compile(r"(?: #\d{4})?(?: [A-Z]+ [A-Z]{2})?(?: \d\d/\d\d)? -\d+\.\d\d")
+
+
+def spaced(name: str) -> str:
+    """The words of a name with a space around each: ` TESCO EXTRA `."""
+    return f" {' '.join(word for word in re.findall('[A-Z0-9]+', name) if word not in ('THE', 'AND'))} "
+
+
+def test_no_brand_of_one_split_is_in_another() -> None:
+    """Neither the name, nor a name that is a part of it or that it is a part of."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for (_, split), those in BRANDS.items():
+        names[split] |= {spaced(name) for name in those}
+    for split in names:
+        others = "|".join(sorted(name for other in names if other != split for name in names[other]))
+        assert not [name for name in names[split] if name in others]
+        squeezed = {name.replace(" ", "") for name in names[split]}
+        assert not squeezed & {name.replace(" ", "") for name in others.split("|")}
+
+
+def test_no_brand_of_val_or_test_is_in_a_line_of_train() -> None:
+    lines = "|".join(spaced(prompt) for prompt, _ in EXAMPLES["transactions"]["train"])
+    held_out = [name for (_, split), names in BRANDS.items() if split != "train" for name in names]
+    assert not [name for name in held_out if spaced(name) in lines]
+    assert [name for name in BRANDS["coffee", "train"] if spaced(name) in lines]
+
+
+def test_a_name_in_another_split_would_be_found() -> None:
+    group = merchants.groups(
+        {
+            name: merchants.name_words(name)
+            for name in ("SHELL", "SHELL EXPRESS", "OLD SHELL SHOP", "ARCO", "7-UP", "7UP")
+        }
+    )
+    assert group == [["7-UP", "7UP"], ["ARCO"], ["OLD SHELL SHOP", "SHELL", "SHELL EXPRESS"]]
+    assert spaced("SHELL") in spaced("OLD SHELL SHOP") and spaced("SHELL") not in spaced("SHELLFISH BAR")
+
+
+def test_each_line_has_a_brand_of_its_label_and_split() -> None:
+    seen = set()
+    for split, examples in EXAMPLES["transactions"].items():
+        for prompt, label in examples:
+            if label not in ("subscriptions", "fees", "income"):
+                rests = [prompt.removeprefix(prefix) for prefix in PREFIXES]
+                fitting = [
+                    name
+                    for name in BRANDS[label, split]
+                    if any(rest.startswith(name) and DETAILS.fullmatch(rest[len(name) :]) for rest in rests)
+                ]
+                assert fitting, prompt
+                seen.add((split, max(fitting, key=len)))
+    counts = Counter(split for split, _ in seen)
+    assert counts["train"] > 1500 and counts["val"] > 200 and counts["test"] > 400
+
+
+def test_the_other_lines_are_invented() -> None:
+    for split, examples in EXAMPLES["transactions"].items():
+        invented = WORDS["transactions --synthetic"][split]
+        for prompt, label in examples:
+            if label in ("subscriptions", "fees", "income"):
+                assert set(invented).intersection(words(prompt)), prompt
+
+
+def test_every_label_has_brands_enough_in_every_split() -> None:
+    least = {"train": 90, "val": 12, "test": 25}
+    assert len(BRANDS) == 27 and all(len(names) >= least[split] for (_, split), names in BRANDS.items())
+    assert all(len(set(names)) == len(names) for names in BRANDS.values())
+
+
+def test_well_known_brands_have_the_label_that_everybody_gives() -> None:
+    known = {
+        "groceries": "LIDL ICELAND WAITROSE", "dining": "WENDYS KFC NANDOS", "coffee": "STARBUCKS COSTA",
+        "transport": "ZIPCAR LYFT TTC", "fuel": "BP ARCO GULF", "travel": "HILTON MARRIOTT RAMADA",
+        "health": "SPECSAVERS AMPLIFON", "utilities": "ENTERGY PPL UGI", "shopping": "ZARA NIKE PRIMARK",
+    }  # fmt: skip
+    for label, names in known.items():
+        assert set(names.split()) <= {name for split in generate.SIZES for name in BRANDS[label, split]}, label
+
+
+def test_a_name_with_two_labels_is_in_no_line() -> None:
+    """From the table alone: the labels of a name are those of all its categories."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for name, category, countries in merchants.rows():
+        labels[merchants.descriptor(name)].add(merchants.LABELS[category])
+        assert set(countries) <= {"au", "ca", "gb", "ie", "nz", "us", "001"} and countries, name
+    assert sum(len(those) > 1 for those in labels.values()) > 100
+    for (label, _), names in BRANDS.items():
+        assert all(labels[name] == {label} for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("McDonald's", "MCDONALDS"), ("Crème & Co.", "CREME & CO"), ("H&M", "H&M"), ("Toys“R”Us", "TOYS R US"),
+        ("Yuba-Sutter Transit", "YUBA-SUTTER TRANSIT"), ("Applebee's Neighborhood Grill", "APPLEBEES NEIGHBORHOOD"),
+        ("Пятёрочка", ""), ("Smørrebrød", ""), ("76", ""), ("3", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_names_are_shown_as_statements_show_them(name: str, shown: str) -> None:
+    assert merchants.descriptor(name) == shown
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("merchants_script", ROOT / "scripts/merchants.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_the_script_takes_from_the_index() -> None:
+    index: dict[str, dict[str, list]] = {category: {"items": []} for category in merchants.LABELS}
+
+    def add(category: str, key: str, name: str, *places: object, **tags: str) -> None:
+        item = {"displayName": f"{name} (x)", "locationSet": {"include": [*places]}, "tags": {key: name, **tags}}
+        index[category]["items"].append(item)
+
+    add("brands/amenity/fuel", "brand", "Shell", "us-tx.geojson", "ie")
+    add("brands/amenity/fuel", "brand", "Shell", "001")
+    add("brands/amenity/fuel", "brand", "Total", "fr", [2.3, 48.9, 5])
+    add("brands/amenity/fuel", "brand", "Лукойл", "001")
+    add("brands/amenity/cafe", "brand", "Koi", "us", cuisine="bubble_tea")
+    add("brands/amenity/cafe", "brand", "Costa", "gb-eng", cuisine="coffee_shop")
+    add("brands/amenity/cafe", "brand", "Eggslut", "us", cuisine="coffee_shop")
+    add("transit/route/bus", "network", "Barnsley", "gb")
+    add("transit/route/bus", "network", "OCTA", "us")
+    add("transit/route/bus", "network", "MHD", "001")
+    add("operators/man_made/water_works", "operator", "City of Austin", "us")
+    lines = [line for line in script().table(index).splitlines() if not line.startswith("#")]
+    assert lines == ["Costa\tgb", "OCTA\tus", "Shell\t001 ie us"]
+
+
+@pytest.mark.skipif(not INDEX.exists(), reason="needs npm install --no-save name-suggestion-index@8.0.20260918")
+def test_the_script_makes_the_table_again() -> None:
+    index = json.loads((INDEX / "dist/json/nsi.json").read_text(encoding="utf-8"))["nsi"]
+    assert script().table(index) == merchants.TABLE.read_text(encoding="utf-8")
+    notice = merchants.TABLE.with_suffix(".LICENSE").read_text(encoding="utf-8")
+    assert notice == (INDEX / "LICENSE.md").read_text(encoding="utf-8")
+    for (label, _), names in BRANDS.items():
+        items = [item for category in merchants.CATEGORIES[label].split() for item in index[category]["items"]]
+        found = {merchants.descriptor(value) for item in items for value in item["tags"].values()}
+        assert set(names) <= found | {merchants.descriptor(item["displayName"]) for item in items}
+
+
+def test_the_table_is_small_and_its_notice_is_complete() -> None:
+    assert merchants.TABLE.stat().st_size < 150_000
+    notice = merchants.TABLE.with_suffix(".LICENSE").read_text(encoding="utf-8")
+    assert "BSD 3-Clause" in notice and "name-suggestion-index contributors" in notice and "AS IS" in notice
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_table_is_distributed_with_its_notice(kind: str) -> None:
+    builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
+    files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
+    paths = {file.distribution_path.partition("tinygpt/data/tasks/")[2] for file in files}
+    assert {"merchants.txt", "merchants.LICENSE"} <= paths
+
+
+def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
+    pytest.importorskip("sklearn")
+    text = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    for label in merchants.CATEGORIES:
+        assert f"| {label} | {' | '.join(str(len(BRANDS[label, split])) for split in generate.SIZES)} |" in text
+    prompts, labels = (
+        {split: [pair[i] for pair in EXAMPLES["transactions"][split]] for split in generate.SIZES} for i in (0, 1)
+    )
+    answers, _ = ngram_baseline(prompts["train"], np.array(labels["train"]), prompts["test"])
+    right = np.array(answers) == labels["test"]
+    with_brands = np.isin(labels["test"], list(merchants.CATEGORIES))
+    assert f", {100 * right.mean():.1f} % (across words)" in text
+    assert f"character n-grams reach {100 * right[with_brands].mean():.1f} %" in text.replace("\n", " ")
+
+
+# ---- invented merchants -----------------------------------------------------------------------------------------
 
 CUES = {  # of the trades, however they are cut, and of the shapes
     "groceries": r"MARKE|MKT|GROCE|FOOD|SUPER|PRODU|LN \d\d ITEMS|SCALE",
@@ -86,23 +317,27 @@ CUES = {  # of the trades, however they are cut, and of the shapes
 }
 
 
-@pytest.mark.parametrize("split", tasks.SIZES)
+@pytest.mark.parametrize("split", generate.SIZES)
 def test_one_trade_is_at_the_head_of_each_line(split: str) -> None:
     decoys = 0
-    for prompt, label in EXAMPLES["transactions"][split]:
+    for prompt, label in EXAMPLES["transactions --synthetic"][split]:
         assert prompt == prompt.upper()
         head = prompt.split(" AT ")[0].split(" ST ")[-1]
         assert [trade for trade, cue in CUES.items() if re.search(rf"\b(?:{cue})", head)] == [label], prompt
         decoys += head != prompt
-    assert 0.1 < decoys / tasks.SIZES[split] < 0.3
+    assert 0.1 < decoys / generate.SIZES[split] < 0.3
 
 
 def test_a_quarter_of_the_lines_has_only_its_shape() -> None:
-    for split, examples in EXAMPLES["transactions"].items():
-        invented = [label for prompt, label in examples if set(tasks.INVENTED[split]).intersection(words(prompt))]
+    for split, examples in EXAMPLES["transactions --synthetic"].items():
+        invented = [
+            label for prompt, label in examples if set(transactions.INVENTED[split]).intersection(words(prompt))
+        ]
         assert 0.2 < len(invented) / len(examples) < 0.3
-        assert set(invented) == set(tasks.CATEGORIES)
+        assert set(invented) == set(transactions.CATEGORIES)
 
+
+# ---- headlines --------------------------------------------------------------------------------------------------
 
 GOOD = ["profits", "sales", "orders", "margins", "revenues", "exports"]
 BAD = ["losses", "costs", "debts", "complaints", "delays", "defects"]

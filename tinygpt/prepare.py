@@ -145,6 +145,12 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(
             f"--source is for the built-in corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"
         )
+    two_forms = [name for name, task in TASKS.items() if task.synthetic]
+    if config.synthetic and config.name not in two_forms:
+        raise TinyGPTError(
+            f"--synthetic is for the built-in task {', '.join(two_forms)}, whose names are real otherwise",
+            "drop --synthetic",
+        )
     if config.name not in ready and not config.input:
         raise TinyGPTError(
             f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given",

@@ -80,6 +80,8 @@ class PrepareConfig:
     """the input's character encoding, for example cp1252 or utf-16"""
     source: File = ""
     """for the built-in corpora: read the text from this path or URL (its checksum must match)"""
+    synthetic: bool = False
+    """for the task transactions: invented merchants instead of real brands"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 

@@ -35,8 +35,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     """
     if config.name in TASKS:
         task = TASKS[config.name]
-        splits, labels = task.make(1337), list(task.labels)
-        source = f"the templates of tinygpt.data.tasks, {task.name}"
+        make = task.synthetic if config.synthetic and task.synthetic else task.make
+        splits, labels = make(1337), list(task.labels)
+        source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
     else:
         pairs = list(read(paths, config))
         splits = split(pairs, config.val_fraction, config.test_fraction)

@@ -1,0 +1,49 @@
+"""Generate labelled examples from templates and a seed: equal shares of the labels, and no near duplicates.
+
+generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
+"""
+
+import random
+from collections.abc import Callable
+
+SIZES = {"train": 4000, "val": 500, "test": 1000}
+MAX_CHARS = 61  # a prompt with the longest label of the task; with three special tokens they fill a context of 64
+
+Pair = tuple[str, str]  # (prompt, response)
+
+
+def generate(
+    seed: int, labels: tuple[str, ...], draw: Callable[[random.Random, str, str, int], str]
+) -> dict[str, list[Pair]]:
+    """Generate `SIZES` examples without near duplicates, the labels in equal shares.
+
+    `draw(rng, split, label, number)` returns a prompt; the examples of each label are numbered from 0.
+    """
+    rng, room = random.Random(seed), MAX_CHARS - max(map(len, labels))
+    seen: set[str] = set()
+    splits: dict[str, list[Pair]] = {}
+    for split, size in SIZES.items():
+        examples: list[Pair] = []
+        while len(examples) < size:
+            number, label = len(examples) // len(labels), labels[len(examples) % len(labels)]
+            prompt = draw(rng, split, label, number)
+            if len(prompt) <= room and letters(prompt) not in seen:
+                seen.add(letters(prompt))
+                examples.append((prompt, label))
+        rng.shuffle(examples)
+        splits[split] = examples
+    return splits
+
+
+def letters(prompt: str) -> str:
+    """The prompt without case, digits, spaces and punctuation: equal for near duplicates."""
+    return "".join(character for character in prompt.lower() if character.isalpha())
+
+
+def digits(rng: random.Random, pattern: str) -> str:
+    """The pattern with a random digit for each 9."""
+    return "".join(str(rng.randrange(10)) if character == "9" else character for character in pattern)
+
+
+def words(text: str, separator: str = " ") -> tuple[str, ...]:
+    return tuple(text.split(separator))

@@ -1,0 +1,78 @@
+"""The task `headlines`: company news -> positive, neutral or negative. Templates and a seed generate it.
+
+The label of a statement is the product of three signs: of the metric (profits or losses), of the verb (rise or fall)
+and of the negation. Company, quarter and other words stand between metric and verb, and each word is equally frequent
+with both labels, so the frequencies of words or n-grams do not tell positive from negative. Names of companies contain
+positive and negative words, which do not affect the label. Each company's first name belongs to one split.
+
+    make(1337)["train"][0]  # -> (prompt, response)
+"""
+
+import random
+
+from tinygpt.data.tasks.generate import Pair, digits, generate, words
+
+SENTIMENTS = ("positive", "neutral", "negative")
+GOOD_METRICS = ("profits", "sales", "orders", "margins", "revenues", "exports")
+BAD_METRICS = ("losses", "costs", "debts", "complaints", "delays", "defects")
+UP_VERBS = ("rise", "jump", "climb", "grow", "surge", "soar")
+DOWN_VERBS = ("fall", "drop", "shrink", "slide", "sink", "dip")
+NEGATIONS = ("do not", "no longer", "fail to")
+COMPANIES = {
+    "train": words(
+        "Ardent Goodwin Best Sharp Lossie Fairgain Bright Grimes Badger Hifall Profitt Costa Dropmore Uprise Winner "
+        "Nott Nolan Risely Fallon Joy Gloom Sterling Poore Riches Harmon Crash Happy Sadler Debton Salesby Sinclair "
+        "Growley Climber Luck Soren Slade Orderly Marlin Bolder Weakley Peake Slump Strong Crisp Delaney Merit Cloudy "
+        "Sunny"
+    ),
+    "val": words("Bonus Failsby Gaines Ruin Brisk Lowe Gladwin Dipton Robust Moody Quill Surgeon"),
+    "test": words(
+        "Betterly Worsley Success Doome Noble Grieve Upton Downes Golden Lossiter Boon Bleak Proffer Costello Triumph "
+        "Notley Risborough Falla Premier Harsh Swift Drab Cheers Soarby"
+    ),
+}
+_BUSINESSES = words("Foods Mills Motors Bank Steel Labs Rail Gas Inns Glass Paper Shoes")
+_WHEN = words("in Q1,in Q2,in Q3,in Q4,in May,in June,this year,this spring", ",")
+_ASKING = ("Unclear if", "Analysts ask if", "Owners ask if")
+_SAYING = ("Analysts say", "Owners told", "As forecast,", "Dividend unchanged,", "New chairman,", "Office moves,")
+_STEADY = ("unchanged", "flat", "as forecast", "in line with forecasts")
+_NOTICES = (  # + company, % metrics, ~ when, 9 a digit
+    "+ names new chairman ~", "+ to hold annual meeting ~", "+ moves head office to unit 9", "+ to report % on 9 July",
+    "+ names auditor of %", "Owners of + do not meet ~", "Owners of + no longer meet ~", "+ board to discuss % ~",
+)  # fmt: skip
+HEADLINE_WIDTH = 53
+
+
+def make(seed: int) -> dict[str, list[Pair]]:
+    """Make headlines about companies, each with one of `SENTIMENTS`."""
+    return generate(seed, SENTIMENTS, _headline)
+
+
+def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> str:
+    """A statement of `sentiment`, or one of three neutral kinds: a question, an unchanged metric, a notice.
+
+    The number decides metric and negation (a third have one), so that these are balanced between the labels.
+    """
+    kind = "statement" if sentiment != "neutral" else rng.choice(("question", "steady", "notice"))
+    metric = (GOOD_METRICS + BAD_METRICS)[number % 12]
+    negation = (*NEGATIONS, "", "", "", "", "", "")[number // 12 % 9]
+    company = f"{rng.choice(COMPANIES[split])} {rng.choice(_BUSINESSES)}"
+    when = rng.choice(_WHEN)
+    if kind == "notice":
+        return digits(rng, rng.choice(_NOTICES)).replace("+", company).replace("%", metric).replace("~", when)
+    if kind == "steady":
+        neither = f"neither {rng.choice(UP_VERBS)} nor {rng.choice(DOWN_VERBS)}"
+        predicate = rng.choice((*_STEADY, neither, neither))
+    else:
+        up = rng.randrange(2) == 1
+        if kind == "statement":  # the direction that makes the product of the three signs right
+            up = (sentiment == "positive") == ((metric in GOOD_METRICS) == (negation == ""))
+        predicate = f"{negation} {rng.choice(UP_VERBS if up else DOWN_VERBS)}".strip()
+    order = rng.randrange(3)
+    subject = f"{company} {metric} {when}" if order == 0 else f"{metric} at {company}" + f" {when}" * (order - 1)
+    leads = _ASKING if kind == "question" else _SAYING if rng.randrange(3) == 0 else ()
+    sentence = f"{subject} {predicate}"
+    fitting = [lead for lead in leads if len(lead) + 1 + len(sentence) <= HEADLINE_WIDTH]
+    if kind == "question" and not fitting:
+        return _headline(rng, split, sentiment, number)
+    return f"{rng.choice(fitting)} {sentence}" if fitting else sentence[0].upper() + sentence[1:]

@@ -1,0 +1,145 @@
+"""Real brands for the task `transactions`: a table of names, and its division into splits.
+
+`merchants.txt` is derived from the name-suggestion-index of OpenStreetMap (BSD-3-Clause, notice in
+`merchants.LICENSE`) by scripts/merchants.py, which documents the selection. A line `# brands/shop/clothes` opens a
+category; each of the lines below it has a name as the index spells it, a tab, and the countries ("001": worldwide).
+
+A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and a
+group is in one split, which a hash of its first name chooses: the splits do not depend on a seed.
+
+    merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="AMPUP", countries=("001",))
+"""
+
+import functools
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).with_name("merchants.txt")
+CATEGORIES = {  # the index's categories of each label; fees, income and subscriptions have none
+    "groceries": "brands/shop/supermarket brands/shop/convenience brands/shop/wholesale brands/shop/greengrocer "
+    "brands/shop/butcher brands/shop/frozen_food",
+    "dining": "brands/amenity/restaurant brands/amenity/fast_food brands/amenity/pub brands/amenity/bar",
+    "coffee": "brands/amenity/cafe brands/shop/coffee",
+    "transport": "transit/route/bus transit/route/train transit/route/subway transit/route/light_rail "
+    "transit/route/tram transit/route/ferry operators/amenity/parking brands/amenity/parking "
+    "brands/amenity/bicycle_rental operators/amenity/car_sharing brands/amenity/car_sharing "
+    "operators/highway/toll_gantry",
+    "fuel": "brands/amenity/fuel brands/amenity/charging_station",
+    "travel": "brands/tourism/hotel brands/tourism/motel brands/tourism/hostel brands/tourism/caravan_site "
+    "brands/amenity/car_rental brands/shop/travel_agency",
+    "health": "brands/amenity/pharmacy brands/shop/chemist brands/amenity/clinic brands/amenity/dentist "
+    "brands/amenity/doctors brands/shop/optician brands/shop/hearing_aids brands/healthcare/physiotherapist "
+    "brands/healthcare/laboratory operators/amenity/clinic operators/amenity/hospital operators/healthcare/dialysis",
+    "utilities": "operators/power/minor_line operators/office/water_utility operators/office/energy_supplier "
+    "operators/man_made/water_works brands/shop/telecommunication brands/office/telecommunication "
+    "brands/shop/mobile_phone brands/shop/gas",
+    "shopping": "brands/shop/clothes brands/shop/shoes brands/shop/department_store brands/shop/variety_store "
+    "brands/shop/furniture brands/shop/electronics brands/shop/doityourself brands/shop/books brands/shop/toys",
+}
+LABELS = {category: label for label, categories in CATEGORIES.items() for category in categories.split()}
+NAME_WIDTH = 22  # of a merchant in a statement
+TEMPLATE_WORDS = ("SP", "PIONEER")  # brands of val or test that are also a prefix or an invented name in train
+ORDINARY = 5  # a name that is a part of more others than this is an ordinary word (PIZZA, TRANSIT), not a name
+
+
+class Merchant(NamedTuple):
+    """A brand as a statement shows it, and the countries it is in."""
+
+    name: str
+    countries: tuple[str, ...]
+
+
+def rows() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Read the table: name, the index's category, countries."""
+    category = ""
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            category = line.removeprefix("# ")
+        else:
+            name, countries = line.split("\t")
+            yield name, category, tuple(countries.split())
+
+
+def descriptor(name: str) -> str:
+    """A name as a statement shows it: ASCII capitals, digits, `&`, `-` and `.`, cut to `NAME_WIDTH` characters.
+
+    Empty if the name has letters that are not Latin, or fewer than two letters.
+    """
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c)).upper()
+    if any(c.isalpha() and not c.isascii() for c in plain) or sum(map(str.isalpha, plain)) < 2:
+        return ""
+    plain = re.sub(r"[^A-Z0-9&.-]+", " ", re.sub("['’]", "", plain)).strip(" &.-")
+    return plain[:NAME_WIDTH].rstrip(" &.-")
+
+
+def name_words(name: str) -> tuple[str, ...]:
+    """The words that tell one descriptor from another: without punctuation, THE and AND."""
+    return tuple(word for word in re.findall("[A-Z0-9]+", name) if word not in ("THE", "AND"))
+
+
+def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Each run of words in a name that is shorter than the name."""
+    for length in range(1, len(words)):
+        for start in range(len(words) - length + 1):
+            yield words[start : start + length]
+
+
+@functools.cache
+def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
+    """The merchants of each label and split, sorted by name. Names with two labels are left out."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    countries: dict[str, set[str]] = defaultdict(set)
+    for brand, category, places in rows():
+        name = descriptor(brand)
+        labels[name].add(LABELS[category])
+        countries[name].update(places)
+    words = {name: name_words(name) for name in labels}
+    uses = Counter(part for name in words for part in set(parts(words[name])))
+    names = [
+        name
+        for name in sorted(labels)
+        if len(labels[name]) == 1 and words[name] and uses[words[name]] <= ORDINARY and name not in TEMPLATE_WORDS
+    ]
+    found: dict[str, dict[str, list[Merchant]]] = {
+        label: {split: [] for split in ("train", "val", "test")} for label in CATEGORIES
+    }
+    for group in groups({name: words[name] for name in names}):
+        for name in group:
+            found[min(labels[name])][split_of(group[0])].append(Merchant(name, tuple(sorted(countries[name]))))
+    return {label: {split: tuple(sorted(those)) for split, those in splits.items()} for label, splits in found.items()}
+
+
+def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
+    """Divide names (with their words) into groups: two names are in one group if they have the same first word, the
+    same letters, or if one is a part of the other. Each group is sorted."""
+    keys: dict[object, list[str]] = defaultdict(list)  # names with a common key are in one group
+    own = set(names.values())
+    for name, words in names.items():
+        for key in (words, words[0], "".join(words), *(part for part in parts(words) if part in own)):
+            keys[key].append(name)
+    parent = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for linked in keys.values():
+        for name in linked[1:]:
+            first, second = sorted((root(linked[0]), root(name)))
+            parent[second] = first
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        members[root(name)].append(name)
+    return list(members.values())
+
+
+def split_of(name: str) -> str:
+    """The split of a group, by a hash of its first name: 70 % train, 10 % val, 20 % test."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "train" if place < 0.7 else "val" if place < 0.8 else "test"
