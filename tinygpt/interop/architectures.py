@@ -173,8 +173,13 @@ def stock_name(config: GPTConfig) -> str:
                 f"{option}: no model class of transformers has this option",
                 "train with configs/portable.yaml, which can be exported in every format",
             )
-    wanted = learned, config.qk_norm, gated
-    return next(name for name, row in STOCK.items() if (row.learned, row.qk_norm, row.gated) == wanted)
+    return next(name for name, row in STOCK.items() if row == row_of(config))
+
+
+def row_of(config: GPTConfig) -> StockClass:
+    """The row of the table whose layers a GPT has, whether or not its other options fit."""
+    wanted = config.position == "learned", config.qk_norm, config.activation in GATED
+    return next(row for row in STOCK.values() if (row.learned, row.qk_norm, row.gated) == wanted)
 
 
 def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
@@ -258,6 +263,12 @@ def split_rows(row: StockClass, config: GPTConfig, layer: str, outputs: Tensor) 
     return dict(zip(parts, outputs.split(sizes), strict=True))
 
 
+def shapes_of(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a GPT's weights by their names, without allocating any."""
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+
+
 def _turned(row: StockClass, layer: str, weight: Tensor) -> Tensor:
     """GPT-2's class stores the matrices of its blocks as (in, out)."""
     return weight.t().contiguous() if row.learned and ".h." in layer and weight.dim() == 2 else weight.contiguous()
@@ -286,8 +297,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     blocks = {name.split(".")[2] for name in found if re.match(r"\w+\.\w+\.\d+\.", name)}
     if len(blocks) != config.n_layer:  # before a model of absurd depth is described
         raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
-    with torch.device("meta"):
-        shapes = {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+    shapes = shapes_of(config)
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
     head = found.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and embeddings in found and not torch.equal(head, found[embeddings]):
@@ -360,11 +370,11 @@ def _row(config: dict[str, Any]) -> StockClass:
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or name not in STOCK:
         raise TinyGPTError(
-            f"config.json: architectures is {_shown(names)}, a class that tinygpt cannot read",
+            f"config.json: architectures is {shown(names)}, a class that tinygpt cannot read",
             f"choose a model whose class is {', '.join(STOCK)}",
         )
     if config.get("model_type") != STOCK[name].model_type:
-        raise _unusable(f"config.json: model_type is {_shown(config.get('model_type'))}, which contradicts {name}")
+        raise _unusable(f"config.json: model_type is {shown(config.get('model_type'))}, which contradicts {name}")
     return STOCK[name]
 
 
@@ -373,31 +383,31 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     values, keys = {**row.missing, **config}, row.keys
     for key, only in {**row.fixed, "quantization_config": None}.items():
         if values.get(key, only) != only:
-            raise _unusable(f"config.json: {key} is {_shown(values[key])}, which a GPT of tinygpt cannot express")
-    size: dict[str, Any] = {
-        name: _size(values, keys[name]) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+            raise _unusable(f"config.json: {key} is {shown(values[key])}, which a GPT of tinygpt cannot express")
+    sizes: dict[str, Any] = {
+        name: size(values, keys[name]) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
     }
-    if size["vocab_size"] > MAX_SYMBOLS:
+    if sizes["vocab_size"] > MAX_SYMBOLS:
         raise TinyGPTError(
-            f"config.json: vocab_size is {size['vocab_size']:,}, above the {MAX_SYMBOLS:,} that fit: "
+            f"config.json: vocab_size is {sizes['vocab_size']:,}, above the {MAX_SYMBOLS:,} that fit: "
             "tinygpt stores token ids as uint16",
             "choose a model with a smaller vocabulary, for example GPT-2 or SmolLM2",
         )
-    kv_heads = _size(values, keys["n_kv_head"], size["n_head"]) if "n_kv_head" in keys else size["n_head"]
-    for key, whole, part in (("n_head", size["n_embd"], size["n_head"]), ("n_kv_head", size["n_head"], kv_heads)):
+    kv_heads = size(values, keys["n_kv_head"], sizes["n_head"]) if "n_kv_head" in keys else sizes["n_head"]
+    for key, whole, part in (("n_head", sizes["n_embd"], sizes["n_head"]), ("n_kv_head", sizes["n_head"], kv_heads)):
         if whole % part:
             raise _unusable(f"config.json: {keys[key]} is {part}, which does not divide {whole}")
     act = values.get(keys["activation"])
     activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
     if not activation or (activation in GATED) != row.gated:
         raise _unusable(
-            f"config.json: {keys['activation']} is {_shown(act)}, which a GPT of tinygpt cannot express here"
+            f"config.json: {keys['activation']} is {shown(act)}, which a GPT of tinygpt cannot express here"
         )
     flags = {key: _flag(values, key) for key in (*row.biases.values(), "tie_word_embeddings")}
     result = GPTConfig(
-        **size,
-        n_kv_head=kv_heads if kv_heads != size["n_head"] else 0,
-        mlp_width=_size(values, keys["mlp_width"], 4 * size["n_embd"] if row.learned else None),
+        **sizes,
+        n_kv_head=kv_heads if kv_heads != sizes["n_head"] else 0,
+        mlp_width=size(values, keys["mlp_width"], 4 * sizes["n_embd"] if row.learned else None),
         bias=row.learned or any(flags[key] for key in row.biases.values()),
         norm="layernorm" if row.learned else "rmsnorm",
         position="learned" if row.learned else "rope",
@@ -405,7 +415,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         qk_norm=row.qk_norm,
         qk_norm_weights=row.qk_norm,
         tie_weights=flags["tie_word_embeddings"],
-        norm_eps=_number(values, keys["norm_eps"], 1e-12, 1.0),
+        norm_eps=number(values, keys["norm_eps"], 1e-12, 1.0),
     )
     return result if row.learned else dataclasses.replace(result, rope_base=_rope_base(row, values, result))
 
@@ -416,7 +426,7 @@ def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> fl
     for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
         part = values.get(key) or row.missing.get(key) or {}
         if not isinstance(part, dict) or part.get("rope_type", part.get("type", "default")) != "default":
-            raise _unusable(f"config.json: {key} is {_shown(part)}, which a GPT of tinygpt cannot express")
+            raise _unusable(f"config.json: {key} is {shown(part)}, which a GPT of tinygpt cannot express")
         rope |= part
     window, kinds = values.get("sliding_window"), values.get("layer_types") or []
     unusual = {
@@ -431,36 +441,38 @@ def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> fl
         usual["sliding_window"] = window
     for key, value in unusual.items():
         if value != usual.get(key):
-            raise _unusable(f"config.json: {key} is {_shown(value)}, which a GPT of tinygpt cannot express")
+            raise _unusable(f"config.json: {key} is {shown(value)}, which a GPT of tinygpt cannot express")
     if config.head_dim % 2:
         raise _unusable(f"config.json: head_dim is {config.head_dim}, but RoPE rotates pairs of channels")
     base = {"rope_theta": 10000.0, **({"rope_theta": values["rope_theta"]} if values.get("rope_theta") else {}), **rope}
-    return _number(base, "rope_theta", 1.0, 1e12)
+    return number(base, "rope_theta", 1.0, 1e12)
 
 
-def _number(values: dict[str, Any], key: str, low: float, high: float) -> float:
+def number(values: dict[str, Any], key: str, low: float, high: float, where: object = "config.json") -> float:
+    """Take a number from the content of the file `where`. Errors: TinyGPTError if it is none from `low` to `high`."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise _unusable(f"config.json: {key} is {_shown(value)}, not a number from {low:g} to {high:g}")
+        raise _unusable(f"{where}: {key} is {shown(value)}, not a number from {low:g} to {high:g}")
     return float(value)
 
 
-def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
+def size(values: dict[str, Any], key: str, default: int | None = None, where: object = "config.json") -> int:
+    """Take a size from the content of the file `where`. Errors: TinyGPTError if it is none that can be meant."""
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise _unusable(f"config.json: {key} is {_shown(value)}, not a whole number from 1 to {LARGEST:,}")
+        raise _unusable(f"{where}: {key} is {shown(value)}, not a whole number from 1 to {LARGEST:,}")
     return value
 
 
 def _flag(values: dict[str, Any], key: str) -> bool:
     value = values.get(key, False)
     if not isinstance(value, bool):
-        raise _unusable(f"config.json: {key} is {_shown(value)}, neither true nor false")
+        raise _unusable(f"config.json: {key} is {shown(value)}, neither true nor false")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value of unknown origin for a message: ASCII, and not long."""
     try:
         text = ascii(value)

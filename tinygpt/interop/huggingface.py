@@ -33,7 +33,7 @@ from tinygpt.report.collect import without_folders
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
-WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md", "adapter", ".lock"}
+WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md", ".lock"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 AGAIN = "download the folder again"
 
@@ -152,7 +152,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     pickled = path.suffix != ".safetensors"
     if not path.is_file():
         raise TinyGPTError(f"{path}: no such file", AGAIN)
-    safetensors = _safetensors()
+    safetensors = safetensors_library()
     try:
         found = torch.load(path, map_location="cpu", weights_only=True) if pickled else safetensors.load_file(path)
     except Exception as error:  # of zipfile, pickle, torch or safetensors
@@ -173,13 +173,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 # ---- out --------------------------------------------------------------------------------------------------------
 
 
-def write_folder(out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = ()) -> None:
+def write_folder(
+    out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = (), beside: str = ""
+) -> None:
     """Write a model as a folder that transformers, and every tool built on it, opens without code of ours.
 
-    notes: sentences for the model card, for example what n-gram baselines reach. Errors: TinyGPTError for an option
-    that no class of transformers has, and for a folder that holds anything else.
+    notes: sentences for the model card, for example what n-gram baselines reach. beside: a folder in it that may stay.
+    Errors: TinyGPTError for an option that no class of transformers has, and for a folder that holds anything else.
     """
-    safetensors = _safetensors()
+    safetensors = safetensors_library()
     model = checkpoint.build_model()
     stock = to_stock(model.config, model.state_dict())
     files = tokenizer_files(tokenizer, model.config.block_size)
@@ -189,7 +191,7 @@ def write_folder(out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes:
         if "eos_token" in settings
         else None
     )
-    require_own(out, WRITTEN)
+    require_own(out, {*WRITTEN, beside})
     with folder_lock(out, "export"):
         write_file(out / WEIGHTS[0], safetensors.save(stock.weights, metadata={"format": "pt"}))
         for name, text in files.items():
@@ -264,7 +266,7 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _safetensors() -> Any:
+def safetensors_library() -> Any:
     try:
         import safetensors.torch
     except ImportError:

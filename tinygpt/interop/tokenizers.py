@@ -38,8 +38,8 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]
             text, eos, template, pair = spec["json"], spec["eos"], spec["chat_template"], spec["pair"]
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,  # transformers 4 would remove blanks before punctuation
+        "model_input_names": ["input_ids", "attention_mask"],  # and would add token_type_ids
     }
     if block_size:
         settings["model_max_length"] = block_size
