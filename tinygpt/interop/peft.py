@@ -1,0 +1,178 @@
+"""LoRA adapters in PEFT's format, out and in.
+
+Both sides compute W x + (alpha / rank) B A x, but PEFT adapts the layers of a stock class. A fused layer of a GPT
+(c_attn, SwiGLU's c_fc) is several of them. Going out, they share A and split the rows of B. Coming in, their A are
+stacked and their B become the blocks of a block-diagonal matrix, and all layers are padded with zeros to one rank.
+`outward` and `inward` change B as they change the weights.
+
+PEFT's adapters have no rows for new tokens, so the exported base already contains them.
+
+Source: https://huggingface.co/docs/peft, "LoRA" and "Checkpoint format".
+
+    write_adapter(Path("out-peft"), run, tokenizer)       # a base in out-peft, its adapter in out-peft/adapter
+    run = read_adapter(Path("out-peft/adapter"), base)    # a checkpoint of a LoRA run: save_adapter writes it
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.interop.architectures import (
+    centred,
+    inward,
+    number,
+    outward,
+    row_of,
+    shapes_of,
+    shown,
+    size,
+    split_rows,
+)
+from tinygpt.interop.huggingface import (
+    as_json,
+    read_json,
+    read_tensors,
+    require_own,
+    safetensors_library,
+    write_file,
+    write_folder,
+)
+from tinygpt.lora import LoRA, is_adapted, merged
+from tinygpt.options import GPTConfig
+
+SETTINGS, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
+HARMLESS = {  # keys of an adapter_config.json that do not change what a LoRA adapter computes, or that are used here
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "fan_in_fan_out"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_type", "peft_version", "task_type"),
+    *("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"),
+}
+USUAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # other ways to start change the base
+
+
+def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = ()) -> None:
+    """Write the base of a LoRA run as a Hugging Face folder, and its adapter for PEFT in the folder `adapter` there.
+
+    Errors: TinyGPTError as in `write_folder`, and for a checkpoint without an adapter.
+    """
+    if not is_adapted(run.model) or not (rank := _rank(run.model)):
+        raise TinyGPTError("this checkpoint has no LoRA adapter", "export it with --format hf")
+    config = GPTConfig.from_dict(run.model_args)
+    row, weights = row_of(config), {}
+    for name, a in run.model.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "lora_A":
+            outputs = outward(config, layer, run.model[f"{layer}.lora_B"].float())
+            for part, b in split_rows(row, config, layer, outputs).items():
+                weights[f"base_model.model.{part}.lora_A.weight"] = a.float().clone()  # safetensors shares no memory
+                weights[f"base_model.model.{part}.lora_B.weight"] = b.contiguous()
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": out.as_posix(),
+        "r": rank,
+        "lora_alpha": run.config["lora_alpha"],
+        "lora_dropout": run.config.get("lora_dropout", 0.0),
+        "target_modules": sorted({name.split(".")[-3] for name in weights}),
+        "fan_in_fan_out": row.learned,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    grown = {name: weight for name, weight in run.model.items() if not name.endswith((".lora_A", ".lora_B"))}
+    base = dataclasses.replace(run, model=merged(grown, alpha=1.0))  # without adapters: only new rows are merged
+    adapter = out / FOLDER
+    require_own(adapter, {SETTINGS, WEIGHTS})
+    use = f'`PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
+    together = (
+        f"These are the weights of the base model. The adapter is added with {use}; the loss above is theirs both."
+    )
+    write_folder(out, base, tokenizer, [*notes, together], beside=FOLDER)
+    adapter.mkdir(exist_ok=True)
+    write_file(adapter / WEIGHTS, safetensors_library().save(weights, metadata={"format": "pt"}))
+    write_file(adapter / SETTINGS, as_json(settings))
+
+
+def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
+    """Read a LoRA adapter of PEFT for an imported base; returns base and adapter as the checkpoint of a LoRA run.
+
+    Errors: TinyGPTError for a setting that tinygpt's LoRA lacks, and for an adapter of another model.
+    """
+    settings = read_json(folder / SETTINGS, "give the folder that PEFT's save_pretrained wrote")
+    config = GPTConfig.from_dict(base.model_args)
+    if is_adapted(base.model) or centred(config):
+        raise TinyGPTError(
+            "this base is not the model that the adapter was trained on: only RMSNorm models and GPT-2 are",
+            "import the adapter's own base first: tinygpt import FOLDER",
+        )
+    rank, scale = _settings(settings, folder / SETTINGS)
+    pickled = WEIGHTS.replace(".safetensors", ".bin")
+    found = read_tensors(folder / (pickled if (folder / pickled).exists() else WEIGHTS))
+    layers = {}
+    for name, shape in shapes_of(config).items():
+        layer, _, kind = name.rpartition(".")
+        if (
+            kind == "weight"
+            and ".h." in layer
+            and len(shape) == 2
+            and (one := _layer(config, layer, shape, rank, found))
+        ):
+            layers[layer] = one
+    if found or not layers:
+        raise _foreign(folder, f"the tensor {shown(next(iter(found)))} belongs to no layer" if found else "no tensors")
+    targets = [name for name in LoRA.targets.split(",") if any(layer.endswith(f".{name}") for layer in layers)]
+    width = max(len(a) for a, _ in layers.values())
+    weights = {}
+    for name, shape in shapes_of(config).items():
+        layer = name.removesuffix(".weight")
+        if ".h." in layer and layer.rpartition(".")[2] in targets and name.endswith(".weight"):
+            a, b = layers.get(layer, (torch.zeros(0, shape[1]), torch.zeros(shape[0], 0)))
+            weights[f"{layer}.lora_A"] = torch.cat((a, torch.zeros(width - len(a), shape[1])))
+            weights[f"{layer}.lora_B"] = torch.cat((b, torch.zeros(shape[0], width - len(a))), dim=1)
+    lora = {"lora_rank": width, "lora_alpha": scale * width, "lora_targets": ",".join(targets), "lora_dropout": 0.0}
+    return dataclasses.replace(base, model={**base.model, **weights}, config={**base.config, **lora})
+
+
+def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
+    """Rank and scale of an adapter. Errors: TinyGPTError names a setting that changes the function otherwise."""
+    if settings.get("peft_type") != "LORA":
+        raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "tinygpt reads LORA")
+    for key, value in settings.items():
+        if key not in HARMLESS and value and value not in USUAL.get(key, ()):
+            raise TinyGPTError(
+                f"{path}: {shown(key)} is {shown(value)}, which tinygpt's LoRA lacks", "train without it"
+            )
+    rank, alpha = size(settings, "r", where=path), number(settings, "lora_alpha", 0, 1e6, where=path)
+    return rank, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _layer(
+    config: GPTConfig, layer: str, shape: tuple[int, ...], rank: int, found: dict[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; None if none is adapted."""
+    a_parts, b_parts = [], []
+    for part, rows in split_rows(row_of(config), config, layer, torch.empty(shape, device="meta")).items():
+        a = found.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
+        b = found.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
+        if len(a) not in (0, rank) or a.shape[1:] != shape[1:] or b.shape != (len(rows), len(a)):
+            raise _foreign(Path(part), f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit r = {rank}")
+        a_parts.append(a)
+        b_parts.append(b)
+    if not any(map(len, a_parts)):
+        return None
+    if all(torch.equal(a, a_parts[0]) for a in a_parts):  # as write_adapter does it
+        return a_parts[0], inward(config, layer, torch.cat(b_parts))
+    return torch.cat(a_parts), inward(config, layer, torch.block_diag(*b_parts))
+
+
+def _rank(state: dict[str, Tensor]) -> int:
+    return next((len(weight) for name, weight in state.items() if name.endswith(".lora_A")), 0)
+
+
+def _foreign(where: Path, problem: str) -> TinyGPTError:
+    return TinyGPTError(f"{where}: {problem} of this base model", "import the adapter's own base first: tinygpt import")
