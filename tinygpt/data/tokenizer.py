@@ -218,7 +218,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:
             raise ValueError(f"{self.vocab_size:,} tokens, where tinygpt can have 1 to {MAX_SYMBOLS:,} (uint16)")
-        self._special = {token.content for token in self._encoding.get_added_tokens_decoder().values()}
+        added = self._encoding.get_added_tokens_decoder().values()
+        self._added = {token.content for token in added}
+        self.special = {token.content for token in added if token.special}
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
         self.stop = eos
         if pair:
@@ -268,7 +270,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, for streaming; a padded row of the embedding has none."""
         text = self._tokens.get(token, "")
-        if self.byte_level and text not in self._special:
+        if self.byte_level and text not in self._added:
             return bytes(BYTES[character] for character in text)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
             return bytes.fromhex(byte[1])
