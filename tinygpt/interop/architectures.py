@@ -1,11 +1,34 @@
-"""A GPT as one of the classes that transformers ships, and back."""
+"""A GPT as one of the classes that transformers ships, and back.
+
+The two directions read one table, STOCK: for each class its place among tinygpt's options, the keys of its config.json
+and the names of its layers. The options of a GPT that these classes lack are refused; so are the fields of a
+config.json that a GPT lacks. Three differences are bridged exactly:
+
+LayerNorm     Without bias it is RMSNorm of a centred input. So the token embeddings and the outputs of both c_proj are
+              centred, and the head keeps the embeddings as they were.
+QK norm       Each class has one epsilon for all norms, tinygpt has QK_EPS for queries and keys. RMSNorm with epsilon e
+              of s x is RMSNorm with epsilon e / s² of x, so queries and keys are scaled by s.
+Fused layers  c_attn stacks the rows of q, k and v; SwiGLU's c_fc those of the gate and the up projection.
+
+Sources: the modeling_*.py of transformers, whose classes and keys these are.
+
+    stock = to_stock(GPTConfig(**checkpoint.model_args), checkpoint.model)
+    config, weights = from_stock(stock)
+"""
 
 import dataclasses
+import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tinygpt.options import GPTConfig
+from tinygpt.data.tokenizer import MAX_SYMBOLS
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT, QK_EPS
+from tinygpt.options import GATED, GPTConfig
+
+LARGEST = 1 << 20  # of any size in a config.json, so that no size overflows; contexts of a million tokens exist
 
 
 @dataclasses.dataclass
@@ -16,16 +39,6 @@ class Stock:
     weights: dict[str, Tensor]  # float32, under the names and in the layout of that class
 
 
-def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
-    """Convert a model to the stock class that computes the same function."""
-    raise NotImplementedError
-
-
-def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Convert a model of a stock class to a GPT."""
-    raise NotImplementedError
-
-
 @dataclasses.dataclass
 class Pretrained:
     """What is read from another tool's files."""
@@ -34,3 +47,426 @@ class Pretrained:
     tokenizer_json: str  # the text of tokenizer.json
     eos: str  # the token that ends a text, for example "<|endoftext|>"; empty if there is none
     chat_template: str  # Jinja; empty if there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class StockClass:
+    """One row of the table: a class of transformers, and where it lies among tinygpt's options."""
+
+    model_type: str
+    qk_norm: bool
+    gated: bool
+    keys: dict[str, str]  # field of GPTConfig: key of config.json
+    layers: dict[str, str]  # layer of GPT: the layers whose rows it stacks; N is the block's number
+    biases: dict[str, str]  # part of a block: key of config.json that gives its linear layers a bias
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys with one value that a GPT can express
+    missing: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the class takes for a key that is absent
+
+    @property
+    def learned(self) -> bool:
+        """Whether positions are learned and norms are LayerNorms: GPT-2. The others have RoPE and RMSNorm."""
+        return "transformer.wpe" in self.layers
+
+    def parts(self, layer: str) -> list[str]:
+        """The class's layers for a layer of a GPT: `transformer.h.0.attn.c_proj` to [`model.layers.0...o_proj`]."""
+        block = re.search(r"\.(\d+)\.", layer)
+        number = block[1] if block else ""
+        return self.layers[re.sub(r"\.\d+\.", ".N.", layer)].replace(".N.", f".{number}.").split()
+
+
+GPT2_KEYS = {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+GPT2_KEYS |= {"block_size": "n_positions", "mlp_width": "n_inner", "norm_eps": "layer_norm_epsilon"}
+GPT2_KEYS |= {"activation": "activation_function"}
+LLAMA_KEYS = {
+    "vocab_size": "vocab_size",
+    "block_size": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "n_embd": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "activation": "hidden_act",
+}
+HERE, THERE = "transformer.h.N", "model.layers.N"
+GPT2_LAYERS = {name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")}
+GPT2_LAYERS |= {f"{HERE}.{part}": f"{HERE}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj")}
+GPT2_LAYERS |= {f"{HERE}.{part}": f"{HERE}.{part}" for part in ("ln_2", "mlp.c_fc", "mlp.c_proj")}
+ARCEE_LAYERS = {
+    "transformer.wte": "model.embed_tokens",
+    f"{HERE}.ln_1": f"{THERE}.input_layernorm",
+    f"{HERE}.attn.c_attn": " ".join(f"{THERE}.self_attn.{part}_proj" for part in "qkv"),
+    f"{HERE}.attn.c_proj": f"{THERE}.self_attn.o_proj",
+    f"{HERE}.ln_2": f"{THERE}.post_attention_layernorm",
+    f"{HERE}.mlp.c_fc": f"{THERE}.mlp.up_proj",
+    f"{HERE}.mlp.c_proj": f"{THERE}.mlp.down_proj",
+    "transformer.ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+LLAMA_LAYERS = ARCEE_LAYERS | {f"{HERE}.mlp.c_fc": f"{THERE}.mlp.gate_proj {THERE}.mlp.up_proj"}
+QK_NORMS = {f"{HERE}.attn.{part}_norm": f"{THERE}.self_attn.{part}_norm" for part in "qk"}
+APERTUS_NORMS = {f"{HERE}.ln_1": f"{THERE}.attention_layernorm", f"{HERE}.ln_2": f"{THERE}.feedforward_layernorm"}
+ATTENTION_BIAS = {"attn": "attention_bias"}
+BOTH_BIASES = ATTENTION_BIAS | {"mlp": "mlp_bias"}
+LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+
+STOCK = {
+    "GPT2LMHeadModel": StockClass(
+        *("gpt2", False, False, GPT2_KEYS, GPT2_LAYERS, {}),
+        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        missing={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
+    ),
+    "LlamaForCausalLM": StockClass(
+        *("llama", False, True, LLAMA_KEYS, LLAMA_LAYERS, BOTH_BIASES),
+        missing=LLAMA_MISSING,
+    ),
+    "Qwen3ForCausalLM": StockClass(
+        *("qwen3", True, True, LLAMA_KEYS, LLAMA_LAYERS | QK_NORMS, ATTENTION_BIAS),
+        fixed={"use_sliding_window": False},
+        missing={**LLAMA_MISSING, "head_dim": 128},
+    ),
+    "ArceeForCausalLM": StockClass(
+        *("arcee", False, False, LLAMA_KEYS, ARCEE_LAYERS, BOTH_BIASES),
+        missing={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+    ),
+    "ApertusForCausalLM": StockClass(
+        *("apertus", True, False, LLAMA_KEYS, ARCEE_LAYERS | APERTUS_NORMS | QK_NORMS, ATTENTION_BIAS),
+        missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
+    ),
+    "MistralForCausalLM": StockClass(  # import only: stock_name finds Llama's class first
+        *("mistral", False, True, LLAMA_KEYS, LLAMA_LAYERS, {}),
+        missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+}
+ACTIVATION = {  # of transformers: of tinygpt; the first of two names is written
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+    "silu": "swiglu",
+}
+
+
+# ---- out --------------------------------------------------------------------------------------------------------
+
+
+def stock_name(config: GPTConfig) -> str:
+    """Find the class that computes the same function as a GPT. Errors: TinyGPTError names the option it lacks."""
+    learned, gated = config.position == "learned", config.activation in GATED
+    lacking = {
+        "token_shift=True": config.token_shift,
+        "bigram_table=True": config.bigram_table,
+        f"position={config.position}": config.position not in ("learned", "rope"),
+        f"norm={config.norm} with position=learned": learned and config.norm != "layernorm",
+        "qk_norm=True with position=learned": learned and config.qk_norm,
+        f"activation={config.activation} with position=learned": learned and gated,
+        "n_kv_head with position=learned": learned and config.kv_heads != config.n_head,
+        f"norm={config.norm} with position=rope and bias=True": not learned
+        and config.bias
+        and config.norm != "rmsnorm",
+        "bias=True with qk_norm=True": config.bias and config.qk_norm,
+    }
+    for option, lacks in lacking.items():
+        if lacks:
+            raise TinyGPTError(
+                f"{option}: no model class of transformers has this option",
+                "train with configs/portable.yaml, which can be exported in every format",
+            )
+    wanted = learned, config.qk_norm, gated
+    return next(name for name, row in STOCK.items() if (row.learned, row.qk_norm, row.gated) == wanted)
+
+
+def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
+    """Convert a model to the stock class that computes the same function.
+
+    weights: of an ordinary GPT, without LoRA adapters. Errors: TinyGPTError for an option that no class has.
+    """
+    name = stock_name(config)
+    row, tied = STOCK[name], config.tie_weights and not centred(config)
+    converted: dict[str, Tensor] = {}
+    for full, weight in weights.items():
+        layer, _, kind = full.rpartition(".")
+        if layer == "lm_head" and tied:
+            continue
+        if layer == "transformer.wte" and centred(config):
+            weight = weight - weight.mean(1, keepdim=True)
+        parts = split_rows(row, config, layer, outward(config, layer, weight.float()))
+        converted |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
+        if row.learned and not config.bias and _has_bias(row, layer, {}):
+            converted[f"{layer}.bias"] = torch.zeros(len(weight))
+    if row.qk_norm and not config.qk_norm_weights:
+        for number in range(config.n_layer):
+            converted |= {f"model.layers.{number}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
+    return Stock(_stock_config(name, config, tied), converted)
+
+
+def _stock_config(name: str, config: GPTConfig, tied: bool) -> dict[str, Any]:
+    row = STOCK[name]
+    values = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads, "mlp_width": config.hidden_width}
+    values["activation"] = next(theirs for theirs, ours in ACTIVATION.items() if ours == config.activation)
+    result: dict[str, Any] = {"architectures": [name], "model_type": row.model_type}
+    result |= {key: values[field] for field, key in row.keys.items()} | row.fixed
+    result |= dict.fromkeys(row.biases.values(), config.bias)
+    if row.learned:
+        result |= {f"{part}_pdrop": 0.0 for part in ("attn", "embd", "resid")}
+    else:  # rope_theta is read by transformers 4, rope_parameters by 5
+        rope = {"rope_type": "default", "rope_theta": config.rope_base}
+        result |= {"head_dim": config.head_dim, "rope_theta": config.rope_base, "rope_scaling": None}
+        result["rope_parameters"] = rope
+    tokens = {f"{role}_token_id": None for role in ("bos", "eos", "pad")}
+    return {**result, "tie_word_embeddings": tied, **tokens, "torch_dtype": "float32"}
+
+
+# ---- what both directions, and adapters, share ------------------------------------------------------------------
+
+
+def centred(config: GPTConfig) -> bool:
+    """Whether a GPT's LayerNorms become RMSNorms of a centred input."""
+    return config.norm == "layernorm" and config.position != "learned"
+
+
+def outward(config: GPTConfig, layer: str, outputs: Tensor) -> Tensor:
+    """Change the outputs of a layer of a GPT as the stock class needs them.
+
+    outputs: (out, ...), a weight, a bias, or the B of an adapter.
+    """
+    if centred(config) and layer.endswith(".c_proj"):
+        return outputs - outputs.mean(0)
+    return _scaled(config, layer, outputs, (config.norm_eps / QK_EPS) ** 0.5)
+
+
+def inward(config: GPTConfig, layer: str, outputs: Tensor) -> Tensor:
+    """Undo `outward`, except for centring, which changes nothing in a model with RMSNorm."""
+    return _scaled(config, layer, outputs, (QK_EPS / config.norm_eps) ** 0.5)
+
+
+def _scaled(config: GPTConfig, layer: str, outputs: Tensor, scale: float) -> Tensor:
+    """Multiply the outputs that are queries and keys by `scale`, if they are normalised afterwards."""
+    if not (config.qk_norm and layer.endswith(".c_attn")):
+        return outputs
+    normalised = (config.n_head + config.kv_heads) * config.head_dim
+    return torch.cat((outputs[:normalised] * scale, outputs[normalised:]))
+
+
+def split_rows(row: StockClass, config: GPTConfig, layer: str, outputs: Tensor) -> dict[str, Tensor]:
+    """Split the outputs (out, ...) of a layer of a GPT among the layers of the stock class; returns them by name."""
+    parts = row.parts(layer)
+    sizes = [len(outputs) // len(parts)] * len(parts)
+    if len(parts) == 3:
+        sizes = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+    return dict(zip(parts, outputs.split(sizes), strict=True))
+
+
+def _turned(row: StockClass, layer: str, weight: Tensor) -> Tensor:
+    """GPT-2's class stores the matrices of its blocks as (in, out)."""
+    return weight.t().contiguous() if row.learned and ".h." in layer and weight.dim() == 2 else weight.contiguous()
+
+
+def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
+    """Whether the class has a bias in this layer, given its config.json."""
+    if row.learned:
+        return layer not in ("transformer.wte", "transformer.wpe", "lm_head")
+    part = layer.split(".")[-2]
+    return bool(part in row.biases and config.get(row.biases[part], False))
+
+
+# ---- in ---------------------------------------------------------------------------------------------------------
+
+
+def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Convert a model of a stock class to a GPT.
+
+    Nothing is allocated before config and tensors are known to agree. Errors: TinyGPTError in one sentence for a
+    config.json that a GPT cannot express, and for a tensor that is missing, superfluous or of another shape.
+    """
+    row = _row(stock.config)
+    config = _gpt_config(row, stock.config)
+    found = _plain_names(row, stock.weights)
+    blocks = {name.split(".")[2] for name in found if re.match(r"\w+\.\w+\.\d+\.", name)}
+    if len(blocks) != config.n_layer:  # before a model of absurd depth is described
+        raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+    embeddings = f"{row.parts('transformer.wte')[0]}.weight"
+    head = found.pop("lm_head.weight", None) if config.tie_weights else None
+    if head is not None and embeddings in found and not torch.equal(head, found[embeddings]):
+        raise _unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
+    taken: dict[str, list[Tensor]] = {}
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        if layer == "lm_head" and config.tie_weights:
+            continue
+        if kind == "weight" or _has_bias(row, layer, stock.config):
+            described = split_rows(row, config, layer, torch.empty(shape, device="meta"))
+            taken[name] = [
+                _take(found, f"{part}.{kind}", _turned(row, layer, rows)) for part, rows in described.items()
+            ]
+    if found:
+        raise _unusable(f"the weights have a tensor that {stock.config['architectures'][0]} lacks: {next(iter(found))}")
+    weights = {
+        name: inward(config, name.rpartition(".")[0], torch.cat([_turned(row, name, part) for part in parts]))
+        for name, parts in taken.items()
+    }
+    return _simplified(config, shapes, weights)
+
+
+def _take(found: dict[str, Tensor], name: str, described: Tensor) -> Tensor:
+    if name not in found:
+        raise _unusable(f"the weights lack the tensor {name}")
+    if found[name].shape != described.shape:
+        shapes = f"{tuple(found[name].shape)}, and {tuple(described.shape)} is what config.json says"
+        raise _unusable(f"the shape of the tensor {name} is {shapes}")
+    return found.pop(name)
+
+
+def _simplified(
+    config: GPTConfig, shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor]
+) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Leave out biases that are all zero and weights of QK norms that are all one, which some classes cannot omit.
+
+    If only some layers have biases, the others get zeros, since a GPT has biases everywhere or nowhere.
+    """
+    biases = [name for name in shapes if name.endswith(".bias")]
+    if any(weights[name].any() for name in biases if name in weights):
+        weights |= {name: torch.zeros(shapes[name]) for name in biases if name not in weights}
+    else:
+        config = dataclasses.replace(config, bias=False)
+    norms = [name for name in shapes if name.endswith(("q_norm.weight", "k_norm.weight"))]
+    if all(weights[name].eq(1).all() for name in norms):
+        config = dataclasses.replace(config, qk_norm_weights=False)
+    if config.tie_weights:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    dropped = {*(biases if not config.bias else ()), *(norms if not config.qk_norm_weights else ())}
+    return config, {name: weight for name, weight in weights.items() if name not in dropped}
+
+
+def _plain_names(row: StockClass, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the masks and frequencies that older files store, and with the prefix that some lack."""
+    prefix, _, table = row.parts("transformer.wte")[0].rpartition(".")
+    bare = f"{table}.weight" in weights
+    return {
+        f"{prefix}.{name}" if bare and not name.startswith("lm_head.") else name: weight
+        for name, weight in weights.items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+    }
+
+
+def _row(config: dict[str, Any]) -> StockClass:
+    """Find the class of a config.json in the table."""
+    if config.get("auto_map") or config.get("trust_remote_code"):
+        raise _unusable("auto_map asks for code that comes with the model; tinygpt never runs remote code")
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or name not in STOCK:
+        raise TinyGPTError(
+            f"config.json: architectures is {_shown(names)}, a class that tinygpt cannot read",
+            f"choose a model whose class is {', '.join(STOCK)}",
+        )
+    if config.get("model_type") != STOCK[name].model_type:
+        raise _unusable(f"config.json: model_type is {_shown(config.get('model_type'))}, which contradicts {name}")
+    return STOCK[name]
+
+
+def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
+    """Translate a config.json. Errors: TinyGPTError for any field that changes the function and that a GPT lacks."""
+    values, keys = {**row.missing, **config}, row.keys
+    for key, only in {**row.fixed, "quantization_config": None}.items():
+        if values.get(key, only) != only:
+            raise _unusable(f"config.json: {key} is {_shown(values[key])}, which a GPT of tinygpt cannot express")
+    size: dict[str, Any] = {
+        name: _size(values, keys[name]) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+    }
+    if size["vocab_size"] > MAX_SYMBOLS:
+        raise TinyGPTError(
+            f"config.json: vocab_size is {size['vocab_size']:,}, above the {MAX_SYMBOLS:,} that fit: "
+            "tinygpt stores token ids as uint16",
+            "choose a model with a smaller vocabulary, for example GPT-2 or SmolLM2",
+        )
+    kv_heads = _size(values, keys["n_kv_head"], size["n_head"]) if "n_kv_head" in keys else size["n_head"]
+    for key, whole, part in (("n_head", size["n_embd"], size["n_head"]), ("n_kv_head", size["n_head"], kv_heads)):
+        if whole % part:
+            raise _unusable(f"config.json: {keys[key]} is {part}, which does not divide {whole}")
+    act = values.get(keys["activation"])
+    activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
+    if not activation or (activation in GATED) != row.gated:
+        raise _unusable(
+            f"config.json: {keys['activation']} is {_shown(act)}, which a GPT of tinygpt cannot express here"
+        )
+    flags = {key: _flag(values, key) for key in (*row.biases.values(), "tie_word_embeddings")}
+    result = GPTConfig(
+        **size,
+        n_kv_head=kv_heads if kv_heads != size["n_head"] else 0,
+        mlp_width=_size(values, keys["mlp_width"], 4 * size["n_embd"] if row.learned else None),
+        bias=row.learned or any(flags[key] for key in row.biases.values()),
+        norm="layernorm" if row.learned else "rmsnorm",
+        position="learned" if row.learned else "rope",
+        activation=activation,
+        qk_norm=row.qk_norm,
+        qk_norm_weights=row.qk_norm,
+        tie_weights=flags["tie_word_embeddings"],
+        norm_eps=_number(values, keys["norm_eps"], 1e-12, 1.0),
+    )
+    return result if row.learned else dataclasses.replace(result, rope_base=_rope_base(row, values, result))
+
+
+def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> float:
+    """The base of RoPE; refuses whatever else changes positions, heads or the window of attention."""
+    rope: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
+        part = values.get(key) or row.missing.get(key) or {}
+        if not isinstance(part, dict) or part.get("rope_type", part.get("type", "default")) != "default":
+            raise _unusable(f"config.json: {key} is {_shown(part)}, which a GPT of tinygpt cannot express")
+        rope |= part
+    window, kinds = values.get("sliding_window"), values.get("layer_types") or []
+    unusual = {
+        **{key: value for key, value in rope.items() if key not in ("rope_type", "type", "rope_theta")},
+        "partial_rotary_factor": rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)),
+        "head_dim": values.get("head_dim") or config.head_dim,
+        "layer_types": "full_attention" if kinds == ["full_attention"] * config.n_layer else kinds or "full_attention",
+        "sliding_window": window if "sliding_window" in row.missing else None,
+    }
+    usual = {"partial_rotary_factor": 1, "head_dim": config.head_dim, "layer_types": "full_attention"}
+    if isinstance(window, int) and window >= config.block_size:  # wider than the context: no window
+        usual["sliding_window"] = window
+    for key, value in unusual.items():
+        if value != usual.get(key):
+            raise _unusable(f"config.json: {key} is {_shown(value)}, which a GPT of tinygpt cannot express")
+    if config.head_dim % 2:
+        raise _unusable(f"config.json: head_dim is {config.head_dim}, but RoPE rotates pairs of channels")
+    base = {"rope_theta": 10000.0, **({"rope_theta": values["rope_theta"]} if values.get("rope_theta") else {}), **rope}
+    return _number(base, "rope_theta", 1.0, 1e12)
+
+
+def _number(values: dict[str, Any], key: str, low: float, high: float) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise _unusable(f"config.json: {key} is {_shown(value)}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = values.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise _unusable(f"config.json: {key} is {_shown(value)}, not a whole number from 1 to {LARGEST:,}")
+    return value
+
+
+def _flag(values: dict[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise _unusable(f"config.json: {key} is {_shown(value)}, neither true nor false")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value of unknown origin for a message: ASCII, and not long."""
+    try:
+        text = ascii(value)
+    except (RecursionError, ValueError):  # nested too deeply; an integer with thousands of digits
+        return "a value too large to show"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _unusable(problem: str) -> TinyGPTError:
+    return TinyGPTError(problem, "choose another model, or download its files again")

@@ -1,0 +1,302 @@
+"""Models in the form of transformers' classes: the same logits and the same text, out and in, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import MODERN, ids, largest, shaken, small
+from torch import Tensor
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
+from tinygpt.model import GPT
+
+transformers = pytest.importorskip("transformers")
+
+ROPE = {"norm": "rmsnorm", "position": "rope"}
+EXPORTED: list[tuple[str, dict[str, Any]]] = [
+    ("GPT2LMHeadModel", {}),
+    ("GPT2LMHeadModel", {"bias": True, "activation": "gelu_tanh", "tie_weights": False, "norm_eps": 0.1}),
+    ("GPT2LMHeadModel", {"activation": "relu2", "mlp_width": 40}),
+    ("LlamaForCausalLM", ROPE | {"activation": "swiglu"}),
+    ("LlamaForCausalLM", ROPE | {"activation": "swiglu", "bias": True, "n_kv_head": 1, "rope_base": 50.0}),
+    ("LlamaForCausalLM", {"position": "rope", "activation": "swiglu"}),
+    ("Qwen3ForCausalLM", MODERN),
+    ("Qwen3ForCausalLM", MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "mlp_width": 48, "tie_weights": False}),
+    ("Qwen3ForCausalLM", MODERN | {"norm": "layernorm", "norm_eps": 1e-6}),
+    ("ArceeForCausalLM", ROPE | {"activation": "relu2"}),
+    ("ArceeForCausalLM", ROPE | {"activation": "gelu", "bias": True, "n_kv_head": 1}),
+    ("ArceeForCausalLM", {"position": "rope", "activation": "gelu_tanh"}),
+    ("ApertusForCausalLM", ROPE | {"activation": "relu2", "qk_norm": True}),
+    ("ApertusForCausalLM", {"position": "rope", "activation": "gelu", "qk_norm": True, "norm_eps": 0.1}),
+]
+every_row = pytest.mark.parametrize(("name", "options"), EXPORTED, ids=lambda v: v if isinstance(v, str) else "")
+
+
+def model(**options: Any) -> GPT:
+    return shaken(small(block_size=128, n_head=2, **options), 0.1)
+
+
+def stock_of(gpt: GPT) -> Stock:
+    return to_stock(gpt.config, gpt.state_dict())
+
+
+def in_transformers(stock: Stock) -> Any:
+    """Build the model as transformers builds it from config.json, without any code but its own."""
+    config = json.loads(json.dumps(stock.config))
+    made = transformers.AutoConfig.for_model(**config)
+    theirs = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval()
+    assert type(theirs).__name__ == config["architectures"][0]
+    result = theirs.load_state_dict(stock.weights, strict=False)
+    assert not result.unexpected_keys
+    assert set(result.missing_keys) <= ({"lm_head.weight"} if config["tie_word_embeddings"] else set())
+    theirs.tie_weights()
+    return theirs
+
+
+def rebuilt(stock: Stock) -> GPT:
+    config, weights = from_stock(stock)
+    gpt = GPT(config).eval()
+    gpt.load_state_dict(weights)
+    return gpt
+
+
+@torch.inference_mode()
+def apart(gpt: GPT, theirs: Any) -> float:
+    idx = ids(2, 100)
+    return largest(gpt(idx)[0] - theirs(idx).logits)
+
+
+@torch.inference_mode()
+def greedy(next_logits: Callable[[Tensor], Tensor]) -> list[int]:
+    idx = ids(1, 5)
+    for _ in range(100):
+        idx = torch.cat((idx, next_logits(idx).argmax(-1).view(1, 1)), dim=1)
+    return idx[0].tolist()
+
+
+@every_row
+def test_transformers_computes_the_same_logits_and_text(name: str, options: dict[str, Any]) -> None:
+    gpt = model(**options)
+    stock = stock_of(gpt)
+    assert stock.config["architectures"] == [name]
+    theirs = in_transformers(stock)
+    assert apart(gpt, theirs) < 1e-5
+    assert gpt(ids(2, 100))[0].std() > 0.1  # logits that could differ
+    mine = greedy(lambda idx: gpt.next_logits(idx)[0])
+    assert mine == greedy(lambda idx: theirs(idx).logits[0, -1])
+    assert len(set(mine)) > 3
+
+
+@every_row
+def test_out_and_in_again(name: str, options: dict[str, Any]) -> None:
+    gpt = model(**options)
+    back = rebuilt(stock_of(gpt))
+    difference = largest(gpt(ids(2, 100))[0] - back(ids(2, 100))[0])
+    if gpt.config.norm == "layernorm" and gpt.config.position == "rope":
+        assert difference < 1e-5 and back.config.norm == "rmsnorm"
+        return
+    same = dataclasses.replace(gpt.config, mlp_width=gpt.config.hidden_width)
+    assert back.config == same
+    if gpt.config.qk_norm:
+        assert difference < 1e-5
+    else:
+        state = back.state_dict()
+        assert all(torch.equal(weight, state[name]) for name, weight in gpt.state_dict().items())
+
+
+def theirs_of(name: str, **fields: Any) -> Any:
+    """A random model of a class, as others make it: biases, norms and head are no special values."""
+    sizes: dict[str, Any] = {"vocab_size": 65, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    sizes |= {"max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if name != "GPT2LMHeadModel":
+        sizes |= {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.AutoConfig.for_model(STOCK[name].model_type, **{**sizes, **fields})
+    config.architectures = [name]
+    torch.manual_seed(0)
+    return shaken(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval(), 0.1)
+
+
+def stock_from(theirs: Any) -> Stock:
+    config = json.loads(theirs.config.to_json_string())
+    weights = dict(theirs.state_dict())
+    if theirs.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    return Stock(config, weights)
+
+
+PUBLISHED: list[tuple[str, dict[str, Any]]] = [
+    ("GPT2LMHeadModel", {}),
+    ("GPT2LMHeadModel", {"activation_function": "gelu", "n_inner": 40, "tie_word_embeddings": False}),
+    ("LlamaForCausalLM", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
+    ("LlamaForCausalLM", {"attention_bias": True, "rms_norm_eps": 0.1}),
+    ("LlamaForCausalLM", {"mlp_bias": True}),
+    ("Qwen3ForCausalLM", {}),
+    ("Qwen3ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
+    ("ArceeForCausalLM", {}),
+    ("ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}),
+    (
+        "ApertusForCausalLM",
+        {"hidden_act": "relu2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+    ("MistralForCausalLM", {"sliding_window": None}),
+    ("MistralForCausalLM", {"sliding_window": 128}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_model_made_by_transformers_computes_the_same_here(name: str, fields: dict[str, Any]) -> None:
+    theirs = theirs_of(name, **fields)
+    gpt = rebuilt(stock_from(theirs))
+    assert apart(gpt, theirs) < 1e-5
+    assert greedy(lambda idx: gpt.next_logits(idx)[0]) == greedy(lambda idx: theirs(idx).logits[0, -1])
+
+
+def test_a_field_that_differs_is_seen_in_the_logits() -> None:
+    """The comparison is no formality: a slightly different config.json gives other logits."""
+    gpt = model(**MODERN)
+    stock = stock_of(gpt)
+    for key, value in (("rms_norm_eps", 1e-3), ("hidden_act", "gelu")):
+        assert apart(gpt, in_transformers(Stock(stock.config | {key: value}, stock.weights))) > 1e-4, key
+    rope = {"rope_theta": 9000.0, "rope_type": "default"}
+    assert apart(gpt, in_transformers(Stock(stock.config | {"rope_parameters": rope}, stock.weights))) > 1e-4
+    swapped = {
+        name.replace("gate_proj", "up").replace("up_proj", "gate_proj").replace("mlp.up.", "mlp.up_proj."): w
+        for name, w in stock.weights.items()
+    }
+    assert apart(gpt, in_transformers(Stock(stock.config, swapped))) > 1e-4
+
+
+def test_the_files_of_openai_have_other_names() -> None:
+    """OpenAI's GPT-2 on the hub has no prefix `transformer.`, and stores the causal masks."""
+    theirs = theirs_of("GPT2LMHeadModel")
+    stock = stock_from(theirs)
+    bare = {name.removeprefix("transformer."): weight for name, weight in stock.weights.items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 128, 128) for layer in range(2)}
+    assert apart(rebuilt(Stock(stock.config, bare | masks)), theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"token_shift": True}, "token_shift"),
+        ({"bigram_table": True}, "bigram_table"),
+        ({"position": "alibi"}, "position=alibi"),
+        ({"norm": "rmsnorm"}, "norm=rmsnorm with position=learned"),
+        ({"qk_norm": True}, "qk_norm=True with position=learned"),
+        ({"activation": "swiglu"}, "activation=swiglu with position=learned"),
+        ({"n_kv_head": 1}, "n_kv_head"),
+        ({"position": "rope", "bias": True}, "norm=layernorm with position=rope and bias=True"),
+        (MODERN | {"bias": True}, "bias=True with qk_norm=True"),
+    ],
+)
+def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(TinyGPTError) as caught:
+        stock_of(small(**options))
+    assert named in caught.value.message and "configs/portable.yaml" in caught.value.hint
+
+
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    10**30,
+    -(10**5000),
+    1e308,
+    float("nan"),
+    float("inf"),
+    "2",
+    "",
+    "\ud800",
+    [],
+]
+HOSTILE += [[1], {}, {"a": {"b": []}}, [["GPT2LMHeadModel"]], {"rope_type": "yarn"}, {"rope_type": []}]
+CHANGES_THE_FUNCTION = [
+    ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+    ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters"),
+    ("LlamaForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("LlamaForCausalLM", {"head_dim": 16}, "head_dim"),
+    ("LlamaForCausalLM", {"hidden_act": "gelu"}, "hidden_act"),
+    ("LlamaForCausalLM", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ("LlamaForCausalLM", {"auto_map": {"AutoModel": "modeling.My"}}, "remote code"),
+    ("LlamaForCausalLM", {"architectures": ["MyModel"]}, "architectures"),
+    ("LlamaForCausalLM", {"architectures": None}, "architectures"),
+    ("LlamaForCausalLM", {"model_type": "qwen3"}, "model_type"),
+    ("LlamaForCausalLM", {"vocab_size": 65537}, "uint16"),
+    ("LlamaForCausalLM", {"num_attention_heads": 3}, "num_attention_heads"),
+    ("LlamaForCausalLM", {"num_key_value_heads": 3}, "num_key_value_heads"),
+    ("LlamaForCausalLM", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
+    ("LlamaForCausalLM", {"intermediate_size": 2**20}, "mlp.gate_proj.weight"),
+    ("MistralForCausalLM", {"sliding_window": 16}, "sliding_window"),
+    ("MistralForCausalLM", {"sliding_window": None, "vocab_size": 66}, "embed_tokens"),
+    ("Qwen3ForCausalLM", {"use_sliding_window": True}, "use_sliding_window"),
+    ("Qwen3ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ("Qwen3ForCausalLM", {"head_dim": None}, ""),
+    ("ArceeForCausalLM", {"hidden_act": "silu"}, "hidden_act"),
+    ("ApertusForCausalLM", {"hidden_act": "xielu"}, "hidden_act"),
+    ("ApertusForCausalLM", {"hidden_act": "relu2", "rope_parameters": None}, "rope_parameters"),
+    ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ("GPT2LMHeadModel", {"scale_attn_weights": False}, "scale_attn_weights"),
+    ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention"),
+    ("GPT2LMHeadModel", {"activation_function": "relu"}, "activation_function"),
+    ("GPT2LMHeadModel", {"n_positions": 129}, "transformer.wpe.weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "named"), CHANGES_THE_FUNCTION)
+def test_a_field_that_a_gpt_cannot_express_is_refused_by_name(name: str, fields: dict[str, Any], named: str) -> None:
+    extra = {"sliding_window": None} if name == "MistralForCausalLM" else {}
+    stock = stock_from(theirs_of(name, **extra))
+    if not named:
+        rebuilt(Stock(stock.config | fields, stock.weights))
+        return
+    with pytest.raises(TinyGPTError) as caught:
+        from_stock(Stock(stock.config | fields, stock.weights))
+    assert named in caught.value.message and "\n" not in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize("name", [*STOCK])
+def test_hostile_values_never_give_a_traceback(name: str) -> None:
+    fields = {"hidden_act": "relu2"} if name == "ApertusForCausalLM" else {}
+    fields |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if name != "GPT2LMHeadModel" else {}
+    stock = stock_from(theirs_of(name, **fields))
+    from_stock(stock)
+    refused = 0
+    for key in stock.config:
+        for value in HOSTILE:
+            try:
+                config, _ = from_stock(Stock(stock.config | {key: value}, stock.weights))
+                GPT(config)
+            except TinyGPTError as error:
+                refused += 1
+                assert len(error.message) < 250 and error.message.isascii(), (key, value)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "Qwen3ForCausalLM"])
+def test_a_tensor_that_is_missing_extra_or_misshapen_is_named(name: str) -> None:
+    stock = stock_from(theirs_of(name))
+    for tensor in stock.weights:
+        less = {key: weight for key, weight in stock.weights.items() if key != tensor}
+        with pytest.raises(TinyGPTError, match="lack"):
+            from_stock(Stock(stock.config, less))
+        with pytest.raises(TinyGPTError, match=tensor):
+            from_stock(Stock(stock.config, stock.weights | {tensor: stock.weights[tensor][:-1]}))
+    with pytest.raises(TinyGPTError, match=r"lacks: what\.ever"):
+        from_stock(Stock(stock.config, stock.weights | {"what.ever": torch.zeros(1)}))
+
+
+def test_a_head_that_differs_from_tied_embeddings_is_refused() -> None:
+    theirs = theirs_of("GPT2LMHeadModel")
+    weights = dict(theirs.state_dict())
+    assert apart(rebuilt(Stock(stock_from(theirs).config, weights)), theirs) < 1e-5
+    with pytest.raises(TinyGPTError, match="tie_word_embeddings"):
+        from_stock(Stock(stock_from(theirs).config, weights | {"lm_head.weight": weights["lm_head.weight"] + 1}))
