@@ -26,70 +26,57 @@ from tqdm import tqdm
 from tinygpt.data.tokenizer import END, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, replacing
-from tinygpt.interop.architectures import Pretrained, Stock
+from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
 
-CLASSES = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "arcee": "ArceeForCausalLM",
+ACTIVATIONS = {  # those of its class with which an architecture can be written; llama.cpp computes the first
+    "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+    "llama": ("silu",),
+    "qwen3": ("silu",),
+    "arcee": ("relu2",),
 }
 PERMUTED = {"llama", "arcee"}
-ACTIVATION = {"gpt2": "gelu_new", "llama": "silu", "qwen3": "silu", "arcee": "relu2"}  # what llama.cpp computes
-GPT2_KEYS: dict[str, tuple[str, type]] = {  # key of the header without the architecture: name in config.json, type
-    "block_count": ("n_layer", int),
-    "context_length": ("n_positions", int),
-    "embedding_length": ("n_embd", int),
-    "feed_forward_length": ("n_inner", int),
-    "attention.head_count": ("n_head", int),
-    "attention.layer_norm_epsilon": ("layer_norm_epsilon", float),
+KEYS = {  # of the header, without the architecture: field of GPTConfig
+    "block_count": "n_layer",
+    "context_length": "block_size",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "mlp_width",
+    "attention.head_count": "n_head",
 }
-KEYS: dict[str, tuple[str, type]] = {
-    "block_count": ("num_hidden_layers", int),
-    "context_length": ("max_position_embeddings", int),
-    "embedding_length": ("hidden_size", int),
-    "feed_forward_length": ("intermediate_size", int),
-    "attention.head_count": ("num_attention_heads", int),
-    "attention.head_count_kv": ("num_key_value_heads", int),
-    "attention.key_length": ("head_dim", int),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", float),
-    "rope.freq_base": ("rope_theta", float),
-}
-DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others; checked
+ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "head_dim", "rope.freq_base": "rope_theta"}
+FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
+DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
 NEUTRAL = ("", "none", 0, False)  # values with which an unknown key changes nothing
 
-GPT2_STEMS = ["transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"]
-GPT2_LAYER = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
-STEMS = ["model.embed_tokens", "model.norm", "lm_head"]
-LAYER = ["input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-LAYER += [f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
-EMBEDDINGS = {"transformer.wte.weight", "model.embed_tokens.weight", "lm_head.weight"}
+
+def _row(kind: str) -> StockClass:
+    return next(row for row in STOCK.values() if row.model_type == kind)
 
 
-def _keys(kind: str) -> dict[str, tuple[str, type]]:
-    return GPT2_KEYS if kind == "gpt2" else KEYS
+def _keys(kind: str) -> dict[str, str]:
+    """The keys of the header that hold sizes, without the architecture, and their names in config.json."""
+    row = _row(kind)
+    keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
+    keys |= {} if row.learned else ROPE_KEYS
+    return {key: row.keys.get(field, field) for key, field in keys.items()}
 
 
 def _names(kind: str, layers: int) -> dict[str, str]:
-    """Names of the tensors in GGUF and, for each, in transformers."""
+    """Names of the tensors in GGUF and, for each, in transformers; the embeddings come first."""
     gguf = _library()
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(arch, layers)
-    stems = [*GPT2_STEMS] if kind == "gpt2" else [*STEMS]
-    for layer in range(layers):
-        stems += [f"transformer.h.{layer}.{part}" for part in GPT2_LAYER] if kind == "gpt2" else []
-        stems += [f"model.layers.{layer}.{part}" for part in LAYER] if kind != "gpt2" else []
-    known = {stem: names.get_name(stem) for stem in stems}  # None for a tensor that the architecture lacks
-    return {name + end: stem + end for stem, name in known.items() if name for end in (".weight", ".bias")}
+    stems = [stem for stems in _row(kind).layers.values() for stem in stems.split()]
+    stems = [stem.replace(".N.", f".{n}.") for stem in stems for n in (range(layers) if ".N." in stem else [0])]
+    return {names.get_name(stem) + end: stem + end for stem in stems for end in (".weight", ".bias")}
 
 
 def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
     """A tensor in GGUF's layout, from the layout of the stock class; `inverse`: the other way round."""
     kind = config["model_type"]
-    if kind == "gpt2" and array.ndim == 2 and ".h." in name:
+    if _row(kind).learned and array.ndim == 2 and ".h." in name:
         return array.T  # transformers' Conv1D holds (in, out)
     if kind in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
@@ -125,12 +112,12 @@ def read_file(path: Path) -> Pretrained:
         return _value(path, reader, key, kind, default)
 
     kind = value("general.architecture", str)
-    if kind not in CLASSES:
+    if kind not in ACTIVATIONS:
         raise TinyGPTError(
-            f"{path}: has the architecture {kind!r}, and tinygpt reads {', '.join(CLASSES)}", "import another model"
+            f"{path}: has the architecture {kind!r}, and tinygpt reads {', '.join(ACTIVATIONS)}", "import another model"
         )
     config = _config(path, reader, kind, value)
-    names = _names(kind, config[_keys(kind)["block_count"][0]])
+    names = _names(kind, config[_keys(kind)["block_count"]])
     weights = {}
     for tensor in tqdm(reader.tensors, desc="reading", unit="tensor", leave=False, disable=None):
         if tensor.name not in names:
@@ -151,9 +138,10 @@ def read_file(path: Path) -> Pretrained:
     if embedding not in weights:
         raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
     config |= {"vocab_size": len(weights[embedding]), "tie_word_embeddings": head not in weights}
-    if kind != "gpt2":
-        config["attention_bias"] = any(name.endswith("_proj.bias") and ".self_attn." in name for name in weights)
-        config["mlp_bias"] = any(name.endswith("_proj.bias") and ".mlp." in name for name in weights)
+    config |= {
+        key: any(f".{part}" in name and name.endswith("_proj.bias") for name in weights)
+        for part, key in _row(kind).biases.items()
+    }
     if (said := value(f"{kind}.vocab_size", int, config["vocab_size"])) != config["vocab_size"]:
         raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has other rows", HINT)
     text, eos, bos = _read_tokenizer(path, value, config["vocab_size"])
@@ -233,24 +221,26 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
     keys = _keys(kind)
     for key in reader.fields:
         name = key.removeprefix(f"{kind}.")
+        if name == key or name in {*keys, *DERIVED}:
+            continue
         with _refusing(path):
             found = reader.fields[key].contents()
-        if name != key and name not in {*keys, *DERIVED} and found not in NEUTRAL:
+        if found not in NEUTRAL:
             raise TinyGPTError(f"{path}: has {key} = {str(found)[:40]}, which tinygpt lacks", "import another model")
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
     if not 0 < heads <= width:
         raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
-    defaults = {
-        "attention.head_count_kv": heads,
-        "attention.key_length": width // heads,
-        "rope.freq_base": 10000.0,
-    }
-    config: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
-    config |= {name: value(f"{kind}.{key}", type_, defaults.get(key)) for key, (name, type_) in keys.items()}
     if not 0 < value(f"{kind}.block_count", int) <= len(reader.tensors):
         raise TinyGPTError(f"{path}: block_count does not fit its {len(reader.tensors)} tensors", HINT)
-    if kind == "gpt2":
-        return config | {"activation_function": ACTIVATION[kind]}
+    defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
+    name, row = next((name, row) for name, row in STOCK.items() if row.model_type == kind)
+    config: dict[str, Any] = {"architectures": [name], "model_type": kind}
+    config |= {
+        name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key)) for key, name in keys.items()
+    }
+    config[row.keys["activation"]] = ACTIVATIONS[kind][0]
+    if row.learned:
+        return config
     for key in ("rope.dimension_count", "attention.value_length"):
         if (size := value(f"{kind}.{key}", int, config["head_dim"])) != config["head_dim"]:
             raise TinyGPTError(
@@ -258,8 +248,7 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
             )
     if config["num_key_value_heads"] < 1:
         raise TinyGPTError(f"{path}: has no attention heads for keys and values", HINT)
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    return config | {"hidden_act": ACTIVATION[kind], "rope_parameters": rope}
+    return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
 
 
 # ---- tokenizers ---------------------------------------------------------------------------------------------------
@@ -484,6 +473,7 @@ def _added_around(text: str) -> tuple[list[int], list[int]]:
 
 # ---- writing ------------------------------------------------------------------------------------------------------
 
+EMBEDDINGS = {"wte", "embed_tokens", "lm_head"}
 QUANTISATIONS = {  # types of the matrices, and of embedding and output; the others stay F32
     "f16": ("F16", "F16"),
     "q8_0": ("Q8_0", "Q8_0"),
@@ -511,10 +501,10 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     sizes = _sizes(config)
-    for key, (name, type_) in _keys(kind).items():
-        (writer.add_uint32 if type_ is int else writer.add_float32)(f"{kind}.{key}", sizes[name])
+    for key, name in _keys(kind).items():
+        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{kind}.{key}", sizes[name])
     writer.add_vocab_size(config["vocab_size"])
-    if kind != "gpt2":
+    if not _row(kind).learned:
         writer.add_rope_dimension_count(sizes["head_dim"])
         writer.add_value_length(sizes["head_dim"])
     _write_tokenizer(writer, tokenizer, config["vocab_size"])
@@ -538,13 +528,13 @@ def dequantised(stock: Stock, quantisation: str) -> Stock:
     for name, (array, _, type_) in _plan(stock, quantisation).items():
         array = gguf.dequantize(gguf.quantize(np.ascontiguousarray(array), type_), type_)
         weights[name] = torch.from_numpy(np.array(_arranged(array, name, stock.config, inverse=True), order="C"))
-    activation = {"activation_function": ACTIVATION["gpt2"]} if stock.config["model_type"] == "gpt2" else {}
-    return Stock(stock.config | activation, weights)
+    kind = stock.config["model_type"]
+    return Stock({**stock.config, _row(kind).keys["activation"]: ACTIVATIONS[kind][0]}, weights)
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the sizes that it may leave to the class."""
-    if config["model_type"] == "gpt2":
+    if _row(config["model_type"]).learned:
         return config | {"n_inner": config.get("n_inner") or 4 * config["n_embd"]}
     rope = config.get("rope_parameters") or {}
     heads = config["num_attention_heads"]
@@ -558,25 +548,25 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     config, kind = stock.config, stock.config["model_type"]
     if quantisation not in QUANTISATIONS:
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
-    if kind not in CLASSES:
+    if kind not in ACTIVATIONS:
         raise TinyGPTError(
             f"llama.cpp has no architecture for {config['architectures'][0]}, which holds this model",
             "export with --format hf, or train with configs/portable.yaml",
         )
-    activation = config.get("hidden_act") or config.get("activation_function") or ACTIVATION[kind]
-    if activation != ACTIVATION[kind] and activation not in ("gelu", "gelu_pytorch_tanh")[: 2 * (kind == "gpt2")]:
+    activation = config.get(_row(kind).keys["activation"], ACTIVATIONS[kind][0])
+    if activation not in ACTIVATIONS[kind]:
         raise TinyGPTError(
-            f"llama.cpp computes {ACTIVATION[kind]} in the architecture {kind}, and this model has {activation}",
+            f"llama.cpp computes {ACTIVATIONS[kind][0]} in the architecture {kind}, and this model has {activation}",
             "export with --format hf, or train with configs/portable.yaml",
         )
-    names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"][0]]).items()}
+    names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"]]).items()}
     plan = {}
     for name, tensor in stock.weights.items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         array = _arranged(tensor.numpy(), name, config)
         matrices, embeddings = QUANTISATIONS[quantisation]
-        type_ = embeddings if name in EMBEDDINGS else matrices
+        type_ = embeddings if name.split(".")[-2] in EMBEDDINGS else matrices
         if array.ndim == 1 or name == "transformer.wpe.weight":
             type_ = "F32"
         if type_.startswith("Q") and (columns := array.shape[-1]) % 32:
