@@ -97,7 +97,7 @@ def _library() -> Any:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 HINT = "download or export it again"
-MOST_VALUES = 1_000_000  # of a header; 65,536 tokens with types, scores and merges have a third of that
+MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
 
 
 def read_file(path: Path) -> Pretrained:
@@ -125,21 +125,23 @@ def read_file(path: Path) -> Pretrained:
             raise TinyGPTError(f"{path}: has the tensor {tensor.name}, {reason}", "import another model")
         name = names[tensor.name]
         try:
-            array = _library().dequantize(tensor.data, tensor.tensor_type)
+            with _refusing(path):
+                array = _library().dequantize(tensor.data, tensor.tensor_type)
+                array = _arranged(array, name, config, inverse=True)
         except NotImplementedError:
             raise TinyGPTError(
                 f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
                 "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation",
             ) from None
-        with _refusing(path):
-            arranged = _arranged(array, name, config, inverse=True)
-        weights[name] = torch.from_numpy(np.array(arranged, dtype=np.float32, order="C"))  # a copy: the file may go
+        if not np.isfinite(array).all():
+            raise TinyGPTError(f"{path}: {tensor.name} has values that are NaN or infinite", HINT)
+        weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
     embedding, head = next(iter(names.values())), "lm_head.weight"
     if embedding not in weights:
         raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
     config |= {"vocab_size": len(weights[embedding]), "tie_word_embeddings": head not in weights}
     config |= {
-        key: any(f".{part}" in name and name.endswith("_proj.bias") for name in weights)
+        key: any(f"{part}." in name and name.endswith("_proj.bias") for name in weights)
         for part, key in _row(kind).biases.items()
     }
     if (said := value(f"{kind}.vocab_size", int, config["vocab_size"])) != config["vocab_size"]:
