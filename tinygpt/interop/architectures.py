@@ -28,6 +28,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, QK_EPS
 from tinygpt.options import GATED, GPTConfig
 
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 LARGEST = 1 << 20  # of any size in a config.json, so that no size overflows; contexts of a million tokens exist
 
 
@@ -347,7 +348,7 @@ def _plain_names(row: StockClass, weights: dict[str, Tensor]) -> dict[str, Tenso
     return {
         f"{prefix}.{name}" if bare and not name.startswith("lm_head.") else name: weight
         for name, weight in weights.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+        if not name.endswith(BUFFERS)
     }
 
 

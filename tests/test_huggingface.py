@@ -1,0 +1,331 @@
+"""Hugging Face folders: transformers opens what is written, tinygpt reads what transformers writes, and bad folders."""
+
+import json
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+import torch
+from models import MODERN, SMALL, largest
+from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, theirs_of
+
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
+from tinygpt.errors import TinyGPTError
+from tinygpt.interop.huggingface import hub_folder, read_folder, write_folder
+from tinygpt.interop.tokenizers import chat_template, load_tokenizer, tokenizer_files
+from tinygpt.model import GPT
+
+transformers = pytest.importorskip("transformers")
+
+STRANGE = "Hi\tthere  \t\r\n\r\né e\u0301 漢字 👩‍👩‍👧 \u200b▁ don't I'LL 12345 \u001c\n\n\n  <|end| > x"
+LETTERS = "".join(chr(code) for code in range(32, 127))
+SIZE = SMALL.vocab_size
+
+
+def characters(pairs: bool = False) -> CharTokenizer:
+    """A vocabulary as large as the small models' own."""
+    special = [*SPECIAL] if pairs else []
+    return CharTokenizer([*sorted({*STRANGE, *LETTERS})[: SIZE - len(special)], *special])
+
+
+def checkpoint_of(gpt: GPT, tokenizer: Any = None, **config: Any) -> Checkpoint:
+    args = {name: getattr(gpt.config, name) for name in vars(gpt.config)}
+    spec = (tokenizer or characters()).to_dict()
+    return Checkpoint(gpt.state_dict(), args, {"dataset": "tiny", **config}, 20, 2.5, spec)
+
+
+def exported(out: Path, gpt: GPT, tokenizer: Any = None) -> Path:
+    tokenizer = tokenizer or characters()
+    write_folder(out, checkpoint_of(gpt, tokenizer), tokenizer)
+    return out
+
+
+def auto(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+
+@every_row
+def test_transformers_opens_the_folder(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    gpt = model(**options)
+    theirs = auto(exported(tmp_path / "out", gpt))
+    assert type(theirs).__name__ == name
+    assert apart(gpt, theirs) < 1e-5
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert len(tokenizer) == SIZE
+    back = read_folder(tmp_path / "out")
+    assert largest(rebuilt(back.stock)(torch.arange(9)[None])[0] - gpt(torch.arange(9)[None])[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "fields"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_folder_of_transformers_is_read(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    theirs = theirs_of(name, **fields)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tokenizer_files(characters())["tokenizer.json"], encoding="utf-8")
+    found = read_folder(tmp_path)
+    assert apart(rebuilt(found.stock), theirs) < 1e-5 and found.eos == found.chat_template == ""
+
+
+def test_the_model_card_has_an_example_that_runs(tmp_path: Path) -> None:
+    exported(tmp_path / "my model", model(**MODERN), characters(pairs=True))
+    card = (tmp_path / "my model/README.md").read_text(encoding="utf-8")
+    assert "2.5000 nats per token" in card and "`tiny`" in card and "tinygpt train config.yaml" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 10
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip()) > 3
+
+
+def test_characters_have_the_same_ids(tmp_path: Path) -> None:
+    for mine in (CharTokenizer(sorted({*STRANGE})), CharTokenizer([*sorted({*STRANGE}), *SPECIAL])):
+        for name, text in tokenizer_files(mine).items():
+            (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ids = theirs(STRANGE).input_ids
+        assert ids == mine.encode(STRANGE).tolist()
+        assert theirs.decode(ids) == STRANGE
+        assert (
+            theirs("".join(SPECIAL), split_special_tokens=True).input_ids
+            == mine.encode("".join(SPECIAL), skip_unknown=True).tolist()
+        )
+        assert theirs.eos_token == (END if END in mine.symbols else None)
+
+
+def test_the_byte_pairs_of_gpt2_have_the_same_ids() -> None:
+    mine = GPT2Tokenizer()
+    files = tokenizer_files(mine)
+    theirs = load_tokenizer(files["tokenizer.json"], "here")
+    assert theirs.get_vocab_size() == mine.vocab_size and "chat_template.jinja" not in files
+    draw = random.Random(0)
+    texts = [STRANGE] + [
+        "".join(chr(draw.choice([32, 10, 39, draw.randrange(32, 0x2FF), draw.randrange(0xD800)])) for _ in range(50))
+        for _ in range(300)
+    ]
+    texts.append(Path(__file__).read_text(encoding="utf-8"))
+    for text in texts:
+        ids = mine.encode(text).tolist()
+        assert theirs.encode(text).ids == ids and theirs.decode(ids) == text
+
+
+def test_the_chat_template_asks_as_tinygpt_does(tmp_path: Path) -> None:
+    mine = characters(pairs=True)
+    exported(tmp_path / "out", model(**MODERN), mine)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    special = mine.special
+    asked = [special[PROMPT], *mine.encode("HI  THERE"), special[RESPONSE]]
+    example = [*asked, *mine.encode("HM"), special[END]]
+    prompt = [{"role": "user", "content": "HI  THERE"}]
+    answered = [*prompt, {"role": "assistant", "content": "HM"}]
+
+    def ids(messages: list[dict[str, str]], **options: Any) -> list[int]:
+        return [int(i) for i in theirs.apply_chat_template(messages, return_dict=True, **options)["input_ids"]]
+
+    assert ids(prompt) == ids(prompt, add_generation_prompt=True) == asked
+    assert ids(answered) == example and ids([*answered, *prompt]) == [*example, *asked]
+    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert (
+        generation["eos_token_id"]
+        == special[END]
+        == json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"]
+    )
+
+
+def test_an_imported_tokenizer_is_passed_through(tmp_path: Path) -> None:
+    text = tokenizer_files(characters(pairs=True))["tokenizer.json"]
+    for pair, template, eos in (
+        (None, "{{ 1 }}", "<|prompt|>"),
+        ({"prefix": PROMPT, "middle": RESPONSE, "end": END}, "", END),
+        (None, "", ""),
+    ):
+        spec = {"kind": "huggingface", "json": text, "eos": "<|prompt|>" if eos else "", "chat_template": template}
+        files = tokenizer_files(tokenizer_from_dict({**spec, "pair": pair}, "here"))
+        assert files["tokenizer.json"] == text
+        assert json.loads(files["tokenizer_config.json"]).get("eos_token", "") == eos
+        assert files.get("chat_template.jinja", "") == (chat_template(**pair) if pair else template)
+
+
+def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = (folder / "chat_template.jinja").read_text()
+    found = read_folder(folder)
+    assert found.eos == END and found.chat_template == template
+
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
+    for value, expected in ((template, template), (named, "yes"), (None, ""), ([1, {}], ""), ("\ud800", "")):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": value}))
+        assert read_folder(folder).chat_template == expected
+
+    for value in (RESPONSE, {"content": RESPONSE, "lstrip": False}):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": value}))
+        assert read_folder(folder).eos == RESPONSE
+    (folder / "tokenizer_config.json").unlink()
+    token = characters(pairs=True).special[RESPONSE]
+    for id, expected in ((token, RESPONSE), ([token, 1], RESPONSE), (10**6, END), (-1, END), ("", END), ([], END)):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": id}))
+        assert read_folder(folder).eos == expected
+    (folder / "generation_config.json").unlink()
+    assert read_folder(folder).eos == END  # of config.json
+
+
+def test_several_files_half_precision_and_pickled_tensors_are_read(tmp_path: Path) -> None:
+    theirs = theirs_of("LlamaForCausalLM")
+    for name, options in (("shards", {"max_shard_size": "20KB"}), ("half", {})):
+        theirs = theirs.to(torch.bfloat16) if name == "half" else theirs
+        theirs.save_pretrained(tmp_path / name, **options)
+        (tmp_path / name / "tokenizer.json").write_text(tokenizer_files(characters())["tokenizer.json"], "utf-8")
+        found = read_folder(tmp_path / name).stock.weights
+        assert {weight.dtype for weight in found.values()} == {torch.float32}
+        assert found.keys() == theirs.state_dict().keys()
+        assert all(torch.equal(weight.float(), found[key]) for key, weight in theirs.state_dict().items())
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 1
+    (tmp_path / "half/model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "half/pytorch_model.bin")
+    again = read_folder(tmp_path / "half").stock.weights
+    assert again.keys() == found.keys() and all(torch.equal(weight, found[key]) for key, weight in again.items())
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(TinyGPTError) as caught:
+        rebuilt(read_folder(folder).stock)
+    error = caught.value
+    assert error.status == 2 and error.hint and "\n" not in error.message and len(error.message) < 400
+    return error.message
+
+
+def test_a_bad_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    good = {path.name: path.read_bytes() for path in exported(tmp_path / "out", model(**MODERN)).iterdir()}
+    config = json.loads(good["config.json"])
+    weights, header = good["model.safetensors"], int.from_bytes(good["model.safetensors"][:8], "little")
+    index = json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()
+    whole = json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
+    packed = weights[: 8 + header].replace(b'"F32"', b'"I32"', 1) + weights[8 + header :]
+    cases: list[tuple[dict[str, bytes | None], str]] = [
+        ({"config.json": None}, "config.json: no such file"),
+        ({"config.json": b"{"}, "config.json: not valid JSON"),
+        ({"config.json": b"[" * 100_000}, "config.json: not valid JSON"),
+        ({"config.json": b"[]"}, "config.json: not a JSON object"),
+        ({"config.json": b"\xff\xfe"}, "config.json: not UTF-8"),
+        ({"config.json": json.dumps(config | {"architectures": ["BertModel"]}).encode()}, "BertModel"),
+        ({"config.json": json.dumps(config | {"auto_map": {"AutoModel": "a.B"}}).encode()}, "remote code"),
+        ({"tokenizer.json": None}, "tokenizer.json: no such file"),
+        ({"tokenizer.json": b"{}"}, "tokenizer.json: not a tokenizer"),
+        ({"tokenizer_config.json": b"nonsense"}, "tokenizer_config.json: not valid JSON"),
+        ({"model.safetensors": None}, "no model.safetensors"),
+        ({"model.safetensors": weights[:-1]}, "model.safetensors: cannot be read"),
+        ({"model.safetensors": weights[:100]}, "model.safetensors: cannot be read"),
+        ({"model.safetensors": b""}, "model.safetensors: cannot be read"),
+        ({"model.safetensors": packed}, "is int32"),
+        ({"model.safetensors": None, "model.safetensors.index.json": index}, "does not map tensors"),
+        ({"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": [1]}'}, "does not map tensors"),
+        ({"model.safetensors": None, "model.safetensors.index.json": whole}, "gone.safetensors: no such file"),
+        ({"model.safetensors": None, "pytorch_model.bin": b"abc"}, "pytorch_model.bin: cannot be read"),
+        ({"model.safetensors": None, "pytorch_model.bin": pickle.dumps({"a": 1}, 2)}, "pytorch_model.bin: "),
+    ]
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for changed, message in cases:
+        for path in folder.iterdir():
+            path.unlink()
+        for name, content in (good | changed).items():
+            if content is not None:
+                (folder / name).write_bytes(content)
+        assert message in refused(folder), changed.keys()
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    folder, canary = exported(tmp_path / "out", model(**MODERN)), tmp_path / "canary"
+    (folder / "model.safetensors").unlink()
+    for name, content in hostile.pickles(str(canary)).items():
+        (folder / "pytorch_model.bin").write_bytes(content)
+        assert "pytorch_model.bin" in refused(folder), name
+        assert not canary.exists(), name
+    with open(folder / "pytorch_model.bin", "wb") as file:
+        torch.save({"a": hostile.Reducer(open, str(canary), "w")}, file)
+    assert "pytorch_model.bin" in refused(folder) and not canary.exists()
+
+
+def mutant(content: bytes, draw: random.Random, reach: int) -> bytes:
+    """Change, delete, repeat or insert a few bytes among the first `reach`."""
+    changed = bytearray(content)
+    for _ in range(draw.randint(1, 3)):
+        at, size = draw.randrange(min(reach, len(changed))), draw.randint(1, 8)
+        piece = draw.choice([b"", b"-", b"9" * 30, b"null", b"[]", b'"', b"{", b"1e999", changed[at : at + size] * 2])
+        changed[at : at + draw.choice([0, 1, size])] = piece or bytes([draw.randrange(256)])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
+    good, draw, refusals = (folder / name).read_bytes(), random.Random(1), 0
+    reach = 8 + int.from_bytes(good[:8], "little") if name == "model.safetensors" else len(good)
+    count = int(2000 * (request.config.getoption("--full") or 0.2))
+    for _ in range(count):
+        (folder / name).write_bytes(mutant(good, draw, reach))
+        try:
+            rebuilt(read_folder(folder).stock)
+        except TinyGPTError as error:
+            refusals += 1
+            assert "\n" not in error.message and len(error.message) < 400
+    assert refusals > count / 10
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    gpt = model(**MODERN)
+    folder = exported(tmp_path / "out", gpt, characters(pairs=True))
+    exported(folder, gpt)  # its own export may be replaced
+    assert not (folder / "chat_template.jinja").exists()
+    (folder / "ckpt.pt").write_bytes(b"a run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(TinyGPTError, match=re.escape("ckpt.pt")):
+        exported(folder, gpt)
+    (folder / "ckpt.pt").unlink()
+    theirs_of("LlamaForCausalLM").config.save_pretrained(folder)
+    with pytest.raises(TinyGPTError, match="did not export"):
+        exported(folder, gpt)
+    assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_an_option_without_a_class_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TinyGPTError, match="token_shift"):
+        exported(tmp_path / "out", model(token_shift=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_greedy_text_of_the_folder(tmp_path: Path) -> None:
+    """transformers' own generate gives the same 100 tokens."""
+    gpt = model(**MODERN)
+    theirs = auto(exported(tmp_path / "out", gpt))
+    start = torch.tensor([[1, 2, 3]])
+    made = theirs.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=100, do_sample=False)
+    idx = start
+    with torch.inference_mode():
+        for _ in range(100):
+            idx = torch.cat((idx, gpt.next_logits(idx).argmax(-1)[None]), dim=1)
+    assert made[0].tolist() == idx[0].tolist()
+
+
+def test_a_name_that_the_hub_cannot_have_and_no_connection(tmp_path: Path) -> None:
+    for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
+        with pytest.raises(TinyGPTError, match="neither a folder nor"):
+            hub_folder(name)
+    code = (
+        "from tinygpt.interop.huggingface import hub_folder\n"
+        "from tinygpt.errors import TinyGPTError\n"
+        "try: hub_folder('tinygpt-tests/no-such-model')\n"
+        "except TinyGPTError as error: print(error.message)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "no-such-model: not in the cache" in done.stdout, done.stderr

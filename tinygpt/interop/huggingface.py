@@ -1,0 +1,276 @@
+"""Hugging Face folders, in and out: config.json, model.safetensors, tokenizer.json and the files around them.
+
+Everything that is read may come from a stranger: JSON, safetensors, and pickled weights only through torch.load with
+`weights_only=True`. No code of the model's own is run. A folder is written file by file, config.json last, so that no
+library takes an incomplete folder for a model; the key "tinygpt" in it marks what may be replaced.
+
+    pretrained = read_folder(Path("SmolLM2-135M-Instruct"))
+    write_folder(Path("out-hf"), checkpoint, tokenizer, ["Trigram baseline: 2.01 nats per character."])
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from tinygpt import __version__
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.config import suggest
+from tinygpt.config.schema import SampleConfig
+from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import file_error, folder_lock, replacing
+from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, to_stock
+from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
+from tinygpt.report.collect import without_folders
+
+WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
+WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md", "adapter", ".lock"}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+AGAIN = "download the folder again"
+
+
+# ---- in ---------------------------------------------------------------------------------------------------------
+
+
+def hub_folder(name: str) -> Path:
+    """Download a model from the Hugging Face hub, or find it in the cache; returns its folder.
+
+    Errors: TinyGPTError for a name that is none, for a model that does not exist or needs an account, and offline.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
+        raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "tinygpt import FOLDER, or NAME")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise _missing("huggingface_hub") from None
+    patterns = [*SETTINGS, TOKENIZER, TEMPLATE, "*.safetensors", f"{WEIGHTS[0]}.index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # its own errors, httpx's or requests', and the system's
+        raise TinyGPTError(
+            f"{name}: not in the cache of the Hugging Face hub, and cannot be downloaded ({type(error).__name__})",
+            "check the name and the connection, or give a folder that was downloaded elsewhere",
+        ) from error
+
+
+def read_folder(path: Path) -> Pretrained:
+    """Read a model and its tokenizer from a Hugging Face folder; the weights become float32.
+
+    Errors: TinyGPTError in one sentence for whatever is missing, damaged, or beyond a GPT of tinygpt.
+    """
+    config = read_json(path / "config.json", "tinygpt import needs a folder with config.json and model.safetensors")
+    stock = Stock(config, {})
+    text = _text(path / TOKENIZER, "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)")
+    tokenizer = load_tokenizer(text, path / TOKENIZER)
+    settings = _optional(path / "tokenizer_config.json")
+    eos = _eos(tokenizer, settings, _optional(path / "generation_config.json"), config)
+    stock.weights = _weights(path)
+    return Pretrained(stock, text, eos, _chat_template(path, settings))
+
+
+def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
+    """Read a JSON object from a file. Errors: TinyGPTError if it is missing, or something else."""
+    try:
+        found = json.loads(_text(path, hint))
+    except (ValueError, RecursionError):
+        raise TinyGPTError(f"{path}: not valid JSON", hint) from None
+    if not isinstance(found, dict):
+        raise TinyGPTError(f"{path}: not a JSON object", hint)
+    return found
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _text(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise file_error(path, error, hint) from None
+    except UnicodeDecodeError:
+        raise TinyGPTError(f"{path}: not UTF-8 text", hint) from None
+
+
+def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
+    """The first token among the settings, most specific first, that ends a text: a string, an id, or a list of ids."""
+    for values in settings:
+        for found in (values.get("eos_token"), values.get("eos_token_id")):
+            token = found.get("content") if isinstance(found, dict) else found
+            token = token[0] if isinstance(token, list) and token else token
+            if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size():
+                token = tokenizer.id_to_token(token)
+            if isinstance(token, str) and _is_unicode(token) and tokenizer.token_to_id(token) is not None:
+                return token
+    return ""
+
+
+def _chat_template(path: Path, settings: dict[str, Any]) -> str:
+    """The template of a file of its own, as transformers 5 writes it, or the one in tokenizer_config.json."""
+    if (path / TEMPLATE).exists():
+        return _text(path / TEMPLATE, AGAIN)
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several templates with names
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) and _is_unicode(found) else ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON can contain lone surrogates."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a folder, from one file or from those that an index names."""
+    for name in WEIGHTS:
+        index = path / f"{name}.index.json"
+        if (path / name).exists():
+            return read_tensors(path / name)
+        if index.exists():
+            parts = read_json(index).get("weight_map")
+            files = list(parts.values()) if isinstance(parts, dict) else []
+            if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+", file) for file in files):
+                raise TinyGPTError(f"{index}: does not map tensors to files of this folder", AGAIN)
+            return {name: weight for file in dict.fromkeys(files) for name, weight in read_tensors(path / file).items()}
+    raise TinyGPTError(
+        f"{path}: no {' or '.join(WEIGHTS)}", "tinygpt import needs a folder with config.json and weights"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors, safetensors or pickled, as float32. Errors: TinyGPTError if anything else is in it."""
+    pickled = path.suffix != ".safetensors"
+    if not path.is_file():
+        raise TinyGPTError(f"{path}: no such file", AGAIN)
+    safetensors = _safetensors()
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True) if pickled else safetensors.load_file(path)
+    except Exception as error:  # of zipfile, pickle, torch or safetensors
+        reason = "tinygpt reads pickled files only if they hold nothing but tensors" if pickled else "it is damaged"
+        raise TinyGPTError(f"{path}: cannot be read, {reason} ({type(error).__name__})", AGAIN) from None
+    if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
+        raise TinyGPTError(f"{path}: holds something other than tensors", AGAIN)
+    found = {str(name): weight for name, weight in found.items() if not str(name).endswith(BUFFERS)}
+    for name, weight in found.items():
+        if weight.dtype not in FLOATS or weight.layout != torch.strided:
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise TinyGPTError(
+                f"{path}: the tensor {ascii(name)[:80]} is {kind}", "choose a model that is not quantised"
+            )
+    return {name: weight.to(torch.float32) for name, weight in found.items()}
+
+
+# ---- out --------------------------------------------------------------------------------------------------------
+
+
+def write_folder(out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = ()) -> None:
+    """Write a model as a folder that transformers, and every tool built on it, opens without code of ours.
+
+    notes: sentences for the model card, for example what n-gram baselines reach. Errors: TinyGPTError for an option
+    that no class of transformers has, and for a folder that holds anything else.
+    """
+    safetensors = _safetensors()
+    model = checkpoint.build_model()
+    stock = to_stock(model.config, model.state_dict())
+    files = tokenizer_files(tokenizer, model.config.block_size)
+    settings = json.loads(files["tokenizer_config.json"])
+    eos = (
+        load_tokenizer(files[TOKENIZER], TOKENIZER).token_to_id(settings["eos_token"])
+        if "eos_token" in settings
+        else None
+    )
+    require_own(out, WRITTEN)
+    with folder_lock(out, "export"):
+        write_file(out / WEIGHTS[0], safetensors.save(stock.weights, metadata={"format": "pt"}))
+        for name, text in files.items():
+            write_file(out / name, text)
+        if TEMPLATE not in files:  # of an earlier export
+            (out / TEMPLATE).unlink(missing_ok=True)
+        defaults = SampleConfig()
+        choice = {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
+        ends = {"eos_token_id": eos, "pad_token_id": eos}
+        write_file(out / "generation_config.json", as_json(choice | ends))
+        write_file(out / "README.md", model_card(out.name, checkpoint, "chat_template.jinja" in files, notes))
+        write_file(out / "config.json", as_json(stock.config | ends | {"tinygpt": __version__}))
+
+
+def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
+    """Check that a folder holds nothing but an earlier export, which may be replaced. Errors: TinyGPTError."""
+    hint = "choose another folder: -o FOLDER"
+    if out.exists() and not out.is_dir():
+        raise TinyGPTError(f"{out}: is not a folder", hint)
+    others = sorted({one.name for one in out.iterdir()} - names) if out.exists() else []
+    if others:
+        raise TinyGPTError(f"{out}: holds other files ({others[0]}), which an export leaves alone", hint)
+    if (out / mark).exists() and "tinygpt" not in read_json(out / mark, hint):
+        raise TinyGPTError(f"{out}: holds a model that tinygpt did not export", hint)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+USE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{folder}"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+{prompt}
+output = model.generate(**inputs, max_new_tokens=100{greedy})
+print(tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_tokens=True))
+"""
+CHAT = """\
+messages = [{"role": "user", "content": "a prompt"}]
+inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)"""
+PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
+
+
+def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
+    """Write the README.md of an exported model: what it learned, how well, how to repeat that, and how to use it."""
+    config = without_folders(checkpoint.config)
+    command = suggest.command(suggest.training_command(config), "config.yaml")
+    loss = checkpoint.best_val_loss
+    facts = [
+        f"Trained with tinygpt {__version__}, {checkpoint.step:,} iterations.",
+        *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
+        *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
+        *notes,
+    ]
+    use = USE.format(folder=name, prompt=CHAT if answers else PLAIN, greedy=", do_sample=False" if answers else "")
+    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    parts = [
+        f"# {name}",
+        "\n".join(f"- {fact}" for fact in facts),
+        "Licence: none is stated here. The person who publishes the model chooses one that the data allows.",
+        f"## Use\n\n```python\n{use}```",
+        f"## Reproduce\n\nSave this as config.yaml, prepare the data, and run `{command}`.\n\n```yaml\n{settings}```",
+    ]
+    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise _missing("safetensors") from None
+    return safetensors.torch
+
+
+def _missing(package: str) -> TinyGPTError:
+    return TinyGPTError(f"this needs the package {package}", f'pip install {package} (also in "tinygpt[pretrained]")')

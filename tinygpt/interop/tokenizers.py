@@ -1,0 +1,120 @@
+"""Tokenizers and chat templates as files that transformers and the package tokenizers read.
+
+A character tokenizer is a byte-pair encoding (BPE) without merges; GPT-2's merges are recovered from the order of its
+tokens; an imported tokenizer is written as it was read. Special tokens keep their ids. Unlike tinygpt, the package
+encodes the name of a special token in a user's text as that token, unless `split_special_tokens=True` is given.
+
+Source: https://huggingface.co/docs/tokenizers, for the components of a tokenizer.json.
+
+    files = tokenizer_files(tokenizer)       # {"tokenizer.json": "...", "tokenizer_config.json": "...", ...}
+"""
+
+import itertools
+import json
+from typing import Any
+
+from tinygpt.data.corpora import gpt2_ranks
+from tinygpt.data.tokenizer import BYTES, END, PROMPT, RESPONSE, SPECIAL, Tokenizer
+from tinygpt.errors import TinyGPTError
+
+GPT2_EOS = "<|endoftext|>"
+NEEDED = 'pip install tokenizers (also in "tinygpt[pretrained]")'
+
+
+def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]:
+    """Contents of tokenizer.json, tokenizer_config.json and, if the model answers prompts, chat_template.jinja.
+
+    block_size: the longest input, stored for tools that ask; 0: unknown.
+    """
+    spec, pair = tokenizer.to_dict(), None
+    match spec["kind"]:
+        case "char":
+            text, eos, template = _characters(spec["symbols"]), "", ""
+            if set(SPECIAL) <= set(spec["symbols"]):
+                pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
+        case "gpt2":
+            text, eos, template = _gpt2(), GPT2_EOS, ""
+        case _:
+            text, eos, template, pair = spec["json"], spec["eos"], spec["chat_template"], spec["pair"]
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    if block_size:
+        settings["model_max_length"] = block_size
+    if eos := pair["end"] if pair else eos:
+        settings |= {"eos_token": eos, "pad_token": eos}
+    files = {"tokenizer.json": text}
+    if template := template or (chat_template(**pair) if pair else ""):
+        files["chat_template.jinja"] = template
+    return {**files, "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+
+
+def chat_template(prefix: str, middle: str, end: str) -> str:
+    """Write the Jinja template of examples: prefix, prompt, middle, response, end, for each turn."""
+    start, answer, stop = (json.dumps(text) for text in (prefix, middle, end))
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}{{ " + start + " + message['content'] + " + answer + " }}"
+        "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + " + stop + " }}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+
+
+def load_tokenizer(text: str, where: object) -> Any:
+    """Make a `tokenizers.Tokenizer` from the text of a tokenizer.json.
+
+    Errors: TinyGPTError that begins with `where` if it is none, or if the package tokenizers is missing.
+    """
+    tokenizers = _library()
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and in Rust's panics BaseException
+        detail = " ".join(ascii(str(error)).split())[:120]
+        raise TinyGPTError(f"{where}: not a tokenizer that can be read ({detail})", "download the file again") from None
+
+
+def _characters(symbols: list[str]) -> str:
+    tokenizers = _library()
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
+    made.decoder = tokenizers.decoders.Fuse()
+    made.add_special_tokens([symbol for symbol in symbols if symbol in SPECIAL])
+    return str(made.to_str())
+
+
+def _gpt2() -> str:
+    tokenizers = _library()
+    letters = {byte: character for character, byte in BYTES.items()}
+    ranks = gpt2_ranks()
+    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = [
+        tuple(names[part] for part in _merged(token, ranks)) for token in sorted(ranks, key=ranks.__getitem__)[256:]
+    ]
+    vocabulary = {names[token]: index for token, index in ranks.items()}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({**vocabulary, GPT2_EOS: len(ranks)}, merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([GPT2_EOS])
+    return str(made.to_str())
+
+
+def _merged(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two parts of which the merge that made this token consists: merge its bytes with all earlier merges."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
+        at = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise TinyGPTError("another tool's tokenizer needs the package tokenizers", NEEDED) from None
+    return tokenizers
