@@ -17,7 +17,7 @@ import tokenizers
 import torch
 from models import ids, largest, shaken, small
 
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import Stock, from_stock, to_stock
 from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, dequantised, read_file, write_file
@@ -35,18 +35,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "arcee": MODERN | {"activation": "relu2"},
 }
 TEXT = "First\tCitizen:\r\n  é 漢😀漢\u2581—’ 3.14159  \n\n"
-
-
-class HuggingFace:
-    """What write_file asks of a tokenizer that is the text of a tokenizer.json."""
-
-    kind = "huggingface"
-
-    def __init__(self, text: str, eos: str = "", chat_template: str = "") -> None:
-        self.spec = {"kind": self.kind, "json": text, "eos": eos, "chat_template": chat_template, "pair": None}
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.spec
 
 
 def tokenizer() -> CharTokenizer:
@@ -100,12 +88,13 @@ def test_what_is_read_is_what_dequantised_says(tmp_path: Path, name: str, quanti
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "arcee"])
 def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
-    """transformers' own reader of GGUF knows nothing of tinygpt; it lacks arcee."""
-    from transformers import AutoModelForCausalLM
+    """transformers' own reader of GGUF lacks arcee, and the keys of small sizes and biases, which it is told here."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     _, stock = stock_of(name)
     write_file(tmp_path / "model.gguf", stock, tokenizer(), "q8_0")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32).eval()
+    known = {"config": AutoConfig.for_model(**stock.config), "dtype": torch.float32}
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **known).eval()
     x = ids(2, 20, vocab_size=tokenizer().vocab_size)
     with torch.no_grad():
         found = theirs(x).logits
@@ -194,7 +183,7 @@ def test_a_byte_level_tokenizer_returns(tmp_path: Path, pre: str) -> None:
     text = byte_level(pre)
     before = tokenizers.Tokenizer.from_str(text)
     _, stock = stock_of("llama", vocab_size=320)
-    write_file(tmp_path / "model.gguf", stock, HuggingFace(text, "</s>", "{{ messages }}"), "q8_0")
+    write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(text, "</s>", "{{ messages }}"), "q8_0")
     found = read_file(tmp_path / "model.gguf")
     after = tokenizers.Tokenizer.from_str(found.tokenizer_json)
     assert (found.eos, found.chat_template) == ("</s>", "{{ messages }}")
@@ -216,11 +205,14 @@ def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ({"model": model | {"ignore_merges": True}}, "ignore_merges"),
     ):
         with pytest.raises(TinyGPTError, match="has no name") as error:
-            write_file(tmp_path / "model.gguf", stock, HuggingFace(byte_level("gpt-2", **changes)), "f16")
+            write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(byte_level("gpt-2", **changes)), "f16")
         assert message in str(error.value)
     with pytest.raises(TinyGPTError, match="tokens and the model 99"):
         write_file(
-            tmp_path / "model.gguf", stock_of("llama", vocab_size=99)[1], HuggingFace(byte_level("gpt-2")), "f16"
+            tmp_path / "model.gguf",
+            stock_of("llama", vocab_size=99)[1],
+            HuggingFaceTokenizer(byte_level("gpt-2")),
+            "f16",
         )
     assert not list(tmp_path.iterdir())
 
@@ -312,7 +304,9 @@ def test_a_copy_without_changes_is_read(intact: Path, tmp_path: Path) -> None:
 
 
 def test_byte_level_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
-    write_file(tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], HuggingFace(byte_level("gpt-2")), "q8_0")
+    write_file(
+        tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], HuggingFaceTokenizer(byte_level("gpt-2")), "q8_0"
+    )
     for changes, message in (
         ({"tokenizer.ggml.pre": "poro-chat"}, "has the pre-tokenizer 'poro-chat', and tinygpt knows gpt-2"),
         ({"tokenizer.ggml.merges": ["qq zz"]}, "its merge 'qq' 'zz' is of tokens that it lacks"),

@@ -22,11 +22,11 @@ import pytest
 import torch
 from conftest import cli_here
 from models import largest, shaken, small
-from test_gguf import ROWS, CharTokenizer, HuggingFace, pretrained_file, tokenizer
+from test_gguf import ROWS, pretrained_file, tokenizer
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load
-from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.interop.architectures import from_stock, to_stock
 from tinygpt.interop.gguf_file import PRE, dequantised, read_file, write_file
 from tinygpt.model import GPT, GPTConfig
@@ -226,7 +226,10 @@ def test_pre_tokenizers(tmp_path: Path, pre: str) -> None:
     spec["model"]["ignore_merges"] = pre == "llama-bpe"
     model = small(vocab_size=len(spec["model"]["vocab"]), **ROWS["llama"])
     write_file(
-        tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), HuggingFace(json.dumps(spec)), "q8_0"
+        tmp_path / "model.gguf",
+        to_stock(model.config, model.state_dict()),
+        HuggingFaceTokenizer(json.dumps(spec)),
+        "q8_0",
     )
     again = read_file(tmp_path / "model.gguf")
     encoding = tokenizers.Tokenizer.from_str(again.tokenizer_json)

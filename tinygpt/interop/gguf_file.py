@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tinygpt.data.tokenizer import END, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import BYTES, END, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
@@ -279,18 +279,8 @@ PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cu
     "llama-bpe": [_split(QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")), BYTE_LEVEL],
     "default": [*map(_split, DEFAULT), BYTE_LEVEL],
 }
-
-
-def _byte_characters() -> dict[str, int]:
-    """The characters with which byte-level vocabularies write bytes (Radford et al. 2019)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one
-BYTES = _byte_characters()
 CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
