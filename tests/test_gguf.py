@@ -17,7 +17,7 @@ import tokenizers
 import torch
 from models import ids, largest, shaken, small
 
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import Stock, from_stock, to_stock
 from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, dequantised, read_file, write_file
@@ -158,6 +158,16 @@ def test_a_character_tokenizer_returns(tmp_path: Path, ascii_only: bool) -> None
         assert header["tokenizer.ggml.token_type"].contents()[-5:] == [gguf.TokenType.UNUSED] * 5
         end = header["tokenizer.ggml.eos_token_id"].contents()
         assert end == characters.special.get("<|end|>", characters.vocab_size)  # an unused row, or else the last
+
+
+def test_gpt2_tokenizer_returns(tmp_path: Path) -> None:
+    gpt2 = GPT2Tokenizer()
+    _, stock = stock_of("gpt2", vocab_size=50304)  # padded, as nanoGPT does
+    write_file(tmp_path / "model.gguf", stock, gpt2, "q8_0")
+    found = read_file(tmp_path / "model.gguf")
+    encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
+    assert encoding.encode(TEXT).ids == gpt2.encode(TEXT).tolist()
+    assert found.eos == "<|endoftext|>" and encoding.token_to_id(found.eos) == 50256
 
 
 def byte_level(pre: str, **changes: Any) -> str:

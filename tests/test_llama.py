@@ -26,7 +26,7 @@ from test_gguf import ROWS, pretrained_file, tokenizer
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load
-from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.interop.architectures import from_stock, to_stock
 from tinygpt.interop.gguf_file import PRE, dequantised, read_file, write_file
 from tinygpt.model import GPT, GPTConfig
@@ -115,7 +115,8 @@ def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisati
             prompt = generator.choices(range(tokenizer().vocab_size), k=length)
             wanted, found = expected(same, prompt), torch.tensor(server.log_probs(prompt, config.vocab_size))
             worst = max(worst, largest(found - wanted))
-            assert found.argmax() == wanted.argmax()
+            missed = wanted.max() - wanted[found.argmax()]
+            assert missed == 0 if quantisation == "f16" else missed < 0.1
         answer = server.post("/completion", prompt=prompt[:5], n_predict=20, temperature=0, return_tokens=True)
     print(f"{name} {quantisation}: log probabilities within {worst:.1e}")
     # llama.cpp multiplies 8-bit weights with activations that it quantises to 8 bits too
@@ -213,6 +214,14 @@ def test_pretrained_tokenizer_on_ten_thousand_lines() -> None:
     with serving(pretrained_file()) as server:
         assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(10_000))
         assert differing(server, lambda text: encoding.encode(text.lower()).ids, mixed_lines(100))  # negative control
+
+
+def test_gpt2_tokenizer(tmp_path: Path) -> None:
+    gpt2 = GPT2Tokenizer()
+    model = small(vocab_size=50304, **ROWS["gpt2"])  # padded, as nanoGPT does
+    write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), gpt2, "q8_0")
+    with serving(tmp_path / "model.gguf") as server:
+        assert not differing(server, lambda text: gpt2.encode(text).tolist(), mixed_lines(2000))
 
 
 @pytest.mark.parametrize("pre", PRE)

@@ -166,6 +166,7 @@ def _open(path: Path) -> Any:
         values = 0
 
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+            self.data = np.asarray(self.data)  # slices of a memmap take several times as long
             self.values += 1
             if self.values > MOST_VALUES:
                 raise TinyGPTError(
