@@ -286,6 +286,7 @@ REFUSED = [
     ({"llama.attention.head_count": 0}, "0 attention heads"),
     ({"llama.attention.head_count": "two"}, "llama.attention.head_count is 'two', not of the type int"),
     ({"llama.embedding_length": None}, "its header lacks llama.embedding_length"),
+    ({"split.count": 3}, "is one of 3 files of a model"),
     ({"llama.vocab_size": 7}, "vocab_size is 7"),
     ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
     ({"tokenizer.ggml.tokens": ["a", "b"]}, "its 2 tokens do not fit the"),
@@ -340,6 +341,7 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
         (b"GGUF", "is truncated"),
         (data[: len(data) // 2], "is truncated"),
         (data[:-100], "is truncated"),
+        (data[:4] + struct.pack(">I", 3) + data[8:], "is truncated"),
         (data[:4] + struct.pack("<I", 99) + data[8:], "not an intact GGUF file (Sorry, file appears to be version 99"),
         (huge, "is truncated, or its header is damaged"),
         (nested, "is not an intact GGUF file"),
@@ -349,6 +351,12 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
         with pytest.raises(TinyGPTError) as error:
             read_file(tmp_path / "file.gguf")
         assert message in error.value.message, content[:40]
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(TinyGPTError, match="is in the byte order of another processor"):
+        read_file(tmp_path / "big.gguf")
     for missing in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(TinyGPTError):
             read_file(missing)
@@ -362,6 +370,26 @@ def test_a_quantisation_that_gguf_cannot_read(intact: Path, tmp_path: Path) -> N
     (tmp_path / "odd.gguf").write_bytes(data)
     with pytest.raises(TinyGPTError, match="is quantised as Q8_1, which the package gguf cannot read"):
         read_file(tmp_path / "odd.gguf")
+
+
+def test_tensors_that_overlap(intact: Path, tmp_path: Path) -> None:
+    """A small file could otherwise describe tensors of many gigabytes."""
+    reader, data = gguf.GGUFReader(intact), bytearray(intact.read_bytes())
+    first = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    rows = (len(data) - first.data_offset) // 34  # a row has 32 values of 8 bits and a scale
+    struct.pack_into("<Q", data, data.index(b"token_embd.weight") + 17 + 4 + 8, rows)
+    (tmp_path / "overlap.gguf").write_bytes(data)
+    with pytest.raises(TinyGPTError, match="its tensors overlap"):
+        read_file(tmp_path / "overlap.gguf")
+
+
+def test_weights_that_are_not_finite(intact: Path, tmp_path: Path) -> None:
+    reader, data = gguf.GGUFReader(intact), bytearray(intact.read_bytes())
+    norm = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.attn_norm.weight")
+    struct.pack_into("<f", data, norm.data_offset, float("nan"))
+    (tmp_path / "nan.gguf").write_bytes(data)
+    with pytest.raises(TinyGPTError, match="attn_norm.weight has values that are NaN"):
+        read_file(tmp_path / "nan.gguf")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -28,6 +28,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
+from tinygpt.terminal import escaped
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
 
@@ -116,13 +117,16 @@ def read_file(path: Path) -> Pretrained:
         raise TinyGPTError(
             f"{path}: has the architecture {kind!r}, and tinygpt reads {', '.join(ACTIVATIONS)}", "import another model"
         )
+    if (parts := value("split.count", int, 1)) > 1:
+        raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
     config = _config(path, reader, kind, value)
     names = _names(kind, config[_keys(kind)["block_count"]])
     weights = {}
     for tensor in tqdm(reader.tensors, desc="reading", unit="tensor", leave=False, disable=None):
+        shown = escaped(tensor.name)[:60]
         if tensor.name not in names:
-            reason = "a form of RoPE scaling" if tensor.name.startswith("rope_") else "not a part of this architecture"
-            raise TinyGPTError(f"{path}: has the tensor {tensor.name}, {reason}", "import another model")
+            reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
+            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", "import another model")
         name = names[tensor.name]
         try:
             with _refusing(path):
@@ -130,11 +134,11 @@ def read_file(path: Path) -> Pretrained:
                 array = _arranged(array, name, config, inverse=True)
         except NotImplementedError:
             raise TinyGPTError(
-                f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
+                f"{path}: {shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
                 "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation",
             ) from None
         if not np.isfinite(array).all():
-            raise TinyGPTError(f"{path}: {tensor.name} has values that are NaN or infinite", HINT)
+            raise TinyGPTError(f"{path}: {shown} has values that are NaN or infinite", HINT)
         weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
     embedding, head = next(iter(names.values())), "lm_head.weight"
     if embedding not in weights:
@@ -163,6 +167,7 @@ def _open(path: Path) -> Any:
     class Reader(_library().GGUFReader):  # type: ignore[misc]
         """gguf's own reader takes what is left where a length points past the end, and loops on."""
 
+        data: np.ndarray
         values = 0
 
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
@@ -189,6 +194,8 @@ def _open(path: Path) -> Any:
         reader = Reader(path)
     if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
         raise TinyGPTError(f"{path}: its tensors overlap", HINT)
+    if reader.byte_order == "S":
+        raise TinyGPTError(f"{path}: is in the byte order of another processor", "convert it, or download it again")
     return reader
 
 
@@ -199,8 +206,8 @@ def _refusing(path: Path) -> Iterator[None]:
         with np.errstate(all="ignore"):
             yield
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
-        reason = str(error).strip("'\"").splitlines() or [type(error).__name__]
-        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason[0]})", HINT) from None
+        reason = escaped(str(error))[:80] or type(error).__name__
+        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", HINT) from None
 
 
 def _value(path: Path, reader: Any, key: str, kind: type, default: Any) -> Any:
@@ -229,7 +236,8 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
         with _refusing(path):
             found = reader.fields[key].contents()
         if found not in NEUTRAL:
-            raise TinyGPTError(f"{path}: has {key} = {str(found)[:40]}, which tinygpt lacks", "import another model")
+            shown = escaped(f"{key} = {str(found)[:40]}")[:100]
+            raise TinyGPTError(f"{path}: has {shown}, which tinygpt lacks", "import another model")
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
     if not 0 < heads <= width:
         raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
