@@ -388,7 +388,7 @@ def test_weights_that_are_not_finite(intact: Path, tmp_path: Path) -> None:
     norm = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.attn_norm.weight")
     struct.pack_into("<f", data, norm.data_offset, float("nan"))
     (tmp_path / "nan.gguf").write_bytes(data)
-    with pytest.raises(TinyGPTError, match="attn_norm.weight has values that are NaN"):
+    with pytest.raises(TinyGPTError, match="has values that are NaN"):
         read_file(tmp_path / "nan.gguf")
 
 
