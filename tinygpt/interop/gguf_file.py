@@ -1,0 +1,580 @@
+"""GGUF, the format of llama.cpp: read a model, write a model.
+
+One file holds sizes, tokenizer and weights, often quantised: 32 values of a row share a scale, and each is stored in 4,
+5 or 8 bits. Reading dequantises to float32. A file is input from a stranger, so a key or tensor that would change the
+model and that is not known here is refused by its name.
+
+llama.cpp rotates neighbouring channels (2i, 2i + 1) in the architectures llama and arcee, where transformers and this
+package rotate (i, i + head_dim/2): the rows of queries and keys are reordered. Its gpt2 computes the tanh GELU.
+
+Sources: the format's specification (ggml-org/ggml, docs/gguf.md), the package gguf, and llama.cpp's llama-vocab.cpp.
+
+    pretrained = read_file(Path("model.gguf"))
+    write_file(Path("model.gguf"), stock, tokenizer, "q8_0")
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tinygpt.data.tokenizer import BYTES, END, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import file_error, replacing
+from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
+from tinygpt.interop.tokenizers import tokenizer_files
+from tinygpt.terminal import escaped
+
+# ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
+
+ACTIVATIONS = {  # those of its class with which an architecture can be written; llama.cpp computes the first
+    "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+    "llama": ("silu",),
+    "qwen3": ("silu",),
+    "arcee": ("relu2",),
+}
+PERMUTED = {"llama", "arcee"}
+KEYS = {  # of the header, without the architecture: field of GPTConfig
+    "block_count": "n_layer",
+    "context_length": "block_size",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "mlp_width",
+    "attention.head_count": "n_head",
+}
+ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "head_dim", "rope.freq_base": "rope_theta"}
+FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
+DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
+NEUTRAL = ("", "none", 0, False)  # values with which an unknown key changes nothing
+
+
+def _row(kind: str) -> StockClass:
+    return next(row for row in STOCK.values() if row.model_type == kind)
+
+
+def _keys(kind: str) -> dict[str, str]:
+    """The keys of the header that hold sizes, without the architecture, and their names in config.json."""
+    row = _row(kind)
+    keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
+    keys |= {} if row.learned else ROPE_KEYS
+    return {key: row.keys.get(field, field) for key, field in keys.items()}
+
+
+def _names(kind: str, layers: int) -> dict[str, str]:
+    """Names of the tensors in GGUF and, for each, in transformers; the embeddings come first."""
+    gguf = _library()
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    names = gguf.get_tensor_name_map(arch, layers)
+    stems = [stem for stems in _row(kind).layers.values() for stem in stems.split()]
+    stems = [stem.replace(".N.", f".{n}.") for stem in stems for n in (range(layers) if ".N." in stem else [0])]
+    return {names.get_name(stem) + end: stem + end for stem in stems for end in (".weight", ".bias")}
+
+
+def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
+    """A tensor in GGUF's layout, from the layout of the stock class; `inverse`: the other way round."""
+    kind = config["model_type"]
+    if _row(kind).learned and array.ndim == 2 and ".h." in name:
+        return array.T  # transformers' Conv1D holds (in, out)
+    if kind in PERMUTED and (".q_proj." in name or ".k_proj." in name):
+        heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+        halves = (-1, 2) if inverse else (2, -1)  # the pairs of channels of a head: (i, i + half) or (2i, 2i + 1)
+        grouped = array.reshape(heads, *halves, *array.shape[1:])
+        return grouped.swapaxes(1, 2).reshape(array.shape)
+    return array
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise TinyGPTError("GGUF needs the package gguf", 'pip install gguf (also in "tinygpt[pretrained]")') from None
+    return gguf
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+HINT = "download or export it again"
+MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
+
+
+def read_file(path: Path) -> Pretrained:
+    """Read a model, its tokenizer and its chat template.
+
+    Errors: TinyGPTError for what is not an intact GGUF file, another architecture, an option or a tensor that is not
+    known, a quantisation that gguf cannot read, and a tokenizer of another kind than byte-level BPE.
+    """
+    reader = _open(path)
+
+    def value(key: str, kind: type, default: Any = None) -> Any:
+        return _value(path, reader, key, kind, default)
+
+    kind = value("general.architecture", str)
+    if kind not in ACTIVATIONS:
+        raise TinyGPTError(
+            f"{path}: has the architecture {kind!r}, and tinygpt reads {', '.join(ACTIVATIONS)}", "import another model"
+        )
+    if (parts := value("split.count", int, 1)) > 1:
+        raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
+    config = _config(path, reader, kind, value)
+    names = _names(kind, config[_keys(kind)["block_count"]])
+    weights = {}
+    for tensor in tqdm(reader.tensors, desc="reading", unit="tensor", leave=False, disable=None):
+        shown = escaped(tensor.name)[:60]
+        if tensor.name not in names:
+            reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
+            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", "import another model")
+        name = names[tensor.name]
+        try:
+            with _refusing(path):
+                array = _library().dequantize(tensor.data, tensor.tensor_type)
+                array = _arranged(array, name, config, inverse=True)
+        except NotImplementedError:
+            raise TinyGPTError(
+                f"{path}: {shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
+                "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation",
+            ) from None
+        if not np.isfinite(array).all():
+            raise TinyGPTError(f"{path}: {shown} has values that are NaN or infinite", HINT)
+        weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
+    embedding, head = next(iter(names.values())), "lm_head.weight"
+    if embedding not in weights:
+        raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
+    config |= {"vocab_size": len(weights[embedding]), "tie_word_embeddings": head not in weights}
+    config |= {
+        key: any(f"{part}." in name and name.endswith("_proj.bias") for name in weights)
+        for part, key in _row(kind).biases.items()
+    }
+    if (said := value(f"{kind}.vocab_size", int, config["vocab_size"])) != config["vocab_size"]:
+        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has other rows", HINT)
+    text, eos, bos = _read_tokenizer(path, value, config["vocab_size"])
+    config |= {"eos_token_id": eos, "bos_token_id": bos}
+    tokens = value("tokenizer.ggml.tokens", list)
+    return Pretrained(
+        Stock(config, weights),
+        tokenizer_json=text,
+        eos="" if eos is None else tokens[eos],
+        chat_template=value("tokenizer.chat_template", str, ""),
+    )
+
+
+def _open(path: Path) -> Any:
+    """A GGUFReader, with every length of the header checked. Errors: TinyGPTError."""
+
+    class Reader(_library().GGUFReader):  # type: ignore[misc]
+        """gguf's own reader takes what is left where a length points past the end, and loops on."""
+
+        data: np.ndarray
+        values = 0
+
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+            self.data = np.asarray(self.data)  # slices of a memmap take several times as long
+            self.values += 1
+            if self.values > MOST_VALUES:
+                raise TinyGPTError(
+                    f"{path}: its header has more than {MOST_VALUES:,} values, so its vocabulary has more than the "
+                    f"{MAX_SYMBOLS:,} tokens that tinygpt can have",
+                    "import a model with a smaller vocabulary",
+                )
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", HINT)
+            return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
+
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise file_error(path, error, "name a GGUF file") from None
+    if magic != b"GGUF":
+        raise TinyGPTError(f"{path}: is not a GGUF file", "name a file that ends with .gguf")
+    with _refusing(path):
+        reader = Reader(path)
+    if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
+        raise TinyGPTError(f"{path}: its tensors overlap", HINT)
+    if reader.byte_order == "S":
+        raise TinyGPTError(f"{path}: is in the byte order of another processor", "convert it, or download it again")
+    return reader
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what gguf and numpy raise for a damaged file into TinyGPTError."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
+        reason = escaped(str(error))[:80] or type(error).__name__
+        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", HINT) from None
+
+
+def _value(path: Path, reader: Any, key: str, kind: type, default: Any) -> Any:
+    """The value of a key of the header. Errors: TinyGPTError for another type, or if it is missing without default."""
+    field = reader.get_field(key)
+    if field is None:
+        if default is None:
+            raise TinyGPTError(f"{path}: its header lacks {key}", HINT)
+        return default
+    with _refusing(path):
+        value = field.contents()
+    if kind is float and isinstance(value, float):
+        value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
+    if type(value) is not kind:
+        raise TinyGPTError(f"{path}: {key} is {str(value)[:40]!r}, not of the type {kind.__name__}", HINT)
+    return value
+
+
+def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> dict[str, Any]:
+    """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
+    keys = _keys(kind)
+    for key in reader.fields:
+        name = key.removeprefix(f"{kind}.")
+        if name == key or name in {*keys, *DERIVED}:
+            continue
+        with _refusing(path):
+            found = reader.fields[key].contents()
+        if found not in NEUTRAL:
+            shown = escaped(f"{key} = {str(found)[:40]}")[:100]
+            raise TinyGPTError(f"{path}: has {shown}, which tinygpt lacks", "import another model")
+    heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
+    if not 0 < heads <= width:
+        raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
+    if not 0 < value(f"{kind}.block_count", int) <= len(reader.tensors):
+        raise TinyGPTError(f"{path}: block_count does not fit its {len(reader.tensors)} tensors", HINT)
+    defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
+    name, row = next((name, row) for name, row in STOCK.items() if row.model_type == kind)
+    config: dict[str, Any] = {"architectures": [name], "model_type": kind}
+    config |= {
+        name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key)) for key, name in keys.items()
+    }
+    config[row.keys["activation"]] = ACTIVATIONS[kind][0]
+    if row.learned:
+        return config
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if (size := value(f"{kind}.{key}", int, config["head_dim"])) != config["head_dim"]:
+            raise TinyGPTError(
+                f"{path}: {kind}.{key} is {size}, and a head has {config['head_dim']} channels", "import another model"
+            )
+    if config["num_key_value_heads"] < 1:
+        raise TinyGPTError(f"{path}: has no attention heads for keys and values", HINT)
+    return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+
+
+# ---- tokenizers ---------------------------------------------------------------------------------------------------
+
+BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2_SPLIT = {**BYTE_LEVEL, "use_regex": True}
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+
+
+def _split(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cuts a text before the merges
+    "gpt-2": [GPT2_SPLIT],
+    "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT],
+    "qwen2": [_split(QWEN2), BYTE_LEVEL],
+    "llama-bpe": [_split(QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")), BYTE_LEVEL],
+    "default": [*map(_split, DEFAULT), BYTE_LEVEL],
+}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one
+CHARACTERS = {byte: character for character, byte in BYTES.items()}
+
+
+def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[str, int | None, int | None]:
+    """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
+    if (kind := value("tokenizer.ggml.model", str)) != "gpt2":
+        raise TinyGPTError(
+            f"{path}: has a tokenizer of the kind {kind!r}, and tinygpt reads 'gpt2' (byte-level BPE) from GGUF",
+            "import the Hugging Face folder of this model",
+        )
+    tokens = value("tokenizer.ggml.tokens", list)
+    types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
+    if not all(isinstance(token, str) for token in tokens) or not len(set(tokens)) == len(tokens) == len(types) == size:
+        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not fit the {size} rows of token_embd.weight", HINT)
+
+    def special(key: str) -> int | None:
+        token = value(f"tokenizer.ggml.{key}", int, size)  # llama.cpp wants one; NORMAL: there is none
+        return token if token < size and types[token] not in (NORMAL, UNUSED) else None
+
+    eos, bos = special("eos_token_id"), special("bos_token_id")
+    symbols = _characters(tokens, types)
+    if symbols:
+        return tokenizer_files(CharTokenizer(symbols))["tokenizer.json"], eos, bos
+
+    pre = value("tokenizer.ggml.pre", str, "default")
+    if pre not in PRE:
+        raise TinyGPTError(
+            f"{path}: has the pre-tokenizer {pre!r}, and tinygpt knows {', '.join(PRE)}",
+            "import the Hugging Face folder of this model",
+        )
+    ids = {token: id for id, token in enumerate(tokens)}
+    merges = [str(merge).partition(" ")[::2] for merge in value("tokenizer.ggml.merges", list)]
+    for left, right in merges:
+        if not {left, right, left + right} <= ids.keys():
+            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} is of tokens that it lacks", HINT)
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ in (NORMAL, UNUSED) and not BYTES.keys() >= set(token):
+            raise TinyGPTError(f"{path}: its token {token[:40]!r} is not in GPT-2's byte alphabet", HINT)
+    added = [
+        {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": types[id] != USER_DEFINED}
+        for token, id in ids.items()
+        if types[id] not in (NORMAL, UNUSED)
+    ]
+    before = [bos] if value("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe") and bos is not None else []
+    after = [eos] if value("tokenizer.ggml.add_eos_token", bool, False) and eos is not None else []
+    spec = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE[pre]},
+        "post_processor": _template(tokens, before, after) if before or after else None,
+        "decoder": GPT2_SPLIT,
+        "model": {"type": "BPE", "ignore_merges": pre == "llama-bpe", "vocab": ids, "merges": merges},
+    }
+    return json.dumps(spec, ensure_ascii=False), eos, bos
+
+
+def _characters(tokens: list[str], types: list[int]) -> list[str]:
+    """The symbols of a CharTokenizer if every token is a character or one of SPECIAL, or else an empty list.
+
+    Its merges only join the bytes of a character, and pass through strings that are not tokens.
+    """
+    symbols = []
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ == UNUSED:
+            continue
+        if type_ == NORMAL and BYTES.keys() >= set(token):
+            symbols.append(bytes(BYTES[character] for character in token).decode("utf-8", "replace"))
+        else:
+            symbols.append(token)
+        if len(symbols[-1]) != 1 and (type_ == NORMAL or token not in SPECIAL):
+            return []
+    padded = types[: len(symbols)].count(UNUSED)
+    return symbols if not padded and len(set(symbols)) == len(symbols) else []
+
+
+def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[str, Any]:
+    """A post-processor that puts special tokens around a text."""
+
+    def around(text: str, kind: int) -> list[dict[str, Any]]:
+        start, end = ([{"SpecialToken": {"id": tokens[id], "type_id": kind}} for id in ids] for ids in (before, after))
+        return [*start, {"Sequence": {"id": text, "type_id": kind}}, *end]
+
+    special = {tokens[id]: {"id": tokens[id], "ids": [id], "tokens": [tokens[id]]} for id in before + after}
+    pair = around("A", 0) + around("B", 1)
+    return {"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": special}
+
+
+def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
+    """Add the tokenizer's keys to the header; rows of the embedding without a token become UNUSED ones.
+
+    llama.cpp takes token 11 as the end of a text where a file names none. A model of plain text has no such token:
+    the file names an unused row, or else the last character, which sorted vocabularies rarely use.
+    Errors: TinyGPTError for a tokenizer that llama.cpp lacks.
+    """
+    files = tokenizer_files(tokenizer)
+    around: tuple[list[int], list[int]] = ([], [])
+    if isinstance(tokenizer, CharTokenizer):
+        tokens, types, merges = _char_tokens(tokenizer)
+        pre, eos = "smollm", tokenizer.special.get(END)  # digits alone, and clean_spaces is off
+    else:
+        spec = json.loads(files["tokenizer.json"])
+        pre, around = _recognised(spec), _added_around(files["tokenizer.json"])
+        ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
+        for token in spec["added_tokens"]:
+            ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
+        rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(max(ids) + 1)]
+        tokens, types = [token for token, _ in rows], [type_ for _, type_ in rows]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+        name = json.loads(files["tokenizer_config.json"]).get("eos_token")
+        eos = next((id for id, (token, type_) in ids.items() if token == name and type_ == CONTROL), None)
+    if len(tokens) > size:
+        raise TinyGPTError(f"the tokenizer has {len(tokens)} tokens and the model {size}", "export another checkpoint")
+    padding = range(len(tokens), size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([*tokens, *(f"[PAD{id}]" for id in padding)])
+    writer.add_token_types([*types, *(UNUSED for _ in padding)])
+    writer.add_token_merges(merges or [NO_MERGE])
+    writer.add_eos_token_id(min(len(tokens), size - 1) if eos is None else eos)
+    writer.add_add_bos_token(bool(around[0]))
+    writer.add_add_eos_token(bool(around[1]))
+    for id in around[0]:
+        writer.add_bos_token_id(id)
+    if template := files.get("chat_template.jinja"):
+        writer.add_chat_template(template)
+
+
+def _char_tokens(tokenizer: CharTokenizer) -> tuple[list[str], list[int], list[str]]:
+    """A character vocabulary as byte-level BPE: tokens, types, and merges that join each character's bytes in turn."""
+    tokens, types = [], []
+    merges: dict[str, None] = {}
+    for symbol in tokenizer.symbols:
+        token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
+        tokens.append(symbol if symbol in SPECIAL else token)
+        types.append(CONTROL if symbol in SPECIAL else NORMAL)
+        if symbol not in SPECIAL:
+            merges |= {f"{token[:at]} {token[at]}": None for at in range(1, len(token))}
+    return tokens, types, list(merges)
+
+
+def _recognised(spec: dict[str, Any]) -> str:
+    """llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what it lacks."""
+    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    name = next((name for name, known in PRE.items() if [*map(_cutting, known)] == [*map(_cutting, steps)]), "")
+    problem = ""
+    if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("continuing_subword_prefix"):
+        problem = f"a {model.get('type')} model that is not byte-level"
+    elif not name:
+        problem = f"a pre-tokenizer ({', '.join(step.get('type', 'none') for step in steps)})"
+    elif spec.get("normalizer") and (name != "qwen2" or spec["normalizer"] != {"type": "NFC"}):
+        problem = f"a normalizer ({spec['normalizer'].get('type')})"
+    elif model.get("ignore_merges") and name != "llama-bpe":
+        problem = "ignore_merges"
+    if problem:
+        raise TinyGPTError(f"the tokenizer has {problem} for which llama.cpp has no name", "export with --format hf")
+    return name
+
+
+def _cutting(step: dict[str, Any]) -> dict[str, Any]:
+    """A pre-tokenizer's step without what changes no id."""
+    defaults = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
+    return defaults | {key: value for key, value in step.items() if key != "trim_offsets"}
+
+
+def _added_around(text: str) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    for before in (0, 1):
+        after = len(full) - len(bare) - before
+        if after in (0, 1) and full[before : before + len(bare)] == bare:
+            return full[:before], full[len(full) - after :]
+    raise TinyGPTError("the tokenizer puts several special tokens around a text", "export with --format hf")
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+EMBEDDINGS = {"wte", "embed_tokens", "lm_head"}
+QUANTISATIONS = {  # types of the matrices, and of embedding and output; the others stay F32
+    "f16": ("F16", "F16"),
+    "q8_0": ("Q8_0", "Q8_0"),
+    "q5_1": ("Q5_1", "Q8_0"),
+    "q4_0": ("Q4_0", "Q8_0"),
+}
+
+
+def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str = "q8_0") -> None:
+    """Write a model and its tokenizer; the file appears in one step.
+
+    quantisation: one of QUANTISATIONS, for the matrices. Embedding and output have at least 8 bits, as llama.cpp
+    keeps them finer too; norms, biases and learned positions are float32. llama.cpp computes GPT-2 with the tanh GELU:
+    a model with the exact one changes its log probabilities by about 1e-3.
+
+    Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for rows that are not
+    multiples of 32.
+    """
+    gguf = _library()
+    config = stock.config
+    plan = _plan(stock, quantisation)
+    kind = config["model_type"]
+    writer = gguf.GGUFWriter(None, kind)
+    writer.add_name(path.stem)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    sizes = _sizes(config)
+    for key, name in _keys(kind).items():
+        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{kind}.{key}", sizes[name])
+    writer.add_vocab_size(config["vocab_size"])
+    if not _row(kind).learned:
+        writer.add_rope_dimension_count(sizes["head_dim"])
+        writer.add_value_length(sizes["head_dim"])
+    _write_tokenizer(writer, tokenizer, config["vocab_size"])
+
+    for array, target, type_ in plan.values():
+        shape = gguf.quant_shape_to_byte_shape(array.shape, type_)
+        writer.add_tensor_info(target, shape, np.dtype(np.uint8), int(np.prod(shape)), type_)
+    with replacing(path) as file:
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # so that `replacing` opens and closes
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array, _, type_ in tqdm(plan.values(), desc="writing", unit="tensor", leave=False, disable=None):
+            writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(array), type_))
+
+
+def dequantised(stock: Stock, quantisation: str) -> Stock:
+    """The model that `write_file` stores, as `read_file` and llama.cpp see it: quantised, and float32 again."""
+    gguf = _library()
+    weights = dict(stock.weights)
+    for name, (array, _, type_) in _plan(stock, quantisation).items():
+        array = gguf.dequantize(gguf.quantize(np.ascontiguousarray(array), type_), type_)
+        weights[name] = torch.from_numpy(np.array(_arranged(array, name, stock.config, inverse=True), order="C"))
+    kind = stock.config["model_type"]
+    return Stock({**stock.config, _row(kind).keys["activation"]: ACTIVATIONS[kind][0]}, weights)
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the sizes that it may leave to the class."""
+    if _row(config["model_type"]).learned:
+        return config | {"n_inner": config.get("n_inner") or 4 * config["n_embd"]}
+    rope = config.get("rope_parameters") or {}
+    heads = config["num_attention_heads"]
+    defaults = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads, "rope_theta": 10000.0}
+    return defaults | rope | {key: value for key, value in config.items() if value is not None}
+
+
+def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
+    """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
+    gguf = _library()
+    config, kind = stock.config, stock.config["model_type"]
+    if quantisation not in QUANTISATIONS:
+        raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
+    if kind not in ACTIVATIONS:
+        raise TinyGPTError(
+            f"llama.cpp has no architecture for {config['architectures'][0]}, which holds this model",
+            "export with --format hf, or train with configs/portable.yaml",
+        )
+    activation = config.get(_row(kind).keys["activation"], ACTIVATIONS[kind][0])
+    if activation not in ACTIVATIONS[kind]:
+        raise TinyGPTError(
+            f"llama.cpp computes {ACTIVATIONS[kind][0]} in the architecture {kind}, and this model has {activation}",
+            "export with --format hf, or train with configs/portable.yaml",
+        )
+    names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"]]).items()}
+    plan = {}
+    for name, tensor in stock.weights.items():
+        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        array = _arranged(tensor.numpy(), name, config)
+        matrices, embeddings = QUANTISATIONS[quantisation]
+        type_ = embeddings if name.split(".")[-2] in EMBEDDINGS else matrices
+        if array.ndim == 1 or name == "transformer.wpe.weight":
+            type_ = "F32"
+        if type_.startswith("Q") and (columns := array.shape[-1]) % 32:
+            option = "n_embd" if columns == config.get("n_embd", config.get("hidden_size")) else "mlp_width"
+            raise TinyGPTError(
+                f"{quantisation} stores rows in blocks of 32 values, and {option}={columns} is not a multiple of 32",
+                f"export as f16, or train with another {option} (configs/portable.yaml has mlp_width: 352)",
+            )
+        plan[name] = (array, names[name], gguf.GGMLQuantizationType[type_])
+    return plan
