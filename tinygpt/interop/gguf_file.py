@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tinygpt.data.tokenizer import BYTES, END, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import BYTES, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
@@ -389,21 +389,21 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     Errors: TinyGPTError for a tokenizer that llama.cpp lacks.
     """
     files = tokenizer_files(tokenizer)
+    spec = json.loads(files["tokenizer.json"])
     around: tuple[list[int], list[int]] = ([], [])
-    if isinstance(tokenizer, CharTokenizer):
-        tokens, types, merges = _char_tokens(tokenizer)
-        pre, eos = "smollm", tokenizer.special.get(END)  # digits alone, and clean_spaces is off
+    if symbols := _characters_of(spec):
+        tokens, types, merges = _char_tokens(symbols)
+        pre, ids = "smollm", dict(enumerate(zip(tokens, types, strict=True)))  # digits alone, and clean_spaces is off
     else:
-        spec = json.loads(files["tokenizer.json"])
         pre, around = _recognised(spec), _added_around(files["tokenizer.json"])
         ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
-        for token in spec["added_tokens"]:
+        for token in spec.get("added_tokens", []):
             ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
         rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(max(ids) + 1)]
         tokens, types = [token for token, _ in rows], [type_ for _, type_ in rows]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
-        name = json.loads(files["tokenizer_config.json"]).get("eos_token")
-        eos = next((id for id, (token, type_) in ids.items() if token == name and type_ == CONTROL), None)
+    name = json.loads(files["tokenizer_config.json"]).get("eos_token")
+    eos = next((id for id, (token, type_) in ids.items() if token == name and type_ == CONTROL), None)
     if len(tokens) > size:
         raise TinyGPTError(f"the tokenizer has {len(tokens)} tokens and the model {size}", "export another checkpoint")
     padding = range(len(tokens), size)
@@ -421,11 +421,21 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
         writer.add_chat_template(template)
 
 
-def _char_tokens(tokenizer: CharTokenizer) -> tuple[list[str], list[int], list[str]]:
+def _characters_of(spec: dict[str, Any]) -> list[str]:
+    """The symbols of the CharTokenizer that a tokenizer.json describes, or an empty list if it is of another kind."""
+    vocabulary = spec["model"].get("vocab", {})
+    plain = not spec.get("pre_tokenizer") and not spec["model"].get("merges", True)
+    if not plain or sorted(vocabulary.values()) != [*range(len(vocabulary))]:
+        return []
+    symbols = sorted(vocabulary, key=vocabulary.__getitem__)
+    return symbols if all(len(symbol) == 1 or symbol in SPECIAL for symbol in symbols) else []
+
+
+def _char_tokens(symbols: list[str]) -> tuple[list[str], list[int], list[str]]:
     """A character vocabulary as byte-level BPE: tokens, types, and merges that join each character's bytes in turn."""
     tokens, types = [], []
     merges: dict[str, None] = {}
-    for symbol in tokenizer.symbols:
+    for symbol in symbols:
         token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
         tokens.append(symbol if symbol in SPECIAL else token)
         types.append(CONTROL if symbol in SPECIAL else NORMAL)
@@ -498,7 +508,6 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     plan = _plan(stock, quantisation)
     kind = config["model_type"]
     writer = gguf.GGUFWriter(None, kind)
-    writer.add_name(path.stem)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     sizes = _sizes(config)
