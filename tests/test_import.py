@@ -5,7 +5,10 @@ attention, and a GPT-2 without a template. transformers is the authority.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -50,18 +54,21 @@ def tokenizer_json() -> str:
     return str(made.to_str())
 
 
+VOCABULARY = tokenizers.Tokenizer.from_str(tokenizer_json()).get_vocab_size()
+
+
 def save_model(folder: Path, kind: str, template: str = TEMPLATE) -> Any:
     torch.manual_seed(0)
     if kind == "llama":
         config = transformers.LlamaConfig(
-            vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=128, rope_theta=5000.0, tie_word_embeddings=True,
             initializer_range=0.2, bos_token_id=None, eos_token_id=2,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
     else:
         config = transformers.GPT2Config(
-            vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
+            vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)
@@ -134,7 +141,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(imported: Path, name: 
     ours = checkpoint.build_model().eval()
     assert (ours(idx)[0] - theirs(idx).logits).abs().max() < 1e-4
     made = theirs.generate(idx, do_sample=False, max_new_tokens=100, eos_token_id=None, pad_token_id=0)
-    flags = ["--temperature=0", "--max_new_tokens=100", "--plain", "--stop=\x00", "--fast=False"]
+    flags = ["--temperature=0", "--max_new_tokens=100", "--plain", "--fast=False"]
     said = ok(imported, "sample", f"--ckpt={out}", "--start=The sky is 12 blue é 漢", *flags, "--json")
     expected = fast.decode(made[0, idx.size(1) :], clean_up_tokenization_spaces=False)
     assert json.loads(said.out)["text"] == expected and len(expected) > 20
@@ -200,7 +207,7 @@ def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
 
 
 def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -> None:
-    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
+    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=8", "--max_iters=60", "--out_dir=out-lora")
     report = json.loads(ok(work, "eval", "--ckpt=out-lora", "--json").out)
     untrained = json.loads(ok(work, "eval", "--ckpt=out-base", "--task=colours", "--json").out)
     assert report["results"]["model"]["accuracy"] > 0.9 > untrained["results"]["model"]["accuracy"]
@@ -226,7 +233,8 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
     ok(work, "finetune", *TRAIN, "--ckpt=out-gpt2", "--lora_rank=4", "--out_dir=out-lora", "--max_iters=60")
     checkpoint = load_model(str(work / "out-gpt2"), str(work / "out-lora"))
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "out-lora")
-    assert tokenizer.vocab_size == 403 and tokenizer.decode([400, 401, 402]) == "".join(SPECIAL)
+    assert tokenizer.vocab_size == VOCABULARY + 3
+    assert tokenizer.decode(range(VOCABULARY, VOCABULARY + 3)) == "".join(SPECIAL)
     said = ok(work, "sample", "--ckpt=out-gpt2", "--adapter=out-lora", "--start=frog 3", "--temperature=0", "--json")
     assert json.loads(said.out)["text"] == "green"
 
@@ -251,10 +259,6 @@ def test_two_processes_learn_the_same(work: Path) -> None:
 
 
 def torchrun(folder: Path, command: list[str]) -> None:
-    import os
-    import subprocess
-    import sys
-
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt"]
     done = subprocess.run([*launch, *command], cwd=folder, capture_output=True, text=True, env=os.environ, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -263,13 +267,14 @@ def torchrun(folder: Path, command: list[str]) -> None:
 # ---- PEFT -------------------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path) -> None:
+def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
     ok(work, "export", "--ckpt=out-base", "--adapter=out-lora", "--format=peft", "-o", "peft")
-    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(work / "peft" / "adapter").eval()
+    monkeypatch.chdir(work)  # adapter_config.json names its base by the path that export was given
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained("peft/adapter").eval()
     ours = load_model(str(work / "out-base"), str(work / "out-lora")).build_model().eval()
-    idx = torch.randint(400, (2, 30), generator=torch.Generator().manual_seed(0))
+    idx = torch.randint(VOCABULARY, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert (theirs(idx).logits - ours(idx)[0]).abs().max() < 1e-4
         assert (load(work / "out-base").build_model().eval()(idx)[0] - ours(idx)[0]).abs().max() > 0.1
@@ -318,7 +323,8 @@ def refused_over_a_run(work: Path) -> str:
 
 def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, tmp_path: Path) -> None:
     bad = {
-        "no special token": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
+        "other text": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
         "cannot be run": "{{ messages[0].content.nothing.there }}",
         "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
         "refuses": "{{ raise_exception('no') }}",

@@ -73,7 +73,7 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
             f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}",
         )
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
-    known = len(base.tokenizer["symbols"]) if base.tokenizer and "symbols" in base.tokenizer else tokenizer.vocab_size
+    known = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
     if tokenizer.vocab_size > known:
         grow_vocabulary(model, known, state["vocab_size"])

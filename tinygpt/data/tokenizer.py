@@ -209,7 +209,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
             raise TinyGPTError("this model's tokenizer needs the package tokenizers", hint) from None
         try:
             self._encoding = tokenizers.Tokenizer.from_str(json)
-        except Exception as error:  # the library raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
             raise ValueError(str(error)) from None
         self._encoding.no_padding()
         self._encoding.no_truncation()
