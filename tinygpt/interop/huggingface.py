@@ -239,7 +239,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_to
 """
 CHAT = """\
 messages = [{"role": "user", "content": "a prompt"}]
-inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)"""
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
 PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 
 
@@ -249,7 +249,7 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     command = suggest.command(suggest.training_command(config), "config.yaml")
     loss = checkpoint.best_val_loss
     facts = [
-        f"Trained with tinygpt {__version__}, {checkpoint.step:,} iterations.",
+        f"Exported with tinygpt {__version__} after {checkpoint.step:,} iterations of training.",
         *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
         *notes,
@@ -259,10 +259,12 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     parts = [
         f"# {name}",
         "\n".join(f"- {fact}" for fact in facts),
-        "Licence: none is stated here. The person who publishes the model chooses one that the data allows.",
+        "Licence: none is stated here. Before publishing, choose one that the data and the base model allow.",
         f"## Use\n\n```python\n{use}```",
-        f"## Reproduce\n\nSave this as config.yaml, prepare the data, and run `{command}`.\n\n```yaml\n{settings}```",
     ]
+    if config:
+        steps = f"Save this as config.yaml, prepare the data, and run `{command}`."
+        parts.append(f"## Reproduce\n\n{steps}\n\n```yaml\n{settings}```")
     return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
