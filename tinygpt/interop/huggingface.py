@@ -126,7 +126,7 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON can contain lone surrogates."""
+    """Return whether a text can be encoded: JSON can contain lone surrogates."""
     return not re.search("[\ud800-\udfff]", text)
 
 
