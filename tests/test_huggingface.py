@@ -13,10 +13,11 @@ from typing import Any
 import hostile
 import pytest
 import torch
+from conftest import cli_here
 from models import MODERN, SMALL, largest
 from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, theirs_of
 
-from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.huggingface import hub_folder, read_folder, write_folder
@@ -83,6 +84,19 @@ def test_the_model_card_has_an_example_that_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) > 3
+
+
+def test_the_model_card_repeats_the_run(run_copy: Path) -> None:
+    """The command and the configuration on the card give the same weights."""
+    run = load(run_copy / "out")
+    write_folder(run_copy / "hf", run, tokenizer_of(run, "out", "data"), ["A note."])
+    card = (run_copy / "hf/README.md").read_text(encoding="utf-8")
+    assert "- A note." in card and "run `tinygpt train config.yaml`" in card
+    (run_copy / "config.yaml").write_text(card.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    result = cli_here("train", "config.yaml", "--out_dir=again", cwd=run_copy)
+    assert result.status == 0, result.err
+    again = load(run_copy / "again").model
+    assert all(torch.equal(weight, again[name]) for name, weight in run.model.items())
 
 
 def test_characters_have_the_same_ids(tmp_path: Path) -> None:
@@ -328,4 +342,4 @@ def test_a_name_that_the_hub_cannot_have_and_no_connection(tmp_path: Path) -> No
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "no-such-model: not in the cache" in done.stdout, done.stderr
+    assert "no-such-model: no such folder, and the Hugging Face hub gives no model" in done.stdout, done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from models import MODERN, largest
 from test_architectures import ROPE, every_row, ids, model, theirs_of
-from test_huggingface import auto, characters
+from test_huggingface import auto, characters, mutant
 
 from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
 from tinygpt.checkpoint.store import Checkpoint
@@ -62,6 +63,8 @@ def test_peft_computes_the_same(
     monkeypatch.chdir(tmp_path)
     run = lora_run(**options)
     write_adapter(Path("out"), run, characters(pairs=True))
+    settings = json.loads(Path("out/adapter/adapter_config.json").read_text())
+    assert settings["fan_in_fan_out"] == (name == "GPT2LMHeadModel")  # PEFT would correct it, with a warning
     expected = logits(run)
     assert largest(expected - peft_logits(Path("out"), Path("out/adapter"))) < 3e-5
     with torch.inference_mode():
@@ -202,3 +205,20 @@ def test_an_adapter_does_not_stay_beside_another_base(tmp_path: Path) -> None:
         write_folder(tmp_path / "out", run, characters(pairs=True))
     shutil.rmtree(tmp_path / "out/adapter")
     write_folder(tmp_path / "out", run, characters(pairs=True))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    trained_by_peft(tmp_path, "LlamaForCausalLM", {}, r=3, target_modules=ALL)
+    base, path, draw, refusals = imported(tmp_path), tmp_path / "adapter" / name, random.Random(1), 0
+    good = path.read_bytes()
+    reach = 8 + int.from_bytes(good[:8], "little") if name.endswith("safetensors") else len(good)
+    count = int(2000 * (request.config.getoption("--full") or 0.2))
+    for _ in range(count):
+        path.write_bytes(mutant(good, draw, reach))
+        try:
+            read_adapter(tmp_path / "adapter", base)
+        except TinyGPTError as error:
+            refusals += 1
+            assert "\n" not in error.message and len(error.message) < 400
+    assert refusals > count / 10

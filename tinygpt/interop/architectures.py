@@ -192,17 +192,18 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
     converted: dict[str, Tensor] = {}
     for full, weight in weights.items():
         layer, _, kind = full.rpartition(".")
+        weight = weight.float()
         if layer == "lm_head" and tied:
             continue
         if layer == "transformer.wte" and centred(config):
             weight = weight - weight.mean(1, keepdim=True)
-        parts = split_rows(row, config, layer, outward(config, layer, weight.float()))
+        parts = split_rows(row, config, layer, outward(config, layer, weight))
         converted |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
         if row.learned and not config.bias and _has_bias(row, layer, {}):
             converted[f"{layer}.bias"] = torch.zeros(len(weight))
     if row.qk_norm and not config.qk_norm_weights:
-        for number in range(config.n_layer):
-            converted |= {f"model.layers.{number}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
+        for block in range(config.n_layer):
+            converted |= {f"model.layers.{block}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
     return Stock(_stock_config(name, config, tied), converted)
 
 
@@ -227,7 +228,7 @@ def _stock_config(name: str, config: GPTConfig, tied: bool) -> dict[str, Any]:
 
 
 def centred(config: GPTConfig) -> bool:
-    """Whether a GPT's LayerNorms become RMSNorms of a centred input."""
+    """Return whether a GPT's LayerNorms become RMSNorms of a centred input."""
     return config.norm == "layernorm" and config.position != "learned"
 
 
@@ -275,7 +276,7 @@ def _turned(row: StockClass, layer: str, weight: Tensor) -> Tensor:
 
 
 def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
-    """Whether the class has a bias in this layer, given its config.json."""
+    """Return whether the class has a bias in this layer, given its config.json."""
     if row.learned:
         return layer not in ("transformer.wte", "transformer.wpe", "lm_head")
     part = layer.split(".")[-2]
@@ -313,7 +314,9 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
                 _take(found, f"{part}.{kind}", _turned(row, layer, rows)) for part, rows in described.items()
             ]
     if found:
-        raise _unusable(f"the weights have a tensor that {stock.config['architectures'][0]} lacks: {next(iter(found))}")
+        raise _unusable(
+            f"the weights have a tensor that {stock.config['architectures'][0]} lacks: {shown(next(iter(found)))}"
+        )
     weights = {
         name: inward(config, name.rpartition(".")[0], torch.cat([_turned(row, name, part) for part in parts]))
         for name, parts in taken.items()
@@ -421,7 +424,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
 
 
 def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> float:
-    """The base of RoPE; refuses whatever else changes positions, heads or the window of attention."""
+    """Return the base of RoPE; refuse whatever else changes positions, heads or the window of attention."""
     rope: dict[str, Any] = {}
     for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
         part = values.get(key) or row.missing.get(key) or {}

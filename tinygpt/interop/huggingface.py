@@ -25,7 +25,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error, folder_lock, replacing
+from tinygpt.files import file_error, remove, replacing
 from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, to_stock
 from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
 from tinygpt.report.collect import without_folders
@@ -33,7 +33,7 @@ from tinygpt.report.collect import without_folders
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
-WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md", ".lock"}
+WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 AGAIN = "download the folder again"
 
@@ -57,7 +57,7 @@ def hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # its own errors, httpx's or requests', and the system's
         raise TinyGPTError(
-            f"{name}: not in the cache of the Hugging Face hub, and cannot be downloaded ({type(error).__name__})",
+            f"{name}: no such folder, and the Hugging Face hub gives no model of this name ({type(error).__name__})",
             "check the name and the connection, or give a folder that was downloaded elsewhere",
         ) from error
 
@@ -126,7 +126,7 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON can contain lone surrogates."""
+    """Return whether a text can be encoded: JSON can contain lone surrogates."""
     return not re.search("[\ud800-\udfff]", text)
 
 
@@ -192,18 +192,21 @@ def write_folder(
         else None
     )
     require_own(out, {*WRITTEN, beside})
-    with folder_lock(out, "export"):
-        write_file(out / WEIGHTS[0], safetensors.save(stock.weights, metadata={"format": "pt"}))
-        for name, text in files.items():
-            write_file(out / name, text)
-        if TEMPLATE not in files:  # of an earlier export
-            (out / TEMPLATE).unlink(missing_ok=True)
-        defaults = SampleConfig()
-        choice = {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
-        ends = {"eos_token_id": eos, "pad_token_id": eos}
-        write_file(out / "generation_config.json", as_json(choice | ends))
-        write_file(out / "README.md", model_card(out.name, checkpoint, "chat_template.jinja" in files, notes))
-        write_file(out / "config.json", as_json(stock.config | ends | {"tinygpt": __version__}))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise file_error(out, error, "choose another folder: -o FOLDER", "cannot be made") from None
+    for name in ("config.json", TEMPLATE):  # of an earlier export
+        remove(out / name)
+    write_file(out / WEIGHTS[0], safetensors.save(stock.weights, metadata={"format": "pt"}))
+    for name, text in files.items():
+        write_file(out / name, text)
+    defaults = SampleConfig()
+    choice = {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
+    ends = {"eos_token_id": eos, "pad_token_id": eos}
+    write_file(out / "generation_config.json", as_json(choice | ends))
+    write_file(out / "README.md", model_card(out.name, checkpoint, "chat_template.jinja" in files, notes))
+    write_file(out / "config.json", as_json(stock.config | ends | {"tinygpt": __version__}))
 
 
 def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
@@ -239,17 +242,17 @@ print(tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_to
 """
 CHAT = """\
 messages = [{"role": "user", "content": "a prompt"}]
-inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)"""
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
 PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 
 
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
     """Write the README.md of an exported model: what it learned, how well, how to repeat that, and how to use it."""
-    config = without_folders(checkpoint.config)
+    config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
     command = suggest.command(suggest.training_command(config), "config.yaml")
     loss = checkpoint.best_val_loss
     facts = [
-        f"Trained with tinygpt {__version__}, {checkpoint.step:,} iterations.",
+        f"Exported with tinygpt {__version__} after {checkpoint.step:,} iterations of training.",
         *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
         *notes,
@@ -259,10 +262,12 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     parts = [
         f"# {name}",
         "\n".join(f"- {fact}" for fact in facts),
-        "Licence: none is stated here. The person who publishes the model chooses one that the data allows.",
+        "Licence: none is stated here. Before publishing, choose one that the data and the base model allow.",
         f"## Use\n\n```python\n{use}```",
-        f"## Reproduce\n\nSave this as config.yaml, prepare the data, and run `{command}`.\n\n```yaml\n{settings}```",
     ]
+    if config:
+        steps = f"Save this as config.yaml, prepare the data, and run `{command}`."
+        parts.append(f"## Reproduce\n\n{steps}\n\n```yaml\n{settings}```")
     return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
 
 

@@ -77,7 +77,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": out.as_posix(),
         "r": rank,
-        "lora_alpha": run.config["lora_alpha"],
+        "lora_alpha": number(run.config, "lora_alpha", 0, 1e6, where="the run's config"),
         "lora_dropout": run.config.get("lora_dropout", 0.0),
         "target_modules": sorted({name.split(".")[-3] for name in weights}),
         "fan_in_fan_out": row.learned,
@@ -90,7 +90,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     require_own(adapter, {SETTINGS, WEIGHTS})
     use = f'`PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
     together = (
-        f"These are the weights of the base model. The adapter is added with {use}; the loss above is theirs both."
+        f"These are the weights of the base model. The adapter is added with {use}; the loss is that of both together."
     )
     write_folder(out, base, tokenizer, [*notes, together], beside=FOLDER)
     adapter.mkdir(exist_ok=True)
