@@ -235,3 +235,29 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
         save(work / "out/last.pt", state)
         resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
         assert ("used code path fast until now and continues with plain" in resumed.out) == notes, resumed.err
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_kv_head": 1}, {}, {"position": "learned"}, {"qk_norm": True, "norm": "rmsnorm"}], ids=str
+)
+@pytest.mark.parametrize("prefix", [0, 5, 9, 14])
+def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
+    options: dict[str, Any], prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    residual = FastGPT.residual
+    monkeypatch.setattr(
+        FastGPT, "residual", lambda self, idx, *more: passes.append(tuple(idx.shape)) or residual(self, idx, *more)
+    )
+    plain, fast = pair(**{"position": "rope", "n_head": 4, **options})
+    x, y = ids(3, 16), ids(3, 16, seed=1)
+    x[:, :prefix], x[0, prefix], x[1:, prefix] = x[:1, :prefix], 1, 2
+    y[:, :-2] = -1
+    y[1, -2] = -1
+    losses = [model(x, y)[1] for model in (plain, fast)]
+    for loss in losses:
+        loss.backward()
+    assert largest(losses[0] - losses[1]) < 1e-5
+    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert largest(a.grad - b.grad) < 1e-4 * max(1.0, largest(a.grad))
+    assert passes == ([(1, prefix), (3, 16 - prefix)] if prefix >= 8 else [(3, 16)])

@@ -45,7 +45,11 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return super().forward(x) + self.scale * F.linear(F.linear(dropped, self.lora_A), self.lora_B)
+        y, low = super().forward(x), F.linear(dropped, self.lora_A)  # (..., out) and (..., rank)
+        adapted = torch.addmm(
+            y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale
+        )  # y + scale B A x
+        return adapted.view(y.shape)
 
 
 class GrownEmbedding(nn.Embedding):

@@ -32,7 +32,7 @@ class Context:
 
     rotation: Tensor | None  # (2, T, head_dim): rotation of queries and keys
     mask: Tensor | None  # (T, S) or (n_head, T, S), added to attention's scores; None: causal, and S = T
-    cache: KVCache | None = None
+    cache: Any = None  # a KVCache, or what takes its place in training (fast/prefix.py)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -190,7 +190,7 @@ class GPT(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    def residual(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def residual(self, idx: Tensor, cache: Any = None) -> Tensor:
         """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""
         T, start = idx.size(1), cache.length if cache else 0
         x: Tensor = self.transformer["wte"](idx)
@@ -208,7 +208,7 @@ class GPT(nn.Module):
             cache.length, cache.last_token = start + T, idx[:, -1:]
         return x
 
-    def context(self, T: int, device: torch.device, cache: KVCache | None = None) -> Context:
+    def context(self, T: int, device: torch.device, cache: Any = None) -> Context:
         """Build the context of a forward pass over the next T tokens."""
         start = cache.length if cache else 0
         queries = torch.arange(start, start + T, device=device)

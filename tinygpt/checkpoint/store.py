@@ -82,15 +82,15 @@ class Checkpoint:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
-        with torch.device("meta"):  # without initialising weights that the next lines replace
+        with torch.device("meta"):  # without weights, since those of the checkpoint are used as they are
             model = kind(args)
-        model.to_empty(device="cpu").tie()
         self._fill(model, weights)
+        model.tie()
         return model
 
     def _fill(self, model: GPT, weights: dict[str, torch.Tensor]) -> None:
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None

@@ -12,19 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinygpt.cache import KVCache
 from tinygpt.model import QK_EPS, CausalSelfAttention, Context, attend
 
 LONGEST = 512  # up to this context plain products are faster than PyTorch's fused call, whose backward pass is slow
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention. With a KVCache, grouped heads or weights of the
-    norms of queries and keys, it calls that class."""
+    """The same function of the same parameters as CausalSelfAttention; with a KVCache it calls that class."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        if context.cache is not None or len(set(self.heads)) > 1 or self.q_norm is not None:
+        if isinstance(context.cache, KVCache):
             return super().forward(x, context)
         B, T, C = x.size()
+        if context.cache is not None or len(set(self.heads)) > 1 or self.q_norm is not None:
+            return self.grouped(x, context)
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
         if self.qk_norm or context.rotation is not None:
             rotation = None if context.rotation is None else context.rotation.to(qkv.dtype)
@@ -36,6 +38,25 @@ class FastSelfAttention(CausalSelfAttention):
         else:
             y = UnfusedAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), context.mask).view(qkv.shape[1:])
         y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+    def grouped(self, x: Tensor, context: Context) -> Tensor:
+        """The same for grouped heads, and with a SharedPrefix: the queries of a group are rows of one product."""
+        B, T, C = x.size()
+        q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        S, heads, mask = k.size(2), k.size(1), context.mask
+        dropout = self.dropout if self.training else 0.0
+        if S > LONGEST or dropout:
+            y = attend(q, k, v, mask, dropout)
+        else:
+            q = (q * q.size(-1) ** -0.5).reshape(B, heads, -1, q.size(-1))  # (B, kv_heads, group T, head_dim)
+            scores = (q @ k.transpose(2, 3)).view(B, heads, -1, T, S)
+            mask = causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype)
+            mask = mask if mask.dim() == 2 else mask.view(heads, -1, T, S)
+            y = (scores + mask).softmax(-1).view(B, heads, -1, S) @ v
+        y = y.reshape(B, self.n_head, T, -1).transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.decoder import Decoder
+from tinygpt.fast.prefix import SharedPrefix, common
 from tinygpt.model import GPT, KVCache
 
 
@@ -26,8 +27,12 @@ class FastGPT(GPT):
         """
         if targets is None or not (targets < 0).any():
             return super().forward(idx, targets, cache, last_only)
+        shared, prefix = SharedPrefix(), common(idx, self.config)
+        if prefix and (targets[:, :prefix] < 0).all():
+            self.residual(idx[:1, :prefix], shared)
+            idx, targets = idx[:, prefix:], targets[:, prefix:]
         places = (targets >= 0).flatten()
-        x = self.residual(idx, cache).flatten(0, 1)[places]
+        x = self.residual(idx, shared if shared.length else cache).flatten(0, 1)[places]
         logits = self.lm_head(self.transformer["ln_f"](x)).float()
         return logits, F.cross_entropy(logits, targets.flatten()[places])
 
