@@ -276,6 +276,8 @@ class FinetuneConfig(TrainConfig):
     """linear layers that get an adapter, in every block"""
     replay: Share = 0.0
     """share of training rows that are drawn from the base model's dataset, to reduce forgetting"""
+    examples: CountOrZero = 0
+    """train on the first so many examples only (of plain text: tokens), for learning curves; 0: on all"""
     base_dataset: DatasetName = ""
     """the base model's dataset; empty: the one that its checkpoint names"""
 

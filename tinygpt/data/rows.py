@@ -44,6 +44,9 @@ class Rows(Protocol):
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, int64 (n, width). A target of -1 carries no loss."""
 
+    def first(self, count: int) -> "Rows":
+        """The first `count` examples of this source, or tokens of a text."""
+
     def like(self, other: Any) -> "Rows":
         """The first part of this source, as large as `other`, a source of the same kind."""
 
@@ -98,9 +101,11 @@ class TextRows:
             block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
+    def first(self, count: int) -> "TextRows":
+        return TextRows(self.tokens[:count])
+
     def like(self, other: Any) -> "TextRows":
-        assert isinstance(other, TextRows)
-        return TextRows(self.tokens[: len(other.tokens)])
+        return self.first(len(other.tokens))
 
     def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         return []
@@ -171,11 +176,14 @@ class PairRows:
         answer = inside & (places > self.responses[at][:, None])
         return block[:, :-1], np.where(answer, block, -1)[:, 1:]
 
-    def like(self, other: Any) -> "PairRows":
-        assert isinstance(other, PairRows)
+    def first(self, count: int) -> "PairRows":
         few = copy.copy(self)
-        few.starts = self.starts[: len(other.starts)]
+        for name in ("starts", "responses", "ends", "lengths"):
+            setattr(few, name, getattr(self, name)[:count])
         return few
+
+    def like(self, other: Any) -> "PairRows":
+        return self.first(len(other.starts))
 
     def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         prefix, middle = len(self.format.prefix), len(self.format.middle)
@@ -255,6 +263,9 @@ class MixedRows:
     def _parts(self, at: np.ndarray) -> list[tuple[Rows, np.ndarray]]:
         """Each source, and a mask of its handles, bool (n,)."""
         return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
+
+    def first(self, count: int) -> Rows:
+        return self.new.first(count)
 
     def like(self, other: Any) -> Rows:
         return self.new.like(other)

@@ -45,6 +45,9 @@ class FineTuning(Method):
 
     def rows(self, dataset: Dataset, start: Start) -> Rows:
         self.base_data = base_dataset(self.config, dataset, start)
+        if self.config.examples:
+            dataset.sources["train"] = dataset.sources["train"].first(self.config.examples)
+            dataset.require(self.config.block_size)
         new = dataset.sources["train"]
         if not self.base_data or not self.config.replay:
             return new

@@ -1,4 +1,4 @@
-"""Chat templates: the text that a model expects around a prompt and a response.
+"""Chat templates: the text that a model expects around prompt and response.
 
 A chat template is a program in Jinja, run in Jinja's sandbox as transformers runs it. tinygpt runs it once, when a model
 is imported, with a conversation of one prompt and one response, and keeps the text around the two. So nothing that is
