@@ -175,6 +175,17 @@ OTHER_COUNTS = [
     parameter_counts(
         65, n_layer=6, n_head=5, n_embd=160, block_size=256, position="rope"
     ),  # the larger model of PERFORMANCE.md
+    parameter_counts(
+        49152,
+        n_layer=30,
+        n_head=9,
+        n_kv_head=3,
+        n_embd=576,
+        mlp_width=1536,
+        position="rope",
+        norm="rmsnorm",
+        activation="swiglu",
+    ),  # SmolLM2
 ]
 TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
 

@@ -333,7 +333,8 @@ class SampleConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, since lower precision does not speed up decoding one token at a time"""
+    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it, which
+    decodes such a model three times as fast"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False

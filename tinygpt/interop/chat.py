@@ -1,8 +1,8 @@
 """Chat templates: the text that a model expects around prompt and response.
 
-A chat template is a program in Jinja, run in Jinja's sandbox as transformers runs it. tinygpt runs it once, when a model
-is imported, with a conversation of one prompt and one response, and keeps the text around the two. So nothing that is
-stored or trained later needs Jinja.
+A chat template is a program in Jinja, run in Jinja's sandbox as transformers runs it. tinygpt runs it when a model is
+imported, with a conversation of one prompt and one response, and keeps the text around the two. So nothing that comes
+later needs Jinja.
 
 Source: https://huggingface.co/docs/transformers/chat_templating
 

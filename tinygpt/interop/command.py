@@ -1,4 +1,4 @@
-"""`tinygpt import`: make a checkpoint of another tool's model. `tinygpt export`: write a model in another tool's format.
+"""`tinygpt import` makes a checkpoint of another tool's model, `tinygpt export` writes one in another tool's format.
 
 tinygpt import smollm2 --out_dir out-smollm2
 tinygpt export --ckpt out/ckpt.pt --format gguf

@@ -381,11 +381,14 @@ def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[st
     return {"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": special}
 
 
+RARE = "~^|\\`{}@#_%$*=+<>&"  # characters, the rarest first
+
+
 def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     """Add the tokenizer's keys to the header; rows of the embedding without a token become UNUSED ones.
 
     llama.cpp takes token 11 as the end of a text where a file names none. A model of plain text has no such token:
-    the file names an unused row, or else the last character, which sorted vocabularies rarely use.
+    the file names an unused row, or else a character that texts rarely use, and generation stops there.
     Errors: TinyGPTError for a tokenizer that llama.cpp lacks.
     """
     files = tokenizer_files(tokenizer)
@@ -412,7 +415,8 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_list([*tokens, *(f"[PAD{id}]" for id in padding)])
     writer.add_token_types([*types, *(UNUSED for _ in padding)])
     writer.add_token_merges(merges or [NO_MERGE])
-    writer.add_eos_token_id(min(len(tokens), size - 1) if eos is None else eos)
+    rare = next((tokens.index(character) for character in RARE if character in tokens), size - 1)
+    writer.add_eos_token_id(eos if eos is not None else len(tokens) if padding else rare)
     writer.add_add_bos_token(bool(around[0]))
     writer.add_add_eos_token(bool(around[1]))
     for id in around[0]:

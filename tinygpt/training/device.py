@@ -56,13 +56,17 @@ def choose(device: str, dtype: str) -> Compute:
     return Compute(where, torch.float32, f"the safe choice on {where.type}")
 
 
-def choose_for_inference(device: str, dtype: str) -> Compute:
-    """As `choose`, but the dtype `auto` is float32: for a few tokens at a time, less precision saves no time.
+LARGE = 20_000_000
+
+
+def choose_for_inference(device: str, dtype: str, parameters: int = 0) -> Compute:
+    """As `choose`, but the dtype `auto` is float32 for a model of up to LARGE parameters, which fits the processor's
+    caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes.
 
     On a Mac, the device `auto` is the CPU: decoding a token reads every weight once, from the memory that the CPU and
     MPS share, and a small model's token costs MPS more in kernel launches than in arithmetic. (Not measured.)
     """
-    return choose(device, "float32" if dtype == "auto" else dtype)
+    return choose(device, "float32" if dtype == "auto" and parameters <= LARGE else dtype)
 
 
 def _device(device: str) -> torch.device:
