@@ -45,15 +45,26 @@ METHODS = {
     "from scratch, no pretraining": Method("train", SCRATCH.split(), ""),
     "all weights": Method("finetune", [FULL]),
     "all weights, replay 0.001": Method("finetune", [FULL, "--replay=0.001"]),
-    "LoRA, rank 2": Method("finetune", [LORA, "--lora_rank=2"]),
     "LoRA, rank 8": Method("finetune", [LORA]),
     "pretrained 135 M, zero-shot": Method("", [], "pretrained"),
     "pretrained 135 M, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained"),
 }
-CURVE = {
-    "small model, all weights": Method("finetune", [FULL]),
-    "pretrained 135 M, LoRA": Method("finetune", [LARGE], "pretrained"),
-}
+CURVE = {name: METHODS[name] for name in ("all weights", "pretrained 135 M, LoRA")}
+SONNET = """Shall I compare thee to a summer's day?
+Thou art more lovely and more temperate:
+Rough winds do shake the darling buds of May,
+And summer's lease hath all too short a date:
+Sometime too hot the eye of heaven shines,
+And often is his gold complexion dimmed;
+And every fair from fair sometime declines,
+By chance or nature's changing course untrimmed;
+But thy eternal summer shall not fade,
+Nor lose possession of that fair thou owest;
+Nor shall death brag thou wanderest in his shade,
+When in eternal lines to time thou growest:
+So long as men can breathe or eyes can see,
+So long lives this and this gives life to thee.
+"""  # prompts outside the task: Shakespeare's sonnet 18
 
 
 class Job(NamedTuple):
@@ -65,12 +76,22 @@ class Job(NamedTuple):
     examples: int = 0
 
 
-def tinygpt(*args: str, threads: int) -> str:
-    command = [sys.executable, "-m", "tinygpt", *args]
+RUN = """
+import resource, sys
+from tinygpt.cli import main
+status = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def tinygpt(*args: str, threads: int) -> tuple[str, float]:
+    """Run a command; returns what it printed, and its peak memory in bytes."""
+    command = [sys.executable, "-c", RUN, *args]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if done.returncode:
         raise RuntimeError(f"{' '.join(args)}:\n{done.stderr[-500:]}")
-    return done.stdout
+    return done.stdout, int(done.stderr.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(job: Job, args: argparse.Namespace, threads: int) -> dict[str, Any]:
@@ -80,6 +101,7 @@ def measure(job: Job, args: argparse.Namespace, threads: int) -> dict[str, Any]:
     saved = out / "compare.json"
     if saved.exists():
         return dict(json.loads(saved.read_text()))
+    peak = 0.0
     base = {"small": args.ckpt, "pretrained": args.pretrained}.get(job.method.base, "")
     data, began = f"--data_dir={args.data_dir}", time.perf_counter()
     if job.method.command:
@@ -88,17 +110,16 @@ def measure(job: Job, args: argparse.Namespace, threads: int) -> dict[str, Any]:
         flags += [f"--examples={job.examples}"] if job.examples else []
         if job.examples and job.method.base == "pretrained":
             flags += [f"--max_iters={SIZES[job.examples]}", f"--eval_interval={SIZES[job.examples] // 2}"]
-        tinygpt(job.method.command, *flags, *args.more, threads=threads)
+        _, peak = tinygpt(job.method.command, *flags, *args.more, threads=threads)
     seconds, model = time.perf_counter() - began, str(out) if job.method.command else base
-    dtype = ["--dtype=bfloat16"] if job.method.base == "pretrained" else []
-    report = json.loads(
-        tinygpt(
-            "eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data, *dtype, threads=threads
-        )
-    )
+    asked = "eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data
+    report = json.loads(tinygpt(*asked, threads=threads)[0])
+    outside = tinygpt(*asked, f"--predict={args.out / 'outside.txt'}", threads=threads)[0]
     found: dict[str, Any] = {"method": job.name, "seed": job.seed, "examples": job.examples, "seconds": seconds}
-    found |= {"trained": 0, "megabytes": 0.0, "forgetting": None, "response_loss": report["loss"]}
+    found |= {"trained": 0, "megabytes": 0.0, "forgetting": None, "response_loss": report["loss"], "peak": peak}
     found["accuracy"] = report["results"]["model"]["accuracy"]
+    found["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
+    found["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
     found["ngram"] = report["results"].get("ngram", {}).get("accuracy")
     if job.method.command:
         entries = {entry["kind"]: entry for entry in read_metrics(out)}
@@ -124,8 +145,8 @@ def spread(values: list[float], form: str) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| method | trainable parameters | file | seconds | accuracy | loss on the responses | forgetting |",
-        "|---|---|---|---|---|---|---|",
+        "| method | trained | file | seconds | memory | accuracy | confidence: on the task, outside | forgetting |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
         runs = [result for result in results if result["method"] == method]
@@ -138,14 +159,15 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{runs[0]['trained']:,}",
             f"{runs[0]['megabytes']:.1f} MB" if runs[0]["megabytes"] else "",
             f"{statistics.median(columns['seconds']):.0f}",
+            f"{statistics.median(columns['peak']) / 1e9:.1f} GB" if runs[0]["peak"] else "",
             spread([100 * accuracy for accuracy in columns["accuracy"]], ".1f") + " %",
-            spread(columns["response_loss"], ".3f"),
+            ", ".join(f"{100 * statistics.median(columns[key]):.0f} %" for key in ("confidence", "outside")),
             spread(forgetting, "+.2f") if forgetting else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     ngram = next((result["ngram"] for result in results if result["ngram"] is not None), None)
     if ngram is not None:
-        lines.append(f"| n-grams (no model) | | | | {100 * ngram:.1f} % | | |")
+        lines.append(f"| n-grams (no model) | | | | | {100 * ngram:.1f} % | | |")
     return "\n".join(lines)
 
 
@@ -155,7 +177,7 @@ def curve_table(results: list[dict[str, Any]]) -> str:
     for size in SIZES:
         cells = []
         for name in names:
-            runs = [run for run in results if run["method"] == name and run["examples"] == size]
+            runs = [run for run in results if run["method"] == name and (run["examples"] or max(SIZES)) == size]
             cells.append(spread([100 * run["accuracy"] for run in runs], ".1f") + " %")
         lines.append(f"| {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -194,6 +216,8 @@ def draw_curve(results: list[dict[str, Any]], path: Path) -> None:
         runs = [run for run in results if run["method"] == name]
         if not runs:
             continue
+        for run in runs:
+            run["examples"] = run["examples"] or max(SIZES)
         medians = [statistics.median(100 * r["accuracy"] for r in runs if r["examples"] == size) for size in SIZES]
         axes.plot(list(SIZES), medians, "-", color=f"C{index}", label=name)
         axes.plot([run["examples"] for run in runs], [100 * run["accuracy"] for run in runs], "o", color=f"C{index}")
@@ -226,7 +250,8 @@ def main() -> int:
     methods = {
         name: m for name, m in (CURVE if args.curve else METHODS).items() if args.pretrained or m.base != "pretrained"
     }
-    sizes = list(SIZES) if args.curve else [0]
+    (args.out / "outside.txt").write_text(SONNET)
+    sizes = [size if size < max(SIZES) else 0 for size in SIZES] if args.curve else [0]  # all 4,000: as in the table
     jobs = [
         Job(name, method, seed, size)
         for seed in args.seeds

@@ -373,7 +373,7 @@ class EvalConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of the model; auto: float32 on every device"""
+    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False

@@ -19,6 +19,8 @@ from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.sample import answer
 from tinygpt.terminal import escaped
+from tinygpt.training.build import for_inference
+from tinygpt.training.device import choose_for_inference
 from tinygpt.training.log import read_metrics
 from tinygpt.training.run import Method, Run
 from tinygpt.training.start import Start
@@ -67,26 +69,30 @@ class FineTuning(Method):
             where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
             run.log.say(f"note: forgetting is not measured: {where}")
         if run.ranks.is_main and not any(entry["kind"] == "before" for entry in read_metrics(run.out)):
-            run.log.metric("before", 0, run.seconds(), **self.measure(run, run.model))
-            run.model.train()
+            run.log.metric("before", 0, run.seconds(), **self.measure(run, run.checkpoint()))
 
     def after(self, run: Run) -> None:
         if not run.ranks.is_main:
             return
         found = [entry for entry in read_metrics(run.out) if entry["kind"] == "before"]
         before = found[-1] if found else {}
-        best = store.load(run.out / "ckpt.pt").build_model(type(run.model)).to(run.compute.device)
-        after = self.measure(run, best)
+        after = self.measure(run, store.load(run.out / "ckpt.pt"))
         run.log.metric("after", run.progress.step, run.seconds(), **after)
         for line in side_by_side(before, after):
             run.log.say(line, always=True)
 
-    def measure(self, run: Run, model: GPT) -> dict[str, Any]:
+    def measure(self, run: Run, state: store.Checkpoint) -> dict[str, Any]:
         """Losses on the whole validation splits of the task and of the base model's data, and three answers."""
-        model.eval()
-        found: dict[str, Any] = {"response_loss": whole_loss(model, run.dataset, run)}
+        compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
+        model = for_inference(state, compute, run.config.fast)
+
+        def whole_loss(dataset: Dataset) -> float:
+            source = dataset.sources["val"]
+            return mean_loss(model, source, source.every(model.config.block_size), compute)
+
+        found: dict[str, Any] = {"response_loss": whole_loss(run.dataset)}
         if self.base_data is not None:
-            found["base_loss"] = whole_loss(model, self.base_data, run)
+            found["base_loss"] = whole_loss(self.base_data)
         source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
         pairs = source.texts(tokenizer)
         if pairs:
@@ -126,11 +132,6 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
             "--base_dataset=NAME of the text that the base model was trained on",
         )
     return None
-
-
-def whole_loss(model: GPT, dataset: Dataset, run: Run) -> float:
-    source = dataset.sources["val"]
-    return mean_loss(model, source, source.every(model.config.block_size), run.compute)
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
