@@ -437,8 +437,8 @@ class ImportConfig:
 
     tinygpt import path/to/peft-adapter --ckpt out-base --out_dir out-adapter
 
-    It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Mistral, Qwen3, Arcee and Apertus models with at most 65,536 tokens.
-    Code in a model's folder is never run.
+    It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Mistral, Qwen3, Arcee and Apertus models with at most 65,536
+    tokens. Code in a model's folder is never run.
     """
 
     source: Annotated[File, POSITIONAL]
