@@ -1,8 +1,8 @@
 """Hugging Face folders, in and out: config.json, model.safetensors, tokenizer.json and the files around them.
 
 Everything that is read may come from a stranger. Pickled weights are read only with torch.load's `weights_only=True`,
-and code in the folder is never run. A folder is written file by file, config.json last, so that no
-library takes an incomplete folder for a model. The key "tinygpt" in it marks a folder that may be replaced.
+and code in the folder is never run. A folder is written file by file, config.json last, so that no library takes an
+incomplete folder for a model. The key "tinygpt" in it marks a folder that may be replaced.
 
     pretrained = read_folder(Path("SmolLM2-135M-Instruct"))
     write_folder(Path("out-hf"), checkpoint, tokenizer, ["Trigram baseline: 2.01 nats per character."])
@@ -47,9 +47,7 @@ def hub_folder(name: str) -> Path:
     Errors: TinyGPTError for an invalid name, for a model that does not exist or needs an account, and offline.
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
-        raise TinyGPTError(
-            f"{ascii(name)[:80]}: neither a folder nor a model's name", "use the path of a folder, or a name on the hub"
-        )
+        raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "use a folder or a hub name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -59,7 +57,7 @@ def hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # its own errors, httpx's or requests', and the system's
         raise TinyGPTError(
-            f"{name}: no such folder, and no model of this name could be downloaded from the Hugging Face hub ({type(error).__name__})",
+            f"{name}: no such folder, and the Hugging Face hub returned no model of this name ({type(error).__name__})",
             "check the name and the connection, or give a folder that was downloaded elsewhere",
         ) from error
 
@@ -180,7 +178,7 @@ def write_folder(
 ) -> None:
     """Write a model as a folder that transformers, and every tool built on it, opens without remote code.
 
-    notes: sentences for the model card, for example what n-gram baselines reach. beside: a subfolder that may already exist.
+    notes: sentences for the model card, for example what n-gram baselines reach. beside: a subfolder that may exist.
     Errors: TinyGPTError for an option that no class of transformers has, and for a folder that contains other files.
     """
     safetensors = safetensors_library()

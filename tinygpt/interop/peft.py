@@ -107,7 +107,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     config = GPTConfig.from_dict(base.model_args)
     if is_adapted(base.model) or centred(config):
         raise TinyGPTError(
-            "the adapter was not trained on this base model, which is fine-tuned or has LayerNorm with RoPE",
+            "a PEFT adapter fits only an imported model, and this base model is not one",
             "import the adapter's own base first: tinygpt import FOLDER",
         )
     rank, scale = _settings(settings, folder / SETTINGS)
@@ -139,7 +139,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
-    """Rank and scale of an adapter. Errors: TinyGPTError names a setting that changes the function and is not supported."""
+    """Rank and scale of an adapter. Errors: TinyGPTError names an unsupported one that changes the function."""
     if settings.get("peft_type") != "LORA":
         raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "tinygpt reads LORA")
     for key, value in settings.items():
