@@ -18,8 +18,8 @@ SHORTEST = 8  # tokens; a shorter beginning saves less than a second pass throug
 
 
 class SharedPrefix:
-    """The part of KVCache's interface that attention uses, differentiable: the first pass stores the keys and values
-    of one row, and the second gets them before those of its own rows."""
+    """The part of KVCache's interface that attention uses, with gradients: the first pass stores the keys and values of
+    one row, and the second pass puts them before those of its own rows."""
 
     def __init__(self) -> None:
         self.length = 0
