@@ -222,7 +222,7 @@ def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ({"model": model | {"byte_fallback": True}}, "a BPE model that is not byte-level"),
         ({"model": model | {"ignore_merges": True}}, "ignore_merges"),
     ):
-        with pytest.raises(TinyGPTError, match="llama.cpp does not support") as error:
+        with pytest.raises(TinyGPTError, match=r"llama\.cpp does not support") as error:
             write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(byte_level("gpt-2", **changes)), "f16")
         assert message in str(error.value)
     with pytest.raises(TinyGPTError, match="tokens and the model 99"):
