@@ -222,7 +222,7 @@ def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ({"model": model | {"byte_fallback": True}}, "a BPE model that is not byte-level"),
         ({"model": model | {"ignore_merges": True}}, "ignore_merges"),
     ):
-        with pytest.raises(TinyGPTError, match="has no name") as error:
+        with pytest.raises(TinyGPTError, match=r"llama\.cpp does not support") as error:
             write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(byte_level("gpt-2", **changes)), "f16")
         assert message in str(error.value)
     with pytest.raises(TinyGPTError, match="tokens and the model 99"):
@@ -244,8 +244,8 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ("llama", {"mlp_width": 0}, "q8_0", "mlp_width=85 is not a multiple of 32"),
         ("gpt2", {"n_embd": 48}, "q4_0", "n_embd=48 is not a multiple of 32"),
         ("llama", apertus, "f16", "no architecture for ApertusForCausalLM"),
-        ("arcee", {"activation": "gelu"}, "f16", "llama.cpp computes relu2 in the architecture arcee"),
-        ("gpt2", {"activation": "relu2"}, "f16", "llama.cpp computes gelu_new in the architecture gpt2"),
+        ("arcee", {"activation": "gelu"}, "f16", "llama.cpp's architecture arcee has the activation relu2"),
+        ("gpt2", {"activation": "relu2"}, "f16", "llama.cpp's architecture gpt2 has the activation gelu_new"),
         ("gpt2", {}, "q2", "'q2' is not a quantisation"),
     ):
         with pytest.raises(TinyGPTError, match=message) as error:
@@ -285,11 +285,14 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REFUSED = [
-    ({"general.architecture": "gemma"}, "has the architecture 'gemma', and tinygpt reads gpt2, llama, qwen3, arcee"),
+    (
+        {"general.architecture": "gemma"},
+        "has the architecture 'gemma'; tinygpt reads only gpt2, llama, qwen3, arcee",
+    ),
     ({"llama.rope.scaling.type": "yarn"}, "has llama.rope.scaling.type = yarn"),
     ({"llama.attention.sliding_window": 128}, "has llama.attention.sliding_window = 128"),
     ({"llama.expert_count": 8}, "has llama.expert_count = 8"),
-    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, and a head has 16 channels"),
+    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 channels"),
     ({"llama.block_count": 4_000_000_000}, "block_count does not fit its 20 tensors"),
     ({"llama.attention.head_count": 0}, "0 attention heads"),
     ({"llama.attention.head_count": "two"}, "llama.attention.head_count is 'two', not of the type int"),
@@ -297,7 +300,7 @@ REFUSED = [
     ({"split.count": 3}, "is one of 3 files of a model"),
     ({"llama.vocab_size": 7}, "vocab_size is 7"),
     ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
-    ({"tokenizer.ggml.tokens": ["a", "b"]}, "its 2 tokens do not fit the"),
+    ({"tokenizer.ggml.tokens": ["a", "b"]}, "its 2 tokens do not match the"),
     (
         {"blk.0.ffn_up.weight": ["blk.0.ffn_up.weight", "rope_freqs.weight"]},
         "rope_freqs.weight, a form of RoPE",
@@ -327,8 +330,8 @@ def test_byte_level_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], HuggingFaceTokenizer(byte_level("gpt-2")), "q8_0"
     )
     for changes, message in (
-        ({"tokenizer.ggml.pre": "poro-chat"}, "has the pre-tokenizer 'poro-chat', and tinygpt knows gpt-2"),
-        ({"tokenizer.ggml.merges": ["qq zz"]}, "its merge 'qq' 'zz' is of tokens that it lacks"),
+        ({"tokenizer.ggml.pre": "poro-chat"}, "has the pre-tokenizer 'poro-chat', and tinygpt knows only gpt-2"),
+        ({"tokenizer.ggml.merges": ["qq zz"]}, "its merge 'qq' 'zz' needs a token that the vocabulary lacks"),
         ({"tokenizer.ggml.merges": None}, "its header lacks tokenizer.ggml.merges"),
     ):
         path = changed(tmp_path / "bpe.gguf", tmp_path / "changed.gguf", **changes)

@@ -186,7 +186,7 @@ def test_a_model_with_layernorm_and_rope_takes_no_adapter_of_its_exported_form(t
     write_adapter(tmp_path / "out", lora_run(**options), characters(pairs=True))
     gpt = model(**options)
     base = Checkpoint(gpt.state_dict(), vars(gpt.config).copy(), {}, tokenizer=characters().to_dict())
-    assert "not the model that the adapter was trained on" in refused(tmp_path / "out/adapter", base)
+    assert "fits only an imported model" in refused(tmp_path / "out/adapter", base)
 
 
 def test_a_checkpoint_without_an_adapter_is_refused(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_only_transactions_have_a_synthetic_form(name: str, tmp_path: Path) -> N
     (tmp_path / "text.txt").write_text("some text " * 50)
     before = listing(tmp_path)
     result = cli_here("prepare", *name.split(), "--synthetic", cwd=tmp_path)
-    assert result.status == 2 and "--synthetic is for the built-in task transactions" in result.err
+    assert result.status == 2 and "--synthetic applies only to the built-in task transactions" in result.err
     assert listing(tmp_path) == before
 
 

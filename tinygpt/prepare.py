@@ -84,7 +84,7 @@ def tokenizer_of_model(path: str) -> Tokenizer:
 
     checkpoint = load(path)
     if checkpoint.tokenizer is None:
-        raise TinyGPTError(f"{path} contains no tokenizer", "tinygpt train writes checkpoints that do")
+        raise TinyGPTError(f"{path} contains no tokenizer", "use a checkpoint that tinygpt wrote")
     return tokenizer_from_dict(checkpoint.tokenizer, path)
 
 
@@ -97,7 +97,7 @@ def tokenizer_for_pairs(path: str) -> Tokenizer:
         return tokenizer.with_pairs()
     raise TinyGPTError(
         "pairs need special tokens, which GPT-2's vocabulary does not have",
-        "tinygpt import gpt2 makes a model that has",
+        "tinygpt import gpt2 makes a model whose vocabulary can get them",
     )
 
 
@@ -148,7 +148,7 @@ def check_request(config: PrepareConfig) -> None:
     two_forms = [name for name, task in TASKS.items() if task.synthetic]
     if config.synthetic and config.name not in two_forms:
         raise TinyGPTError(
-            f"--synthetic is for the built-in task {', '.join(two_forms)}, whose names are real otherwise",
+            f"--synthetic applies only to the built-in task {', '.join(two_forms)}",
             "drop --synthetic",
         )
     if config.name not in ready and not config.input:

@@ -60,8 +60,8 @@ class PrepareConfig:
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
     sorted order"""
     tokenizer: File = "auto"
-    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text; or the path of a
-    checkpoint, or its folder: that model's tokenizer"""
+    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a
+    checkpoint or its folder: the tokenizer of that model"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
@@ -175,7 +175,7 @@ class TrainConfig:
     n_kv_head: CountOrZero = 0
     """heads of keys and values (grouped-query attention, Ainslie et al. 2023); must divide n_head; 0: n_head"""
     mlp_width: CountOrZero = 0
-    """width of the MLP's hidden layer; 0: 4 n_embd, and 8/3 n_embd with swiglu"""
+    """width of the MLP's hidden layer; 0: 4 n_embd, or 8/3 n_embd with swiglu"""
     rope_base: NonNegative = 10000.0
     """base of the rotary embedding's wavelengths (position=rope)"""
     norm_eps: NonNegative = 1e-5
@@ -277,7 +277,7 @@ class FinetuneConfig(TrainConfig):
     replay: Share = 0.0
     """share of training rows that are drawn from the base model's dataset, to reduce forgetting"""
     examples: CountOrZero = 0
-    """train on the first so many examples only (of plain text: tokens), for learning curves; 0: on all"""
+    """train on the first N examples only (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
     """the base model's dataset; empty: the one that its checkpoint names"""
 
@@ -333,8 +333,8 @@ class SampleConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it, which
-    decodes such a model three times as fast"""
+    """dtype of the model; auto: float32; above 20 M parameters bfloat16 if the hardware supports it, which decodes
+    three times as fast"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
@@ -437,8 +437,8 @@ class ImportConfig:
 
     tinygpt import path/to/peft-adapter --ckpt out-base --out_dir out-adapter
 
-    It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Qwen3, Arcee and Apertus models with at most 65,536 tokens. Code in
-    a model's folder is never run.
+    It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Mistral, Qwen3, Arcee and Apertus models with at most 65,536
+    tokens. Code in a model's folder is never run.
     """
 
     source: Annotated[File, POSITIONAL]
@@ -462,7 +462,7 @@ class ExportConfig:
 
     tinygpt export --ckpt out-fast/ckpt.pt --adapter out-finetune-lora --format peft
 
-    hf, gguf and peft have no place for some options of the architecture; configs/portable.yaml avoids these.
+    Some options of the architecture cannot be exported as hf, gguf or peft; configs/portable.yaml avoids them.
     """
 
     ckpt: File = "out/ckpt.pt"

@@ -70,9 +70,9 @@ class Dataset:
                 raise TinyGPTError(what, f"re-run {self.prepare_command}") from None
 
     def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
-        """Change all ids to those of a tokenizer that can encode this dataset. Returns False, and changes nothing, if
-        it cannot: for characters, if one is missing; for subwords, if the dataset is large or has pairs, and the
-        vocabulary no special tokens for them."""
+        """Encode this dataset with another tokenizer. Returns False, and changes nothing, if that is impossible: a
+        character tokenizer lacks a character, or a subword tokenizer lacks special tokens for pairs, or the dataset is
+        too large to be encoded again with subwords."""
         mine, theirs = self.tokenizer, tokenizer
         if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
             return True
@@ -90,7 +90,7 @@ class Dataset:
         return True
 
     def _encode_again(self, tokenizer: Tokenizer) -> bool:
-        """Encode the text of this dataset with another tokenizer, which knows every text."""
+        """Encode the text of this dataset with another tokenizer, which can encode every text."""
         if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and tokenizer.pair is None):
             return False
         encoded: dict[str, np.ndarray] = {}

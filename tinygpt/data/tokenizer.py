@@ -194,8 +194,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
     """The tokenizer of an imported model, as the text of its tokenizer.json, through the package tokenizers.
 
     eos: the token that ends a text, chat_template: the model's own (Jinja), both empty if it has none. pair: the text
-    around prompt and response, {"prefix", "middle", "end"}, which `tinygpt import` takes from the chat template. Text
-    of a user is never encoded as a special token.
+    around prompt and response, {"prefix", "middle", "end"}, which `tinygpt import` takes from the chat template. A
+    user's text is never encoded as a special token.
     """
 
     kind = "huggingface"
@@ -219,7 +219,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self._tokens = {id: token for token, id in self._encoding.get_vocab(with_added_tokens=True).items()}
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:
-            raise ValueError(f"{self.vocab_size:,} tokens, where tinygpt can have 1 to {MAX_SYMBOLS:,} (uint16)")
+            raise ValueError(f"{self.vocab_size:,} tokens, but tinygpt supports 1 to {MAX_SYMBOLS:,} (uint16)")
         added = self._encoding.get_added_tokens_decoder().values()
         self._added = {token.content for token in added}
         self.special = {token.content for token in added if token.special}
@@ -242,13 +242,13 @@ class HuggingFaceTokenizer(BaseTokenizer):
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
 
-        A byte-level tokenizer never has a token from a non-space to a blank, so the text is cut there. Others may treat
-        the start of a text in a special way, and encode it at once.
+        No token of a byte-level tokenizer spans a non-space and a following space, so the text is cut there. Other
+        tokenizers may treat the start of a text in a special way, so they encode it at once.
         """
         return map(self.encode, cut_safely(blocks, " " if self.byte_level else ""))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """Return this tokenizer; if `other` encodes examples and it does not, with special tokens for them."""
+        """Return this tokenizer; with special tokens for examples if `other` has them and this one has not."""
         return self.with_pairs() if other.pair and not self.pair else self
 
     def with_pairs(self) -> "HuggingFaceTokenizer":

@@ -6,7 +6,7 @@ for one row and used by all, and autograd adds up their gradients.
 
     shared = SharedPrefix()
     model.residual(idx[:1, :n], shared)         # n = common(idx): the first n tokens are equal in all rows
-    x = model.residual(idx[:, n:], shared)      # (B, T - n, C), as of the whole rows
+    x = model.residual(idx[:, n:], shared)      # (B, T - n, C), equal to those of the complete rows
 """
 
 import torch
@@ -18,8 +18,8 @@ SHORTEST = 8  # tokens; a shorter beginning saves less than a second pass throug
 
 
 class SharedPrefix:
-    """The part of KVCache's interface that attention uses, differentiable: the first pass stores the keys and values
-    of one row, and the second gets them before those of its own rows."""
+    """The part of KVCache's interface that attention uses, with gradients: the first pass stores the keys and values of
+    one row, and the second pass puts them before those of its own rows."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -42,7 +42,7 @@ class SharedPrefix:
 def common(idx: Tensor, config: GPTConfig) -> int:
     """Number of tokens at the beginning of the rows of idx (B, T) that are worth computing once; 0 if none are.
 
-    Dropout would differ between rows; token_shift and bigram_table look at the previous token in other ways.
+    Dropout differs between rows, and token_shift and bigram_table also read the previous token outside attention.
     """
     if len(idx) == 1 or config.dropout or config.token_shift or config.bigram_table or config.position == "alibi":
         return 0

@@ -289,14 +289,14 @@ def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
 def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Convert a model of a stock class to a GPT.
 
-    Nothing is allocated before config and tensors are known to agree. Errors: TinyGPTError in one sentence for a
-    config.json that a GPT cannot express, and for a tensor that is missing, superfluous or of another shape.
+    Nothing is allocated before config and tensors are known to agree. Errors: TinyGPTError for a config.json that
+    a GPT cannot express, and for a tensor that is missing, superfluous or of another shape.
     """
     row = _row(stock.config)
     config = _gpt_config(row, stock.config)
     found = _plain_names(row, stock.weights)
     blocks = {name.split(".")[2] for name in found if re.match(r"\w+\.\w+\.\d+\.", name)}
-    if len(blocks) != config.n_layer:  # before a model of absurd depth is described
+    if len(blocks) != config.n_layer:  # before the shapes of a model of absurd depth are computed
         raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
     shapes = shapes_of(config)
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
@@ -328,7 +328,7 @@ def _take(found: dict[str, Tensor], name: str, described: Tensor) -> Tensor:
     if name not in found:
         raise _unusable(f"the weights lack the tensor {name}")
     if found[name].shape != described.shape:
-        shapes = f"{tuple(found[name].shape)}, and {tuple(described.shape)} is what config.json says"
+        shapes = f"{tuple(found[name].shape)}, but config.json requires {tuple(described.shape)}"
         raise _unusable(f"the shape of the tensor {name} is {shapes}")
     return found.pop(name)
 
@@ -355,7 +355,7 @@ def _simplified(
 
 
 def _plain_names(row: StockClass, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the masks and frequencies that older files store, and with the prefix that some lack."""
+    """Weights without the masks and frequencies that older files store, and with the prefix that some files omit."""
     prefix, _, table = row.parts("transformer.wte")[0].rpartition(".")
     bare = f"{table}.weight" in weights
     return {
@@ -452,7 +452,7 @@ def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> fl
 
 
 def number(values: dict[str, Any], key: str, low: float, high: float, where: object = "config.json") -> float:
-    """Take a number from the content of the file `where`. Errors: TinyGPTError if it is none from `low` to `high`."""
+    """Take a number from the content of the file `where`. Errors: TinyGPTError unless it is from `low` to `high`."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise _unusable(f"{where}: {key} is {shown(value)}, not a number from {low:g} to {high:g}")
@@ -460,7 +460,7 @@ def number(values: dict[str, Any], key: str, low: float, high: float, where: obj
 
 
 def size(values: dict[str, Any], key: str, default: int | None = None, where: object = "config.json") -> int:
-    """Take a size from the content of the file `where`. Errors: TinyGPTError if it is none that can be meant."""
+    """Take a size from the content of the file `where`. Errors: TinyGPTError unless it is from 1 to LARGEST."""
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:

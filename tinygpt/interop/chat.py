@@ -1,8 +1,8 @@
 """Chat templates: the text that a model expects around prompt and response.
 
 A chat template is a program in Jinja, run in Jinja's sandbox as transformers runs it. tinygpt runs it when a model is
-imported, with a conversation of one prompt and one response, and keeps the text around the two. So nothing that comes
-later needs Jinja.
+imported, with a conversation of one prompt and one response, and keeps the text around the two. Later commands do not
+need Jinja.
 
 Source: https://huggingface.co/docs/transformers/chat_templating
 
@@ -30,7 +30,7 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     prefix, middle = question.split(PROMPT)
     before, rest = example.split(RESPONSE)
     if before != question:
-        raise unusable("a response in a conversation follows other text than a response to be generated")
+        raise unusable("the text before a response is not the same as before a response that is to be generated")
     end = next((token for token in sorted(special, key=len, reverse=True) if rest.startswith(token)), "")
     parts = {"prefix": prefix, "middle": middle, "end": end or eos}
     for name, text in parts.items():

@@ -1,4 +1,4 @@
-"""`tinygpt import` makes a checkpoint of another tool's model, `tinygpt export` writes one in another tool's format.
+"""`tinygpt import` and `tinygpt export`: make a checkpoint of another tool's model, or write one in its format.
 
 tinygpt import smollm2 --out_dir out-smollm2
 tinygpt export --ckpt out/ckpt.pt --format gguf
@@ -152,7 +152,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
     print(f"written: {path}, {path.stat().st_size / 1e6:.1f} MB, {config.quantisation}")
     dataset = dataset_of(config, checkpoint)
     if dataset is None:
-        print("note: the model's dataset is not prepared here, so the loss of quantisation is not measured")
+        print("note: the model's dataset is not prepared here, so the validation loss is not measured")
     else:
         before, after = (
             loss_of(one, dataset, checkpoint) for one in (stock, gguf_file.dequantised(stock, config.quantisation))
@@ -162,7 +162,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
 
 
 def dataset_of(config: ExportConfig, checkpoint: Checkpoint) -> Dataset | None:
-    """The prepared dataset that the model was trained on, in the model's vocabulary; None if it is not here."""
+    """The prepared dataset of the model's training, in the model's vocabulary; None if it is not prepared here."""
     try:
         dataset = Dataset(data_dir(config, checkpoint.config), str(checkpoint.config.get("dataset", "")))
         dataset.require_tokenizer(store.tokenizer_of(checkpoint, config.ckpt, config.data_dir), config.ckpt, "")

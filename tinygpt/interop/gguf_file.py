@@ -1,8 +1,8 @@
 """GGUF, the format of llama.cpp: read a model, write a model.
 
 One file holds sizes, tokenizer and weights, often quantised: 32 values of a row share a scale, and each is stored in 4,
-5 or 8 bits. Reading dequantises to float32. A file is input from a stranger, so a key or tensor that would change the
-model and that is not known here is refused by its name.
+5 or 8 bits. Reading dequantises to float32. A file is input from a stranger, so an unknown key or tensor
+that could change the model is refused by name.
 
 llama.cpp rotates neighbouring channels (2i, 2i + 1) in the architectures llama and arcee, where transformers and this
 package rotate (i, i + head_dim/2): the rows of queries and keys are reordered. Its gpt2 computes the tanh GELU.
@@ -32,7 +32,7 @@ from tinygpt.terminal import escaped
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
 
-ACTIVATIONS = {  # those of its class with which an architecture can be written; llama.cpp computes the first
+ACTIVATIONS = {  # of the class in transformers, which an architecture can be written from; llama.cpp has the first
     "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
     "llama": ("silu",),
     "qwen3": ("silu",),
@@ -104,8 +104,8 @@ MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and mer
 def read_file(path: Path) -> Pretrained:
     """Read a model, its tokenizer and its chat template.
 
-    Errors: TinyGPTError for what is not an intact GGUF file, another architecture, an option or a tensor that is not
-    known, a quantisation that gguf cannot read, and a tokenizer of another kind than byte-level BPE.
+    Errors: TinyGPTError if the file is not an intact GGUF file, for an unknown architecture, option or tensor, for a
+    quantisation that gguf cannot read, and for a tokenizer that is not byte-level BPE.
     """
     reader = _open(path)
 
@@ -115,7 +115,8 @@ def read_file(path: Path) -> Pretrained:
     kind = value("general.architecture", str)
     if kind not in ACTIVATIONS:
         raise TinyGPTError(
-            f"{path}: has the architecture {kind!r}, and tinygpt reads {', '.join(ACTIVATIONS)}", "import another model"
+            f"{path}: has the architecture {kind!r}; tinygpt reads only {', '.join(ACTIVATIONS)}",
+            "import another model",
         )
     if (parts := value("split.count", int, 1)) > 1:
         raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
@@ -149,7 +150,7 @@ def read_file(path: Path) -> Pretrained:
         for part, key in _row(kind).biases.items()
     }
     if (said := value(f"{kind}.vocab_size", int, config["vocab_size"])) != config["vocab_size"]:
-        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has other rows", HINT)
+        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has {config['vocab_size']} rows", HINT)
     text, eos, bos = _read_tokenizer(path, value, config["vocab_size"])
     config |= {"eos_token_id": eos, "bos_token_id": bos}
     tokens = value("tokenizer.ggml.tokens", list)
@@ -165,7 +166,7 @@ def _open(path: Path) -> Any:
     """A GGUFReader, with every length of the header checked. Errors: TinyGPTError."""
 
     class Reader(_library().GGUFReader):  # type: ignore[misc]
-        """gguf's own reader takes what is left where a length points past the end, and loops on."""
+        """Refuse lengths that point past the end of the file, where gguf's own reader takes the rest and goes on."""
 
         data: np.ndarray
         values = 0
@@ -176,7 +177,7 @@ def _open(path: Path) -> Any:
             if self.values > MOST_VALUES:
                 raise TinyGPTError(
                     f"{path}: its header has more than {MOST_VALUES:,} values, so its vocabulary has more than the "
-                    f"{MAX_SYMBOLS:,} tokens that tinygpt can have",
+                    f"{MAX_SYMBOLS:,} tokens that tinygpt supports",
                     "import a model with a smaller vocabulary",
                 )
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
@@ -237,7 +238,7 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
             found = reader.fields[key].contents()
         if found not in NEUTRAL:
             shown = escaped(f"{key} = {str(found)[:40]}")[:100]
-            raise TinyGPTError(f"{path}: has {shown}, which tinygpt lacks", "import another model")
+            raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", "import another model")
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
     if not 0 < heads <= width:
         raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
@@ -255,7 +256,7 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
     for key in ("rope.dimension_count", "attention.value_length"):
         if (size := value(f"{kind}.{key}", int, config["head_dim"])) != config["head_dim"]:
             raise TinyGPTError(
-                f"{path}: {kind}.{key} is {size}, and a head has {config['head_dim']} channels", "import another model"
+                f"{path}: {kind}.{key} is {size}, but a head has {config['head_dim']} channels", "import another model"
             )
     if config["num_key_value_heads"] < 1:
         raise TinyGPTError(f"{path}: has no attention heads for keys and values", HINT)
@@ -297,13 +298,13 @@ def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[s
     """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
     if (kind := value("tokenizer.ggml.model", str)) != "gpt2":
         raise TinyGPTError(
-            f"{path}: has a tokenizer of the kind {kind!r}, and tinygpt reads 'gpt2' (byte-level BPE) from GGUF",
+            f"{path}: has a tokenizer of the kind {kind!r}, and tinygpt reads only 'gpt2' (byte-level BPE)",
             "import the Hugging Face folder of this model",
         )
     tokens = value("tokenizer.ggml.tokens", list)
     types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
     if not all(isinstance(token, str) for token in tokens) or not len(set(tokens)) == len(tokens) == len(types) == size:
-        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not fit the {size} rows of token_embd.weight", HINT)
+        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not match the {size} rows of token_embd.weight", HINT)
 
     def special(key: str) -> int | None:
         token = value(f"tokenizer.ggml.{key}", int, size)  # llama.cpp wants one; NORMAL: there is none
@@ -317,14 +318,14 @@ def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[s
     pre = value("tokenizer.ggml.pre", str, "default")
     if pre not in PRE:
         raise TinyGPTError(
-            f"{path}: has the pre-tokenizer {pre!r}, and tinygpt knows {', '.join(PRE)}",
+            f"{path}: has the pre-tokenizer {pre!r}, and tinygpt knows only {', '.join(PRE)}",
             "import the Hugging Face folder of this model",
         )
     ids = {token: id for id, token in enumerate(tokens)}
     merges = [str(merge).partition(" ")[::2] for merge in value("tokenizer.ggml.merges", list)]
     for left, right in merges:
         if not {left, right, left + right} <= ids.keys():
-            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} is of tokens that it lacks", HINT)
+            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} needs a token that the vocabulary lacks", HINT)
     for token, type_ in zip(tokens, types, strict=True):
         if type_ in (NORMAL, UNUSED) and not BYTES.keys() >= set(token):
             raise TinyGPTError(f"{path}: its token {token[:40]!r} is not in GPT-2's byte alphabet", HINT)
@@ -449,7 +450,7 @@ def _char_tokens(symbols: list[str]) -> tuple[list[str], list[int], list[str]]:
 
 
 def _recognised(spec: dict[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what it lacks."""
+    """llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError names what has none."""
     model, pre = spec["model"], spec.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     name = next((name for name, known in PRE.items() if [*map(_cutting, known)] == [*map(_cutting, steps)]), "")
@@ -463,12 +464,12 @@ def _recognised(spec: dict[str, Any]) -> str:
     elif model.get("ignore_merges") and name != "llama-bpe":
         problem = "ignore_merges"
     if problem:
-        raise TinyGPTError(f"the tokenizer has {problem} for which llama.cpp has no name", "export with --format hf")
+        raise TinyGPTError(f"the tokenizer has {problem}, which llama.cpp does not support", "export with --format hf")
     return name
 
 
 def _cutting(step: dict[str, Any]) -> dict[str, Any]:
-    """A pre-tokenizer's step without what changes no id."""
+    """A pre-tokenizer's step without the settings that change no id."""
     defaults = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
     return defaults | {key: value for key, value in step.items() if key != "trim_offsets"}
 
@@ -483,7 +484,7 @@ def _added_around(text: str) -> tuple[list[int], list[int]]:
         after = len(full) - len(bare) - before
         if after in (0, 1) and full[before : before + len(bare)] == bare:
             return full[:before], full[len(full) - after :]
-    raise TinyGPTError("the tokenizer puts several special tokens around a text", "export with --format hf")
+    raise TinyGPTError("the tokenizer puts several special tokens before or after a text", "export with --format hf")
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------
@@ -500,8 +501,8 @@ QUANTISATIONS = {  # types of the matrices, and of embedding and output; the oth
 def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str = "q8_0") -> None:
     """Write a model and its tokenizer; the file appears in one step.
 
-    quantisation: one of QUANTISATIONS, for the matrices. Embedding and output have at least 8 bits, as llama.cpp
-    keeps them finer too; norms, biases and learned positions are float32. llama.cpp computes GPT-2 with the tanh GELU:
+    quantisation: one of QUANTISATIONS, for the matrices. Embedding and output have at least 8 bits, as in
+    llama.cpp's own files; norms, biases and learned positions are float32. llama.cpp computes GPT-2 with the tanh GELU:
     a model with the exact one changes its log probabilities by about 1e-3.
 
     Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for rows that are not
@@ -564,13 +565,13 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
     if kind not in ACTIVATIONS:
         raise TinyGPTError(
-            f"llama.cpp has no architecture for {config['architectures'][0]}, which holds this model",
+            f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model",
             "export with --format hf, or train with configs/portable.yaml",
         )
     activation = config.get(_row(kind).keys["activation"], ACTIVATIONS[kind][0])
     if activation not in ACTIVATIONS[kind]:
         raise TinyGPTError(
-            f"llama.cpp computes {ACTIVATIONS[kind][0]} in the architecture {kind}, and this model has {activation}",
+            f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}",
             "export with --format hf, or train with configs/portable.yaml",
         )
     names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"]]).items()}

@@ -1,8 +1,8 @@
 """Hugging Face folders, in and out: config.json, model.safetensors, tokenizer.json and the files around them.
 
-Everything that is read may come from a stranger: JSON, safetensors, and pickled weights only through torch.load with
-`weights_only=True`. No code of the model's own is run. A folder is written file by file, config.json last, so that no
-library takes an incomplete folder for a model; the key "tinygpt" in it marks what may be replaced.
+Everything that is read may come from a stranger. Pickled weights are read only with torch.load's `weights_only=True`,
+and code in the folder is never run. A folder is written file by file, config.json last, so that no library takes an
+incomplete folder for a model. The key "tinygpt" in it marks a folder that may be replaced.
 
     pretrained = read_folder(Path("SmolLM2-135M-Instruct"))
     write_folder(Path("out-hf"), checkpoint, tokenizer, ["Trigram baseline: 2.01 nats per character."])
@@ -44,10 +44,10 @@ AGAIN = "download the folder again"
 def hub_folder(name: str) -> Path:
     """Download a model from the Hugging Face hub, or find it in the cache; returns its folder.
 
-    Errors: TinyGPTError for a name that is none, for a model that does not exist or needs an account, and offline.
+    Errors: TinyGPTError for an invalid name, for a model that does not exist or needs an account, and offline.
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
-        raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "tinygpt import FOLDER, or NAME")
+        raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "use a folder or a hub name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -57,7 +57,7 @@ def hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # its own errors, httpx's or requests', and the system's
         raise TinyGPTError(
-            f"{name}: no such folder, and the Hugging Face hub gives no model of this name ({type(error).__name__})",
+            f"{name}: no such folder, and the Hugging Face hub returned no model of this name ({type(error).__name__})",
             "check the name and the connection, or give a folder that was downloaded elsewhere",
         ) from error
 
@@ -65,7 +65,7 @@ def hub_folder(name: str) -> Path:
 def read_folder(path: Path) -> Pretrained:
     """Read a model and its tokenizer from a Hugging Face folder; the weights become float32.
 
-    Errors: TinyGPTError in one sentence for whatever is missing, damaged, or beyond a GPT of tinygpt.
+    Errors: TinyGPTError for a file that is missing or damaged, and for a model that tinygpt's GPT cannot express.
     """
     config = read_json(path / "config.json", "tinygpt import needs a folder with config.json and model.safetensors")
     stock = Stock(config, {})
@@ -78,7 +78,7 @@ def read_folder(path: Path) -> Pretrained:
 
 
 def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
-    """Read a JSON object from a file. Errors: TinyGPTError if it is missing, or something else."""
+    """Read a JSON object from a file. Errors: TinyGPTError if it is missing, or contains anything else."""
     try:
         found = json.loads(_text(path, hint))
     except (ValueError, RecursionError):
@@ -102,7 +102,7 @@ def _text(path: Path, hint: str) -> str:
 
 
 def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
-    """The first token among the settings, most specific first, that ends a text: a string, an id, or a list of ids."""
+    """The token that ends a text, from the first settings that name one: as a string, an id, or a list of ids."""
     for values in settings:
         for found in (values.get("eos_token"), values.get("eos_token_id")):
             token = found.get("content") if isinstance(found, dict) else found
@@ -115,7 +115,7 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
 
 
 def _chat_template(path: Path, settings: dict[str, Any]) -> str:
-    """The template of a file of its own, as transformers 5 writes it, or the one in tokenizer_config.json."""
+    """The chat template: from its own file, as transformers 5 writes it, or from tokenizer_config.json."""
     if (path / TEMPLATE).exists():
         return _text(path / TEMPLATE, AGAIN)
     found = settings.get("chat_template")
@@ -148,7 +148,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors, safetensors or pickled, as float32. Errors: TinyGPTError if anything else is in it."""
+    """Read a file of tensors, safetensors or pickled, as float32. Errors: TinyGPTError if it contains anything else."""
     pickled = path.suffix != ".safetensors"
     if not path.is_file():
         raise TinyGPTError(f"{path}: no such file", AGAIN)
@@ -157,7 +157,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True) if pickled else safetensors.load_file(path)
     except Exception as error:  # of zipfile, pickle, torch or safetensors
         reason = "tinygpt reads pickled files only if they hold nothing but tensors" if pickled else "it is damaged"
-        raise TinyGPTError(f"{path}: cannot be read, {reason} ({type(error).__name__})", AGAIN) from None
+        raise TinyGPTError(f"{path}: cannot be read: {reason} ({type(error).__name__})", AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise TinyGPTError(f"{path}: holds something other than tensors", AGAIN)
     found = {str(name): weight for name, weight in found.items() if not str(name).endswith(BUFFERS)}
@@ -176,10 +176,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_folder(
     out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = (), beside: str = ""
 ) -> None:
-    """Write a model as a folder that transformers, and every tool built on it, opens without code of ours.
+    """Write a model as a folder that transformers, and every tool built on it, opens without remote code.
 
-    notes: sentences for the model card, for example what n-gram baselines reach. beside: a folder in it that may stay.
-    Errors: TinyGPTError for an option that no class of transformers has, and for a folder that holds anything else.
+    notes: sentences for the model card, for example what n-gram baselines reach. beside: a subfolder that may exist.
+    Errors: TinyGPTError for an option that no class of transformers has, and for a folder that contains other files.
     """
     safetensors = safetensors_library()
     model = checkpoint.build_model()
@@ -210,13 +210,13 @@ def write_folder(
 
 
 def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
-    """Check that a folder holds nothing but an earlier export, which may be replaced. Errors: TinyGPTError."""
+    """Check that a folder contains at most an earlier export, which may be replaced. Errors: TinyGPTError."""
     hint = "choose another folder: -o FOLDER"
     if out.exists() and not out.is_dir():
         raise TinyGPTError(f"{out}: is not a folder", hint)
     others = sorted({one.name for one in out.iterdir()} - names) if out.exists() else []
     if others:
-        raise TinyGPTError(f"{out}: holds other files ({others[0]}), which an export leaves alone", hint)
+        raise TinyGPTError(f"{out}: holds other files ({others[0]}), which tinygpt would not replace", hint)
     if (out / mark).exists() and "tinygpt" not in read_json(out / mark, hint):
         raise TinyGPTError(f"{out}: holds a model that tinygpt did not export", hint)
 
@@ -247,7 +247,7 @@ PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 
 
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
-    """Write the README.md of an exported model: what it learned, how well, how to repeat that, and how to use it."""
+    """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
     command = suggest.command(suggest.training_command(config), "config.yaml")
     loss = checkpoint.best_val_loss

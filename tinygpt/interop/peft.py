@@ -101,13 +101,13 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
 def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     """Read a LoRA adapter of PEFT for an imported base; returns base and adapter as the checkpoint of a LoRA run.
 
-    Errors: TinyGPTError for a setting that tinygpt's LoRA lacks, and for an adapter of another model.
+    Errors: TinyGPTError for a setting that tinygpt's LoRA does not support, and for an adapter of another model.
     """
     settings = read_json(folder / SETTINGS, "give the folder that PEFT's save_pretrained wrote")
     config = GPTConfig.from_dict(base.model_args)
     if is_adapted(base.model) or centred(config):
         raise TinyGPTError(
-            "this base is not the model that the adapter was trained on: only RMSNorm models and GPT-2 are",
+            "a PEFT adapter fits only an imported model, and this base model is not one",
             "import the adapter's own base first: tinygpt import FOLDER",
         )
     rank, scale = _settings(settings, folder / SETTINGS)
@@ -139,13 +139,13 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
-    """Rank and scale of an adapter. Errors: TinyGPTError names a setting that changes the function otherwise."""
+    """Rank and scale of an adapter. Errors: TinyGPTError names an unsupported one that changes the function."""
     if settings.get("peft_type") != "LORA":
         raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "tinygpt reads LORA")
     for key, value in settings.items():
         if key not in HARMLESS and value and value not in USUAL.get(key, ()):
             raise TinyGPTError(
-                f"{path}: {shown(key)} is {shown(value)}, which tinygpt's LoRA lacks", "train without it"
+                f"{path}: {shown(key)} is {shown(value)}, which tinygpt's LoRA does not support", "train without it"
             )
     rank, alpha = size(settings, "r", where=path), number(settings, "lora_alpha", 0, 1e6, where=path)
     return rank, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
@@ -165,7 +165,7 @@ def _layer(
         b_parts.append(b)
     if not any(map(len, a_parts)):
         return None
-    if all(torch.equal(a, a_parts[0]) for a in a_parts):  # as write_adapter does it
+    if all(torch.equal(a, a_parts[0]) for a in a_parts):  # as write_adapter writes them
         return a_parts[0], inward(config, layer, torch.cat(b_parts))
     return torch.cat(a_parts), inward(config, layer, torch.block_diag(*b_parts))
 

@@ -38,7 +38,7 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]
             text, eos, template, pair = spec["json"], spec["eos"], spec["chat_template"], spec["pair"]
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,  # transformers 4 would remove blanks before punctuation
+        "clean_up_tokenization_spaces": False,  # transformers 4 would remove spaces before punctuation
         "model_input_names": ["input_ids", "attention_mask"],  # and would add token_type_ids
     }
     if block_size:
@@ -65,7 +65,7 @@ def chat_template(prefix: str, middle: str, end: str) -> str:
 def load_tokenizer(text: str, where: object) -> Any:
     """Make a `tokenizers.Tokenizer` from the text of a tokenizer.json.
 
-    Errors: TinyGPTError that begins with `where` if it is none, or if the package tokenizers is missing.
+    Errors: TinyGPTError, which begins with `where`, if it cannot be read, or if the package tokenizers is missing.
     """
     tokenizers = _library()
     try:
@@ -103,7 +103,7 @@ def _gpt2() -> str:
 
 
 def _merged(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts of which the merge that made this token consists: merge its bytes with all earlier merges."""
+    """The two parts that were merged into this token, found by applying all earlier merges to its bytes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]

@@ -4,8 +4,8 @@
 `merchants.LICENSE`) by scripts/merchants.py, which documents the selection. A line `# brands/shop/clothes` opens a
 category; each of the lines below it has a name as the index spells it, a tab, and the countries ("001": worldwide).
 
-A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and a
-group is in one split, which a hash of its first name chooses: the splits do not depend on a seed.
+A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and all
+names of a group are in one split. A hash of the group's first name chooses it, so the splits do not depend on a seed.
 
     merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="AMPUP", countries=("001",))
 """

@@ -3,9 +3,9 @@
 The lines are templates: a payment processor's prefix, a merchant, a store number, a place, a date, an amount.
 
 `with_brands`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
-occurs in train. Many names do not tell the trade (`ARCO`, `WENDYS`). A model that knows the brands, for example from
-pretraining on much text, can classify them; others have to guess. So nothing else in these lines tells the category,
-apart from the low price of a coffee: prefix, number and date are drawn alike for all nine, the place is in the brand's
+occurs in train. Many names do not say what the brand sells (`ARCO`, `WENDYS`). A model that knows the brands, for
+example from pretraining on much text, can classify them; others have to guess. The rest of a line tells nothing except
+the low price of a coffee: prefix, number and date are drawn in the same way for all nine, the place is in the brand's
 country, and there are no lines whose form gives the label. The table has no brands for fees, income and subscriptions.
 Their lines are invented, as below, and easy.
 
@@ -119,7 +119,7 @@ def _statement_line(rng: random.Random, split: str, category: str, number: int) 
 
 
 def _invented_line(rng: random.Random, split: str, category: str, number: int) -> str:
-    """A line with an invented merchant, or in every fourth with a pattern whose form gives the category."""
+    """A line with an invented merchant; in every fourth, the form of the line gives the category."""
     if number % 4:
         prefix = rng.choice(_PREFIXES if category in _SHOPS else ("", "WEB ", "ACH "))
         line = prefix + _merchant(rng, split, category)
@@ -130,7 +130,7 @@ def _invented_line(rng: random.Random, split: str, category: str, number: int) -
 
 
 def _with_details(rng: random.Random, line: str, category: str, places: tuple[str, ...]) -> str:
-    """The line with its amount, and before it a number, a place and a date: each if drawn and if there is room."""
+    """The line with its amount, and before it a number, a place and a date, each if drawn and if there is room."""
     amount = _amount(rng, category)
     date = f" {1 + rng.randrange(12):02}/{1 + rng.randrange(28):02}"
     for extra in (digits(rng, " #9999"), " " + rng.choice(places), date):
@@ -140,7 +140,7 @@ def _with_details(rng: random.Random, line: str, category: str, places: tuple[st
 
 
 def _merchant(rng: random.Random, split: str, category: str) -> str:
-    """A merchant with its trade, truncated as banks do; half of the shops have another trade in their name, too."""
+    """A merchant with its trade, truncated as banks do; half of the shops also have another trade in their name."""
     common, new = _trades(category)
     trade = rng.choice(new if split != "train" and rng.randrange(2) else common)
     name = rng.choice(NAMES[split])
