@@ -30,7 +30,7 @@ FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in (""
 # from scratch: the small model with its own optimizer, and the schedule of FULL
 SCRATCH = "configs/shakespeare_char_fast.yaml --dataset=transactions --batch_size=32 --dropout=0.1 --max_iters=1000"
 SCRATCH += " --lr_schedule=linear --min_lr=0 --warmup_iters=50 --eval_interval=100 --eval_iters=0 --patience=5"
-SIZES = {50: 60, 200: 100, 1000: 150, 4000: 250}  # training examples, and iterations of the pretrained model
+SIZES = {50: 40, 200: 60, 1000: 120, 4000: 250}  # training examples, and iterations of the pretrained model
 
 
 class Method(NamedTuple):
