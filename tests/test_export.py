@@ -1,7 +1,7 @@
 """`tinygpt export` through the command line: every kind of run, in every format, opened again by other programs.
 
 transformers, peft and gguf's reader are the authorities, and `tinygpt import` reads what `tinygpt export` wrote. The
-formats and architectures have tests of their own: test_huggingface.py, test_gguf.py, test_peft.py, test_architectures.py.
+formats themselves have their own tests: test_huggingface.py, test_gguf.py, test_peft.py and test_architectures.py.
 """
 
 import errno
