@@ -32,19 +32,31 @@ FRANCE = "What is the capital of France?"
 MIXED = [TEXT, "def f(x):\n\treturn x[0]", "a  b\r\n\r\n   c", "Ωμέγα привет 你好 שלום 👩\u200d👩\u200d👧", "I'LL"]
 
 
+LABELS = "fuel", "income", "travel"  # of the task's twelve; each answer is then scored in a quarter of the time
+
+
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with out-base, the imported model, and data/few, 320 card-statement lines."""
+    """A working folder with out-base, the imported model, and data/few, 240 card-statement lines of three labels."""
     folder = tmp_path_factory.mktemp("smollm2")
     ok(folder, "import", "smollm2", "--out_dir=out-base")
     ok(folder, "prepare", "transactions")
     lines = Dataset(str(folder / "data"), "transactions")
-    some = lines.sources["train"].texts(lines.tokenizer)[:320]
+    some = [pair for pair in lines.sources["train"].texts(lines.tokenizer) if pair[1] in LABELS][:240]
     json_lines(folder, [{"prompt": prompt, "response": label} for prompt, label in some])
-    fractions = ["--val_fraction=0.05", "--test_fraction=0.15"]
+    fractions = ["--val_fraction=0.05", "--test_fraction=0.2"]
     ok(folder, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
     yield folder
     shutil.rmtree(folder)  # the weights of a run are 540 MB
+
+
+@pytest.fixture(scope="module")
+def adapted(smollm2: Path) -> Path:
+    """The same folder with out-lora, a short LoRA run on data/few."""
+    flags = ["--ckpt=out-base", "--out_dir=out-lora", "--dataset=few", "--examples=150", "--device=cpu", "--quiet"]
+    flags += ["--max_iters=24", "--eval_interval=24", "--eval_iters=1", "--warmup_iters=2", "--batch_size=8"]
+    ok(smollm2, "finetune", str(CONFIG), *flags, "--learning_rate=2e-3", "--dtype=float32")
+    return smollm2
 
 
 def said(folder: Path, *flags: str, prompt: str = FRANCE, tokens: int = 12) -> str:
@@ -75,23 +87,27 @@ def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
     assert ours.encode_prompt(FRANCE).tolist() == asked
 
 
-def test_a_short_lora_run_raises_the_accuracy(smollm2: Path) -> None:
-    before = measured(smollm2, "--ckpt=out-base")
-    flags = ["--ckpt=out-base", "--dataset=few", "--device=cpu", "--dtype=float32", "--examples=200", "--quiet"]
-    flags += ["--max_iters=16", "--warmup_iters=2", "--batch_size=8", "--eval_interval=16", "--eval_iters=1"]
-    ok(smollm2, "finetune", str(CONFIG), *flags, "--out_dir=out-lora")
-    after = measured(smollm2, "--ckpt=out-base", "--adapter=out-lora")
+def test_a_short_lora_run_raises_the_accuracy(adapted: Path) -> None:
+    before, after = measured(adapted, "--ckpt=out-base"), measured(adapted, "--ckpt=out-base", "--adapter=out-lora")
     assert after["n"] == before["n"] > 40
-    print("ACC", before["results"]["model"], after["results"]["model"], before["loss"], after["loss"])
-    assert after["results"]["model"]["accuracy"] > before["results"]["model"]["accuracy"] + 0.1
-    assert after["loss"] < before["loss"] / 2
+    found, most = after["results"]["model"]["accuracy"], after["results"]["majority"]["accuracy"]
+    print("ACC", before["results"], after["results"], before["loss"], after["loss"])
+    assert found > before["results"]["model"]["accuracy"] + 0.1 and found > most + 0.1
+    assert after["loss"] < before["loss"] / 4
 
-    ok(smollm2, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
-    base, merged = load(smollm2 / "out-base").model, load(smollm2 / "out-merged").model
-    assert base.keys() == merged.keys()
-    assert not torch.equal(base["transformer.h.0.attn.c_attn.weight"], merged["transformer.h.0.attn.c_attn.weight"])
-    prompt = json.loads((smollm2 / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
-    adapted = said(smollm2, "--ckpt=out-base", "--adapter=out-lora", prompt=prompt)
-    assert (
-        said(smollm2, "--ckpt=out-merged", prompt=prompt) == adapted != said(smollm2, "--ckpt=out-base", prompt=prompt)
-    )
+
+def test_merged_weights_answer_as_base_and_adapter_do(adapted: Path) -> None:
+    ok(adapted, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
+    prompt = json.loads((adapted / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
+    both = said(adapted, "--ckpt=out-base", "--adapter=out-lora", prompt=prompt)
+    assert both in LABELS and both == said(adapted, "--ckpt=out-merged", prompt=prompt)
+    assert said(adapted, "--ckpt=out-base", prompt=prompt) not in LABELS
+
+
+@pytest.mark.timeout(60)  # a model that ran in the page, or generated text for it, would take minutes
+def test_the_report_of_the_run_leaves_the_model_out(adapted: Path) -> None:
+    made = ok(adapted, "report", "out-lora", "--no_text", "-o", "report.html")
+    assert "all weights of the model" not in made.out
+    page = (adapted / "report.html").read_text(encoding="utf-8")
+    assert "a page can hold at most" in page and "so it does not run here" in page
+    assert len(page) < 5_000_000
