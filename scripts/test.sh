@@ -3,6 +3,7 @@
 . "$(dirname "$0")/common.sh"
 make_venv
 install dev,offline
+install_smollm2
 if ! command -v chromium > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     step "installing Chromium, for the tests of the report" # without it they are skipped, and fail where CI is set
     { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install chromium chromium-driver; } > /dev/null 2>&1 ||

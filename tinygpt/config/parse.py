@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys
-from tinygpt.config.schema import EvalConfig, FinetuneConfig, PrepareConfig, TrainConfig
+from tinygpt.config.schema import EvalConfig, ExportConfig, FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -160,6 +160,8 @@ def contradictions(config: Any) -> Iterator[str]:
         yield f"test_fraction is {config.test_fraction}, but must be above 0 and leave room for training"
     if isinstance(config, EvalConfig) and (config.plot if config.predict else config.output):
         yield "output (the file of labels) needs predict; plot (the confusion matrix) cannot be used with predict"
+    if isinstance(config, ExportConfig) and "quantisation" in config.given and config.format != "gguf":  # type: ignore[attr-defined]
+        yield f"quantisation needs format=gguf, but format is {config.format}"
     if hasattr(config, "n_head") and config.n_head > 0:
         if config.n_embd % config.n_head:
             yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"

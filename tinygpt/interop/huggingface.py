@@ -210,8 +210,12 @@ def write_folder(
 
 
 def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
-    """Check that a folder contains at most an earlier export, which may be replaced. Errors: TinyGPTError."""
+    """Check that a folder contains at most an earlier export, which may be replaced. Errors: TinyGPTError.
+
+    names: of its files. A temporary file of one, which an export that was killed leaves behind, may stay as well.
+    """
     hint = "choose another folder: -o FOLDER"
+    names = names | {f".{name}.tmp" for name in names}
     if out.exists() and not out.is_dir():
         raise TinyGPTError(f"{out}: is not a folder", hint)
     others = sorted({one.name for one in out.iterdir()} - names) if out.exists() else []

@@ -1,0 +1,355 @@
+"""`tinygpt export` through the command line: every kind of run, in every format, opened again by other programs.
+
+transformers, peft and gguf's reader are the authorities, and `tinygpt import` reads what `tinygpt export` wrote. The
+formats themselves have their own tests: test_huggingface.py, test_gguf.py, test_peft.py and test_architectures.py.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_MODEL, TINY_TRAIN, cli, cli_here, listing
+from models import largest
+from test_import import ok, refused, save_model
+from test_pairs import json_lines, pairs
+
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
+from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.interop.architectures import to_stock
+from tinygpt.interop.gguf_file import QUANTISATIONS, dequantised
+
+transformers = pytest.importorskip("transformers")
+gguf = pytest.importorskip("gguf")
+
+PORTABLE = Path(__file__).parents[1] / "configs/portable.yaml"
+SHORT = ["--device=cpu", "--max_iters=10", "--eval_interval=10", "--warmup_iters=2", "--quiet"]
+WIDE = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=64"]  # rows of quantised files are multiples of 32
+PLAIN = [*TINY_TRAIN, *WIDE, "--quiet"]
+LLAMA = ["--position=rope", "--norm=rmsnorm", "--activation=swiglu", "--mlp_width=96"]
+CLASSES = {
+    "out": "Qwen3ForCausalLM",
+    "out-gpt2": "GPT2LMHeadModel",
+    "out-bias": "GPT2LMHeadModel",
+    "out-llama": "LlamaForCausalLM",
+    "out-pairs": "Qwen3ForCausalLM",
+    "out-nanogpt": "GPT2LMHeadModel",
+    "out-bytes": "GPT2LMHeadModel",
+    "out-import": "LlamaForCausalLM",
+}
+CHANGED = "out", "out-pairs"  # QK norm has another epsilon there, so that queries and keys are scaled
+every_run = pytest.mark.parametrize("run", CLASSES)
+TEXT = "The king sings of my heart"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of each kind, the folders of CLASSES, and out-lora, an adapter of `out`; the tests only read them."""
+    folder = tmp_path_factory.mktemp("export")
+    shutil.copytree(tiny_data, folder, dirs_exist_ok=True)
+    json_lines(folder, pairs())
+    save_model(folder / "theirs", "llama")
+    small = [*WIDE, "--mlp_width=96", "--eval_iters=2"]
+    finetune = ["finetune", "--ckpt=out", "--dataset=mine", "--block_size=64", *SHORT, "--max_iters=30"]
+    for args in (
+        ("prepare", "mine", "--input=pairs.jsonl", "--format=pairs"),
+        ("prepare", "bytes", "--input=text.txt", "--tokenizer=gpt2"),
+        ("train", PORTABLE, "--dataset=tiny", "--out_dir=out", *small, *SHORT),
+        (*PLAIN, "--out_dir=out-gpt2"),
+        (*PLAIN, "--out_dir=out-bias", "--bias=True"),
+        (*PLAIN, "--out_dir=out-llama", *LLAMA, "--bias=True", "--n_kv_head=1", "--tie_weights=False"),
+        (*finetune, "--out_dir=out-pairs"),
+        (*finetune, "--out_dir=out-lora", "--lora_rank=2", "--learning_rate=1e-2"),
+        (*PLAIN, "--out_dir=out-bytes", "--dataset=bytes", "--max_iters=2", "--lr_decay_iters=2"),
+        ("import", "theirs", "--out_dir=out-import"),
+    ):
+        ok(folder, *map(str, args))
+    mine = load(folder / "out-bias")
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
+    nanogpt: dict[str, Any] = {"model": {f"_orig_mod.{name}": weight for name, weight in mine.model.items()}}
+    nanogpt |= {"optimizer": {}, "iter_num": 20, "best_val_loss": torch.tensor(2.0), "config": {"dataset": "tiny"}}
+    nanogpt |= {"model_args": {"dropout": 0.0} | {name: mine.model_args[name] for name in shape}}
+    (folder / "out-nanogpt").mkdir()
+    torch.save(nanogpt, folder / "out-nanogpt/ckpt.pt")
+    return folder
+
+
+@pytest.fixture
+def work(runs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs, tmp_path / "work"))
+
+
+def ids_of(run: Path) -> torch.Tensor:
+    """Ids of TEXT in the run's tokenizer."""
+    tokenizer = tokenizer_of(load(run), str(run), str(run.parent / "data"))
+    return torch.from_numpy(tokenizer.encode(TEXT, skip_unknown=True).astype("int64"))[None]
+
+
+@torch.inference_mode()
+def logits(checkpoint: Checkpoint, idx: torch.Tensor) -> torch.Tensor:
+    return checkpoint.build_model().eval()(idx)[0]
+
+
+@torch.inference_mode()
+def their_logits(idx: torch.Tensor, *source: Any, **options: Any) -> torch.Tensor:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(*source, **options).eval()
+    return theirs(idx).logits
+
+
+# ---- hf ---------------------------------------------------------------------------------------------------------
+
+
+@every_run
+def test_a_folder_opens_in_transformers_and_comes_back(runs: Path, tmp_path: Path, run: str) -> None:
+    said = ok(runs, "export", f"--ckpt={run}", "--format=hf", "-o", str(tmp_path / "hf"))
+    assert "opens in: transformers" in said.out
+    idx, mine = ids_of(runs / run), load(runs / run)
+    expected = logits(mine, idx)
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert config["architectures"] == [CLASSES[run]]
+    assert largest(their_logits(idx, tmp_path / "hf") - expected) < 1e-4
+    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert fast(fast.decode(idx[0]))["input_ids"] == idx[0].tolist()
+
+    ok(tmp_path, "import", "hf", "--out_dir=again")
+    again = load(tmp_path / "again")
+    assert again.model.keys() == mine.model.keys()
+    assert all(torch.equal(again.model[name], mine.model[name]) for name in mine.model) == (run not in CHANGED)
+    assert largest(logits(again, idx) - expected) < 1e-5
+    weight = next(name for name in again.model if "attn.c_attn.weight" in name)  # negative control
+    again.model[weight] = again.model[weight].flip(0)
+    assert largest(logits(again, idx) - expected) > 1e-4
+
+
+def test_a_fine_tuned_model_answers_in_transformers(runs: Path, tmp_path: Path) -> None:
+    """All weights, and an adapter that is merged on the way; the answers are those of `tinygpt sample`."""
+    for name, flags in (("all", ["--ckpt=out-pairs"]), ("lora", ["--ckpt=out", "--adapter=out-lora"])):
+        ok(runs, "export", *flags, "--format=hf", "-o", str(tmp_path / name))
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        fast = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        messages = [{"role": "user", "content": "item 7 is green"}]
+        idx = fast.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = theirs.generate(**idx, do_sample=False, max_new_tokens=12)
+        answer = fast.decode(made[0, idx["input_ids"].size(1) :], skip_special_tokens=True)
+        flags = [*flags, "--start=item 7 is green", "--temperature=0", "--max_new_tokens=12", "--fast=False", "--json"]
+        assert json.loads(ok(runs, "sample", *flags).out)["text"] == answer
+
+
+# ---- gguf -------------------------------------------------------------------------------------------------------
+
+
+FILES = [(run, "q8_0") for run in CLASSES]
+FILES += [(run, other) for run in CLASSES if run not in ("out-nanogpt", "out-bytes") for other in QUANTISATIONS]
+
+
+@pytest.mark.parametrize(("run", "quantisation"), dict.fromkeys(FILES))
+def test_a_gguf_file_opens_and_comes_back(runs: Path, tmp_path: Path, run: str, quantisation: str) -> None:
+    path = tmp_path / "model.gguf"
+    said = ok(runs, "export", f"--ckpt={run}", "--format=gguf", f"--quantisation={quantisation}", "-o", str(path))
+    assert f"{quantisation}\n" in said.out and "opens in: llama.cpp" in said.out
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert quantisation.upper() in types and "F32" in types
+
+    model = load(runs / run).build_model()
+    ok(tmp_path, "import", "model.gguf", "--out_dir=again")
+    again, idx = load(tmp_path / "again"), ids_of(runs / run)
+    found, exact = logits(again, idx), logits(load(runs / run), idx)
+    error = ((found - exact).std() / exact.std()).item()
+    assert 0 < error < {"f16": 0.01, "q8_0": 0.1, "q5_1": 0.3, "q4_0": 0.6}[quantisation]
+    tokenizer = tokenizer_from_dict(again.tokenizer, "again")
+    assert tokenizer.encode(tokenizer.decode(idx[0].tolist())).tolist() == idx[0].tolist()
+    stock = dequantised(to_stock(model.config, model.state_dict()), quantisation)
+    known = {"config": transformers.AutoConfig.for_model(**stock.config), "dtype": torch.float32}
+    assert largest(their_logits(idx, tmp_path, gguf_file="model.gguf", **known) - found) < 1e-4
+
+
+@pytest.mark.parametrize("run", ["out", "out-gpt2", "out-llama", "out-nanogpt"])
+def test_the_loss_before_and_after_quantisation(runs: Path, tmp_path: Path, run: str) -> None:
+    measured = json.loads(ok(runs, "eval", f"--ckpt={run}", "--device=cpu", "--fast=False", "--json").out)["loss"]
+    for quantisation, most in (("f16", 1e-3), ("q8_0", 0.01), ("q4_0", 0.2)):
+        flags = ["--format=gguf", f"--quantisation={quantisation}", "-o", str(tmp_path / "model.gguf")]
+        before, after = losses(ok(runs, "export", f"--ckpt={run}", *flags).out)
+        assert before == pytest.approx(measured, abs=6e-5)
+        assert abs(after - before) < most
+        ok(tmp_path, "import", "model.gguf", "--out_dir=again")
+        assert after == pytest.approx(loss_of_import(runs, tmp_path, run), abs=6e-5)
+
+
+def losses(text: str) -> tuple[float, float]:
+    found = re.search(
+        r"validation loss: (\d+\.\d{4}) before, (\d+\.\d{4}) after quantisation \(([+-]\d\.\d{4})\)", text
+    )
+    assert found, text
+    before, after, difference = map(float, found.groups())
+    assert difference == pytest.approx(after - before, abs=1.1e-4)
+    return before, after
+
+
+def loss_of_import(runs: Path, folder: Path, run: str) -> float:
+    """The loss of the imported model, on the dataset of the run, by another route: the formula."""
+    from tinygpt.data.dataset import Dataset
+
+    again, original = load(folder / "again"), load(runs / run)
+    tokens = torch.from_numpy(Dataset(str(runs / "data"), original.config["dataset"]).splits["val"].astype("int64"))
+    model, size, total = again.build_model().eval(), again.model_args["block_size"], 0.0
+    with torch.inference_mode():
+        for at in range(0, len(tokens) - 1, size):
+            y = tokens[at + 1 : at + 1 + size]
+            chances = model(tokens[None, at : at + len(y)])[0][0].double().log_softmax(-1)
+            total -= chances.gather(1, y[:, None]).sum().item()
+    return total / (len(tokens) - 1)
+
+
+def test_the_loss_of_a_fine_tuned_model_is_that_of_its_responses(runs: Path, tmp_path: Path) -> None:
+    measured = json.loads(ok(runs, "eval", "--ckpt=out-pairs", "--split=val", "--device=cpu", "--json").out)["loss"]
+    flags = ["--ckpt=out-pairs", "--format=gguf", "-o", str(tmp_path / "model.gguf")]
+    before, after = losses(ok(runs, "export", *flags).out)
+    assert before == pytest.approx(measured, abs=6e-5) and abs(after - before) < 0.01
+
+
+def test_without_the_dataset_nothing_is_measured(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "out", tmp_path / "out")
+    said = ok(tmp_path, "export", "--ckpt=out", "--format=gguf")
+    assert "dataset is not prepared here" in said.out and "validation loss" not in said.out
+    assert (tmp_path / "out/model-q8_0.gguf").exists()
+
+
+# ---- peft -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_opens_in_peft_and_comes_back(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft")
+    ok(work, "export", "--ckpt=out", "--adapter=out-lora", "--format=peft", "-o", "peft")
+    monkeypatch.chdir(work)  # adapter_config.json names its base by the path that export was given
+    run = load_model("out", "out-lora")
+    idx = torch.randint(run.model_args["vocab_size"], (2, 30), generator=torch.Generator().manual_seed(0))
+    expected = logits(run, idx)
+    with torch.inference_mode():
+        theirs = peft.AutoPeftModelForCausalLM.from_pretrained("peft/adapter").eval()(idx).logits
+    assert largest(theirs - expected) < 1e-4
+    assert largest(their_logits(idx, "peft") - expected) > 0.01  # the base alone
+    ok(work, "import", "peft", "--out_dir=base")
+    ok(work, "import", "peft/adapter", "--ckpt=base", "--out_dir=back")
+    assert largest(logits(load_model("base", "back"), idx) - expected) < 1e-4
+
+
+# ---- html -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [["--ckpt=out"], ["--ckpt=out-pairs"], ["--ckpt=out", "--adapter=out-lora"]])
+def test_a_page_is_written(runs: Path, tmp_path: Path, flags: list[str]) -> None:
+    said = ok(runs, "export", *flags, "--format=html", "-o", str(tmp_path / "model.html"))
+    assert "all weights of the model" in said.out
+    assert "<!doctype html>" in (tmp_path / "model.html").read_text(encoding="utf-8").lower()
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------
+
+LACKING = {  # flags of a model that no class has: how the message names the option
+    "--token_shift=True": "token_shift=True",
+    "--bigram_table=True": "bigram_table=True",
+    "--position=alibi": "position=alibi",
+    "--norm=rmsnorm": "norm=rmsnorm with position=learned",
+    "--qk_norm=True": "qk_norm=True with position=learned",
+    "--activation=swiglu": "activation=swiglu with position=learned",
+    "--n_kv_head=1": "n_kv_head with position=learned",
+    "--position=rope --bias=True": "norm=layernorm with position=rope and bias=True",
+    "--position=rope --norm=rmsnorm --qk_norm=True --bias=True": "bias=True with qk_norm=True",
+}
+
+
+@pytest.mark.parametrize("options", LACKING)
+def test_an_option_that_other_programs_lack_is_named(tiny_data: Path, tmp_path: Path, options: str) -> None:
+    shutil.copytree(tiny_data, tmp_path, dirs_exist_ok=True)
+    ok(tmp_path, *TINY_TRAIN, *options.split(), "--max_iters=1", "--lr_decay_iters=1", "--quiet")
+    for format in ("hf", "gguf"):
+        message = refused(tmp_path, "export", "--ckpt=out", f"--format={format}")
+        assert f"error: {LACKING[options]}: no model class" in message and "configs/portable.yaml" in message
+
+
+def test_an_adapter_of_such_a_model_is_refused_as_well(tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_data, tmp_path, dirs_exist_ok=True)
+    ok(tmp_path, *TINY_TRAIN, "--token_shift=True", "--quiet")
+    ok(tmp_path, "finetune", "--ckpt=out", "--dataset=tiny", "--out_dir=out-lora", "--lora_rank=2", *SHORT)
+    message = refused(tmp_path, "export", "--ckpt=out", "--adapter=out-lora", "--format=peft")
+    assert "token_shift=True" in message and "configs/portable.yaml" in message
+
+
+def test_what_cannot_be_exported_is_refused_in_one_sentence(work: Path) -> None:
+    (work / "other").mkdir()
+    (work / "other/notes.txt").write_text("mine")
+    (work / "file").write_text("mine")
+    cases = {
+        "--format=peft": "no LoRA adapter",
+        "--format=hf -o other": "holds other files (notes.txt)",
+        "--format=peft --adapter=out-lora -o other": "holds other files (notes.txt)",
+        "--format=hf -o file": "file: is not a folder",
+        "--format=hf -o file/deep": "file/deep",
+        "--format=hf -o out-gpt2": "holds other files",
+        "--format=hf -o theirs": "holds a model that tinygpt did not export",
+        "--format=gguf -o missing/model.gguf": "missing: no such folder",
+        "--format=gguf -o other": "other: is a folder",
+        "--format=html -o missing/model.html": "missing: no such folder",
+        "--format=html --ckpt=out-import": "a subword tokenizer",
+        "--format=html --ckpt=out-bytes": "a subword tokenizer",
+        "--format=hf --adapter=out-gpt2": "adapter",
+        "--format=hf --ckpt=out-nanogpt --data_dir=missing": "missing",
+        "--format=hf --quantisation=q8_0": "quantisation needs format=gguf",
+        "--quantisation=q4_0": "quantisation needs format=gguf, but format is html",
+        "--format=gguf --quantisation=q2_k": "q2_k",
+        "--format=onnx": "onnx",
+        "--ckpt=nowhere --format=hf": "nowhere",
+    }
+    for flags, what in cases.items():
+        given = flags if "--ckpt" in flags else f"--ckpt=out {flags}"
+        assert what in refused(work, "export", *given.split()), flags
+
+
+def test_rows_that_cannot_be_quantised_name_the_option(tiny_run: Path) -> None:
+    """A width of 16: f16 is the way out."""
+    assert "--n_embd=16" in TINY_MODEL
+    assert "n_embd=16 is not a multiple of 32" in refused(tiny_run, "export", "--ckpt=out", "--format=gguf")
+
+
+# ---- interrupted ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf", "html"])
+def test_a_full_disk_leaves_no_model(work: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (work / "new").mkdir()
+    flags = ["export", "--ckpt=out", f"--format={format}", "-o", "new/model"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = cli_here(*flags, cwd=work)
+        assert result.status == 1 and "no space left" in result.err and len(result.err.splitlines()) <= 2
+        assert not [path for path in (work / "new").rglob("*") if path.is_file()]
+    ok(work, *flags)
+    before = listing(work / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert cli_here(*flags, cwd=work).status == 1
+    after = listing(work / "new")
+    assert after == before or not (work / "new/model/config.json").exists()  # a folder without it is no model
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf", "peft"])
+def test_after_a_kill_the_same_command_succeeds(work: Path, format: str) -> None:
+    hook = "import os, signal\nos.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+    (work / "kill").mkdir()
+    (work / "kill/sitecustomize.py").write_text(hook)
+    flags = ["export", "--ckpt=out", "--adapter=out-lora", f"--format={format}", "-o", "model"]
+    path = os.pathsep.join([str(work / "kill"), str(Path(__file__).parents[1])])
+    assert cli(*flags, cwd=work, PYTHONPATH=path).status == -signal.SIGKILL
+    assert not (work / "model/config.json").exists() and not (work / "model").is_file()
+    ok(work, *flags)
+    assert not list(work.rglob("*.tmp"))
