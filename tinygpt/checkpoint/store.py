@@ -85,7 +85,6 @@ class Checkpoint:
         with torch.device("meta"):  # without weights, since those of the checkpoint are used as they are
             model = kind(args)
         self._fill(model, weights)
-        model.tie()
         return model
 
     def _fill(self, model: GPT, weights: dict[str, torch.Tensor]) -> None:
@@ -94,6 +93,7 @@ class Checkpoint:
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None
+        model.tie()
 
     def require_embeddings(self, tokenizer: Tokenizer, where: str) -> None:
         """Check that the model has an embedding for every token of the tokenizer. Errors: TinyGPTError if not."""
