@@ -196,6 +196,14 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
 
 
+def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
+    flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
+    assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
+    result = cli_here("finetune", *flags, cwd=work)
+    assert result.status == 2 and "longer than block_size 24" in result.err, result.err
+    assert not (work / "out-finetune").exists()
+
+
 def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
     tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
     assert isinstance(tokenizer, HuggingFaceTokenizer)
