@@ -228,6 +228,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         if pair:
             parts = (self._encoding.encode(pair[name], add_special_tokens=False).ids for name in PairFormat._fields)
             self.pair = PairFormat(*(np.array(ids, dtype="<u2") for ids in parts))
+            if not (len(self.pair.prefix) and len(self.pair.middle)) or len(self.pair.end) != 1:
+                raise ValueError("no special tokens around prompt and response")
             self.stop = pair["end"]
         self._encoding.encode_special_tokens = True
         self.byte_level = (self._spec().get("decoder") or {}).get("type") == "ByteLevel"
@@ -255,6 +257,12 @@ class HuggingFaceTokenizer(BaseTokenizer):
         """Return this tokenizer, with special tokens for prompts and responses unless its chat template has them."""
         if self.pair:
             return self
+        if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
+            raise TinyGPTError(
+                f"pairs need {len(SPECIAL)} special tokens, and this model's {self.vocab_size:,} tokens leave no ids for "
+                f"them below {MAX_SYMBOLS:,} (uint16)",
+                "use a model with a chat template, or with a smaller vocabulary",
+            )
         import tokenizers
 
         grown = tokenizers.Tokenizer.from_str(self._json)
@@ -272,7 +280,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, for streaming; a padded row of the embedding has none."""
         text = self._tokens.get(token, "")
-        if self.byte_level and text not in self._added:
+        if self.byte_level and text not in self._added and BYTES.keys() >= set(text):
             return bytes(BYTES[character] for character in text)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
             return bytes.fromhex(byte[1])
@@ -298,11 +306,12 @@ BYTES = byte_characters()
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space."""
+    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space; without any of
+    them, yield the text in one piece."""
     pending = ""
     for block in blocks:
         pending += block.decode("ascii") if isinstance(block, bytes) else block
-        if at := _safe_cut(pending, before):
+        if before and (at := _safe_cut(pending, before)):
             yield pending[:at]
             pending = pending[at:]
     if pending:
@@ -317,7 +326,7 @@ def _safe_cut(text: str, before: str) -> int:
     for at in range(len(text) - 1, 0, -1):
         if text[at] in before and not text[at - 1].isspace():
             return at
-    return len(text) if before and len(text) > LONGEST_WORD else 0
+    return len(text) if len(text) > LONGEST_WORD else 0
 
 
 def describe(character: str) -> str:
