@@ -173,7 +173,9 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
 
 def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
     out = ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base").out
-    assert "next: tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
+    assert (
+        "next: tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
+    )
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
     tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
     before = characters.sources["val"].texts(characters.tokenizer)
