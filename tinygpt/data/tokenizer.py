@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
@@ -202,17 +202,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     def __init__(self, json: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
         """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
-        try:
-            import tokenizers
-        except ImportError:
-            hint = 'pip install tokenizers (also in "tinygpt[pretrained]")'
-            raise TinyGPTError("this model's tokenizer needs the package tokenizers", hint) from None
-        try:
-            self._encoding = tokenizers.Tokenizer.from_str(json)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
-            raise ValueError(str(error)) from None
+        self._encoding = from_json(json)
         self._encoding.no_padding()
         self._encoding.no_truncation()
         self._json, self.eos, self.chat_template, self._pair = json, eos, chat_template, pair
@@ -259,13 +249,11 @@ class HuggingFaceTokenizer(BaseTokenizer):
             return self
         if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
             raise TinyGPTError(
-                f"pairs need {len(SPECIAL)} special tokens, and this model's {self.vocab_size:,} tokens leave no ids for "
+                f"pairs need {len(SPECIAL)} special tokens, and {self.vocab_size:,} tokens leave no ids for "
                 f"them below {MAX_SYMBOLS:,} (uint16)",
                 "use a model with a chat template, or with a smaller vocabulary",
             )
-        import tokenizers
-
-        grown = tokenizers.Tokenizer.from_str(self._json)
+        grown = from_json(self._json)
         grown.add_special_tokens(list(SPECIAL))
         pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
         return HuggingFaceTokenizer(grown.to_str(), self.eos, "", pair)
@@ -292,6 +280,26 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
+
+
+def tokenizers_library() -> Any:
+    """Import the package tokenizers. Errors: TinyGPTError if it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise missing("tokenizers", "the tokenizer of another tool's model") from None
+    return tokenizers
+
+
+def from_json(text: str) -> Any:
+    """Make a `tokenizers.Tokenizer` from the text of a tokenizer.json. Errors: ValueError if it is none."""
+    library = tokenizers_library()
+    try:
+        return library.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
+        raise ValueError(" ".join(ascii(str(error)).split())[:120]) from None
 
 
 def byte_characters() -> dict[str, int]:
