@@ -69,6 +69,7 @@ def lora_tinygpt(ckpt: str, data_dir: str) -> dict[str, float]:
             if step == WARM:
                 began = time.perf_counter()
             run.progress.step = step
+            run.optimizer.set_learning_rate(config.learning_rate)
             loss, _ = forward_backward(run, *batch(run, step))
             run.optimizer.update()
         seconds = time.perf_counter() - began

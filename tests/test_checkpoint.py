@@ -283,6 +283,8 @@ def test_code_in_a_file_never_runs(tmp_path: Path, where: str) -> None:
         {"block_size": 10**6},
         {"n_head": 3},
         {"n_head": 0},
+        {"rope_base": float("nan")},
+        {"norm_eps": -1.0},
         {"n_embd": "8"},
         {"bias": False},
     ],

@@ -389,6 +389,7 @@ def test_dataset_names_that_are_fine(name: str) -> None:
         (SampleConfig, "--top_k=-1"),
         (SampleConfig, "--top_p=1.5"),
         (SampleConfig, "--top_p=0"),
+        (TrainConfig, "--rope_base=0"),
         *((PrepareConfig, f"--val_fraction={value}") for value in ("0", "1", "nan")),
         (SampleConfig, "--max_new_tokens=-1"),
     ],

@@ -19,6 +19,7 @@ from tinygpt.fast import attention
 from tinygpt.fast.attention import NormRotate
 from tinygpt.fast.decoder import Decoder
 from tinygpt.fast.model import FastGPT
+from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Rotary, rotate
 from tinygpt.training.build import build, model_class
@@ -238,7 +239,9 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_kv_head": 1}, {}, {"position": "learned"}, {"qk_norm": True, "norm": "rmsnorm"}], ids=str
+    "options",
+    [{"n_kv_head": 1}, {}, {"position": "learned"}, {"position": "alibi"}, {"qk_norm": True, "norm": "rmsnorm"}],
+    ids=str,
 )
 @pytest.mark.parametrize("prefix", [0, 5, 9, 14])
 def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
@@ -261,3 +264,18 @@ def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
     for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
         assert largest(a.grad - b.grad) < 1e-4 * max(1.0, largest(a.grad))
     assert passes == ([(1, prefix), (3, 16 - prefix)] if prefix >= 8 else [(3, 16)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("of", ["the model", "its adapters"])
+def test_rows_with_dropout_share_no_beginning(of: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    residual = FastGPT.residual
+    monkeypatch.setattr(FastGPT, "residual", lambda self, idx, *more: passes.append(idx) or residual(self, idx, *more))
+    model = small(kind=FastGPT, dropout=0.1 if of == "the model" else 0.0, position="rope")
+    if of == "its adapters":
+        attach(model, LoRA(2, 4.0, dropout=0.1), 0)
+    x, y = ids(3, 16), ids(3, 16, seed=1)
+    x[:, :9], y[:, :-2] = x[:1, :9], -1
+    model.train(training)(x, y)
+    assert len(passes) == (1 if training else 2)

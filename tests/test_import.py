@@ -172,7 +172,10 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
 
 
 def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
-    ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base")
+    out = ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base").out
+    assert (
+        "next: tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
+    )
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
     tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
     before = characters.sources["val"].texts(characters.tokenizer)
@@ -194,6 +197,14 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
     for split in ("train", "val"):
         np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
+
+
+def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
+    flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
+    assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
+    result = cli_here("finetune", *flags, cwd=work)
+    assert result.status == 2 and "longer than block_size 24" in result.err, result.err
+    assert not (work / "out-finetune").exists()
 
 
 def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:

@@ -174,6 +174,19 @@ def test_base_and_adapter_make_the_model_of_the_run(tmp_path: Path, new: int) ->
     assert whole.tokenizer == run.tokenizer
 
 
+@pytest.mark.parametrize("new", [0, 5])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_resumed_run_has_the_same_parameters(new: int, tie_weights: bool) -> None:
+    model = adapted(new=new, tie_weights=tie_weights)
+    config = {"lora_alpha": 6.0, "lora_targets": LoRA.targets}
+    resumed = Checkpoint(model.state_dict(), dataclasses.asdict(model.config), config).build_for_resuming()
+    found, expected = (
+        {name: (weight.shape, weight.requires_grad) for name, weight in one.named_parameters()}
+        for one in (resumed, model)
+    )
+    assert found == expected
+
+
 def test_another_base_is_refused(tmp_path: Path) -> None:
     base, run = base_and_run()
     save_adapter(tmp_path / "adapter.pt", run, weights_fingerprint(base.model))

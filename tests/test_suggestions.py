@@ -30,7 +30,8 @@ from test_pairs import json_lines
 from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
+from tinygpt.config.schema import FinetuneConfig, TrainConfig
+from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
@@ -285,6 +286,8 @@ def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
     for preset in ("shakespeare_char", "shakespeare_char_fast", "shakespeare"):
         made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
         assert made.block_size == suggest.PRESET_BLOCK_SIZE
+    pretrained: Any = parse(FinetuneConfig, ["configs/finetune_transactions_pretrained.yaml"])
+    assert pretrained.block_size == PRETRAINED_BLOCK_SIZE
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="a shell reads the words")

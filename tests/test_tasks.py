@@ -101,6 +101,11 @@ def test_prepare_writes_these_examples(form: str, tmp_path: Path) -> None:
     assert ("--synthetic" in dataset.prepare_command) == ("--synthetic" in form)
 
 
+def test_a_task_is_not_encoded_with_gpt2s_tokens(tmp_path: Path) -> None:
+    result = cli_here("prepare", "headlines", "--tokenizer=gpt2", cwd=tmp_path)
+    assert result.status == 2 and "special tokens" in result.err and not list(tmp_path.iterdir())
+
+
 def test_the_command_that_a_message_suggests_makes_the_same_examples(tmp_path: Path) -> None:
     cli_here("prepare", "transactions", "--synthetic", cwd=tmp_path)
     dataset = Dataset(str(tmp_path / "data"), "transactions")

@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinygpt.data import tokenizer as tokenizers
-from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, fingerprint, tokenizer_from_dict
+from tinygpt.data.tokenizer import (
+    CharTokenizer,
+    GPT2Tokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    cut_safely,
+    fingerprint,
+    tokenizer_from_dict,
+)
 from tinygpt.errors import TinyGPTError
 
 TEXT = st.text(min_size=1)  # all of Unicode but surrogates
@@ -203,3 +211,37 @@ def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.
         pieces = list(gpt2.encode_blocks(blocks))
         assert "".join(gpt2.decode(piece) for piece in pieces) == sample
         assert max(len(gpt2.decode(piece)) for piece in pieces) <= 600
+
+
+# ---- tokenizers of imported models -------------------------------------------------------------------------------
+
+
+def vocabulary_json(vocabulary: dict[str, int]) -> str:
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE(vocabulary, []))
+    made.decoder = library.decoders.ByteLevel()
+    return str(made.to_str())
+
+
+def test_a_token_outside_the_byte_alphabet_stands_for_itself() -> None:
+    assert HuggingFaceTokenizer(vocabulary_json({"a": 0, "b c": 1})).decode([0, 1]) == "ab c"
+
+
+@pytest.mark.parametrize("empty", ["prefix", "middle", "end"])
+def test_a_part_of_the_pair_format_without_tokens_is_refused(empty: str) -> None:
+    pair = {"prefix": "p", "middle": "m", "end": "e"}
+    spec = {"kind": "huggingface", "json": vocabulary_json({"p": 0, "m": 1, "e": 2}), "eos": "", "chat_template": ""}
+    tokenizer_from_dict({**spec, "pair": pair}, "meta.json")
+    with pytest.raises(TinyGPTError, match=r"^meta\.json: .*no special tokens"):
+        tokenizer_from_dict({**spec, "pair": {**pair, empty: ""}}, "meta.json")
+
+
+def test_special_tokens_for_pairs_need_ids_below_65536() -> None:
+    full = HuggingFaceTokenizer(vocabulary_json({chr(0x10000 + index): index for index in range(65_534)}))
+    with pytest.raises(TinyGPTError, match="65,534 tokens leave no ids"):
+        full.with_pairs()
+
+
+def test_a_text_without_places_to_cut_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.data.tokenizer._safe_cut", lambda *args: pytest.fail("searched for a place to cut"))
+    assert list(cut_safely(["a b", b" c", "d"], "")) == ["a b cd"]

@@ -28,3 +28,9 @@ def diverged(what: str, value: float) -> TinyGPTError:
     """Make the error for a loss, logits or weights that are NaN or infinite: `diverged("the loss is", loss)`."""
     shown = "NaN" if math.isnan(value) else "infinite"
     return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)
+
+
+def missing(package: str, what: str) -> TinyGPTError:
+    """Make the error for an extra that is not installed: `missing("gguf", "GGUF")`."""
+    hint = f'pip install {package} (also in "tinygpt[pretrained]")'
+    return TinyGPTError(f"{what} needs the package {package}", hint)

@@ -158,7 +158,7 @@ def check_request(config: PrepareConfig) -> None:
                 "prepare", config.name, "--input", "path/to/text.txt", *suggest.data_dir_flag(config.data_dir)
             ),
         )
-    if config.format == "pairs" and config.tokenizer == "gpt2":
+    if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
     if config.format != "pairs" and config.name not in ready and like_pairs:

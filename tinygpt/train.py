@@ -73,13 +73,14 @@ def loop(run: Run, stop: StopSignal) -> int:
         step, rate = progress.step, learning_rate(progress.step, config)
         run.optimizer.set_learning_rate(rate)
         loss, norm = forward_backward(run, *data)
+        width = data[0].size(-1)
         data = batch(run, step + 1)  # a GPU still computes while the next batch is drawn and copied
         logged = step % config.log_interval == 0
         waits = logged or run.compute.device.type == "cpu"  # reading a value from a GPU waits for it
         if waits:
             mean_loss, grad_norm = finite(run, loss, norm)
         run.optimizer.update()
-        pace.add(run.rows_per_iter * run.width, time.perf_counter() - began)
+        pace.add(run.rows_per_iter * width, time.perf_counter() - began)
         progress.step += 1
 
         if logged:

@@ -85,7 +85,6 @@ class Checkpoint:
         with torch.device("meta"):  # without weights, since those of the checkpoint are used as they are
             model = kind(args)
         self._fill(model, weights)
-        model.tie()
         return model
 
     def _fill(self, model: GPT, weights: dict[str, torch.Tensor]) -> None:
@@ -94,6 +93,7 @@ class Checkpoint:
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None
+        model.tie()
 
     def require_embeddings(self, tokenizer: Tokenizer, where: str) -> None:
         """Check that the model has an embedding for every token of the tokenizer. Errors: TinyGPTError if not."""
@@ -328,7 +328,8 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
     sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
     shared = shape.n_kv_head < 0 or (shape.n_kv_head > 0 and shape.n_head % shape.n_kv_head)
     impossible = min(sizes) < 1 or shape.n_embd % shape.n_head or shared or shape.mlp_width < 0
-    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20 or shape.rope_base <= 0:
+    impossible = impossible or not (shape.rope_base > 0 and shape.norm_eps >= 0)  # NaN is neither
+    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 
 

@@ -176,7 +176,7 @@ class TrainConfig:
     """heads of keys and values (grouped-query attention, Ainslie et al. 2023); must divide n_head; 0: n_head"""
     mlp_width: CountOrZero = 0
     """width of the MLP's hidden layer; 0: 4 n_embd, or 8/3 n_embd with swiglu"""
-    rope_base: NonNegative = 10000.0
+    rope_base: Annotated[float, Limit(">", 0)] = 10000.0
     """base of the rotary embedding's wavelengths (position=rope)"""
     norm_eps: NonNegative = 1e-5
     """added to the variance in the normalisation layers"""

@@ -18,7 +18,7 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
-LORA_PRESET = "configs/finetune_transactions_lora.yaml"
+PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pretrained
 
 
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
@@ -70,14 +70,14 @@ def show_pairs(
         print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
-    print_next_commands(config, folder, max(lengths) - 1)
+    print_next_commands(config, folder, tokenizer, max(lengths) - 1)
 
 
-def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None:
+def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenizer, width: int) -> None:
     """Print the command that fine-tunes on the pairs, preceded by those that train a base model if there is none.
 
     Pairs longer than the presets' context get a base model of their own, with block_size `width`. Pairs that are
-    encoded with a model's tokenizer are for that model.
+    encoded with a model's tokenizer are for LoRA of that model.
     """
     base, flags = "out-fast", []
     if width > suggest.PRESET_BLOCK_SIZE:
@@ -87,7 +87,10 @@ def print_next_commands(config: PrepareConfig, folder: Path, width: int) -> None
     place = suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
-        print(f"next: {suggest.command('finetune', LORA_PRESET, f'--ckpt={config.tokenizer}', *own, *place)}")
+        characters = isinstance(tokenizer, CharTokenizer)
+        preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
+        own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
+        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
         return
     if not Path(f"{base}/ckpt.pt").exists():
         print("first train a base model, which takes half a minute:")

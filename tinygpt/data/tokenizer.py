@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
@@ -202,17 +202,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     def __init__(self, json: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
         """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
-        try:
-            import tokenizers
-        except ImportError:
-            hint = 'pip install tokenizers (also in "tinygpt[pretrained]")'
-            raise TinyGPTError("this model's tokenizer needs the package tokenizers", hint) from None
-        try:
-            self._encoding = tokenizers.Tokenizer.from_str(json)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
-            raise ValueError(str(error)) from None
+        self._encoding = from_json(json)
         self._encoding.no_padding()
         self._encoding.no_truncation()
         self._json, self.eos, self.chat_template, self._pair = json, eos, chat_template, pair
@@ -228,6 +218,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         if pair:
             parts = (self._encoding.encode(pair[name], add_special_tokens=False).ids for name in PairFormat._fields)
             self.pair = PairFormat(*(np.array(ids, dtype="<u2") for ids in parts))
+            if not (len(self.pair.prefix) and len(self.pair.middle)) or len(self.pair.end) != 1:
+                raise ValueError("no special tokens around prompt and response")
             self.stop = pair["end"]
         self._encoding.encode_special_tokens = True
         self.byte_level = (self._spec().get("decoder") or {}).get("type") == "ByteLevel"
@@ -255,9 +247,13 @@ class HuggingFaceTokenizer(BaseTokenizer):
         """Return this tokenizer, with special tokens for prompts and responses unless its chat template has them."""
         if self.pair:
             return self
-        import tokenizers
-
-        grown = tokenizers.Tokenizer.from_str(self._json)
+        if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
+            raise TinyGPTError(
+                f"pairs need {len(SPECIAL)} special tokens, and {self.vocab_size:,} tokens leave no ids for "
+                f"them below {MAX_SYMBOLS:,} (uint16)",
+                "use a model with a chat template, or with a smaller vocabulary",
+            )
+        grown = from_json(self._json)
         grown.add_special_tokens(list(SPECIAL))
         pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
         return HuggingFaceTokenizer(grown.to_str(), self.eos, "", pair)
@@ -272,7 +268,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, for streaming; a padded row of the embedding has none."""
         text = self._tokens.get(token, "")
-        if self.byte_level and text not in self._added:
+        if self.byte_level and text not in self._added and BYTES.keys() >= set(text):
             return bytes(BYTES[character] for character in text)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
             return bytes.fromhex(byte[1])
@@ -284,6 +280,26 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
+
+
+def tokenizers_library() -> Any:
+    """Import the package tokenizers. Errors: TinyGPTError if it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise missing("tokenizers", "the tokenizer of another tool's model") from None
+    return tokenizers
+
+
+def from_json(text: str) -> Any:
+    """Make a `tokenizers.Tokenizer` from the text of a tokenizer.json. Errors: ValueError if it is none."""
+    library = tokenizers_library()
+    try:
+        return library.Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
+        raise ValueError(" ".join(ascii(str(error)).split())[:120]) from None
 
 
 def byte_characters() -> dict[str, int]:
@@ -298,11 +314,12 @@ BYTES = byte_characters()
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space."""
+    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space; without any of
+    them, yield the text in one piece."""
     pending = ""
     for block in blocks:
         pending += block.decode("ascii") if isinstance(block, bytes) else block
-        if at := _safe_cut(pending, before):
+        if before and (at := _safe_cut(pending, before)):
             yield pending[:at]
             pending = pending[at:]
     if pending:
@@ -317,7 +334,7 @@ def _safe_cut(text: str, before: str) -> int:
     for at in range(len(text) - 1, 0, -1):
         if text[at] in before and not text[at - 1].isspace():
             return at
-    return len(text) if before and len(text) > LONGEST_WORD else 0
+    return len(text) if len(text) > LONGEST_WORD else 0
 
 
 def describe(character: str) -> str:

@@ -45,9 +45,10 @@ def measured_loss(
     mine, block_size = at[ranks.rank :: ranks.count], model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
-    values = 1 << (22 if compute.device.type == "cpu" else 28)
-    logits_per_row = math.ceil(source.targets(at, width).mean()) * model.config.vocab_size
-    many = max(1, values // max(logits_per_row, width * 4 * model.config.n_embd))
+    on_cpu = compute.device.type == "cpu"
+    positions = math.ceil(source.targets(at, width).mean()) if on_cpu else width  # FastGPT computes those of targets
+    per_row = max(positions * model.config.vocab_size, width * 4 * model.config.n_embd)
+    many = max(1, (1 << (22 if on_cpu else 28)) // per_row)
     was_training = model.training
     model.eval()
     sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2

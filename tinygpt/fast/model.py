@@ -3,6 +3,8 @@
 model = FastGPT(config)
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,14 +29,20 @@ class FastGPT(GPT):
         """
         if targets is None or not (targets < 0).any():
             return super().forward(idx, targets, cache, last_only)
-        shared, prefix = SharedPrefix(), common(idx, self.config)
+        before: Any = cache
+        prefix = 0 if cache or self.drops() else common(idx, self.config)
         if prefix and (targets[:, :prefix] < 0).all():
-            self.residual(idx[:1, :prefix], shared)
+            before = SharedPrefix()
+            self.residual(idx[:1, :prefix], before)
             idx, targets = idx[:, prefix:], targets[:, prefix:]
         places = (targets >= 0).flatten()
-        x = self.residual(idx, shared if shared.length else cache).flatten(0, 1)[places]
+        x = self.residual(idx, before).flatten(0, 1)[places]
         logits = self.lm_head(self.transformer["ln_f"](x)).float()
         return logits, F.cross_entropy(logits, targets.flatten()[places])
+
+    def drops(self) -> bool:
+        """Return whether dropout is on, of the model or of its adapters: its masks differ from row to row."""
+        return self.training and any(getattr(module, "dropout", 0.0) for module in self.modules())
 
     def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)

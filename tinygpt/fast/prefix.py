@@ -42,9 +42,9 @@ class SharedPrefix:
 def common(idx: Tensor, config: GPTConfig) -> int:
     """Number of tokens at the beginning of the rows of idx (B, T) that are worth computing once; 0 if none are.
 
-    Dropout differs between rows, and token_shift and bigram_table also read the previous token outside attention.
+    token_shift and bigram_table also read the previous token outside attention.
     """
-    if len(idx) == 1 or config.dropout or config.token_shift or config.bigram_table or config.position == "alibi":
+    if len(idx) == 1 or config.token_shift or config.bigram_table:
         return 0
     equal = (idx == idx[:1]).all(0)
     count = int(equal.long().cumprod(0).sum())

@@ -113,6 +113,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
         return None
     try:
         found = Dataset(config.data_dir, config.base_dataset)
+        adopted = found.adopt_tokenizer(dataset.tokenizer)
         found.require(config.block_size)
     except TinyGPTError:
         if config.replay:
@@ -124,7 +125,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
             f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
             "prepare the old text again",
         )
-    if found.adopt_tokenizer(dataset.tokenizer):
+    if adopted:
         return found
     if config.replay:
         raise TinyGPTError(

@@ -173,13 +173,8 @@ def stock_name(config: GPTConfig) -> str:
                 f"{option}: no model class of transformers has this option",
                 "train with configs/portable.yaml, which can be exported in every format",
             )
-    return next(name for name, row in STOCK.items() if row == row_of(config))
-
-
-def row_of(config: GPTConfig) -> StockClass:
-    """The row of the table whose layers a GPT has, whether or not its other options fit."""
-    wanted = config.position == "learned", config.qk_norm, config.activation in GATED
-    return next(row for row in STOCK.values() if (row.learned, row.qk_norm, row.gated) == wanted)
+    wanted = learned, config.qk_norm, gated
+    return next(name for name, row in STOCK.items() if (row.learned, row.qk_norm, row.gated) == wanted)
 
 
 def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:

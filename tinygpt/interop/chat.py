@@ -11,7 +11,7 @@ Source: https://huggingface.co/docs/transformers/chat_templating
 
 from typing import Any
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 
 PROMPT, RESPONSE = "tinygptPROMPTtinygpt", "tinygptRESPONSEtinygpt"  # letters, so that no template changes them
 
@@ -44,7 +44,7 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str, ad
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise TinyGPTError("a chat template needs the package jinja2", "pip install jinja2") from None
+        raise missing("jinja2", "a chat template") from None
 
     def refuse(message: str) -> None:
         raise unusable(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tinygpt.data.tokenizer import BYTES, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer
-from tinygpt.errors import TinyGPTError
+from tinygpt.data.tokenizer import BYTES, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer, from_json
+from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
@@ -91,7 +91,7 @@ def _library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise TinyGPTError("GGUF needs the package gguf", 'pip install gguf (also in "tinygpt[pretrained]")') from None
+        raise missing("gguf", "GGUF") from None
     return gguf
 
 
@@ -476,9 +476,7 @@ def _cutting(step: dict[str, Any]) -> dict[str, Any]:
 
 def _added_around(text: str) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer = from_json(text)
     bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for before in (0, 1):
         after = len(full) - len(bare) - before

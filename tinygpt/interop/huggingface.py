@@ -24,7 +24,7 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import file_error, remove, replacing
 from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, to_stock
 from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
@@ -51,7 +51,7 @@ def hub_folder(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise _missing("huggingface_hub") from None
+        raise missing("huggingface_hub", "the Hugging Face hub") from None
     patterns = [*SETTINGS, TOKENIZER, TEMPLATE, "*.safetensors", f"{WEIGHTS[0]}.index.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -279,9 +279,5 @@ def safetensors_library() -> Any:
     try:
         import safetensors.torch
     except ImportError:
-        raise _missing("safetensors") from None
+        raise missing("safetensors", "a file of tensors") from None
     return safetensors.torch
-
-
-def _missing(package: str) -> TinyGPTError:
-    return TinyGPTError(f"this needs the package {package}", f'pip install {package} (also in "tinygpt[pretrained]")')

@@ -25,15 +25,16 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import (
+    STOCK,
     centred,
     inward,
     number,
     outward,
-    row_of,
     shapes_of,
     shown,
     size,
     split_rows,
+    stock_name,
 )
 from tinygpt.interop.huggingface import (
     as_json,
@@ -64,7 +65,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     if not is_adapted(run.model) or not (rank := _rank(run.model)):
         raise TinyGPTError("this checkpoint has no LoRA adapter", "export it with --format hf")
     config = GPTConfig.from_dict(run.model_args)
-    row, weights = row_of(config), {}
+    row, weights = STOCK[stock_name(config)], {}
     for name, a in run.model.items():
         layer, _, kind = name.rpartition(".")
         if kind == "lora_A":
@@ -156,7 +157,8 @@ def _layer(
 ) -> tuple[Tensor, Tensor] | None:
     """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; None if none is adapted."""
     a_parts, b_parts = [], []
-    for part, rows in split_rows(row_of(config), config, layer, torch.empty(shape, device="meta")).items():
+    row = STOCK[stock_name(config)]
+    for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
         a = found.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
         b = found.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
         if len(a) not in (0, rank) or a.shape[1:] != shape[1:] or b.shape != (len(rows), len(a)):

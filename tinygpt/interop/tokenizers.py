@@ -14,11 +14,10 @@ import json
 from typing import Any
 
 from tinygpt.data.corpora import gpt2_ranks
-from tinygpt.data.tokenizer import BYTES, END, PROMPT, RESPONSE, SPECIAL, Tokenizer
+from tinygpt.data.tokenizer import BYTES, END, PROMPT, RESPONSE, SPECIAL, Tokenizer, from_json, tokenizers_library
 from tinygpt.errors import TinyGPTError
 
 GPT2_EOS = "<|endoftext|>"
-NEEDED = 'pip install tokenizers (also in "tinygpt[pretrained]")'
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]:
@@ -67,18 +66,14 @@ def load_tokenizer(text: str, where: object) -> Any:
 
     Errors: TinyGPTError, which begins with `where`, if it cannot be read, or if the package tokenizers is missing.
     """
-    tokenizers = _library()
     try:
-        return tokenizers.Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises plain Exception, and in Rust's panics BaseException
-        detail = " ".join(ascii(str(error)).split())[:120]
-        raise TinyGPTError(f"{where}: not a tokenizer that can be read ({detail})", "download the file again") from None
+        return from_json(text)
+    except ValueError as error:
+        raise TinyGPTError(f"{where}: not a tokenizer that can be read ({error})", "download the file again") from None
 
 
 def _characters(symbols: list[str]) -> str:
-    tokenizers = _library()
+    tokenizers = tokenizers_library()
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
     made.decoder = tokenizers.decoders.Fuse()
@@ -87,7 +82,7 @@ def _characters(symbols: list[str]) -> str:
 
 
 def _gpt2() -> str:
-    tokenizers = _library()
+    tokenizers = tokenizers_library()
     letters = {byte: character for character, byte in BYTES.items()}
     ranks = gpt2_ranks()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
@@ -110,11 +105,3 @@ def _merged(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
         at = min(range(len(pairs)), key=pairs.__getitem__)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
-
-
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise TinyGPTError("another tool's tokenizer needs the package tokenizers", NEEDED) from None
-    return tokenizers

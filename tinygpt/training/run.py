@@ -155,7 +155,6 @@ def open_run(
     """Set up a run, which `stack` closes. Mistakes of the user are found before any file is written."""
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = Dataset(config.data_dir, config.dataset)
-    dataset.require(config.block_size)
     check_processes(config, ranks)
     for name in ("ckpt.pt", "last.pt", "adapter.pt"):
         refuse_link(Path(config.out_dir) / name)

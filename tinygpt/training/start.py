@@ -135,14 +135,15 @@ def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[G
     """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens of the dataset.
 
     Returns the model and the number of new embeddings. Afterwards the dataset uses the model's vocabulary. Errors:
-    TinyGPTError if the two vocabularies cannot be joined.
+    TinyGPTError if the two vocabularies cannot be joined, or if the dataset does not fit block_size.
     """
     base = start.state
+    known = 0 if base is None else join_vocabularies(dataset, base, start)
+    dataset.require(config.block_size)  # after it is encoded with the model's tokenizer, which changes its lengths
     if base is None:
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return kind(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape)), 0
-    known = join_vocabularies(dataset, base, start)
     base.model_args["dropout"] = config.dropout
     if start.resuming:
         if not dataset.is_of(base.data):
