@@ -139,8 +139,7 @@ def sample(config: SampleConfig) -> None:
     checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
-    size = sum(weight.numel() for weight in checkpoint.model.values())
-    compute = device.choose_for_inference(config.device, config.dtype, size)
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = for_inference(checkpoint, compute, config.fast)
     if answers(tokenizer) and not config.plain:
         require_room(prompt, model.config.block_size)

@@ -52,6 +52,11 @@ class Checkpoint:
     data: dict[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of the token files
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only `resume` needs
 
+    @property
+    def num_params(self) -> int:
+        """Number of weights; tied ones count once."""
+        return sum({weight.data_ptr(): weight.numel() for weight in self.model.values()}.values())
+
     def build_model(self, kind: type[GPT] = GPT) -> GPT:
         """Build the model with these weights; a LoRA run's adapters are merged into them.
 

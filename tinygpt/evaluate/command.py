@@ -39,8 +39,7 @@ def evaluate(config: EvalConfig) -> None:
         hint = "evaluate on the dataset it was trained on, or train on this one"
         dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)
     checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
-    size = sum(weight.numel() for weight in checkpoint.model.values())
-    compute = device.choose_for_inference(config.device, config.dtype, size)
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = for_inference(checkpoint, compute, config.fast)
     if not dataset.labels and (config.task or config.predict):
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")

@@ -26,16 +26,18 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     question = render(template, [asked], bos, eos, True)
     example = render(template, [asked, {"role": "assistant", "content": RESPONSE}], bos, eos, False)
     if question.count(PROMPT) != 1 or example.count(PROMPT) != 1 or example.count(RESPONSE) != 1:
-        raise unusable("it does not contain prompt and response once each")
+        raise UnusableTemplate("it does not contain prompt and response once each")
     prefix, middle = question.split(PROMPT)
     before, rest = example.split(RESPONSE)
     if before != question:
-        raise unusable("the text before a response is not the same as before a response that is to be generated")
+        raise UnusableTemplate(
+            "the text before a response is not the same as before a response that is to be generated"
+        )
     end = next((token for token in sorted(special, key=len, reverse=True) if rest.startswith(token)), "")
     parts = {"prefix": prefix, "middle": middle, "end": end or eos}
     for name, text in parts.items():
         if not any(token in text for token in special):
-            raise unusable(f"there is no special token in the {name} of an example ({ascii(text)[:60]})")
+            raise UnusableTemplate(f"there is no special token in the {name} of an example ({ascii(text)[:60]})")
     return parts
 
 
@@ -47,7 +49,7 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str, ad
         raise missing("jinja2", "a chat template") from None
 
     def refuse(message: str) -> None:
-        raise unusable(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
+        raise UnusableTemplate(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -59,8 +61,11 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str, ad
     except TinyGPTError:
         raise
     except Exception as error:  # a template from a stranger raises many types
-        raise unusable(f"it cannot be run ({type(error).__name__})") from None
+        raise UnusableTemplate(f"it cannot be run ({type(error).__name__})") from None
 
 
-def unusable(why: str) -> TinyGPTError:
-    return TinyGPTError(f"the model's chat template cannot be used: {why}")
+class UnusableTemplate(TinyGPTError):
+    """A chat template that cannot be used; the model can, without it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the model's chat template cannot be used: {why}")

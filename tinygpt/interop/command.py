@@ -23,7 +23,7 @@ from tinygpt.evaluate.origin import data_dir
 from tinygpt.files import folder_lock, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock
-from tinygpt.interop.chat import pair_format
+from tinygpt.interop.chat import UnusableTemplate, pair_format
 from tinygpt.training import device
 from tinygpt.training.build import model_class
 
@@ -101,9 +101,7 @@ def imported_tokenizer(pretrained: Pretrained, source: str) -> tuple[HuggingFace
         return HuggingFaceTokenizer(text, eos, template, pair), "it answers prompts, with its chat template"
     except ValueError as error:
         raise TinyGPTError(f"{source}: the tokenizer cannot be used: {error}", "choose another model") from None
-    except TinyGPTError as error:
-        if not error.message.startswith("the model's chat template"):
-            raise
+    except UnusableTemplate as error:
         return HuggingFaceTokenizer(text, eos), f"{error.message}; it continues text"
 
 

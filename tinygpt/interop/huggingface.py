@@ -256,7 +256,7 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     command = suggest.command(suggest.training_command(config), "config.yaml")
     loss = checkpoint.best_val_loss
     facts = [
-        f"Exported with tinygpt {__version__} after {checkpoint.step:,} iterations of training.",
+        f"Exported with tinygpt {__version__}, {history(checkpoint)}.",
         *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
         *notes,
@@ -269,10 +269,17 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
         "Licence: none is stated here. Before publishing, choose one that the data and the base model allow.",
         f"## Use\n\n```python\n{use}```",
     ]
-    if config:
+    if config.get("dataset"):
         steps = f"Save this as config.yaml, prepare the data, and run `{command}`."
         parts.append(f"## Reproduce\n\n{steps}\n\n```yaml\n{settings}```")
     return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def history(checkpoint: Checkpoint) -> str:
+    """Where a model comes from, in words."""
+    if not checkpoint.step and (source := checkpoint.config.get("init_from")):
+        return f"imported from {Path(str(source)).name} and not trained further"
+    return f"after {checkpoint.step:,} iterations of training"
 
 
 def safetensors_library() -> Any:
