@@ -335,7 +335,7 @@ def refused_over_a_run(work: Path) -> str:
 def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, tmp_path: Path) -> None:
     bad = {
         "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
-        "other text": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "not the same": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
         "cannot be run": "{{ messages[0].content.nothing.there }}",
         "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
         "refuses": "{{ raise_exception('no') }}",
