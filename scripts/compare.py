@@ -236,6 +236,7 @@ def main() -> int:
     parser.add_argument("--ckpt", default="out-fast/ckpt.pt", help="checkpoint of the small base model")
     parser.add_argument("--pretrained", default="", help="checkpoint of an imported model; empty: leave its rows out")
     parser.add_argument("--curve", action="store_true", help="measure the learning curve instead of the table")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run per seed and method")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     parser.add_argument("--data_dir", default="data", help="folder with the prepared datasets")
@@ -247,9 +248,8 @@ def main() -> int:
         parser.error("the picture needs matplotlib: pip install matplotlib")
     args.out.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    methods = {
-        name: m for name, m in (CURVE if args.curve else METHODS).items() if args.pretrained or m.base != "pretrained"
-    }
+    chosen = CURVE if args.curve else {name: METHODS[name] for name in args.methods}
+    methods = {name: method for name, method in chosen.items() if args.pretrained or method.base != "pretrained"}
     (args.out / "outside.txt").write_text(SONNET)
     sizes = [size if size < max(SIZES) else 0 for size in SIZES] if args.curve else [0]  # all 4,000: as in the table
     jobs = [
