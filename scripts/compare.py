@@ -45,6 +45,7 @@ METHODS = {
     "from scratch, no pretraining": Method("train", SCRATCH.split(), ""),
     "all weights": Method("finetune", [FULL]),
     "all weights, replay 0.001": Method("finetune", [FULL, "--replay=0.001"]),
+    "LoRA, rank 2": Method("finetune", [LORA, "--lora_rank=2"]),
     "LoRA, rank 8": Method("finetune", [LORA]),
     "pretrained 135 M, zero-shot": Method("", [], "pretrained"),
     "pretrained 135 M, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained"),
