@@ -30,7 +30,7 @@ FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in (""
 # from scratch: the small model with its own optimizer, and the schedule of FULL
 SCRATCH = "configs/shakespeare_char_fast.yaml --dataset=transactions --batch_size=32 --dropout=0.1 --max_iters=1000"
 SCRATCH += " --lr_schedule=linear --min_lr=0 --warmup_iters=50 --eval_interval=100 --eval_iters=0 --patience=5"
-SIZES = {50: 40, 200: 60, 1000: 120, 4000: 250}  # training examples, and iterations of the pretrained model
+SIZES = {50: 30, 200: 50, 1000: 100, 4000: 250}  # training examples, and iterations of the pretrained model
 
 
 class Method(NamedTuple):
@@ -110,7 +110,7 @@ def measure(job: Job, args: argparse.Namespace, threads: int) -> dict[str, Any]:
         flags += [f"--ckpt={base}"] if base else []
         flags += [f"--examples={job.examples}"] if job.examples else []
         if job.examples and job.method.base == "pretrained":
-            flags += [f"--max_iters={SIZES[job.examples]}", f"--eval_interval={SIZES[job.examples] // 2}"]
+            flags += [f"--max_iters={SIZES[job.examples]}", f"--eval_interval={SIZES[job.examples]}"]
         _, peak = tinygpt(job.method.command, *flags, *args.more, threads=threads)
     seconds, model = time.perf_counter() - began, str(out) if job.method.command else base
     asked = "eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data
