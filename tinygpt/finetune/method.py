@@ -155,5 +155,5 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def short(text: str) -> str:
-    shown = escaped(text)
+    shown = escaped(text) or "(empty)"
     return shown if len(shown) <= 70 else shown[:67] + "..."
