@@ -208,7 +208,11 @@ def _naming_a_neighbour(path: Path) -> Iterator[None]:
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
-        raise file_error(path, error, _way_out(path, "train a model first: tinygpt train CONFIG")) from None
+        raise file_error(
+            path,
+            error,
+            _way_out(path, "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"),
+        ) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise TinyGPTError(

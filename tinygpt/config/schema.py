@@ -235,6 +235,8 @@ class FinetuneConfig(TrainConfig):
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
 
     tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out-fast/ckpt.pt
+
+    tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt out-smollm2
     """
 
     ckpt: File = "out/ckpt.pt"
@@ -456,11 +458,11 @@ class ExportConfig:
 
     tinygpt export --ckpt out/ckpt.pt --format html
 
-    tinygpt export --ckpt out/ckpt.pt --format hf
+    tinygpt export --ckpt out-portable/ckpt.pt --format hf
 
-    tinygpt export --ckpt out/ckpt.pt --format gguf
+    tinygpt export --ckpt out-portable/ckpt.pt --format gguf
 
-    tinygpt export --ckpt out-fast/ckpt.pt --adapter out-finetune-lora --format peft
+    tinygpt export --ckpt out-smollm2 --adapter out-finetune-pretrained --format peft
 
     Some options of the architecture cannot be exported as hf, gguf or peft; configs/portable.yaml avoids them.
     """

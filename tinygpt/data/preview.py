@@ -93,7 +93,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
         return
     if not Path(f"{base}/ckpt.pt").exists():
-        print("first train a base model, which takes half a minute:")
+        print("without a pretrained model, first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
             print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
         print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")

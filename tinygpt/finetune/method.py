@@ -83,6 +83,7 @@ class FineTuning(Method):
 
     def measure(self, run: Run, state: store.Checkpoint) -> dict[str, Any]:
         """Losses on the whole validation splits of the task and of the base model's data, and three answers."""
+        run.log.say("measuring:   the complete validation split, and the answers to three prompts")  # minutes, if large
         compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
         model = for_inference(state, compute, run.config.fast)
 
@@ -155,5 +156,5 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def short(text: str) -> str:
-    shown = escaped(text)
+    shown = escaped(text) or "(empty)"
     return shown if len(shown) <= 70 else shown[:67] + "..."

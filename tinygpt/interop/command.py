@@ -61,7 +61,7 @@ def import_model(config: ImportConfig) -> None:
     print(f"model:      {kind}, {parameters:,} parameters: {sizes}")
     print(f"tokenizer:  {tokenizer.vocab_size:,} tokens; {note}")
     print(f"written:    {out}/ckpt.pt")
-    prompt = [] if tokenizer.pair is None else ["--start", "What is the capital of France?"]
+    prompt = [] if tokenizer.pair is None else ["--temperature", "0", "--start", "What is the capital of France?"]
     print(f"\nnext: {suggest.command('sample', '--ckpt', out, *prompt)}")
     print("next: tinygpt prepare transactions")
     print(f"next: {suggest.command('finetune', 'configs/finetune_transactions_pretrained.yaml', f'--ckpt={out}')}")

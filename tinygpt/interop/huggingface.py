@@ -237,11 +237,11 @@ def as_json(values: dict[str, Any]) -> str:
 USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "{folder}"
+folder = "{folder}"  # the path of this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
 {prompt}
-output = model.generate(**inputs, max_new_tokens=100{greedy})
+output = model.generate(**inputs, max_new_tokens={longest}{greedy})
 print(tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_tokens=True))
 """
 CHAT = """\
@@ -261,7 +261,9 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
         *notes,
     ]
-    use = USE.format(folder=name, prompt=CHAT if answers else PLAIN, greedy=", do_sample=False" if answers else "")
+    longest = min(100, checkpoint.model_args["block_size"] // 2)  # leaves half of the context to the prompt
+    prompt, greedy = (CHAT, ", do_sample=False") if answers else (PLAIN, "")
+    use = USE.format(folder=name, prompt=prompt, greedy=greedy, longest=longest)
     settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     parts = [
         f"# {name}",
