@@ -21,6 +21,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.interop import chat
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers = pytest.importorskip("transformers")
@@ -335,7 +336,7 @@ def refused_over_a_run(work: Path) -> str:
 def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, tmp_path: Path) -> None:
     bad = {
         "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
-        "other text": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "not the same": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
         "cannot be run": "{{ messages[0].content.nothing.there }}",
         "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
         "refuses": "{{ raise_exception('no') }}",
@@ -350,6 +351,18 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, 
         said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
         assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
+
+
+def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 5)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    bad = {"seconds": loop, "characters": "{{ 'a' * 99999 }}"}
+    if sys.platform == "linux":
+        bad["MemoryError"] = "{{ 'a' * (2 ** 31) }}"
+    for index, (why, template) in enumerate(bad.items()):
+        (work / "theirs" / "chat_template.jinja").write_text(template)
+        said = ok(work, "import", "theirs", f"--out_dir=out-{index}")
+        assert why in said.out and "it continues text" in said.out, said.out
 
 
 def test_smollm2_without_its_package_names_the_command(work: Path, tmp_path: Path) -> None:
