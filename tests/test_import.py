@@ -353,6 +353,25 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, 
         assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
 
 
+def test_weights_that_are_not_finite_are_refused(work: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = work / "theirs" / "model.safetensors"
+    weights = load_file(path)
+    for value in ("nan", "inf"):
+        save_file({**weights, "model.norm.weight": torch.full((64,), float(value))}, path, {"format": "pt"})
+        said = refused(work, "import", "theirs", "--out_dir=out-new")
+        assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_in_place_of_a_file_is_refused(work: Path) -> None:
+    (work / "theirs" / "config.json").unlink()
+    os.mkfifo(work / "theirs" / "config.json")
+    result = cli_here("import", "theirs", "--out_dir=out-new", cwd=work)
+    assert result.status == 2 and "is not a regular file" in result.err and not (work / "out-new").exists()
+
+
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 5)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
