@@ -372,6 +372,11 @@ def test_a_pipe_in_place_of_a_file_is_refused(work: Path) -> None:
     assert result.status == 2 and "is not a regular file" in result.err and not (work / "out-new").exists()
 
 
+def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
+    for out in ("out-base", "out-gpt2"):
+        assert "U+D83D" in refused(work, "sample", f"--ckpt={out}", "--start=a \ud83d", "--max_new_tokens=3")
+
+
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 5)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
