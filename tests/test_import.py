@@ -21,6 +21,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.interop import chat
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers = pytest.importorskip("transformers")
@@ -350,6 +351,42 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, 
         said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
         assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
+
+
+def test_weights_that_are_not_finite_are_refused(work: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = work / "theirs" / "model.safetensors"
+    weights = load_file(path)
+    for value in ("nan", "inf"):
+        save_file({**weights, "model.norm.weight": torch.full((64,), float(value))}, path, {"format": "pt"})
+        said = refused(work, "import", "theirs", "--out_dir=out-new")
+        assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_in_place_of_a_file_is_refused(work: Path) -> None:
+    (work / "theirs" / "config.json").unlink()
+    os.mkfifo(work / "theirs" / "config.json")
+    result = cli_here("import", "theirs", "--out_dir=out-new", cwd=work)
+    assert result.status == 2 and "is not a regular file" in result.err and not (work / "out-new").exists()
+
+
+def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
+    for out in ("out-base", "out-gpt2"):
+        assert "U+D83D" in refused(work, "sample", f"--ckpt={out}", "--start=a \ud83d", "--max_new_tokens=3")
+
+
+def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 5)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    bad = {"seconds": loop, "characters": "{{ 'a' * 99999 }}"}
+    if sys.platform == "linux":
+        bad["MemoryError"] = "{{ 'a' * (2 ** 31) }}"
+    for index, (why, template) in enumerate(bad.items()):
+        (work / "theirs" / "chat_template.jinja").write_text(template)
+        said = ok(work, "import", "theirs", f"--out_dir=out-{index}")
+        assert why in said.out and "it continues text" in said.out, said.out
 
 
 def test_smollm2_without_its_package_names_the_command(work: Path, tmp_path: Path) -> None:

@@ -228,8 +228,13 @@ class HuggingFaceTokenizer(BaseTokenizer):
         return json.loads(self._json)  # type: ignore[no-any-return]
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing."""
-        return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
+        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing. Errors: TinyGPTError for a surrogate."""
+        try:
+            return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
+        except TypeError:  # the package takes only what can be UTF-8
+            raise TinyGPTError(
+                f"the text contains {lone_surrogate(text)}, half of a surrogate pair", "remove it, or use UTF-8 text"
+            ) from None
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.

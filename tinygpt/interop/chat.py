@@ -4,16 +4,25 @@ A chat template is a program in Jinja, run in Jinja's sandbox as transformers ru
 imported, with a conversation of one prompt and one response, and keeps the text around the two. Later commands do not
 need Jinja.
 
+The sandbox limits neither loops nor the size of a text. So a template runs in a process of its own, `python -m
+tinygpt.interop.chat`, with a limit of time and, where the system has one, of memory.
+
 Source: https://huggingface.co/docs/transformers/chat_templating
 
     pair = pair_format(template, bos="", eos="<|im_end|>", special={"<|im_start|>", "<|im_end|>"})
 """
 
+import contextlib
+import json
+import subprocess
+import sys
 from typing import Any
 
 from tinygpt.errors import TinyGPTError, missing
 
 PROMPT, RESPONSE = "tinygptPROMPTtinygpt", "tinygptRESPONSEtinygpt"  # letters, so that no template changes them
+SECONDS, BYTES = 20, 1 << 30  # of a template's process; a real one takes a fraction of a second and 30 MB
+LONGEST = 1 << 16  # characters that a template may write
 
 
 def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[str, str]:
@@ -22,9 +31,7 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     special: names of the special tokens. Errors: TinyGPTError if the template cannot be run, or if prompt and response
     are not separated by special tokens, so that a user's text could imitate the separation.
     """
-    asked = {"role": "user", "content": PROMPT}
-    question = render(template, [asked], bos, eos, True)
-    example = render(template, [asked, {"role": "assistant", "content": RESPONSE}], bos, eos, False)
+    question, example = render(template, bos, eos)
     if question.count(PROMPT) != 1 or example.count(PROMPT) != 1 or example.count(RESPONSE) != 1:
         raise UnusableTemplate("it does not contain prompt and response once each")
     prefix, middle = question.split(PROMPT)
@@ -41,27 +48,67 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     return parts
 
 
-def render(template: str, messages: list[dict[str, str]], bos: str, eos: str, add_generation_prompt: bool) -> str:
-    """Run a chat template. Errors: TinyGPTError for one that cannot be run, and without the package jinja2."""
+def render(template: str, bos: str, eos: str) -> tuple[str, str]:
+    """Run a chat template in a process of its own; returns a prompt up to its response, and prompt and response.
+
+    Errors: TinyGPTError for a template that cannot be run, or takes too long, and without the package jinja2.
+    """
     try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        import jinja2  # noqa: F401 (the process needs it)
     except ImportError:
         raise missing("jinja2", "a chat template") from None
+    command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
+    try:
+        done = subprocess.run(
+            command, input=json.dumps([template, bos, eos]).encode(), capture_output=True, timeout=SECONDS
+        )
+        texts, problem = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise UnusableTemplate(f"it runs for more than {SECONDS} seconds") from None
+    except ValueError:
+        raise UnusableTemplate(f"its process ended with exit status {done.returncode}") from None
+    if problem:
+        raise UnusableTemplate(problem)
+    question, example = texts
+    return question, example
+
+
+def run_template(template: str, bos: str, eos: str) -> tuple[list[str], str]:
+    """Return the two texts of `render`, and the problem that prevents them, empty if there is none."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
-        raise UnusableTemplate(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
+        raise PermissionError(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: ""}
-    values: dict[str, Any] = {"messages": messages, "bos_token": bos, "eos_token": eos, "tools": None}
+    values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None}
+    asked = [{"role": "user", "content": PROMPT}]
+    answered = [*asked, {"role": "assistant", "content": RESPONSE}]
     try:
-        return environment.from_string(template).render(**values, add_generation_prompt=add_generation_prompt)
-    except TinyGPTError:
-        raise
+        compiled = environment.from_string(template)
+        texts = [
+            compiled.render(**values, messages=messages, add_generation_prompt=messages is asked)
+            for messages in (asked, answered)
+        ]
+    except PermissionError as error:
+        return [], str(error)
     except Exception as error:  # a template from a stranger raises many types
-        raise UnusableTemplate(f"it cannot be run ({type(error).__name__})") from None
+        return [], f"it cannot be run ({type(error).__name__})"
+    if max(map(len, texts)) > LONGEST:
+        return [], f"it writes more than {LONGEST:,} characters"
+    return texts, ""
+
+
+def main() -> None:
+    """Read template and special tokens as JSON from standard input; write what `run_template` returns."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, macOS may refuse this one
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    json.dump(run_template(*json.load(sys.stdin)), sys.stdout)
 
 
 class UnusableTemplate(TinyGPTError):
@@ -69,3 +116,7 @@ class UnusableTemplate(TinyGPTError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the model's chat template cannot be used: {why}")
+
+
+if __name__ == "__main__":
+    main()

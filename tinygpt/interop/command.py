@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import load_model, save_adapter, weights_fingerprint
 from tinygpt.checkpoint.store import Checkpoint
@@ -43,6 +45,7 @@ def import_model(config: ImportConfig) -> None:
         return import_adapter(config, source)
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
     shape, weights = from_stock(pretrained.stock)
+    require_finite(weights, source)
     tokenizer, note = imported_tokenizer(pretrained, config.source)
     if tokenizer.vocab_size > shape.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {shape.vocab_size:,}"
@@ -65,6 +68,13 @@ def import_model(config: ImportConfig) -> None:
     print(f"\nnext: {suggest.command('sample', '--ckpt', out, *prompt)}")
     print("next: tinygpt prepare transactions")
     print(f"next: {suggest.command('finetune', 'configs/finetune_transactions_pretrained.yaml', f'--ckpt={out}')}")
+
+
+def require_finite(weights: dict[str, Tensor], source: Path) -> None:
+    """Check weights that were read from another tool's files. Errors: TinyGPTError for NaN and infinite values."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise TinyGPTError(f"{source}: NaN or infinite values in the weights ({name})", "choose another model")
 
 
 def locate(source: str) -> Path:
@@ -109,6 +119,7 @@ def import_adapter(config: ImportConfig, folder: Path) -> None:
     """Write a PEFT adapter of the model --ckpt as adapter.pt."""
     out, base = Path(config.out_dir), store.load(config.ckpt)
     run = peft.read_adapter(folder, base)
+    require_finite(run.model, folder)
     with folder_lock(out, "run"):
         save_adapter(out / "adapter.pt", run, weights_fingerprint(base.model))
     print(f"written: {out}/adapter.pt, LoRA of rank {run.config['lora_rank']} for {config.ckpt}")
