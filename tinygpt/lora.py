@@ -115,10 +115,11 @@ def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight for name, weight in state.items() if name.endswith((".lora_A", ".lora_B", ".new_rows"))}
 
 
-def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables.
 
-    Returns the state of an ordinary GPT that computes the same function.
+    Returns the state of an ordinary GPT that computes the same function; its merged weights are in `dtype`, converted
+    one by one.
     """
     plain = {name: weight for name, weight in state.items() if name not in adapted_only(state)}
     for name in adapted_only(state):
@@ -126,7 +127,7 @@ def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         weight = plain[f"{layer}.weight"]
         if kind == "lora_A":
             a, b = state[name], state[f"{layer}.lora_B"]
-            plain[f"{layer}.weight"] = weight + alpha / a.size(0) * (b @ a)
+            plain[f"{layer}.weight"] = (weight + alpha / a.size(0) * (b @ a)).to(dtype)
         elif kind == "new_rows":
             plain[f"{layer}.weight"] = torch.cat((weight[: -len(state[name])], state[name]))
             if layer == "transformer.wte" and "lm_head.new_rows" not in state:  # one matrix for both

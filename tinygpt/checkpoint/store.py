@@ -57,12 +57,13 @@ class Checkpoint:
         """Number of weights; tied ones count once."""
         return sum({weight.data_ptr(): weight.numel() for weight in self.model.values()}.values())
 
-    def build_model(self, kind: type[GPT] = GPT) -> GPT:
+    def build_model(self, kind: type[GPT] = GPT, dtype: torch.dtype = torch.float32) -> GPT:
         """Build the model with these weights; a LoRA run's adapters are merged into them.
 
         Errors: TinyGPTError when sizes and weights contradict each other.
         """
-        return self._build(kind, lora.merged(self.model, self._alpha()) if lora.is_adapted(self.model) else self.model)
+        adapted = lora.is_adapted(self.model)
+        return self._build(kind, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
 
     def build_for_resuming(self, kind: type[GPT] = GPT) -> GPT:
         """Build the model as it was trained: a LoRA run's adapters stay separate."""
@@ -83,18 +84,18 @@ class Checkpoint:
             raise TinyGPTError("the checkpoint has LoRA adapters, but its config has no lora_alpha", "use another file")
         return float(alpha)
 
-    def _build(self, kind: type[GPT], weights: dict[str, torch.Tensor]) -> GPT:
+    def _build(self, kind: type[GPT], weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> GPT:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
         with torch.device("meta"):  # without weights, since those of the checkpoint are used as they are
             model = kind(args)
-        self._fill(model, weights)
+        self._fill(model, weights, dtype)
         return model
 
-    def _fill(self, model: GPT, weights: dict[str, torch.Tensor]) -> None:
+    def _fill(self, model: GPT, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
         try:
-            model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+            model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise TinyGPTError(f"the checkpoint's weights do not fit its model_args: {detail}") from None

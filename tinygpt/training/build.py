@@ -78,7 +78,7 @@ def model_class(fast: str, compute: Compute) -> type[GPT]:
 
 def for_inference(checkpoint: Checkpoint, compute: Compute, fast: str = "auto") -> GPT:
     """Build a checkpoint's model for inference, on its device and in its dtype."""
-    return checkpoint.build_model(model_class(fast, compute)).to(compute.device, compute.dtype).eval()
+    return checkpoint.build_model(model_class(fast, compute), compute.dtype).to(compute.device).eval()
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple["Computing", Optimizer]:
