@@ -305,8 +305,8 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
         logits, loss = forward(self, *args, **kwargs)
         return logits.as_subclass(OnDevice), loss
 
-    def device_build(self: Checkpoint, kind: type[GPT] = GPT) -> GPT:
-        model = build(self, kind)
+    def device_build(self: Checkpoint, *args: Any) -> GPT:
+        model = build(self, *args)
         wte = model.transformer["wte"]
         wte._parameters["weight"] = torch.nn.Parameter(wte.weight.detach().as_subclass(OnDevice))
         return model

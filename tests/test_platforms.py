@@ -61,7 +61,7 @@ def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, dtype: to
     computing, made = build(small(dropout=0.1).train(), config, compute)
     run: Any = SimpleNamespace(config=config, compute=compute, forward=computing, optimizer=made, has_dropout=True)
     run.progress, run.ranks = SimpleNamespace(step=0), distributed.Processes()
-    run.source, run.rows_per_iter, run.width = TextRows(np.arange(60, dtype=np.uint16)), 4, 16
+    run.source, run.rows_per_iter, run.width_of = TextRows(np.arange(60, dtype=np.uint16)), 4, lambda at: 16
     with ReadsNothing() as counter:
         for step in range(3):
             run.progress.step = step
