@@ -197,9 +197,9 @@ params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.port, params.verbosity = 512, 1, 0, -1
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
-address = xllamacpp.Server(params).listening_address
+server = xllamacpp.Server(params)
 body = json.dumps({"prompt": sys.argv[3], "n_predict": 100, "temperature": 0, "ignore_eos": True}).encode()
-request = urllib.request.Request(address + "/completion", body, {"Content-Type": "application/json"})
+request = urllib.request.Request(server.listening_address + "/completion", body, {"Content-Type": "application/json"})
 answers = [json.load(urllib.request.urlopen(request)) for _ in range(4)]
 print(json.dumps({"rate": max(answer["timings"]["predicted_per_second"] for answer in answers)}))
 """
