@@ -54,7 +54,7 @@ def adapted(smollm2: Path) -> Path:
     """The same folder with out-lora, a short LoRA run on data/few."""
     flags = ["--ckpt=out-base", "--out_dir=out-lora", "--dataset=few", "--examples=150", "--device=cpu", "--quiet"]
     flags += ["--max_iters=24", "--eval_interval=24", "--eval_iters=1", "--warmup_iters=2", "--batch_size=8"]
-    ok(smollm2, "finetune", str(CONFIG), *flags, "--learning_rate=2e-3", "--dtype=float32")
+    ok(smollm2, "finetune", str(CONFIG), *flags, "--learning_rate=2e-3")
     return smollm2
 
 
