@@ -195,7 +195,7 @@ def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> 
     config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8)
     new = Dataset(str(tiny_data / "data"), "tiny").sources["train"]
     source = MixedRows(new, TextRows(np.zeros(999, dtype=np.uint16)), 0.25)
-    run: Any = SimpleNamespace(config=config, source=source, width=8, rows_per_iter=16)
+    run: Any = SimpleNamespace(config=config, source=source, width_of=lambda at: 8, rows_per_iter=16)
     run.compute = SimpleNamespace(device=torch.device("cpu"))
     for rank in range(4):
         run.ranks = Processes(rank, 4)
