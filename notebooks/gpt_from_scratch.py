@@ -148,9 +148,9 @@ assert "".join(pieces) == line and len(pieces) < len(line)
 #
 # <details><summary>Answer</summary>
 #
-# The list of symbols is part of the model: each has a row in the embedding and one in the output. GPT-2's 50,257
-# symbols at 128 channels are 6.4 million numbers, eight times this whole model, and most of them would be seen a few
-# times in a million characters. Short sequences pay when there is text enough to learn the symbols from.
+# The vocabulary is part of the model: each token has a row in the embedding and one in the output. GPT-2's 50,257
+# tokens at 128 channels are 6.4 million parameters, eight times this whole model, and most of them would be seen a few
+# times in a million characters. Short sequences pay when there is enough text to learn the tokens from.
 # </details>
 
 # %% [markdown]
@@ -198,7 +198,7 @@ print(f"validation windows that a training window covers but for 8 characters: {
 # <details><summary>Answer</summary>
 #
 # Nearly the training loss, whatever happens: each validation window has been read in training, shifted by a few
-# characters. A model that has learned the text by heart would look perfect.
+# characters. A model that has memorised the text would look perfect.
 # </details>
 
 # %% [markdown]
@@ -711,7 +711,7 @@ draw_heads(model.h[3].attn.weights[0], line, "your model, last layer")
 # %% [markdown]
 # ### Overfitting, provoked and cured
 #
-# Give a model half as deep, with rotary positions and a higher rate, only 10,000 characters. It will know them by heart,
+# Give a model half as deep, with rotary positions and a higher rate, only 10,000 characters. It will memorise them,
 # and the validation loss tells.
 
 # %%
@@ -1011,7 +1011,7 @@ plt.show()
 # ## 10. LoRA
 #
 # A copy of all weights for each task is a lot to keep, and everything old is overwritten. LoRA (Hu et al. 2021) freezes
-# a matrix W and learns a small difference beside it, as the product of two thin matrices: $W + \frac{\alpha}{r} B A$.
+# a matrix W and learns a small difference next to it, as the product of two thin matrices: $W + \frac{\alpha}{r} B A$.
 
 
 # %%
@@ -1047,7 +1047,7 @@ with torch.no_grad():
 finetune(adapted, lr=5e-3)
 lora = report("LoRA, rank 8", adapted)
 trained = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
-print(f"{trained:,} numbers trained instead of {by_code:,}: {100 * trained / by_code:.0f} %")
+print(f"{trained:,} trainable parameters instead of {by_code:,}: {100 * trained / by_code:.0f} %")
 
 with torch.no_grad():
     unmerged = adapted(probe)[0]

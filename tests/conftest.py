@@ -120,6 +120,15 @@ def listing(folder: Path) -> dict[str, bytes | str]:
     } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*/")}
 
 
+def refused(folder: Path, *args: str) -> str:
+    """Run a command that must be refused without changing any file; returns its message."""
+    before = listing(folder)
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
+    assert listing(folder) == before
+    return result.err
+
+
 def tiny_text(lines: int = 600, seed: int = 1) -> str:
     """Lines of a few words, about 22,000 characters: quick to prepare, with a little to learn."""
     words = ["the", "king", "of", "my", "heart", "doth", "sing", "and", "thou", "art", "gone", "from", "me"]

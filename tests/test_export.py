@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_MODEL, TINY_TRAIN, cli, cli_here, listing
+from conftest import TINY_MODEL, TINY_TRAIN, cli, cli_here, listing, refused
 from models import largest
-from test_import import ok, refused, save_model
+from test_import import ok, save_model
 from test_pairs import json_lines, pairs
 
 from tinygpt.checkpoint.adapter import load_model

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, cli, cli_here, listing
+from conftest import Result, cli, cli_here, refused
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
@@ -117,15 +117,6 @@ def ok(folder: Path, *args: str) -> Result:
     result = cli_here(*args, cwd=folder)
     assert result.status == 0, (args, result.out, result.err)
     return result
-
-
-def refused(folder: Path, *args: str) -> str:
-    """Run a command that must be refused in one sentence and a hint, without changing any file."""
-    before = listing(folder)
-    result = cli_here(*args, cwd=folder)
-    assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
-    assert listing(folder) == before
-    return result.err
 
 
 # ---- the model --------------------------------------------------------------------------------------------------

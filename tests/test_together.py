@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from children import Child
-from conftest import TINY_TRAIN, cli, cli_here, listing
+from conftest import TINY_TRAIN, cli, cli_here, listing, refused
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
@@ -35,15 +35,6 @@ def ok(folder: Path, *args: str) -> str:
     result = cli_here(*args, cwd=folder)
     assert result.status == 0, (args, result.out, result.err)
     return result.out
-
-
-def refused(folder: Path, *args: str) -> str:
-    """Run a command that must be refused without changing any file; returns its message."""
-    before = listing(folder)
-    result = cli_here(*args, cwd=folder)
-    assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
-    assert listing(folder) == before
-    return result.err
 
 
 def settings(run: Path) -> dict[str, Any]:

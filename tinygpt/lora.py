@@ -46,10 +46,8 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         y, low = super().forward(x), F.linear(dropped, self.lora_A)  # (..., out) and (..., rank)
-        adapted = torch.addmm(
-            y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale
-        )  # y + scale B A x
-        return adapted.view(y.shape)
+        # y + scale B A x in one kernel
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale).view(y.shape)
 
 
 class GrownEmbedding(nn.Embedding):

@@ -27,7 +27,6 @@ from tinygpt.data.tokenizer import (
     Block,
     CharTokenizer,
     GPT2Tokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     tokenizer_from_dict,
 )
@@ -90,15 +89,13 @@ def tokenizer_of_model(path: str) -> Tokenizer:
 
 def tokenizer_for_pairs(path: str) -> Tokenizer:
     """The tokenizer of a checkpoint, with special tokens for pairs."""
-    tokenizer = tokenizer_of_model(path)
-    if isinstance(tokenizer, CharTokenizer):
-        return tokenizer.joined(CharTokenizer(SPECIAL))
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer.with_pairs()
-    raise TinyGPTError(
-        "pairs need special tokens, which GPT-2's vocabulary does not have",
-        "tinygpt import gpt2 makes a model whose vocabulary can get them",
-    )
+    tokenizer = tokenizer_of_model(path).joined(CharTokenizer(SPECIAL))
+    if tokenizer.pair is None:
+        raise TinyGPTError(
+            "pairs need special tokens, which GPT-2's vocabulary does not have",
+            "tinygpt import gpt2 makes a model whose vocabulary can get them",
+        )
+    return tokenizer
 
 
 def train_characters(text: InputText, config: PrepareConfig) -> int:
