@@ -27,7 +27,8 @@ def data_dir(config: Any, recorded: dict[str, Any]) -> str:
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
     """Command to try with a model whose best checkpoint is in `out`; its dataset is looked for in `folder`."""
-    answers_prompts = PROMPT in (model.tokenizer or {}).get("symbols", [])
+    tokenizer = model.tokenizer or {}
+    answers_prompts = bool(tokenizer.get("pair")) or PROMPT in tokenizer.get("symbols", [])
     labelled, prompt = False, None
     if answers_prompts:
         with contextlib.suppress(TinyGPTError):

@@ -163,6 +163,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
     if dataset is None:
         print("note: the model's dataset is not prepared here, so the validation loss is not measured")
     else:
+        print("measuring the validation loss before and after quantisation", flush=True)  # minutes, if large
         before, after = (
             loss_of(one, dataset, checkpoint) for one in (stock, gguf_file.dequantised(stock, config.quantisation))
         )
