@@ -11,7 +11,7 @@ headlines      company news -> positive, neutral or negative
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygpt.data.tasks import headlines, transactions
+from tinygpt.data.tasks import headlines, reader, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -31,4 +31,5 @@ class Task:
 TASKS: dict[str, Task] = {
     "transactions": Task("transactions", transactions.CATEGORIES, transactions.with_brands, transactions.invented),
     "headlines": Task("headlines", headlines.SENTIMENTS, headlines.make),
+    "reader": Task("reader", (), reader.make),
 }
