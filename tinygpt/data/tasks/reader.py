@@ -151,6 +151,14 @@ RELATIONS = read_relations(Path(__file__).with_name("reader.txt").read_text(enco
 FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that nothing is asked about
 
 
+SECTIONS = {  # of a document, with their relations
+    "Overview": ("founded", "headquarters", "product", "owner", "employees"),
+    "People": ("chief executive", "finance chief", "chair", "auditor"),
+    "Figures": ("revenue", "profit", "growth", "dividend"),
+    "Calendar": ("meeting", "results"),
+}
+
+
 class Fact(NamedTuple):
     relation: str
     value: str
@@ -237,11 +245,46 @@ def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
 
     new: the relation that is stated in a new wording.
     """
-    title = rng.random() < 0.25
-    sentences = [f"{name}:"] if title else []
+    title = rng.random() < 0.3
+    sentences = [rng.choice((f"{name}:", f"{name} > {rng.choice(list(SECTIONS))}:"))] if title else []
     for index, fact in enumerate(facts):
         named = (index == 0 and not title) or rng.random() < 0.4
         sentences.append(statement(rng, fact, name if named else "", fact.relation == new))
         if rng.random() < 0.1:
             sentences.append(rng.choice(FILLERS))
     return " ".join(sentences)
+
+
+# ---- documents --------------------------------------------------------------------------------------------------
+
+
+def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
+    """Write a document about each of some companies, and questions about them.
+
+    Returns the Markdown text of each file, and for val and test questions {"question", "answer", "source"}. The answer
+    is empty if no document gives it. Questions of test have the new wordings.
+    """
+    rng = Rng(seed)
+    names: dict[str, str] = {}
+    while len(names) < companies:
+        names.setdefault(short(name := company(rng)).lower(), name)
+    documents: dict[str, str] = {}
+    questions: dict[str, list[dict[str, str]]] = {"val": [], "test": []}
+    for short_name, name in names.items():
+        source, parts = f"{short_name}.md", [f"# {name}"]
+        for section, relations in SECTIONS.items():
+            facts = [Fact(each, RELATIONS[each].value(rng)) for each in relations if rng.random() < 0.8]
+            if facts:
+                rng.shuffle(facts)
+                sentences = [statement(rng, fact, name if rng.random() < 0.4 else "") for fact in facts]
+                sentences.insert(rng.randrange(len(facts) + 1), rng.choice(FILLERS))
+                parts.append(f"## {section}\n\n{' '.join(sentences)}")
+            known = {fact.relation: fact.value for fact in facts}
+            for each in relations:
+                if each in known or rng.random() < 0.5:
+                    split = rng.choice(("val", "test"))
+                    asks = question(rng, each, rng.choice((name, short(name))), new=split == "test")
+                    about = source if each in known else ""
+                    questions[split].append({"question": asks, "answer": known.get(each, ""), "source": about})
+        documents[source] = "\n\n".join(parts) + "\n"
+    return documents, questions
