@@ -23,7 +23,7 @@ from tinygpt.data.tasks.generate import Pair, digits, words
 UNANSWERABLE = "not in the documents"
 SIZES = {"train": 160_000, "val": 1000, "test": 1000}
 LONGEST = 254  # characters of prompt and response; with three special tokens and the shift they fill a context of 256
-UNANSWERABLE_SHARE = 0.15
+UNANSWERABLE_SHARE = 0.25
 
 
 def reading(passages: Sequence[str], question: str) -> str:
