@@ -236,8 +236,9 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
             except sqlite3.OperationalError as error:
                 full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
                 raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        seal = checksum(file).to_bytes(4, "big")
         file.seek(SEAL.start)
-        file.write(checksum(file).to_bytes(4, "big"))
+        file.write(seal)
 
 
 def create(connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
