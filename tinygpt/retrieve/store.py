@@ -36,7 +36,7 @@ SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the second is followed by the fo
 PAGE_SIZE, PAGES = slice(16, 18), slice(28, 32)  # fields of SQLite's header
 SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id
 BLOCK = 1 << 13  # vectors compared at a time, in the processor's caches
-TITLE_WEIGHT = 2.0  # of a word in the title, relative to one in the text
+TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -63,6 +63,22 @@ class Passage(NamedTuple):
     title: str
     source: str
     position: str
+
+
+class Similarities(NamedTuple):
+    """Cosines of a question with all passages."""
+
+    ids: np.ndarray  # of the passages in ascending order, int64 (n,)
+    cosines: np.ndarray  # float32 (n,)
+
+    def best(self, count: int) -> list[int]:
+        """The ids of the most similar passages, best first."""
+        top = np.argpartition(-self.cosines, min(count, len(self.ids)) - 1)[:count]
+        found: list[int] = self.ids[top[np.lexsort((top, -self.cosines[top]))]].tolist()
+        return found
+
+    def of(self, passage: int) -> float:
+        return float(self.cosines[np.searchsorted(self.ids, passage)])
 
 
 class Index:
@@ -120,8 +136,10 @@ class Index:
             self._embeddings = loaded
         return self._embeddings  # type: ignore[no-any-return]
 
-    def similarities(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all passages, int64 (n,), and the cosines of their vectors with `vector`, float32 (n,)."""
+    def similarities(self, question: str) -> "Similarities | None":
+        """Compare a question with all passages; None without vectors, or for a question without tokens."""
+        if self.embeddings is None or not (vector := self.embeddings.vectors([question])[0]).any():
+            return None
         if self._vectors is None:
             rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
             ids = np.array([row[0] for row in rows], dtype=np.int64)
@@ -130,7 +148,7 @@ class Index:
             self._vectors = ids, matrix, np.maximum(np.concatenate(lengths), 1)
         ids, matrix, norms = self._vectors
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
-        return ids, np.concatenate(products) / norms
+        return Similarities(ids, np.concatenate(products) / norms)
 
     # ---- writing
 
