@@ -250,6 +250,6 @@ def damaged(path: Path, kind: str, error: Exception) -> TinyGPTError:
 
 
 READERS = {
-    ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
-    ".csv": table, ".pdf": pdf, ".docx": word, ".txt": plain,
+    ".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
+    ".csv": table, ".pdf": pdf, ".docx": word,
 }  # fmt: skip

@@ -113,7 +113,8 @@ class Index:
     def samples(self, count: int) -> list[Passage]:
         """Passages at equal distances."""
         ids = [row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")]
-        return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(min(count, len(ids))))
+        count = min(count, len(ids))
+        return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(count))
 
     def words(self, query: str, count: int) -> list[tuple[int, float]]:
         """The passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
