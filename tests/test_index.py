@@ -334,7 +334,7 @@ def test_only_what_changed_is_read_again(folder: Path) -> None:
 
 def test_an_update_equals_a_new_index(folder: Path) -> None:
     draw, docs = random.Random(3), folder / "docs"
-    for round_ in range(6):
+    for round_ in range(4):
         for number in range(12):
             path = docs / f"{number}.txt"
             if draw.random() < 0.4:
@@ -412,7 +412,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "blank.md": (lambda path: path.write_bytes(b"\n# \n \t"), "contains no text"),
     "scripts.html": (lambda path: path.write_text("<script>x</script>"), "contains no text"),
     "header.csv": (lambda path: path.write_text("a,b\n"), "contains no text"),
-    "quote.csv": (lambda path: path.write_text('a,b\n"c,d\n'), "is not a valid CSV file"),
+    "quote.csv": (lambda path: path.write_text("a,b\n" + "bad,row\n" * 1500 + '"c,d\n'), "is not a valid CSV file"),
     "locked.pdf": (encrypted_pdf, "is encrypted with a password"),
     "scan.pdf": (lambda path: pdf(path, ""), "contains no text"),
     "damaged.pdf": (lambda path: path.write_bytes(b"%PDF-1.4 and no more"), "cannot be read as PDF"),
@@ -428,6 +428,7 @@ def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: P
     assert f"{name}: {problem}" in message and "try: " in message
     result = run(folder)
     assert "7 (6 added, 1 left out)" not in result.out and "documents: 6 (6 added, 1 left out)" in result.out
+    assert not found(folder, "bad")
     (line,) = result.err.splitlines()
     assert line.startswith("left out: ") and f"{name}: {problem}" in line
     before = (folder / "index.db").read_bytes()

@@ -188,18 +188,6 @@ class Index:
         self._db.execute(f"DELETE {old}", (source,))
         self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
 
-    @contextlib.contextmanager
-    def undoing(self) -> Iterator[None]:
-        """Undo the changes of a block that raises."""
-        self._db.execute("SAVEPOINT document")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK TO document")
-            raise
-        finally:
-            self._db.execute("RELEASE document")
-
 
 def quantised(vectors: np.ndarray) -> np.ndarray:
     """Round vectors to int8; each is scaled so that its largest number is 127, which no cosine depends on."""
