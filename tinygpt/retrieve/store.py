@@ -240,9 +240,11 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # one segment; removed words leave
                 connection.execute("COMMIT")
                 connection.execute("VACUUM")  # removed text leaves the file
-            except sqlite3.OperationalError as error:
-                full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+            except sqlite3.DatabaseError as error:
+                disk = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+                if number := disk.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
+                    raise OSError(number, str(error)) from error
+                raise unusable(path, f"is damaged ({error})") from None
         seal = checksum(file).to_bytes(4, "big")
         file.seek(SEAL.start)
         file.write(seal)
