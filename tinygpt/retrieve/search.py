@@ -2,7 +2,7 @@
 
 The two rankings have scores that cannot be compared, so their ranks are: a passage scores the sum of 1 / (10 + rank)
 over the rankings that it is in (Cormack, Clarke & Buettcher 2009, "Reciprocal rank fusion"). With 60, the paper's
-constant, recall was lower by one or two percentage points on both sets of scripts/bench_retrieve.py.
+constant, recall@5 was lower by one to three percentage points on both sets of scripts/bench_retrieve.py.
 
 with open_index(Path("index.db")) as index:
     for hit in search(index, "How long is the warranty?", count=5): print(hit.source, hit.position, hit.text)
