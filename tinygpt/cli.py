@@ -37,6 +37,9 @@ GROUPS = {
             "write a model for a browser, transformers, llama.cpp, peft",
         ),
     },
+    "ask your documents": {
+        "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
+    },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
