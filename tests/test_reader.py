@@ -45,7 +45,7 @@ def test_the_seed_decides(examples: dict[str, list[tuple[str, str]]], monkeypatc
 
 def test_an_answer_stands_in_the_passages_once_and_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
     for prompt, answer in itertools.chain(*examples.values()):
-        *passages, question = prompt.split("\n")
+        question, *passages = prompt.split("\n")
         assert len(prompt) + len(answer) <= reader.LONGEST == 256 + 1 - 3
         assert passages and question.endswith("?")
         if answer != UNANSWERABLE:
@@ -57,7 +57,7 @@ def test_an_answer_stands_in_the_passages_once_and_fits(examples: dict[str, list
 
 def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str, list[tuple[str, str]]]) -> None:
     for prompt, answer in examples["train"]:
-        *passages, question = prompt.split("\n")
+        question, *passages = prompt.split("\n")
         if answer != UNANSWERABLE:
             names = set(re.findall(r"[A-Z]\w+", question))
             assert any(answer in passage and names & set(re.findall(r"[A-Z]\w+", passage)) for passage in passages)
@@ -81,12 +81,12 @@ def test_new_wordings_are_in_test_alone(examples: dict[str, list[tuple[str, str]
     new = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?!"]]
     old = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?"]]
     count = {
-        split: np.mean([not any(re.fullmatch(p, prompt.split("\n")[-1]) for p in old) for prompt, _ in part[:300]])
+        split: np.mean([not any(re.fullmatch(p, prompt.split("\n")[0]) for p in old) for prompt, _ in part[:300]])
         for split, part in examples.items()
     }
     assert count["train"] == count["val"] == 0
     assert count["test"] > 0.8  # some new wordings with a long name look like an old one
-    assert all(any(re.fullmatch(p, prompt.split("\n")[-1]) for p in new) for prompt, _ in examples["test"])
+    assert all(any(re.fullmatch(p, prompt.split("\n")[0]) for p in new) for prompt, _ in examples["test"])
 
 
 def test_every_relation_has_wordings_of_each_kind() -> None:
@@ -99,7 +99,7 @@ def test_every_relation_has_wordings_of_each_kind() -> None:
 
 
 def test_reading_is_one_line_per_passage() -> None:
-    assert reader.reading(["a\nb  c", "d"], "e\tf?") == "a b c\nd\ne f?"
+    assert reader.reading(["a\nb  c", "d"], "e\tf?") == "e f?\na b c\nd"
 
 
 def test_documents_answer_their_questions() -> None:

@@ -4,7 +4,7 @@ generate       labelled examples without near duplicates, the labels in equal sh
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
-reader         passages and a question -> the answer, copied from a passage
+reader         a question and passages -> the answer, copied from a passage
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """

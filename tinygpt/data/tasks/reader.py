@@ -1,4 +1,4 @@
-"""The task `reader`: some passages and a question -> the answer, copied from a passage.
+"""The task `reader`: a question and some passages -> the answer, copied from a passage.
 
 A passage states facts about an invented company; the question asks for one of them. Names and values are drawn afresh
 for every example, so memorising them does not pay: a model has to find the company and the fact in the passages, and to
@@ -30,8 +30,11 @@ UNANSWERABLE_SHARE = 0.25
 
 
 def reading(passages: Sequence[str], question: str) -> str:
-    """The prompt of a reader: each passage on a line, and the question on the last line."""
-    return "\n".join(" ".join(line.split()) for line in (*passages, question))
+    """The prompt of a reader: the question on the first line, then each passage on a line.
+
+    The question comes first because attention is causal: so the model knows what to look for while it reads.
+    """
+    return "\n".join(" ".join(line.split()) for line in (question, *passages))
 
 
 # ---- names and values -------------------------------------------------------------------------------------------
