@@ -15,7 +15,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "files config",
     "data options cache model lora fast",
     "checkpoint training evaluate",
-    "prepare train sample finetune report exercise interop",
+    "prepare train sample finetune report exercise interop retrieve",
     "quickstart",
     "cli __main__",
 ]

@@ -37,6 +37,9 @@ GROUPS = {
             "write a model for a browser, transformers, llama.cpp, peft",
         ),
     },
+    "ask your documents": {
+        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question from the documents of an index"),
+    },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
@@ -93,8 +96,7 @@ def guarded(args: list[str], debug: bool) -> int:
     except TinyGPTError as error:
         if debug:
             raise
-        hint = f"\n  try: {error.hint}" if error.hint else ""
-        terminal.print_error(f"error: {error.message}{hint}")
+        terminal.print_error(error.text())
         return error.status
     except OSError as error:
         if debug or error.filename is None:
