@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 
 from tinygpt import __version__, lora
+from tinygpt.checkpoint.eight_bits import from_8_bits
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
@@ -297,6 +298,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
         state = {"model": weights, "model_args": args, "config": config} | _nanogpt_progress(state)
+    state = state | {"model": from_8_bits(state["model"])}
     checkpoint = Checkpoint(
         **{field.name: state[field.name] for field in dataclasses.fields(Checkpoint) if field.name in state}
     )

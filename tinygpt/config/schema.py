@@ -361,7 +361,8 @@ class EvalConfig:
     dataset: DatasetName = ""
     """a prepared dataset; empty: the one the model was trained on"""
     task: DatasetName = ""
-    """a prepared labelled task: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers"""
+    """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers;
+    with free responses: exact match"""
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
     predict: File = ""

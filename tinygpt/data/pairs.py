@@ -16,13 +16,13 @@ from typing import Any
 from tinygpt import terminal
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.preview import show_pairs
-from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks import TASKS, Pair, Task
 from tinygpt.data.text_files import not_decoded
 from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import byte_order_mark, file_error, folder_lock
+from tinygpt.files import byte_order_mark, file_error, folder_lock, replacing
 
 PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 MOST_LABELS = 50  # more distinct responses than this are free text
@@ -51,6 +51,8 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
         for name, part in splits.items():
             for pair in part:
                 writers[name].write(tokenizer.encode_pair(*pair))
+        if config.name in TASKS and TASKS[config.name].library:
+            write_library(TASKS[config.name], folder)
         facts = {
             "kind": "pairs",
             "options": prepare_options(config),
@@ -61,6 +63,19 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
             folder, writers, tokenizer, hashlib.sha256(json.dumps(splits).encode()).hexdigest(), facts
         )
     show_pairs(config, folder, meta, tokenizer, splits, source)
+
+
+def write_library(task: Task, folder: Path) -> None:
+    """Write the documents of a task into folder/documents, and the questions about them next to it."""
+    assert task.library is not None
+    documents, questions = task.library(1337)
+    (folder / "documents").mkdir(exist_ok=True)
+    files = {f"documents/{name}": text for name, text in documents.items()}
+    for split, asked in questions.items():
+        files[f"questions-{split}.jsonl"] = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked)
+    for name, text in files.items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

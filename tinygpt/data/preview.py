@@ -70,11 +70,13 @@ def show_pairs(
         print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
+    if config.name in TASKS and TASKS[config.name].library:
+        print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for index and ask")
     print_next_commands(config, folder, tokenizer, max(lengths) - 1)
 
 
 def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenizer, width: int) -> None:
-    """Print the command that fine-tunes on the pairs, preceded by those that train a base model if there is none.
+    """Print the command that trains on the pairs, preceded by those that train a base model if one is needed.
 
     Pairs longer than the presets' context get a base model of their own, with block_size `width`. Pairs that are
     encoded with a model's tokenizer are for LoRA of that model.
@@ -83,7 +85,8 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     if width > suggest.PRESET_BLOCK_SIZE:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
     own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
-    preset = f"configs/finetune_{config.name if config.name in TASKS else 'transactions'}.yaml"
+    task = TASKS.get(config.name, TASKS["transactions"])
+    preset = f"configs/{task.preset}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
@@ -91,6 +94,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
+        return
+    if not task.preset.startswith("finetune"):
+        print(f"next: {suggest.command('train', preset, *place)}")
         return
     if not Path(f"{base}/ckpt.pt").exists():
         print("without a pretrained model, first train a base model, which takes half a minute:")

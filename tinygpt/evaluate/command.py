@@ -14,7 +14,7 @@ from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate import classify
+from tinygpt.evaluate import classify, exact
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.evaluate.origin import data_dir
@@ -41,12 +41,15 @@ def evaluate(config: EvalConfig) -> None:
     checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = for_inference(checkpoint, compute, config.fast)
-    if not dataset.labels and (config.task or config.predict):
+    if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
     if prompts:
         label_lines(config, model, dataset, compute, prompts)
     elif dataset.labels:
         measure_task(config, model, dataset, compute)
+    elif config.task:
+        report = exact.make_report(model, dataset, config.split, compute)
+        print(strict_json({"ckpt": config.ckpt, **report.to_dict()}) if config.json else report.text())
     else:
         measure_loss(config, model, dataset, compute)
 

@@ -1,9 +1,10 @@
-"""Two classification tasks for fine-tuning, generated from templates and a seed.
+"""Tasks of prompts and responses, generated from templates and a seed: two of classification, one of reading.
 
 generate       labelled examples without near duplicates, the labels in equal shares
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
+reader         passages and a question -> the answer, copied from a passage
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
@@ -11,24 +12,38 @@ headlines      company news -> positive, neutral or negative
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygpt.data.tasks import headlines, transactions
+from tinygpt.data.tasks import headlines, reader, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
+Library = Callable[[int], tuple[dict[str, str], dict[str, list[dict[str, str]]]]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: `make(seed)` returns its pairs; the responses are `labels`. `synthetic` makes the form of the task with
-    invented names, if the task has two forms."""
+    """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
+
+    synthetic: makes the form of the task with invented names, if the task has two forms. library: makes documents, and
+    questions of val and test about them. preset: the one that trains a model for the task.
+    """
 
     name: str
     labels: tuple[str, ...]
     make: Make
+    preset: str
     synthetic: Make | None = None
+    library: Library | None = None
 
 
-TASKS: dict[str, Task] = {
-    "transactions": Task("transactions", transactions.CATEGORIES, transactions.with_brands, transactions.invented),
-    "headlines": Task("headlines", headlines.SENTIMENTS, headlines.make),
-}
+_TASKS = (
+    Task(
+        "transactions",
+        transactions.CATEGORIES,
+        transactions.with_brands,
+        "finetune_transactions",
+        synthetic=transactions.invented,
+    ),
+    Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
+    Task("reader", (), reader.make, "reader", library=reader.library),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -1,0 +1,47 @@
+"""Weights in 8 bits: a quarter of the size of float32, for a model that is shipped or sent.
+
+Each row of a matrix is stored as int8 and one float16 scale, the largest absolute value of the row divided by 127
+("absmax" quantisation, Dettmers et al. 2022, section 3). Vectors are stored in float16.
+
+    small = to_8_bits(checkpoint.model)     # save it as the `model` of a checkpoint; `load` calls from_8_bits
+"""
+
+import torch
+from torch import Tensor
+
+SCALE = ".scale"  # is appended to the name of a matrix
+SMALLEST = 2.0**-14  # the smallest normal number of float16
+
+
+def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Quantise weights: a matrix (rows, columns) to int8 of that shape and scales float16 (rows, 1)."""
+    small: dict[str, Tensor] = {}
+    done: dict[int, tuple[Tensor, Tensor]] = {}  # by address, so that tied matrices stay tied
+    for name, weight in weights.items():
+        if weight.dim() < 2:
+            small[name] = weight.half()
+            continue
+        if weight.data_ptr() not in done:
+            scale = (weight.float().abs().amax(1, keepdim=True) / 127).half().clamp(min=SMALLEST)
+            done[weight.data_ptr()] = ((weight / scale.float()).round().clamp(-127, 127).to(torch.int8), scale)
+        small[name], small[name + SCALE] = done[weight.data_ptr()]
+    return small
+
+
+def from_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `to_8_bits`: float32. Weights without any matrix in 8 bits are returned as they are.
+
+    Errors: KeyError, RuntimeError for a matrix without its scales, or with scales of another shape.
+    """
+    if not any(weight.dtype == torch.int8 for weight in weights.values()):
+        return weights
+    full: dict[str, Tensor] = {}
+    done: dict[int, Tensor] = {}
+    for name, weight in weights.items():
+        if weight.dtype == torch.int8:
+            if weight.data_ptr() not in done:
+                done[weight.data_ptr()] = weight.float() * weights[name + SCALE].float()
+            full[name] = done[weight.data_ptr()]
+        elif not name.endswith(SCALE):
+            full[name] = weight.float()
+    return full

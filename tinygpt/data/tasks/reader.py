@@ -1,0 +1,290 @@
+"""The task `reader`: some passages and a question -> the answer, copied from a passage.
+
+A passage states facts about an invented company; the question asks for one of them. Names and values are drawn afresh
+for every example, so memorising them does not pay: a model has to find the company and the fact in the passages, and to
+copy the value. Other companies distract, with facts of the same kind. Some questions have no answer in the passages;
+their response is `UNANSWERABLE`.
+
+`reader.txt` holds the wordings. Those marked as new do not occur in train: val asks in the wordings of train about
+other names and values; test uses the new wordings for the question, and in half of the examples also for the statement.
+
+    make(1337)["train"][0]              # -> (prompt, response); the prompt is reading(passages, question)
+    documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tinygpt.data.tasks.generate import Pair, digits, words
+
+UNANSWERABLE = "not in the documents"
+SIZES = {"train": 160_000, "val": 1000, "test": 1000}
+LONGEST = 254  # characters of prompt and response; with three special tokens and the shift they fill a context of 256
+UNANSWERABLE_SHARE = 0.15
+
+
+def reading(passages: Sequence[str], question: str) -> str:
+    """The prompt of a reader: each passage on a line, and the question on the last line."""
+    return "\n".join(" ".join(line.split()) for line in (*passages, question))
+
+
+# ---- names and values -------------------------------------------------------------------------------------------
+
+Rng = random.Random
+_ONSETS = words(
+    "b c d f g h j k l m n p r s t v w x y z b c d f g h j k l m n p r s t v br ch cl dr gr kl pr qu sh sk st th tr wh"
+)
+_VOWELS = words("a a e e i i o o u a a e e i i o o u ai ea ia io ou y")
+_CODAS = words("d k l l m n n r r s t x ck ll nd ng rd rk rn rt st")
+_FORMS = words("Ltd Inc Corp Group Holdings Bank Capital Partners Energy Foods Systems Labs Motors Insurance AG plc")
+_MONTHS = words("January February March April May June July August September October November December")
+_FIRST_NAMES = words(
+    "Ada Alan Amira Ana Anders Ben Bruno Carla Chen Clara Dan Daria Elena Emil Eva Farah Felix Grace Hana Hugo Ines "
+    "Ivan Jan Joan Jon Karim Kate Lars Lea Leo Lin Lucy Maria Max Mei Mia Nadia Nils Noor Olga Omar Otto Paul Petra "
+    "Priya Ravi Rosa Ruth Sam Sara Sven Tara Theo Tom Uma Vera Victor Wei Yara Zoe"
+)
+_GOODS = words(
+    "bicycles boats bread cables chairs cheese clocks coffee copper engines furniture glass lamps medicines paint "
+    "paper phones pianos pumps robots sensors shoes soap software steel tea tents tools toys trains tyres valves wine"
+)
+_STYLES = words("blue cheap electric fine fresh green heavy industrial large light modern plain rare small used wooden")
+
+
+def company(rng: Rng) -> str:
+    if rng.random() < 0.08:
+        name = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(3))
+    else:
+        name = _word(rng, rng.choice((1, 2, 2, 2, 3)))
+    return f"{name} {rng.choice(_FORMS)}" if rng.random() < 0.6 else name
+
+
+def short(company: str) -> str:
+    """The company's name without Ltd, Group, ..."""
+    return company.partition(" ")[0]
+
+
+def person(rng: Rng) -> str:
+    first = rng.choice(_FIRST_NAMES) if rng.random() < 0.7 else _word(rng, 2)
+    middle = f" {rng.choice('ABCDEFGHJKLMNPRSTW')}." if rng.random() < 0.1 else ""
+    return f"{first}{middle} {_word(rng, rng.choice((1, 2, 2, 3)))}"
+
+
+def place(rng: Rng) -> str:
+    before = rng.choice(("", "", "", "", "New ", "Port ", "San ", "East ", "Lake "))
+    return before + _word(rng, 2) + rng.choice(("", "", "", "", "ville", "burg", "ton", "field"))
+
+
+def year(rng: Rng) -> str:
+    return str(rng.randrange(1850, 2027))
+
+
+def money(rng: Rng) -> str:
+    currency = rng.choice(("$", "$", "$", "EUR ", "USD ", "£", "€", "CHF "))
+    if rng.random() < 0.4:
+        return currency + number(rng, rng.choice(("9,999", "99,000", "999,999")))
+    return currency + number(rng, rng.choice(("9", "99", "999", "9.9", "99.9", "9.99"))) + rng.choice(
+        (" million", " million", " billion", "m")
+    )  # fmt: skip
+
+
+def count(rng: Rng) -> str:
+    return number(rng, rng.choice(("99", "999", "999", "9,999", "99,999", "9,900")))
+
+
+def cents(rng: Rng) -> str:
+    return rng.choice(("$", "$", "EUR ", "£")) + number(rng, rng.choice(("9.99", "0.99", "9.9")))
+
+
+def percent(rng: Rng) -> str:
+    return number(rng, rng.choice(("9", "99", "9.9", "9.99"))) + rng.choice(("%", " %", " percent"))
+
+
+def date(rng: Rng) -> str:
+    day, month = rng.randrange(1, 29), rng.choice(_MONTHS)
+    return rng.choice((f"{day} {month}", f"{month} {day}", f"{day} {month} {rng.randrange(2019, 2030)}"))
+
+
+def goods(rng: Rng) -> str:
+    return f"{rng.choice(_STYLES)} {rng.choice(_GOODS)}" if rng.random() < 0.7 else rng.choice(_GOODS)
+
+
+def number(rng: Rng, pattern: str) -> str:
+    """The pattern with random digits for its nines, the first of which is not 0."""
+    drawn = digits(rng, pattern)
+    return f"{rng.randrange(1, 10)}{drawn[1:]}" if pattern[0] == "9" else drawn
+
+
+def _word(rng: Rng, syllables: int) -> str:
+    """An invented word with a capital."""
+    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)]
+    return ("".join(parts) + (rng.choice(_CODAS) if rng.random() < 0.6 else "")).capitalize()
+
+
+# ---- what is said about a company -------------------------------------------------------------------------------
+
+
+class Relation(NamedTuple):
+    """What can be said about a company: the kind of the value, and wordings of statements (+) and questions (?)."""
+
+    value: Callable[[Rng], str]
+    wordings: dict[str, list[str]]  # "+" and "?" for all splits, "+!" and "?!" for test only
+
+
+def read_relations(text: str) -> dict[str, Relation]:
+    """Parse reader.txt, which explains its format."""
+    relations: dict[str, Relation] = {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            name, _, kind = line[1:].partition("] ")
+            relations[name] = Relation(VALUES[kind], {"+": [], "+!": [], "?": [], "?!": []})
+        elif line and not line.startswith("#"):
+            mark, _, wording = line.partition(" ")
+            relations[name].wordings[mark].append(wording)
+    return relations
+
+
+VALUES = {kind.__name__: kind for kind in (company, person, place, year, money, count, cents, percent, date, goods)}
+RELATIONS = read_relations(Path(__file__).with_name("reader.txt").read_text(encoding="utf-8"))
+FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that nothing is asked about
+
+
+SECTIONS = {  # of a document, with their relations
+    "Overview": ("founded", "headquarters", "product", "owner", "employees"),
+    "People": ("chief executive", "finance chief", "chair", "auditor"),
+    "Figures": ("revenue", "profit", "growth", "dividend"),
+    "Calendar": ("meeting", "results"),
+}
+
+
+class Fact(NamedTuple):
+    relation: str
+    value: str
+
+
+def statement(rng: Rng, fact: Fact, name: str, new: bool = False) -> str:
+    """State a fact about a company; without a name, about "it" or "the company"."""
+    sentence = phrase(rng, RELATIONS[fact.relation].wordings["+!" if new else "+"])
+    if name:
+        sentence = sentence.replace("@", name)
+    elif sentence.startswith("@") and rng.random() < 0.6:
+        sentence = re.sub("^@('s)?", lambda found: "Its" if found[1] else "It", sentence)
+    else:
+        sentence = sentence.replace("@", rng.choice(("the company", "the company", "the firm")))
+    sentence = sentence.replace("~", fact.value)
+    return sentence[0].upper() + sentence[1:]
+
+
+def question(rng: Rng, relation: str, name: str, new: bool = False) -> str:
+    return phrase(rng, RELATIONS[relation].wordings["?!" if new else "?"]).replace("@", name)
+
+
+def phrase(rng: Rng, wordings: Sequence[str]) -> str:
+    """One of the wordings, with one of each (a|b)."""
+    return re.sub(r"\(([^)]*)\)", lambda found: rng.choice(found[1].split("|")), rng.choice(wordings))
+
+
+# ---- examples ---------------------------------------------------------------------------------------------------
+
+
+class Wording(NamedTuple):
+    """Which wordings an example has, and how much it may contain."""
+
+    new_question: bool = False
+    new_statement: bool = False
+    longest: int = LONGEST  # characters
+    others: int = 2  # companies at most, besides the one that is asked about
+
+
+def make(seed: int) -> dict[str, list[Pair]]:
+    """Generate `SIZES` examples. Names and values of val and test do not occur in train."""
+    rng = Rng(seed)
+    seen: set[str] = set()
+    splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    kinds = {"train": [Wording()], "val": [Wording()], "test": [Wording(True), Wording(True, True)]}
+    for split in ("val", "test", "train"):
+        while len(splits[split]) < SIZES[split]:
+            prompt, answer, names = example(rng, kinds[split][len(splits[split]) % len(kinds[split])])
+            if split != "train":
+                seen |= names
+            elif seen & names:
+                continue
+            splits[split].append((prompt, answer))
+    return splits
+
+
+def example(rng: Rng, wording: Wording) -> tuple[str, str, set[str]]:
+    """Draw an example: prompt, response, and the companies and the answer in it."""
+    asked, target = rng.choice(list(RELATIONS)), company(rng)
+    answer = RELATIONS[asked].value(rng) if rng.random() >= UNANSWERABLE_SHARE else UNANSWERABLE
+    subjects: list[tuple[str, list[Fact]]] = []
+    if answer != UNANSWERABLE:
+        subjects.append((target, [Fact(asked, answer)]))
+    elif rng.random() < 0.7:
+        subjects.append((target, []))
+    for _ in range(rng.randrange(0 if subjects else 1, wording.others + 1)):
+        subjects.append((company(rng), [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.7 else []))
+    other_relations = [relation for relation in RELATIONS if relation != asked]
+    for _, facts in subjects:
+        more = rng.sample(other_relations, rng.choice((0, 0, 1, 1, 2)) or (not facts))
+        facts += [Fact(relation, RELATIONS[relation].value(rng)) for relation in more]
+        rng.shuffle(facts)
+    rng.shuffle(subjects)
+    passages = [passage(rng, name, facts, asked if wording.new_statement else "") for name, facts in subjects]
+    asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
+    prompt = reading(passages, asks)
+    if len(prompt) + len(answer) > wording.longest or len({short(name) for name, _ in subjects}) < len(subjects):
+        return example(rng, wording)
+    return prompt, answer, {target, *(name for name, _ in subjects), *([answer] if answer[0].isupper() else [])}
+
+
+def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
+    """Some sentences about a company, which its title or the first sentence names.
+
+    new: the relation that is stated in a new wording.
+    """
+    title = rng.random() < 0.3
+    sentences = [rng.choice((f"{name}:", f"{name} > {rng.choice(list(SECTIONS))}:"))] if title else []
+    for index, fact in enumerate(facts):
+        named = (index == 0 and not title) or rng.random() < 0.4
+        sentences.append(statement(rng, fact, name if named else "", fact.relation == new))
+        if rng.random() < 0.1:
+            sentences.append(rng.choice(FILLERS))
+    return " ".join(sentences)
+
+
+# ---- documents --------------------------------------------------------------------------------------------------
+
+
+def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
+    """Write a document about each of some companies, and questions about them.
+
+    Returns the Markdown text of each file, and for val and test questions {"question", "answer", "source"}. The answer
+    is empty if no document gives it. Questions of test have the new wordings.
+    """
+    rng = Rng(seed)
+    names: dict[str, str] = {}
+    while len(names) < companies:
+        names.setdefault(short(name := company(rng)).lower(), name)
+    documents: dict[str, str] = {}
+    questions: dict[str, list[dict[str, str]]] = {"val": [], "test": []}
+    for short_name, name in names.items():
+        source, parts = f"{short_name}.md", [f"# {name}"]
+        for section, relations in SECTIONS.items():
+            facts = [Fact(each, RELATIONS[each].value(rng)) for each in relations if rng.random() < 0.8]
+            if facts:
+                rng.shuffle(facts)
+                sentences = [statement(rng, fact, name if rng.random() < 0.4 else "") for fact in facts]
+                sentences.insert(rng.randrange(len(facts) + 1), rng.choice(FILLERS))
+                parts.append(f"## {section}\n\n{' '.join(sentences)}")
+            known = {fact.relation: fact.value for fact in facts}
+            for each in relations:
+                if each in known or rng.random() < 0.5:
+                    split = rng.choice(("val", "test"))
+                    asks = question(rng, each, rng.choice((name, short(name))), new=split == "test")
+                    about = source if each in known else ""
+                    questions[split].append({"question": asks, "answer": known.get(each, ""), "source": about})
+        documents[source] = "\n\n".join(parts) + "\n"
+    return documents, questions
