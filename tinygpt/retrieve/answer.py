@@ -10,7 +10,7 @@ never reads them from it. So a document cannot end the prompt, or speak for the 
 Source: reading retrieved passages for an answer, Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
 
     reader = Reader(model, tokenizer, dataset="reader")
-    reader.read("Who is the CFO of Norvik?", ["Lars Holm is the CFO of Norvik."]).text    # "Lars Holm"
+    reader.read("Who is the CFO of Norvik?", search(index, "Who is the CFO of Norvik?", 3)).text    # "Lars Holm"
 """
 
 import bisect
@@ -30,6 +30,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import answer_scores
 from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
+from tinygpt.retrieve.search import Hit
 from tinygpt.sample import response_ids
 
 LONGEST = 60  # tokens of an answer
@@ -66,13 +67,18 @@ class Reader:
         self.together = self.instructed
         self.room = min(LONGEST, model.config.block_size // 4)  # for the answer
 
-    def read(self, question: str, passages: Sequence[str]) -> Answer:
+    def read(self, question: str, hits: Sequence[Hit]) -> Answer:
         """Answer a question from at least one passage, of which the most relevant is the first.
 
         Errors: TinyGPTError if the question leaves no room for a passage in the model's context.
         """
-        asked, whole = self.readable(question), [self.readable(passage) for passage in passages]
-        read = [self.fitted(asked, group) for group in ([whole] if self.together else [[text] for text in whole])]
+        asked, titles = self.readable(question), [self.readable(f"{hit.title}: ") * bool(hit.title) for hit in hits]
+        whole = list(zip(titles, (self.readable(hit.text) for hit in hits), strict=True))
+        for what, text in ("question", asked), ("passages", "".join(text for _, text in whole)):
+            if not text.strip():
+                what = f"the model cannot read the {what}: its vocabulary has none of the characters"
+                raise TinyGPTError(what, "use a model of this language: --ckpt")
+        read = [self.fitted(asked, group) for group in ([whole] if self.together else [[part] for part in whole])]
         if not any(map(any, read)):
             raise TinyGPTError(
                 f"the question takes {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
@@ -81,7 +87,7 @@ class Reader:
             )
         found = [self.answer(asked, list(filter(None, group))) for group in read if any(group)]
         text, probability = max(found, key=lambda answer: (bool(answer[0]), answer[1]))
-        return Answer(text, probability, self.left_out(whole, [text for group in read for text in group]))
+        return Answer(text, probability, self.not_read(whole, [text for group in read for text in group]))
 
     def answer(self, question: str, passages: Sequence[str]) -> tuple[str, float]:
         """Answer from passages in one prompt: the text, empty if the model finds none, and its probability."""
@@ -97,7 +103,6 @@ class Reader:
         whole = np.array([*answer, *self.tokenizer.pair.end.tolist()])
         with torch.inference_mode():
             total = answer_scores(self.model, self.model.new_cache(1, len(prompt) + len(whole)), asked, [whole])
-
         return float(np.exp(total.item()))
 
     # ---- the prompt -------------------------------------------------------------------------------------------------
@@ -113,32 +118,33 @@ class Reader:
 
     def readable(self, text: str) -> str:
         """The text on one line, in characters of the model's vocabulary: without accents, or left out."""
-        return "".join(self.spelled(" ".join(text.split())))
+        return "".join(self.spelled(re.sub(r"\s+", " ", text)))
 
     def spelled(self, text: str) -> list[str]:
         """Each character of the text as the model can read it: unchanged, in ASCII, or empty."""
         if not isinstance(self.tokenizer, CharTokenizer):
             return [*text]
         known = set(self.tokenizer.symbols)
-        return [character if character in known else ascii_letters(character) for character in text]
+        return ["".join(c for c in ([char] if char in known else ascii_letters(char)) if c in known) for char in text]
 
-    def fitted(self, question: str, passages: Sequence[str]) -> list[str]:
-        """Passages for one prompt: each complete, shortened or empty, so that an answer still fits the context."""
+    def fitted(self, question: str, passages: Sequence[tuple[str, str]]) -> list[str]:
+        """Passages (title, text) for one prompt: each complete, shortened or empty, so that an answer still fits."""
         most, chosen = self.model.config.block_size - self.room, [""] * len(passages)
-        for number, passage in enumerate(passages):
+        for number, (title, text) in enumerate(passages):
             before = list(filter(None, chosen))
 
-            def fits(text: str, before: list[str] = before) -> bool:
-                return len(self.ids(question, [*before, text])) <= most
+            def fits(part: str, before: list[str] = before, title: str = title) -> bool:
+                return len(self.ids(question, [*before, title + part])) <= most
 
-            chosen[number] = passage if fits(passage) else shortened(passage, question, fits)
+            part = text if fits(text) else shortened(text, question, fits)
+            chosen[number] = title + part if part else ""
         return chosen
 
-    def left_out(self, whole: Sequence[str], read: Sequence[str]) -> str:
+    def not_read(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
         """Say which passages were not read completely; empty if all were."""
-        parts = {"shortened": [], "left out": []}
-        for number, (text, used) in enumerate(zip(whole, read, strict=True), start=1):
-            if used != text:
+        parts: dict[str, list[str]] = {"shortened": [], "left out": []}
+        for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
+            if used != "".join(passage):
                 parts["shortened" if used else "left out"].append(str(number))
         said = [f"passage {', '.join(numbers)} {what}" for what, numbers in parts.items() if numbers]
         return f"the model reads {self.model.config.block_size:,} tokens: {'; '.join(said)}" if said else ""

@@ -28,6 +28,7 @@ from tinygpt.config.schema import AskConfig
 from tinygpt.data.tasks.reader import UNANSWERABLE
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.exact import percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised, words
 from tinygpt.retrieve.search import Hit, search
@@ -88,7 +89,7 @@ class Respond:
         hits = search(self.index, question, self.config.passages)
         texts = [" ".join(hit.text.split()) for hit in hits]
         scores = [score(question, hit) for hit in hits]
-        read = self.reader.read(question, texts) if hits else Answer("", 0.0)
+        read = self.reader.read(question, hits) if hits else Answer("", 0.0)
         reason, candidate, passages = self.reason(read, max(scores, default=0.0), bool(hits)), read.text, []
         for rank, (hit, text, own_score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
             start, end = self.reader.place(read.text, text) or (None, None)
