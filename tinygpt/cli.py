@@ -38,6 +38,7 @@ GROUPS = {
         ),
     },
     "ask your documents": {
+        "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
         "ask": ("retrieve.ask:ask", "AskConfig", "answer a question from the documents of an index"),
     },
     "learn": {

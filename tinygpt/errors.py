@@ -34,7 +34,7 @@ def diverged(what: str, value: float) -> TinyGPTError:
     return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)
 
 
-def missing(package: str, what: str) -> TinyGPTError:
+def missing(package: str, what: str, extra: str = "pretrained") -> TinyGPTError:
     """Make the error for an extra that is not installed: `missing("gguf", "GGUF")`."""
-    hint = f'pip install {package} (also in "tinygpt[pretrained]")'
+    hint = f'pip install {package} (also in "tinygpt[{extra}]")'
     return TinyGPTError(f"{what} needs the package {package}", hint)

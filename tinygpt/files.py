@@ -159,17 +159,26 @@ def _in_chain(error: BaseException | None, *numbers: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def folder_lock(folder: Path, use: str):
-    """Lock a folder, so that it has one writer; the lock ends with its process.
+def folder_lock(folder: Path, use: str) -> contextlib.AbstractContextManager[None]:
+    """Lock a folder, so that it has one writer. Errors: as in `_lock`."""
+    return _lock(folder / ".lock", folder, f"choose another folder for this {use}")
 
-    Errors: TinyGPTError that names the process which holds the lock.
+
+def file_lock(path: Path, use: str) -> contextlib.AbstractContextManager[None]:
+    """Lock a file that `replacing` writes, so that it has one writer. Errors: as in `_lock`."""
+    return _lock(path.with_name(f".{path.name}.lock"), path, f"choose another file for this {use}")
+
+
+@contextlib.contextmanager
+def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
+    """Hold the lock file `path`; the lock ends with its process.
+
+    Errors: TinyGPTError that names what is `locked` and the process which holds the lock.
     """
     import filelock
 
-    path = folder / ".lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -177,11 +186,9 @@ def folder_lock(folder: Path, use: str):
         time.sleep(0.05)  # a process writes its id just after it has taken the lock
         with contextlib.suppress(OSError, ValueError):
             owner = f" by process {int(path.read_text(encoding='ascii'))}"
-        raise TinyGPTError(
-            f"{folder} is in use{owner}", f"wait for it, or choose another folder for this {use}"
-        ) from None
+        raise TinyGPTError(f"{locked} is in use{owner}", f"wait for it, or {hint}") from None
     except OSError as error:
-        raise file_error(folder, error, f"choose another folder for this {use}", "cannot be written") from None
+        raise file_error(locked, error, hint, "cannot be written") from None
     try:
         with contextlib.suppress(OSError):
             path.write_text(str(os.getpid()), encoding="ascii")

@@ -526,6 +526,30 @@ class ExportConfig:
 
 
 @dataclasses.dataclass
+class IndexConfig:
+    """Index documents for `tinygpt ask`: split them into passages, and store their words and vectors in one file.
+
+    tinygpt index docs/ --out index.db
+
+    The same command again updates the index: changed and new documents are read, and those that are gone or are not
+    named any more leave.
+    """
+
+    documents: Annotated[Files, POSITIONAL]
+    """files, folders or quoted patterns; of a folder: *.txt, *.md, *.html, *.csv, and with the extra "retrieve" *.pdf
+    and *.docx"""
+    out: File = "index.db"
+    """the file for the index"""
+    embeddings: File = "auto"
+    """the vectors of passages: wordllama, a table that a package brings; none, to search for words only; a checkpoint,
+    for its mean hidden states; auto: wordllama if it is installed, else none"""
+    passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
+    """characters of a passage, at most"""
+    overlap: CountOrZero = 80
+    """characters of whole sentences that a passage repeats from the one before it, at most"""
+
+
+@dataclasses.dataclass
 class CheckConfig:
     """Check the integrity of run folders and datasets, and list what can still be used.
 

@@ -33,12 +33,14 @@ LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an op
 ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
 
-def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = ()) -> list[Path]:
+def input_files(
+    inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = (), way_out: str = ""
+) -> list[Path]:
     """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
     Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
     both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader refuses them by name
-    instead of leaving them out. Errors: TinyGPTError if there is none.
+    instead of leaving them out. Errors: TinyGPTError if there is none, with `way_out` as the hint.
     """
     found: dict[Path, Path] = {}  # by full path
     for item in inputs:
@@ -46,13 +48,13 @@ def input_files(inputs: Iterable[str], endings: Sequence[str] = (".txt",), refus
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())
             wanted = " or ".join(f"*{ending}" for ending in endings)
-            way_out = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
-            missing = f"{item}: a folder without any {wanted} file", way_out
+            hint = way_out or "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
+            missing = f"{item}: a folder without any {wanted} file", hint
         elif path.exists():
             matches, missing = [path], ("", "")
         else:
             matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", "give a text file, a folder or a quoted pattern to --input"
+            missing = f"{item}: no such file", way_out or "give a text file, a folder or a quoted pattern to --input"
         matches = [match for match in matches if path == match or not match.name.startswith(LOCK_FILE)]
         if not matches:
             raise TinyGPTError(*missing)

@@ -1,0 +1,249 @@
+"""Read a document as sections: the headings above them, their text, and their place in the document.
+
+Markdown, HTML and .docx have headings, a PDF has pages, a CSV file has rows; plain text is one section. Any other file
+is read as plain text. PDF needs pypdf, .docx needs python-docx; HTML is parsed by Python's own html.parser.
+
+for section in read(Path("report.md")): section.title, section.text, section.position(0)
+"""
+
+import csv
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from tinygpt.errors import TinyGPTError, missing
+from tinygpt.files import read_text
+
+FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document with one place of its own: what lies below a heading, a page, or a row."""
+
+    title: str  # headings above it, "Report > Outlook", may be empty
+    text: str
+    unit: str  # of the position: line, paragraph, page or row
+    number: int  # of the section's first line, paragraph, ...; from 1
+
+    def position(self, offset: int) -> str:
+        """Position of the character at `offset` of the text, "line 12": each line of a section may be a unit."""
+        moves = self.text.count("\n", 0, offset) if self.unit in ("line", "paragraph") else 0
+        return f"{self.unit} {self.number + moves}"
+
+
+def read(path: Path) -> Iterator[Section]:
+    """Yield the sections of a document that contain text.
+
+    Errors: TinyGPTError for a file that is missing, binary, not UTF-8, encrypted, damaged or without text, and for a
+    format whose package is not installed. It may be raised after the first sections.
+    """
+    empty = True
+    for section in READERS.get(path.suffix.lower(), plain)(path):
+        if section.text.strip():
+            empty = False
+            yield replace(section, title=storable(section.title), text=storable(section.text))
+    if empty:
+        scanned = "; a scanned document needs OCR first" if path.suffix.lower() == ".pdf" else ""
+        raise TinyGPTError(f"{path}: contains no text", f"give a document with text in it{scanned}")
+
+
+def storable(text: str) -> str:
+    """Replace what a PDF may contain and no UTF-8 text may: lone surrogates and NULs."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")
+
+
+def plain(path: Path) -> Iterator[Section]:
+    yield Section("", read_text(path, FORMATS), "line", 1)
+
+
+def markdown(path: Path) -> Iterator[Section]:
+    """A section for each heading (`# ...`). Lines inside a fenced block of code are never headings."""
+    titles = Titles()
+    lines: list[str] = []
+    start, fence = 1, ""
+    for number, line in enumerate(read_text(path, FORMATS).split("\n"), start=1):
+        if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
+            if not fence:
+                fence = marker[1]
+            elif marker[1].startswith(fence) and not line.strip(" `~"):
+                fence = ""
+        heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", line)
+        if heading:
+            yield Section(titles.path, "\n".join(lines), "line", start)
+            titles.add(len(heading[1]), heading[2])
+            lines, start = [], number + 1
+        else:
+            lines.append(line)
+    yield Section(titles.path, "\n".join(lines), "line", start)
+
+
+class Titles:
+    """The headings above a place: a heading ends those of its own level and below."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[int, str]] = []  # (level, heading), outermost first
+
+    def add(self, level: int, heading: str) -> None:
+        self._open = [entry for entry in self._open if entry[0] < level] + [(level, heading)]
+
+    @property
+    def path(self) -> str:
+        return " > ".join(heading for _, heading in self._open if heading)
+
+
+def by_headings(blocks: Iterable[tuple[int, str]]) -> Iterator[Section]:
+    """Make sections of paragraphs (level of the heading or 0 for text, text). A paragraph is one line of a section."""
+    titles = Titles()
+    lines: list[str] = []
+    number = 0
+    for number, (level, text) in enumerate(blocks, start=1):
+        if level:
+            yield Section(titles.path, "\n".join(lines), "paragraph", number - len(lines))
+            titles.add(level, text)
+            lines = []
+        else:
+            lines.append(text)
+    yield Section(titles.path, "\n".join(lines), "paragraph", number + 1 - len(lines))
+
+
+# ---- HTML ------------------------------------------------------------------------------------------------------------
+
+HIDDEN = {"script", "style", "template", "noscript", "title"}
+INLINE = {
+    *("a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd", "mark"),
+    *("q", "s", "samp", "small", "span", "strong", "sub", "sup", "time", "u", "var", "wbr"),
+}
+
+
+class Blocks(HTMLParser):
+    """Collects the paragraphs of a page as (level of the heading or 0, text)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str]] = []
+        self._parts: list[str] = []
+        self._level = 0
+        self._hidden = ""  # the element whose content is dropped
+        self._preformatted = False
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if self._hidden or tag in HIDDEN:
+            self._hidden = self._hidden or tag
+        elif tag in ("td", "th"):
+            self._parts.append(" ")
+        elif tag not in INLINE:
+            self.end_block()
+            self._preformatted = tag == "pre" or self._preformatted
+            if re.fullmatch("h[1-6]", tag):
+                self._level = int(tag[1])
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._hidden:
+            self._hidden = "" if tag == self._hidden else self._hidden
+        elif tag not in INLINE | {"td", "th"}:
+            self.end_block()
+            self._level = 0
+            self._preformatted = self._preformatted and tag != "pre"
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self._parts.append(data)
+
+    def end_block(self) -> None:
+        text = "".join(self._parts)
+        for line in text.split("\n") if self._preformatted else [" ".join(text.split())]:
+            if line.strip():
+                self.found.append((self._level, line.rstrip()))
+        self._parts = []
+
+
+def html(path: Path) -> Iterator[Section]:
+    parser = Blocks()
+    parser.feed(read_text(path, FORMATS))
+    parser.close()
+    parser.end_block()
+    yield from by_headings(parser.found)
+
+
+# ---- tables, PDF, Word -----------------------------------------------------------------------------------------------
+
+
+def table(path: Path) -> Iterator[Section]:
+    """A section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
+
+    The delimiter is the comma, semicolon or tab that is the most frequent one in the first row.
+    """
+    lines = read_text(path, FORMATS).splitlines(keepends=True)
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    header: list[str] = []
+    try:
+        for number, row in enumerate(csv.reader(lines, delimiter=delimiter, strict=True), start=1):
+            if not header:
+                header = [name.strip() for name in row]
+                continue
+            names = header + [""] * (len(row) - len(header))
+            cells = [(name, value.strip()) for name, value in zip(names, row, strict=False) if value.strip()]
+            yield Section("", "; ".join(f"{name}: {value}" if name else value for name, value in cells), "row", number)
+    except csv.Error as error:
+        raise TinyGPTError(f"{path}: is not a valid CSV file ({error})", "export the table as CSV again") from None
+
+
+def pdf(path: Path) -> Iterator[Section]:
+    """A section for each page."""
+    try:
+        import pypdf
+    except ImportError:
+        raise missing("pypdf", f"{path}: PDF", "retrieve") from None
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of each small fault that it can read past
+    try:
+        reader = pypdf.PdfReader(path)
+        locked = reader.is_encrypted and not reader.decrypt("")
+        pages = [] if locked else [page.extract_text() for page in reader.pages]
+    except Exception as error:  # a damaged file makes pypdf raise errors of many types
+        raise damaged(path, "PDF", error) from None
+    if locked:
+        raise TinyGPTError(f"{path}: is encrypted with a password", "save a copy without a password")
+    for number, text in enumerate(pages, start=1):
+        yield Section("", text, "page", number)
+
+
+def word(path: Path) -> Iterator[Section]:
+    """A section for each heading; a row of a table is a paragraph."""
+    try:
+        import docx
+        from docx.table import Table
+    except ImportError:
+        raise missing("python-docx", f"{path}: .docx", "retrieve") from None
+    blocks: list[tuple[int, str]] = []
+    try:
+        for item in docx.Document(str(path)).iter_inner_content():
+            if isinstance(item, Table):
+                blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
+            elif text := one_line(item.text):
+                style = (item.style.name or "") if item.style else ""
+                level = re.fullmatch(r"Heading (\d)", style)
+                blocks.append((int(level[1]) if level else int(style == "Title"), text))
+    except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
+        raise damaged(path, ".docx", error) from None
+    yield from by_headings(blocks)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def damaged(path: Path, kind: str, error: Exception) -> TinyGPTError:
+    if isinstance(error, OSError) and error.strerror:
+        return TinyGPTError(f"{path}: {error.strerror.lower()}", FORMATS)
+    return TinyGPTError(f"{path}: cannot be read as {kind}: it is damaged or protected", "open it and save it again")
+
+
+READERS = {
+    ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
+    ".csv": table, ".pdf": pdf, ".docx": word, ".txt": plain,
+}  # fmt: skip

@@ -1,0 +1,127 @@
+"""Turn texts into vectors: with a table of word vectors, or with a model of tinygpt.
+
+Two texts are as similar as the cosine of their vectors. `wordllama` is a static table: the vector of a text is the mean
+of those of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package ships the table and the tokenizer, but its
+own loader looks for the tokenizer in a folder that the package does not have, and downloads it; so the two files are
+read directly, and nothing is downloaded. With a checkpoint, the vector is the mean of the model's hidden states.
+
+embeddings = load("wordllama")
+embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of length 1
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tinygpt.errors import TinyGPTError, missing
+
+NONE, WORDLLAMA = "none", "wordllama"  # anything else is the path of a checkpoint
+BATCH = 64  # texts, or windows of a model's context
+
+
+class Embeddings(Protocol):
+    """A function from texts to vectors. `name`, with `fingerprint`, identifies it: other vectors cannot be compared."""
+
+    name: str
+    fingerprint: str
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 (len(texts), d): rows of length 1, or zero for a text without tokens."""
+
+
+def load(name: str) -> Embeddings | None:
+    """Load what an index is made with: `none` (None), `wordllama`, or a checkpoint. Errors: TinyGPTError."""
+    if name == NONE:
+        return None
+    return WordLlama() if name == WORDLLAMA else HiddenStates(name)
+
+
+def installed() -> bool:
+    """Return whether the static table can be loaded."""
+    return all(importlib.util.find_spec(package) for package in (WORDLLAMA, "tokenizers", "safetensors"))
+
+
+class WordLlama:
+    """The mean of the tokens' vectors in WordLlama's table."""
+
+    name, fingerprint = WORDLLAMA, "l2_supercat_256"
+
+    def __init__(self) -> None:
+        if not installed():
+            raise missing(WORDLLAMA, "the embedding table", "retrieve")
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        spec = importlib.util.find_spec(WORDLLAMA)  # does not import it
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent
+        try:
+            self._table = load_file(folder / "weights" / f"{self.fingerprint}.safetensors")["embedding.weight"]
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+        except Exception as error:  # tokenizers raises Exception itself
+            raise TinyGPTError(
+                f"the package {WORDLLAMA} has no embedding table that can be read ({error})",
+                f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none",
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        found = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
+        for row, encoded in zip(
+            found, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
+            if encoded.ids:
+                row[:] = self._table[encoded.ids].mean(axis=0, dtype=np.float32)
+        return normalised(found)
+
+
+class HiddenStates:
+    """The mean of a model's hidden states, after its final norm, over the tokens of a text.
+
+    A text longer than the context is read in windows. Characters outside the model's vocabulary are left out.
+    """
+
+    def __init__(self, ckpt: str) -> None:
+        from tinygpt.checkpoint import store
+        from tinygpt.checkpoint.adapter import weights_fingerprint
+        from tinygpt.training import device
+        from tinygpt.training.build import for_inference
+
+        checkpoint = store.load(ckpt)
+        self.name, self.fingerprint = ckpt, weights_fingerprint(checkpoint.model)
+        self._tokenizer = store.tokenizer_of(checkpoint, ckpt, "data")
+        self._compute = device.choose_for_inference("auto", "auto", checkpoint.num_params)
+        self._model = for_inference(checkpoint, self._compute)
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        width = self._model.config.block_size
+        windows: list[tuple[int, np.ndarray]] = []  # (text, token ids)
+        for index, text in enumerate(texts):
+            ids = self._tokenizer.encode(text, skip_unknown=True)
+            windows += [(index, ids[start : start + width]) for start in range(0, len(ids), width)]
+        windows.sort(key=lambda window: len(window[1]))  # little padding
+        sums = np.zeros((len(texts), self._model.config.n_embd), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(windows), BATCH):
+                batch = windows[start : start + BATCH]
+                padded = np.zeros(
+                    (len(batch), len(batch[-1][1])), dtype=np.int64
+                )  # a causal model ignores what follows
+                for row, (_, ids) in zip(padded, batch, strict=True):
+                    row[: len(ids)] = ids
+                states = self._model.residual(torch.from_numpy(padded).to(self._compute.device))
+                states = self._model.transformer["ln_f"](states).float().cpu().numpy()
+                for state, (index, ids) in zip(states, batch, strict=True):
+                    sums[index] += state[: len(ids)].sum(axis=0)
+        return normalised(sums)
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Scale the rows to length 1; a row of zeros stays as it is."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,185 @@
+"""`tinygpt index`: make or update the index of documents.
+
+A document whose size and time are unchanged is not read; one with another time, but the same SHA-256, is not indexed
+again. Documents are read, embedded and stored in batches, so memory does not grow with their number.
+
+tinygpt index docs/ --out index.db
+"""
+
+import hashlib
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tinygpt import terminal
+from tinygpt.config import suggest
+from tinygpt.config.schema import IndexConfig
+from tinygpt.data.text_files import input_files
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import file_error, file_lock, require_writable
+from tinygpt.retrieve import documents, embeddings, passages
+from tinygpt.retrieve.embeddings import Embeddings
+from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
+
+BATCH = 1024  # passages that are embedded and stored together
+SAMPLES, SHOWN = 3, 100  # passages that are shown at the end, and characters of each
+
+
+def index(config: IndexConfig) -> None:
+    """Make or update config.out, and print what it holds and the next command."""
+    started, out = time.monotonic(), Path(config.out)
+    if config.overlap >= config.passage_size:
+        what = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
+        raise TinyGPTError(what, f"--overlap={config.passage_size // 5}")
+    paths = input_files(config.documents, tuple(documents.READERS), way_out=documents.FORMATS)
+    require_writable(out, "--out index.db")
+    embedding, notes = chosen(config.embeddings)
+    settings = {
+        "embeddings": embedding.name if embedding else embeddings.NONE,
+        "fingerprint": embedding.fingerprint if embedding else "",
+        "passage_size": config.passage_size,
+        "overlap": config.overlap,
+    }
+    with file_lock(out, "index"):
+        old, difference = known(out, settings)
+        if difference:
+            notes.append(f"note: {difference}, so all documents are indexed again")
+        for note in notes:
+            print(note, flush=True)
+        counts = update(config, paths, settings, embedding, old)
+    describe(out, counts)
+    print(f"seconds: {time.monotonic() - started:.1f}")
+    print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
+
+
+def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
+    """Load the embeddings for --embeddings, and say what is searched without the extra."""
+    if name == "auto" and not embeddings.installed():
+        way = "pip install 'tinygpt[retrieve]' adds search by meaning"
+        return None, [f"note: the index is searched for words only, since the package wordllama is missing; {way}"]
+    return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name), []
+
+
+def known(out: Path, settings: dict[str, Any]) -> tuple[dict[str, Fingerprint] | None, str]:
+    """The documents of the index at `out`; None if there is no index, or if it has other settings, which are named."""
+    if not out.exists():
+        return None, ""
+    with open_index(out) as old:
+        before = old.settings
+        names = [name for name in settings if before.get(name) != settings[name]]
+        if names:
+            return None, f"{out} was made with {', '.join(f'{name}={before.get(name)}' for name in names)}"
+        return old.sources, ""
+
+
+def update(
+    config: IndexConfig,
+    paths: list[Path],
+    settings: dict[str, Any],
+    embedding: Embeddings | None,
+    known: dict[str, Fingerprint] | None,
+) -> dict[str, int]:
+    """Bring the index up to date with the documents; returns how many were added, changed, ...
+
+    known: the documents of the present index; None: make a new one. Errors: TinyGPTError for a document that is named
+    and cannot be read, or if no document of the folders can be.
+    """
+    old, named = known or {}, {Path(item) for item in config.documents}
+    todo = [path for path in paths if not untouched(path, old.get(name_of(path)))]
+    gone = old.keys() - {name_of(path) for path in paths}
+    counts = {"added": 0, "changed": 0, "removed": len(gone), "unchanged": len(paths) - len(todo), "left out": 0}
+    if known is not None and not todo and not gone:
+        return counts
+    with (
+        updated_index(Path(config.out), settings, new=known is None) as index,
+        tqdm(todo, desc="indexing", unit="document", leave=False, disable=None) as bar,
+    ):
+        for name in gone:
+            index.remove_source(name)
+        for path in bar:
+            try:
+                with index.undoing():
+                    counts[refresh(index, path, old.get(name_of(path)), config, embedding, bar)] += 1
+            except TinyGPTError as error:
+                if path in named:
+                    raise
+                index.remove_source(name_of(path))
+                counts["left out"] += 1
+                bar.write(terminal.escaped(f"left out: {error.message}"), file=sys.stderr)
+        if not index.sources:
+            raise TinyGPTError(f"none of the {len(paths):,} documents can be indexed", documents.FORMATS)
+    return counts
+
+
+def refresh(
+    index: Index, path: Path, old: Fingerprint | None, config: IndexConfig, embedding: Embeddings | None, bar: Any
+) -> str:
+    """Index a document, unless its content is unchanged; returns what was done. Errors: TinyGPTError."""
+    name = name_of(path)
+    file = fingerprint(path)
+    if old and old.sha256 == file.sha256:
+        index.update_source(name, file)
+        return "unchanged"
+    index.remove_source(name)
+    source = index.add_source(name, file)
+    rows = (
+        (section.position(offset), section.title, text)
+        for section in documents.read(path)
+        for text, offset in passages.split(section.text, config.passage_size, config.overlap)
+    )
+    done = 0
+    while batch := list(itertools.islice(rows, BATCH)):
+        vectors = embedding.vectors([f"{title}\n{text}" for _, title, text in batch]) if embedding else None
+        index.add_passages(source, batch, vectors)
+        done += len(batch)
+        bar.set_postfix_str(f"{path.name}: {done:,} passages")
+    return "changed" if old else "added"
+
+
+def untouched(path: Path, old: Fingerprint | None) -> bool:
+    """Return whether a file has the size and time that it had when it was indexed."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # reading it will say why
+    return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Size, time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise file_error(path, error, documents.FORMATS) from None
+
+
+def name_of(path: Path) -> str:
+    """The path as text that any file can hold: a byte of a file name that is not UTF-8 is written as \\udcXX."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def describe(out: Path, counts: dict[str, int]) -> None:
+    """Print what the index holds, some passages, and the next command."""
+    with open_index(out) as index:
+        settings = index.settings
+        documents_done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        print(f"documents: {len(index.sources):,} ({documents_done})")
+        size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
+        print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
+        print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
+        for passage in index.samples(SAMPLES):
+            place = f"{passage.source}, {passage.position}{passage.title and f', {passage.title}'}"
+            print(f"  {terminal.escaped(place)}: {terminal.escaped(shortened(passage.text))}")
+
+
+def shortened(text: str) -> str:
+    """The start of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

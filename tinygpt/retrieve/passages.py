@@ -1,0 +1,53 @@
+"""Split a section into passages: whole sentences up to a size, each passage starting with the end of the one before.
+
+A passage is what is searched for and what the model reads. Sections are never joined, so each passage has one place in
+one document. The overlap keeps a sentence together with the one before it, on which a pronoun may depend.
+
+for text, offset in split("One. Two. Three.", size=10, overlap=5): ...      # ("One. Two.", 0), ("Two. Three.", 5)
+"""
+
+import re
+from collections.abc import Iterator
+
+BOUNDARY = re.compile(
+    r"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])   # the end of a sentence; a small letter continues it, as after "e.g."
+    | (?<=[。！？])                             # these are not followed by a space
+    | \n\s*\n                                 # the end of a paragraph
+    | \n(?=[ \t]*(?:[-*+•|>]|\d+[.)])[ \t])   # the next item of a list, or row of a table
+    """,
+    re.VERBOSE,
+)
+
+
+def split(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
+    """Yield passages of at most `size` characters, without outer whitespace, each with its offset in the text.
+
+    A passage repeats the last sentences of the one before it if they have at most `overlap` characters together. A
+    sentence longer than `size` is cut at whitespace.
+    """
+    spans = list(sentences(text, size))
+    first = 0  # the passage's first sentence
+    for last, (_, end) in enumerate(spans):
+        if last + 1 < len(spans) and spans[last + 1][1] - spans[first][0] <= size:
+            continue
+        start = spans[first][0]
+        yield text[start:end], start
+        if last + 1 < len(spans):
+            first, after = last + 1, spans[last + 1][1]
+            while end - spans[first - 1][0] <= overlap and after - spans[first - 1][0] <= size:
+                first -= 1
+
+
+def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each sentence, without outer whitespace, none longer than `size` characters."""
+    start = 0
+    for end in [*(found.end() for found in BOUNDARY.finditer(text)), len(text)]:
+        last = start + len(text[start:end].rstrip())
+        while found := re.compile(r"\S").search(text, start, last):
+            start, stop = found.start(), last
+            if stop - start > size:
+                spaces = [at for at in (text.rfind(space, start, start + size + 1) for space in " \n") if at > start]
+                stop = max(spaces, default=start + size)
+            yield start, start + len(text[start:stop].rstrip())
+            start = stop
+        start = end

@@ -1,0 +1,68 @@
+"""Search an index: by words (BM25), by meaning (cosine of vectors), and by both (reciprocal rank fusion).
+
+The two rankings have scores that cannot be compared, so their ranks are: a passage scores the sum of 1 / (60 + rank)
+over the rankings that it is in (Cormack, Clarke & Buettcher 2009, "Reciprocal rank fusion").
+
+with open_index(Path("index.db")) as index:
+    for hit in search(index, "How long is the warranty?", count=5): print(hit.source, hit.position, hit.text)
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygpt.retrieve.store import Index
+
+CANDIDATES = 100  # passages of each ranking that are fused
+RANK_CONSTANT = 60
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found, with its scores."""
+
+    text: str  # of the passage
+    title: str  # headings above it, "Report > Outlook", may be empty
+    source: str  # the document's path as the user gave it
+    position: str  # "line 12", "page 3", "row 7", for people
+    score: float  # of the reciprocal rank fusion
+    bm25: float  # BM25 score, higher is better, 0.0 when not found by BM25
+    similarity: float  # cosine, 0.0 without vectors
+
+
+def search(index: Index, question: str, count: int) -> list[Hit]:
+    """Return the `count` passages with the highest scores, best first; fewer if fewer are found.
+
+    Errors: TinyGPTError if the index's embeddings cannot be loaded.
+    """
+    depth = max(CANDIDATES, count)
+    by_words = dict(index.words(match_any(question), depth)) if match_any(question) else {}
+    rankings = [list(by_words)]
+    similarity: dict[int, float] = {}
+    if index.embeddings and (vector := index.embeddings.vectors([question])[0]).any():
+        passages, cosines = index.similarities(vector)
+        best = np.argsort(-cosines, kind="stable")[:depth]
+        similarity = dict(zip(passages.tolist(), cosines.tolist(), strict=True))
+        rankings.append(passages[best].tolist())
+    scores = fused(rankings)
+    ids = sorted(scores, key=lambda passage: (-scores[passage], passage))[:count]
+    return [
+        Hit(*passage, scores[i], by_words.get(i, 0.0), similarity.get(i, 0.0))
+        for i, passage in zip(ids, index.passages(ids), strict=True)
+    ]
+
+
+def match_any(question: str) -> str:
+    """The FTS5 query for passages with any of the question's words; quoted, so that none is an operator."""
+    return " OR ".join(f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", question.lower())))
+
+
+def fused(rankings: list[list[int]]) -> dict[int, float]:
+    """Reciprocal rank fusion: the score of each passage that is in a ranking."""
+    scores: dict[int, float] = defaultdict(float)
+    for ranking in rankings:
+        for rank, passage in enumerate(ranking, start=1):
+            scores[passage] += 1 / (RANK_CONSTANT + rank)
+    return scores
