@@ -28,7 +28,6 @@ from tinygpt.config.schema import AskConfig
 from tinygpt.data.tasks.reader import UNANSWERABLE
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.exact import percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised, words
 from tinygpt.retrieve.search import Hit, search
