@@ -126,9 +126,10 @@ def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> 
 def response_ids(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, longest: int) -> list[int]:
     """Decode the response to an encoded prompt greedily: at most `longest` ids, without the end."""
     assert tokenizer.pair is not None
+    end = tokenizer.pair.end[0]
     idx = torch.tensor(prompt.astype("int64")[None], device=model.lm_head.weight.device)
     ids = (int(token[0]) for token in generate(model, idx, longest, Choice(temperature=0), tokenizer.vocab_size))
-    return list(itertools.takewhile(lambda token: token != tokenizer.pair.end[0], ids))
+    return list(itertools.takewhile(lambda token: token != end, ids))
 
 
 # ---- from tokens to text ----------------------------------------------------------------------------------------

@@ -410,8 +410,8 @@ class AskConfig:
     """number of passages that are searched for and read"""
     min_probability: Share = 0.3
     """below this probability of the answer (the product over its tokens) the answer is "not in the documents" """
-    min_score: Share = 0.3
-    """likewise, below this score of the best passage"""
+    min_score: Share = 0.12
+    """likewise, below this score of the best passage: its BM25 as a share of the highest possible for the question"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     an empty answer means that it is not in the documents; source, the document that has it, may be left out"""

@@ -34,7 +34,10 @@ from tinygpt.retrieve.search import Hit
 from tinygpt.sample import response_ids
 
 LONGEST = 60  # tokens of an answer
-INSTRUCTION = "Answer the question with the shortest phrase from the passages, or say: not in the documents"
+INSTRUCTION = (
+    "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
+    f'"{task.UNANSWERABLE}".'
+)
 # Characters that Unicode does not decompose into ASCII; a character model seldom knows them.
 SPELLINGS = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "–": "-", "—": "-", "−": "-", "‐": "-"}
@@ -61,7 +64,7 @@ class Reader:
                 "this model continues text, it does not answer prompts",
                 "give a reader (tinygpt prepare reader), or an instruction model (tinygpt import smollm2)",
             )
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.end = model, tokenizer, tokenizer.pair.end.tolist()
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
         self.instructed = chat and dataset != "reader"
         self.together = self.instructed
@@ -100,7 +103,7 @@ class Reader:
         """Probability of an answer's tokens and the end after them, given the prompt."""
         device = self.model.lm_head.weight.device
         asked = torch.from_numpy(prompt)[None].to(device)
-        whole = np.array([*answer, *self.tokenizer.pair.end.tolist()])
+        whole = np.array([*answer, *self.end])
         with torch.inference_mode():
             total = answer_scores(self.model, self.model.new_cache(1, len(prompt) + len(whole)), asked, [whole])
         return float(np.exp(total.item()))
@@ -111,7 +114,7 @@ class Reader:
         """Token ids of the prompt, int64 (n,). Special tokens are only those of the tokenizer's format."""
         if self.instructed:
             numbered = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
-            prompt = f"{INSTRUCTION}\n\n{numbered}\n\nQuestion: {question}"
+            prompt = f"Passages:\n{numbered}\n\nQuestion: {question}\n{INSTRUCTION}"
         else:
             prompt = task.reading([*passages], question)
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)

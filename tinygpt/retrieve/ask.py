@@ -12,6 +12,7 @@ Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxi
 
 import dataclasses
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from tinygpt.config.schema import AskConfig
 from tinygpt.data.tasks.reader import UNANSWERABLE
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.exact import percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised, words
 from tinygpt.retrieve.search import Hit, search
@@ -37,6 +39,7 @@ from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
 SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
+K1 = 1.2  # of SQLite's BM25
 COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that are shown
 
 
@@ -87,7 +90,7 @@ class Respond:
     def __call__(self, question: str) -> Outcome:
         hits = search(self.index, question, self.config.passages)
         texts = [" ".join(hit.text.split()) for hit in hits]
-        scores = [score(question, hit) for hit in hits]
+        scores = relevance(self.index, question, hits)
         read = self.reader.read(question, hits) if hits else Answer("", 0.0)
         reason, candidate, passages = self.reason(read, max(scores, default=0.0), bool(hits)), read.text, []
         for rank, (hit, text, own_score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
@@ -113,7 +116,7 @@ class Respond:
         low, high = self.config.min_score, self.config.min_probability
         if not found:
             return "no passage has a word of the question"
-        if best_score < low:
+        if best_score < low and len(self.index) > self.config.passages:  # else nothing was selected
             return f"the best passage's score {best_score:.2f} is below --min_score={low}"
         if not read.text:
             return f"the model finds no answer in the passages, with probability {read.probability:.2f}"
@@ -122,10 +125,16 @@ class Respond:
         return ""
 
 
-def score(question: str, hit: Hit) -> float:
-    """Relevance of a passage to a question on a scale that is the same for all questions, 0 to 1."""
-    asked = words(question)
-    return len(asked & words(f"{hit.title} {hit.text}")) / max(1, len(asked))
+def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
+    """BM25 of each passage as a share of the highest that is possible for the question, from 0 to 1.
+
+    BM25 sums over the question's words an inverse document frequency times at most k1 + 1, so scores of different
+    questions cannot be compared, but these shares can. A word that no passage contains lowers all of them.
+    """
+    n = len(index)
+    frequencies = [index.frequency(f'"{word}"') for word in words(question)]
+    highest = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
+    return [hit.bm25 / highest if highest else 0.0 for hit in hits]
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------
@@ -226,27 +235,33 @@ def read_questions(path: Path) -> Iterator[Known]:
 
 def evaluate(respond: Respond, known: Sequence[Known]) -> dict[str, Any]:
     """Answer questions with known answers, and measure: shares of 1, None where nothing was to be counted."""
-    outcomes = [
-        respond(entry.question) for entry in tqdm(known, desc="asking", unit="question", leave=False, disable=None)
-    ]
-    pairs = list(zip(known, outcomes, strict=True))
+    asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
+    outcomes = [respond(entry.question) for entry in asked]
+    wanted = [normalised(entry.answer) for entry in known]
+    given = [normalised(outcome.candidate) for outcome in outcomes]
+    pairs = list(zip(wanted, given, strict=True))
     answerable = np.array([bool(entry.answer) for entry in known])
-    exact = np.array([bool(e.answer) and normalised(o.candidate) == normalised(e.answer) for e, o in pairs])
-    candidate = np.array([bool(outcome.candidate) for outcome in outcomes])
+    contained = answerable & np.array([f" {right} " in f" {answer} " for right, answer in pairs])
+    exact = contained & np.array([right == answer for right, answer in pairs])
     abstained = np.array([not outcome.answer for outcome in outcomes])
-    found = [is_found(entry.source, outcome) for entry, outcome in pairs if entry.source]
-    columns = (np.array([getattr(outcome, name) for outcome in outcomes]) for name in ("probability", "score"))
-    best, flags = best_thresholds(*columns, candidate, exact, answerable)
+    found = [is_found(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source]
+    best, thresholds = best_thresholds(
+        np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
+        np.array([outcome.score for outcome in outcomes]),
+        contained,
+        answerable,
+    )
     return {
         "questions": len(known),
         "answerable": int(answerable.sum()),
         "exact_match": share(exact & ~abstained, answerable),
+        "contained": share(contained & ~abstained, answerable),
         "retrieval_recall": sum(found) / len(found) if found else None,
         "abstention_precision": share(abstained & ~answerable, abstained),
         "abstention_recall": share(abstained & ~answerable, ~answerable),
-        "right": share(np.where(abstained, ~answerable, exact), answerable | True),
+        "right": share(np.where(abstained, ~answerable, contained), answerable | True),
         "best_right": best,
-        "best_thresholds": flags,
+        "best_thresholds": thresholds,
     }
 
 
@@ -261,36 +276,40 @@ def share(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 
 def best_thresholds(
-    probability: np.ndarray, scores: np.ndarray, candidate: np.ndarray, exact: np.ndarray, answerable: np.ndarray
+    probability: np.ndarray, score: np.ndarray, right: np.ndarray, answerable: np.ndarray
 ) -> tuple[float, dict[str, float]]:
     """Find the thresholds, in hundredths, with the largest share of right outcomes: the share, and both by name.
 
-    All arrays (n,). Right is an exact answer, or none if there is none. Of equally good ones, the middle.
+    All arrays (n,): the probability of the model's answer, 0 without one; the best passage's score; whether the answer
+    is right, and whether there is one. Right is also to abstain if there is none. Of equally good ones, the middle.
     """
     steps = np.arange(100) / 100
-    gain = candidate * (exact.astype(int) - ~answerable)  # of answering, compared with abstaining
-    right = (probability[:, None] >= steps).T @ (gain[:, None] * (scores[:, None] >= steps)) + (~answerable).sum()
-    ties = np.argwhere(right == right.max())
+    gain = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering, compared with abstaining
+    totals = (probability[:, None] >= steps).T @ (gain[:, None] * (score[:, None] >= steps)) + (~answerable).sum()
+    ties = np.argwhere(totals == totals.max())
     i, j = ties[len(ties) // 2]
-    return float(right.max() / len(exact)), {"min_probability": float(steps[i]), "min_score": float(steps[j])}
+    return float(totals.max() / len(right)), {"min_probability": float(steps[i]), "min_score": float(steps[j])}
 
 
 def report(results: dict[str, Any]) -> str:
     """Format an evaluation for the terminal."""
-
-    def percent(name: str) -> str:
-        return "-" if results[name] is None else f"{100 * results[name]:.1f} %"
-
     n, answerable = results["questions"], results["answerable"]
     flags = " ".join(f"--{name}={value}" for name, value in results["best_thresholds"].items())
+
+    def line(label: str, name: str, explained: str, count: int = 0) -> str:
+        value = results[name]
+        shown = "     -" if value is None else percent(value, count) if count else f"{100 * value:5.1f} %"
+        return f"{label:<19}{shown:<16}{explained}"
+
     return "\n".join(
         [
-            f"{n:,} questions: {answerable:,} with an answer in the documents, {n - answerable:,} without",
-            f"exact match       {percent('exact_match'):>8}   of the questions with an answer",
-            f"retrieval recall  {percent('retrieval_recall'):>8}   the right document is among the passages",
-            f"abstention        {percent('abstention_precision'):>8}   precision: of the refusals, how many are right",
-            f"                  {percent('abstention_recall'):>8}   recall: of the questions without an answer",
-            f"right outcomes    {percent('right'):>8}   an exact answer, or none where there is none",
-            f"best thresholds   {percent('best_right'):>8}   right outcomes with {flags}",
+            f"{n:,} questions, {answerable:,} of them with an answer in the documents",
+            line("exact match", "exact_match", "of the questions with an answer", answerable),
+            line("answer contained", "contained", "the model's answer has the words of the right one", answerable),
+            line("retrieval recall", "retrieval_recall", "the right document is among the passages", answerable),
+            line("abstention", "abstention_precision", "precision: of the refusals, those that are right"),
+            line("", "abstention_recall", "recall: of the questions without an answer, those refused", n - answerable),
+            line("right outcomes", "right", "the answer is contained, or there is none and none is given", n),
+            line("best thresholds", "best_right", f"right outcomes with {flags}", n),
         ]
     )
