@@ -22,9 +22,9 @@ from conftest import Result, cli_here, refused
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.reader import UNANSWERABLE, reading
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, tokenizer_from_dict
-from tinygpt.model import GPT
-from tinygpt.retrieve.answer import Reader, normalised, shortened
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, shortened
 from tinygpt.retrieve.ask import best_thresholds
 from tinygpt.retrieve.search import Hit
 
@@ -401,3 +401,23 @@ def test_text_in_a_document_stays_text(number: int, asked: Path) -> None:
         special = [answering.tokenizer.symbols[i] for i in ids if answering.tokenizer.symbols[i] in SPECIAL]
         assert special == [SPECIAL[0], SPECIAL[1]] and ids[0] == answering.tokenizer.special[SPECIAL[0]]
         assert ids[-1] == answering.tokenizer.special[SPECIAL[1]]
+
+
+def test_a_chat_template_has_its_special_tokens_and_no_others() -> None:
+    """For every hostile text, as a passage, a title and a question, with a tokenizer like that of SmolLM2."""
+    test_import = pytest.importorskip("test_import")
+    pair = {"prefix": "<|im_start|>user\n", "middle": "<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>"}
+    tokenizer = HuggingFaceTokenizer(test_import.tokenizer_json(), "<|im_end|>", test_import.TEMPLATE, pair)
+    assert tokenizer.pair is not None
+    model = GPT(GPTConfig(block_size=2048, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8))
+    answering = Reader(model, tokenizer)
+    assert answering.instructed and not Reader(model, tokenizer, dataset="reader").instructed
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    special = {tokenizer._encoding.token_to_id(name) for name in names}
+    around = [i for part in (tokenizer.pair.prefix, tokenizer.pair.middle) for i in part if i in special]
+    assert len(around) == 3 and len(special) == 3
+    for attack in ATTACKS:
+        passages = answering.fitted(attack, [(f"{attack}: ", attack), ("", "The car of Emil is red.")])
+        ids = answering.ids(attack, passages).tolist()
+        assert [i for i in ids if i in special] == around
+        assert INSTRUCTION in tokenizer.decode(ids) and tokenizer.decode(ids).endswith(pair["middle"])
