@@ -248,7 +248,6 @@ def test_shortening_keeps_the_order_and_cuts_a_sentence_that_is_too_long() -> No
 
 def test_passages_fill_the_context_in_their_order(asked: Path) -> None:
     answering = reader(asked)
-    answering.together = True
     texts = [("", f"The car of {name} is red.") for name in NAMES[:8]]
     read = answering.fitted(EMIL, texts)
     assert read[0] == texts[0][1] and not read[-1]
@@ -279,7 +278,7 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert measured["exact_match"] == pytest.approx(2 / 3) and measured["retrieval_recall"] == pytest.approx(2 / 3)
     assert measured["abstention_precision"] == measured["abstention_recall"] == 1 and measured["right"] == 0.75
     text = ask(asked, questions(asked), "--passages=1", "--min_score=0")
-    assert "3 with an answer" in text and "66.7 %" in text and "--min_probability=0." in text
+    assert "4 questions, 3 of them with an answer" in text and "66.7 %" in text and "--min_probability=0." in text
     everything = found(asked, questions(asked), "--passages=1", "--min_score=0.99")
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
 

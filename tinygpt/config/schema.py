@@ -409,7 +409,8 @@ class AskConfig:
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """number of passages that are searched for and read"""
     min_probability: Share = 0.3
-    """below this probability of the answer (the product over its tokens) the answer is "not in the documents" """
+    """below this probability of the answer, the product over its tokens, the answer is "not in the documents"; without
+    this flag it is 0 for an instruction model: it answers in sentences, whose probability was found to say nothing"""
     min_score: Share = 0.12
     """likewise, below this score of the best passage: its BM25 as a share of the highest possible for the question"""
     questions: File = ""

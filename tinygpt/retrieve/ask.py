@@ -86,6 +86,8 @@ class Respond:
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
         model = for_inference(checkpoint, compute, config.fast)
         self.reader = Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
+        by_flag = "min_probability" in config.given  # type: ignore[attr-defined]
+        self.min_probability = config.min_probability if by_flag or not self.reader.instructed else 0.0
 
     def __call__(self, question: str) -> Outcome:
         hits = search(self.index, question, self.config.passages)
@@ -113,7 +115,7 @@ class Respond:
 
     def reason(self, read: Answer, best_score: float, found: bool) -> str:
         """Say why there is no answer; empty if there is one."""
-        low, high = self.config.min_score, self.config.min_probability
+        low, high = self.config.min_score, self.min_probability
         if not found:
             return "no passage has a word of the question"
         if best_score < low and len(self.index) > self.config.passages:  # else nothing was selected
