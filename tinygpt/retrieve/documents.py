@@ -7,8 +7,10 @@ for section in read(Path("report.md")): section.title, section.text, section.pos
 """
 
 import csv
+import functools
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -32,8 +34,12 @@ class Section:
 
     def position(self, offset: int) -> str:
         """Position of the character at `offset` of the text, "line 12": each line of a section may be a unit."""
-        moves = self.text.count("\n", 0, offset) if self.unit in ("line", "paragraph") else 0
+        moves = bisect_left(self._newlines, offset) if self.unit in ("line", "paragraph") else 0
         return f"{self.unit} {self.number + moves}"
+
+    @functools.cached_property
+    def _newlines(self) -> list[int]:
+        return [found.start() for found in re.finditer("\n", self.text)]
 
 
 def read(path: Path) -> Iterator[Section]:
@@ -244,6 +250,6 @@ def damaged(path: Path, kind: str, error: Exception) -> TinyGPTError:
 
 
 READERS = {
-    ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
-    ".csv": table, ".pdf": pdf, ".docx": word, ".txt": plain,
+    ".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
+    ".csv": table, ".pdf": pdf, ".docx": word,
 }  # fmt: skip

@@ -59,7 +59,9 @@ class WordLlama:
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent
         try:
-            self._table = load_file(folder / "weights" / f"{self.fingerprint}.safetensors")["embedding.weight"]
+            self._table = load_file(folder / "weights" / f"{self.fingerprint}.safetensors")["embedding.weight"].astype(
+                np.float32
+            )
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         except Exception as error:  # tokenizers raises Exception itself
             raise TinyGPTError(
@@ -75,7 +77,7 @@ class WordLlama:
             found, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True
         ):
             if encoded.ids:
-                row[:] = self._table[encoded.ids].mean(axis=0, dtype=np.float32)
+                row[:] = self._table[encoded.ids].mean(axis=0)
         return normalised(found)
 
 

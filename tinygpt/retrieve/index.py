@@ -103,12 +103,11 @@ def update(
             index.remove_source(name)
         for path in bar:
             try:
-                with index.undoing():
-                    counts[refresh(index, path, old.get(name_of(path)), config, embedding, bar)] += 1
+                counts[refresh(index, path, old.get(name_of(path)), config, embedding, bar)] += 1
             except TinyGPTError as error:
                 if path in named:
                     raise
-                index.remove_source(name_of(path))
+                index.remove_source(name_of(path))  # what was stored before the error
                 counts["left out"] += 1
                 bar.write(terminal.escaped(f"left out: {error.message}"), file=sys.stderr)
         if not index.sources:

@@ -17,6 +17,7 @@ BOUNDARY = re.compile(
     """,
     re.VERBOSE,
 )
+NOT_SPACE = re.compile(r"\S")
 
 
 def split(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
@@ -43,7 +44,7 @@ def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
     start = 0
     for end in [*(found.end() for found in BOUNDARY.finditer(text)), len(text)]:
         last = start + len(text[start:end].rstrip())
-        while found := re.compile(r"\S").search(text, start, last):
+        while found := NOT_SPACE.search(text, start, last):
             start, stop = found.start(), last
             if stop - start > size:
                 spaces = [at for at in (text.rfind(space, start, start + size + 1) for space in " \n") if at > start]

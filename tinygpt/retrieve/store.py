@@ -36,7 +36,7 @@ SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the second is followed by the fo
 PAGE_SIZE, PAGES = slice(16, 18), slice(28, 32)  # fields of SQLite's header
 SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id
 BLOCK = 1 << 13  # vectors compared at a time, in the processor's caches
-TITLE_WEIGHT = 2.0  # of a word in the title, relative to one in the text
+TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -63,6 +63,22 @@ class Passage(NamedTuple):
     title: str
     source: str
     position: str
+
+
+class Similarities(NamedTuple):
+    """Cosines of a question with all passages."""
+
+    ids: np.ndarray  # of the passages in ascending order, int64 (n,)
+    cosines: np.ndarray  # float32 (n,)
+
+    def best(self, count: int) -> list[int]:
+        """The ids of the most similar passages, best first."""
+        top = np.argpartition(-self.cosines, min(count, len(self.ids)) - 1)[:count]
+        found: list[int] = self.ids[top[np.lexsort((top, -self.cosines[top]))]].tolist()
+        return found
+
+    def of(self, passage: int) -> float:
+        return float(self.cosines[np.searchsorted(self.ids, passage)])
 
 
 class Index:
@@ -97,7 +113,8 @@ class Index:
     def samples(self, count: int) -> list[Passage]:
         """Passages at equal distances."""
         ids = [row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")]
-        return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(min(count, len(ids))))
+        count = min(count, len(ids))
+        return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(count))
 
     def words(self, query: str, count: int) -> list[tuple[int, float]]:
         """The passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
@@ -124,8 +141,10 @@ class Index:
             self._embeddings = loaded
         return self._embeddings  # type: ignore[no-any-return]
 
-    def similarities(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all passages, int64 (n,), and the cosines of their vectors with `vector`, float32 (n,)."""
+    def similarities(self, question: str) -> "Similarities | None":
+        """Compare a question with all passages; None without vectors, or for a question without tokens."""
+        if self.embeddings is None or not (vector := self.embeddings.vectors([question])[0]).any():
+            return None
         if self._vectors is None:
             rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
             ids = np.array([row[0] for row in rows], dtype=np.int64)
@@ -134,7 +153,7 @@ class Index:
             self._vectors = ids, matrix, np.maximum(np.concatenate(lengths), 1)
         ids, matrix, norms = self._vectors
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
-        return ids, np.concatenate(products) / norms
+        return Similarities(ids, np.concatenate(products) / norms)
 
     # ---- writing
 
@@ -172,18 +191,6 @@ class Index:
         self._db.execute(f"DELETE FROM vectors WHERE passage IN (SELECT id {old})", (source,))
         self._db.execute(f"DELETE {old}", (source,))
         self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
-
-    @contextlib.contextmanager
-    def undoing(self) -> Iterator[None]:
-        """Undo the changes of a block that raises."""
-        self._db.execute("SAVEPOINT document")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK TO document")
-            raise
-        finally:
-            self._db.execute("RELEASE document")
 
 
 def quantised(vectors: np.ndarray) -> np.ndarray:
@@ -237,9 +244,11 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # one segment; removed words leave
                 connection.execute("COMMIT")
                 connection.execute("VACUUM")  # removed text leaves the file
-            except sqlite3.OperationalError as error:
-                full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+            except sqlite3.DatabaseError as error:
+                disk = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+                if number := disk.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
+                    raise OSError(number, str(error)) from error
+                raise unusable(path, f"is damaged ({error})") from None
         seal = checksum(file).to_bytes(4, "big")
         file.seek(SEAL.start)
         file.write(seal)

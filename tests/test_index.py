@@ -1,0 +1,689 @@
+"""`tinygpt index`: documents become passages that a search finds; an index is the old one, the new one, or refused."""
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from conftest import Result, cli, cli_here, listing, refused
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import file_lock
+from tinygpt.retrieve import documents, embeddings, index, passages, store
+from tinygpt.retrieve.search import Hit, search
+from tinygpt.retrieve.store import Index, open_index
+
+REPORT = """# Report
+Kalor Foods sold 412 tonnes of cheese.
+
+## Outlook
+Prices will fall. The board expects 7 million euros.
+
+```
+# not a heading
+```
+"""
+WEB = """<html><head><title>hidden title</title><style>hidden { style }</style></head><body>
+<h1>Handbook</h1><p>The <b>warranty</b> lasts
+five years.</p><script>hidden()</script><h2>Returns</h2><ul><li>Send it back.<li>Add the bill.</ul>
+<pre>line one
+  line two</pre></body></html>"""
+TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\n'
+
+
+def pdf(path: Path, *pages: str) -> None:
+    """Write a PDF of one line per page, by hand: pypdf itself cannot write text."""
+    count = len(pages)
+    kids = " ".join(f"{3 + 2 * page} 0 R" for page in range(count))
+    font = "<< /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >>"
+    bodies = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {count} >>"]
+    for page, text in enumerate(pages):
+        shown = f"BT /F 12 Tf 72 720 Td ({text}) Tj ET"
+        bodies.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources {font} /Contents {4 + 2 * page} 0 R >>"
+        )
+        bodies.append(f"<< /Length {len(shown)} >>\nstream\n{shown}\nendstream")
+    data, starts = b"%PDF-1.4\n", []
+    for number, body in enumerate(bodies, start=1):
+        starts.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    table = "".join(f"{start:010} 00000 n \n" for start in starts)
+    end = f"xref\n0 {len(bodies) + 1}\n0000000000 65535 f \n{table}trailer << /Size {len(bodies) + 1} /Root 1 0 R >>\n"
+    path.write_bytes(data + f"{end}startxref\n{len(data)}\n%%EOF\n".encode())
+
+
+def encrypted_pdf(path: Path) -> None:
+    import pypdf
+
+    pdf(path, "secret page")
+    writer = pypdf.PdfWriter(clone_from=path)
+    writer.encrypt("password", algorithm="RC4-128")
+    writer.write(path)
+
+
+def word(path: Path) -> None:
+    import docx
+
+    document = docx.Document()
+    document.add_heading("Manual", level=1)
+    document.add_paragraph("Press the red button.")
+    document.add_heading("Care", level=2)
+    table = document.add_table(rows=1, cols=2)
+    table.rows[0].cells[0].text, table.rows[0].cells[1].text = "soap", "water"
+    document.save(str(path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with docs/, one document of each format."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "report.md").write_text(REPORT)
+    (docs / "web.html").write_text(WEB)
+    (docs / "table.csv").write_text(TABLE)
+    (docs / "notes.txt").write_text("The meeting is on Monday.\n\nBring the blue folder.\n")
+    pdf(docs / "paper.pdf", "Protons are heavy.", "Electrons are light.")
+    word(docs / "manual.docx")
+    (tmp_path / ".index.db.lock").touch()  # stays after the first command
+    return tmp_path
+
+
+def run(folder: Path, *args: str, documents: tuple[str, ...] = ("docs",)) -> Result:
+    """Run `tinygpt index`, without vectors unless the arguments say otherwise; it must succeed."""
+    args = args if any(arg.startswith("--embeddings") for arg in args) else (*args, "--embeddings=none")
+    result = cli_here("index", *documents, *args, cwd=folder)
+    assert result.status == 0, result.err
+    return result
+
+
+def found(folder: Path, question: str, count: int = 5) -> list[Hit]:
+    with open_index(folder / "index.db") as opened:
+        return search(opened, question, count)
+
+
+def texts(folder: Path) -> set[str]:
+    with open_index(folder / "index.db") as opened:
+        return {passage.text for passage in opened.samples(1000)}
+
+
+# ---- documents and passages ------------------------------------------------------------------------------------------
+
+
+def test_each_format_gives_its_sections(folder: Path) -> None:
+    def sections(name: str) -> list[tuple[str, str, str]]:
+        return [(s.title, s.text.strip(), s.position(0)) for s in documents.read(folder / "docs" / name)]
+
+    assert sections("report.md") == [
+        ("Report", "Kalor Foods sold 412 tonnes of cheese.", "line 2"),
+        ("Report > Outlook", REPORT.split("Outlook\n")[1].strip(), "line 5"),
+    ]
+    assert sections("web.html") == [
+        ("Handbook", "The warranty lasts five years.", "paragraph 2"),
+        ("Handbook > Returns", "Send it back.\nAdd the bill.\nline one\n  line two", "paragraph 4"),
+    ]
+    assert sections("table.csv") == [
+        ("", "name: Kalor; city: Velno; staff: 12", "row 2"),
+        ("", "name: Tashbel; city: Qui; Sen; staff: 7", "row 3"),
+    ]
+    assert sections("paper.pdf") == [("", "Protons are heavy.", "page 1"), ("", "Electrons are light.", "page 2")]
+    assert sections("manual.docx") == [
+        ("Manual", "Press the red button.", "paragraph 2"),
+        ("Manual > Care", "soap | water", "paragraph 4"),
+    ]
+    (section,) = documents.read(folder / "docs" / "notes.txt")
+    assert section.position(section.text.index("Bring")) == "line 3"
+
+
+def test_a_heading_ends_those_below_it(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# A\n## B\n### C\nc\n## D\nd\n# E\ne\n")
+    assert [section.title for section in documents.read(tmp_path / "a.md")] == ["A > B > C", "A > D", "E"]
+
+
+@hypothesis.given(
+    st.text(alphabet="ab .!?\n。-1é", max_size=300), st.integers(1, 60), st.integers(0, 59), st.booleans()
+)
+@hypothesis.example("a" * 100, 7, 3, False)
+def test_passages_cover_the_text_within_their_size(text: str, size: int, overlap: int, spaced: bool) -> None:
+    text = text.replace("a", "a ") if spaced else text
+    made = list(passages.split(text, size, min(overlap, size - 1)))
+    covered = set()
+    for passage, offset in made:
+        assert 0 < len(passage) <= size and text[offset : offset + len(passage)] == passage == passage.strip()
+        covered |= set(range(offset, offset + len(passage)))
+    assert covered >= {at for at, character in enumerate(text) if not character.isspace()}
+    for (first, start), (_, after) in itertools.pairwise(made):
+        assert start < after and start + len(first) - after <= overlap
+
+
+def test_passages_are_whole_sentences_that_overlap() -> None:
+    text = "It is new, e.g. here. Dogs bark. Cats sleep. Birds sing."
+    assert [passage for passage, _ in passages.split(text, 34, 10)] == [
+        "It is new, e.g. here. Dogs bark.",
+        "Dogs bark. Cats sleep. Birds sing.",
+    ]
+    assert [passage for passage, _ in passages.split(text, 34, 9)][1] == "Cats sleep. Birds sing."
+
+
+def test_splitting_takes_linear_time_for_text_without_sentences() -> None:
+    """Two million characters: a quadratic loop would copy 10 GB."""
+    assert sum(len(passage) for passage, _ in passages.split("ab" * 1_000_000, 400, 80)) == 2_000_000
+
+
+# ---- search ----------------------------------------------------------------------------------------------------------
+
+CORPUS = ["red red fish swim", "blue fish", "a red house in a blue town", "nothing of that", "green fish eat weed"]
+
+
+def corpus(folder: Path, *args: str) -> None:
+    docs = folder / "corpus"
+    docs.mkdir()
+    for number, text in enumerate(CORPUS):
+        (docs / f"{number}.txt").write_text(text)
+    run(folder, *args, documents=("corpus",))
+
+
+def test_bm25_is_that_of_robertson(tmp_path: Path) -> None:
+    """By hand: k1 1.2 and b 0.75, the constants of FTS5 (sqlite.org/fts5.html)."""
+    corpus(tmp_path)
+    words = [text.split() for text in CORPUS]
+    mean = sum(map(len, words)) / len(words)
+    expected = {}
+    for number, passage in enumerate(words):
+        score = 0.0
+        for term in ("red", "house"):
+            holding = sum(term in other for other in words)
+            frequency = passage.count(term)
+            idf = math.log((len(words) - holding + 0.5) / (holding + 0.5))
+            score += idf * frequency * 2.2 / (frequency + 1.2 * (0.25 + 0.75 * len(passage) / mean))
+        if score:
+            expected[f"corpus/{number}.txt"] = score
+    hits = found(tmp_path, "Red HOUSE?")
+    assert {Path(hit.source).as_posix(): hit.bm25 for hit in hits} == pytest.approx(expected, rel=1e-5)
+    assert [hit.bm25 for hit in hits] == sorted(expected.values(), reverse=True)
+    assert all(hit.similarity == 0 for hit in hits)
+
+
+def test_cosines_are_those_of_the_table_and_ranks_are_fused(tmp_path: Path) -> None:
+    corpus(tmp_path, "--embeddings=wordllama")
+    table = embeddings.WordLlama()
+    vectors = table.vectors(["\n" + text for text in CORPUS])
+    question = table.vectors(["azure salmon fish"])[0]
+    cosines = (vectors @ question) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(question)
+    hits = found(tmp_path, "azure salmon fish")
+    for hit in hits:
+        assert hit.similarity == pytest.approx(cosines[CORPUS.index(hit.text)], abs=0.005)  # vectors are 8-bit
+    by_words = sorted((hit for hit in hits if hit.bm25), key=lambda hit: -hit.bm25)
+    by_vectors = sorted(hits, key=lambda hit: -hit.similarity)
+    for hit in hits:
+        ranks = [ranking.index(hit) + 1 for ranking in (by_words, by_vectors) if hit in ranking]
+        assert hit.score == pytest.approx(sum(1 / (10 + rank) for rank in ranks))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_the_table_is_read_as_wordllama_reads_it() -> None:
+    """wordllama's own code is given the table and the tokenizer, which it does not find itself."""
+    from wordllama.inference import WordLlamaInference
+
+    own = embeddings.WordLlama()
+    texts = ["The warranty lasts five years.", "Hello", "Über Straße 東京"]
+    vectors = own.vectors(texts)
+    authority = WordLlamaInference(own._table, own._tokenizer)  # changes the tokenizer's settings
+    assert vectors == pytest.approx(authority.embed(texts, norm=True), abs=1e-5)
+
+
+def test_nothing_is_downloaded(folder: Path) -> None:
+    """Without any network: in a process whose sockets raise."""
+    code = "import socket; socket.socket.connect = lambda *a: 1 / 0; socket.getaddrinfo = lambda *a: 1 / 0\n"
+    (folder / "sitecustomize.py").write_text(code)
+    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=paths)
+    assert result.status == 0, result.err
+    assert "embeddings: wordllama" in result.out
+
+
+def test_meaning_is_found_without_a_common_word(folder: Path) -> None:
+    (folder / "docs" / "zoo.txt").write_text("A physician treats illness.")
+    run(folder, "--embeddings=wordllama")
+    assert found(folder, "doctor")[0].text == "A physician treats illness."
+    run(folder)
+    assert not found(folder, "doctor")
+
+
+def test_hidden_states_are_the_mean_over_windows(tiny_run: Path, run_copy: Path) -> None:
+    import torch
+
+    from tinygpt.checkpoint import store as checkpoints
+
+    corpus(run_copy, "--embeddings=out/ckpt.pt")
+    checkpoint = checkpoints.load(str(run_copy / "out/ckpt.pt"))
+    model, tokenizer = checkpoint.build_model().eval(), checkpoints.tokenizer_of(checkpoint, "", "")
+    made = embeddings.HiddenStates(str(run_copy / "out/ckpt.pt"))
+    texts = ["the king", "of my heart " * 5, "", "sing ☃ and"]
+    for text, vector in zip(texts, made.vectors(texts), strict=True):
+        ids = torch.from_numpy(tokenizer.encode(text, skip_unknown=True).astype(np.int64))
+        with torch.no_grad():
+            states = [model.transformer["ln_f"](model.residual(part[None]))[0] for part in ids.split(16) if len(part)]
+        mean = torch.cat(states).mean(0).numpy() if states else np.zeros(16)
+        assert vector == pytest.approx(mean / max(np.linalg.norm(mean), 1e-12), abs=1e-5)
+    with contextlib.chdir(run_copy):
+        assert found(run_copy, "red house")[0].similarity > 0
+
+
+def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
+    import torch
+
+    from tinygpt.checkpoint import store as checkpoints
+
+    corpus(run_copy, "--embeddings=out/ckpt.pt")
+    path = run_copy / "out/ckpt.pt"
+    checkpoint = checkpoints.load(str(path))
+    checkpoint.model["transformer.wte.weight"] += torch.ones(())
+    checkpoints.save(path, checkpoint)
+    with contextlib.chdir(run_copy), pytest.raises(TinyGPTError, match="another model"):
+        found(run_copy, "red house")
+    assert "all documents are indexed again" in run(run_copy, "--embeddings=out/ckpt.pt", documents=("corpus",)).out
+    with contextlib.chdir(run_copy):
+        assert found(run_copy, "red house")
+
+
+@pytest.mark.parametrize(
+    "question", ["", "???", '"', "a OR", "NEAR(", "col:x", "red AND NOT", "x" * 100_000, "\0", "*", "-red", "ね" * 50]
+)
+def test_a_question_is_never_a_query_language(tmp_path: Path, question: str) -> None:
+    corpus(tmp_path)
+    found(tmp_path, question)  # does not raise
+    assert found(tmp_path, f"{question} red")
+
+
+# ---- updates ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_changed_is_read_again(folder: Path) -> None:
+    """An unchanged time and size means: not read. So a text that is changed behind its time stays as it was."""
+    assert "6 (6 added)" in run(folder).out
+    docs, before = folder / "docs", texts(folder)
+    notes, report = docs / "notes.txt", docs / "report.md"
+    status, text = notes.stat(), notes.read_text()
+    notes.write_text(text.replace("Monday", "Friday"))
+    os.utime(notes, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report.write_text(REPORT.replace("412", "999"))
+    os.utime(docs / "web.html")  # another time, the same content
+    (docs / "paper.pdf").unlink()
+    (docs / "new.md").write_text("A new document.")
+    result = run(folder)
+    assert "documents: 6 (1 added, 1 changed, 1 removed, 4 unchanged)" in result.out
+    new = {"A new document.", "Kalor Foods sold 999 tonnes of cheese."}
+    gone = {"Protons are heavy.", "Electrons are light.", "Kalor Foods sold 412 tonnes of cheese."}
+    assert texts(folder) == (before - gone) | new
+    assert found(folder, "Friday") == [] and found(folder, "412") == [] and found(folder, "protons") == []
+    assert len(found(folder, "999")) == 1
+
+
+def test_an_update_equals_a_new_index(folder: Path) -> None:
+    draw, docs = random.Random(3), folder / "docs"
+    for round_ in range(4):
+        for number in range(12):
+            path = docs / f"{number}.txt"
+            if draw.random() < 0.4:
+                path.write_text(" ".join(draw.choices(["red", "blue", "fish", "town", "sing"], k=30)) + f" {round_}.")
+            elif path.exists() and draw.random() < 0.3:
+                path.unlink()
+        run(folder, "--embeddings=wordllama")
+        run(folder, "--embeddings=wordllama", "--out=fresh.db")
+        question = " ".join(draw.choices(["red", "blue", "fish", "town"], k=2))
+        with open_index(folder / "index.db") as updated, open_index(folder / "fresh.db") as fresh:
+            one, other = (
+                {(h.text, h.source, round(h.bm25, 6)) for h in search(i, question, 50)} for i in (updated, fresh)
+            )
+            assert len(updated) == len(fresh) and one == other
+        (folder / "fresh.db").unlink()
+
+
+def test_nothing_is_written_when_nothing_changed(folder: Path) -> None:
+    run(folder)
+    before = (folder / "index.db").stat()
+    assert "(6 unchanged)" in run(folder).out
+    assert (folder / "index.db").stat() == before
+
+
+def test_removed_text_leaves_the_file(folder: Path) -> None:
+    run(folder)
+    size = (folder / "index.db").stat().st_size
+    (folder / "docs" / "secret.txt").write_text("The password is Zyzzyva. " * 2000)
+    run(folder)
+    assert b"Zyzzyva" in (folder / "index.db").read_bytes()
+    (folder / "docs" / "secret.txt").unlink()
+    run(folder)
+    assert b"zyzzyva" not in (folder / "index.db").read_bytes().lower()
+    assert (folder / "index.db").stat().st_size == size
+
+
+def test_other_settings_rebuild(folder: Path) -> None:
+    run(folder)
+    result = run(folder, "--passage_size=60", "--overlap=0")
+    assert "note: index.db was made with passage_size=400, overlap=80, so all documents are indexed again" in result.out
+    assert "6 (6 added)" in result.out and max(map(len, texts(folder))) <= 60
+    assert "embeddings=none" in run(folder, "--embeddings=wordllama", "--passage_size=60", "--overlap=0").out
+
+
+def test_the_summary_and_the_next_command(folder: Path) -> None:
+    lines = run(folder, "--out=my index.db").out.splitlines()
+    assert lines[0] == "documents: 6 (6 added)"
+    assert re.fullmatch(r"passages: \d+, of up to 400 characters, overlap 80; embeddings: none", lines[1])
+    assert (
+        lines[2].startswith("written: my index.db, 0.") and len([line for line in lines if line.startswith("  ")]) == 3
+    )
+    assert lines[-1] == "next: tinygpt ask 'your question' --index 'my index.db'"
+
+
+def test_without_the_extra_words_are_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is missing is None in sys.modules."""
+    code = "import sys\nfor name in ('wordllama', 'pypdf', 'docx'): sys.modules[name] = None\n"
+    (folder / "sitecustomize.py").write_text(code)
+    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    result = cli("index", "docs", cwd=folder, PYTHONPATH=paths)
+    assert result.status == 0, result.err
+    assert "note: the index is searched for words only" in result.out and "4 added, 2 left out" in result.out
+    assert "paper.pdf: PDF needs the package pypdf" in result.err
+    assert found(folder, "cheese")[0].text == "Kalor Foods sold 412 tonnes of cheese."
+    result = cli("index", "docs/paper.pdf", cwd=folder, PYTHONPATH=paths)
+    assert result.status == 2 and 'pip install pypdf (also in "tinygpt[retrieve]")' in result.err
+    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=paths)
+    assert result.status == 2 and "pip install wordllama" in result.err
+
+
+# ---- bad documents ---------------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "binary.txt": (lambda path: path.write_bytes(b"text\0more"), "is binary, not text"),
+    "latin.md": (lambda path: path.write_bytes("Straße".encode("cp1252")), "not UTF-8 text (byte 0xdf at offset 4)"),
+    "utf16.csv": (lambda path: path.write_bytes("a;b".encode("utf-16")), "is UTF-16 text, not UTF-8"),
+    "empty.txt": (lambda path: path.write_bytes(b""), "contains no text"),
+    "blank.md": (lambda path: path.write_bytes(b"\n# \n \t"), "contains no text"),
+    "scripts.html": (lambda path: path.write_text("<script>x</script>"), "contains no text"),
+    "header.csv": (lambda path: path.write_text("a,b\n"), "contains no text"),
+    "quote.csv": (lambda path: path.write_text("a,b\n" + "bad,row\n" * 1500 + '"c,d\n'), "is not a valid CSV file"),
+    "locked.pdf": (encrypted_pdf, "is encrypted with a password"),
+    "scan.pdf": (lambda path: pdf(path, ""), "contains no text"),
+    "damaged.pdf": (lambda path: path.write_bytes(b"%PDF-1.4 and no more"), "cannot be read as PDF"),
+    "damaged.docx": (lambda path: path.write_bytes(b"PK\x03\x04 and no more"), "cannot be read as .docx"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: Path, name: str) -> None:
+    write, problem = BAD[name]
+    write(folder / "docs" / name)
+    message = refused(folder, "index", f"docs/{name}", "--embeddings=none")
+    assert f"{name}: {problem}" in message and "try: " in message
+    result = run(folder)
+    assert "7 (6 added, 1 left out)" not in result.out and "documents: 6 (6 added, 1 left out)" in result.out
+    assert not found(folder, "bad")
+    (line,) = result.err.splitlines()
+    assert line.startswith("left out: ") and f"{name}: {problem}" in line
+    before = (folder / "index.db").read_bytes()
+    refused(folder, "index", "docs", f"docs/{name}", "--embeddings=none")
+    assert (folder / "index.db").read_bytes() == before
+
+
+def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
+    for name, (write, _) in BAD.items():
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        write(tmp_path / "bad" / name)
+    (tmp_path / ".index.db.lock").touch()
+    before = listing(tmp_path)
+    result = cli_here("index", "bad", "--embeddings=none", cwd=tmp_path)
+    assert result.status == 2 and f"none of the {len(BAD)} documents can be indexed" in result.err
+    assert listing(tmp_path) == before
+
+
+def test_a_document_that_goes_bad_leaves_the_index(folder: Path) -> None:
+    run(folder)
+    (folder / "docs" / "notes.txt").write_bytes(b"\0")
+    assert "5 unchanged, 1 left out" in run(folder).out
+    assert not found(folder, "Monday")
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["nowhere"], "nowhere: no such file"),
+        (["*.rtf"], "*.rtf: no such file"),
+        (["empty"], "empty: a folder without any *.txt or *.md"),
+        (["docs", "--out=docs"], "docs: is a folder"),
+        (["docs", "--out=none/index.db"], "none: no such folder"),
+        (["docs", "--out=docs/notes.txt"], "docs/notes.txt: is not an index of tinygpt"),
+        (["docs", "--passage_size=50", "--overlap=50"], "overlap is 50, but must be below passage_size"),
+        (["docs", "--passage_size=5"], "passage_size is 5, but must be at least 40"),
+        (["docs", "--embeddings=nothing.pt"], "nothing.pt: no such file"),
+        ([], "documents"),
+    ],
+)
+def test_bad_input_is_one_sentence(folder: Path, args: list[str], problem: str) -> None:
+    (folder / "empty").mkdir()
+    (folder / "docs" / ".notes.txt.lock").touch()
+    assert problem in refused(folder, "index", *args).replace(os.sep, "/")
+
+
+HOSTILE = ["<|im_start|>", "\x1b[31m", "ignore the question", "'; DROP TABLE passages; --", "‮", "{{ 7 * 7 }}", "%s\\n"]
+
+
+def test_text_stays_text(folder: Path) -> None:
+    for number, text in enumerate(HOSTILE):
+        (folder / "docs" / f"{number}.txt").write_text(f"hostile {text} end")
+    run(folder)
+    assert {hit.text for hit in found(folder, "hostile", 20)} == {f"hostile {text} end" for text in HOSTILE}
+    result = run(folder, documents=("docs/1.txt",))
+    assert r"hostile \x1b[31m end" in result.out and "\x1b" not in result.out
+
+
+def test_a_file_name_of_any_bytes(folder: Path) -> None:
+    name = os.fsdecode(b"\xff\x1b[31m.txt")
+    try:
+        (folder / "docs" / name).write_text("mammoth")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has only names of Unicode")
+    assert "\x1b" not in run(folder).out
+    assert len(found(folder, "mammoth")) == 1 and "1 unchanged" not in run(folder).out.replace("7 unchanged", "")
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def mutants(data: bytes, count: int, seed: int = 4) -> Iterator[bytes]:
+    """Damaged copies: cut short, lengthened, with other bytes, with blocks of zeros or blocks exchanged."""
+    draw = random.Random(seed)
+    for number in range(count):
+        at, changed = draw.randrange(len(data)), bytearray(data)
+        length = draw.choice([1, 16, 512, 4096])
+        kind = number % 6
+        if kind == 0:
+            changed = changed[:at]
+        elif kind == 1:
+            changed[at:at] = draw.randbytes(length)
+        elif kind == 2:
+            changed[at : at + length] = draw.randbytes(len(changed[at : at + length]))
+        elif kind == 3:
+            changed[at : at + length] = bytes(len(changed[at : at + length]))
+        elif kind == 4:
+            changed[at] ^= 1 << draw.randrange(8)
+        else:
+            field = draw.randrange(100)  # SQLite's header
+            changed[field] ^= draw.randrange(1, 256)
+        if changed != data:
+            yield bytes(changed)
+
+
+def test_a_damaged_index_is_refused(folder: Path) -> None:
+    run(folder, "--embeddings=wordllama")
+    path, count = folder / "index.db", 0
+    data = path.read_bytes()
+    for mutant in mutants(data, 400):
+        path.write_bytes(mutant)
+        with pytest.raises(TinyGPTError) as refusal, open_index(path):
+            pass
+        assert refusal.value.status == 2 and "\n" not in refusal.value.message and refusal.value.hint
+        if count % 10 == 0:
+            result = cli_here("index", "docs", "--embeddings=none", cwd=folder)
+            assert result.status == 2 and "Traceback" not in result.err and path.read_bytes() == mutant
+        count += 1
+    assert count >= 300
+    path.write_bytes(data)
+    assert found(folder, "cheese")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda data: b"", "is not an index of tinygpt"),
+        (lambda data: b"hello", "is not an index of tinygpt"),
+        (lambda data: data[: len(data) // 2], "is cut short: "),
+        (lambda data: data[:71] + b"\x02" + data[72:], "is an index of a newer tinygpt"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is damaged: its checksum is wrong"),
+    ],
+)
+def test_what_is_wrong_with_an_index_is_named(folder: Path, content: Callable[[bytes], bytes], problem: str) -> None:
+    run(folder)
+    path = folder / "index.db"
+    path.write_bytes(content(path.read_bytes()))
+    assert problem in refused(folder, "index", "docs")
+
+
+def test_a_database_of_another_program_is_refused(folder: Path) -> None:
+    connection = sqlite3.connect(folder / "index.db")
+    connection.execute("CREATE TABLE passages (id)")
+    connection.commit()
+    connection.close()
+    assert "is not an index of tinygpt" in refused(folder, "index", "docs")
+
+
+def test_the_file_is_a_sound_database(folder: Path) -> None:
+    """The checksum in its header does not disturb SQLite, nor the check of FTS5."""
+    run(folder, "--embeddings=wordllama")
+    (folder / "docs" / "notes.txt").unlink()
+    run(folder, "--embeddings=wordllama")
+    connection = sqlite3.connect(folder / "index.db")
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
+    (passages,), (vectors,) = (
+        connection.execute(f"SELECT count(*) FROM {t}").fetchone() for t in ("passages", "vectors")
+    )
+    assert passages == vectors > 5
+    connection.close()
+
+
+def test_there_is_one_writer(folder: Path) -> None:
+    run(folder)
+    with file_lock(folder / "index.db", "index"):
+        message = refused(folder, "index", "docs")
+    assert re.search(rf"index\.db is in use by process {os.getpid()}", message)
+
+
+def test_a_reader_keeps_the_index_that_it_opened(folder: Path) -> None:
+    run(folder)
+    with open_index(folder / "index.db") as opened:
+        (folder / "docs" / "notes.txt").unlink()
+        run(folder)
+        assert search(opened, "Monday", 5)
+    assert not found(folder, "Monday")
+
+
+def test_other_tables_under_a_right_checksum_are_refused(folder: Path) -> None:
+    run(folder)
+    connection = sqlite3.connect(folder / "index.db")
+    connection.execute("DROP TABLE passages")
+    connection.commit()
+    connection.close()
+    with open(folder / "index.db", "r+b") as file:
+        seal = store.checksum(file).to_bytes(4, "big")
+        file.seek(60)
+        file.write(seal)
+    with pytest.raises(TinyGPTError, match="is damaged"):
+        found(folder, "cheese")
+    (folder / "docs" / "notes.txt").unlink()
+    assert "is damaged" in refused(folder, "index", "docs", "--embeddings=none")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("moment", ["first passages", "last passages", "seal", "rename", "afterwards"])
+def test_a_killed_process_leaves_the_old_index_or_the_new_one(folder: Path, harness: Any, moment: str) -> None:
+    run(folder)
+    old = (folder / "index.db").read_bytes()
+    for path in ("notes.txt", "report.md"):
+        (folder / "docs" / path).write_text("The mammoth is extinct.")
+
+    def dying(call: Callable[..., Any], number: int = 1) -> Callable[..., Any]:
+        calls = itertools.count(1)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    def before() -> None:
+        os.chdir(folder)
+        if moment.endswith("passages"):
+            Index.add_passages = dying(Index.add_passages, 1 if moment == "first passages" else 2)  # type: ignore[method-assign]
+        elif moment == "seal":
+            store.checksum = dying(store.checksum, 2)
+        elif moment == "rename":
+            os.replace = dying(os.replace)
+        else:
+            index.describe = dying(index.describe)
+
+    child = harness.run(["index", "docs", "--embeddings=none"], before)
+    assert child.status == -signal.SIGKILL, child.output
+    if moment == "afterwards":
+        assert len(found(folder, "mammoth")) == 2
+    else:
+        assert (folder / "index.db").read_bytes() == old and found(folder, "Monday")
+    run(folder)
+    assert len(found(folder, "mammoth")) == 2 and not list(folder.glob(".*.tmp"))
+
+
+def test_a_full_disk_leaves_the_old_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite reports that the disk is full when the file has reached its largest number of pages."""
+    run(folder)
+    create = store.create
+
+    def limited(connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
+        create(connection, settings)
+        connection.execute("PRAGMA max_page_count = 20")
+
+    monkeypatch.setattr(store, "create", limited)
+    (folder / "docs" / "big.txt").write_text("".join(f"word{number} " for number in range(20_000)))
+    before = listing(folder)
+    result = cli_here("index", "docs", "--embeddings=none", "--overlap=0", cwd=folder)
+    assert result.status == 1 and "index.db: no space left to write it" in result.err
+    assert listing(folder) == before
+
+
+def test_a_failing_disk_leaves_the_old_index(folder: Path) -> None:
+    resource = pytest.importorskip("resource")
+    run(folder)
+    before = (folder / "index.db").read_bytes()
+    (folder / "docs" / "big.txt").write_text("".join(f"word{number} " for number in range(200_000)))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    command = [sys.executable, "-m", "tinygpt", "index", "docs", "--embeddings=none"]
+    done = subprocess.run(command, cwd=folder, preexec_fn=limit, capture_output=True, text=True)
+    assert done.returncode == 1 and "what was saved before is unchanged" in done.stderr, done.stderr
+    assert (folder / "index.db").read_bytes() == before and not list(folder.glob(".*.tmp"))
