@@ -268,3 +268,25 @@ def test_replayed_rows_are_spread_over_the_batch() -> None:
     new, old = at[at[:, 0] == 0, 1], at[at[:, 0] == 1, 1]
     assert new.tolist() == draw_windows(7, 0, 10_000, 8, 12).tolist()
     assert old.tolist() == draw_windows(7, 0, 10_000, 8, 4, stream=3).tolist() != new[:4].tolist()
+
+
+def test_grouped_batches_have_similar_lengths_and_draw_every_example_alike() -> None:
+    rng = np.random.default_rng(1)
+    tokenizer = CharTokenizer(["a", *SPECIAL])
+    lengths = rng.integers(1, 60, size=200)
+    tokens = np.concatenate([tokenizer.encode_pair("a" * int(n), "a") for n in lengths])
+    rows = PairRows(tokens, tokenizer)
+    grouped = rows.grouped()
+    plain, similar = ([source.draw(7, step, 64, 8) for step in range(4000)] for source in (rows, grouped))
+    spread = [np.mean([np.ptp(rows.lengths[at]) for at in drawn[:200]]) for drawn in (plain, similar)]
+    assert spread[1] < 5 < 30 < spread[0]
+    counts = np.bincount(np.concatenate(similar), minlength=200)
+    assert counts.min() > 80 and counts.max() < 250  # 160 expected
+    assert (grouped.draw(7, 5, 64, 8) == similar[5]).all() and not (similar[5] == similar[6]).all()
+    assert len(grouped.draw(7, 5, 64, 0)) == 0
+    assert (grouped.first(50).draw(7, 5, 64, 8) == rows.first(50).draw(7, 5, 64, 8)).all()
+    assert (grouped.draw(7, 5, 64, 8, stream=1) != similar[5]).any()
+    text = TextRows(tokens)
+    assert text.grouped() is text
+    mixed = MixedRows(rows, text, 0.25).grouped()
+    assert np.ptp(rows.lengths[(at := mixed.draw(7, 3, 64, 16))[at[:, 0] == 0, 1]]) < 12

@@ -143,6 +143,8 @@ class TrainConfig:
     """context length in tokens"""
     gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, summed over all processes"""
+    group_by_length: bool = False
+    """pairs: make each batch of examples of similar length, so that less is padded; faster if lengths vary much"""
 
     n_layer: Count = 12
     """decoder blocks"""

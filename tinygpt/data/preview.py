@@ -81,11 +81,11 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     Pairs longer than the presets' context get a base model of their own, with block_size `width`. Pairs that are
     encoded with a model's tokenizer are for LoRA of that model.
     """
-    base, flags = "out-fast", []
-    if width > suggest.PRESET_BLOCK_SIZE:
+    task = TASKS.get(config.name, TASKS["transactions"])
+    base, flags = task.base, []
+    if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
     own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
-    task = TASKS.get(config.name, TASKS["transactions"])
     preset = f"configs/{task.preset}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
@@ -95,10 +95,10 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
         return
-    if not task.preset.startswith("finetune"):
+    if not task.base:
         print(f"next: {suggest.command('train', preset, *place)}")
         return
-    if not Path(f"{base}/ckpt.pt").exists():
+    if task.base == "out-fast" and not Path(f"{base}/ckpt.pt").exists():
         print("without a pretrained model, first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
             print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")

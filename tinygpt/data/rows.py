@@ -47,6 +47,9 @@ class Rows(Protocol):
     def first(self, count: int) -> "Rows":
         """The first `count` examples of this source, or tokens of a text."""
 
+    def grouped(self) -> "Rows":
+        """This source, but a batch has examples of similar length, so that little is padded."""
+
     def like(self, other: Any) -> "Rows":
         """The first part of this source, as large as `other`, a source of the same kind."""
 
@@ -104,6 +107,9 @@ class TextRows:
     def first(self, count: int) -> "TextRows":
         return TextRows(self.tokens[:count])
 
+    def grouped(self) -> "TextRows":
+        return self
+
     def like(self, other: Any) -> "TextRows":
         return self.first(len(other.tokens))
 
@@ -153,13 +159,17 @@ class PairRows:
         if self.starts[0] or not in_order.all() or (tokens[self.ends - 1] != self.end_id).any():
             raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
+        self.by_length: np.ndarray | None = None  # handles in the order of their lengths, if batches are grouped
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
         """Columns of the longest example."""
         return min(int(self.lengths[slice(None) if at is None else at].max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        return draw_windows(seed, step, len(self.starts), 0, count, stream)
+        if self.by_length is None:
+            return draw_windows(seed, step, len(self.starts), 0, count, stream)
+        start = draw_windows(seed, step, len(self.starts), 0, 1, stream)
+        return self.by_length[(start + np.arange(count)) % len(self.by_length)]
 
     def every(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
@@ -180,7 +190,13 @@ class PairRows:
         few = copy.copy(self)
         for name in ("starts", "responses", "ends", "lengths"):
             setattr(few, name, getattr(self, name)[:count])
+        few.by_length = None
         return few
+
+    def grouped(self) -> "PairRows":
+        rows = copy.copy(self)
+        rows.by_length = np.argsort(self.lengths, kind="stable")
+        return rows
 
     def like(self, other: Any) -> "PairRows":
         return self.first(len(other.starts))
@@ -266,6 +282,9 @@ class MixedRows:
 
     def first(self, count: int) -> Rows:
         return self.new.first(count)
+
+    def grouped(self) -> "MixedRows":
+        return MixedRows(self.new.grouped(), self.old.grouped(), self.share)
 
     def like(self, other: Any) -> Rows:
         return self.new.like(other)

@@ -161,6 +161,8 @@ def open_run(
     model, new_tokens = make_model(config, dataset, start, model_class(config.fast, compute))
     method.adapt(model, new_tokens, start)
     source = method.rows(dataset, start)
+    if config.group_by_length:
+        source = source.grouped()
     if config.wandb_log:
         import_wandb()
     if ranks.is_main and not config.eval_only:

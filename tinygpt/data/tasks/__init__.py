@@ -24,13 +24,15 @@ class Task:
     """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
 
     synthetic: makes the form of the task with invented names, if the task has two forms. library: makes documents, and
-    questions of val and test about them. preset: the one that trains a model for the task.
+    questions of val and test about them. preset: the one that trains a model for the task, starting from the model in
+    the folder `base` unless that is empty.
     """
 
     name: str
     labels: tuple[str, ...]
     make: Make
     preset: str
+    base: str = "out-fast"
     synthetic: Make | None = None
     library: Library | None = None
 
@@ -44,6 +46,7 @@ _TASKS = (
         synthetic=transactions.invented,
     ),
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
-    Task("reader", (), reader.make, "reader", library=reader.library),
+    Task("reader", (), reader.make, "reader", base="", library=reader.library),
+    Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader"),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -8,6 +8,8 @@ their response is `UNANSWERABLE`.
 `reader.txt` holds the wordings. Those marked as new do not occur in train: val asks in the wordings of train about
 other names and values; test uses the new wordings for the question, and in half of the examples also for the statement.
 
+`make_long` makes longer examples, with up to five other companies, for a model that has learned from the short ones.
+
     make(1337)["train"][0]              # -> (prompt, response); the prompt is reading(passages, question)
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
 """
@@ -22,8 +24,9 @@ from tinygpt.data.tasks.generate import Pair, digits, words
 
 UNANSWERABLE = "not in the documents"
 SIZES = {"train": 160_000, "val": 1000, "test": 1000}
+SIZES_LONG = {"train": 80_000, "val": 1000, "test": 1000}
 LONGEST = 254  # characters of prompt and response; with three special tokens and the shift they fill a context of 256
-UNANSWERABLE_SHARE = 0.15
+UNANSWERABLE_SHARE = 0.25
 
 
 def reading(passages: Sequence[str], question: str) -> str:
@@ -192,20 +195,30 @@ def phrase(rng: Rng, wordings: Sequence[str]) -> str:
 class Wording(NamedTuple):
     """Which wordings an example has, and how much it may contain."""
 
+    longest: int = LONGEST  # characters of prompt and response
+    others: int = 2  # companies at most, besides the one that is asked about
     new_question: bool = False
     new_statement: bool = False
-    longest: int = LONGEST  # characters
-    others: int = 2  # companies at most, besides the one that is asked about
 
 
 def make(seed: int) -> dict[str, list[Pair]]:
-    """Generate `SIZES` examples. Names and values of val and test do not occur in train."""
+    """Generate `SIZES` examples for a context of 256 tokens. Names in val and test do not occur in train."""
+    return generate(seed, SIZES, Wording())
+
+
+def make_long(seed: int) -> dict[str, list[Pair]]:
+    """Generate longer examples, for a context of 512 tokens."""
+    return generate(seed, SIZES_LONG, Wording(LONGEST + 256, others=5))
+
+
+def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, list[Pair]]:
     rng = Rng(seed)
     seen: set[str] = set()
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
-    kinds = {"train": [Wording()], "val": [Wording()], "test": [Wording(True), Wording(True, True)]}
+    new = [wording._replace(new_question=True), wording._replace(new_question=True, new_statement=True)]
+    kinds = {"train": [wording], "val": [wording], "test": new}
     for split in ("val", "test", "train"):
-        while len(splits[split]) < SIZES[split]:
+        while len(splits[split]) < sizes[split]:
             prompt, answer, names = example(rng, kinds[split][len(splits[split]) % len(kinds[split])])
             if split != "train":
                 seen |= names

@@ -1,0 +1,65 @@
+"""Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and measure both.
+
+    python scripts/reader.py                                    # prepares, trains (15 minutes), writes the file
+    python scripts/reader.py --ckpt out-reader/ckpt.pt          # of a model that is trained already
+
+Prints the exact match on val (wordings of train, other names) and test (new wordings) before and after. Without a
+change of the code, a training run gives the same reader on the same machine; elsewhere it differs a little.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tinygpt.checkpoint.eight_bits import to_8_bits
+from tinygpt.checkpoint.store import Checkpoint, load, save
+
+SHIPPED = Path(__file__).parents[1] / "tinygpt/retrieve/reader.pt"
+LARGEST = 1 << 20  # bytes
+
+
+def tinygpt(*args: str) -> None:
+    subprocess.run([sys.executable, "-m", "tinygpt", *args], check=True)
+
+
+def exact(ckpt: Path, split: str, data_dir: str) -> str:
+    """Measure a model with `tinygpt eval`, as a line."""
+    flags = [f"--ckpt={ckpt}", "--task=reader", f"--split={split}", f"--data_dir={data_dir}", "--device=cpu", "--json"]
+    done = subprocess.run([sys.executable, "-m", "tinygpt", "eval", *flags], check=True, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    often = report["often"]
+    return (
+        f"exact {100 * report['exact']:.1f} %, with an answer {100 * often['exact_of_others']:.1f} %, without "
+        f"{100 * often['recall']:.1f} % (precision {100 * often['precision']:.1f} %), of {report['n']:,}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", type=Path, help="a trained reader; otherwise one is trained")
+    parser.add_argument("--data_dir", default="data", help="folder that holds the datasets")
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="file to write")
+    args = parser.parse_args()
+    if not (Path(args.data_dir) / "reader/meta.json").exists():
+        tinygpt("prepare", "reader", f"--data_dir={args.data_dir}")
+    if args.ckpt is None:
+        tinygpt("train", "configs/reader.yaml", "--device=cpu", f"--data_dir={args.data_dir}")
+        args.ckpt = Path("out-reader/ckpt.pt")
+    trained = load(args.ckpt)
+    config = {key: value for key, value in trained.config.items() if key not in ("data_dir", "out_dir")}
+    small = Checkpoint(to_8_bits(trained.model), trained.model_args, config, trained.step, trained.best_val_loss)
+    small.tokenizer = trained.tokenizer
+    save(args.output, small)
+    size = args.output.stat().st_size
+    for split in ("val", "test"):
+        for ckpt in (args.ckpt, args.output):
+            print(f"{split:<5} {ckpt!s:<30} {exact(ckpt, split, args.data_dir)}")
+    print(f"written: {args.output}, {size:,} bytes, {trained.num_params:,} parameters")
+    if size > LARGEST:
+        sys.exit(f"larger than {LARGEST:,} bytes: a smaller model is needed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The task reader: every answer can be copied, no name or new wording leaks into train; its documents and questions.
+
+Exact match is checked against real decoding, and weights in 8 bits against the error that rounding can make.
+"""
+
+import itertools
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import cli_here, refused
+
+from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
+from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.data.tasks import reader
+from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording
+
+SPLITS = {"train": 3000, "val": 300, "test": 300}
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, list[tuple[str, str]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "SIZES", SPLITS)
+        return reader.make(1337)
+
+
+def matches(wording: str) -> str:
+    """A pattern of all sentences with this wording."""
+    parts = re.split(r"(@|~|\([^)]*\))", wording)
+    return "".join(
+        part if part.startswith("(") else ".+" if part in "@~" and part else re.escape(part) for part in parts
+    )
+
+
+def test_the_seed_decides(examples: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SIZES", SPLITS)
+    assert reader.make(1337) == examples != reader.make(1338)
+    assert {split: len(part) for split, part in examples.items()} == SPLITS
+
+
+def test_an_answer_stands_in_the_passages_once_and_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
+    for prompt, answer in itertools.chain(*examples.values()):
+        *passages, question = prompt.split("\n")
+        assert len(prompt) + len(answer) <= reader.LONGEST == 256 + 1 - 3
+        assert passages and question.endswith("?")
+        if answer != UNANSWERABLE:
+            found = [passage for passage in passages if re.search(rf"(?<!\w){re.escape(answer)}", passage)]
+            assert found, (prompt, answer)
+    share = np.mean([answer == UNANSWERABLE for _, answer in examples["train"]])
+    assert abs(share - reader.UNANSWERABLE_SHARE) < 0.03
+
+
+def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str, list[tuple[str, str]]]) -> None:
+    for prompt, answer in examples["train"]:
+        *passages, question = prompt.split("\n")
+        if answer != UNANSWERABLE:
+            names = set(re.findall(r"[A-Z]\w+", question))
+            assert any(answer in passage and names & set(re.findall(r"[A-Z]\w+", passage)) for passage in passages)
+
+
+def test_no_name_of_val_or_test_occurs_in_train(examples: dict[str, list[tuple[str, str]]]) -> None:
+    train = "\n".join(prompt for prompt, _ in examples["train"])
+    answers = {
+        answer for split in ("val", "test") for _, answer in examples[split] if " " in answer and answer.istitle()
+    }
+    names = [answer for answer in answers if re.fullmatch(r"[A-Z][a-z]+ [A-Z][a-z]+", answer)]
+    people = [name for name in names if name.split()[0] not in ("New", "Port", "San", "East", "Lake")]
+    assert len(people) > 50
+    assert sum(f" {name}." in train for name in people) == 0
+
+
+def test_new_wordings_are_in_test_alone(examples: dict[str, list[tuple[str, str]]]) -> None:
+    for relation in RELATIONS.values():
+        for mark in "+?":
+            assert not set(relation.wordings[mark]) & set(relation.wordings[f"{mark}!"])
+    new = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?!"]]
+    old = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?"]]
+    count = {
+        split: np.mean([not any(re.fullmatch(p, prompt.split("\n")[-1]) for p in old) for prompt, _ in part[:300]])
+        for split, part in examples.items()
+    }
+    assert count["train"] == count["val"] == 0
+    assert count["test"] > 0.8  # some new wordings with a long name look like an old one
+    assert all(any(re.fullmatch(p, prompt.split("\n")[-1]) for p in new) for prompt, _ in examples["test"])
+
+
+def test_every_relation_has_wordings_of_each_kind() -> None:
+    for name, relation in RELATIONS.items():
+        assert {mark: len(some) > 1 for mark, some in relation.wordings.items()} == dict.fromkeys(
+            ["+", "+!", "?", "?!"], True
+        )
+        for mark, some in relation.wordings.items():
+            assert all("@" in wording and ("~" in wording) == ("+" in mark) for wording in some), name
+
+
+def test_reading_is_one_line_per_passage() -> None:
+    assert reader.reading(["a\nb  c", "d"], "e\tf?") == "a b c\nd\ne f?"
+
+
+def test_documents_answer_their_questions() -> None:
+    documents, questions = reader.library(7, companies=30)
+    assert len(documents) == 30 and set(questions) == {"val", "test"}
+    for asked in itertools.chain(*questions.values()):
+        if asked["answer"]:
+            assert asked["answer"] in documents[asked["source"]]
+        else:
+            assert asked["source"] == ""
+    assert reader.library(7, companies=30) == (documents, questions) != reader.library(8, companies=30)
+
+
+# ---- through the command line -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dataset `copy`, a reader in miniature, and a model that has learned part of it."""
+    folder = tmp_path_factory.mktemp("reader")
+    rng = random.Random(1)
+    words = ["ab", "cd", "ef", "gh"]
+    lines = []
+    for _ in range(400):
+        word = rng.choice(words) if rng.random() < 0.7 else ""
+        lines.append({"prompt": f"{rng.randrange(1000)} {word or 'zz'}?", "response": word or "none"})
+    (folder / "copy.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert (
+        cli_here("prepare", "copy", "--input=copy.jsonl", "--format=pairs", "--test_fraction=0.3", cwd=folder).status
+        == 0
+    )
+    meta = json.loads((folder / "data/copy/meta.json").read_text())
+    (folder / "data/copy/meta.json").write_text(json.dumps(meta | {"labels": []}))  # responses that are free text
+    sizes = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=24", "--batch_size=16", "--position=rope"]
+    steps = ["--gradient_accumulation_steps=1", "--max_iters=60", "--eval_interval=30", "--eval_iters=0"]
+    rate = ["--learning_rate=3e-3", "--warmup_iters=5", "--device=cpu", "--dtype=float32", "--quiet"]
+    done = cli_here("train", "--dataset=copy", *sizes, *steps, *rate, cwd=folder)
+    assert done.status == 0, done.err
+    return folder
+
+
+def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
+    """(prompt, wanted, greedy response) of the test split, from `tinygpt sample`."""
+    from tinygpt.data.dataset import Dataset
+
+    dataset = Dataset(folder / "data", "copy")
+    results = []
+    for prompt, wanted in dataset.sources["test"].texts(dataset.tokenizer):
+        done = cli_here(
+            "sample",
+            "--ckpt=out",
+            f"--start={prompt}",
+            "--temperature=0",
+            "--max_new_tokens=8",
+            "--json",
+            *flags,
+            cwd=folder,
+        )
+        results.append((prompt, wanted, json.loads(done.out)["text"]))
+    return results
+
+
+@pytest.mark.parametrize("fast", ["True", "False"])
+def test_exact_match_is_that_of_decoding(trained: Path, fast: str) -> None:
+    done = cli_here("eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}", cwd=trained)
+    assert done.status == 0, done.err
+    report, results = json.loads(done.out), decoded(trained)
+    assert report["n"] == len(results)
+    right = [wanted == response.strip() for _, wanted, response in results]
+    assert 0 < np.mean(right) < 1  # otherwise the comparison shows little
+    assert report["exact"] == pytest.approx(np.mean(right))
+    often = report["often"]["response"]
+    said = [response.strip() == often for _, _, response in results]
+    truth = [wanted == often for _, wanted, _ in results]
+    assert report["often"]["n"] == sum(truth)
+    both = sum(s and t for s, t in zip(said, truth, strict=True))
+    assert report["often"]["recall"] == pytest.approx(both / sum(truth))
+    assert report["often"]["precision"] == pytest.approx(both / max(sum(said), 1))
+
+
+def test_the_report_is_readable(trained: Path) -> None:
+    done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
+    assert "exact match" in done.out and "recall" in done.out and "not answered with" in done.out
+    assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--predict=copy.jsonl")
+
+
+def test_8_bits_lose_at_most_half_a_step_of_each_row(trained: Path) -> None:
+    full = load(trained / "out").model
+    back = from_8_bits(to_8_bits(full))
+    assert back.keys() == full.keys()
+    for name, weight in full.items():
+        step = weight.abs().amax(-1, keepdim=True) / 127 if weight.dim() > 1 else weight.abs() * 2**-10
+        assert ((back[name] - weight).abs() <= step * 0.51 + 1e-7).all(), name
+    assert back["lm_head.weight"].data_ptr() == back["transformer.wte.weight"].data_ptr()  # tied
+    assert from_8_bits(full) is full
+
+
+def test_a_model_in_8_bits_is_small_and_answers_alike(trained: Path, tmp_path: Path) -> None:
+    checkpoint = load(trained / "out")
+    small = Checkpoint(
+        to_8_bits(checkpoint.model), checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer
+    )
+    save(tmp_path / "small.pt", small)
+    weights = sum(weight.numel() for weight in checkpoint.model.values())
+    assert (tmp_path / "small.pt").stat().st_size < 1.4 * weights + 40_000 < (trained / "out/ckpt.pt").stat().st_size
+    assert load(tmp_path / "small.pt").num_params == checkpoint.num_params
+    reports = [
+        json.loads(cli_here("eval", f"--ckpt={path}", "--task=copy", "--json", cwd=trained).out)
+        for path in ("out/ckpt.pt", tmp_path / "small.pt")
+    ]
+    assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], abs=0.02)
+    assert reports[0]["loss"] != reports[1]["loss"]
+
+
+@pytest.mark.parametrize("change", ["no scale", "wrong scale", "scale only"])
+def test_damaged_8_bits_are_refused(trained: Path, tmp_path: Path, change: str) -> None:
+    checkpoint = load(trained / "out")
+    weights = to_8_bits(checkpoint.model)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    if change == "no scale":
+        del weights[name + SCALE]
+    elif change == "wrong scale":
+        weights[name + SCALE] = torch.ones(3, 1, dtype=torch.float16)
+    else:
+        del weights[name]
+    save(
+        tmp_path / "small.pt",
+        Checkpoint(weights, checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer),
+    )
+    message = refused(trained, "sample", f"--ckpt={tmp_path / 'small.pt'}", "--start=ab?")
+    assert ("weights do not fit" if change == "scale only" else "damaged") in message
+
+
+def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SIZES", SPLITS)
+    done = cli_here("prepare", "reader", "--show=2", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "next: tinygpt train configs/reader.yaml" in done.out and UNANSWERABLE not in done.out.split("written")[1]
+    folder = tmp_path / "data/reader"
+    documents = {path.name: path.read_text() for path in (folder / "documents").iterdir()}
+    assert len(documents) == 100
+    for split in ("val", "test"):
+        questions = [json.loads(line) for line in (folder / f"questions-{split}.jsonl").read_text().splitlines()]
+        assert len(questions) > 400
+        assert all(q["answer"] in documents[q["source"]] for q in questions if q["answer"])
+
+
+def test_an_example_with_many_others_fits_what_was_asked_for() -> None:
+    rng = random.Random(3)
+    for _ in range(50):
+        prompt, answer, _ = reader.example(rng, Wording(510, others=5))
+        assert len(prompt) + len(answer) <= 510
