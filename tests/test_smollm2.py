@@ -73,6 +73,15 @@ def test_it_knows_the_capital_of_france(smollm2: Path, dtype: str) -> None:
     assert "Paris" in said(smollm2, "--ckpt=out-base", f"--dtype={dtype}")
 
 
+def test_it_answers_from_a_document(smollm2: Path) -> None:
+    text = "Anna Berg has been chief executive of Norvik since 2019. The CFO of Norvik is Lars Holm."
+    (smollm2 / "report.txt").write_text(text)
+    ok(smollm2, "index", "report.txt", "--out=report.db", "--embeddings=none")
+    flags = ["--index=report.db", "--ckpt=out-base", "--device=cpu", "--min_probability=0", "--json"]
+    answer = json.loads(ok(smollm2, "ask", "Who is the CFO of Norvik?", *flags).out)
+    assert "Lars Holm" in answer["answer"] and 0 < answer["probability"] < 1
+
+
 def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = pretrained_file()

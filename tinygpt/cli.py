@@ -39,6 +39,7 @@ GROUPS = {
     },
     "ask your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
+        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question from the documents of an index"),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
@@ -96,8 +97,7 @@ def guarded(args: list[str], debug: bool) -> int:
     except TinyGPTError as error:
         if debug:
             raise
-        hint = f"\n  try: {error.hint}" if error.hint else ""
-        terminal.print_error(f"error: {error.message}{hint}")
+        terminal.print_error(error.text())
         return error.status
     except OSError as error:
         if debug or error.filename is None:

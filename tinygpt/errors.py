@@ -23,6 +23,10 @@ class TinyGPTError(Exception):
         self.hint = hint
         self.status = status
 
+    def text(self) -> str:
+        """Return the lines that a person reads."""
+        return f"error: {self.message}" + (f"\n  try: {self.hint}" if self.hint else "")
+
 
 def diverged(what: str, value: float) -> TinyGPTError:
     """Make the error for a loss, logits or weights that are NaN or infinite: `diverged("the loss is", loss)`."""

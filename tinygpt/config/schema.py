@@ -386,6 +386,49 @@ class EvalConfig:
 
 
 @dataclasses.dataclass
+class AskConfig:
+    """Ask a question about your own documents: the answer, its probability, and the passages it is copied from.
+
+    tinygpt ask "Who is the CFO of Norvik?" --index index.db
+
+    tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
+
+    tinygpt ask --index index.db for a prompt: a question per line, an empty line ends it
+
+    tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
+
+    Without support in the documents the answer is "not in the documents". Nothing leaves this machine.
+    """
+
+    question: Annotated[tuple[str, ...], POSITIONAL] = ()
+    """the question; without one, a prompt (or the lines of standard input)"""
+    index: File = "index.db"
+    """the index that tinygpt index made of the documents"""
+    ckpt: File = ""
+    """the model: a checkpoint that answers prompts, or its folder; empty: the tiny reader that ships with tinygpt"""
+    adapter: File = ""
+    """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
+    passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
+    """number of passages that are searched for and read"""
+    min_probability: Share = 0.3
+    """below this probability of the answer, the product over its tokens, the answer is "not in the documents"; without
+    this flag it is 0 for an instruction model: it answers in sentences, whose probability was found to say nothing"""
+    min_score: Share = 0.12
+    """likewise, below this score of the best passage: its BM25 as a share of the highest possible for the question"""
+    questions: File = ""
+    """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
+    an empty answer means that it is not in the documents; source, the document that has it, may be left out"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
+    dtype: Dtype = "auto"
+    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
+    fast: Switch = "auto"
+    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
+    json: bool = False
+    """print one JSON object per question, or per evaluation, for programs"""
+
+
+@dataclasses.dataclass
 class PlotConfig:
     """Draw the loss curves of one or more runs as a PNG file.
 

@@ -125,6 +125,10 @@ class Index:
         )
         return found.fetchall()
 
+    def frequency(self, word: str) -> int:
+        """Number of passages that contain a word; `word` is in FTS5's syntax."""
+        return int(self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (word,)).fetchone()[0])
+
     @property
     def embeddings(self) -> embeddings.Embeddings | None:
         """What the index's vectors were made with; None for an index without vectors. Errors: TinyGPTError."""

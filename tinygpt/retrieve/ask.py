@@ -1,0 +1,317 @@
+"""`tinygpt ask`: answer questions from the documents of an index (retrieval-augmented generation, Lewis et al. 2020).
+
+The index finds passages, a model reads them. "not in the documents" is the answer if the model says so, if its answer
+is too improbable, or if no passage has enough in common with the question. `--questions` measures on questions with
+known answers how often each outcome is right, and which two thresholds would be best.
+
+Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxiv.org/abs/1606.05250.
+
+    tinygpt ask "Who is the CFO of Norvik?" --index index.db
+    tinygpt ask --index index.db --questions val.jsonl
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tinygpt import terminal
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.config.schema import AskConfig
+from tinygpt.data.tasks.reader import UNANSWERABLE
+from tinygpt.data.tokenizer import lone_surrogate
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.exact import percent
+from tinygpt.files import read_text, strict_json
+from tinygpt.retrieve.answer import Answer, Reader, normalised, words
+from tinygpt.retrieve.search import Hit, search
+from tinygpt.retrieve.store import Index, open_index
+from tinygpt.terminal import escaped
+from tinygpt.training import device
+from tinygpt.training.build import for_inference
+
+SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
+K1 = 1.2  # of SQLite's BM25
+COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The answer to a question, and what it rests on."""
+
+    question: str
+    answer: str  # empty: not in the documents
+    candidate: str  # the model's answer, whatever the thresholds; empty: it found none
+    probability: float  # of the model's answer
+    score: float  # of the best passage
+    reason: str  # why there is no answer
+    note: str  # what the model did not read
+    passages: tuple[dict[str, Any], ...]  # rank, source, position, title, score, bm25, similarity, text, start, end
+
+
+def ask(config: AskConfig) -> int:
+    """Answer one question, the lines of standard input, or evaluate a file of questions. Returns the exit status."""
+    question = " ".join(config.question)
+    if config.question:
+        question = checked(question)
+    known = list(read_questions(Path(config.questions))) if config.questions else []
+    with open_index(Path(config.index)) as index:
+        respond = Respond(config, index)
+        if known:
+            results = evaluate(respond, known)
+            print(strict_json(results) if config.json else report(results))
+        elif question:
+            show(respond(question), config)
+        else:
+            return prompt_loop(respond)
+    return 0
+
+
+class Respond:
+    """Answer questions with one index and one model, which are loaded once."""
+
+    def __init__(self, config: AskConfig, index: Index) -> None:
+        self.config, self.index = config, index
+        ckpt = config.ckpt or str(SHIPPED)
+        checkpoint = load_model(ckpt, config.adapter)
+        tokenizer = tokenizer_of(checkpoint, ckpt, "data")
+        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+        model = for_inference(checkpoint, compute, config.fast)
+        self.reader = Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
+        by_flag = "min_probability" in config.given  # type: ignore[attr-defined]
+        self.min_probability = config.min_probability if by_flag or not self.reader.instructed else 0.0
+
+    def __call__(self, question: str) -> Outcome:
+        hits = search(self.index, question, self.config.passages)
+        texts = [" ".join(hit.text.split()) for hit in hits]
+        scores = relevance(self.index, question, hits)
+        read = self.reader.read(question, hits) if hits else Answer("", 0.0)
+        reason, candidate, passages = self.reason(read, max(scores, default=0.0), bool(hits)), read.text, []
+        for rank, (hit, text, own_score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
+            start, end = self.reader.place(read.text, text) or (None, None)
+            if candidate == read.text and start is not None:
+                candidate = text[start:end]  # as the document spells it
+            facts = {"rank": rank, "source": hit.source, "position": hit.position, "title": hit.title}
+            facts |= {"score": own_score, "bm25": hit.bm25, "similarity": hit.similarity}
+            passages.append(facts | {"text": text, "start": start, "end": end})
+        return Outcome(
+            question=question,
+            answer="" if reason else candidate,
+            candidate=candidate,
+            probability=read.probability,
+            score=max(scores, default=0.0),
+            reason=reason,
+            note=read.note,
+            passages=tuple(passages),
+        )
+
+    def reason(self, read: Answer, best_score: float, found: bool) -> str:
+        """Say why there is no answer; empty if there is one."""
+        low, high = self.config.min_score, self.min_probability
+        if not found:
+            return "no passage has a word of the question"
+        if best_score < low and len(self.index) > self.config.passages:  # else nothing was selected
+            return f"the best passage's score {best_score:.2f} is below --min_score={low}"
+        if not read.text:
+            return f"the model finds no answer in the passages, with probability {read.probability:.2f}"
+        if read.probability < high:
+            return f"the answer's probability {read.probability:.2f} is below --min_probability={high}"
+        return ""
+
+
+def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
+    """BM25 of each passage as a share of the highest that is possible for the question, from 0 to 1.
+
+    BM25 sums over the question's words an inverse document frequency times at most k1 + 1, so scores of different
+    questions cannot be compared, but these shares can. A word that no passage contains lowers all of them.
+    """
+    n = len(index)
+    frequencies = [index.frequency(f'"{word}"') for word in words(question)]
+    highest = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
+    return [hit.bm25 / highest if highest else 0.0 for hit in hits]
+
+
+# ---- asking -----------------------------------------------------------------------------------------------------
+
+
+def checked(question: str) -> str:
+    """Return the question on one line. Errors: TinyGPTError for one that is empty or not text."""
+    if not question.strip():
+        raise TinyGPTError("the question is empty", 'tinygpt ask "Who is the CFO of Norvik?"')
+    if surrogate := lone_surrogate(question):
+        raise TinyGPTError(f"the question contains a lone surrogate ({surrogate})", "use UTF-8 text")
+    return " ".join(question.split())
+
+
+def prompt_loop(respond: Respond) -> int:
+    """Answer the lines of standard input, up to an empty one; a terminal shows a prompt. Returns the exit status of the
+    last question that was refused, else 0."""
+    status = 0
+    while line := next_line():
+        try:
+            show(respond(checked(line)), respond.config)
+        except TinyGPTError as error:
+            terminal.print_error(error.text())
+            status = error.status
+    return status
+
+
+def next_line() -> str:
+    """Read a line without outer whitespace; empty at the end of the input, or for Ctrl-C."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    try:
+        return input("question> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+
+
+def show(outcome: Outcome, config: AskConfig) -> None:
+    print(strict_json(dataclasses.asdict(outcome)) if config.json else as_text(outcome), flush=True)
+
+
+def as_text(outcome: Outcome) -> str:
+    """Format for the terminal: the answer, its probability and the passages, with control characters escaped."""
+    lines = [escaped(outcome.answer) or UNANSWERABLE]
+    lines.append(outcome.reason or f"probability {outcome.probability:.2f}, score {outcome.score:.2f}")
+    lines += [f"note: {outcome.note}"] if outcome.note else []
+    lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
+    for passage in outcome.passages:
+        place = ", ".join(filter(None, (passage["source"], passage["position"], passage["title"])))
+        lines.append(escaped(f"{passage['rank']}. {place}, score {passage['score']:.2f}"))
+        lines.append(textwrap.fill(excerpt(**passage), COLUMNS, initial_indent="   ", subsequent_indent="   "))
+    return "\n".join(lines)
+
+
+def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str:
+    """Cut a passage to SHOWN characters, around the answer if it contains it; the answer is in brackets."""
+    start, end = start or 0, end or 0
+    first = text.rfind(" ", 0, start - SHOWN // 2) + 1 if start > SHOWN // 2 else 0
+    last = len(text)
+    if last - first > SHOWN:
+        last = max(end, text.rfind(" ", first + SHOWN // 2, first + SHOWN), first + SHOWN // 2)
+    before, answer, after = (escaped(part) for part in (text[first:start], text[start:end], text[end:last]))
+    marked = f"{before}[{answer}]{after}" if answer else before + after
+    return "... " * (first > 0) + marked + " ..." * (last < len(text))
+
+
+# ---- evaluating -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A question with its answer, empty if the documents do not have it, and the document that has it, if known."""
+
+    question: str
+    answer: str
+    source: str
+
+
+def read_questions(path: Path) -> Iterator[Known]:
+    """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first bad line."""
+    example = '{"question": "Who is the CFO?", "answer": "Lars Holm"}'
+    number = 0
+    for number, line in enumerate(read_text(path, "--questions questions.jsonl").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            known = Known(checked(entry["question"]), entry["answer"], entry.get("source", ""))
+            if not isinstance(known.answer, str) or not isinstance(known.source, str):
+                raise TypeError
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            raise TinyGPTError(f"{path} line {number}: not a question with its answer", f"write {example}") from None
+        except TinyGPTError as error:
+            raise TinyGPTError(f"{path} line {number}: {error.message}", f"write {example}") from None
+        yield known
+    if not number:
+        raise TinyGPTError(f"{path}: contains no question", f"write {example}, one per line")
+
+
+def evaluate(respond: Respond, known: Sequence[Known]) -> dict[str, Any]:
+    """Answer questions with known answers, and measure: shares of 1, None where nothing was to be counted."""
+    asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
+    outcomes = [respond(entry.question) for entry in asked]
+    wanted = [normalised(entry.answer) for entry in known]
+    given = [normalised(outcome.candidate) for outcome in outcomes]
+    pairs = list(zip(wanted, given, strict=True))
+    answerable = np.array([bool(entry.answer) for entry in known])
+    contained = answerable & np.array([f" {right} " in f" {answer} " for right, answer in pairs])
+    exact = contained & np.array([right == answer for right, answer in pairs])
+    abstained = np.array([not outcome.answer for outcome in outcomes])
+    found = [is_found(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source]
+    best, thresholds = best_thresholds(
+        np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
+        np.array([outcome.score for outcome in outcomes]),
+        contained,
+        answerable,
+    )
+    return {
+        "questions": len(known),
+        "answerable": int(answerable.sum()),
+        "exact_match": share(exact & ~abstained, answerable),
+        "contained": share(contained & ~abstained, answerable),
+        "retrieval_recall": sum(found) / len(found) if found else None,
+        "abstention_precision": share(abstained & ~answerable, abstained),
+        "abstention_recall": share(abstained & ~answerable, ~answerable),
+        "right": share(np.where(abstained, ~answerable, contained), answerable | True),
+        "best_right": best,
+        "best_thresholds": thresholds,
+    }
+
+
+def is_found(source: str, outcome: Outcome) -> bool:
+    """Return whether a passage is from the document `source`, the end of its path."""
+    parts = Path(source).parts
+    return any(Path(passage["source"]).parts[-len(parts) :] == parts for passage in outcome.passages)
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> float | None:
+    return float(part.sum() / whole.sum()) if whole.any() else None
+
+
+def best_thresholds(
+    probability: np.ndarray, score: np.ndarray, right: np.ndarray, answerable: np.ndarray
+) -> tuple[float, dict[str, float]]:
+    """Find the thresholds, in hundredths, with the largest share of right outcomes: the share, and both by name.
+
+    All arrays (n,): the probability of the model's answer, 0 without one; the best passage's score; whether the answer
+    is right, and whether there is one. Right is also to abstain if there is none. Of equally good ones, the middle.
+    """
+    steps = np.arange(100) / 100
+    gain = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering, compared with abstaining
+    totals = (probability[:, None] >= steps).T @ (gain[:, None] * (score[:, None] >= steps)) + (~answerable).sum()
+    ties = np.argwhere(totals == totals.max())
+    i, j = ties[len(ties) // 2]
+    return float(totals.max() / len(right)), {"min_probability": float(steps[i]), "min_score": float(steps[j])}
+
+
+def report(results: dict[str, Any]) -> str:
+    """Format an evaluation for the terminal."""
+    n, answerable = results["questions"], results["answerable"]
+    flags = " ".join(f"--{name}={value}" for name, value in results["best_thresholds"].items())
+
+    def line(label: str, name: str, explained: str, count: int = 0) -> str:
+        value = results[name]
+        shown = "     -" if value is None else percent(value, count) if count else f"{100 * value:5.1f} %"
+        return f"{label:<19}{shown:<16}{explained}"
+
+    return "\n".join(
+        [
+            f"{n:,} questions, {answerable:,} of them with an answer in the documents",
+            line("exact match", "exact_match", "of the questions with an answer", answerable),
+            line("answer contained", "contained", "the model's answer has the words of the right one", answerable),
+            line("retrieval recall", "retrieval_recall", "the right document is among the passages", answerable),
+            line("abstention", "abstention_precision", "precision: of the refusals, those that are right"),
+            line("", "abstention_recall", "recall: of the questions without an answer, those refused", n - answerable),
+            line("right outcomes", "right", "the answer is contained, or there is none and none is given", n),
+            line("best thresholds", "best_right", f"right outcomes with {flags}", n),
+        ]
+    )
