@@ -17,7 +17,7 @@ from conftest import cli_here, refused
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.tasks import reader
-from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording
+from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording, cited
 
 SPLITS = {"train": 3000, "val": 300, "test": 300}
 
@@ -44,30 +44,34 @@ def test_the_seed_decides(examples: dict[str, list[tuple[str, str]]], monkeypatc
 
 
 def test_an_answer_stands_in_the_passages_once_and_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
-    for prompt, answer in itertools.chain(*examples.values()):
+    for prompt, response in itertools.chain(*examples.values()):
         question, *passages = prompt.split("\n")
-        assert len(prompt) + len(answer) <= reader.LONGEST == 256 + 1 - 3
+        assert len(prompt) + len(response) <= reader.LONGEST == 256 + 1 - 3
         assert passages and question.endswith("?")
-        if answer != UNANSWERABLE:
-            found = [passage for passage in passages if re.search(rf"(?<!\w){re.escape(answer)}", passage)]
-            assert found, (prompt, answer)
-    share = np.mean([answer == UNANSWERABLE for _, answer in examples["train"]])
+        number, answer = cited(response)
+        assert (number == 0) == (response == UNANSWERABLE)
+        if number:
+            assert re.search(rf"(?<!\w){re.escape(answer)}", passages[number - 1]), (prompt, answer)
+    share = np.mean([response == UNANSWERABLE for _, response in examples["train"]])
     assert abs(share - reader.UNANSWERABLE_SHARE) < 0.03
 
 
 def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str, list[tuple[str, str]]]) -> None:
-    for prompt, answer in examples["train"]:
+    numbers = []
+    for prompt, response in examples["train"]:
         question, *passages = prompt.split("\n")
-        if answer != UNANSWERABLE:
-            names = set(re.findall(r"[A-Z]\w+", question))
-            assert any(answer in passage and names & set(re.findall(r"[A-Z]\w+", passage)) for passage in passages)
+        number, _ = cited(response)
+        if number:
+            names = set(re.findall(r"[A-Z]\w+", question)) & set(re.findall(r"[A-Z]\w+", passages[number - 1]))
+            assert names, prompt
+            numbers.append((number, len(passages)))
+    of_three = [number for number, count in numbers if count == 3]
+    assert all(abs(of_three.count(number) / len(of_three) - 1 / 3) < 0.06 for number in (1, 2, 3))
 
 
 def test_no_name_of_val_or_test_occurs_in_train(examples: dict[str, list[tuple[str, str]]]) -> None:
     train = "\n".join(prompt for prompt, _ in examples["train"])
-    answers = {
-        answer for split in ("val", "test") for _, answer in examples[split] if " " in answer and answer.istitle()
-    }
+    answers = {cited(response)[1] for split in ("val", "test") for _, response in examples[split]}
     names = [answer for answer in answers if re.fullmatch(r"[A-Z][a-z]+ [A-Z][a-z]+", answer)]
     people = [name for name in names if name.split()[0] not in ("New", "Port", "San", "East", "Lake")]
     assert len(people) > 50
@@ -99,7 +103,12 @@ def test_every_relation_has_wordings_of_each_kind() -> None:
 
 
 def test_reading_is_one_line_per_passage() -> None:
-    assert reader.reading(["a\nb  c", "d"], "e\tf?") == "e f?\na b c\nd"
+    assert reader.reading("e\tf?", ["a\nb  c", "d"]) == "e f?\n[1] a b c\n[2] d"
+    assert (
+        reader.cited("[2] d e") == (2, "d e")
+        and reader.cited("[x] d") == (0, "[x] d")
+        and reader.cited("[12]") == (12, "")
+    )
 
 
 def test_documents_answer_their_questions() -> None:
