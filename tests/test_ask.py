@@ -29,28 +29,7 @@ from tinygpt.retrieve.ask import best_thresholds
 from tinygpt.retrieve.search import Hit
 
 COLOURS = ["red", "green", "blue"]
-NAMES = [
-    "Ada",
-    "Bea",
-    "Cleo",
-    "Dora",
-    "Emil",
-    "Finn",
-    "Gina",
-    "Hugo",
-    "Ivo",
-    "Jana",
-    "Kira",
-    "Leo",
-    "Mona",
-    "Nils",
-    "Oda",
-    "Paul",
-    "Rosa",
-    "Sven",
-    "Tara",
-    "Udo",
-]
+NAMES = "Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo".split()
 THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
 TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=192", "--position=rope", "--token_shift"]
@@ -72,8 +51,11 @@ def examples(count: int = 900) -> list[dict[str, str]]:
         known = draw.random() < 0.75
         fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
         rest = draw.choice(["It stands in the hall.", "Nobody knows why.", "It is old."])
-        passage = draw.choice([fact, f"{fact} {rest}", f"{rest} {fact}"])
-        made[reading([passage], f"Which colour is the {thing} of {name}?")] = colour if known else UNANSWERABLE
+        passages = [draw.choice([fact, f"{fact} {rest}", f"{rest} {fact}"])]  # the first has the answer, if any has
+        passages += [
+            f"The box of {other} is {draw.choice(COLOURS)}." for other in draw.sample(NAMES, draw.randrange(3))
+        ]
+        made[reading(f"Which colour is the {thing} of {name}?", passages)] = f"[1] {colour}" if known else UNANSWERABLE
     return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
 
 
@@ -133,6 +115,7 @@ def test_json_has_the_same_facts(asked: Path) -> None:
     first = answer["passages"][0]
     assert answer["answer"] == answer["candidate"] == "red" and answer["reason"] == ""
     assert answer["question"] == EMIL and first["text"][first["start"] : first["end"]] == "red"
+    assert [passage["cited"] for passage in answer["passages"]] == [True, False, False]
     assert first["rank"] == 1 and Path(first["source"]) == Path("docs/things.txt") and answer["probability"] > 0.9
 
 
@@ -156,17 +139,17 @@ def test_without_support_it_is_not_in_the_documents(question: str, flags: list[s
     assert ("nearest passages:" in text) == bool(facts["passages"]) == (question != "zzz")
 
 
-@pytest.mark.parametrize("answer", ["red", "re", "green"])
+@pytest.mark.parametrize("answer", ["[1] red", "[1] re", "green"])
 def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(answer: str, asked: Path) -> None:
     """Compared with the softmax of one forward pass over the complete example."""
     answering, passage = reader(asked), "The car of Emil is red. Nobody knows why."
-    ids = answering.tokenizer.encode_pair(reading([passage], EMIL), answer).astype(np.int64)
+    ids = answering.tokenizer.encode_pair(reading(EMIL, [passage]), answer).astype(np.int64)
     logits = answering.model(torch.from_numpy(ids)[None])[0][0].log_softmax(-1)
     end = len(answer) + 1
     expected = sum(logits[at - 1, ids[at]].item() for at in range(len(ids) - end, len(ids)))
     probability = answering.probability(ids[:-end], ids[-end:-1].tolist())
     assert math.log(probability) == pytest.approx(expected, abs=1e-3)
-    assert answer != "red" or answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).probability == probability
+    assert answer != "[1] red" or answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).probability == probability
 
 
 def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path) -> None:

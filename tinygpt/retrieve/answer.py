@@ -51,6 +51,7 @@ class Answer:
 
     text: str
     probability: float
+    passage: int = 0  # the number of the passage that the model cites, 0 if it cites none
     note: str = ""  # which passages were shortened or left out
 
 
@@ -66,7 +67,7 @@ class Reader:
             )
         self.model, self.tokenizer, self.end = model, tokenizer, tokenizer.pair.end.tolist()
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
-        self.instructed = chat and dataset != "reader"
+        self.instructed = chat and dataset not in task.NAMES
         self.room = min(LONGEST, model.config.block_size // 4)  # for the answer
 
     def read(self, question: str, hits: Sequence[Hit]) -> Answer:
@@ -87,10 +88,13 @@ class Reader:
                 f"model reads at most {self.model.config.block_size:,}, {self.room} of them for the answer",
                 "ask a shorter question, or use a model with a larger context",
             )
+        numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
         prompt = self.ids(asked, list(filter(None, read)))
         made = response_ids(self.model, self.tokenizer, prompt, self.room)
-        text = self.tokenizer.decode(made).strip()
-        return Answer("" if unanswerable(text) else text, self.probability(prompt, made), self.not_read(whole, read))
+        number, text = task.cited(self.tokenizer.decode(made).strip())
+        passage = numbers[number - 1] if 0 < number <= len(numbers) else 0
+        text = "" if unanswerable(text) else text
+        return Answer(text, self.probability(prompt, made), passage * bool(text), self.not_read(whole, read))
 
     def probability(self, prompt: np.ndarray, answer: Sequence[int]) -> float:
         """Probability of an answer's tokens and the end after them, given the prompt."""
@@ -109,7 +113,7 @@ class Reader:
             numbered = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
             prompt = f"Passages:\n{numbered}\n\nQuestion: {question}\n{INSTRUCTION}"
         else:
-            prompt = task.reading([*passages], question)
+            prompt = task.reading(question, passages)
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)
 
     def readable(self, text: str) -> str:

@@ -54,7 +54,7 @@ class Outcome:
     score: float  # of the best passage
     reason: str  # why there is no answer
     note: str  # what the model did not read
-    passages: tuple[dict[str, Any], ...]  # rank, source, position, title, score, bm25, similarity, text, start, end
+    passages: tuple[dict[str, Any], ...]  # rank, cited, source, position, title, score, ..., text, start, end
 
 
 def ask(config: AskConfig) -> int:
@@ -96,10 +96,17 @@ class Respond:
         read = self.reader.read(question, hits) if hits else Answer("", 0.0)
         reason, candidate, passages = self.reason(read, max(scores, default=0.0), bool(hits)), read.text, []
         for rank, (hit, text, own_score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
-            start, end = self.reader.place(read.text, text) or (None, None)
+            cited = read.passage in (0, rank)
+            start, end = (cited and self.reader.place(read.text, text)) or (None, None)
             if candidate == read.text and start is not None:
                 candidate = text[start:end]  # as the document spells it
-            facts = {"rank": rank, "source": hit.source, "position": hit.position, "title": hit.title}
+            facts = {
+                "rank": rank,
+                "cited": rank == read.passage,
+                "source": hit.source,
+                "position": hit.position,
+                "title": hit.title,
+            }
             facts |= {"score": own_score, "bm25": hit.bm25, "similarity": hit.similarity}
             passages.append(facts | {"text": text, "start": start, "end": end})
         return Outcome(
@@ -187,7 +194,8 @@ def as_text(outcome: Outcome) -> str:
     lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
     for passage in outcome.passages:
         place = ", ".join(filter(None, (passage["source"], passage["position"], passage["title"])))
-        lines.append(escaped(f"{passage['rank']}. {place}, score {passage['score']:.2f}"))
+        cited = ", cited" if passage["cited"] and not outcome.reason else ""
+        lines.append(escaped(f"{passage['rank']}. {place}, score {passage['score']:.2f}{cited}"))
         lines.append(textwrap.fill(excerpt(**passage), COLUMNS, initial_indent="   ", subsequent_indent="   "))
     return "\n".join(lines)
 

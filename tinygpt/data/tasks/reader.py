@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from tinygpt.data.tasks.generate import Pair, digits, words
 
+NAMES = ("reader", "reader_long")  # of the datasets in this format
 UNANSWERABLE = "not in the documents"
 SIZES = {"train": 200_000, "val": 1000, "test": 1000}
 SIZES_LONG = {"train": 80_000, "val": 1000, "test": 1000}
