@@ -55,7 +55,7 @@ THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
 TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=192", "--position=rope", "--token_shift"]
 TRAIN += ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
-TRAIN += ["--warmup_iters=10", "--max_iters=300", "--eval_interval=150"]
+TRAIN += ["--warmup_iters=10", "--max_iters=450", "--eval_interval=150"]
 DOCUMENTS = {
     "things.txt": "The box of Zoë is “green”. It is old.\n\nThe car of Emil is red. Nobody knows why.\n\n"
     "The pen of Udo is new.\n",
@@ -66,6 +66,7 @@ EMIL = "Which colour is the car of Emil?"
 
 
 def examples(count: int = 900) -> list[dict[str, str]]:
+    """Questions whose first passage answers them or nothing does; up to two other passages follow, as in `ask`."""
     draw, made = random.Random(1), {}
     while len(made) < count:
         name, thing, colour = draw.choice(NAMES), draw.choice(THINGS), draw.choice(COLOURS)
@@ -73,7 +74,11 @@ def examples(count: int = 900) -> list[dict[str, str]]:
         fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
         rest = draw.choice(["It stands in the hall.", "Nobody knows why.", "It is old."])
         passage = draw.choice([fact, f"{fact} {rest}", f"{rest} {fact}"])
-        made[reading([passage], f"Which colour is the {thing} of {name}?")] = colour if known else UNANSWERABLE
+        others = [
+            f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old', 'new'])}."
+            for _ in range(draw.randrange(3))
+        ]
+        made[reading([passage, *others], f"Which colour is the {thing} of {name}?")] = colour if known else UNANSWERABLE
     return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
 
 
