@@ -72,7 +72,7 @@ def examples(count: int = 900) -> list[dict[str, str]]:
         name, thing, colour = draw.choice(NAMES), draw.choice(THINGS), draw.choice(COLOURS)
         known = draw.random() < 0.75
         fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
-        rest = draw.choice(["It stands in the hall.", "Nobody knows why.", "It is old."])
+        rest = draw.choice([f"The lamp of {name} stands in the hall.", "Nobody knows why.", "It is old."])
         passage = draw.choice([fact, f"{fact} {rest}", f"{rest} {fact}"])
         others = [
             f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old', 'new'])}."
