@@ -187,19 +187,20 @@ OTHER_COUNTS = [
         activation="swiglu",
     ),  # SmolLM2
 ]
+OTHERS = "tokens|characters|passages|training examples|random vectors"  # that numbers in the texts count
 TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
 
 
 def wrong_counts(text: str) -> list[str]:
     """List the counts that differ from the code's, or include position embeddings without saying so.
 
-    A number of six digits or more is taken for a parameter count, unless a unit follows. If the paragraph names a
-    preset before the number, the count must be that preset's.
+    A number of six digits or more is taken for a parameter count, unless it counts something else by name (OTHERS). If
+    the paragraph names a preset before the number, the count must be that preset's.
     """
     wrong = []
     for paragraph in re.split(r"\n\s*\n", text):
         paragraph = " ".join(paragraph.split())
-        for found in re.finditer(r"\b\d{1,3}(?:,\d{3})*,\d{3}\b(?! (?:tokens|characters))", paragraph):
+        for found in re.finditer(rf"\b\d{{1,3}}(?:,\d{{3}})*,\d{{3}}\b(?! (?:{OTHERS}))", paragraph):
             number = int(found[0].replace(",", ""))
             if number < 100_000:
                 continue

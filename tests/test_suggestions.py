@@ -32,6 +32,8 @@ from tinygpt.config import suggest
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
+from tinygpt.data.tasks import reader
+from tinygpt.retrieve import ask
 
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
@@ -133,6 +135,18 @@ def test_after_preparing_pairs(place: Workplace) -> None:
     if place.place:  # the base model exists now
         said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
         assert len(place.follow(said)) == 1
+
+
+def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """prepare suggests to train; train, to evaluate; index, to ask. --ckpt "" is the model just trained."""
+    monkeypatch.setattr(reader, "SIZES", {"train": 200, "val": 20, "test": 20})
+    (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
+    assert trained[:2] == ["train", "configs/reader.yaml"]
+    followed = place.follow(place.ok(*trained, *SHORTEN["train"]), at_least=2)
+    assert [command[0] for command in followed] == ["train", "eval"]  # no prompt of several lines for a shell
+    monkeypatch.setattr(ask, "SHIPPED", place.folder / "out-reader/ckpt.pt")
+    said = place.ok("index", f"{place.data}/reader/documents", f"--out={place.prefix}index.db")
+    assert place.follow(said) == [["ask", "your question", "--index", f"{place.prefix}index.db"]]
 
 
 def test_after_training(place: Workplace) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from children import Child
 from conftest import TINY_TRAIN, cli, cli_here, listing, refused
+from test_ask import EMIL, TRAIN, asked, examples  # noqa: F401 (asked: a fixture)
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
@@ -39,6 +40,56 @@ def ok(folder: Path, *args: str) -> str:
 
 def settings(run: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((run / "config.yaml").read_text()))
+
+
+# ---- asking documents --------------------------------------------------------------------------------------------
+
+GERMAN = {"red": "rot", "green": "gruen", "blue": "blau"}
+
+
+def answered(folder: Path, *args: str) -> dict[str, Any]:
+    """The answer to EMIL, by a new process."""
+    done = cli("ask", EMIL, "--index=index.db", "--device=cpu", "--json", *args, cwd=folder)
+    assert done.status == 0, done.err
+    return dict(json.loads(done.out))
+
+
+@pytest.fixture(scope="module")
+def reading(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A copy of the folder `asked`, with readers that answer in German: out-tuned, out-lora and out-merged."""
+    folder = Path(shutil.copytree(asked, tmp_path_factory.mktemp("reading") / "work"))
+    pairs = [{**pair, "response": GERMAN.get(pair["response"], pair["response"])} for pair in examples()]
+    json_lines(folder, pairs, "german.jsonl")
+    ok(folder, "prepare", "german", "--input=german.jsonl", "--format=pairs")
+    flags = ["--dataset=german", "--ckpt=out-colours/ckpt.pt", "--batch_size=16", "--learning_rate=1e-2", "--quiet"]
+    flags += ["--device=cpu", "--dtype=float32", "--max_iters=100", "--eval_interval=100", "--patience=0"]
+    ok(folder, "finetune", *flags, "--out_dir=out-tuned")
+    ok(folder, "finetune", *flags, "--lora_rank=8", "--out_dir=out-lora")
+    ok(folder, "merge", "--ckpt=out-colours", "--adapter=out-lora", "--out_dir=out-merged")
+    return folder
+
+
+def test_ask_answers_with_a_fine_tuned_an_adapted_and_a_merged_reader(reading: Path) -> None:
+    assert answered(reading, "--ckpt=out-colours")["answer"] == "red"
+    assert answered(reading, "--ckpt=out-tuned")["answer"] == "rot"
+    adapted = answered(reading, "--ckpt=out-colours", "--adapter=out-lora")
+    merged, complete = answered(reading, "--ckpt=out-merged"), answered(reading, "--ckpt=out-lora")
+    assert adapted["answer"] == merged["answer"] == complete["answer"] == "rot"
+    assert merged["probability"] == pytest.approx(adapted["probability"], abs=1e-4)
+    assert complete["probability"] == pytest.approx(adapted["probability"], abs=1e-4)
+    message = refused(reading, "ask", EMIL, "--index=index.db", "--ckpt=out-tuned", "--adapter=out-lora")
+    assert "trained on a base model other than out-tuned" in message
+
+
+def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
+    """index and ask, each in a process of its own, also with vectors of the reader itself."""
+    for flags in (["--embeddings=none"], ["--embeddings=out-colours"]):
+        for colour in ("green", "blue"):
+            (reading / "docs/things.txt").write_text(f"The car of Emil is {colour}. It is old.\n", encoding="utf-8")
+            indexed = cli("index", "docs", "--out=index2.db", "--passage_size=60", "--overlap=0", *flags, cwd=reading)
+            assert indexed.status == 0 and "--index index2.db" in indexed.out, indexed.err
+            assert answered(reading, "--index=index2.db", "--ckpt=out-colours")["answer"] == colour
+    assert answered(reading, "--ckpt=out-colours")["answer"] == "red"  # the other index keeps what it was made of
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command tree, and the only place that prints an error or decides the exit status.
+"""The command tree, and the only place that prints the error which ends a command and decides the exit status.
 
 Nothing heavy is imported at module level, so `tinygpt --help` answers at once; each command imports what it needs.
 Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a failed check or a run that diverged;

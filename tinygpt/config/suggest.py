@@ -60,11 +60,12 @@ def sample(path: str | Path, prompt: str | None = None) -> str:
 def next_command(
     config: dict[str, Any], out: str | Path, answers_prompts: bool, labelled: bool = False, prompt: str | None = None
 ) -> str:
-    """Command to try with the best model of the run in the folder `out`: eval for a labelled task, else sample.
+    """Command to try with the best model of the run in the folder `out`: eval for a labelled task or a prompt of
+    several lines, which the shells of Windows cannot take; else sample.
 
     A model that answers prompts gets `prompt`; if none is known, it continues text like any other (--plain).
     """
-    if labelled:
+    if labelled or "\n" in (prompt or ""):
         return evaluate(config, out)
     path = f"{out}/ckpt.pt"
     return command("sample", "--ckpt", path, "--plain") if answers_prompts and prompt is None else sample(path, prompt)
