@@ -53,8 +53,8 @@ def examples(count: int = 900) -> list[dict[str, str]]:
         known = draw.random() < 0.75
         fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
         rest = draw.choice([f"The lamp of {name} stands in the hall.", "Nobody knows why.", "It is old."])
-        before, after = " ".join([rest] * draw.choice([0, 0, 1, 2])), " ".join([rest] * draw.choice([0, 0, 1, 2]))
-        passages = [" ".join(filter(None, [before, fact, after]))]
+        before, after = draw.choice([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])
+        passages = [" ".join([rest] * before + [fact] + [rest] * after)]
         for _ in range(draw.randrange(3)):
             passages.append(f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old'])}.")
         made[reading(f"Which colour is the {thing} of {name}?", passages)] = f"[1] {colour}" if known else UNANSWERABLE
@@ -238,8 +238,8 @@ def test_passages_fill_the_context_in_their_order(asked: Path) -> None:
     texts = [("", f"The car of {name} is red.") for name in NAMES[:8]]
     read = answering.fitted(EMIL, texts)
     assert read[0] == texts[0][1] and not read[-1]
-    assert len(answering.ids(EMIL, list(filter(None, read)))) + answering.room <= 192
-    assert answering.not_read(texts, read) == "the model reads 256 tokens: passage 5, 6, 7, 8 left out"
+    assert len(answering.ids(EMIL, list(filter(None, read)))) + answering.room <= 256
+    assert answering.not_read(texts, read) == "the model reads 256 tokens: passage 6, 7, 8 left out"
 
 
 # ---- evaluating --------------------------------------------------------------------------------------------------

@@ -259,5 +259,5 @@ def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkey
 def test_an_example_with_many_others_fits_what_was_asked_for() -> None:
     rng = random.Random(3)
     for _ in range(50):
-        prompt, answer, _ = reader.example(rng, Wording(510, others=5))
+        prompt, answer, _ = reader.example(rng, Wording(510, others=(5,)))
         assert len(prompt) + len(answer) <= 510

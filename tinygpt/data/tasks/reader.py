@@ -72,7 +72,7 @@ def company(rng: Rng) -> str:
         name = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(3))
     else:
         name = _word(rng, rng.choice((1, 2, 2)))
-    return f"{name} {rng.choice(_FORMS)}" if rng.random() < 0.5 else name
+    return f"{name} {rng.choice(_FORMS)}" if rng.random() < 0.4 else name
 
 
 def short(company: str) -> str:
@@ -207,7 +207,7 @@ class Wording(NamedTuple):
     """Which wordings an example has, and how much it may contain."""
 
     longest: int = LONGEST  # characters of prompt and response
-    others: int = 2  # companies at most, besides the one that is asked about
+    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # number of companies besides the one that is asked about: drawn
     new_question: bool = False
     new_statement: bool = False
 
@@ -219,7 +219,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 def make_long(seed: int) -> dict[str, list[Pair]]:
     """Generate longer examples, for a context of 512 tokens."""
-    return generate(seed, SIZES_LONG, Wording(LONGEST + 256, others=5))
+    return generate(seed, SIZES_LONG, Wording(LONGEST + 256, others=(0, 1, 2, 3, 4, 5)))
 
 
 def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, list[Pair]]:
@@ -249,11 +249,11 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
         subjects.append((target, [Fact(asked, answer)]))
     elif rng.random() < 0.7:
         subjects.append((target, []))
-    for _ in range(rng.randint(1, wording.others) if not subjects or rng.random() < 0.85 else 0):
+    for _ in range(max(rng.choice(wording.others), not subjects)):
         subjects.append((company(rng), [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []))
     other_relations = [relation for relation in RELATIONS if relation != asked]
     for _, facts in subjects:
-        more = rng.sample(other_relations, rng.choice((0, 0, 0, 0, 1, 1, 2)) or (not facts))
+        more = rng.sample(other_relations, rng.choice((0, 0, 0, 0, 0, 1, 2)) or (not facts))
         facts += [Fact(relation, RELATIONS[relation].value(rng)) for relation in more]
         rng.shuffle(facts)
     rng.shuffle(subjects)
@@ -272,12 +272,12 @@ def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
 
     new: the relation that is stated in a new wording.
     """
-    title = rng.random() < 0.2
+    title = rng.random() < 0.15
     sentences = [rng.choice((f"{name}:", f"{name} > {rng.choice(list(SECTIONS))}:"))] if title else []
     for index, fact in enumerate(facts):
-        named = (index == 0 and not title) or rng.random() < 0.6
+        named = (index == 0 and not title) or rng.random() < 0.7
         sentences.append(statement(rng, fact, name if named else "", fact.relation == new))
-        if rng.random() < 0.08:
+        if rng.random() < 0.06:
             sentences.append(rng.choice(FILLERS))
     return " ".join(sentences)
 
