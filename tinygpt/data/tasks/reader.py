@@ -3,17 +3,18 @@
 A passage states facts about an invented company; the question asks for one of them. Names and values are drawn afresh
 for every example, so memorising them does not pay: a model has to find the company and the fact in the passages, and to
 copy the value. Other companies distract, with facts of the same kind. Some questions have no answer in the passages;
-their response is `UNANSWERABLE`.
+their response ends with `UNANSWERABLE`.
 
-Two properties of the format make the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md): the
-question comes first, because attention is causal, so the model knows what to look for while it reads; and a response
-begins with the number of its passage, so choosing the passage is a decision, and a loss, of its own.
+The format makes the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md). The question comes
+first, because attention is causal: the model knows what to look for while it reads. A response first repeats the name
+that is asked about, so that attention to the earlier occurrences of the same letters (induction heads, Olsson et al.
+2022) finds the passage. Then it cites the number of the passage, a decision with a loss of its own.
 
 `reader.txt` holds the wordings. Those marked as new do not occur in train: val asks in the wordings of train about
 other names and values; test uses the new wordings for the question, and in half of the examples also for the statement.
 `make_long` makes longer examples, with up to five other companies, for a model that has learned from the short ones.
 
-    make(1337)["train"][0]              # -> (reading(question, passages), "[2] Ana Torres")
+    make(1337)["train"][0]              # -> (reading(question, passages), "Norvik [2] Ana Torres")
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
 """
 
@@ -40,8 +41,8 @@ def reading(question: str, passages: Sequence[str]) -> str:
 
 
 def cited(response: str) -> tuple[int, str]:
-    """The number of the passage in a reader's response, 0 if there is none, and the answer without it."""
-    found = re.fullmatch(r"\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
+    """The number of the passage in a reader's response, 0 if there is none, and the answer alone."""
+    found = re.fullmatch(r"[^\[\]]*\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
     return (int(found[1]), found[2]) if found else (0, response)
 
 
@@ -260,7 +261,8 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
     names = [name for name, _ in subjects]
     passages = [passage(rng, name, facts, asked if wording.new_statement else "") for name, facts in subjects]
     asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
-    prompt, response = reading(asks, passages), f"[{names.index(target) + 1}] {answer}" if answer else UNANSWERABLE
+    prompt, named = reading(asks, passages), short(target)
+    response = f"{named} [{names.index(target) + 1}] {answer}" if answer else f"{named}: {UNANSWERABLE}"
     if len(prompt) + len(response) > wording.longest or len({short(name) for name in names}) < len(names):
         return example(rng, wording)
     values = [answer, *(fact.value for _, facts in subjects for fact in facts)]
