@@ -29,10 +29,10 @@ def exact(ckpt: Path, split: str, data_dir: str) -> str:
     flags = [f"--ckpt={ckpt}", "--task=reader", f"--split={split}", f"--data_dir={data_dir}", "--device=cpu", "--json"]
     done = subprocess.run([sys.executable, "-m", "tinygpt", "eval", *flags], check=True, capture_output=True, text=True)
     report = json.loads(done.stdout)
-    often = report["often"]
+    refusal = report["refusal"]
     return (
-        f"exact {100 * report['exact']:.1f} %, with an answer {100 * often['exact_of_others']:.1f} %, without "
-        f"{100 * often['recall']:.1f} % (precision {100 * often['precision']:.1f} %), of {report['n']:,}"
+        f"exact {100 * report['exact']:.1f} %, with an answer {100 * refusal['exact_of_others']:.1f} %, without "
+        f"{100 * refusal['recall']:.1f} % (precision {100 * refusal['precision']:.1f} %), of {report['n']:,}"
     )
 
 

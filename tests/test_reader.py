@@ -16,7 +16,7 @@ from conftest import cli_here, refused
 
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.data.tasks import reader
+from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording, cited
 
 SPLITS = {"train": 3000, "val": 300, "test": 300}
@@ -111,6 +111,12 @@ def test_reading_is_one_line_per_passage() -> None:
     )
 
 
+def test_a_refusal_names_the_company() -> None:
+    assert (
+        reader.refusal("AUG [2] Bo Lo: x") == "AUG: not in the documents" == reader.refusal("AUG: not in the documents")
+    )
+
+
 def test_documents_answer_their_questions() -> None:
     documents, questions = reader.library(7, companies=30)
     assert len(documents) == 30 and set(questions) == {"val", "test"}
@@ -172,7 +178,8 @@ def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("fast", ["True", "False"])
-def test_exact_match_is_that_of_decoding(trained: Path, fast: str) -> None:
+def test_exact_match_is_that_of_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "copy", Task("copy", (), reader.make, "reader", refusal=lambda response: "none"))
     done = cli_here("eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}", cwd=trained)
     assert done.status == 0, done.err
     report, results = json.loads(done.out), decoded(trained)
@@ -180,18 +187,17 @@ def test_exact_match_is_that_of_decoding(trained: Path, fast: str) -> None:
     right = [wanted == response.strip() for _, wanted, response in results]
     assert 0 < np.mean(right) < 1  # otherwise the comparison shows little
     assert report["exact"] == pytest.approx(np.mean(right))
-    often = report["often"]["response"]
-    said = [response.strip() == often for _, _, response in results]
-    truth = [wanted == often for _, wanted, _ in results]
-    assert report["often"]["n"] == sum(truth)
+    said = [response.strip() == "none" for _, _, response in results]
+    truth = [wanted == "none" for _, wanted, _ in results]
+    assert report["refusal"]["n"] == sum(truth) > 0
     both = sum(s and t for s, t in zip(said, truth, strict=True))
-    assert report["often"]["recall"] == pytest.approx(both / sum(truth))
-    assert report["often"]["precision"] == pytest.approx(both / max(sum(said), 1))
+    assert report["refusal"]["recall"] == pytest.approx(both / sum(truth))
+    assert report["refusal"]["precision"] == pytest.approx(both / max(sum(said), 1))
 
 
 def test_the_report_is_readable(trained: Path) -> None:
     done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
-    assert "exact match" in done.out and "recall" in done.out and "not answered with" in done.out
+    assert "exact match" in done.out and "recall" not in done.out and "not answered with" in done.out
     assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--predict=copy.jsonl")
 
 

@@ -8,7 +8,6 @@ question answering (Rajpurkar et al. 2016, section 6.1), without its normalisati
     print(report.text())
 """
 
-import collections
 import dataclasses
 from typing import Any
 
@@ -19,21 +18,21 @@ from tqdm import tqdm
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
+from tinygpt.data.tasks import TASKS
 from tinygpt.errors import diverged
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
 from tinygpt.training.device import Compute
 
 BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
-OFTEN = 0.05  # share of the split from which the most frequent response is reported on its own
 
 
 @dataclasses.dataclass
 class ExactReport:
     """Results on a split of prompts with free responses.
 
-    `often` is about the most frequent response, if it is frequent enough to be a class, such as "not in the documents":
-    its number, recall, precision, and the exact match of the other prompts. Otherwise it is empty.
+    `refusal` is empty unless the task has prompts without an answer. Then it holds their number, the recall and the
+    precision of refusing them, and the exact match of the other prompts.
     """
 
     task: str
@@ -41,7 +40,7 @@ class ExactReport:
     n: int
     loss: float  # nats per token of the wanted responses
     exact: float
-    often: dict[str, Any]
+    refusal: dict[str, Any]
     mistakes: list[dict[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,12 +54,12 @@ class ExactReport:
             "",
             f"exact match          {percent(self.exact, self.n)}",
         ]
-        if often := self.often:
-            name, count = escaped(often["response"]), often["n"]
+        if refusal := self.refusal:
+            n = refusal["n"]
             lines += [
-                f"  with an answer     {percent(often['exact_of_others'], self.n - count)} of {self.n - count:,}",
-                f"  {name!r}: recall {percent(often['recall'], count)} of {count:,}, precision "
-                f"{100 * often['precision']:.1f} %",
+                f"  with an answer     {percent(refusal['exact_of_others'], self.n - n)} of {self.n - n:,}",
+                f"  without an answer  {percent(refusal['recall'], n)} of {n:,}: recall of the refusals",
+                f"                     {100 * refusal['precision']:5.1f} %        precision of the refusals",
             ]
         for item in self.mistakes:
             lines.append(f"\nnot answered with {item['wanted']!r}:\n  {escaped(item['prompt'])}")
@@ -106,20 +105,20 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
     pairs, (exact, losses) = rows.texts(tokenizer), matches(model, rows, compute)
-    n, often = len(pairs), {}
-    response, count = collections.Counter(wanted for _, wanted in pairs).most_common(1)[0]
-    if OFTEN * n <= count < n:
-        others = np.array([wanted != response for _, wanted in pairs])
-        refusals = [tokenizer.encode_pair(prompt, response) for prompt, wanted in pairs if wanted != response]
-        false = int(matches(model, PairRows(np.concatenate(refusals), tokenizer), compute)[0].sum())
+    task = TASKS.get(dataset.name)
+    n, refusal = len(pairs), {}
+    if task and task.refusal:
+        refused = [task.refusal(wanted) for _, wanted in pairs]
+        others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, refused, strict=True)])
+        instead = [tokenizer.encode_pair(pairs[i][0], refused[i]) for i in np.flatnonzero(others)]
+        false = int(matches(model, PairRows(np.concatenate(instead), tokenizer), compute)[0].sum())
         true = int(exact[~others].sum())
-        often = {
-            "response": response,
-            "n": count,
-            "recall": true / count,
+        refusal = {
+            "n": int((~others).sum()),
+            "recall": true / max(int((~others).sum()), 1),
             "precision": true / max(true + false, 1),
             "exact_of_others": float(exact[others].mean()),
         }
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)[:n_mistakes]]
     loss = float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum())
-    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), often, mistakes)
+    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), refusal, mistakes)

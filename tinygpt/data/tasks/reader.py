@@ -46,6 +46,12 @@ def cited(response: str) -> tuple[int, str]:
     return (int(found[1]), found[2]) if found else (0, response)
 
 
+def refusal(response: str) -> str:
+    """The response that names the same company, and says that the passages have no answer."""
+    name = re.split(r" \[|: ", response)[0]
+    return f"{name}: {UNANSWERABLE}"
+
+
 # ---- names and values -------------------------------------------------------------------------------------------
 
 Rng = random.Random
@@ -261,8 +267,9 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
     names = [name for name, _ in subjects]
     passages = [passage(rng, name, facts, asked if wording.new_statement else "") for name, facts in subjects]
     asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
-    prompt, named = reading(asks, passages), short(target)
-    response = f"{named} [{names.index(target) + 1}] {answer}" if answer else f"{named}: {UNANSWERABLE}"
+    prompt, response = reading(asks, passages), refusal(short(target))
+    if answer:
+        response = f"{short(target)} [{names.index(target) + 1}] {answer}"
     if len(prompt) + len(response) > wording.longest or len({short(name) for name in names}) < len(names):
         return example(rng, wording)
     values = [answer, *(fact.value for _, facts in subjects for fact in facts)]
