@@ -1,8 +1,9 @@
-"""Exact match: how often a model's greedy response to a prompt is the wanted one, token by token.
+"""Exact match: how often a model's greedy response to a prompt equals the expected one, token by token.
 
-Greedy decoding gives a response exactly if, after every correct beginning, the next token of the response (or its end)
-is the most probable one. So one forward pass per batch measures it, without decoding. The metric is that of extractive
-question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of case, articles and punctuation.
+Greedy decoding gives the expected response if and only if, after each of its prefixes, its next token (or its end) is
+the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
+extractive question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of case, articles and
+punctuation.
 
     report = make_report(model, dataset, "test", compute)
     print(report.text())
@@ -25,21 +26,21 @@ from tinygpt.terminal import escaped
 from tinygpt.training.device import Compute
 
 BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
-OFTEN = 0.05  # share of the split from which the most frequent response is reported on its own
+OFTEN = 0.05  # a response with at least this share of the split is reported on its own
 
 
 @dataclasses.dataclass
 class ExactReport:
-    """Results on a split of prompts with free responses.
+    """Results on a split whose responses are free text.
 
-    `often` is about the most frequent response, if it is frequent enough to be a class, such as "not in the documents":
-    its number, recall, precision, and the exact match of the other prompts. Otherwise it is empty.
+    `often` describes the most frequent response, if it is frequent enough to be a class, such as "not in the
+    documents": its number, recall and precision, and the exact match on the other prompts. Otherwise it is empty.
     """
 
     task: str
     split: str
     n: int
-    loss: float  # nats per token of the wanted responses
+    loss: float  # nats per token of the expected responses
     exact: float
     often: dict[str, Any]
     mistakes: list[dict[str, str]]
@@ -63,7 +64,7 @@ class ExactReport:
                 f"{100 * often['precision']:.1f} %",
             ]
         for item in self.mistakes:
-            lines.append(f"\nnot answered with {item['wanted']!r}:\n  {escaped(item['prompt'])}")
+            lines.append(f"\nwrong response, expected {item['wanted']!r}:\n  {escaped(item['prompt'])}")
         return "\n".join(lines)
 
 
@@ -74,7 +75,7 @@ def percent(share: float, n: int) -> str:
 
 @torch.inference_mode()
 def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
-    """Whether greedy decoding gives the response of each row, bool (n,), and the loss of each row in nats, (n,)."""
+    """Return whether greedy decoding gives the response of each row, bool (n,), and the loss of each in nats, (n,)."""
     was_training, block_size = model.training, model.config.block_size
     model.eval()
     exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
@@ -85,7 +86,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             at = order[index : index + many]
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))
             wanted = y >= 0
-            logits = model(x, y)[0]  # of all positions, or of those with a target alone
+            logits = model(x, y)[0]  # of all positions, or only of those with a target
             logits = logits[wanted] if logits.dim() == 3 else logits
             wrong = torch.zeros_like(wanted).masked_scatter_(wanted, logits.argmax(-1) != y[wanted])
             exact[at] = (~wrong.any(1)).cpu().numpy()
@@ -101,7 +102,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 
 
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mistakes: int = 3) -> ExactReport:
-    """Measure the responses to the prompts of a split. Errors: TinyGPTError for examples longer than the context."""
+    """Measure the responses to the prompts of a split. Errors: TinyGPTError if an example is longer than the context."""
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
