@@ -4,9 +4,9 @@
     python scripts/bench_retrieve.py --naics package/data/2017_NAICS_Descriptions.json
     python scripts/bench_retrieve.py --speed 1000 10000 100000
 
-The generated documents and their questions, in held-out wordings, are those of the task `reader`. The real questions are
-the illustrative examples of an industry ("Carrot farming"), which are removed from its description; the right document
-is the one about that industry. Tables are printed in Markdown; --json also writes all figures to a file.
+The generated documents and their questions, in held-out wordings, are those of the task `reader`. The real questions
+are the illustrative examples of an industry ("Carrot farming"), which are removed from its description; the right
+document is the one about that industry. Tables are printed in Markdown; --json also writes all figures to a file.
 """
 
 import argparse

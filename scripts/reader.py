@@ -1,10 +1,10 @@
 """Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and evaluate it before and after.
 
-    python scripts/reader.py                                    # prepares the data, trains (15 minutes), writes the file
+    python scripts/reader.py                                    # prepares data, trains (15 minutes), writes the file
     python scripts/reader.py --ckpt out-reader/ckpt.pt          # starts from a trained model
 
-Prints the exact match on val (wordings of train, other names) and on test (held-out wordings), in float32 and in 8 bits.
-The same code gives the same reader again on the same machine; on another machine the reader differs a little.
+Prints the exact match on val (wordings of train, other names) and on test (held-out wordings), in float32 and in 8
+bits. The same code gives the same reader again on the same machine; on another machine the reader differs a little.
 """
 
 import argparse

@@ -102,7 +102,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 
 
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mistakes: int = 3) -> ExactReport:
-    """Measure the responses to the prompts of a split. Errors: TinyGPTError if an example is longer than the context."""
+    """Measure exact match on a split. Errors: TinyGPTError if an example is longer than the context."""
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")

@@ -118,7 +118,7 @@ class Reader:
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)
 
     def readable(self, text: str) -> str:
-        """Put a text on one line, in characters that the model can read; the others lose their accents or are left out."""
+        """Put a text on one line, in characters that the model can read; others lose their accents or are left out."""
         return "".join(self.spelled(re.sub(r"\s+", " ", text)))
 
     def spelled(self, text: str) -> list[str]:

@@ -138,7 +138,8 @@ def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
     """Score each passage from 0 to 1: its BM25 as a share of the highest that is possible for the question.
 
     BM25 is a sum over the question's words. Each word adds at most its inverse document frequency times k1 + 1. So the
-    BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers every share.
+    BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers all
+    shares.
     """
     n = len(index)
     frequencies = [index.frequency(f'"{word}"') for word in words(question)]
@@ -189,7 +190,7 @@ def show(outcome: Outcome, config: AskConfig) -> None:
 
 
 def as_text(outcome: Outcome) -> str:
-    """Format an outcome for the terminal: the answer, its probability and the passages. Control characters are escaped."""
+    """Format an outcome for the terminal: the answer, its probability and the passages, without control characters."""
     lines = [escaped(outcome.answer) or UNANSWERABLE]
     lines.append(outcome.reason or f"probability {outcome.probability:.2f}, score {outcome.score:.2f}")
     lines += [f"note: {outcome.note}"] if outcome.note else []

@@ -34,7 +34,7 @@ UNANSWERABLE_SHARE = 0.25
 
 
 def reading(question: str, passages: Sequence[str]) -> str:
-    """The prompt of a reader: the question on the first line, then one line per passage, which begins with its number."""
+    """The prompt of a reader: the question on the first line, then each passage on a line, after its number."""
     numbered = (f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
@@ -207,7 +207,7 @@ class Wording(NamedTuple):
     """Which wordings an example has, and how much it may contain."""
 
     longest: int = LONGEST  # characters of prompt and response
-    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # companies besides the one that is asked about: one number is drawn
+    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # companies besides the one that is asked about: drawn
     new_question: bool = False
     new_statement: bool = False
 
