@@ -128,11 +128,7 @@ def test_words_without_quotes_are_one_question(asked: Path) -> None:
 @pytest.mark.parametrize(
     ("question", "flags", "reason"),
     [
-        (
-            "Which colour is the pen of Udo?",
-            ["--passages=1"],
-            "the model finds no answer in the passages (probability 0.",
-        ),
+        ("Which colour is the pen of Udo?", ["--passages=1"], "the model finds no answer in the passages (prob"),
         (EMIL, ["--min_probability=0.9999999"], "is below --min_probability=0.9999999"),
         ("colour price weight car", ["--min_score=0.5"], "the best passage's score 0."),
         ("zzz", [], "no passage contains a word of the question"),
