@@ -4,9 +4,9 @@
     python scripts/bench_retrieve.py --naics package/data/2017_NAICS_Descriptions.json
     python scripts/bench_retrieve.py --speed 1000 10000 100000
 
-Questions about the generated documents are those of the task `reader` that are in held-out wordings. The real
-questions are the illustrative examples of an industry ("Carrot farming"), which are taken out of its description; the
-right document is that of the industry. Each table is Markdown; --json writes all figures to a file.
+The generated documents and their questions, in held-out wordings, are those of the task `reader`. The real questions
+are the illustrative examples of an industry ("Carrot farming"), which are removed from its description; the right
+document is the one about that industry. Tables are printed in Markdown; --json also writes all figures to a file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Question = tuple[str, str, str]  # question, path of the right document, text th
 
 
 def generated(folder: Path, count: int) -> list[Question]:
-    """Write the documents of `count` companies of the task `reader`; the questions of test are in other words."""
+    """Write the task `reader`'s documents about `count` companies; return its test questions (held-out wordings)."""
     documents, questions = library(1, companies=count)
     for name, text in documents.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -50,7 +50,7 @@ def generated(folder: Path, count: int) -> list[Question]:
 
 
 def naics(folder: Path, source: Path) -> list[Question]:
-    """Write a Markdown file for each six-digit industry; its illustrative examples become questions."""
+    """Write a Markdown file about each six-digit industry; return its illustrative examples as questions."""
     questions = []
     for code, entry in json.loads(source.read_text(encoding="utf-8")).items():
         text = entry["Description"].replace("\r\n", "\n").split("Cross-References.")[0]
@@ -68,7 +68,7 @@ def naics(folder: Path, source: Path) -> list[Question]:
 
 
 def rankings(index: Index, question: str) -> dict[str, list[list[int]]]:
-    """The rankings of passages that each method uses."""
+    """The rankings of passages that each method fuses."""
     words = [passage for passage, _ in index.words(match_any(question), DEPTH)]
     if index.embeddings is None:
         return {"BM25": [words]}
@@ -140,7 +140,7 @@ print(json.dumps([opened, times]))
 
 
 def speed_row(count: int, embeddings: str) -> dict[str, Any]:
-    """Index at least `count` passages in documents of about a hundred, and ask 200 questions in a new process."""
+    """Index about `count` passages, a hundred per document, and search for 200 questions in a new process."""
     with tempfile.TemporaryDirectory() as name:
         folder, out = Path(name) / "docs", Path(name) / "index.db"
         folder.mkdir()

@@ -1,10 +1,10 @@
-"""Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and measure both.
+"""Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and evaluate it before and after.
 
-    python scripts/reader.py                                    # prepares, trains (15 minutes), writes the file
-    python scripts/reader.py --ckpt out-reader/ckpt.pt          # of a model that is trained already
+    python scripts/reader.py                                    # prepares data, trains (15 minutes), writes the file
+    python scripts/reader.py --ckpt out-reader/ckpt.pt          # starts from a trained model
 
-Prints the exact match on val (wordings of train, other names) and test (new wordings) before and after. Without a
-change of the code, a training run gives the same reader on the same machine; elsewhere it differs a little.
+Prints the exact match on val (wordings of train, other names) and on test (held-out wordings), in float32 and in 8
+bits. The same code gives the same reader again on the same machine; on another machine the reader differs a little.
 """
 
 import argparse
@@ -25,20 +25,20 @@ def tinygpt(*args: str) -> None:
 
 
 def exact(ckpt: Path, split: str, data_dir: str) -> str:
-    """Measure a model with `tinygpt eval`, as a line."""
+    """Evaluate a model with `tinygpt eval`; return the results as one line."""
     flags = [f"--ckpt={ckpt}", "--task=reader", f"--split={split}", f"--data_dir={data_dir}", "--device=cpu", "--json"]
     done = subprocess.run([sys.executable, "-m", "tinygpt", "eval", *flags], check=True, capture_output=True, text=True)
     report = json.loads(done.stdout)
-    refusal = report["refusal"]
+    abstention = report["abstention"]
     return (
-        f"exact {100 * report['exact']:.1f} %, with an answer {100 * refusal['exact_of_others']:.1f} %, without "
-        f"{100 * refusal['recall']:.1f} % (precision {100 * refusal['precision']:.1f} %), of {report['n']:,}"
+        f"exact {100 * report['exact']:.1f} %, with an answer {100 * abstention['exact_of_others']:.1f} %, without "
+        f"{100 * abstention['recall']:.1f} % (precision {100 * abstention['precision']:.1f} %), of {report['n']:,}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", type=Path, help="a trained reader; otherwise one is trained")
+    parser.add_argument("--ckpt", type=Path, help="a trained reader; without it, one is trained")
     parser.add_argument("--data_dir", default="data", help="folder that holds the datasets")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args()

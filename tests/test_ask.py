@@ -1,4 +1,4 @@
-"""`tinygpt ask` on the command line: answers, refusals, thresholds, what fits the context, hostile documents.
+"""`tinygpt ask` on the command line: answers, abstention, thresholds, what fits the context, hostile documents.
 
 The model is a small character model, trained here in a few seconds: it answers with the colour in a passage, or with
 "not in the documents" if there is none.
@@ -46,7 +46,7 @@ EMIL = "Which colour is the car of Emil?"
 
 
 def examples(count: int = 900) -> list[dict[str, str]]:
-    """Questions that the first passage answers, or nothing does; up to two other passages follow, as in `ask`."""
+    """Questions that the first passage answers, or no passage; up to two other passages follow, as in `ask`."""
     draw, made = random.Random(1), {}
     while len(made) < count:
         name, thing, colour = draw.choice(NAMES), draw.choice(THINGS), draw.choice(COLOURS)
@@ -78,7 +78,7 @@ def write(folder: Path, documents: dict[str, str], index: str = "index.db") -> N
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with docs/, index.db and out-colours, which is only read."""
+    """A working folder with docs/, index.db and the model out-colours."""
     folder = tmp_path_factory.mktemp("ask")
     (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples()))
     ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
@@ -128,13 +128,13 @@ def test_words_without_quotes_are_one_question(asked: Path) -> None:
 @pytest.mark.parametrize(
     ("question", "flags", "reason"),
     [
-        ("Which colour is the pen of Udo?", ["--passages=1"], "the model finds no answer in the passages, with"),
+        ("Which colour is the pen of Udo?", ["--passages=1"], "the model finds no answer in the passages (prob"),
         (EMIL, ["--min_probability=0.9999999"], "is below --min_probability=0.9999999"),
         ("colour price weight car", ["--min_score=0.5"], "the best passage's score 0."),
-        ("zzz", [], "no passage has a word of the question"),
+        ("zzz", [], "no passage contains a word of the question"),
     ],
 )
-def test_without_support_it_is_not_in_the_documents(question: str, flags: list[str], reason: str, asked: Path) -> None:
+def test_ask_abstains_and_says_why(question: str, flags: list[str], reason: str, asked: Path) -> None:
     text, facts = ask(asked, question, *flags), found(asked, question, *flags)
     assert text.splitlines()[0] == UNANSWERABLE and reason in text.splitlines()[1]
     assert facts["answer"] == "" and reason in facts["reason"]
@@ -209,17 +209,17 @@ def until(descriptor: int, end: bytes) -> bytes:
     return shown
 
 
-# ---- what fits ---------------------------------------------------------------------------------------------------
+# ---- what fits the context ----------------------------------------------------------------------------------------
 
 
 def test_a_long_passage_is_shortened_to_the_sentences_of_the_question(asked: Path) -> None:
     ok(asked, "index", "docs/more", "--out=long.db", "--embeddings=none", "--passage_size=1000", "--overlap=0")
     answer = found(asked, "Which colour is the hat of Tara?", index="long.db")
-    assert answer["answer"] == "blue" and answer["note"] == "the model reads 256 tokens: passage 1 shortened"
+    assert answer["answer"] == "blue" and answer["note"] == "the model's context has 256 tokens: passage 1 shortened"
     first = answer["passages"][0]
     assert len(first["text"]) > 600 and first["text"][first["start"] : first["end"]] == "blue"
     text = ask(asked, "Which colour is the hat of Tara?", index="long.db")
-    assert "note: the model reads 256 tokens: passage 1 shortened" in text
+    assert "note: the model's context has 256 tokens: passage 1 shortened" in text
     shown = " ".join(text.partition("passages:\n")[2].split())
     assert "The hat of Tara is [blue]. The lamp" in shown and len(shown) < 400 and shown.count(" ...") == 2
 
@@ -239,7 +239,7 @@ def test_passages_fill_the_context_in_their_order(asked: Path) -> None:
     read = answering.fitted(EMIL, texts)
     assert read[0] == texts[0][1] and not read[-1]
     assert len(answering.ids(EMIL, list(filter(None, read)))) + answering.room <= 256
-    assert answering.not_read(texts, read) == "the model reads 256 tokens: passage 6, 7, 8 left out"
+    assert answering.not_read(texts, read) == "the model's context has 256 tokens: passages 6, 7, 8 left out"
 
 
 # ---- evaluating --------------------------------------------------------------------------------------------------
@@ -270,14 +270,14 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
 
 
-def test_the_best_thresholds_give_what_they_promise(asked: Path) -> None:
+def test_the_best_thresholds_reach_the_reported_share(asked: Path) -> None:
     first = found(asked, questions(asked), "--passages=1", "--min_score=0.9")
     flags = [f"--{name}={value}" for name, value in first["best_thresholds"].items()]
     second = found(asked, questions(asked), "--passages=1", *flags)
     assert second["right"] == first["best_right"] == second["best_right"] == 0.75 > first["right"]
 
 
-def test_the_best_thresholds_are_those_of_a_search_over_all() -> None:
+def test_the_best_thresholds_agree_with_an_exhaustive_search() -> None:
     draw = np.random.default_rng(3)
     probability, score, n = draw.random(60), draw.random(60), 60
     probability[draw.random(n) < 0.1] = 0
@@ -300,7 +300,7 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
         assert normalised(text) == metrics.normalize_answer(text)
 
 
-# ---- mistakes ----------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
     ],
 )
-def test_a_mistake_is_named_with_a_way_out(args: list[str], says: str, hint: str, asked: Path) -> None:
+def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, asked: Path) -> None:
     flags = [] if any(arg.startswith("--ckpt") for arg in args) else ["--ckpt=out-colours"]
     message = refused(asked, "ask", *args, *flags)
     assert says in message and hint in message
@@ -335,7 +335,7 @@ def test_a_mistake_is_named_with_a_way_out(args: list[str], says: str, hint: str
         ('{"question": " ", "answer": "x"}', "line 2: the question is empty"),
     ],
 )
-def test_a_bad_line_of_questions_is_named(line: str, says: str, asked: Path) -> None:
+def test_an_invalid_line_of_questions_is_named(line: str, says: str, asked: Path) -> None:
     message = refused(asked, "ask", questions(asked, [KNOWN[0], line]), "--ckpt=out-colours")
     assert says in message and '{"question": ' in message
     (asked / "val.jsonl").write_text("")

@@ -1,4 +1,4 @@
-"""`tinygpt index`: documents become passages that a search finds; an index is the old one, the new one, or refused."""
+"""`tinygpt index`: documents become passages that a search finds; after a failure, the old index is still there."""
 
 import contextlib
 import itertools
@@ -195,7 +195,7 @@ def corpus(folder: Path, *args: str) -> None:
     run(folder, *args, documents=("corpus",))
 
 
-def test_bm25_is_that_of_robertson(tmp_path: Path) -> None:
+def test_bm25_agrees_with_robertsons_formula(tmp_path: Path) -> None:
     """By hand: k1 1.2 and b 0.75, the constants of FTS5 (sqlite.org/fts5.html)."""
     corpus(tmp_path)
     words = [text.split() for text in CORPUS]
@@ -216,7 +216,7 @@ def test_bm25_is_that_of_robertson(tmp_path: Path) -> None:
     assert all(hit.similarity == 0 for hit in hits)
 
 
-def test_cosines_are_those_of_the_table_and_ranks_are_fused(tmp_path: Path) -> None:
+def test_cosines_agree_with_the_table_and_ranks_are_fused(tmp_path: Path) -> None:
     corpus(tmp_path, "--embeddings=wordllama")
     table = embeddings.WordLlama()
     vectors = table.vectors(["\n" + text for text in CORPUS])
@@ -234,7 +234,7 @@ def test_cosines_are_those_of_the_table_and_ranks_are_fused(tmp_path: Path) -> N
 
 
 def test_the_table_is_read_as_wordllama_reads_it() -> None:
-    """wordllama's own code is given the table and the tokenizer, which it does not find itself."""
+    """Compared with wordllama's own code, which gets the table and the tokenizer: it does not find them itself."""
     from wordllama.inference import WordLlamaInference
 
     own = embeddings.WordLlama()
@@ -254,7 +254,7 @@ def test_nothing_is_downloaded(folder: Path) -> None:
     assert "embeddings: wordllama" in result.out
 
 
-def test_meaning_is_found_without_a_common_word(folder: Path) -> None:
+def test_vectors_find_a_passage_without_a_common_word(folder: Path) -> None:
     (folder / "docs" / "zoo.txt").write_text("A physician treats illness.")
     run(folder, "--embeddings=wordllama")
     assert found(folder, "doctor")[0].text == "A physician treats illness."
@@ -302,7 +302,7 @@ def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
 @pytest.mark.parametrize(
     "question", ["", "???", '"', "a OR", "NEAR(", "col:x", "red AND NOT", "x" * 100_000, "\0", "*", "-red", "ね" * 50]
 )
-def test_a_question_is_never_a_query_language(tmp_path: Path, question: str) -> None:
+def test_a_question_is_never_parsed_as_a_query(tmp_path: Path, question: str) -> None:
     corpus(tmp_path)
     found(tmp_path, question)  # does not raise
     assert found(tmp_path, f"{question} red")
@@ -312,7 +312,7 @@ def test_a_question_is_never_a_query_language(tmp_path: Path, question: str) -> 
 
 
 def test_only_what_changed_is_read_again(folder: Path) -> None:
-    """An unchanged time and size means: not read. So a text that is changed behind its time stays as it was."""
+    """A file with an unchanged time and size is not read, even if its text has changed: the old text stays."""
     assert "6 (6 added)" in run(folder).out
     docs, before = folder / "docs", texts(folder)
     notes, report = docs / "notes.txt", docs / "report.md"
@@ -371,7 +371,7 @@ def test_removed_text_leaves_the_file(folder: Path) -> None:
     assert (folder / "index.db").stat().st_size == size
 
 
-def test_other_settings_rebuild(folder: Path) -> None:
+def test_other_settings_rebuild_the_index(folder: Path) -> None:
     run(folder)
     result = run(folder, "--passage_size=60", "--overlap=0")
     assert "note: index.db was made with passage_size=400, overlap=80, so all documents are indexed again" in result.out
@@ -389,7 +389,7 @@ def test_the_summary_and_the_next_command(folder: Path) -> None:
     assert lines[-1] == "next: tinygpt ask 'your question' --index 'my index.db'"
 
 
-def test_without_the_extra_words_are_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_index_is_searched_for_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is missing is None in sys.modules."""
     code = "import sys\nfor name in ('wordllama', 'pypdf', 'docx'): sys.modules[name] = None\n"
     (folder / "sitecustomize.py").write_text(code)
@@ -450,7 +450,7 @@ def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
-def test_a_document_that_goes_bad_leaves_the_index(folder: Path) -> None:
+def test_a_document_that_becomes_unreadable_is_removed_from_the_index(folder: Path) -> None:
     run(folder)
     (folder / "docs" / "notes.txt").write_bytes(b"\0")
     assert "5 unchanged, 1 left out" in run(folder).out
@@ -555,7 +555,9 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is damaged: its checksum is wrong"),
     ],
 )
-def test_what_is_wrong_with_an_index_is_named(folder: Path, content: Callable[[bytes], bytes], problem: str) -> None:
+def test_the_message_says_what_is_wrong_with_an_index(
+    folder: Path, content: Callable[[bytes], bytes], problem: str
+) -> None:
     run(folder)
     path = folder / "index.db"
     path.write_bytes(content(path.read_bytes()))
@@ -570,8 +572,8 @@ def test_a_database_of_another_program_is_refused(folder: Path) -> None:
     assert "is not an index of tinygpt" in refused(folder, "index", "docs")
 
 
-def test_the_file_is_a_sound_database(folder: Path) -> None:
-    """The checksum in its header does not disturb SQLite, nor the check of FTS5."""
+def test_the_file_is_an_intact_database(folder: Path) -> None:
+    """The checksum in the header passes the integrity checks of SQLite and of FTS5."""
     run(folder, "--embeddings=wordllama")
     (folder / "docs" / "notes.txt").unlink()
     run(folder, "--embeddings=wordllama")
@@ -592,7 +594,7 @@ def test_there_is_one_writer(folder: Path) -> None:
     assert re.search(rf"index\.db is in use by process {os.getpid()}", message)
 
 
-def test_a_reader_keeps_the_index_that_it_opened(folder: Path) -> None:
+def test_an_open_index_does_not_change_during_an_update(folder: Path) -> None:
     run(folder)
     with open_index(folder / "index.db") as opened:
         (folder / "docs" / "notes.txt").unlink()
@@ -601,7 +603,7 @@ def test_a_reader_keeps_the_index_that_it_opened(folder: Path) -> None:
     assert not found(folder, "Monday")
 
 
-def test_other_tables_under_a_right_checksum_are_refused(folder: Path) -> None:
+def test_wrong_tables_with_a_correct_checksum_are_refused(folder: Path) -> None:
     run(folder)
     connection = sqlite3.connect(folder / "index.db")
     connection.execute("DROP TABLE passages")

@@ -1,6 +1,6 @@
-"""The task reader: every answer can be copied, no name or new wording leaks into train; its documents and questions.
+"""The task reader: every answer can be copied, and no name or new wording leaks into train; documents and questions.
 
-Exact match is checked against real decoding, and weights in 8 bits against the error that rounding can make.
+Exact match is compared with real decoding, and weights in 8 bits with the largest error of rounding.
 """
 
 import itertools
@@ -30,20 +30,22 @@ def examples() -> dict[str, list[tuple[str, str]]]:
 
 
 def matches(wording: str) -> str:
-    """A pattern of all sentences with this wording."""
+    """A regular expression for all sentences with this wording."""
     parts = re.split(r"(@|~|\([^)]*\))", wording)
     return "".join(
         part if part.startswith("(") else ".+" if part in "@~" and part else re.escape(part) for part in parts
     )
 
 
-def test_the_seed_decides(examples: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_determines_the_examples(
+    examples: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reader, "SIZES", SPLITS)
     assert reader.make(1337) == examples != reader.make(1338)
     assert {split: len(part) for split, part in examples.items()} == SPLITS
 
 
-def test_an_answer_stands_in_the_passages_once_and_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
+def test_the_cited_passage_contains_the_answer_and_the_example_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
     for prompt, response in itertools.chain(*examples.values()):
         question, *passages = prompt.split("\n")
         assert len(prompt) + len(response) <= reader.LONGEST == 256 + 1 - 3
@@ -78,7 +80,7 @@ def test_no_name_of_val_or_test_occurs_in_train(examples: dict[str, list[tuple[s
     assert sum(f" {name}." in train for name in people) == 0
 
 
-def test_new_wordings_are_in_test_alone(examples: dict[str, list[tuple[str, str]]]) -> None:
+def test_new_wordings_occur_only_in_test(examples: dict[str, list[tuple[str, str]]]) -> None:
     for relation in RELATIONS.values():
         for mark in "+?":
             assert not set(relation.wordings[mark]) & set(relation.wordings[f"{mark}!"])
@@ -111,9 +113,11 @@ def test_reading_is_one_line_per_passage() -> None:
     )
 
 
-def test_a_refusal_names_the_company() -> None:
+def test_an_abstention_names_the_company() -> None:
     assert (
-        reader.refusal("AUG [2] Bo Lo: x") == "AUG: not in the documents" == reader.refusal("AUG: not in the documents")
+        reader.abstention("AUG [2] Bo Lo: x")
+        == "AUG: not in the documents"
+        == reader.abstention("AUG: not in the documents")
     )
 
 
@@ -178,8 +182,8 @@ def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("fast", ["True", "False"])
-def test_exact_match_is_that_of_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "copy", Task("copy", (), reader.make, "reader", refusal=lambda response: "none"))
+def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "copy", Task("copy", (), reader.make, "reader", abstention=lambda response: "none"))
     done = cli_here("eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}", cwd=trained)
     assert done.status == 0, done.err
     report, results = json.loads(done.out), decoded(trained)
@@ -189,19 +193,19 @@ def test_exact_match_is_that_of_decoding(trained: Path, fast: str, monkeypatch: 
     assert report["exact"] == pytest.approx(np.mean(right))
     said = [response.strip() == "none" for _, _, response in results]
     truth = [wanted == "none" for _, wanted, _ in results]
-    assert report["refusal"]["n"] == sum(truth) > 0
+    assert report["abstention"]["n"] == sum(truth) > 0
     both = sum(s and t for s, t in zip(said, truth, strict=True))
-    assert report["refusal"]["recall"] == pytest.approx(both / sum(truth))
-    assert report["refusal"]["precision"] == pytest.approx(both / max(sum(said), 1))
+    assert report["abstention"]["recall"] == pytest.approx(both / sum(truth))
+    assert report["abstention"]["precision"] == pytest.approx(both / max(sum(said), 1))
 
 
 def test_the_report_is_readable(trained: Path) -> None:
     done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
-    assert "exact match" in done.out and "recall" not in done.out and "not answered with" in done.out
+    assert "exact match" in done.out and "recall" not in done.out and "wrong response, expected" in done.out
     assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--predict=copy.jsonl")
 
 
-def test_8_bits_lose_at_most_half_a_step_of_each_row(trained: Path) -> None:
+def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Path) -> None:
     full = load(trained / "out").model
     back = from_8_bits(to_8_bits(full))
     assert back.keys() == full.keys()
@@ -212,7 +216,7 @@ def test_8_bits_lose_at_most_half_a_step_of_each_row(trained: Path) -> None:
     assert from_8_bits(full) is full
 
 
-def test_a_model_in_8_bits_is_small_and_answers_alike(trained: Path, tmp_path: Path) -> None:
+def test_a_model_in_8_bits_is_small_and_has_almost_the_same_loss(trained: Path, tmp_path: Path) -> None:
     checkpoint = load(trained / "out")
     small = Checkpoint(
         to_8_bits(checkpoint.model), checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer
@@ -262,7 +266,7 @@ def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkey
         assert all(q["answer"] in documents[q["source"]] for q in questions if q["answer"])
 
 
-def test_an_example_with_many_others_fits_what_was_asked_for() -> None:
+def test_an_example_with_many_companies_has_at_most_the_length_asked_for() -> None:
     rng = random.Random(3)
     for _ in range(50):
         prompt, answer, _ = reader.example(rng, Wording(510, others=(5,)))

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a quarter of the size of float32, for a model that is shipped or sent.
+"""Weights in 8 bits: a quarter of the size of float32, for a model that is shipped.
 
 Each row of a matrix is stored as int8 and one float16 scale, the largest absolute value of the row divided by 127
 ("absmax" quantisation, Dettmers et al. 2022, section 3). Vectors are stored in float16.
@@ -9,7 +9,7 @@ Each row of a matrix is stored as int8 and one float16 scale, the largest absolu
 import torch
 from torch import Tensor
 
-SCALE = ".scale"  # is appended to the name of a matrix
+SCALE = ".scale"  # suffix of a matrix's name: the name of its scales
 SMALLEST = 2.0**-14  # the smallest normal number of float16
 
 
@@ -29,9 +29,9 @@ def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `to_8_bits`: float32. Weights without any matrix in 8 bits are returned as they are.
+    """Undo `to_8_bits`: dequantise to float32. Weights without an 8-bit matrix are returned unchanged.
 
-    Errors: KeyError, RuntimeError for a matrix without its scales, or with scales of another shape.
+    Errors: KeyError for a matrix without scales, RuntimeError for scales of another shape.
     """
     if not any(weight.dtype == torch.int8 for weight in weights.values()):
         return weights

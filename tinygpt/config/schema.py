@@ -47,7 +47,7 @@ class PrepareConfig:
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
 
-    Built-in tasks of prompts and responses: transactions, headlines.
+    Built-in tasks of prompts and responses: transactions, headlines, reader, reader_long.
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
@@ -144,7 +144,7 @@ class TrainConfig:
     gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, summed over all processes"""
     group_by_length: bool = False
-    """pairs: make each batch of examples of similar length, so that less is padded; faster if lengths vary much"""
+    """for pairs: batches of examples of similar length, with less padding; faster if lengths vary much"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -364,7 +364,7 @@ class EvalConfig:
     """a prepared dataset; empty: the one the model was trained on"""
     task: DatasetName = ""
     """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers;
-    with free responses: exact match"""
+    with free text as responses: exact match"""
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
     predict: File = ""
@@ -387,37 +387,37 @@ class EvalConfig:
 
 @dataclasses.dataclass
 class AskConfig:
-    """Ask a question about your own documents: the answer, its probability, and the passages it is copied from.
+    """Answer a question from your own documents, with the answer's probability and the passages.
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
-    tinygpt ask --index index.db for a prompt: a question per line, an empty line ends it
+    tinygpt ask --index index.db for a prompt: one question per line, an empty line ends it
 
     tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
 
-    Without support in the documents the answer is "not in the documents". Nothing leaves this machine.
+    If the documents do not support an answer, it is "not in the documents". Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
     """the question; without one, a prompt (or the lines of standard input)"""
     index: File = "index.db"
-    """the index that tinygpt index made of the documents"""
+    """an index of documents, made by tinygpt index"""
     ckpt: File = ""
     """the model: a checkpoint that answers prompts, or its folder; empty: the tiny reader that ships with tinygpt"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
-    """number of passages that are searched for and read"""
+    """number of passages to search for and read"""
     min_probability: Share = 0.3
-    """below this probability of the answer, the product over its tokens, the answer is "not in the documents"; without
-    this flag it is 0 for an instruction model: it answers in sentences, whose probability was found to say nothing"""
+    """abstain ("not in the documents") below this probability of the answer, the product over its tokens; for an
+    instruction model 0 unless you set it: it answers in sentences, whose probability was measured to say nothing"""
     min_score: Share = 0.12
-    """likewise, below this score of the best passage: its BM25 as a share of the highest possible for the question"""
+    """abstain below this score of the best passage: its BM25 as a share of the highest possible for the question"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
-    an empty answer means that it is not in the documents; source, the document that has it, may be left out"""
+    an empty answer: not in the documents; source: the document that contains the answer, may be left out"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
@@ -534,22 +534,22 @@ class IndexConfig:
 
     tinygpt index docs/ --out index.db
 
-    The same command again updates the index: changed and new documents are read, and those that are gone or are not
-    named any more leave.
+    The same command again updates the index: it reads new and changed documents, and removes documents that are gone or
+    no longer named.
     """
 
     documents: Annotated[Files, POSITIONAL]
-    """files, folders or quoted patterns; of a folder: *.txt, *.md, *.html, *.csv, and with the extra "retrieve" *.pdf
+    """files, folders or quoted patterns; in a folder: *.txt, *.md, *.html, *.csv, and with the extra "retrieve" *.pdf
     and *.docx"""
     out: File = "index.db"
     """the file for the index"""
     embeddings: File = "auto"
-    """the vectors of passages: wordllama, a table that a package brings; none, to search for words only; a checkpoint,
-    for its mean hidden states; auto: wordllama if it is installed, else none"""
+    """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
+    none, search for words only; auto: wordllama if it is installed, else none"""
     passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
-    """characters of a passage, at most"""
+    """most characters of a passage"""
     overlap: CountOrZero = 80
-    """characters of whole sentences that a passage repeats from the one before it, at most"""
+    """most characters that a passage repeats from the one before it, in whole sentences"""
 
 
 @dataclasses.dataclass

@@ -1,8 +1,9 @@
-"""Exact match: how often a model's greedy response to a prompt is the wanted one, token by token.
+"""Exact match: how often a model's greedy response to a prompt equals the expected one, token by token.
 
-Greedy decoding gives a response exactly if, after every correct beginning, the next token of the response (or its end)
-is the most probable one. So one forward pass per batch measures it, without decoding. The metric is that of extractive
-question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of case, articles and punctuation.
+Greedy decoding gives the expected response if and only if, after each of its prefixes, its next token (or its end) is
+the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
+extractive question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of case, articles and
+punctuation.
 
     report = make_report(model, dataset, "test", compute)
     print(report.text())
@@ -29,18 +30,18 @@ BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
 
 @dataclasses.dataclass
 class ExactReport:
-    """Results on a split of prompts with free responses.
+    """Results on a split whose responses are free text.
 
-    `refusal` is empty unless the task has prompts without an answer. Then it holds their number, the recall and the
+    `abstention` is empty unless the task has prompts without an answer. Then it holds their number, the recall and the
     precision of refusing them, and the exact match of the other prompts.
     """
 
     task: str
     split: str
     n: int
-    loss: float  # nats per token of the wanted responses
+    loss: float  # nats per token of the expected responses
     exact: float
-    refusal: dict[str, Any]
+    abstention: dict[str, Any]
     mistakes: list[dict[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,15 +55,15 @@ class ExactReport:
             "",
             f"exact match          {percent(self.exact, self.n)}",
         ]
-        if refusal := self.refusal:
-            n = refusal["n"]
+        if abstention := self.abstention:
+            n = abstention["n"]
             lines += [
-                f"  with an answer     {percent(refusal['exact_of_others'], self.n - n)} of {self.n - n:,}",
-                f"  without an answer  {percent(refusal['recall'], n)} of {n:,}: recall of the refusals",
-                f"                     {100 * refusal['precision']:5.1f} %        precision of the refusals",
+                f"  with an answer     {percent(abstention['exact_of_others'], self.n - n)} of {self.n - n:,}",
+                f"  without an answer  {percent(abstention['recall'], n)} of {n:,}: recall of abstention",
+                f"                     {100 * abstention['precision']:5.1f} %        precision of abstention",
             ]
         for item in self.mistakes:
-            lines.append(f"\nnot answered with {item['wanted']!r}:\n  {escaped(item['prompt'])}")
+            lines.append(f"\nwrong response, expected {item['wanted']!r}:\n  {escaped(item['prompt'])}")
         return "\n".join(lines)
 
 
@@ -73,7 +74,7 @@ def percent(share: float, n: int) -> str:
 
 @torch.inference_mode()
 def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
-    """Whether greedy decoding gives the response of each row, bool (n,), and the loss of each row in nats, (n,)."""
+    """Return whether greedy decoding gives the response of each row, bool (n,), and the loss of each in nats, (n,)."""
     was_training, block_size = model.training, model.config.block_size
     model.eval()
     exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
@@ -84,7 +85,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             at = order[index : index + many]
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))
             wanted = y >= 0
-            logits = model(x, y)[0]  # of all positions, or of those with a target alone
+            logits = model(x, y)[0]  # of all positions, or only of those with a target
             logits = logits[wanted] if logits.dim() == 3 else logits
             wrong = torch.zeros_like(wanted).masked_scatter_(wanted, logits.argmax(-1) != y[wanted])
             exact[at] = (~wrong.any(1)).cpu().numpy()
@@ -100,20 +101,20 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 
 
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mistakes: int = 3) -> ExactReport:
-    """Measure the responses to the prompts of a split. Errors: TinyGPTError for examples longer than the context."""
+    """Measure exact match on a split. Errors: TinyGPTError if an example is longer than the context."""
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
     pairs, (exact, losses) = rows.texts(tokenizer), matches(model, rows, compute)
     task = TASKS.get(dataset.name)
-    n, refusal = len(pairs), {}
-    if task and task.refusal:
-        refused = [task.refusal(wanted) for _, wanted in pairs]
+    n, abstention = len(pairs), {}
+    if task and task.abstention:
+        refused = [task.abstention(wanted) for _, wanted in pairs]
         others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, refused, strict=True)])
         instead = [tokenizer.encode_pair(pairs[i][0], refused[i]) for i in np.flatnonzero(others)]
         false = int(matches(model, PairRows(np.concatenate(instead), tokenizer), compute)[0].sum())
         true = int(exact[~others].sum())
-        refusal = {
+        abstention = {
             "n": int((~others).sum()),
             "recall": true / max(int((~others).sum()), 1),
             "precision": true / max(true + false, 1),
@@ -121,4 +122,4 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
         }
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)[:n_mistakes]]
     loss = float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum())
-    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), refusal, mistakes)
+    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), abstention, mistakes)

@@ -1,13 +1,13 @@
 """Answer a question from passages with a language model: the prompt, what fits the context, the answer's probability.
 
-Two kinds of models read passages. A reader was trained on examples of the task `reader` (data/tasks/reader.py), and
-gets passages and question as there. An instruction model has a chat template; it gets a short instruction, numbered
-passages and the question. Both copy the answer by greedy decoding, or write UNANSWERABLE.
+Two kinds of model can be a reader. A model trained on the task `reader` (data/tasks/reader.py) gets prompts in the
+format of that task. An instruction model has a chat template; its prompt contains the numbered passages, the question
+and a short instruction. Both answer by greedy decoding: they copy the answer from a passage, or write UNANSWERABLE.
 
-Text of documents and questions is only ever encoded as text: a tokenizer adds special tokens around a prompt, and
-never reads them from it. So a document cannot end the prompt, or speak for the user.
+Documents and questions are always encoded as plain text. A tokenizer adds special tokens around a prompt, and never
+parses them from its text. So a document cannot end the prompt, or speak for the user.
 
-Source: reading retrieved passages for an answer, Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
+Source: a reader of retrieved passages, Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
 
     reader = Reader(model, tokenizer, dataset="reader")
     reader.read("Who is the CFO of Norvik?", search(index, "Who is the CFO of Norvik?", 3)).text    # "Lars Holm"
@@ -33,7 +33,7 @@ from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import Hit
 from tinygpt.sample import response_ids
 
-LONGEST = 60  # tokens of an answer
+LONGEST = 60  # tokens of an answer, at most
 INSTRUCTION = (
     "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
     f'"{task.UNANSWERABLE}".'
@@ -47,23 +47,23 @@ SPELLINGS = str.maketrans(
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer: its text, empty if the model found none, and its probability, that of all its tokens."""
+    """A model's answer."""
 
-    text: str
-    probability: float
+    text: str  # empty if the model found none
+    probability: float  # of the complete response, the product over its tokens
     passage: int = 0  # the number of the passage that the model cites, 0 if it cites none
     note: str = ""  # which passages were shortened or left out
 
 
 class Reader:
-    """A model that answers questions from passages. Errors: TinyGPTError for a model that does not answer prompts."""
+    """A model that answers questions from passages. Errors: TinyGPTError for a model that only continues text."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dataset: str = "") -> None:
         """dataset: the name of the dataset that the model was trained on."""
         if tokenizer.pair is None:
             raise TinyGPTError(
-                "this model continues text, it does not answer prompts",
-                "give a reader (tinygpt prepare reader), or an instruction model (tinygpt import smollm2)",
+                "this model only continues text; it does not answer prompts",
+                "use a reader (tinygpt prepare reader) or an instruction model (tinygpt import smollm2)",
             )
         self.model, self.tokenizer, self.end = model, tokenizer, tokenizer.pair.end.tolist()
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
@@ -71,36 +71,37 @@ class Reader:
         self.room = min(LONGEST, model.config.block_size // 4)  # for the answer
 
     def read(self, question: str, hits: Sequence[Hit]) -> Answer:
-        """Answer a question from at least one passage, of which the most relevant is the first.
+        """Answer a question from one or more passages, the most relevant first.
 
-        Errors: TinyGPTError if the question leaves no room for a passage in the model's context.
+        Errors: TinyGPTError if the question leaves no room for a passage in the model's context, or if the model's
+        vocabulary has none of the characters of the question or of the passages.
         """
         asked, titles = self.readable(question), [self.readable(f"{hit.title}: ") * bool(hit.title) for hit in hits]
         whole = list(zip(titles, (self.readable(hit.text) for hit in hits), strict=True))
         for what, text in ("question", asked), ("passages", "".join(text for _, text in whole)):
             if not text.strip():
                 what = f"the model cannot read the {what}: its vocabulary has none of the characters"
-                raise TinyGPTError(what, "use a model of this language: --ckpt")
+                raise TinyGPTError(what, "use --ckpt with a model for this language")
         read = self.fitted(asked, whole)
         if not any(read):
             raise TinyGPTError(
-                f"the question takes {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
-                f"model reads at most {self.model.config.block_size:,}, {self.room} of them for the answer",
+                f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
+                f"model's context has {self.model.config.block_size:,}, {self.room} of them for the answer",
                 "ask a shorter question, or use a model with a larger context",
             )
         numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
         prompt = self.ids(asked, list(filter(None, read)))
-        made = response_ids(self.model, self.tokenizer, prompt, self.room)
-        number, text = task.cited(self.tokenizer.decode(made).strip())
+        response = response_ids(self.model, self.tokenizer, prompt, self.room)
+        number, text = task.cited(self.tokenizer.decode(response).strip())
         passage = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
-        return Answer(text, self.probability(prompt, made), passage * bool(text), self.not_read(whole, read))
+        return Answer(text, self.probability(prompt, response), passage * bool(text), self.not_read(whole, read))
 
-    def probability(self, prompt: np.ndarray, answer: Sequence[int]) -> float:
-        """Probability of an answer's tokens and the end after them, given the prompt."""
+    def probability(self, prompt: np.ndarray, response: Sequence[int]) -> float:
+        """Probability of a response's tokens and of the end after them, given the prompt."""
         device = self.model.lm_head.weight.device
         asked = torch.from_numpy(prompt)[None].to(device)
-        whole = np.array([*answer, *self.end])
+        whole = np.array([*response, *self.end])
         with torch.inference_mode():
             total = answer_scores(self.model, self.model.new_cache(1, len(prompt) + len(whole)), asked, [whole])
         return float(np.exp(total.item()))
@@ -108,7 +109,7 @@ class Reader:
     # ---- the prompt -------------------------------------------------------------------------------------------------
 
     def ids(self, question: str, passages: Sequence[str]) -> np.ndarray:
-        """Token ids of the prompt, int64 (n,). Special tokens are only those of the tokenizer's format."""
+        """Token ids of the prompt, int64 (n,). Its only special tokens are those of the tokenizer's prompt format."""
         if self.instructed:
             numbered = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
             prompt = f"Passages:\n{numbered}\n\nQuestion: {question}\n{INSTRUCTION}"
@@ -117,7 +118,7 @@ class Reader:
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)
 
     def readable(self, text: str) -> str:
-        """The text on one line, in characters of the model's vocabulary: without accents, or left out."""
+        """Put a text on one line, in characters that the model can read; others lose their accents or are left out."""
         return "".join(self.spelled(re.sub(r"\s+", " ", text)))
 
     def spelled(self, text: str) -> list[str]:
@@ -128,10 +129,10 @@ class Reader:
         return ["".join(c for c in ([char] if char in known else ascii_letters(char)) if c in known) for char in text]
 
     def fitted(self, question: str, passages: Sequence[tuple[str, str]]) -> list[str]:
-        """Passages (title, text) for the prompt: each complete, shortened or empty, so that an answer still fits.
+        """Fit passages (title, text) into the prompt: each is complete, shortened or empty, and the answer has room.
 
-        Reading each passage alone and taking the most probable answer, as Chen et al. do, was measured to be worse: a
-        tiny reader answers from the wrong passage with confidence, and seldom refuses.
+        To read each passage alone and take the most probable answer, as Chen et al. do, was measured to be worse: a
+        tiny reader answers from the wrong passage with confidence, and seldom abstains.
         """
         most, chosen = self.model.config.block_size - self.room, [""] * len(passages)
         for number, (title, text) in enumerate(passages):
@@ -145,16 +146,20 @@ class Reader:
         return chosen
 
     def not_read(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
-        """Say which passages were not read completely; empty if all were."""
+        """Name the passages that the model does not read completely; empty if it reads them all."""
         parts: dict[str, list[str]] = {"shortened": [], "left out": []}
         for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
             if used != "".join(passage):
                 parts["shortened" if used else "left out"].append(str(number))
-        said = [f"passage {', '.join(numbers)} {what}" for what, numbers in parts.items() if numbers]
-        return f"the model reads {self.model.config.block_size:,} tokens: {'; '.join(said)}" if said else ""
+        said = [
+            f"passage{'s' * (len(numbers) > 1)} {', '.join(numbers)} {what}"
+            for what, numbers in parts.items()
+            if numbers
+        ]
+        return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(said)}" if said else ""
 
     def place(self, answer: str, text: str) -> tuple[int, int] | None:
-        """Where a passage contains the answer, which is spelled as the model can read it; None if it does not."""
+        """Find an answer, spelled as the model can read it, in a passage: its start and end, or None."""
         parts = self.spelled(text)
         found = re.search(re.escape(answer), "".join(parts), re.IGNORECASE)
         if not found or not answer:
@@ -164,12 +169,13 @@ class Reader:
 
 
 def shortened(passage: str, question: str, fits: Callable[[str], bool]) -> str:
-    """The sentences that have most in common with the question, in their order, as many as fit; or parts of them.
+    """Select the sentences that have most in common with the question, as many as fit, in their order.
 
-    A word that occurs in few sentences counts more. Empty if nothing fits.
+    A word that occurs in few sentences counts more. If no sentence fits, parts of sentences are selected instead. Empty
+    if nothing fits.
     """
     asked = words(question)
-    for size in (len(passage), 40):  # characters; a sentence may be too long itself
+    for size in (len(passage), 40):  # characters; the second for sentences that are too long
         pieces = [passage[start:end] for start, end in sentences(passage, size)]
         contents = [words(piece) & asked for piece in pieces]
         counts = Counter(word for content in contents for word in content)

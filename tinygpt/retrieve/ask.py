@@ -1,8 +1,8 @@
 """`tinygpt ask`: answer questions from the documents of an index (retrieval-augmented generation, Lewis et al. 2020).
 
-The index finds passages, a model reads them. "not in the documents" is the answer if the model says so, if its answer
-is too improbable, or if no passage has enough in common with the question. `--questions` measures on questions with
-known answers how often each outcome is right, and which two thresholds would be best.
+The index finds passages, and a model reads them. `ask` abstains, with the answer "not in the documents", if the model
+says so, if its answer is too improbable, or if no passage has enough in common with the question. `--questions`
+measures the outcomes on questions with known answers, and finds the best values of the two thresholds.
 
 Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxiv.org/abs/1606.05250.
 
@@ -45,15 +45,15 @@ COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The answer to a question, and what it rests on."""
+    """The answer to a question, and what it is based on."""
 
     question: str
     answer: str  # empty: not in the documents
-    candidate: str  # the model's answer, whatever the thresholds; empty: it found none
-    probability: float  # of the model's answer
+    candidate: str  # the model's answer, before the thresholds apply; empty: it found none
+    probability: float  # of the candidate
     score: float  # of the best passage
     reason: str  # why there is no answer
-    note: str  # what the model did not read
+    note: str  # which passages were shortened or left out
     passages: tuple[dict[str, Any], ...]  # rank, cited, source, position, title, score, ..., text, start, end
 
 
@@ -64,7 +64,7 @@ def ask(config: AskConfig) -> int:
         question = checked(question)
     known = list(read_questions(Path(config.questions))) if config.questions else []
     with open_index(Path(config.index)) as index:
-        respond = Respond(config, index)
+        respond = Responder(config, index)
         if known:
             results = evaluate(respond, known)
             print(strict_json(results) if config.json else report(results))
@@ -75,7 +75,7 @@ def ask(config: AskConfig) -> int:
     return 0
 
 
-class Respond:
+class Responder:
     """Answer questions with one index and one model, which are loaded once."""
 
     def __init__(self, config: AskConfig, index: Index) -> None:
@@ -124,21 +124,22 @@ class Respond:
         """Say why there is no answer; empty if there is one."""
         low, high = self.config.min_score, self.min_probability
         if not found:
-            return "no passage has a word of the question"
-        if best_score < low and len(self.index) > self.config.passages:  # else nothing was selected
+            return "no passage contains a word of the question"
+        if best_score < low and len(self.index) > self.config.passages:  # otherwise the model reads all passages
             return f"the best passage's score {best_score:.2f} is below --min_score={low}"
         if not read.text:
-            return f"the model finds no answer in the passages, with probability {read.probability:.2f}"
+            return f"the model finds no answer in the passages (probability {read.probability:.2f})"
         if read.probability < high:
             return f"the answer's probability {read.probability:.2f} is below --min_probability={high}"
         return ""
 
 
 def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
-    """BM25 of each passage as a share of the highest that is possible for the question, from 0 to 1.
+    """Score each passage from 0 to 1: its BM25 as a share of the highest that is possible for the question.
 
-    BM25 sums over the question's words an inverse document frequency times at most k1 + 1, so scores of different
-    questions cannot be compared, but these shares can. A word that no passage contains lowers all of them.
+    BM25 is a sum over the question's words. Each word adds at most its inverse document frequency times k1 + 1. So the
+    BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers all
+    shares.
     """
     n = len(index)
     frequencies = [index.frequency(f'"{word}"') for word in words(question)]
@@ -150,7 +151,7 @@ def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
 
 
 def checked(question: str) -> str:
-    """Return the question on one line. Errors: TinyGPTError for one that is empty or not text."""
+    """Return the question on one line. Errors: TinyGPTError if it is empty or not valid Unicode."""
     if not question.strip():
         raise TinyGPTError("the question is empty", 'tinygpt ask "Who is the CFO of Norvik?"')
     if surrogate := lone_surrogate(question):
@@ -158,9 +159,11 @@ def checked(question: str) -> str:
     return " ".join(question.split())
 
 
-def prompt_loop(respond: Respond) -> int:
-    """Answer the lines of standard input, up to an empty one; a terminal shows a prompt. Returns the exit status of the
-    last question that was refused, else 0."""
+def prompt_loop(respond: Responder) -> int:
+    """Answer each line of standard input until an empty one; a terminal shows a prompt.
+
+    Returns the exit status of the last question that was refused, or 0.
+    """
     status = 0
     while line := next_line():
         try:
@@ -172,7 +175,7 @@ def prompt_loop(respond: Respond) -> int:
 
 
 def next_line() -> str:
-    """Read a line without outer whitespace; empty at the end of the input, or for Ctrl-C."""
+    """Read a line and strip it; empty at the end of the input, and after Ctrl-C."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     try:
@@ -187,7 +190,7 @@ def show(outcome: Outcome, config: AskConfig) -> None:
 
 
 def as_text(outcome: Outcome) -> str:
-    """Format for the terminal: the answer, its probability and the passages, with control characters escaped."""
+    """Format an outcome for the terminal: the answer, its probability and the passages, without control characters."""
     lines = [escaped(outcome.answer) or UNANSWERABLE]
     lines.append(outcome.reason or f"probability {outcome.probability:.2f}, score {outcome.score:.2f}")
     lines += [f"note: {outcome.note}"] if outcome.note else []
@@ -201,7 +204,7 @@ def as_text(outcome: Outcome) -> str:
 
 
 def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str:
-    """Cut a passage to SHOWN characters, around the answer if it contains it; the answer is in brackets."""
+    """Cut a passage to SHOWN characters; an answer in it is kept, and put in brackets."""
     start, end = start or 0, end or 0
     first = text.rfind(" ", 0, start - SHOWN // 2) + 1 if start > SHOWN // 2 else 0
     last = len(text)
@@ -217,15 +220,15 @@ def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A question with its answer, empty if the documents do not have it, and the document that has it, if known."""
+    """A question with its known answer."""
 
     question: str
-    answer: str
-    source: str
+    answer: str  # empty: not in the documents
+    source: str  # the document that contains the answer; empty: not known
 
 
 def read_questions(path: Path) -> Iterator[Known]:
-    """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first bad line."""
+    """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first invalid line."""
     example = '{"question": "Who is the CFO?", "answer": "Lars Holm"}'
     number = 0
     for number, line in enumerate(read_text(path, "--questions questions.jsonl").splitlines(), start=1):
@@ -243,8 +246,8 @@ def read_questions(path: Path) -> Iterator[Known]:
         raise TinyGPTError(f"{path}: contains no question", f"write {example}, one per line")
 
 
-def evaluate(respond: Respond, known: Sequence[Known]) -> dict[str, Any]:
-    """Answer questions with known answers, and measure: shares of 1, None where nothing was to be counted."""
+def evaluate(respond: Responder, known: Sequence[Known]) -> dict[str, Any]:
+    """Answer questions with known answers and measure the outcomes: shares from 0 to 1, None where nothing counts."""
     asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
     outcomes = [respond(entry.question) for entry in asked]
     wanted = [normalised(entry.answer) for entry in known]
@@ -276,7 +279,7 @@ def evaluate(respond: Respond, known: Sequence[Known]) -> dict[str, Any]:
 
 
 def is_found(source: str, outcome: Outcome) -> bool:
-    """Return whether a passage is from the document `source`, the end of its path."""
+    """Return whether a passage comes from the document whose path ends with `source`."""
     parts = Path(source).parts
     return any(Path(passage["source"]).parts[-len(parts) :] == parts for passage in outcome.passages)
 
@@ -288,10 +291,11 @@ def share(part: np.ndarray, whole: np.ndarray) -> float | None:
 def best_thresholds(
     probability: np.ndarray, score: np.ndarray, right: np.ndarray, answerable: np.ndarray
 ) -> tuple[float, dict[str, float]]:
-    """Find the thresholds, in hundredths, with the largest share of right outcomes: the share, and both by name.
+    """Find the two thresholds, in hundredths, with the largest share of right outcomes; return the share and both.
 
-    All arrays (n,): the probability of the model's answer, 0 without one; the best passage's score; whether the answer
-    is right, and whether there is one. Right is also to abstain if there is none. Of equally good ones, the middle.
+    All arrays are (n,): `probability` of the model's answer, 0 if it found none; `score` of the best passage; `right`,
+    whether the model's answer is right; `answerable`, whether the documents have an answer. If they have none, to
+    abstain is right. Of equally good thresholds, the middle ones are returned.
     """
     steps = np.arange(100) / 100
     gain = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering, compared with abstaining
@@ -315,11 +319,11 @@ def report(results: dict[str, Any]) -> str:
         [
             f"{n:,} questions, {answerable:,} of them with an answer in the documents",
             line("exact match", "exact_match", "of the questions with an answer", answerable),
-            line("answer contained", "contained", "the model's answer has the words of the right one", answerable),
+            line("answer contained", "contained", "the model's answer contains the right one", answerable),
             line("retrieval recall", "retrieval_recall", "the right document is among the passages", answerable),
-            line("abstention", "abstention_precision", "precision: of the refusals, those that are right"),
-            line("", "abstention_recall", "recall: of the questions without an answer, those refused", n - answerable),
-            line("right outcomes", "right", "the answer is contained, or there is none and none is given", n),
+            line("abstention", "abstention_precision", "precision: share of the abstentions that are right"),
+            line("", "abstention_recall", "recall: share of the questions without an answer", n - answerable),
+            line("right outcomes", "right", "the answer is contained, or the model abstains where there is none", n),
             line("best thresholds", "best_right", f"right outcomes with {flags}", n),
         ]
     )

@@ -1,7 +1,8 @@
-"""Read a document as sections: the headings above them, their text, and their place in the document.
+"""Read a document as sections: the headings above them, their text, and their position in the document.
 
-Markdown, HTML and .docx have headings, a PDF has pages, a CSV file has rows; plain text is one section. Any other file
-is read as plain text. PDF needs pypdf, .docx needs python-docx; HTML is parsed by Python's own html.parser.
+A section of Markdown, HTML or .docx is the text below a heading. A section of a PDF is a page, and one of a CSV file is
+a row. Plain text is one section, and any other file is read as plain text. PDF needs pypdf, .docx needs python-docx,
+and HTML needs only Python's own html.parser.
 
 for section in read(Path("report.md")): section.title, section.text, section.position(0)
 """
@@ -25,7 +26,7 @@ FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document with one place of its own: what lies below a heading, a page, or a row."""
+    """A part of a document: the text below a heading, a page, or a row."""
 
     title: str  # headings above it, "Report > Outlook", may be empty
     text: str
@@ -33,7 +34,7 @@ class Section:
     number: int  # of the section's first line, paragraph, ...; from 1
 
     def position(self, offset: int) -> str:
-        """Position of the character at `offset` of the text, "line 12": each line of a section may be a unit."""
+        """Position of the character at `offset` of the text, such as "line 12"."""
         moves = bisect_left(self._newlines, offset) if self.unit in ("line", "paragraph") else 0
         return f"{self.unit} {self.number + moves}"
 
@@ -59,7 +60,7 @@ def read(path: Path) -> Iterator[Section]:
 
 
 def storable(text: str) -> str:
-    """Replace what a PDF may contain and no UTF-8 text may: lone surrogates and NULs."""
+    """Replace characters that a PDF may contain, but a UTF-8 text may not: lone surrogates and NULs."""
     return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
@@ -68,7 +69,7 @@ def plain(path: Path) -> Iterator[Section]:
 
 
 def markdown(path: Path) -> Iterator[Section]:
-    """A section for each heading (`# ...`). Lines inside a fenced block of code are never headings."""
+    """A section for each heading (`# ...`). A line inside a fenced code block is never a heading."""
     titles = Titles()
     lines: list[str] = []
     start, fence = 1, ""
@@ -89,7 +90,7 @@ def markdown(path: Path) -> Iterator[Section]:
 
 
 class Titles:
-    """The headings above a place: a heading ends those of its own level and below."""
+    """The headings above the current line: a heading replaces those of its own level and of deeper ones."""
 
     def __init__(self) -> None:
         self._open: list[tuple[int, str]] = []  # (level, heading), outermost first
@@ -103,7 +104,7 @@ class Titles:
 
 
 def by_headings(blocks: Iterable[tuple[int, str]]) -> Iterator[Section]:
-    """Make sections of paragraphs (level of the heading or 0 for text, text). A paragraph is one line of a section."""
+    """Group paragraphs (level of the heading or 0, text) into sections, in which each paragraph is one line."""
     titles = Titles()
     lines: list[str] = []
     number = 0
@@ -127,7 +128,7 @@ INLINE = {
 
 
 class Blocks(HTMLParser):
-    """Collects the paragraphs of a page as (level of the heading or 0, text)."""
+    """Collect the paragraphs of a page as (level of the heading or 0, text)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +183,7 @@ def html(path: Path) -> Iterator[Section]:
 def table(path: Path) -> Iterator[Section]:
     """A section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
 
-    The delimiter is the comma, semicolon or tab that is the most frequent one in the first row.
+    The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
     """
     lines = read_text(path, FORMATS).splitlines(keepends=True)
     delimiter = max(",;\t", key=lines[0].count) if lines else ","
@@ -205,7 +206,7 @@ def pdf(path: Path) -> Iterator[Section]:
         import pypdf
     except ImportError:
         raise missing("pypdf", f"{path}: PDF", "retrieve") from None
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of each small fault that it can read past
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about each small fault that it can ignore
     try:
         reader = pypdf.PdfReader(path)
         locked = reader.is_encrypted and not reader.decrypt("")

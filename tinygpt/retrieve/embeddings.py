@@ -1,9 +1,10 @@
 """Turn texts into vectors: with a table of word vectors, or with a model of tinygpt.
 
-Two texts are as similar as the cosine of their vectors. `wordllama` is a static table: the vector of a text is the mean
-of those of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package ships the table and the tokenizer, but its
-own loader looks for the tokenizer in a folder that the package does not have, and downloads it; so the two files are
-read directly, and nothing is downloaded. With a checkpoint, the vector is the mean of the model's hidden states.
+The similarity of two texts is the cosine of their vectors. `wordllama` is a static table: the vector of a text is the
+mean of the vectors of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package ships the table and the
+tokenizer, but its own loader looks for the tokenizer in a folder that the package does not have, and downloads it. So
+this module reads the two files directly, and nothing is downloaded. With a checkpoint, the vector of a text is the mean
+of the model's hidden states.
 
 embeddings = load("wordllama")
 embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of length 1
@@ -23,7 +24,10 @@ BATCH = 64  # texts, or windows of a model's context
 
 
 class Embeddings(Protocol):
-    """A function from texts to vectors. `name`, with `fingerprint`, identifies it: other vectors cannot be compared."""
+    """A function from texts to vectors.
+
+    `name` and `fingerprint` identify it. Vectors of different embeddings cannot be compared.
+    """
 
     name: str
     fingerprint: str
@@ -33,14 +37,14 @@ class Embeddings(Protocol):
 
 
 def load(name: str) -> Embeddings | None:
-    """Load what an index is made with: `none` (None), `wordllama`, or a checkpoint. Errors: TinyGPTError."""
+    """Load embeddings: None for `none`, else `wordllama` or those of a checkpoint. Errors: TinyGPTError."""
     if name == NONE:
         return None
     return WordLlama() if name == WORDLLAMA else HiddenStates(name)
 
 
 def installed() -> bool:
-    """Return whether the static table can be loaded."""
+    """Return whether the packages that `wordllama` needs are installed."""
     return all(importlib.util.find_spec(package) for package in (WORDLLAMA, "tokenizers", "safetensors"))
 
 
@@ -65,7 +69,7 @@ class WordLlama:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         except Exception as error:  # tokenizers raises Exception itself
             raise TinyGPTError(
-                f"the package {WORDLLAMA} has no embedding table that can be read ({error})",
+                f"the embedding table of the package {WORDLLAMA} cannot be read ({error})",
                 f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none",
             ) from None
         self._tokenizer.no_truncation()
@@ -107,7 +111,7 @@ class HiddenStates:
         for index, text in enumerate(texts):
             ids = self._tokenizer.encode(text, skip_unknown=True)
             windows += [(index, ids[start : start + width]) for start in range(0, len(ids), width)]
-        windows.sort(key=lambda window: len(window[1]))  # little padding
+        windows.sort(key=lambda window: len(window[1]))  # so that little is padded
         sums = np.zeros((len(texts), self._model.config.n_embd), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(windows), BATCH):

@@ -1,7 +1,7 @@
-"""`tinygpt index`: make or update the index of documents.
+"""`tinygpt index`: make or update an index of documents.
 
-A document whose size and time are unchanged is not read; one with another time, but the same SHA-256, is not indexed
-again. Documents are read, embedded and stored in batches, so memory does not grow with their number.
+A document with an unchanged size and modification time is not read again. One with another time but the same SHA-256 is
+not indexed again. Passages are embedded and stored in batches, so memory does not grow with the number of documents.
 
 tinygpt index docs/ --out index.db
 """
@@ -31,7 +31,7 @@ SAMPLES, SHOWN = 3, 100  # passages that are shown at the end, and characters of
 
 
 def index(config: IndexConfig) -> None:
-    """Make or update config.out, and print what it holds and the next command."""
+    """Make or update the index config.out; print what it contains, and the next command."""
     started, out = time.monotonic(), Path(config.out)
     if config.overlap >= config.passage_size:
         what = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
@@ -58,7 +58,7 @@ def index(config: IndexConfig) -> None:
 
 
 def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
-    """Load the embeddings for --embeddings, and say what is searched without the extra."""
+    """Load the embeddings that --embeddings names; return them, and notes about what is missing."""
     if name == "auto" and not embeddings.installed():
         way = "pip install 'tinygpt[retrieve]' adds search by meaning"
         return None, [f"note: the index is searched for words only, since the package wordllama is missing; {way}"]
@@ -66,7 +66,10 @@ def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
 
 
 def known(out: Path, settings: dict[str, Any]) -> tuple[dict[str, Fingerprint] | None, str]:
-    """The documents of the index at `out`; None if there is no index, or if it has other settings, which are named."""
+    """Return the documents of the index at `out`, and how its settings differ.
+
+    The documents are None if there is no index, or if its settings differ.
+    """
     if not out.exists():
         return None, ""
     with open_index(out) as old:
@@ -84,10 +87,10 @@ def update(
     embedding: Embeddings | None,
     known: dict[str, Fingerprint] | None,
 ) -> dict[str, int]:
-    """Bring the index up to date with the documents; returns how many were added, changed, ...
+    """Bring the index up to date with the documents; return how many were added, changed, ...
 
-    known: the documents of the present index; None: make a new one. Errors: TinyGPTError for a document that is named
-    and cannot be read, or if no document of the folders can be.
+    known: the documents of the existing index; None: make a new one. Errors: TinyGPTError if a document that the user
+    names cannot be read, or if no document of the folders can be read.
     """
     old, named = known or {}, {Path(item) for item in config.documents}
     todo = [path for path in paths if not untouched(path, old.get(name_of(path)))]
@@ -118,7 +121,7 @@ def update(
 def refresh(
     index: Index, path: Path, old: Fingerprint | None, config: IndexConfig, embedding: Embeddings | None, bar: Any
 ) -> str:
-    """Index a document, unless its content is unchanged; returns what was done. Errors: TinyGPTError."""
+    """Index a document, unless its content is unchanged; return what was done. Errors: TinyGPTError."""
     name = name_of(path)
     file = fingerprint(path)
     if old and old.sha256 == file.sha256:
@@ -141,7 +144,7 @@ def refresh(
 
 
 def untouched(path: Path, old: Fingerprint | None) -> bool:
-    """Return whether a file has the size and time that it had when it was indexed."""
+    """Return whether a file has the size and modification time that it had when it was indexed."""
     try:
         status = path.stat()
     except OSError:
@@ -150,7 +153,7 @@ def untouched(path: Path, old: Fingerprint | None) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size, time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
+    """Size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -160,12 +163,12 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def name_of(path: Path) -> str:
-    """The path as text that any file can hold: a byte of a file name that is not UTF-8 is written as \\udcXX."""
+    """The path as valid Unicode: a byte of a file name that is not UTF-8 is written as \\udcXX."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def describe(out: Path, counts: dict[str, int]) -> None:
-    """Print what the index holds, some passages, and the next command."""
+    """Print what the index contains, and some of its passages."""
     with open_index(out) as index:
         settings = index.settings
         documents_done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -1,7 +1,7 @@
-"""Split a section into passages: whole sentences up to a size, each passage starting with the end of the one before.
+"""Split a section into passages: whole sentences up to a size; each passage repeats the end of the one before it.
 
-A passage is what is searched for and what the model reads. Sections are never joined, so each passage has one place in
-one document. The overlap keeps a sentence together with the one before it, on which a pronoun may depend.
+The search finds passages, and the model reads them. Sections are never joined, so each passage has one position in one
+document. The overlap keeps a sentence together with the one before it, to which a pronoun may refer.
 
 for text, offset in split("One. Two. Three.", size=10, overlap=5): ...      # ("One. Two.", 0), ("Two. Three.", 5)
 """
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 BOUNDARY = re.compile(
-    r"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])   # the end of a sentence; a small letter continues it, as after "e.g."
+    r"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])   # the end of a sentence; a lower-case letter continues it, as after "e.g."
     | (?<=[。！？])                             # these are not followed by a space
     | \n\s*\n                                 # the end of a paragraph
     | \n(?=[ \t]*(?:[-*+•|>]|\d+[.)])[ \t])   # the next item of a list, or row of a table

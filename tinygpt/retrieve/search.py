@@ -1,8 +1,8 @@
 """Search an index: by words (BM25), by meaning (cosine of vectors), and by both (reciprocal rank fusion).
 
-The two rankings have scores that cannot be compared, so their ranks are: a passage scores the sum of 1 / (10 + rank)
-over the rankings that it is in (Cormack, Clarke & Buettcher 2009, "Reciprocal rank fusion"). With 60, the paper's
-constant, recall@5 was lower by one to three percentage points on both sets of scripts/bench_retrieve.py.
+The scores of the two rankings cannot be compared, but the ranks can. The fused score of a passage is the sum of
+1 / (10 + rank) over the rankings that contain it (Cormack, Clarke & Buettcher 2009, "Reciprocal rank fusion"). With 60,
+the paper's constant, recall@5 was one to three percentage points lower on both data sets of scripts/bench_retrieve.py.
 
 with open_index(Path("index.db")) as index:
     for hit in search(index, "How long is the warranty?", count=5): print(hit.source, hit.position, hit.text)
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tinygpt.retrieve.store import Index
 
-CANDIDATES = 100  # passages of each ranking that are fused
+CANDIDATES = 100  # passages that each ranking contributes
 RANK_CONSTANT = 10
 
 
@@ -25,9 +25,9 @@ class Hit:
     text: str  # of the passage
     title: str  # headings above it, "Report > Outlook", may be empty
     source: str  # the document's path as the user gave it
-    position: str  # "line 12", "page 3", "row 7", for people
+    position: str  # "line 12", "page 3", "row 7"
     score: float  # of the reciprocal rank fusion
-    bm25: float  # BM25 score, higher is better, 0.0 when not found by BM25
+    bm25: float  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
     similarity: float  # cosine, 0.0 without vectors
 
 
@@ -51,12 +51,12 @@ def search(index: Index, question: str, count: int) -> list[Hit]:
 
 
 def match_any(question: str) -> str:
-    """The FTS5 query for passages with any of the question's words; quoted, so that none is an operator."""
+    """The FTS5 query for passages with any word of the question; each is quoted, so that none is an operator."""
     return " OR ".join(f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", question.lower())))
 
 
 def fused(rankings: list[list[int]]) -> dict[int, float]:
-    """Reciprocal rank fusion: the score of each passage that is in a ranking."""
+    """Reciprocal rank fusion: the score of each passage that a ranking contains."""
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, passage in enumerate(ranking, start=1):

@@ -1,14 +1,14 @@
 """The index: passages, their words and their vectors, in one SQLite file.
 
-The file is made next to its place and renamed over the old one, so a reader sees the old index or the new one, and a
-crash leaves the old one. SQLite's header has two fields for applications: `application_id` names the format, and
-`user_version` holds the CRC-32 of everything else in the file, so an index that is cut short or damaged is refused when
-it is opened.
+A new index is written to a second file, which then replaces the old one by renaming. So another process sees the old
+index or the new one, and a crash leaves the old one. SQLite's header has two fields for applications: `application_id`
+names the format, and `user_version` holds the CRC-32 of everything else in the file. So an index that is truncated or
+damaged is refused when it is opened.
 
-Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage, and a query compares
-all of them with numpy: 3.5 ms for 100,000 passages of 256 dimensions, on one core. An extension of SQLite (sqlite-vec,
-which needs apsw where Python's own sqlite3 cannot load extensions) took 29 ms for the same exact search. A graph index
-(usearch) took 0.1 ms after 11 s of building; it found 0.88 of the nearest ten, and needs a second file.
+Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
+question with all of them: 3.5 ms for 100,000 passages of 256 dimensions on one core. sqlite-vec, an extension of
+SQLite, took 29 ms for the same exact search, and needs apsw where Python's own sqlite3 cannot load extensions. usearch,
+a graph index, took 0.1 ms after 11 s of building, but found only 88 % of the nearest ten, and needs a second file.
 
 with open_index(Path("index.db")) as index:
     index.words("warranty", 10)                                    # [(passage, BM25 score), ...]
@@ -32,10 +32,10 @@ from tinygpt.files import file_error, replacing
 from tinygpt.retrieve import embeddings
 
 FORMAT = 1
-SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the second is followed by the format, in one byte
+SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # of the file, and of application_id, whose last byte is FORMAT
 PAGE_SIZE, PAGES = slice(16, 18), slice(28, 32)  # fields of SQLite's header
 SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id
-BLOCK = 1 << 13  # vectors compared at a time, in the processor's caches
+BLOCK = 1 << 13  # vectors compared at a time, few enough for the processor's caches
 TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
 SCHEMA = """
@@ -49,7 +49,7 @@ CREATE VIRTUAL TABLE words USING fts5 (title, text, content=passages, content_ro
 
 
 class Fingerprint(NamedTuple):
-    """A document's file, as it was when it was read."""
+    """A document's file, as it was when it was indexed."""
 
     size: int
     mtime: int  # nanoseconds
@@ -57,7 +57,7 @@ class Fingerprint(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A passage as it is stored."""
+    """A passage of the index."""
 
     text: str
     title: str
@@ -66,9 +66,9 @@ class Passage(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Cosines of a question with all passages."""
+    """Cosine similarities of a question and all passages."""
 
-    ids: np.ndarray  # of the passages in ascending order, int64 (n,)
+    ids: np.ndarray  # of the passages, ascending, int64 (n,)
     cosines: np.ndarray  # float32 (n,)
 
     def best(self, count: int) -> list[int]:
@@ -111,7 +111,7 @@ class Index:
         return [Passage(*self._db.execute(query, (int(number),)).fetchone()) for number in ids]
 
     def samples(self, count: int) -> list[Passage]:
-        """Passages at equal distances."""
+        """Passages at equal intervals."""
         ids = [row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")]
         count = min(count, len(ids))
         return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(count))
@@ -131,12 +131,12 @@ class Index:
 
     @property
     def embeddings(self) -> embeddings.Embeddings | None:
-        """What the index's vectors were made with; None for an index without vectors. Errors: TinyGPTError."""
+        """The embeddings that made the index's vectors; None for an index without vectors. Errors: TinyGPTError."""
         settings = self.settings
         if self._embeddings is None:
             loaded = embeddings.load(settings["embeddings"])
             if loaded and loaded.fingerprint != settings["fingerprint"]:
-                what = f"{self.path} was made with another model than the present {loaded.name}"
+                what = f"{self.path}: was made with another model; {loaded.name} has changed since then"
                 raise TinyGPTError(what, "index the documents again")
             self._embeddings = loaded
         return self._embeddings  # type: ignore[no-any-return]
@@ -158,12 +158,12 @@ class Index:
     # ---- writing
 
     def add_source(self, path: str, file: Fingerprint) -> int:
-        """Add a document; returns its id."""
+        """Add a document; return its id."""
         query = "INSERT INTO sources (path, size, mtime, sha256) VALUES (?, ?, ?, ?)"
         return int(self._db.execute(query, (path, *file)).lastrowid or 0)
 
     def update_source(self, path: str, file: Fingerprint) -> None:
-        """Replace what is known of a document's file."""
+        """Replace the fingerprint of a document's file."""
         self._db.execute("UPDATE sources SET size = ?, mtime = ?, sha256 = ? WHERE path = ?", (*file, path))
 
     def add_passages(self, source: int, rows: Sequence[tuple[str, str, str]], vectors: np.ndarray | None) -> None:
@@ -179,7 +179,7 @@ class Index:
             )
 
     def remove_source(self, path: str) -> None:
-        """Remove a document, if it is there, with its passages."""
+        """Remove a document and its passages, if the index contains it."""
         for (source,) in self._db.execute("SELECT id FROM sources WHERE path = ?", (path,)).fetchall():
             self._remove(source)
 
@@ -194,7 +194,7 @@ class Index:
 
 
 def quantised(vectors: np.ndarray) -> np.ndarray:
-    """Round vectors to int8; each is scaled so that its largest number is 127, which no cosine depends on."""
+    """Round vectors to int8; each is scaled to a largest absolute value of 127, which does not change its direction."""
     largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12)
     return np.rint(vectors * (127 / largest)).astype(np.int8)
 
@@ -208,7 +208,7 @@ def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def open_index(path: Path) -> Iterator[Index]:
-    """Open an index for reading. Errors: TinyGPTError for a file that is not an index, or not an intact one."""
+    """Open an index for reading. Errors: TinyGPTError if the file is not an index, or is damaged."""
     try:
         with open(path, "rb") as file:
             require_intact(path, file)
@@ -224,9 +224,10 @@ def open_index(path: Path) -> Iterator[Index]:
 
 @contextlib.contextmanager
 def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[Index]:
-    """Open an index for writing, a copy of the old one or a new one with these settings.
+    """Open an index for writing: a copy of the old one, or an empty one with these settings.
 
-    It replaces the old one when the block ends, and not at all if it raises. Errors: TinyGPTError, see `replacing`.
+    It replaces the old one when the block ends. If the block raises, the old one stays. Errors: TinyGPTError if the old
+    one is damaged, and those of `replacing`.
     """
     with replacing(path) as file:
         if not new:
@@ -241,7 +242,7 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
                     create(connection, settings)
                 connection.execute("BEGIN")
                 yield Index(connection, path)
-                connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # one segment; removed words leave
+                connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # removed words leave the segments
                 connection.execute("COMMIT")
                 connection.execute("VACUUM")  # removed text leaves the file
             except sqlite3.DatabaseError as error:
@@ -283,7 +284,7 @@ def require_intact(path: Path, file: IO[bytes]) -> None:
 
 
 def checksum(file: IO[bytes]) -> int:
-    """CRC-32 of a file without the field that holds it."""
+    """CRC-32 of a file except the field that holds it."""
     file.seek(0)
     crc = zlib.crc32(file.read(SEAL.start))
     file.seek(SEAL.stop)

@@ -25,7 +25,7 @@ class Task:
 
     synthetic: makes the form of the task with invented names, if the task has two forms. library: makes documents, and
     questions of val and test about them. preset: the one that trains a model for the task, starting from the model in
-    the folder `base` unless that is empty. refusal: from the response to a prompt, the one that says that there is no
+    the folder `base` unless that is empty. abstention: from the response to a prompt, the one that says that there is no
     answer; it is the same for a prompt without an answer.
     """
 
@@ -36,7 +36,7 @@ class Task:
     base: str = "out-fast"
     synthetic: Make | None = None
     library: Library | None = None
-    refusal: Callable[[str], str] | None = None
+    abstention: Callable[[str], str] | None = None
 
 
 _TASKS = (
@@ -48,7 +48,7 @@ _TASKS = (
         synthetic=transactions.invented,
     ),
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
-    Task("reader", (), reader.make, "reader", base="", library=reader.library, refusal=reader.refusal),
-    Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", refusal=reader.refusal),
+    Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
+    Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -1,17 +1,17 @@
-"""The task `reader`: a question and some passages -> the answer, copied from a passage, with the passage's number.
+"""The task `reader`: a question and some passages -> the passage's number and the answer, copied from that passage.
 
-A passage states facts about an invented company; the question asks for one of them. Names and values are drawn afresh
-for every example, so memorising them does not pay: a model has to find the company and the fact in the passages, and to
-copy the value. Other companies distract, with facts of the same kind. Some questions have no answer in the passages;
-their response ends with `UNANSWERABLE`.
+A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
+afresh for every example, so memorising them does not pay: a model has to find the company and the fact in the passages,
+and to copy the value. Passages about other companies are distractors, with facts of the same kind. Some questions have
+no answer in the passages; their response ends with `UNANSWERABLE`.
 
 The format makes the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md). The question comes
 first, because attention is causal: the model knows what to look for while it reads. A response first repeats the name
 that is asked about, so that attention to the earlier occurrences of the same letters (induction heads, Olsson et al.
 2022) finds the passage. Then it cites the number of the passage, a decision with a loss of its own.
 
-`reader.txt` holds the wordings. Those marked as new do not occur in train: val asks in the wordings of train about
-other names and values; test uses the new wordings for the question, and in half of the examples also for the statement.
+`reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
+with other names and values. test has new wordings for the question, and in half of the examples also for the statement.
 `make_long` makes longer examples, with up to five other companies, for a model that has learned from the short ones.
 
     make(1337)["train"][0]              # -> (reading(question, passages), "Norvik [2] Ana Torres")
@@ -35,7 +35,7 @@ UNANSWERABLE_SHARE = 0.25
 
 
 def reading(question: str, passages: Sequence[str]) -> str:
-    """The prompt of a reader: the question on the first line, then each passage on a line, with its number."""
+    """The prompt of a reader: the question on the first line, then each passage on a line, after its number."""
     numbered = (f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
@@ -46,7 +46,7 @@ def cited(response: str) -> tuple[int, str]:
     return (int(found[1]), found[2]) if found else (0, response)
 
 
-def refusal(response: str) -> str:
+def abstention(response: str) -> str:
     """The response that names the same company, and says that the passages have no answer."""
     name = re.split(r" \[|: ", response)[0]
     return f"{name}: {UNANSWERABLE}"
@@ -144,11 +144,11 @@ def _word(rng: Rng, syllables: int) -> str:
     return ("".join(parts) + (rng.choice(_CODAS) if rng.random() < 0.6 else "")).capitalize()
 
 
-# ---- what is said about a company -------------------------------------------------------------------------------
+# ---- facts about a company -------------------------------------------------------------------------------------
 
 
 class Relation(NamedTuple):
-    """What can be said about a company: the kind of the value, and wordings of statements (+) and questions (?)."""
+    """A kind of fact about a company: how to draw its value, and the wordings of statements (+) and questions (?)."""
 
     value: Callable[[Rng], str]
     wordings: dict[str, list[str]]  # "+" and "?" for all splits, "+!" and "?!" for test only
@@ -169,7 +169,7 @@ def read_relations(text: str) -> dict[str, Relation]:
 
 VALUES = {kind.__name__: kind for kind in (company, person, place, year, money, count, cents, percent, date, goods)}
 RELATIONS = read_relations(Path(__file__).with_name("reader.txt").read_text(encoding="utf-8"))
-FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that nothing is asked about
+FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that no question asks about
 
 
 SECTIONS = {  # of a document, with their relations
@@ -186,7 +186,7 @@ class Fact(NamedTuple):
 
 
 def statement(rng: Rng, fact: Fact, name: str, new: bool = False) -> str:
-    """State a fact about a company; without a name, about "it" or "the company"."""
+    """State a fact about a company; without a name, call it "it", "the company" or "the firm"."""
     sentence = phrase(rng, RELATIONS[fact.relation].wordings["+!" if new else "+"])
     if name:
         sentence = sentence.replace("@", name)
@@ -214,7 +214,7 @@ class Wording(NamedTuple):
     """Which wordings an example has, and how much it may contain."""
 
     longest: int = LONGEST  # characters of prompt and response
-    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # number of companies besides the one that is asked about: drawn
+    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # companies besides the one that is asked about: drawn
     new_question: bool = False
     new_statement: bool = False
 
@@ -247,8 +247,10 @@ def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, li
 
 
 def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
-    """Draw an example: prompt, response, and the names in it: first the company that is asked about, then the answer if
-    it is a name."""
+    """Draw an example; return its prompt, its response and the names in it.
+
+    The first name is the company that is asked about. The second one is the answer, if the answer is a name.
+    """
     asked, target = rng.choice(list(RELATIONS)), company(rng)
     answer = RELATIONS[asked].value(rng) if rng.random() >= UNANSWERABLE_SHARE else ""
     subjects: list[tuple[str, list[Fact]]] = []
@@ -267,7 +269,7 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
     names = [name for name, _ in subjects]
     passages = [passage(rng, name, facts, asked if wording.new_statement else "") for name, facts in subjects]
     asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
-    prompt, response = reading(asks, passages), refusal(short(target))
+    prompt, response = reading(asks, passages), abstention(short(target))
     if answer:
         response = f"{short(target)} [{names.index(target) + 1}] {answer}"
     if len(prompt) + len(response) > wording.longest or len({short(name) for name in names}) < len(names):
@@ -277,9 +279,9 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
 
 
 def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
-    """Some sentences about a company, which its title or the first sentence names.
+    """Write some sentences about a company, which the title or the first sentence names.
 
-    new: the relation that is stated in a new wording.
+    new: the relation that is stated in a new wording; empty: none.
     """
     title = rng.random() < 0.15
     sentences = [rng.choice((f"{name}:", f"{name} > {rng.choice(list(SECTIONS))}:"))] if title else []
@@ -295,10 +297,10 @@ def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
 
 
 def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
-    """Write a document about each of some companies, and questions about them.
+    """Write a document about each company, and questions about the documents.
 
-    Returns the Markdown text of each file, and for val and test questions {"question", "answer", "source"}. The answer
-    is empty if no document gives it. Questions of test have the new wordings.
+    Returns the Markdown text of each file, and two lists of questions {"question", "answer", "source"}: val and test.
+    The answer is empty if no document contains it. The questions of test have new wordings.
     """
     rng = Rng(seed)
     names: dict[str, str] = {}
