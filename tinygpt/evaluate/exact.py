@@ -33,7 +33,7 @@ class ExactReport:
     """Results on a split whose responses are free text.
 
     `abstention` is empty unless the task has prompts without an answer. Then it holds their number, the recall and the
-    precision of refusing them, and the exact match of the other prompts.
+    precision of abstaining, and the exact match of the other prompts.
     """
 
     task: str
@@ -109,9 +109,9 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
     task = TASKS.get(dataset.name)
     n, abstention = len(pairs), {}
     if task and task.abstention:
-        refused = [task.abstention(wanted) for _, wanted in pairs]
-        others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, refused, strict=True)])
-        instead = [tokenizer.encode_pair(pairs[i][0], refused[i]) for i in np.flatnonzero(others)]
+        abstaining = [task.abstention(wanted) for _, wanted in pairs]
+        others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, abstaining, strict=True)])
+        instead = [tokenizer.encode_pair(pairs[i][0], abstaining[i]) for i in np.flatnonzero(others)]
         false = int(matches(model, PairRows(np.concatenate(instead), tokenizer), compute)[0].sum())
         true = int(exact[~others].sum())
         abstention = {

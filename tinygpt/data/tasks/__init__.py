@@ -25,8 +25,8 @@ class Task:
 
     synthetic: makes the form of the task with invented names, if the task has two forms. library: makes documents, and
     questions of val and test about them. preset: the one that trains a model for the task, starting from the model in
-    the folder `base` unless that is empty. abstention: from the response to a prompt, the one that says that there is no
-    answer; it is the same for a prompt without an answer.
+    the folder `base` unless that is empty. abstention: turns the response to a prompt into the one that says that there
+    is no answer.
     """
 
     name: str
