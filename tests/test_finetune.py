@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, cli_here, listing
+from conftest import TINY_MODEL, Result, cli_here, listing
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load
@@ -351,3 +351,28 @@ def test_the_comparison_shows_control_characters_escaped() -> None:
     said = {"prompts": ["a\x1b[1m"], "responses": ["b\x07"], "answers": ["c\n"]}
     text = "".join(side_by_side(said, said)).replace("\n", "")
     assert text.isprintable() and r"a\x1b[1m   (expected: b\x07)" in text and r"after:  c\n" in text
+
+
+@pytest.mark.parametrize(("position", "allowed"), [("rope", True), ("alibi", True), ("learned", False)])
+def test_a_longer_context_than_the_bases(position: str, allowed: bool, tiny_data: Path, tmp_path: Path) -> None:
+    model = [
+        *TINY_MODEL,
+        f"--position={position}",
+        "--max_iters=2",
+        "--eval_interval=2",
+        "--eval_iters=1",
+        "--device=cpu",
+    ]
+    where = ["--dataset=tiny", f"--data_dir={tiny_data / 'data'}", "--batch_size=2", "--gradient_accumulation_steps=1"]
+    assert cli_here("train", *where, *model, f"--out_dir={tmp_path / 'base'}", cwd=tmp_path).status == 0
+    again = ["finetune", *where, f"--ckpt={tmp_path / 'base'}", "--block_size=48", "--max_iters=2", "--device=cpu"]
+    done = cli_here(*again, f"--out_dir={tmp_path / 'longer'}", cwd=tmp_path)
+    assert done.status == (0 if allowed else 2), done.err
+    if allowed:
+        assert load(tmp_path / "longer").model_args["block_size"] == 48
+        resumed = cli_here(
+            "finetune", "--init_from=resume", f"--out_dir={tmp_path / 'longer'}", "--max_iters=3", cwd=tmp_path
+        )
+        assert resumed.status == 0, resumed.err
+    else:
+        assert "block_size is 48 here and" in done.err

@@ -11,9 +11,10 @@ import transformers
 from models import CHOICES, NEEDS, SMALL, every_option, every_path, ids, largest, shaken, small
 
 from tinygpt.checkpoint.gpt2 import from_huggingface
-from tinygpt.checkpoint.resize import crop_block_size
+from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.config.schema import TrainConfig
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import POSITIONS
 from tinygpt.sample import Choice, generate
 
 # ---- against other implementations ------------------------------------------------------------------------------
@@ -413,12 +414,23 @@ def test_a_shifted_block_reads_half_of_the_position_before() -> None:
     assert largest(block(x, context) - expected) > 1e-3
 
 
+@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
+@torch.inference_mode()
+def test_a_longer_context_of_relative_positions_changes_no_logit_inside_it(position: str) -> None:
+    model = shaken(small(position=position))
+    before = model(ids(2, 16))[0]
+    set_block_size(model, 40)
+    assert torch.equal(model(ids(2, 16))[0], before)
+    longer = shaken(small(position=position, block_size=40))
+    assert torch.equal(longer(ids(2, 40))[0], model(ids(2, 40))[0])
+
+
 @pytest.mark.parametrize("position", CHOICES["position"])
 @torch.inference_mode()
 def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
     model = shaken(small(position=position))
     before = model(ids(2, 8))[0]
-    crop_block_size(model, 8)
+    set_block_size(model, 8)
     assert model.config.block_size == 8
     assert torch.equal(model(ids(2, 8))[0], before)
     if position == "learned":

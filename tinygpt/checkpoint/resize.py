@@ -1,6 +1,6 @@
-"""Change the size of a trained model: shorten the context, or enlarge the vocabulary.
+"""Change the size of a trained model: its context, or its vocabulary.
 
-crop_block_size(model, 128)
+set_block_size(model, 128)
 grow_vocabulary(model, known=65, total=70)
 """
 
@@ -10,9 +10,14 @@ from torch import nn
 from tinygpt.model import GPT
 
 
-def crop_block_size(model: GPT, block_size: int) -> None:
-    """Shorten the context to `block_size`, if it is longer. Learned embeddings of later positions are dropped."""
-    model.config.block_size = min(block_size, model.config.block_size)
+def set_block_size(model: GPT, block_size: int) -> None:
+    """Change the context to `block_size`. Learned embeddings of later positions are dropped.
+
+    With learned positions the context can only become shorter. Relative positions (rope, alibi) need no weights, so it
+    can also become longer; the model then has to learn from longer rows.
+    """
+    assert model.position.relative or block_size <= model.config.block_size
+    model.config.block_size = block_size
     if "wpe" in model.transformer:
         table = model.transformer["wpe"]
         table.weight = nn.Parameter(table.weight[:block_size].detach().clone())

@@ -14,13 +14,14 @@ import torch
 
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.health import refuse_diverged
-from tinygpt.checkpoint.resize import crop_block_size, grow_vocabulary
+from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.options import POSITIONS
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
 FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved optimizer state depends on
@@ -65,7 +66,7 @@ def starting_point(config: TrainConfig) -> Start:
         if not config.eval_only:
             store.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
         base = store.load(config.init_from)
-    take_shape(config, base, may_crop=True)
+    take_shape(config, base, may_resize=True)
     return Start(base, False, config.init_from)
 
 
@@ -80,7 +81,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
             f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}",
             suggest.resume(state.config, config.out_dir),
         )
-    take_shape(config, state, may_crop=False)
+    take_shape(config, state, may_resize=False)
     if "optimizer" not in state.training:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
     given: set[str] = getattr(config, "given", set())
@@ -105,20 +106,20 @@ def new_run_from(path: str | Path) -> str:
     return f"{suggest.quoted(f'--init_from={path}')} --out_dir=out-new"
 
 
-def take_shape(config: TrainConfig, base: store.Checkpoint, may_crop: bool) -> None:
+def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) -> None:
     """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; with
-    `may_crop` a shorter block_size is allowed."""
+    `may_resize` another block_size is allowed, a longer one if positions are relative."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
     given: set[str] = getattr(config, "given", set())
     for name in ARCHITECTURE:
         wanted, has = getattr(config, name), shape[name]
-        crops = may_crop and name == "block_size" and wanted < has
-        if name in given and wanted != has and not crops:
+        resizes = may_resize and name == "block_size" and (wanted < has or POSITIONS[shape["position"]].relative)
+        if name in given and wanted != has and not resizes:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
                 f"drop {name}" if "ckpt" in vars(config) else f"drop {name}, or start a new model in another --out_dir",
             )
-        if not crops or name not in given:
+        if not resizes or name not in given:
             setattr(config, name, has)
 
 
@@ -155,7 +156,7 @@ def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[G
         return base.build_for_resuming(kind), 0
     model = base.build_model(kind)
     refuse_diverged(model, start.where)
-    crop_block_size(model, config.block_size)
+    set_block_size(model, config.block_size)
     size = dataset.tokenizer.vocab_size
     if size <= known:
         return model, 0
