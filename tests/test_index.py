@@ -152,6 +152,13 @@ def test_a_heading_ends_those_below_it(tmp_path: Path) -> None:
     assert [section.title for section in documents.read(tmp_path / "a.md")] == ["A > B > C", "A > D", "E"]
 
 
+def test_a_heading_is_closed_by_number_signs_after_a_space(tmp_path: Path) -> None:
+    """And a long line takes linear time: a quadratic search would take an hour."""
+    (tmp_path / "a.md").write_text(f"# C#\nc\n# D ## \nd\n# #\ne\n# {' ' * 200_000}f\nf\n# {'# ' * 100_000}g\ng\n")
+    titles = [section.title for section in documents.read(tmp_path / "a.md")]
+    assert titles[:4] == ["C#", "D", "", "f"] and len(titles) == 5
+
+
 @hypothesis.given(
     st.text(alphabet="ab .!?\n。-1é", max_size=300), st.integers(1, 60), st.integers(0, 59), st.booleans()
 )

@@ -69,23 +69,26 @@ def plain(path: Path) -> Iterator[Section]:
 
 def markdown(path: Path) -> Iterator[Section]:
     """A section for each heading (`# ...`). Lines inside a fenced block of code are never headings."""
-    titles = Titles()
-    lines: list[str] = []
-    start, fence = 1, ""
-    for number, line in enumerate(read_text(path, FORMATS).split("\n"), start=1):
-        if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
-            if not fence:
-                fence = marker[1]
-            elif marker[1].startswith(fence) and not line.strip(" `~"):
-                fence = ""
-        heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", line)
-        if heading:
-            yield Section(titles.path, "\n".join(lines), "line", start)
-            titles.add(len(heading[1]), heading[2])
-            lines, start = [], number + 1
-        else:
-            lines.append(line)
-    yield Section(titles.path, "\n".join(lines), "line", start)
+
+    def blocks() -> Iterator[tuple[int, str]]:
+        fence = ""
+        for line in read_text(path, FORMATS).split("\n"):
+            if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
+                if not fence:
+                    fence = marker[1]
+                elif marker[1].startswith(fence) and not line.strip(" `~"):
+                    fence = ""
+            heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t](.*)", line)
+            yield (len(heading[1]), without_closing(heading[2])) if heading else (0, line)
+
+    yield from by_headings(blocks(), "line")
+
+
+def without_closing(heading: str) -> str:
+    """The heading without the `#` that may close it: `Title` for `Title ##`, but `C#` for `C#`."""
+    text = heading.strip()
+    before = text.rstrip("#")
+    return before.rstrip() if not before or before[-1] in " \t" else text
 
 
 class Titles:
@@ -102,19 +105,19 @@ class Titles:
         return " > ".join(heading for _, heading in self._open if heading)
 
 
-def by_headings(blocks: Iterable[tuple[int, str]]) -> Iterator[Section]:
-    """Make sections of paragraphs (level of the heading or 0 for text, text). A paragraph is one line of a section."""
+def by_headings(blocks: Iterable[tuple[int, str]], unit: str) -> Iterator[Section]:
+    """Make sections of units (level of the heading or 0 for text, text). A unit is one line of a section."""
     titles = Titles()
     lines: list[str] = []
     number = 0
     for number, (level, text) in enumerate(blocks, start=1):
         if level:
-            yield Section(titles.path, "\n".join(lines), "paragraph", number - len(lines))
+            yield Section(titles.path, "\n".join(lines), unit, number - len(lines))
             titles.add(level, text)
             lines = []
         else:
             lines.append(text)
-    yield Section(titles.path, "\n".join(lines), "paragraph", number + 1 - len(lines))
+    yield Section(titles.path, "\n".join(lines), unit, number + 1 - len(lines))
 
 
 # ---- HTML ------------------------------------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def html(path: Path) -> Iterator[Section]:
     parser.feed(read_text(path, FORMATS))
     parser.close()
     parser.end_block()
-    yield from by_headings(parser.found)
+    yield from by_headings(parser.found, "paragraph")
 
 
 # ---- tables, PDF, Word -----------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ def word(path: Path) -> Iterator[Section]:
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
     except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
         raise damaged(path, ".docx", error) from None
-    yield from by_headings(blocks)
+    yield from by_headings(blocks, "paragraph")
 
 
 def one_line(text: str) -> str:
