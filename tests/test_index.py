@@ -41,7 +41,7 @@ WEB = """<html><head><title>hidden title</title><style>hidden { style }</style><
 five years.</p><script>hidden()</script><h2>Returns</h2><ul><li>Send it back.<li>Add the bill.</ul>
 <pre>line one
   line two</pre></body></html>"""
-TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\n'
+TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\nA\u2028B;"C\nD";\n'
 
 
 def pdf(path: Path, *pages: str) -> None:
@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
     docs.mkdir()
     (docs / "report.md").write_text(REPORT)
     (docs / "web.html").write_text(WEB)
-    (docs / "table.csv").write_text(TABLE)
+    (docs / "table.csv").write_text(TABLE, encoding="utf-8")
     (docs / "notes.txt").write_text("The meeting is on Monday.\n\nBring the blue folder.\n")
     pdf(docs / "paper.pdf", "Protons are heavy.", "Electrons are light.")
     word(docs / "manual.docx")
@@ -137,6 +137,7 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
     assert sections("table.csv") == [
         ("", "name: Kalor; city: Velno; staff: 12", "row 2"),
         ("", "name: Tashbel; city: Qui; Sen; staff: 7", "row 3"),
+        ("", "name: A\u2028B; city: C\nD", "row 5"),
     ]
     assert sections("paper.pdf") == [("", "Protons are heavy.", "page 1"), ("", "Electrons are light.", "page 2")]
     assert sections("manual.docx") == [
@@ -421,6 +422,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.txt": (lambda path: path.write_bytes(b""), "contains no text"),
     "blank.md": (lambda path: path.write_bytes(b"\n# \n \t"), "contains no text"),
     "scripts.html": (lambda path: path.write_text("<script>x</script>"), "contains no text"),
+    "declaration.html": (lambda path: path.write_text("<p>x<![y[z]]>"), "cannot be read as HTML"),
     "header.csv": (lambda path: path.write_text("a,b\n"), "contains no text"),
     "quote.csv": (lambda path: path.write_text("a,b\n" + "bad,row\n" * 1500 + '"c,d\n'), "is not a valid CSV file"),
     "locked.pdf": (encrypted_pdf, "is encrypted with a password"),

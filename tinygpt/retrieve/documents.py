@@ -8,6 +8,7 @@ for section in read(Path("report.md")): section.title, section.text, section.pos
 
 import csv
 import functools
+import io
 import logging
 import re
 from bisect import bisect_left
@@ -172,9 +173,12 @@ class Blocks(HTMLParser):
 
 
 def html(path: Path) -> Iterator[Section]:
-    parser = Blocks()
-    parser.feed(read_text(path, FORMATS))
-    parser.close()
+    parser, text = Blocks(), read_text(path, FORMATS)
+    try:
+        parser.feed(text)
+        parser.close()
+    except AssertionError as error:  # html.parser raises it for some declarations, such as <![x]>
+        raise damaged(path, "HTML", error) from None
     parser.end_block()
     yield from by_headings(parser.found, "paragraph")
 
@@ -187,11 +191,11 @@ def table(path: Path) -> Iterator[Section]:
 
     The delimiter is the comma, semicolon or tab that is the most frequent one in the first row.
     """
-    lines = read_text(path, FORMATS).splitlines(keepends=True)
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    text = read_text(path, FORMATS)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     header: list[str] = []
     try:
-        for number, row in enumerate(csv.reader(lines, delimiter=delimiter, strict=True), start=1):
+        for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1):
             if not header:
                 header = [name.strip() for name in row]
                 continue
