@@ -109,6 +109,12 @@ def run(folder: Path, *args: str, documents: tuple[str, ...] = ("docs",)) -> Res
     return result
 
 
+def starting_with(code: str, folder: Path) -> str:
+    """The PYTHONPATH with which a Python process runs this code first."""
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+
+
 def found(folder: Path, question: str, count: int = 5) -> list[Hit]:
     with open_index(folder / "index.db") as opened:
         return search(opened, question, count)
@@ -255,9 +261,7 @@ def test_the_table_is_read_as_wordllama_reads_it() -> None:
 def test_nothing_is_downloaded(folder: Path) -> None:
     """Without any network: in a process whose sockets raise."""
     code = "import socket; socket.socket.connect = lambda *a: 1 / 0; socket.getaddrinfo = lambda *a: 1 / 0\n"
-    (folder / "sitecustomize.py").write_text(code)
-    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=paths)
+    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=starting_with(code, folder))
     assert result.status == 0, result.err
     assert "embeddings: wordllama" in result.out
 
@@ -270,7 +274,7 @@ def test_meaning_is_found_without_a_common_word(folder: Path) -> None:
     assert not found(folder, "doctor")
 
 
-def test_hidden_states_are_the_mean_over_windows(tiny_run: Path, run_copy: Path) -> None:
+def test_hidden_states_are_the_mean_over_windows(run_copy: Path) -> None:
     import torch
 
     from tinygpt.checkpoint import store as checkpoints
@@ -397,11 +401,10 @@ def test_the_summary_and_the_next_command(folder: Path) -> None:
     assert lines[-1] == "next: tinygpt ask 'your question' --index 'my index.db'"
 
 
-def test_without_the_extra_words_are_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_words_are_searched(folder: Path) -> None:
     """A package that is missing is None in sys.modules."""
     code = "import sys\nfor name in ('wordllama', 'pypdf', 'docx'): sys.modules[name] = None\n"
-    (folder / "sitecustomize.py").write_text(code)
-    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    paths = starting_with(code, folder)
     result = cli("index", "docs", cwd=folder, PYTHONPATH=paths)
     assert result.status == 0, result.err
     assert "note: the index is searched for words only" in result.out and "4 added, 2 left out" in result.out
@@ -422,7 +425,6 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.txt": (lambda path: path.write_bytes(b""), "contains no text"),
     "blank.md": (lambda path: path.write_bytes(b"\n# \n \t"), "contains no text"),
     "scripts.html": (lambda path: path.write_text("<script>x</script>"), "contains no text"),
-    "declaration.html": (lambda path: path.write_text("<p>x<![y[z]]>"), "cannot be read as HTML"),
     "header.csv": (lambda path: path.write_text("a,b\n"), "contains no text"),
     "quote.csv": (lambda path: path.write_text("a,b\n" + "bad,row\n" * 1500 + '"c,d\n'), "is not a valid CSV file"),
     "locked.pdf": (encrypted_pdf, "is encrypted with a password"),
@@ -439,13 +441,19 @@ def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: P
     message = refused(folder, "index", f"docs/{name}", "--embeddings=none")
     assert f"{name}: {problem}" in message and "try: " in message
     result = run(folder)
-    assert "7 (6 added, 1 left out)" not in result.out and "documents: 6 (6 added, 1 left out)" in result.out
+    assert "documents: 6 (6 added, 1 left out)" in result.out
     assert not found(folder, "bad")
     (line,) = result.err.splitlines()
     assert line.startswith("left out: ") and f"{name}: {problem}" in line
     before = (folder / "index.db").read_bytes()
     refused(folder, "index", "docs", f"docs/{name}", "--embeddings=none")
     assert (folder / "index.db").read_bytes() == before
+
+
+def test_a_declaration_that_html_does_not_have_ends_no_command(folder: Path) -> None:
+    """Older versions of html.parser raise AssertionError; then the document is left out."""
+    (folder / "docs" / "declaration.html").write_text("<p>x<![y[z]]>")
+    assert "(7 added)" in (out := run(folder).out) or "(6 added, 1 left out)" in out
 
 
 def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
@@ -506,7 +514,7 @@ def test_a_file_name_of_any_bytes(folder: Path) -> None:
     except (OSError, UnicodeError):
         pytest.skip("this file system has only names of Unicode")
     assert "\x1b" not in run(folder).out
-    assert len(found(folder, "mammoth")) == 1 and "1 unchanged" not in run(folder).out.replace("7 unchanged", "")
+    assert len(found(folder, "mammoth")) == 1 and "(7 unchanged)" in run(folder).out
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
