@@ -568,6 +568,7 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
         (lambda data: b"", "is not an index of tinygpt"),
         (lambda data: b"hello", "is not an index of tinygpt"),
         (lambda data: data[: len(data) // 2], "is cut short: "),
+        (lambda data: data[:71], "is cut short: "),
         (lambda data: data[:71] + b"\x02" + data[72:], "is an index of a newer tinygpt"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is damaged: its checksum is wrong"),
     ],
