@@ -4,14 +4,12 @@ The model is a small character model, trained here in a few seconds: it answers 
 "not in the documents" if there is none.
 """
 
-import fcntl
 import json
 import math
 import os
 import random
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from tinygpt.data.tasks.reader import UNANSWERABLE, reading
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, shortened
-from tinygpt.retrieve.ask import best_thresholds
-from tinygpt.retrieve.search import Hit
+from tinygpt.retrieve.ask import best_thresholds, relevance
+from tinygpt.retrieve.search import Hit, search
+from tinygpt.retrieve.store import open_index
 
 COLOURS = ["red", "green", "blue"]
 NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo")
@@ -184,7 +183,9 @@ def piped(folder: Path, lines: str, *args: str) -> Result:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
 def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
+    import fcntl
     import pty
+    import termios
 
     control, terminal = pty.openpty()
     command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--ckpt=out-colours"]
@@ -240,6 +241,15 @@ def test_passages_fill_the_context_in_their_order(asked: Path) -> None:
     assert read[0] == texts[0][1] and not read[-1]
     assert len(answering.ids(EMIL, list(filter(None, read)))) + answering.room <= 256
     assert answering.not_read(texts, read) == "the model's context has 256 tokens: passages 6, 7, 8 left out"
+
+
+def test_the_relevance_looks_for_the_words_that_the_search_looks_for(tmp_path: Path) -> None:
+    """Not for `strasse`, which no passage contains: full-text search does not fold the case of ß."""
+    write(tmp_path, {"a.txt": "Die Straße ist lang.\n", "b.txt": "Das Haus ist alt.\n"})
+    with open_index(tmp_path / "index.db") as index:
+        hits = search(index, "STRAßE", 1)
+        assert relevance(index, "STRAßE", hits) == relevance(index, "Straße straße", hits)
+        assert relevance(index, "lang", search(index, "lang", 1)) == pytest.approx(relevance(index, "Straße", hits))
 
 
 # ---- evaluating --------------------------------------------------------------------------------------------------

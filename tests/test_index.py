@@ -41,7 +41,7 @@ WEB = """<html><head><title>hidden title</title><style>hidden { style }</style><
 five years.</p><script>hidden()</script><h2>Returns</h2><ul><li>Send it back.<li>Add the bill.</ul>
 <pre>line one
   line two</pre></body></html>"""
-TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\n'
+TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\nA\u2028B;"C\nD";\n'
 
 
 def pdf(path: Path, *pages: str) -> None:
@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
     docs.mkdir()
     (docs / "report.md").write_text(REPORT)
     (docs / "web.html").write_text(WEB)
-    (docs / "table.csv").write_text(TABLE)
+    (docs / "table.csv").write_text(TABLE, encoding="utf-8")
     (docs / "notes.txt").write_text("The meeting is on Monday.\n\nBring the blue folder.\n")
     pdf(docs / "paper.pdf", "Protons are heavy.", "Electrons are light.")
     word(docs / "manual.docx")
@@ -107,6 +107,12 @@ def run(folder: Path, *args: str, documents: tuple[str, ...] = ("docs",)) -> Res
     result = cli_here("index", *documents, *args, cwd=folder)
     assert result.status == 0, result.err
     return result
+
+
+def starting_with(code: str, folder: Path) -> str:
+    """The PYTHONPATH with which a Python process runs this code first."""
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 
 
 def found(folder: Path, question: str, count: int = 5) -> list[Hit]:
@@ -137,6 +143,7 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
     assert sections("table.csv") == [
         ("", "name: Kalor; city: Velno; staff: 12", "row 2"),
         ("", "name: Tashbel; city: Qui; Sen; staff: 7", "row 3"),
+        ("", "name: A\u2028B; city: C\nD", "row 5"),
     ]
     assert sections("paper.pdf") == [("", "Protons are heavy.", "page 1"), ("", "Electrons are light.", "page 2")]
     assert sections("manual.docx") == [
@@ -150,6 +157,13 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
 def test_a_heading_ends_those_below_it(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n## B\n### C\nc\n## D\nd\n# E\ne\n")
     assert [section.title for section in documents.read(tmp_path / "a.md")] == ["A > B > C", "A > D", "E"]
+
+
+def test_a_heading_is_closed_by_number_signs_after_a_space(tmp_path: Path) -> None:
+    """And a long line takes linear time: a quadratic search would take an hour."""
+    (tmp_path / "a.md").write_text(f"# C#\nc\n# D ## \nd\n# #\ne\n# {' ' * 200_000}f\nf\n# {'# ' * 100_000}g\ng\n")
+    titles = [section.title for section in documents.read(tmp_path / "a.md")]
+    assert titles[:4] == ["C#", "D", "", "f"] and len(titles) == 5
 
 
 @hypothesis.given(
@@ -247,9 +261,7 @@ def test_the_table_is_read_as_wordllama_reads_it() -> None:
 def test_nothing_is_downloaded(folder: Path) -> None:
     """Without any network: in a process whose sockets raise."""
     code = "import socket; socket.socket.connect = lambda *a: 1 / 0; socket.getaddrinfo = lambda *a: 1 / 0\n"
-    (folder / "sitecustomize.py").write_text(code)
-    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=paths)
+    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=starting_with(code, folder))
     assert result.status == 0, result.err
     assert "embeddings: wordllama" in result.out
 
@@ -262,7 +274,7 @@ def test_vectors_find_a_passage_without_a_common_word(folder: Path) -> None:
     assert not found(folder, "doctor")
 
 
-def test_hidden_states_are_the_mean_over_windows(tiny_run: Path, run_copy: Path) -> None:
+def test_hidden_states_are_the_mean_over_windows(run_copy: Path) -> None:
     import torch
 
     from tinygpt.checkpoint import store as checkpoints
@@ -389,11 +401,10 @@ def test_the_summary_and_the_next_command(folder: Path) -> None:
     assert lines[-1] == "next: tinygpt ask 'your question' --index 'my index.db'"
 
 
-def test_without_the_extra_the_index_is_searched_for_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_index_is_searched_for_words(folder: Path) -> None:
     """A package that is missing is None in sys.modules."""
     code = "import sys\nfor name in ('wordllama', 'pypdf', 'docx'): sys.modules[name] = None\n"
-    (folder / "sitecustomize.py").write_text(code)
-    paths = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    paths = starting_with(code, folder)
     result = cli("index", "docs", cwd=folder, PYTHONPATH=paths)
     assert result.status == 0, result.err
     assert "note: the index is searched for words only" in result.out and "4 added, 2 left out" in result.out
@@ -430,13 +441,19 @@ def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: P
     message = refused(folder, "index", f"docs/{name}", "--embeddings=none")
     assert f"{name}: {problem}" in message and "try: " in message
     result = run(folder)
-    assert "7 (6 added, 1 left out)" not in result.out and "documents: 6 (6 added, 1 left out)" in result.out
+    assert "documents: 6 (6 added, 1 left out)" in result.out
     assert not found(folder, "bad")
     (line,) = result.err.splitlines()
     assert line.startswith("left out: ") and f"{name}: {problem}" in line
     before = (folder / "index.db").read_bytes()
     refused(folder, "index", "docs", f"docs/{name}", "--embeddings=none")
     assert (folder / "index.db").read_bytes() == before
+
+
+def test_a_declaration_that_html_does_not_have_ends_no_command(folder: Path) -> None:
+    """Older versions of html.parser raise AssertionError; then the document is left out."""
+    (folder / "docs" / "declaration.html").write_text("<p>x<![y[z]]>")
+    assert "(7 added)" in (out := run(folder).out) or "(6 added, 1 left out)" in out
 
 
 def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
@@ -497,7 +514,7 @@ def test_a_file_name_of_any_bytes(folder: Path) -> None:
     except (OSError, UnicodeError):
         pytest.skip("this file system has only names of Unicode")
     assert "\x1b" not in run(folder).out
-    assert len(found(folder, "mammoth")) == 1 and "1 unchanged" not in run(folder).out.replace("7 unchanged", "")
+    assert len(found(folder, "mammoth")) == 1 and "(7 unchanged)" in run(folder).out
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -551,6 +568,7 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
         (lambda data: b"", "is not an index of tinygpt"),
         (lambda data: b"hello", "is not an index of tinygpt"),
         (lambda data: data[: len(data) // 2], "is cut short: "),
+        (lambda data: data[:71], "is cut short: "),
         (lambda data: data[:71] + b"\x02" + data[72:], "is an index of a newer tinygpt"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is damaged: its checksum is wrong"),
     ],

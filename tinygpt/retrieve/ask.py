@@ -31,8 +31,8 @@ from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.exact import percent
 from tinygpt.files import read_text, strict_json
-from tinygpt.retrieve.answer import Answer, Reader, normalised, words
-from tinygpt.retrieve.search import Hit, search
+from tinygpt.retrieve.answer import Answer, Reader, normalised
+from tinygpt.retrieve.search import Hit, search, words
 from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped
 from tinygpt.training import device

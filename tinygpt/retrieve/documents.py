@@ -9,6 +9,7 @@ for section in read(Path("report.md")): section.title, section.text, section.pos
 
 import csv
 import functools
+import io
 import logging
 import re
 from bisect import bisect_left
@@ -70,23 +71,26 @@ def plain(path: Path) -> Iterator[Section]:
 
 def markdown(path: Path) -> Iterator[Section]:
     """A section for each heading (`# ...`). A line inside a fenced code block is never a heading."""
-    titles = Titles()
-    lines: list[str] = []
-    start, fence = 1, ""
-    for number, line in enumerate(read_text(path, FORMATS).split("\n"), start=1):
-        if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
-            if not fence:
-                fence = marker[1]
-            elif marker[1].startswith(fence) and not line.strip(" `~"):
-                fence = ""
-        heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", line)
-        if heading:
-            yield Section(titles.path, "\n".join(lines), "line", start)
-            titles.add(len(heading[1]), heading[2])
-            lines, start = [], number + 1
-        else:
-            lines.append(line)
-    yield Section(titles.path, "\n".join(lines), "line", start)
+
+    def blocks() -> Iterator[tuple[int, str]]:
+        fence = ""
+        for line in read_text(path, FORMATS).split("\n"):
+            if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
+                if not fence:
+                    fence = marker[1]
+                elif marker[1].startswith(fence) and not line.strip(" `~"):
+                    fence = ""
+            heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t](.*)", line)
+            yield (len(heading[1]), without_closing(heading[2])) if heading else (0, line)
+
+    yield from by_headings(blocks(), "line")
+
+
+def without_closing(heading: str) -> str:
+    """The heading without the `#` that may close it: `Title` for `Title ##`, but `C#` for `C#`."""
+    text = heading.strip()
+    before = text.rstrip("#")
+    return before.rstrip() if not before or before[-1] in " \t" else text
 
 
 class Titles:
@@ -103,19 +107,19 @@ class Titles:
         return " > ".join(heading for _, heading in self._open if heading)
 
 
-def by_headings(blocks: Iterable[tuple[int, str]]) -> Iterator[Section]:
-    """Group paragraphs (level of the heading or 0, text) into sections, in which each paragraph is one line."""
+def by_headings(blocks: Iterable[tuple[int, str]], unit: str) -> Iterator[Section]:
+    """Make sections of units (level of the heading or 0 for text, text). A unit is one line of a section."""
     titles = Titles()
     lines: list[str] = []
     number = 0
     for number, (level, text) in enumerate(blocks, start=1):
         if level:
-            yield Section(titles.path, "\n".join(lines), "paragraph", number - len(lines))
+            yield Section(titles.path, "\n".join(lines), unit, number - len(lines))
             titles.add(level, text)
             lines = []
         else:
             lines.append(text)
-    yield Section(titles.path, "\n".join(lines), "paragraph", number + 1 - len(lines))
+    yield Section(titles.path, "\n".join(lines), unit, number + 1 - len(lines))
 
 
 # ---- HTML ------------------------------------------------------------------------------------------------------------
@@ -170,11 +174,14 @@ class Blocks(HTMLParser):
 
 
 def html(path: Path) -> Iterator[Section]:
-    parser = Blocks()
-    parser.feed(read_text(path, FORMATS))
-    parser.close()
+    parser, text = Blocks(), read_text(path, FORMATS)
+    try:
+        parser.feed(text)
+        parser.close()
+    except AssertionError as error:  # html.parser raises it for some declarations, such as <![x]>
+        raise damaged(path, "HTML", error) from None
     parser.end_block()
-    yield from by_headings(parser.found)
+    yield from by_headings(parser.found, "paragraph")
 
 
 # ---- tables, PDF, Word -----------------------------------------------------------------------------------------------
@@ -185,11 +192,13 @@ def table(path: Path) -> Iterator[Section]:
 
     The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
     """
-    lines = read_text(path, FORMATS).splitlines(keepends=True)
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    text = read_text(path, FORMATS)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     header: list[str] = []
     try:
-        for number, row in enumerate(csv.reader(lines, delimiter=delimiter, strict=True), start=1):
+        for number, row in enumerate(
+            csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1
+        ):
             if not header:
                 header = [name.strip() for name in row]
                 continue
@@ -237,7 +246,7 @@ def word(path: Path) -> Iterator[Section]:
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
     except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
         raise damaged(path, ".docx", error) from None
-    yield from by_headings(blocks)
+    yield from by_headings(blocks, "paragraph")
 
 
 def one_line(text: str) -> str:

@@ -37,13 +37,14 @@ def search(index: Index, question: str, count: int) -> list[Hit]:
     Errors: TinyGPTError if the index's embeddings cannot be loaded.
     """
     depth = max(CANDIDATES, count)
-    by_words = dict(index.words(match_any(question), depth)) if match_any(question) else {}
+    query = match_any(question)
+    by_words = dict(index.words(query, depth)) if query else {}
     rankings = [list(by_words)]
     similarity = index.similarities(question)
     if similarity is not None:
         rankings.append(similarity.best(depth))
     scores = fused(rankings)
-    ids = sorted(scores, key=lambda passage: (-scores[passage], passage))[:count]
+    ids = list(scores)[:count]
     return [
         Hit(*passage, scores[i], by_words.get(i, 0.0), similarity.of(i) if similarity else 0.0)
         for i, passage in zip(ids, index.passages(ids), strict=True)
@@ -52,13 +53,18 @@ def search(index: Index, question: str, count: int) -> list[Hit]:
 
 def match_any(question: str) -> str:
     """The FTS5 query for passages with any word of the question; each is quoted, so that none is an operator."""
-    return " OR ".join(f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", question.lower())))
+    return " OR ".join(f'"{word}"' for word in words(question))
+
+
+def words(question: str) -> list[str]:
+    """The distinct words of a question in lower case, in their order."""
+    return list(dict.fromkeys(re.findall(r"\w+", question.lower())))
 
 
 def fused(rankings: list[list[int]]) -> dict[int, float]:
-    """Reciprocal rank fusion: the score of each passage that a ranking contains."""
+    """Reciprocal rank fusion: the score of each passage that a ranking contains, best first."""
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, passage in enumerate(ranking, start=1):
             scores[passage] += 1 / (RANK_CONSTANT + rank)
-    return scores
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))

@@ -16,6 +16,7 @@ with open_index(Path("index.db")) as index:
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import sqlite3
@@ -86,8 +87,6 @@ class Index:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db, self.path = connection, path
-        self._embeddings: Any = None
-        self._vectors: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     # ---- reading
 
@@ -129,28 +128,29 @@ class Index:
         """Number of passages that contain a word; `word` is in FTS5's syntax."""
         return int(self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (word,)).fetchone()[0])
 
-    @property
+    @functools.cached_property
     def embeddings(self) -> embeddings.Embeddings | None:
         """The embeddings that made the index's vectors; None for an index without vectors. Errors: TinyGPTError."""
         settings = self.settings
-        if self._embeddings is None:
-            loaded = embeddings.load(settings["embeddings"])
-            if loaded and loaded.fingerprint != settings["fingerprint"]:
-                what = f"{self.path}: was made with another model; {loaded.name} has changed since then"
-                raise TinyGPTError(what, "index the documents again")
-            self._embeddings = loaded
-        return self._embeddings  # type: ignore[no-any-return]
+        loaded = embeddings.load(settings["embeddings"])
+        if loaded and loaded.fingerprint != settings["fingerprint"]:
+            what = f"{self.path}: was made with another model; {loaded.name} has changed since then"
+            raise TinyGPTError(what, "index the documents again")
+        return loaded
 
-    def similarities(self, question: str) -> "Similarities | None":
+    @functools.cached_property
+    def _vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Passages int64 (n,) in ascending order, their vectors int8 (n, d), and the lengths of these, (n,)."""
+        rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
+        ids = np.array([row[0] for row in rows], dtype=np.int64)
+        matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype=np.int8).reshape(len(rows), -1)
+        lengths = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks(matrix)]
+        return ids, matrix, np.maximum(np.concatenate(lengths), 1)
+
+    def similarities(self, question: str) -> Similarities | None:
         """Compare a question with all passages; None without vectors, or for a question without tokens."""
         if self.embeddings is None or not (vector := self.embeddings.vectors([question])[0]).any():
             return None
-        if self._vectors is None:
-            rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
-            ids = np.array([row[0] for row in rows], dtype=np.int64)
-            matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype=np.int8).reshape(len(rows), -1)
-            lengths = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks(matrix)]
-            self._vectors = ids, matrix, np.maximum(np.concatenate(lengths), 1)
         ids, matrix, norms = self._vectors
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
         return Similarities(ids, np.concatenate(products) / norms)
@@ -180,17 +180,14 @@ class Index:
 
     def remove_source(self, path: str) -> None:
         """Remove a document and its passages, if the index contains it."""
-        for (source,) in self._db.execute("SELECT id FROM sources WHERE path = ?", (path,)).fetchall():
-            self._remove(source)
-
-    def _remove(self, source: int) -> None:
-        old = "FROM passages WHERE source = ?"
-        self._db.execute(
-            f"INSERT INTO words (words, rowid, title, text) SELECT 'delete', id, title, text {old}", (source,)
-        )
-        self._db.execute(f"DELETE FROM vectors WHERE passage IN (SELECT id {old})", (source,))
-        self._db.execute(f"DELETE {old}", (source,))
-        self._db.execute("DELETE FROM sources WHERE id = ?", (source,))
+        old = "FROM passages WHERE source = (SELECT id FROM sources WHERE path = ?)"
+        for statement in (
+            f"INSERT INTO words (words, rowid, title, text) SELECT 'delete', id, title, text {old}",
+            f"DELETE FROM vectors WHERE passage IN (SELECT id {old})",
+            f"DELETE {old}",
+            "DELETE FROM sources WHERE path = ?",
+        ):
+            self._db.execute(statement, (path,))
 
 
 def quantised(vectors: np.ndarray) -> np.ndarray:
@@ -273,7 +270,7 @@ def require_intact(path: Path, file: IO[bytes]) -> None:
     header = file.read(100)
     if not header.startswith(SQLITE) or header[APPLICATION][:3] != MAGIC:
         raise unusable(path, "is not an index of tinygpt")
-    if header[APPLICATION][3] > FORMAT:
+    if header[APPLICATION][3:] > bytes([FORMAT]):
         raise TinyGPTError(f"{path}: is an index of a newer tinygpt", "pip install --upgrade tinygpt")
     page_size = int.from_bytes(header[PAGE_SIZE], "big")
     expected = int.from_bytes(header[PAGES], "big") * (page_size if page_size > 1 else 1 << 16)
