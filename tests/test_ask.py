@@ -170,7 +170,7 @@ def test_a_prompt_reads_questions_from_a_pipe_until_an_empty_line(asked: Path) -
     done = piped(asked, f"{EMIL}\nWhich colour is the box of Zoë?\n\n{EMIL}\n", "--json", "--passages=1")
     assert done.status == 0 and [json.loads(line)["answer"] for line in done.out.splitlines()] == ["red", "green"]
     refused_one = piped(asked, f"{'car ' * 99}\n{EMIL}\n", "--json")
-    assert refused_one.status == 2 and "the question takes" in refused_one.err
+    assert refused_one.status == 2 and "the question has" in refused_one.err
     assert json.loads(refused_one.out)["answer"] == "red"
 
 
