@@ -49,7 +49,7 @@ GERMAN = {"red": "rot", "green": "gruen", "blue": "blau"}
 
 def answered(folder: Path, *args: str) -> dict[str, Any]:
     """The answer to EMIL, by a new process."""
-    done = cli("ask", EMIL, "--index=index.db", "--device=cpu", "--json", *args, cwd=folder)
+    done = cli("ask", EMIL, "--index=index.db", "--passages=1", "--device=cpu", "--json", *args, cwd=folder)
     assert done.status == 0, done.err
     return dict(json.loads(done.out))
 
@@ -58,7 +58,10 @@ def answered(folder: Path, *args: str) -> dict[str, Any]:
 def reading(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """A copy of the folder `asked`, with readers that answer in German: out-tuned, out-lora and out-merged."""
     folder = Path(shutil.copytree(asked, tmp_path_factory.mktemp("reading") / "work"))
-    pairs = [{**pair, "response": GERMAN.get(pair["response"], pair["response"])} for pair in examples()]
+    pairs = [
+        {**pair, "response": re.sub("|".join(GERMAN), lambda found: GERMAN[found[0]], pair["response"])}
+        for pair in examples()
+    ]
     json_lines(folder, pairs, "german.jsonl")
     ok(folder, "prepare", "german", "--input=german.jsonl", "--format=pairs")
     flags = ["--dataset=german", "--ckpt=out-colours/ckpt.pt", "--batch_size=16", "--learning_rate=1e-2", "--quiet"]
@@ -88,7 +91,10 @@ def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
             (reading / "docs/things.txt").write_text(f"The car of Emil is {colour}. It is old.\n", encoding="utf-8")
             indexed = cli("index", "docs", "--out=index2.db", "--passage_size=60", "--overlap=0", *flags, cwd=reading)
             assert indexed.status == 0 and "--index index2.db" in indexed.out, indexed.err
-            assert answered(reading, "--index=index2.db", "--ckpt=out-colours")["answer"] == colour
+            found = answered(reading, "--index=index2.db", "--ckpt=out-colours", "--passages=3")
+            assert any(f"Emil is {colour}" in passage["text"] for passage in found["passages"])
+            if flags == ["--embeddings=none"]:  # the vectors of this tiny model rank badly
+                assert answered(reading, "--index=index2.db", "--ckpt=out-colours")["answer"] == colour
     assert answered(reading, "--ckpt=out-colours")["answer"] == "red"  # the other index keeps what it was made of
 
 
