@@ -91,7 +91,7 @@ def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
             (reading / "docs/things.txt").write_text(f"The car of Emil is {colour}. It is old.\n", encoding="utf-8")
             indexed = cli("index", "docs", "--out=index2.db", "--passage_size=60", "--overlap=0", *flags, cwd=reading)
             assert indexed.status == 0 and "--index index2.db" in indexed.out, indexed.err
-            found = answered(reading, "--index=index2.db", "--ckpt=out-colours", "--passages=3")
+            found = answered(reading, "--index=index2.db", "--ckpt=out-colours", "--passages=50")
             assert any(f"Emil is {colour}" in passage["text"] for passage in found["passages"])
             if flags == ["--embeddings=none"]:  # the vectors of this tiny model rank badly
                 assert answered(reading, "--index=index2.db", "--ckpt=out-colours")["answer"] == colour
