@@ -4,4 +4,4 @@ To understand how a GPT is trained, read model.py with options.py, prepare.py, d
 training/schedule.py and training/optimizer.py, then sample.py. fast/ computes the same, faster on a CPU.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
