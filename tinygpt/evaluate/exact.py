@@ -56,7 +56,7 @@ class ExactReport:
             f"exact match          {percent(self.exact, self.n)}",
         ]
         if often := self.often:
-            name, count = escaped(often["response"]), often["n"]
+            name, count = often["response"], often["n"]
             lines += [
                 f"  with an answer     {percent(often['exact_of_others'], self.n - count)} of {self.n - count:,}",
                 f"  {name!r}: recall {percent(often['recall'], count)} of {count:,}, precision "
@@ -86,13 +86,11 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))
             wanted = y >= 0
             logits = model(x, y)[0]  # of all positions, or of those with a target alone
-            logits = logits[wanted] if logits.dim() == 3 else logits
-            wrong = torch.zeros_like(wanted).masked_scatter_(wanted, logits.argmax(-1) != y[wanted])
-            exact[at] = (~wrong.any(1)).cpu().numpy()
-            loss = torch.zeros(wanted.shape, device=logits.device).masked_scatter_(
-                wanted, F.cross_entropy(logits.float(), y[wanted], reduction="none")
-            )
-            losses[at] = loss.sum(1).cpu().numpy()
+            logits = (logits[wanted] if logits.dim() == 3 else logits).float()
+            row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target
+            wrong = (logits.argmax(-1) != y[wanted]).cpu().numpy()
+            exact[at] = np.bincount(row, wrong, len(at)) == 0
+            losses[at] = np.bincount(row, F.cross_entropy(logits, y[wanted], reduction="none").cpu().numpy(), len(at))
             bar.update(len(at))
     model.train(was_training)
     if not np.isfinite(losses).all():

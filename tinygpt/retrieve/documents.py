@@ -195,7 +195,9 @@ def table(path: Path) -> Iterator[Section]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     header: list[str] = []
     try:
-        for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1):
+        for number, row in enumerate(
+            csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1
+        ):
             if not header:
                 header = [name.strip() for name in row]
                 continue
