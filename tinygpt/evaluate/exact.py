@@ -85,14 +85,12 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             at = order[index : index + many]
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))
             wanted = y >= 0
-            logits = model(x, y)[0]  # of all positions, or only of those with a target
-            logits = logits[wanted] if logits.dim() == 3 else logits
-            wrong = torch.zeros_like(wanted).masked_scatter_(wanted, logits.argmax(-1) != y[wanted])
-            exact[at] = (~wrong.any(1)).cpu().numpy()
-            loss = torch.zeros(wanted.shape, device=logits.device).masked_scatter_(
-                wanted, F.cross_entropy(logits.float(), y[wanted], reduction="none")
-            )
-            losses[at] = loss.sum(1).cpu().numpy()
+            logits = model(x, y)[0]  # of all positions, or of those with a target alone
+            logits = (logits[wanted] if logits.dim() == 3 else logits).float()
+            row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target
+            wrong = (logits.argmax(-1) != y[wanted]).cpu().numpy()
+            exact[at] = np.bincount(row, wrong, len(at)) == 0
+            losses[at] = np.bincount(row, F.cross_entropy(logits, y[wanted], reduction="none").cpu().numpy(), len(at))
             bar.update(len(at))
     model.train(was_training)
     if not np.isfinite(losses).all():

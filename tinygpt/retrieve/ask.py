@@ -93,28 +93,28 @@ class Responder:
         hits = search(self.index, question, self.config.passages)
         texts = [" ".join(hit.text.split()) for hit in hits]
         scores = relevance(self.index, question, hits)
+        best = max(scores, default=0.0)
         read = self.reader.read(question, hits) if hits else Answer("", 0.0)
-        reason, candidate, passages = self.reason(read, max(scores, default=0.0), bool(hits)), read.text, []
-        for rank, (hit, text, own_score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
+        reason, candidate, passages = self.reason(read, best, bool(hits)), read.text, []
+        for rank, (hit, text, score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
             cited = read.passage in (0, rank)
             start, end = (cited and self.reader.place(read.text, text)) or (None, None)
             if candidate == read.text and start is not None:
                 candidate = text[start:end]  # as the document spells it
-            facts = {
-                "rank": rank,
-                "cited": rank == read.passage,
-                "source": hit.source,
-                "position": hit.position,
-                "title": hit.title,
-            }
-            facts |= {"score": own_score, "bm25": hit.bm25, "similarity": hit.similarity}
-            passages.append(facts | {"text": text, "start": start, "end": end})
+            passages.append(
+                {
+                    **{"rank": rank, "cited": rank == read.passage},
+                    **{"source": hit.source, "position": hit.position, "title": hit.title},
+                    **{"score": score, "bm25": hit.bm25, "similarity": hit.similarity},
+                    **{"text": text, "start": start, "end": end},
+                }
+            )
         return Outcome(
             question=question,
             answer="" if reason else candidate,
             candidate=candidate,
             probability=read.probability,
-            score=max(scores, default=0.0),
+            score=best,
             reason=reason,
             note=read.note,
             passages=tuple(passages),
@@ -272,7 +272,7 @@ def evaluate(respond: Responder, known: Sequence[Known]) -> dict[str, Any]:
         "retrieval_recall": sum(found) / len(found) if found else None,
         "abstention_precision": share(abstained & ~answerable, abstained),
         "abstention_recall": share(abstained & ~answerable, ~answerable),
-        "right": share(np.where(abstained, ~answerable, contained), answerable | True),
+        "right": float(np.where(abstained, ~answerable, contained).mean()),
         "best_right": best,
         "best_thresholds": thresholds,
     }

@@ -193,12 +193,12 @@ def table(path: Path) -> Iterator[Section]:
     The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
     """
     text = read_text(path, FORMATS)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
-        for number, row in enumerate(
-            csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1
-        ):
+        for number, row in enumerate(rows, start=1):
             if not header:
                 header = [name.strip() for name in row]
                 continue

@@ -63,9 +63,8 @@ class WordLlama:
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent
         try:
-            self._table = load_file(folder / "weights" / f"{self.fingerprint}.safetensors")["embedding.weight"].astype(
-                np.float32
-            )
+            tensors = load_file(folder / "weights" / f"{self.fingerprint}.safetensors")
+            self._table = tensors["embedding.weight"].astype(np.float32)
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         except Exception as error:  # tokenizers raises Exception itself
             raise TinyGPTError(
@@ -77,9 +76,8 @@ class WordLlama:
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         found = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
-        for row, encoded in zip(
-            found, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True
-        ):
+        made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for row, encoded in zip(found, made, strict=True):
             if encoded.ids:
                 row[:] = self._table[encoded.ids].mean(axis=0)
         return normalised(found)
@@ -116,9 +114,8 @@ class HiddenStates:
         with torch.inference_mode():
             for start in range(0, len(windows), BATCH):
                 batch = windows[start : start + BATCH]
-                padded = np.zeros(
-                    (len(batch), len(batch[-1][1])), dtype=np.int64
-                )  # a causal model ignores what follows
+                # a causal model ignores the padding, since it follows
+                padded = np.zeros((len(batch), len(batch[-1][1])), dtype=np.int64)
                 for row, (_, ids) in zip(padded, batch, strict=True):
                     row[: len(ids)] = ids
                 states = self._model.residual(torch.from_numpy(padded).to(self._compute.device))

@@ -177,7 +177,7 @@ def describe(out: Path, counts: dict[str, int]) -> None:
         print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
         for passage in index.samples(SAMPLES):
-            place = f"{passage.source}, {passage.position}{passage.title and f', {passage.title}'}"
+            place = ", ".join(filter(None, (passage.source, passage.position, passage.title)))
             print(f"  {terminal.escaped(place)}: {terminal.escaped(shortened(passage.text))}")
 
 
