@@ -26,8 +26,9 @@ from tinygpt.data.tasks.reader import UNANSWERABLE, reading
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, shortened
-from tinygpt.retrieve.ask import best_thresholds
-from tinygpt.retrieve.search import Hit
+from tinygpt.retrieve.ask import best_thresholds, relevance
+from tinygpt.retrieve.search import Hit, search
+from tinygpt.retrieve.store import open_index
 
 COLOURS = ["red", "green", "blue"]
 NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo")
@@ -270,6 +271,22 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
 
 
+def test_only_a_line_feed_ends_a_line_of_questions(asked: Path) -> None:
+    odd = ['{"question": "What colour is\u2028the box?", "answer": ""}', "", " "]
+    assert found(asked, questions(asked, [KNOWN[0], "", *odd]))["questions"] == 2
+
+
+def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
+    """Composed or not, in any case: the words that are searched for are those that the score counts."""
+    for number, text in enumerate(["Die Straße ist lang.", "Le résumé est court.", "İstanbul is large.", "x", "y"]):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    ok(tmp_path, "index", ".", "--embeddings=none")
+    with open_index(tmp_path / "index.db") as index:
+        for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
+            hits = search(index, question, 3)
+            assert len(hits) == 1 and relevance(index, question, hits)[0] > 0.3
+
+
 def test_the_best_thresholds_give_what_they_promise(asked: Path) -> None:
     first = found(asked, questions(asked), "--passages=1", "--min_score=0.9")
     flags = [f"--{name}={value}" for name, value in first["best_thresholds"].items()]
@@ -315,6 +332,7 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
         ([EMIL, "--index=pairs.jsonl"], "not an index", "tinygpt index"),
         ([EMIL, "--index=index.db", "--ckpt=none"], "none", "try"),
         ([EMIL, "--min_score=1.5"], "min_score is 1.5", "--help"),
+        ([EMIL, "--questions=pairs.jsonl"], "a question and --questions are two tasks", "one of them"),
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,20 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
 def test_a_heading_ends_those_below_it(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n## B\n### C\nc\n## D\nd\n# E\ne\n")
     assert [section.title for section in documents.read(tmp_path / "a.md")] == ["A > B > C", "A > D", "E"]
+
+
+def test_the_closing_marks_of_a_heading_are_not_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# C#\na\n# D ## \nb\n# ##\nc\n# " + " #" * 200_000 + "e\nd\n")  # in linear time
+    assert [section.title[:3] for section in documents.read(tmp_path / "a.md")] == ["C#", "D", "", "# #"]
+
+
+def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8")
+    assert [section.text[:40].split() for section in documents.read(tmp_path / "a.csv")] == [
+        ["name:", "A;", "text:", "one", "two", "three"],
+        ["name:", "B;", "text:", "four", "five"],
+        ["name:", "C;", "text:", "x" * 25],
+    ]
 
 
 @hypothesis.given(
@@ -437,6 +452,14 @@ def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: P
     before = (folder / "index.db").read_bytes()
     refused(folder, "index", "docs", f"docs/{name}", "--embeddings=none")
     assert (folder / "index.db").read_bytes() == before
+
+
+def test_a_docx_that_fills_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "UNPACKED", 1 << 20)
+    with zipfile.ZipFile(folder / "docs" / "manual.docx", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/image.png", bytes(3 << 20))
+    with pytest.raises(TinyGPTError, match="takes 3 MB unpacked, more than the limit of 1 MB"):
+        list(documents.read(folder / "docs" / "manual.docx"))
 
 
 def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ for section in read(Path("report.md")): section.title, section.text, section.pos
 
 import csv
 import functools
+import io
 import logging
 import re
+import zipfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from typing import Any
 from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import read_text
 
+UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
 
 
@@ -78,14 +81,21 @@ def markdown(path: Path) -> Iterator[Section]:
                 fence = marker[1]
             elif marker[1].startswith(fence) and not line.strip(" `~"):
                 fence = ""
-        heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", line)
+        heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t]+(.*)", line)
         if heading:
             yield Section(titles.path, "\n".join(lines), "line", start)
-            titles.add(len(heading[1]), heading[2])
+            titles.add(len(heading[1]), without_closing(heading[2]))
             lines, start = [], number + 1
         else:
             lines.append(line)
     yield Section(titles.path, "\n".join(lines), "line", start)
+
+
+def without_closing(heading: str) -> str:
+    """Remove the closing `#`s of a heading; a space is before them, unlike in "C#"."""
+    heading = heading.rstrip()
+    rest = heading.rstrip("#")
+    return heading if rest and not rest[-1].isspace() else rest.rstrip()
 
 
 class Titles:
@@ -184,11 +194,12 @@ def table(path: Path) -> Iterator[Section]:
 
     The delimiter is the comma, semicolon or tab that is the most frequent one in the first row.
     """
-    lines = read_text(path, FORMATS).splitlines(keepends=True)
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    text = read_text(path, FORMATS)
+    delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     header: list[str] = []
     try:
-        for number, row in enumerate(csv.reader(lines, delimiter=delimiter, strict=True), start=1):
+        for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), start=1):
             if not header:
                 header = [name.strip() for name in row]
                 continue
@@ -227,6 +238,11 @@ def word(path: Path) -> Iterator[Section]:
         raise missing("python-docx", f"{path}: .docx", "retrieve") from None
     blocks: list[tuple[int, str]] = []
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > UNPACKED:
+            what = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
+            raise TinyGPTError(what, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
             if isinstance(item, Table):
                 blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
@@ -234,6 +250,8 @@ def word(path: Path) -> Iterator[Section]:
                 style = (item.style.name or "") if item.style else ""
                 level = re.fullmatch(r"Heading (\d)", style)
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
+    except TinyGPTError:
+        raise
     except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
         raise damaged(path, ".docx", error) from None
     yield from by_headings(blocks)
