@@ -280,6 +280,22 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
 
 
+def test_only_a_line_feed_ends_a_line_of_questions(asked: Path) -> None:
+    odd = ['{"question": "What colour is\u2028the box?", "answer": ""}', "", " "]
+    assert found(asked, questions(asked, [KNOWN[0], "", *odd]))["questions"] == 2
+
+
+def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
+    """Composed or not, in any case: the words that are searched for are those that the score counts."""
+    for number, text in enumerate(["Die Straße ist lang.", "Le résumé est court.", "İstanbul is large.", "x", "y"]):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    ok(tmp_path, "index", ".", "--embeddings=none")
+    with open_index(tmp_path / "index.db") as index:
+        for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
+            hits = search(index, question, 3)
+            assert len(hits) == 1 and relevance(index, question, hits)[0] > 0.3
+
+
 def test_the_best_thresholds_reach_the_reported_share(asked: Path) -> None:
     first = found(asked, questions(asked), "--passages=1", "--min_score=0.9")
     flags = [f"--{name}={value}" for name, value in first["best_thresholds"].items()]
@@ -325,6 +341,7 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
         ([EMIL, "--index=pairs.jsonl"], "not an index", "tinygpt index"),
         ([EMIL, "--index=index.db", "--ckpt=none"], "none", "try"),
         ([EMIL, "--min_score=1.5"], "min_score is 1.5", "--help"),
+        ([EMIL, "--questions=pairs.jsonl"], "a question and --questions are two tasks", "one of them"),
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,22 @@ def test_a_heading_is_closed_by_number_signs_after_a_space(tmp_path: Path) -> No
     (tmp_path / "a.md").write_text(f"# C#\nc\n# D ## \nd\n# #\ne\n# {' ' * 200_000}f\nf\n# {'# ' * 100_000}g\ng\n")
     titles = [section.title for section in documents.read(tmp_path / "a.md")]
     assert titles[:4] == ["C#", "D", "", "f"] and len(titles) == 5
+
+
+def test_the_closing_marks_of_a_heading_are_not_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# C#\na\n# D ## \nb\n# ##\nc\n# " + " #" * 200_000 + "e\nd\n")  # in linear time
+    assert [section.title[:3] for section in documents.read(tmp_path / "a.md")] == ["C#", "D", "", "# #"]
+
+
+def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        '\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8"
+    )
+    assert [section.text[:40].split() for section in documents.read(tmp_path / "a.csv")] == [
+        ["name:", "A;", "text:", "one", "two", "three"],
+        ["name:", "B;", "text:", "four", "five"],
+        ["name:", "C;", "text:", "x" * 25],
+    ]
 
 
 @hypothesis.given(
@@ -454,6 +471,14 @@ def test_a_declaration_that_html_does_not_have_ends_no_command(folder: Path) -> 
     """Older versions of html.parser raise AssertionError; then the document is left out."""
     (folder / "docs" / "declaration.html").write_text("<p>x<![y[z]]>")
     assert "(7 added)" in (out := run(folder).out) or "(6 added, 1 left out)" in out
+
+
+def test_a_docx_that_fills_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "UNPACKED", 1 << 20)
+    with zipfile.ZipFile(folder / "docs" / "manual.docx", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/image.png", bytes(3 << 20))
+    with pytest.raises(TinyGPTError, match="takes 3 MB unpacked, more than the limit of 1 MB"):
+        list(documents.read(folder / "docs" / "manual.docx"))
 
 
 def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:

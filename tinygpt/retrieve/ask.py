@@ -32,7 +32,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.exact import percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised
-from tinygpt.retrieve.search import Hit, search, words
+from tinygpt.retrieve.search import Hit, search, terms
 from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped
 from tinygpt.training import device
@@ -62,6 +62,8 @@ def ask(config: AskConfig) -> int:
     question = " ".join(config.question)
     if config.question:
         question = checked(question)
+        if config.questions:
+            raise TinyGPTError("a question and --questions are two tasks", "give one of them")
     known = list(read_questions(Path(config.questions))) if config.questions else []
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
@@ -142,7 +144,7 @@ def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
     shares.
     """
     n = len(index)
-    frequencies = [index.frequency(f'"{word}"') for word in words(question)]
+    frequencies = [index.frequency(term) for term in terms(question)]
     highest = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
     return [hit.bm25 / highest if highest else 0.0 for hit in hits]
 
@@ -230,8 +232,11 @@ class Known:
 def read_questions(path: Path) -> Iterator[Known]:
     """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first invalid line."""
     example = '{"question": "Who is the CFO?", "answer": "Lars Holm"}'
-    number = 0
-    for number, line in enumerate(read_text(path, "--questions questions.jsonl").splitlines(), start=1):
+    empty = True
+    for number, line in enumerate(read_text(path, "--questions questions.jsonl").split("\n"), start=1):
+        if not line.strip():
+            continue
+        empty = False
         try:
             entry = json.loads(line)
             known = Known(checked(entry["question"]), entry["answer"], entry.get("source", ""))
@@ -242,7 +247,7 @@ def read_questions(path: Path) -> Iterator[Known]:
         except TinyGPTError as error:
             raise TinyGPTError(f"{path} line {number}: {error.message}", f"write {example}") from None
         yield known
-    if not number:
+    if empty:
         raise TinyGPTError(f"{path}: contains no question", f"write {example}, one per line")
 
 

@@ -12,6 +12,7 @@ import functools
 import io
 import logging
 import re
+import zipfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from typing import Any
 from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import read_text
 
+UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
 
 
@@ -193,8 +195,9 @@ def table(path: Path) -> Iterator[Section]:
     The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
     """
     text = read_text(path, FORMATS)
-    first = text.partition("\n")[0]
+    first = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
@@ -237,6 +240,11 @@ def word(path: Path) -> Iterator[Section]:
         raise missing("python-docx", f"{path}: .docx", "retrieve") from None
     blocks: list[tuple[int, str]] = []
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > UNPACKED:
+            what = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
+            raise TinyGPTError(what, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
             if isinstance(item, Table):
                 blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
@@ -244,6 +252,8 @@ def word(path: Path) -> Iterator[Section]:
                 style = (item.style.name or "") if item.style else ""
                 level = re.fullmatch(r"Heading (\d)", style)
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
+    except TinyGPTError:
+        raise
     except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
         raise damaged(path, ".docx", error) from None
     yield from by_headings(blocks, "paragraph")

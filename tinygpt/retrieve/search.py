@@ -9,6 +9,7 @@ with open_index(Path("index.db")) as index:
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -52,13 +53,17 @@ def search(index: Index, question: str, count: int) -> list[Hit]:
 
 
 def match_any(question: str) -> str:
-    """The FTS5 query for passages with any word of the question; each is quoted, so that none is an operator."""
-    return " OR ".join(f'"{word}"' for word in words(question))
+    """The FTS5 query for passages with any of the question's words."""
+    return " OR ".join(terms(question))
 
 
-def words(question: str) -> list[str]:
-    """The distinct words of a question in lower case, in their order."""
-    return list(dict.fromkeys(re.findall(r"\w+", question.lower())))
+def terms(question: str) -> list[str]:
+    """Each of the question's words once, as an FTS5 query: quoted, so that none is an operator.
+
+    Accents are composed with their letters, since FTS5 does not end a word at a combining accent.
+    """
+    found = re.findall(r"\w+", unicodedata.normalize("NFC", question))
+    return [f'"{word}"' for word in {word.casefold(): word for word in found}.values()]
 
 
 def fused(rankings: list[list[int]]) -> dict[int, float]:
