@@ -84,11 +84,7 @@ class Reader:
                 raise TinyGPTError(what, "use --ckpt with a model for this language")
         read = self.fitted(asked, whole)
         if not any(read):
-            raise TinyGPTError(
-                f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
-                f"model's context has {self.model.config.block_size:,}, {self.room} of them for the answer",
-                "ask a shorter question, or use a model with a larger context",
-            )
+            raise self.no_room(asked)
         numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
         prompt = self.ids(asked, list(filter(None, read)))
         response = response_ids(self.model, self.tokenizer, prompt, self.room)
@@ -96,6 +92,19 @@ class Reader:
         passage = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
         return Answer(text, self.probability(prompt, response), passage * bool(text), self.not_read(whole, read))
+
+    def require_room(self, question: str) -> None:
+        """Errors: TinyGPTError if the question alone fills the model's context."""
+        asked = self.readable(question)
+        if len(self.ids(asked, [])) >= self.model.config.block_size - self.room:
+            raise self.no_room(asked)
+
+    def no_room(self, asked: str) -> TinyGPTError:
+        return TinyGPTError(
+            f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
+            f"model's context has {self.model.config.block_size:,}, {self.room} of them for the answer",
+            "ask a shorter question, or use a model with a larger context",
+        )
 
     def probability(self, prompt: np.ndarray, response: Sequence[int]) -> float:
         """Probability of a response's tokens and of the end after them, given the prompt."""

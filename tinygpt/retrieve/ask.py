@@ -92,6 +92,7 @@ class Responder:
         self.min_probability = config.min_probability if by_flag or not self.reader.instructed else 0.0
 
     def __call__(self, question: str) -> Outcome:
+        self.reader.require_room(question)  # before the search, which takes long for thousands of words
         hits = search(self.index, question, self.config.passages)
         texts = [" ".join(hit.text.split()) for hit in hits]
         scores = relevance(self.index, question, hits)
