@@ -282,11 +282,12 @@ def test_the_table_is_small_and_its_notice_is_complete() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_the_table_is_distributed_with_its_notice(kind: str) -> None:
+def test_tables_notice_and_reader_are_distributed(kind: str) -> None:
     builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
     files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
-    paths = {file.distribution_path.partition("tinygpt/data/tasks/")[2] for file in files}
-    assert {"merchants.txt", "merchants.LICENSE"} <= paths
+    paths = {file.distribution_path.rpartition("tinygpt/")[2] for file in files}
+    tables = {f"data/tasks/{name}" for name in ("merchants.txt", "merchants.LICENSE", "reader.txt")}
+    assert tables | {"retrieve/reader.pt"} <= paths
 
 
 def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
