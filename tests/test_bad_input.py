@@ -402,7 +402,7 @@ MISTAKES = {
     "no shell": Mistake(["--tyro-print-completion"], r"needs a shell", r"print-completion bash"),
     "an option with one hyphen": Mistake(["train", "-x"], r"-x: no such option", r"--help"),
     "missing value": Mistake(["train", "--max_iters"], r"--max_iters needs a value", r"--max_iters=VALUE"),
-    "missing name": Mistake(["prepare"], r"name", r"--help"),
+    "missing name": Mistake(["prepare"], r"needs NAME", r"--help"),
     "one name too many": Mistake(["prepare", "mine", "yours", "--input=text.txt"], r"yours", r"--help"),
     # ---- the machine --------------------------------------------------------------------------------------------
     "no such device": Mistake([*TINY_TRAIN, "--device=tpu"], r"--device=tpu: no such device", r"cuda"),

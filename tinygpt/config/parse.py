@@ -91,7 +91,7 @@ def placed(kind: type, texts: list[str], prog: str) -> dict[str, Any]:
         if POSITIONAL not in key.marks:
             continue
         if key.required and not texts:
-            raise TinyGPTError(f"{prog} needs a {key.name}", f"{prog} --help")
+            raise TinyGPTError(f"{prog} needs {key.name.upper()}", f"{prog} --help")
         here, texts = (texts, []) if key.type is tuple else (texts[:1], texts[1:])
         found = [converted(key, text, "", prog) for text in here]
         if found:
