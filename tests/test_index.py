@@ -511,7 +511,7 @@ def test_a_document_that_becomes_unreadable_is_removed_from_the_index(folder: Pa
         (["docs", "--passage_size=50", "--overlap=50"], "overlap is 50, but must be below passage_size"),
         (["docs", "--passage_size=5"], "passage_size is 5, but must be at least 40"),
         (["docs", "--embeddings=nothing.pt"], "nothing.pt: no such file"),
-        ([], "documents"),
+        ([], "needs DOCUMENTS"),
     ],
 )
 def test_bad_input_is_one_sentence(folder: Path, args: list[str], problem: str) -> None:

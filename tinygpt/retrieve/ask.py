@@ -71,7 +71,7 @@ def ask(config: AskConfig) -> int:
             results = evaluate(respond, known)
             print(strict_json(results) if config.json else report(results))
         elif question:
-            show(respond(question), config)
+            show(respond(question), respond)
         else:
             return prompt_loop(respond)
     return 0
@@ -170,7 +170,9 @@ def prompt_loop(respond: Responder) -> int:
     status = 0
     while line := next_line():
         try:
-            show(respond(checked(line)), respond.config)
+            show(respond(checked(line)), respond)
+            if not respond.config.json:
+                print(flush=True)
         except TinyGPTError as error:
             terminal.print_error(error.text())
             status = error.status
@@ -188,14 +190,19 @@ def next_line() -> str:
         return ""
 
 
-def show(outcome: Outcome, config: AskConfig) -> None:
-    print(strict_json(dataclasses.asdict(outcome)) if config.json else as_text(outcome), flush=True)
+def show(outcome: Outcome, respond: Responder) -> None:
+    as_json = respond.config.json
+    print(strict_json(dataclasses.asdict(outcome)) if as_json else as_text(outcome, respond), flush=True)
 
 
-def as_text(outcome: Outcome) -> str:
-    """Format an outcome for the terminal: the answer, its probability and the passages, without control characters."""
+def as_text(outcome: Outcome, respond: Responder) -> str:
+    """Format an outcome for the terminal: the answer, its probability and the passages, without control characters.
+
+    The probability of an instruction model's sentence is left out, since it says nothing about whether it is right.
+    """
     lines = [escaped(outcome.answer) or UNANSWERABLE]
-    lines.append(outcome.reason or f"probability {outcome.probability:.2f}, score {outcome.score:.2f}")
+    probability = "" if respond.reader.instructed else f"probability {outcome.probability:.2f}, "
+    lines.append(outcome.reason or f"{probability}score {outcome.score:.2f}")
     lines += [f"note: {outcome.note}"] if outcome.note else []
     lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
     for passage in outcome.passages:

@@ -176,6 +176,7 @@ def describe(out: Path, counts: dict[str, int]) -> None:
         size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
         print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
+        print("some passages:")
         for passage in index.samples(SAMPLES):
             place = ", ".join(filter(None, (passage.source, passage.position, passage.title)))
             print(f"  {terminal.escaped(place)}: {terminal.escaped(shortened(passage.text))}")
