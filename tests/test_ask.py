@@ -199,10 +199,10 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
     os.write(control, EMIL.encode() + b"\n")
     shown = until(control, b"question> ")
     assert b"\nred\r\nprobability " in shown and b"[red]" in shown
-    for _ in range(60):  # a signal between the prompt and the read is seen only when the next one comes
+    for _ in range(3):  # a signal between the prompt and the read is seen only when the next one comes
         os.write(control, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(timeout=1) == 0
+            assert process.wait(timeout=20) == 0
             break
     assert process.returncode == 0
     os.close(control)
