@@ -4,14 +4,12 @@ The model is a small character model, trained here in a few seconds: it answers 
 "not in the documents" if there is none.
 """
 
-import fcntl
 import json
 import math
 import os
 import random
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +183,9 @@ def piped(folder: Path, lines: str, *args: str) -> Result:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
 def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
+    import fcntl
     import pty
+    import termios
 
     control, terminal = pty.openpty()
     command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--ckpt=out-colours"]

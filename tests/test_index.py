@@ -159,7 +159,9 @@ def test_the_closing_marks_of_a_heading_are_not_its_text(tmp_path: Path) -> None
 
 
 def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8")
+    (tmp_path / "a.csv").write_text(
+        '\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8"
+    )
     assert [section.text[:40].split() for section in documents.read(tmp_path / "a.csv")] == [
         ["name:", "A;", "text:", "one", "two", "three"],
         ["name:", "B;", "text:", "four", "five"],
