@@ -134,7 +134,11 @@ class Index:
         """What the index's vectors were made with; None for an index without vectors. Errors: TinyGPTError."""
         settings = self.settings
         if self._embeddings is None:
-            loaded = embeddings.load(settings["embeddings"])
+            try:
+                loaded = embeddings.load(settings["embeddings"])
+            except TinyGPTError as error:
+                what = f"{self.path} was made with --embeddings={settings['embeddings']}: {error.message}"
+                raise TinyGPTError(what, f"{error.hint}; or index the documents again") from None
             if loaded and loaded.fingerprint != settings["fingerprint"]:
                 what = f"{self.path} was made with another model than the present {loaded.name}"
                 raise TinyGPTError(what, "index the documents again")
