@@ -132,7 +132,11 @@ class Index:
     def embeddings(self) -> embeddings.Embeddings | None:
         """The embeddings that made the index's vectors; None for an index without vectors. Errors: TinyGPTError."""
         settings = self.settings
-        loaded = embeddings.load(settings["embeddings"])
+        try:
+            loaded = embeddings.load(settings["embeddings"])
+        except TinyGPTError as error:
+            what = f"{self.path}: was made with --embeddings={settings['embeddings']}: {error.message}"
+            raise TinyGPTError(what, f"{error.hint}; or index the documents again") from None
         if loaded and loaded.fingerprint != settings["fingerprint"]:
             what = f"{self.path}: was made with another model; {loaded.name} has changed since then"
             raise TinyGPTError(what, "index the documents again")
