@@ -327,7 +327,7 @@ def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
     with contextlib.chdir(run_copy):
         assert found(run_copy, "red house")
         path.unlink()
-        with pytest.raises(TinyGPTError, match=r"index.db was made with --embeddings=out/ckpt.pt: .*no such file"):
+        with pytest.raises(TinyGPTError, match=r"index.db: was made with --embeddings=out/ckpt.pt: .*no such file"):
             found(run_copy, "red house")
 
 
