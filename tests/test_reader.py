@@ -16,8 +16,15 @@ from conftest import cli_here, refused
 
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording, cited
+from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.evaluate.exact import matches
+from tinygpt.fast.model import FastGPT
+from tinygpt.training import device
+
+ROOT = Path(__file__).parents[1]
 
 SPLITS = {"train": 3000, "val": 300, "test": 300}
 
@@ -84,8 +91,8 @@ def test_new_wordings_occur_only_in_test(examples: dict[str, list[tuple[str, str
     for relation in RELATIONS.values():
         for mark in "+?":
             assert not set(relation.wordings[mark]) & set(relation.wordings[f"{mark}!"])
-    new = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?!"]]
-    old = [matches(wording) for relation in RELATIONS.values() for wording in relation.wordings["?"]]
+    new = [pattern(wording) for relation in RELATIONS.values() for wording in relation.wordings["?!"]]
+    old = [pattern(wording) for relation in RELATIONS.values() for wording in relation.wordings["?"]]
     count = {
         split: np.mean([not any(re.fullmatch(p, prompt.split("\n")[0]) for p in old) for prompt, _ in part[:300]])
         for split, part in examples.items()
@@ -271,3 +278,15 @@ def test_an_example_with_many_companies_has_at_most_the_length_asked_for() -> No
     for _ in range(50):
         prompt, answer, _ = reader.example(rng, Wording(510, others=(5,)))
         assert len(prompt) + len(answer) <= 510
+
+
+def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
+    path = ROOT / "tinygpt/retrieve/reader.pt"
+    assert path.stat().st_size < 1 << 20
+    checkpoint, rng = load(path), random.Random("new")
+    tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(path))
+    pairs = [reader.example(rng, Wording())[:2] for _ in range(300)]
+    rows = PairRows(np.concatenate([tokenizer.encode_pair(*pair) for pair in pairs]), tokenizer)
+    exact, _ = matches(checkpoint.build_model(FastGPT), rows, device.choose("cpu", "float32"))
+    answered = np.array([bool(cited(response)[0]) for _, response in pairs])
+    assert exact[answered].mean() > 0.9 and exact[~answered].mean() > 0.75
