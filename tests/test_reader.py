@@ -36,7 +36,7 @@ def examples() -> dict[str, list[tuple[str, str]]]:
         return reader.make(1337)
 
 
-def matches(wording: str) -> str:
+def pattern(wording: str) -> str:
     """A regular expression for all sentences with this wording."""
     parts = re.split(r"(@|~|\([^)]*\))", wording)
     return "".join(
