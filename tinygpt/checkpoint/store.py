@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tinygpt import __version__, lora
 from tinygpt.checkpoint.eight_bits import from_8_bits
@@ -89,7 +90,7 @@ class Checkpoint:
         args = GPTConfig.from_dict(self.model_args)
         if not self._sizes_agree(args):
             raise TinyGPTError("the checkpoint's model_args do not fit its weights", "train again, or use another file")
-        with torch.device("meta"):  # without weights, since those of the checkpoint are used as they are
+        with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
             model = kind(args)
         self._fill(model, weights, dtype)
         return model
@@ -130,6 +131,15 @@ class Checkpoint:
         }
         present = {name: tuple(self.model[name].shape) for name in expected if name in self.model}
         return "transformer.wte.weight" in present and all(expected[name] == shape for name, shape in present.items())
+
+
+class WithoutInit(TorchFunctionMode):
+    """Skip the functions of torch.nn.init. On the device "meta" the first one would import torch's compiler: 1.3 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def save(path: Path, checkpoint: Checkpoint, next_step: str = RUN_AGAIN) -> None:
