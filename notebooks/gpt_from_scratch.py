@@ -149,7 +149,7 @@ assert "".join(pieces) == line and len(pieces) < len(line)
 # <details><summary>Answer</summary>
 #
 # The vocabulary is part of the model: each token has a row in the embedding and one in the output. GPT-2's 50,257
-# tokens at 128 channels are 6.4 million parameters, eight times this whole model, and most of them would be seen a few
+# tokens at 128 channels are 6.4 million parameters, eight times this entire model, and most of them would be seen a few
 # times in a million characters. Short sequences pay when there is enough text to learn the tokens from.
 # </details>
 

@@ -17,6 +17,7 @@ import torch
 from conftest import TINY_MODEL, Result, cli_here, listing
 from test_pairs import json_lines
 
+from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import MixedRows, TextRows
@@ -376,3 +377,25 @@ def test_a_longer_context_than_the_bases(position: str, allowed: bool, tiny_data
         assert resumed.status == 0, resumed.err
     else:
         assert "block_size is 48 here and" in done.err
+
+
+def test_an_adapter_brings_its_longer_context_along(tiny_data: Path, tmp_path: Path) -> None:
+    where = ["--dataset=tiny", f"--data_dir={tiny_data / 'data'}", "--batch_size=2", "--gradient_accumulation_steps=1"]
+    short = ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"]
+
+    def ok(*args: str) -> None:
+        done = cli_here(*args, cwd=tmp_path)
+        assert done.status == 0, done.err
+
+    ok("train", *where, *TINY_MODEL, "--position=rope", *short, "--out_dir=base")
+    ok("finetune", *where, "--ckpt=base", "--block_size=48", "--lora_rank=2", *short, "--out_dir=lora")
+    ok("merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
+    ok("finetune", *where, "--ckpt=base", "--block_size=8", "--lora_rank=2", *short, "--out_dir=cropped")
+    sizes = {
+        "complete": load(tmp_path / "lora"),
+        "adapted": load_model(str(tmp_path / "base"), str(tmp_path / "lora")),
+        "merged": load(tmp_path / "merged"),
+    }
+    assert {name: model.model_args["block_size"] for name, model in sizes.items()} == dict.fromkeys(sizes, 48)
+    cropped = load_model(str(tmp_path / "base"), str(tmp_path / "cropped"))
+    assert cropped.model_args["block_size"] == 16  # as long as the base's, whose weights it has

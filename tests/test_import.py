@@ -286,6 +286,7 @@ def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path, monkeypatch: pyt
     again = load_model(str(work / "out-base"), str(work / "back")).build_model().eval()
     with torch.inference_mode():
         assert (again(idx)[0] - ours(idx)[0]).abs().max() < 1e-4
+    assert "peft is not a PEFT adapter" in refused(work, "import", "peft", "--ckpt=out-base", "--out_dir=no")
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------

@@ -210,6 +210,7 @@ def test_the_report_is_readable(trained: Path) -> None:
     done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
     assert "exact match" in done.out and "recall" not in done.out and "wrong response, expected" in done.out
     assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--predict=copy.jsonl")
+    assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--plot=matrix.png")
 
 
 def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinygpt import __version__
 from tinygpt.checkpoint import store as checkpoint
-from tinygpt.checkpoint.resize import grow_vocabulary
+from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -75,6 +75,9 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
     tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
     known = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
+    trained, relative = state["config"].get("block_size"), model.position.relative
+    if relative and isinstance(trained, int) and model.config.block_size < trained <= checkpoint.LONGEST_CONTEXT:
+        set_block_size(model, trained)  # the run's rows were longer than the base's context
     if tokenizer.vocab_size > known:
         grow_vocabulary(model, known, state["vocab_size"])
     return Checkpoint(

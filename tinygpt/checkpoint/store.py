@@ -37,6 +37,7 @@ from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import GATED
 
 FORMAT = 1
+LONGEST_CONTEXT = 1 << 20  # tokens; more in a file is a mistake or an attack
 SEAL = b"tinygpt sha256 "
 SEAL_BYTES = len(SEAL) + 64  # followed by the digest in hex
 
@@ -351,7 +352,7 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
     shared = shape.n_kv_head < 0 or (shape.n_kv_head > 0 and shape.n_head % shape.n_kv_head)
     impossible = min(sizes) < 1 or shape.n_embd % shape.n_head or shared or shape.mlp_width < 0
     impossible = impossible or not (shape.rope_base > 0 and shape.norm_eps >= 0)  # NaN is neither
-    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > 1 << 20:
+    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > LONGEST_CONTEXT:
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 
 

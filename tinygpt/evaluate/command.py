@@ -43,6 +43,8 @@ def evaluate(config: EvalConfig) -> None:
     model = for_inference(checkpoint, compute, config.fast)
     if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
+    if config.plot and not dataset.labels:
+        raise TinyGPTError(f"--plot draws a confusion matrix, but {name!r} is not a labelled task", "drop --plot")
     if prompts:
         label_lines(config, model, dataset, compute, prompts)
     elif dataset.labels:

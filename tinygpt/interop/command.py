@@ -43,6 +43,9 @@ def import_model(config: ImportConfig) -> None:
         raise TinyGPTError(f"{out} contains a run, which would be overwritten", suggest.quoted(f"--out_dir={out}-base"))
     if (source / peft.SETTINGS).exists():
         return import_adapter(config, source)
+    if "ckpt" in config.given:  # type: ignore[attr-defined]
+        what = f"{config.source} is not a PEFT adapter, and --ckpt is the base model of one"
+        raise TinyGPTError(what, "drop --ckpt, or give the folder with adapter_config.json")
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
     shape, weights = from_stock(pretrained.stock)
     require_finite(weights, source)

@@ -106,10 +106,17 @@ class Responder:
                 candidate = text[start:end]  # as the document spells it
             passages.append(
                 {
-                    **{"rank": rank, "cited": rank == read.passage},
-                    **{"source": hit.source, "position": hit.position, "title": hit.title},
-                    **{"score": score, "bm25": hit.bm25, "similarity": hit.similarity},
-                    **{"text": text, "start": start, "end": end},
+                    "rank": rank,
+                    "cited": rank == read.passage,
+                    "source": hit.source,
+                    "position": hit.position,
+                    "title": hit.title,
+                    "score": score,
+                    "bm25": hit.bm25,
+                    "similarity": hit.similarity,
+                    "text": text,
+                    "start": start,
+                    "end": end,
                 }
             )
         return Outcome(
