@@ -38,7 +38,7 @@ Prices will fall. The board expects 7 million euros.
 ```
 """
 WEB = """<html><head><title>hidden title</title><style>hidden { style }</style></head><body>
-<h1>Handbook</h1><p>The <b>warranty</b> lasts
+<h1>The<br/>Hand<br>book</h1><p>The <b>warranty</b> lasts
 five years.</p><script>hidden()</script><h2>Returns</h2><ul><li>Send it back.<li>Add the bill.</ul>
 <pre>line one
   line two</pre></body></html>"""
@@ -138,8 +138,8 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
         ("Report > Outlook", REPORT.split("Outlook\n")[1].strip(), "line 5"),
     ]
     assert sections("web.html") == [
-        ("Handbook", "The warranty lasts five years.", "paragraph 2"),
-        ("Handbook > Returns", "Send it back.\nAdd the bill.\nline one\n  line two", "paragraph 4"),
+        ("The Hand book", "The warranty lasts five years.", "paragraph 2"),
+        ("The Hand book > Returns", "Send it back.\nAdd the bill.\nline one\n  line two", "paragraph 4"),
     ]
     assert sections("table.csv") == [
         ("", "name: Kalor; city: Velno; staff: 12", "row 2"),

@@ -290,3 +290,14 @@ def test_grouped_batches_have_similar_lengths_and_draw_every_example_alike() -> 
     assert text.grouped() is text
     mixed = MixedRows(rows, text, 0.25).grouped()
     assert np.ptp(rows.lengths[(at := mixed.draw(7, 3, 64, 16))[at[:, 0] == 0, 1]]) < 12
+    assert mixed.width(64, at) == mixed.width(64)  # replayed text keeps its width
+
+
+def test_a_grouped_batch_with_replayed_pairs_is_as_wide_as_its_longest_row() -> None:
+    tokenizer = CharTokenizer(["a", *SPECIAL])
+    rows = PairRows(np.concatenate([tokenizer.encode_pair("a" * n, "a") for n in range(1, 60)]), tokenizer)
+    mixed = MixedRows(rows, rows, 0.25).grouped()
+    at = mixed.draw(7, 3, 64, 16)
+    assert mixed.width(64, at) == rows.lengths[at[:, 1]].max() - 1 and mixed.width(64) == 62
+    only_new = at[at[:, 0] == 0]
+    assert mixed.width(64, only_new) == rows.lengths[only_new[:, 1]].max() - 1

@@ -194,7 +194,9 @@ def for_tyro(kind: type) -> type:
     annotations, defaults = {}, {}
     for key, field in zip(keys(kind).values(), dataclasses.fields(kind), strict=True):  # type: ignore[arg-type]
         marks = [tyro.conf.Positional] if POSITIONAL in key.marks else []
-        marks += [tyro.conf.arg(metavar=metavar(key))] if metavar(key) else []
+        empty = POSITIONAL in key.marks and field.default in ("", ())
+        given: dict[str, Any] = {"help_behavior_hint": ""} if empty else {}  # not "(default: )"
+        marks += [tyro.conf.arg(metavar=metavar(key), **given)] if metavar(key) else []
         hint = tuple[str, ...] if key.type is tuple else key.type
         annotations[key.name] = Annotated[(hint, *marks)] if marks else hint
         if not key.required:

@@ -247,8 +247,11 @@ class MixedRows:
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
         """The larger of the two sources' widths, except that replayed text is cut to the width of the new rows."""
-        new = self.new.width(block_size)
-        return new if isinstance(self.old, TextRows) else max(new, self.old.width(block_size))
+        if isinstance(self.old, TextRows):
+            return self.new.width(block_size)
+        if at is None:
+            return max(self.new.width(block_size), self.old.width(block_size))
+        return max(source.width(block_size, at[mine, 1]) for source, mine in self._parts(at) if mine.any())
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         replayed = math.floor((step + 1) * self.share * count) - math.floor(step * self.share * count)

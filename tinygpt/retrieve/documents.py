@@ -147,7 +147,7 @@ class Blocks(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if self._hidden or tag in HIDDEN:
             self._hidden = self._hidden or tag
-        elif tag in ("td", "th"):
+        elif tag in ("td", "th") or (tag == "br" and self._level):
             self._parts.append(" ")
         elif tag not in INLINE:
             self.end_block()
@@ -158,7 +158,7 @@ class Blocks(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if self._hidden:
             self._hidden = "" if tag == self._hidden else self._hidden
-        elif tag not in INLINE | {"td", "th"}:
+        elif tag not in INLINE | {"td", "th", "br"}:
             self.end_block()
             self._level = 0
             self._preformatted = self._preformatted and tag != "pre"

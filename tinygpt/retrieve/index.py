@@ -139,7 +139,7 @@ def refresh(
         vectors = embedding.vectors([f"{title}\n{text}" for _, title, text in batch]) if embedding else None
         index.add_passages(source, batch, vectors)
         done += len(batch)
-        bar.set_postfix_str(f"{path.name}: {done:,} passages")
+        bar.set_postfix_str(terminal.escaped(f"{path.name}: {done:,} passages"))
     return "changed" if old else "added"
 
 
