@@ -15,6 +15,7 @@ Source: a reader of retrieved passages, Chen et al. 2017, "Reading Wikipedia to 
 
 import bisect
 import itertools
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -24,16 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tinygpt.checkpoint.health import require_finite
 from tinygpt.data.tasks import reader as task
 from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import answer_scores
 from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import Hit
-from tinygpt.sample import response_ids
 
-LONGEST = 60  # tokens of an answer, at most
+LONGEST = 80  # tokens of a response, at most
 INSTRUCTION = (
     "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
     f'"{task.UNANSWERABLE}".'
@@ -65,10 +65,10 @@ class Reader:
                 "this model only continues text; it does not answer prompts",
                 "use a reader (tinygpt prepare reader) or an instruction model (tinygpt import smollm2)",
             )
-        self.model, self.tokenizer, self.end = model, tokenizer, tokenizer.pair.end.tolist()
+        self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
         self.instructed = chat and dataset not in task.NAMES
-        self.room = min(LONGEST, model.config.block_size // 4)  # for the answer
+        self.room = min(LONGEST, model.config.block_size // 3)  # for the response
 
     def read(self, question: str, hits: Sequence[Hit]) -> Answer:
         """Answer a question from one or more passages, the most relevant first.
@@ -87,11 +87,15 @@ class Reader:
             raise self.no_room(asked)
         numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
         prompt = self.ids(asked, list(filter(None, read)))
-        response = response_ids(self.model, self.tokenizer, prompt, self.room)
-        number, text = task.cited(self.tokenizer.decode(response).strip())
+        response, probability = self.respond(prompt)
+        said = self.tokenizer.decode(response).strip()
+        in_a_sentence = self.instructed and not said.startswith("[")  # "Five years [1]."
+        number, text = (0, said) if in_a_sentence else task.cited(said)
         passage = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
-        return Answer(text, self.probability(prompt, response), passage * bool(text), self.not_read(whole, read))
+        cut = f"the answer was cut off after {self.room} tokens" if len(response) == self.room else ""
+        note = "; ".join(filter(None, (self.not_read(whole, read), cut)))
+        return Answer(text, probability, passage * bool(text), note)
 
     def require_room(self, question: str) -> None:
         """Errors: TinyGPTError if the question alone fills the model's context."""
@@ -102,18 +106,28 @@ class Reader:
     def no_room(self, asked: str) -> TinyGPTError:
         return TinyGPTError(
             f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
-            f"model's context has {self.model.config.block_size:,}, {self.room} of them for the answer",
+            f"model's context has {self.model.config.block_size:,}, {self.room} of them for the response",
             "ask a shorter question, or use a model with a larger context",
         )
 
-    def probability(self, prompt: np.ndarray, response: Sequence[int]) -> float:
-        """Probability of a response's tokens and of the end after them, given the prompt."""
+    @torch.inference_mode()
+    def respond(self, prompt: np.ndarray) -> tuple[list[int], float]:
+        """Decode the response to an encoded prompt greedily; return its ids without the end, at most `room`, and the
+        probability of these ids and of the end after them. The prompt is read once for both."""
         device = self.model.lm_head.weight.device
-        asked = torch.from_numpy(prompt)[None].to(device)
-        whole = np.array([*response, *self.end])
-        with torch.inference_mode():
-            total = answer_scores(self.model, self.model.new_cache(1, len(prompt) + len(whole)), asked, [whole])
-        return float(np.exp(total.item()))
+        cache, idx = self.model.new_cache(1, len(prompt) + self.room), torch.from_numpy(prompt)[None].to(device)
+        ids: list[int] = []
+        log_probability = 0.0
+        while True:
+            logits = self.model.next_logits(idx, cache)[0, : self.tokenizer.vocab_size].float()
+            require_finite(logits)
+            log_probabilities = logits.log_softmax(-1)
+            chosen = int(log_probabilities.argmax()) if len(ids) < self.room else self.end
+            log_probability += float(log_probabilities[chosen])
+            if chosen == self.end:
+                return ids, math.exp(log_probability)
+            ids.append(chosen)
+            idx = torch.tensor([[chosen]], device=device)
 
     # ---- the prompt -------------------------------------------------------------------------------------------------
 

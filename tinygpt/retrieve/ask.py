@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,10 @@ class Responder:
 
     def __call__(self, question: str) -> Outcome:
         self.reader.require_room(question)  # before the search, which takes long for thousands of words
-        hits = search(self.index, question, self.config.passages)
+        return self.read(question, search(self.index, question, self.config.passages))
+
+    def read(self, question: str, hits: Sequence[Hit]) -> Outcome:
+        """Answer from these passages, the most relevant first."""
         texts = [" ".join(hit.text.split()) for hit in hits]
         scores = relevance(self.index, question, hits)
         best = max(scores, default=0.0)
@@ -266,7 +269,7 @@ def read_questions(path: Path) -> Iterator[Known]:
         raise TinyGPTError(f"{path}: contains no question", f"write {example}, one per line")
 
 
-def evaluate(respond: Responder, known: Sequence[Known]) -> dict[str, Any]:
+def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
     """Answer questions with known answers and measure the outcomes: shares from 0 to 1, None where nothing counts."""
     asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
     outcomes = [respond(entry.question) for entry in asked]
