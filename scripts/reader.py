@@ -1,13 +1,15 @@
 """Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and evaluate it before and after.
 
-    python scripts/reader.py                                    # prepares data, trains (15 minutes), writes the file
-    python scripts/reader.py --ckpt out-reader/ckpt.pt          # starts from a trained model
+    python scripts/reader.py                                    # trains in two stages, writes the file
+    python scripts/reader.py --ckpt out-reader-long/ckpt.pt     # starts from a trained model
 
-Prints the exact match on val (wordings of train, other names) and on test (held-out wordings), in float32 and in 8
-bits. The same code gives the same reader again on the same machine; on another machine the reader differs a little.
+Prints the exact match on the short and the long examples: on val (wordings of train, other names) and on test (held-out
+wordings), in float32 and in 8 bits. The same code gives the same reader again on the same machine; on another machine
+the reader differs a little.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from tinygpt.checkpoint.eight_bits import to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.data.tasks.reader import NAMES
 
 SHIPPED = Path(__file__).parents[1] / "tinygpt/retrieve/reader.pt"
 LARGEST = 1 << 20  # bytes
@@ -24,9 +27,9 @@ def tinygpt(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "tinygpt", *args], check=True)
 
 
-def exact(ckpt: Path, split: str, data_dir: str) -> str:
+def exact(ckpt: Path, task: str, split: str, data_dir: str) -> str:
     """Evaluate a model with `tinygpt eval`; return the results as one line."""
-    flags = [f"--ckpt={ckpt}", "--task=reader", f"--split={split}", f"--data_dir={data_dir}", "--device=cpu", "--json"]
+    flags = [f"--ckpt={ckpt}", f"--task={task}", f"--split={split}", f"--data_dir={data_dir}", "--device=cpu", "--json"]
     done = subprocess.run([sys.executable, "-m", "tinygpt", "eval", *flags], check=True, capture_output=True, text=True)
     report = json.loads(done.stdout)
     abstention = report["abstention"]
@@ -42,20 +45,21 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data", help="folder that holds the datasets")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args()
-    if not (Path(args.data_dir) / "reader/meta.json").exists():
-        tinygpt("prepare", "reader", f"--data_dir={args.data_dir}")
+    data_dir = f"--data_dir={args.data_dir}"
+    for task in NAMES:
+        tinygpt("prepare", task, data_dir)
     if args.ckpt is None:
-        tinygpt("train", "configs/reader.yaml", "--device=cpu", f"--data_dir={args.data_dir}")
-        args.ckpt = Path("out-reader/ckpt.pt")
+        tinygpt("train", "configs/reader.yaml", "--device=cpu", data_dir)
+        tinygpt("finetune", "configs/finetune_reader_long.yaml", "--ckpt=out-reader", "--device=cpu", data_dir)
+        args.ckpt = Path("out-reader-long/ckpt.pt")
     trained = load(args.ckpt)
-    config = {key: value for key, value in trained.config.items() if key not in ("data_dir", "out_dir")}
+    config = {key: value for key, value in trained.config.items() if key not in ("data_dir", "out_dir", "ckpt")}
     small = Checkpoint(to_8_bits(trained.model), trained.model_args, config, trained.step, trained.best_val_loss)
     small.tokenizer = trained.tokenizer
     save(args.output, small)
     size = args.output.stat().st_size
-    for split in ("val", "test"):
-        for ckpt in (args.ckpt, args.output):
-            print(f"{split:<5} {ckpt!s:<30} {exact(ckpt, split, args.data_dir)}")
+    for task, split, ckpt in itertools.product(NAMES, ("val", "test"), (args.ckpt, args.output)):
+        print(f"{task:<12} {split:<5} {ckpt!s:<30} {exact(ckpt, task, split, args.data_dir)}", flush=True)
     print(f"written: {args.output}, {size:,} bytes, {trained.num_params:,} parameters")
     if size > LARGEST:
         sys.exit(f"larger than {LARGEST:,} bytes: a smaller model is needed")

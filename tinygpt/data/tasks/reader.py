@@ -1,4 +1,4 @@
-"""The task `reader`: a question and some passages -> the passage's number and the answer, copied from that passage.
+"""The task `reader`: a question and passages -> what is asked, a passage's number, the answer copied from that passage.
 
 A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
 afresh for every example, so memorising them does not pay: a model has to find the company and the fact in the passages,
@@ -6,15 +6,16 @@ and to copy the value. Passages about other companies are distractors, with fact
 no answer in the passages; their response ends with `UNANSWERABLE`.
 
 The format makes the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md). The question comes
-first, because attention is causal: the model knows what to look for while it reads. A response first repeats the name
-that is asked about, so that attention to the earlier occurrences of the same letters (induction heads, Olsson et al.
-2022) finds the passage. Then it cites the number of the passage, a decision with a loss of its own.
+first, because attention is causal: the model knows what to look for while it reads. A response first repeats what is
+asked: the relation, always in the same words, and the name, so that attention to the earlier occurrences of the same
+letters (induction heads, Olsson et al. 2022) finds the passage. Then it cites the number of the passage, a decision
+with a loss of its own.
 
 `reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
 with other names and values. test has new wordings for the question, and in half of the examples also for the statement.
 `make_long` makes longer examples, with up to five other companies, for a model that has learned from the short ones.
 
-    make(1337)["train"][0]              # -> (reading(question, passages), "Norvik [2] Ana Torres")
+    make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [2] Ana Torres")
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
 """
 
@@ -24,6 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from tinygpt.data.tasks.generate import Pair, digits, words
 
 NAMES = ("reader", "reader_long")  # of the datasets in this format
@@ -31,7 +34,7 @@ UNANSWERABLE = "not in the documents"
 SIZES = {"train": 200_000, "val": 1000, "test": 1000}
 SIZES_LONG = {"train": 80_000, "val": 1000, "test": 1000}
 LONGEST = 254  # characters of prompt and response; with three special tokens and the shift they fill a context of 256
-UNANSWERABLE_SHARE = 0.25
+UNANSWERABLE_SHARE = 0.35
 
 
 def reading(question: str, passages: Sequence[str]) -> str:
@@ -42,14 +45,14 @@ def reading(question: str, passages: Sequence[str]) -> str:
 
 def cited(response: str) -> tuple[int, str]:
     """The number of the passage in a reader's response, 0 if there is none, and the answer alone."""
-    found = re.fullmatch(r"[^\[\]]*\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
+    found = re.fullmatch(r".*?\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
     return (int(found[1]), found[2]) if found else (0, response)
 
 
 def abstention(response: str) -> str:
-    """The response that names the same company, and says that the passages have no answer."""
-    name = re.split(r" \[|: ", response)[0]
-    return f"{name}: {UNANSWERABLE}"
+    """The response that repeats the same question, and says that the passages have no answer."""
+    asked = re.split(r" \[|: ", response)[0]
+    return f"{asked}: {UNANSWERABLE}"
 
 
 # ---- names and values -------------------------------------------------------------------------------------------
@@ -211,12 +214,17 @@ def phrase(rng: Rng, wordings: Sequence[str]) -> str:
 
 
 class Wording(NamedTuple):
-    """Which wordings an example has, and how much it may contain."""
+    """Which wordings an example has, and how much it may contain. Numbers are drawn from the tuples."""
 
     longest: int = LONGEST  # characters of prompt and response
-    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2, 2)  # companies besides the one that is asked about: drawn
+    others: tuple[int, ...] = (0, 1, 1, 1, 1, 2)  # passages about other companies
+    repeats: tuple[int, ...] = (0, 0, 0, 1)  # further passages about the company that is asked about
+    more: tuple[int, ...] = (0, 0, 0, 1)  # facts in a passage besides the kind that is asked for; at least one in all
     new_question: bool = False
     new_statement: bool = False
+
+
+LONG = Wording(LONGEST + 256, others=(0, 1, 2, 3, 4, 5), repeats=(0, 0, 1, 1, 2), more=(0, 0, 1, 2, 3))
 
 
 def make(seed: int) -> dict[str, list[Pair]]:
@@ -226,7 +234,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 def make_long(seed: int) -> dict[str, list[Pair]]:
     """Generate longer examples, for a context of 512 tokens."""
-    return generate(seed, SIZES_LONG, Wording(LONGEST + 256, others=(0, 1, 2, 3, 4, 5)))
+    return generate(seed, SIZES_LONG, LONG)
 
 
 def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, list[Pair]]:
@@ -235,14 +243,16 @@ def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, li
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     new = [wording._replace(new_question=True), wording._replace(new_question=True, new_statement=True)]
     kinds = {"train": [wording], "val": [wording], "test": new}
-    for split in ("val", "test", "train"):
-        while len(splits[split]) < sizes[split]:
-            prompt, answer, names = example(rng, kinds[split][len(splits[split]) % len(kinds[split])])
-            if split != "train":
-                seen.update(names[:2])
-            elif not seen.isdisjoint(names):
-                continue
-            splits[split].append((prompt, answer))
+    with tqdm(total=sum(sizes.values()), desc="generating", unit="example", leave=False, disable=None) as bar:
+        for split in ("val", "test", "train"):
+            while len(splits[split]) < sizes[split]:
+                prompt, answer, names = example(rng, kinds[split][len(splits[split]) % len(kinds[split])])
+                if split != "train":
+                    seen.update(names[:2])
+                elif not seen.isdisjoint(names):
+                    continue
+                splits[split].append((prompt, answer))
+                bar.update()
     return splits
 
 
@@ -252,41 +262,49 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
     The first name is the company that is asked about. The second one is the answer, if the answer is a name.
     """
     asked, target = rng.choice(list(RELATIONS)), company(rng)
-    answer = RELATIONS[asked].value(rng) if rng.random() >= UNANSWERABLE_SHARE else ""
-    subjects: list[tuple[str, list[Fact]]] = []
-    if answer:
-        subjects.append((target, [Fact(asked, answer)]))
-    elif rng.random() < 0.7:
-        subjects.append((target, []))
-    for _ in range(max(rng.choice(wording.others), not subjects)):
-        subjects.append((company(rng), [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []))
-    other_relations = [relation for relation in RELATIONS if relation != asked]
-    for _, facts in subjects:
-        more = rng.sample(other_relations, rng.choice((0, 0, 0, 0, 0, 1, 2)) or (not facts))
+    asked_section = next(section for section, relations in SECTIONS.items() if asked in relations)
+    right = Fact(asked, RELATIONS[asked].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
+    companies = [target]
+    contents: list[tuple[str, str, list[Fact]]] = []  # of each passage: company, section and facts
+    if right:
+        contents.append((target, asked_section, [right]))
+    elif rng.random() < 0.8:
+        contents.append((target, asked_section, []))
+    for _ in range(rng.choice(wording.repeats) if contents else 0):
+        contents.append((target, rng.choice(list(SECTIONS)), []))
+    for _ in range(max(rng.choice(wording.others), not contents)):
+        facts = [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []
+        companies.append(company(rng))
+        contents.append((companies[-1], asked_section, facts))
+    for _, section, facts in contents:
+        free = [relation for relation in SECTIONS[section] if relation != asked]
+        more = rng.sample(free, min(rng.choice(wording.more) or (not facts), len(free)))
         facts += [Fact(relation, RELATIONS[relation].value(rng)) for relation in more]
         rng.shuffle(facts)
-    rng.shuffle(subjects)
-    names = [name for name, _ in subjects]
-    passages = [passage(rng, name, facts, asked if wording.new_statement else "") for name, facts in subjects]
+    rng.shuffle(contents)
+    passages = [passage(rng, *each, asked if wording.new_statement else "") for each in contents]
     asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
-    prompt, response = reading(asks, passages), abstention(short(target))
-    if answer:
-        response = f"{short(target)} [{names.index(target) + 1}] {answer}"
-    if len(prompt) + len(response) > wording.longest or len({short(name) for name in names}) < len(names):
+    prompt, response = reading(asks, passages), f"{asked} of {short(target)}"
+    if right:
+        at = next(n for n, (name, _, facts) in enumerate(contents, start=1) if name == target and right in facts)
+        response += f" [{at}] {right.value}"
+    else:
+        response += f": {UNANSWERABLE}"
+    if len(prompt) + len(response) > wording.longest or len(set(map(short, companies))) < len(companies):
         return example(rng, wording)
-    values = [answer, *(fact.value for _, facts in subjects for fact in facts)]
-    return prompt, response, [target, *(value for value in values if value[:1].isupper()), *names]
+    values = [right.value if right else "", *(fact.value for _, _, facts in contents for fact in facts)]
+    return prompt, response, [target, *(value for value in values if value[:1].isupper()), *companies]
 
 
-def passage(rng: Rng, name: str, facts: Sequence[Fact], new: str = "") -> str:
+def passage(rng: Rng, name: str, section: str, facts: Sequence[Fact], new: str = "") -> str:
     """Write some sentences about a company, which the title or the first sentence names.
 
     new: the relation that is stated in a new wording; empty: none.
     """
-    title = rng.random() < 0.15
-    sentences = [rng.choice((f"{name}:", f"{name} > {rng.choice(list(SECTIONS))}:"))] if title else []
+    title = rng.choice(("", "", f"{name}:", f"{name} > {section}:"))
+    sentences = [title] if title else []
     for index, fact in enumerate(facts):
-        named = (index == 0 and not title) or rng.random() < 0.7
+        named = (index == 0 and not title) or rng.random() < 0.5
         sentences.append(statement(rng, fact, name if named else "", fact.relation == new))
         if rng.random() < 0.06:
             sentences.append(rng.choice(FILLERS))
