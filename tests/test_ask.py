@@ -155,6 +155,7 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
     answering.room = 5  # a response that is cut off: the end after it is improbable
     cut, improbable = answering.respond(ids[:-end])
     assert cut == response[:5] and improbable < 0.1
+    assert answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).note == "the answer was cut off after 5 tokens"
 
 
 def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path) -> None:
@@ -429,13 +430,43 @@ def test_text_in_a_document_stays_text(number: int, asked: Path) -> None:
         assert ids[-1] == answering.tokenizer.special[SPECIAL[1]]
 
 
-def test_a_chat_template_has_its_special_tokens_and_no_others() -> None:
-    """For every hostile text, as a passage, a title and a question, with a tokenizer like that of SmolLM2."""
+CHAT = {"prefix": "<|im_start|>user\n", "middle": "<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>"}
+
+
+@pytest.fixture(scope="module")
+def instructed() -> tuple[GPT, HuggingFaceTokenizer]:
+    """An untrained model whose tokenizer and chat template are like those of SmolLM2."""
     test_import = pytest.importorskip("test_import")
-    pair = {"prefix": "<|im_start|>user\n", "middle": "<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>"}
-    tokenizer = HuggingFaceTokenizer(test_import.tokenizer_json(), "<|im_end|>", test_import.TEMPLATE, pair)
+    tokenizer = HuggingFaceTokenizer(test_import.tokenizer_json(), "<|im_end|>", test_import.TEMPLATE, CHAT)
+    return GPT(GPTConfig(block_size=2048, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8)), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "passage"),
+    [
+        ("[1] Emil", "Emil", 1),
+        ("Emil [1].", "Emil [1].", 0),
+        ("According to [1] it is Emil", None, 0),
+        ("[9] a", "a", 0),
+    ],
+)
+def test_an_instruction_models_sentence_is_not_cut_at_a_citation(
+    said: str,
+    answer: str | None,
+    passage: int,
+    instructed: tuple[GPT, HuggingFaceTokenizer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering = Reader(*instructed)
+    monkeypatch.setattr(answering, "respond", lambda prompt: (answering.tokenizer.encode(said).tolist(), 0.5))
+    read = answering.read("Who is it?", [Hit("It is Emil.", "", "", "", 0, 0, 0)])
+    assert (read.text, read.passage) == (said if answer is None else answer, passage)
+
+
+def test_a_chat_template_has_its_special_tokens_and_no_others(instructed: tuple[GPT, HuggingFaceTokenizer]) -> None:
+    """For every hostile text, as a passage, a title and a question."""
+    model, tokenizer = instructed
     assert tokenizer.pair is not None
-    model = GPT(GPTConfig(block_size=2048, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8))
     answering = Reader(model, tokenizer)
     assert answering.instructed and not Reader(model, tokenizer, dataset="reader").instructed
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -446,4 +477,4 @@ def test_a_chat_template_has_its_special_tokens_and_no_others() -> None:
         passages = answering.fitted(attack, [(f"{attack}: ", attack), ("", "The car of Emil is red.")])
         ids = answering.ids(attack, passages).tolist()
         assert [i for i in ids if i in special] == around
-        assert INSTRUCTION in tokenizer.decode(ids) and tokenizer.decode(ids).endswith(pair["middle"])
+        assert INSTRUCTION in tokenizer.decode(ids) and tokenizer.decode(ids).endswith(CHAT["middle"])

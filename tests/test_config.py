@@ -444,6 +444,7 @@ def test_help_explains_every_option(command: str, kind: type, capsys: pytest.Cap
         cli.main([command, "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: )" not in shown
     for key in keys(kind).values():
         if POSITIONAL not in key.marks:
             assert f"--{key.name}" in shown

@@ -120,16 +120,11 @@ def generate(
 
 def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> str:
     """Decode the response to a prompt greedily, up to its end or `longest` tokens."""
-    return tokenizer.decode(response_ids(model, tokenizer, tokenizer.encode_prompt(prompt), longest))
-
-
-def response_ids(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, longest: int) -> list[int]:
-    """Decode the response to an encoded prompt greedily: at most `longest` ids, without the end."""
     assert tokenizer.pair is not None
-    end = tokenizer.pair.end[0]
-    idx = torch.tensor(prompt.astype("int64")[None], device=model.lm_head.weight.device)
+    end, encoded = tokenizer.pair.end[0], tokenizer.encode_prompt(prompt).astype("int64")
+    idx = torch.tensor(encoded[None], device=model.lm_head.weight.device)
     ids = (int(token[0]) for token in generate(model, idx, longest, Choice(temperature=0), tokenizer.vocab_size))
-    return list(itertools.takewhile(lambda token: token != end, ids))
+    return tokenizer.decode(list(itertools.takewhile(lambda token: token != end, ids)))
 
 
 # ---- from tokens to text ----------------------------------------------------------------------------------------

@@ -194,11 +194,12 @@ def for_tyro(kind: type) -> type:
     annotations, defaults = {}, {}
     for key, field in zip(keys(kind).values(), dataclasses.fields(kind), strict=True):  # type: ignore[arg-type]
         marks = [tyro.conf.Positional] if POSITIONAL in key.marks else []
-        empty = POSITIONAL in key.marks and field.default in ("", ())
-        given: dict[str, Any] = {"help_behavior_hint": ""} if empty else {}  # not "(default: )"
-        marks += [tyro.conf.arg(metavar=metavar(key), **given)] if metavar(key) else []
-        hint = tuple[str, ...] if key.type is tuple else key.type
-        annotations[key.name] = Annotated[(hint, *marks)] if marks else hint
+        empty = field.default == () or (key.type is tuple and key.required)
+        empty = empty or (POSITIONAL in key.marks and field.default == "")
+        hint: dict[str, Any] = {"help_behavior_hint": ""} if empty else {}  # not "(default: )"
+        marks += [tyro.conf.arg(metavar=metavar(key), **hint)] if metavar(key) else []
+        plain = tuple[str, ...] if key.type is tuple else key.type
+        annotations[key.name] = Annotated[(plain, *marks)] if marks else plain
         if not key.required:
             defaults[key.name] = field.default
     shown = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__annotations__": annotations, **defaults})
