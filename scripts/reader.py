@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tinygpt.checkpoint.eight_bits import to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.data.tasks.reader import NAMES
+from tinygpt.data.tasks.reader import DATASETS
 
 SHIPPED = Path(__file__).parents[1] / "tinygpt/retrieve/reader.pt"
 LARGEST = 1 << 20  # bytes
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=SHIPPED, help="file to write")
     args = parser.parse_args()
     data_dir = f"--data_dir={args.data_dir}"
-    for task in NAMES:
+    for task in DATASETS:
         tinygpt("prepare", task, data_dir)
     if args.ckpt is None:
         tinygpt("train", "configs/reader.yaml", "--device=cpu", data_dir)
@@ -58,7 +58,7 @@ def main() -> None:
     small.tokenizer = trained.tokenizer
     save(args.output, small)
     size = args.output.stat().st_size
-    for task, split, ckpt in itertools.product(NAMES, ("val", "test"), (args.ckpt, args.output)):
+    for task, split, ckpt in itertools.product(DATASETS, ("val", "test"), (args.ckpt, args.output)):
         print(f"{task:<12} {split:<5} {ckpt!s:<30} {exact(ckpt, task, split, args.data_dir)}", flush=True)
     print(f"written: {args.output}, {size:,} bytes, {trained.num_params:,} parameters")
     if size > LARGEST:

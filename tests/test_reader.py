@@ -18,7 +18,7 @@ from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
-from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Wording, cited
+from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate.exact import matches
 from tinygpt.fast.model import FastGPT
@@ -32,7 +32,7 @@ SPLITS = {"train": 3000, "val": 300, "test": 300}
 @pytest.fixture(scope="module")
 def examples() -> dict[str, list[tuple[str, str]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "SIZES", SPLITS)
+        patch.setitem(reader.SIZES, "reader", SPLITS)
         return reader.make(1337)
 
 
@@ -47,7 +47,7 @@ def pattern(wording: str) -> str:
 def test_the_seed_determines_the_examples(
     examples: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "SIZES", SPLITS)
+    monkeypatch.setitem(reader.SIZES, "reader", SPLITS)
     assert reader.make(1337) == examples != reader.make(1338)
     assert {split: len(part) for split, part in examples.items()} == SPLITS
 
@@ -55,7 +55,7 @@ def test_the_seed_determines_the_examples(
 def test_the_cited_passage_contains_the_answer_and_the_example_fits(examples: dict[str, list[tuple[str, str]]]) -> None:
     for prompt, response in itertools.chain(*examples.values()):
         question, *passages = prompt.split("\n")
-        assert len(prompt) + len(response) <= reader.LONGEST == 256 + 1 - 3
+        assert len(prompt) + len(response) <= Recipe().longest == 256 + 1 - 3
         assert passages and question.endswith("?")
         number, answer = cited(response)
         assert (number == 0) == response.endswith(f": {UNANSWERABLE}")
@@ -78,13 +78,27 @@ def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str,
     assert all(abs(of_three.count(number) / len(of_three) - 1 / 3) < 0.06 for number in (1, 2, 3))
 
 
-def test_no_name_of_val_or_test_occurs_in_train(examples: dict[str, list[tuple[str, str]]]) -> None:
-    train = "\n".join(prompt for prompt, _ in examples["train"])
-    answers = {cited(response)[1] for split in ("val", "test") for _, response in examples[split]}
-    names = [answer for answer in answers if re.fullmatch(r"[A-Z][a-z]+ [A-Z][a-z]+", answer)]
-    people = [name for name in names if name.split()[0] not in ("New", "Port", "San", "East", "Lake")]
-    assert len(people) > 50
-    assert [name for name in people if name in train and re.search(rf"\b{name}\b", train)] == []
+def names_asked(response: str) -> set[str]:
+    """The company that is asked about, without Ltd, Group, ..., and the answer if it is a name."""
+    relation, name = re.split(r" \[|: ", response)[0].split(" of ")
+    kind, (number, answer) = RELATIONS[relation].value, cited(response)
+    if number and kind in (reader.person, reader.place, reader.company):
+        return {name, reader.short(answer) if kind is reader.company else answer}
+    return {name}
+
+
+def test_no_name_of_val_or_test_occurs_in_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the train split of the same dataset nor in that of the other one: both train the same model."""
+    for sizes in reader.SIZES.values():
+        monkeypatch.setitem(sizes, "train", 3000)
+    datasets = [TASKS[name].make(1337) for name in reader.DATASETS]
+    held_out = set().union(*(names_asked(each[1]) for some in datasets for each in some["val"] + some["test"]))
+    asked = set().union(*(names_asked(each[1]) for some in datasets for each in some["train"]))
+    assert len(held_out) > 4000 and len(asked) > 6000
+    assert held_out & asked == set()
+    train = "\n".join(each[0] for some in datasets for each in some["train"])
+    people = re.findall(r"\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b", train)  # of distractors, too
+    assert len(people) > 9000 and set(people) & {name for name in held_out if " " in name} == set()
 
 
 def test_new_wordings_occur_only_in_test(examples: dict[str, list[tuple[str, str]]]) -> None:
@@ -270,7 +284,7 @@ def test_damaged_8_bits_are_refused(trained: Path, tmp_path: Path, change: str) 
 
 
 def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SIZES", SPLITS)
+    monkeypatch.setitem(reader.SIZES, "reader", SPLITS)
     done = cli_here("prepare", "reader", "--show=2", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "next: tinygpt train configs/reader.yaml" in done.out and UNANSWERABLE not in done.out.split("written")[1]
@@ -286,15 +300,16 @@ def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkey
 def test_an_example_with_many_companies_has_at_most_the_length_asked_for() -> None:
     rng = random.Random(3)
     for _ in range(50):
-        prompt, answer, _ = reader.example(rng, Wording(510, others=(5,)))
-        assert len(prompt) + len(answer) <= 510
+        each = reader.example(rng, Recipe(510, others=(5,)))
+        assert len(each.prompt) + len(each.response) <= 510
 
 
 def test_long_examples_have_several_passages_about_the_company() -> None:
     rng, several, without_answer = random.Random(3), 0, 0
     for _ in range(300):
-        prompt, response, names = reader.example(rng, reader.LONG)
-        own = [line for line in prompt.split("\n")[1:] if re.search(rf"\b{reader.short(names[0])}\b", line)]
+        prompt, response, _, _ = reader.example(rng, reader.RECIPES["reader_long"])
+        name = re.split(r" \[|: ", response)[0].split(" of ")[1]
+        own = [line for line in prompt.split("\n")[1:] if re.search(rf"\b{name}\b", line)]
         several += len(own) > 1
         without_answer += len(own) > 0 and response.endswith(UNANSWERABLE)
     assert several > 60 and without_answer > 30
@@ -305,10 +320,9 @@ def test_no_other_company_has_the_name_that_is_asked_about(monkeypatch: pytest.M
     monkeypatch.setattr(reader, "company", lambda rng: rng.choice(("Ba", "Ba Ltd", "Co", "Du")))
     rng = random.Random(3)
     for _ in range(200):
-        names = reader.example(rng, Wording(others=(1, 2)))[2]
-        companies = names[-1 - names[::-1].index(names[0]) :]  # the one that is asked about, and the others
-        shorts = [reader.short(name) for name in companies]
-        assert len(companies) > 1 and len(set(shorts)) == len(shorts)
+        _, *passages = reader.example(rng, Recipe(others=(1, 2), repeats=(0,))).prompt.split("\n")
+        names = [re.findall(r"\b(?:Ba|Co|Du)\b", passage)[0] for passage in passages]
+        assert passages and len(set(names)) == len(names)
 
 
 def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
@@ -316,8 +330,8 @@ def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
     assert path.stat().st_size < 1 << 20
     checkpoint, rng = load(path), random.Random("new")
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(path))
-    for wording, answers, abstentions in (Wording(), 0.9, 0.9), (reader.LONG, 0.7, 0.8):
-        pairs = [reader.example(rng, wording)[:2] for _ in range(300)]
+    for recipe, answers, abstentions in zip(reader.RECIPES.values(), (0.9, 0.7), (0.9, 0.8), strict=True):
+        pairs = [reader.example(rng, recipe)[:2] for _ in range(300)]
         rows = PairRows(np.concatenate([tokenizer.encode_pair(*pair) for pair in pairs]), tokenizer)
         exact, _ = matches(checkpoint.build_model(FastGPT), rows, device.choose("cpu", "float32"))
         answered = np.array([bool(cited(response)[0]) for _, response in pairs])

@@ -139,7 +139,7 @@ def test_after_preparing_pairs(place: Workplace) -> None:
 
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """prepare suggests to train; train, to evaluate; index, to ask. --ckpt "" is the model just trained."""
-    monkeypatch.setattr(reader, "SIZES", {"train": 200, "val": 20, "test": 20})
+    monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
     assert trained[:2] == ["train", "configs/reader.yaml"]
     followed = place.follow(place.ok(*trained, *SHORTEN["train"]), at_least=2)

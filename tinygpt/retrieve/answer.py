@@ -67,7 +67,7 @@ class Reader:
             )
         self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
-        self.instructed = chat and dataset not in task.NAMES
+        self.instructed = chat and dataset not in task.DATASETS
         self.room = min(LONGEST, model.config.block_size // 3)  # for the response
 
     def read(self, question: str, hits: Sequence[Hit]) -> Answer:

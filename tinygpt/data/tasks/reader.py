@@ -13,7 +13,7 @@ with a loss of its own.
 
 `reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
 with other names and values. test has new wordings for the question, and in half of the examples also for the statement.
-`make_long` makes longer examples, with up to five other companies, for a model that has learned from the short ones.
+There are two datasets: `reader`, and `reader_long` for a model that has learned from the short examples of the first.
 
     make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [2] Ana Torres")
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from tinygpt.data.tasks.generate import Pair, digits, words
 
-NAMES = ("reader", "reader_long")  # of the datasets in this format
 UNANSWERABLE = "not in the documents"
-SIZES = {"train": 200_000, "val": 1000, "test": 1000}
-SIZES_LONG = {"train": 80_000, "val": 1000, "test": 1000}
-LONGEST = 254  # characters of prompt and response; with three special tokens and the shift they fill a context of 256
-UNANSWERABLE_SHARE = 0.35
+UNANSWERABLE_SHARE = 0.4
+SIZES = {
+    "reader": {"train": 240_000, "val": 1000, "test": 1000},
+    "reader_long": {"train": 160_000, "val": 1000, "test": 1000},
+}
+DATASETS = tuple(SIZES)  # with the format of prompts and responses that the reader knows
 
 
 def reading(question: str, passages: Sequence[str]) -> str:
@@ -176,7 +177,7 @@ FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that no question as
 
 
 SECTIONS = {  # of a document, with their relations
-    "Overview": ("founded", "headquarters", "product", "owner", "employees"),
+    "Overview": ("founding year", "headquarters", "product", "owner", "employees"),
     "People": ("chief executive", "finance chief", "chair", "auditor"),
     "Figures": ("revenue", "profit", "growth", "dividend"),
     "Calendar": ("meeting", "results"),
@@ -213,10 +214,10 @@ def phrase(rng: Rng, wordings: Sequence[str]) -> str:
 # ---- examples ---------------------------------------------------------------------------------------------------
 
 
-class Wording(NamedTuple):
-    """Which wordings an example has, and how much it may contain. Numbers are drawn from the tuples."""
+class Recipe(NamedTuple):
+    """How long an example is, and what occurs in it. Numbers are drawn from the tuples."""
 
-    longest: int = LONGEST  # characters of prompt and response
+    longest: int = 254  # characters of prompt and response; with three special tokens and the shift: a context of 256
     others: tuple[int, ...] = (0, 1, 1, 1, 1, 2)  # passages about other companies
     repeats: tuple[int, ...] = (0, 0, 0, 1)  # further passages about the company that is asked about
     more: tuple[int, ...] = (0, 0, 0, 1)  # facts in a passage besides the kind that is asked for; at least one in all
@@ -224,43 +225,51 @@ class Wording(NamedTuple):
     new_statement: bool = False
 
 
-LONG = Wording(LONGEST + 256, others=(0, 1, 2, 3, 4, 5), repeats=(0, 0, 1, 1, 2), more=(0, 0, 1, 2, 3))
+RECIPES = {
+    "reader": Recipe(),
+    "reader_long": Recipe(254 + 256, others=(0, 0, 1, 1, 2, 3, 5), repeats=(0, 1, 1, 2), more=(0, 1, 2, 3, 4)),
+}
+
+
+class Example(NamedTuple):
+    prompt: str
+    response: str
+    held_out: set[str]  # names that do not occur in train if this example is in val or test: the company, the answer
+    names: set[str]  # all names in the passages
 
 
 def make(seed: int) -> dict[str, list[Pair]]:
-    """Generate `SIZES` examples for a context of 256 tokens. Names in val and test do not occur in train."""
-    return generate(seed, SIZES, Wording())
+    """Generate short examples, for a context of 256 tokens."""
+    return generate("reader", seed)
 
 
 def make_long(seed: int) -> dict[str, list[Pair]]:
-    """Generate longer examples, for a context of 512 tokens."""
-    return generate(seed, SIZES_LONG, LONG)
+    """Generate longer examples, for a context of 512 tokens: more passages, and more facts in each."""
+    return generate("reader_long", seed)
 
 
-def generate(seed: int, sizes: dict[str, int], wording: Wording) -> dict[str, list[Pair]]:
-    rng = Rng(seed)
-    seen: set[str] = set()
-    splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
-    new = [wording._replace(new_question=True), wording._replace(new_question=True, new_statement=True)]
-    kinds = {"train": [wording], "val": [wording], "test": new}
-    with tqdm(total=sum(sizes.values()), desc="generating", unit="example", leave=False, disable=None) as bar:
-        for split in ("val", "test", "train"):
-            while len(splits[split]) < sizes[split]:
-                prompt, answer, names = example(rng, kinds[split][len(splits[split]) % len(kinds[split])])
-                if split != "train":
-                    seen.update(names[:2])
-                elif not seen.isdisjoint(names):
-                    continue
-                splits[split].append((prompt, answer))
+def generate(dataset: str, seed: int) -> dict[str, list[Pair]]:
+    """Generate `SIZES[dataset]` examples. The names held out are those of both datasets, which train the same model."""
+    splits: dict[str, list[Pair]] = {"train": []}
+    held_out: set[str] = set()
+    for name, recipe in RECIPES.items():
+        rng, new = Rng(f"{seed} {name}"), recipe._replace(new_question=True)
+        for split, recipes in (("val", [recipe]), ("test", [new, new._replace(new_statement=True)])):
+            drawn = [example(rng, recipes[index % len(recipes)]) for index in range(SIZES[name][split])]
+            held_out.update(*(each.held_out for each in drawn))
+            if name == dataset:
+                splits[split] = [(each.prompt, each.response) for each in drawn]
+    rng, size = Rng(f"{seed} {dataset} train"), SIZES[dataset]["train"]
+    with tqdm(total=size, desc="generating", unit="example", leave=False, disable=None) as bar:
+        while len(splits["train"]) < size:
+            each = example(rng, RECIPES[dataset])
+            if held_out.isdisjoint(each.names):
+                splits["train"].append((each.prompt, each.response))
                 bar.update()
     return splits
 
 
-def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
-    """Draw an example; return its prompt, its response and the names in it.
-
-    The first name is the company that is asked about. The second one is the answer, if the answer is a name.
-    """
+def example(rng: Rng, recipe: Recipe) -> Example:
     asked, target = rng.choice(list(RELATIONS)), company(rng)
     asked_section = next(section for section, relations in SECTIONS.items() if asked in relations)
     right = Fact(asked, RELATIONS[asked].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
@@ -270,30 +279,37 @@ def example(rng: Rng, wording: Wording) -> tuple[str, str, list[str]]:
         contents.append((target, asked_section, [right]))
     elif rng.random() < 0.8:
         contents.append((target, asked_section, []))
-    for _ in range(rng.choice(wording.repeats) if contents else 0):
+    for _ in range(rng.choice(recipe.repeats) if contents else 0):
         contents.append((target, rng.choice(list(SECTIONS)), []))
-    for _ in range(max(rng.choice(wording.others), not contents)):
+    for _ in range(max(rng.choice(recipe.others), not contents)):
         facts = [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []
         companies.append(company(rng))
         contents.append((companies[-1], asked_section, facts))
     for _, section, facts in contents:
         free = [relation for relation in SECTIONS[section] if relation != asked]
-        more = rng.sample(free, min(rng.choice(wording.more) or (not facts), len(free)))
+        more = rng.sample(free, min(rng.choice(recipe.more) or (not facts), len(free)))
         facts += [Fact(relation, RELATIONS[relation].value(rng)) for relation in more]
         rng.shuffle(facts)
     rng.shuffle(contents)
-    passages = [passage(rng, *each, asked if wording.new_statement else "") for each in contents]
-    asks = question(rng, asked, rng.choice((target, target, short(target))), wording.new_question)
+    passages = [passage(rng, *each, asked if recipe.new_statement else "") for each in contents]
+    asks = question(rng, asked, rng.choice((target, target, short(target))), recipe.new_question)
     prompt, response = reading(asks, passages), f"{asked} of {short(target)}"
     if right:
         at = next(n for n, (name, _, facts) in enumerate(contents, start=1) if name == target and right in facts)
         response += f" [{at}] {right.value}"
     else:
         response += f": {UNANSWERABLE}"
-    if len(prompt) + len(response) > wording.longest or len(set(map(short, companies))) < len(companies):
-        return example(rng, wording)
-    values = [right.value if right else "", *(fact.value for _, _, facts in contents for fact in facts)]
-    return prompt, response, [target, *(value for value in values if value[:1].isupper()), *companies]
+    if len(prompt) + len(response) > recipe.longest or len(set(map(short, companies))) < len(companies):
+        return example(rng, recipe)
+    held_out = {short(target), *(named(right) if right else ())}
+    names = {short(name) for name in companies}.union(*(named(fact) for _, _, facts in contents for fact in facts))
+    return Example(prompt, response, held_out, names)
+
+
+def named(fact: Fact) -> set[str]:
+    """The fact's value, if it is a name."""
+    kind = RELATIONS[fact.relation].value
+    return {short(fact.value)} if kind is company else {fact.value} if kind in (person, place) else set()
 
 
 def passage(rng: Rng, name: str, section: str, facts: Sequence[Fact], new: str = "") -> str:
