@@ -270,6 +270,13 @@ def generate(dataset: str, seed: int) -> dict[str, list[Pair]]:
 
 
 def example(rng: Rng, recipe: Recipe) -> Example:
+    """Draw an example that has at most the recipe's length, and in which every company has a name of its own."""
+    while not (drawn := attempt(rng, recipe)):
+        pass
+    return drawn
+
+
+def attempt(rng: Rng, recipe: Recipe) -> Example | None:
     asked, target = rng.choice(list(RELATIONS)), company(rng)
     asked_section = next(section for section, relations in SECTIONS.items() if asked in relations)
     right = Fact(asked, RELATIONS[asked].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
@@ -281,7 +288,7 @@ def example(rng: Rng, recipe: Recipe) -> Example:
         contents.append((target, asked_section, []))
     for _ in range(rng.choice(recipe.repeats) if contents else 0):
         contents.append((target, rng.choice(list(SECTIONS)), []))
-    for _ in range(max(rng.choice(recipe.others), not contents)):
+    for _ in range(rng.choice(recipe.others) or int(not contents)):
         facts = [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []
         companies.append(company(rng))
         contents.append((companies[-1], asked_section, facts))
@@ -300,7 +307,7 @@ def example(rng: Rng, recipe: Recipe) -> Example:
     else:
         response += f": {UNANSWERABLE}"
     if len(prompt) + len(response) > recipe.longest or len(set(map(short, companies))) < len(companies):
-        return example(rng, recipe)
+        return None
     held_out = {short(target), *(named(right) if right else ())}
     names = {short(name) for name in companies}.union(*(named(fact) for _, _, facts in contents for fact in facts))
     return Example(prompt, response, held_out, names)
