@@ -14,9 +14,7 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -31,12 +29,13 @@ import numpy as np
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, IndexConfig
 from tinygpt.data.tasks.reader import library
+from tinygpt.retrieve.answer import occurrence
 from tinygpt.retrieve.ask import Known, Outcome, Responder, evaluate
 from tinygpt.retrieve.index import index as make_index
-from tinygpt.retrieve.search import Hit, fused, match_any, search
+from tinygpt.retrieve.search import CANDIDATES, Hit, fused, match_any, search
 from tinygpt.retrieve.store import Index, open_index
 
-DEPTH, TOP = 100, 10
+TOP = 10
 Question = tuple[str, str, str]  # question, path of the right document, text that a right passage contains ("": any)
 
 # ---- documents and questions -----------------------------------------------------------------------------------------
@@ -73,11 +72,11 @@ def naics(folder: Path, source: Path) -> list[Question]:
 
 def rankings(index: Index, question: str) -> dict[str, list[list[int]]]:
     """The rankings of passages that each method fuses."""
-    words = [passage for passage, _ in index.words(match_any(question), DEPTH)]
+    words = [passage for passage, _ in index.words(match_any(question), CANDIDATES)]
     if index.embeddings is None:
         return {"BM25": [words]}
     found = index.similarities(question)
-    vectors = found.best(DEPTH) if found else []
+    vectors = found.best(CANDIDATES) if found else []
     return {"BM25": [words], "vectors": [vectors], "both": [words, vectors]}
 
 
@@ -87,7 +86,9 @@ def recall(index: Index, questions: list[Question]) -> dict[str, dict[str, float
     for question, path, answer in questions:
         for method, lists in rankings(index, question).items():
             best = list(fused(lists))[:TOP]
-            right = [p.source == path and answer in p.text for p in index.passages(best)]
+            right = [
+                p.source == path and (not answer or bool(occurrence(answer, p.text))) for p in index.passages(best)
+            ]
             ranks.setdefault(method, []).append(right.index(True) + 1 if True in right else np.inf)
     return {
         method: {
@@ -144,9 +145,9 @@ def reading_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     known = [
                         Known(**one) for one in random.Random(1).sample(asked, min(len(asked), arguments.questions))
                     ]
-                    name = {"reader": ckpt or "shipped", "split": split}
-                    yield name | {"given": "right passage"} | given_right(respond, known)
-                    yield name | {"given": "retrieved passages"} | measured(respond, known)
+                    row = {"reader": ckpt or "shipped", "split": split}
+                    yield row | {"given": "right passage"} | given_right(respond, known)
+                    yield row | {"given": "retrieved passages"} | measured(respond, known)
 
 
 def given_right(respond: Responder, known: list[Known]) -> dict[str, Any]:
@@ -168,8 +169,7 @@ def measured(respond: Callable[[str], Outcome], known: list[Known]) -> dict[str,
 def right_hits(index: Index, known: Known) -> list[Hit]:
     """The passage of the right document that contains the answer; empty if the search does not find it."""
     found = search(index, known.question, 100)
-    answer = rf"(?<![\w.,]){re.escape(known.answer)}(?!\w|[.,]\d)"  # 12, and not a part of 1912 or 12.5
-    return [hit for hit in found if Path(hit.source).name == known.source and re.search(answer, hit.text)][:1]
+    return [hit for hit in found if Path(hit.source).name == known.source and occurrence(known.answer, hit.text)][:1]
 
 
 # ---- speed and size --------------------------------------------------------------------------------------------------
@@ -188,6 +188,12 @@ with open_index(Path(sys.argv[1])) as index:
         times.append(time.perf_counter() - start)
 print(json.dumps([opened, times]))
 """
+# Linux counts the memory of the process that starts a program as the program's own, so a small one starts it.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def speed_row(count: int, embeddings: str) -> dict[str, Any]:
@@ -204,8 +210,8 @@ def speed_row(count: int, embeddings: str) -> dict[str, Any]:
             (folder / f"{number}.txt").write_text(". ".join(sentences) + ".", encoding="utf-8")
         command = [sys.executable, "-m", "tinygpt", "index", str(folder), f"--out={out}", f"--embeddings={embeddings}"]
         started = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        peak = os.wait4(child.pid, 0)[2].ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        indexed = subprocess.run([sys.executable, "-c", PEAK, *command], check=True, capture_output=True, text=True)
+        peak = int(indexed.stdout) / (1e6 if sys.platform == "darwin" else 1e3)
         seconds = time.perf_counter() - started
         (folder / "0.txt").write_text("One sentence.", encoding="utf-8")
         started = time.perf_counter()

@@ -18,8 +18,8 @@ from pathlib import Path
 from tinygpt.checkpoint.eight_bits import to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.tasks.reader import DATASETS
+from tinygpt.retrieve.ask import SHIPPED
 
-SHIPPED = Path(__file__).parents[1] / "tinygpt/retrieve/reader.pt"
 LARGEST = 1 << 20  # bytes
 
 
@@ -56,13 +56,15 @@ def main() -> None:
     config = {key: value for key, value in trained.config.items() if key not in ("data_dir", "out_dir", "ckpt")}
     small = Checkpoint(to_8_bits(trained.model), trained.model_args, config, trained.step, trained.best_val_loss)
     small.tokenizer = trained.tokenizer
-    save(args.output, small)
-    size = args.output.stat().st_size
+    new = args.output.with_suffix(".new")
+    save(new, small)
+    size = new.stat().st_size
+    if size > LARGEST:
+        sys.exit(f"{new}: {size:,} bytes, larger than {LARGEST:,}: a smaller model is needed")
+    new.replace(args.output)
     for task, split, ckpt in itertools.product(DATASETS, ("val", "test"), (args.ckpt, args.output)):
         print(f"{task:<12} {split:<5} {ckpt!s:<30} {exact(ckpt, task, split, args.data_dir)}", flush=True)
     print(f"written: {args.output}, {size:,} bytes, {trained.num_params:,} parameters")
-    if size > LARGEST:
-        sys.exit(f"larger than {LARGEST:,} bytes: a smaller model is needed")
 
 
 if __name__ == "__main__":

@@ -289,10 +289,11 @@ def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkey
     assert done.status == 0, done.err
     assert "next: tinygpt train configs/reader.yaml" in done.out and UNANSWERABLE not in done.out.split("written")[1]
     folder = tmp_path / "data/reader"
-    documents = {path.name: path.read_text() for path in (folder / "documents").iterdir()}
+    documents = {path.name: path.read_text(encoding="utf-8") for path in (folder / "documents").iterdir()}
     assert len(documents) == 100
     for split in ("val", "test"):
-        questions = [json.loads(line) for line in (folder / f"questions-{split}.jsonl").read_text().splitlines()]
+        lines = (folder / f"questions-{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        questions = [json.loads(line) for line in lines]
         assert len(questions) > 400
         assert all(q["answer"] in documents[q["source"]] for q in questions if q["answer"])
 

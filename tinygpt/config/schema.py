@@ -411,10 +411,10 @@ class AskConfig:
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """number of passages to search for and read"""
     min_probability: Share = 0.3
-    """abstain ("not in the documents") below this probability of the answer, the product over its tokens; for an
-    instruction model 0 unless you set it: it answers in sentences, whose probability was measured to say nothing"""
+    """abstain ("not in the documents") if the response is less probable than this, the product over its tokens; for an
+    instruction model 0 unless you set it, because the probability of a sentence hardly says whether it is right"""
     min_score: Share = 0.12
-    """abstain below this score of the best passage: its BM25 as a share of the highest possible for the question"""
+    """abstain below this score of the best passage: its BM25 as a share of an upper bound for the question"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     an empty answer: not in the documents; source: the document that contains the answer, may be left out"""
@@ -545,11 +545,11 @@ class IndexConfig:
     """the file for the index"""
     embeddings: File = "auto"
     """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
-    none, search for words only; auto: wordllama if it is installed, else none"""
+    none, keyword search only; auto: wordllama if it is installed, else none"""
     passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
-    """most characters of a passage"""
+    """maximum length of a passage, in characters"""
     overlap: CountOrZero = 80
-    """most characters that a passage repeats from the one before it, in whole sentences"""
+    """maximum overlap of a passage with the one before it, in characters; only whole sentences are repeated"""
 
 
 @dataclasses.dataclass

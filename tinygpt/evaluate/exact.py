@@ -99,7 +99,10 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 
 
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mistakes: int = 3) -> ExactReport:
-    """Measure exact match on a split. Errors: TinyGPTError if an example is longer than the context."""
+    """Measure exact match on a split. Errors: TinyGPTError if an example is longer than the context.
+
+    An abstention counts only if it is exact, too: it repeats what is asked without a mistake.
+    """
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
@@ -110,13 +113,14 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
         abstaining = [task.abstention(wanted) for _, wanted in pairs]
         others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, abstaining, strict=True)])
         instead = [tokenizer.encode_pair(pairs[i][0], abstaining[i]) for i in np.flatnonzero(others)]
-        false = int(matches(model, PairRows(np.concatenate(instead), tokenizer), compute)[0].sum())
+        wrong = PairRows(np.concatenate(instead), tokenizer) if instead else None
+        false = int(matches(model, wrong, compute)[0].sum()) if wrong else 0
         true = int(exact[~others].sum())
         abstention = {
             "n": int((~others).sum()),
             "recall": true / max(int((~others).sum()), 1),
             "precision": true / max(true + false, 1),
-            "exact_of_others": float(exact[others].mean()),
+            "exact_of_others": float(exact[others].sum()) / max(int(others.sum()), 1),
         }
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)[:n_mistakes]]
     loss = float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum())

@@ -52,7 +52,7 @@ class Answer:
     text: str  # empty if the model found none
     probability: float  # of the complete response, the product over its tokens
     passage: int = 0  # the number of the passage that the model cites, 0 if it cites none
-    note: str = ""  # which passages were shortened or left out
+    note: str = ""  # which passages were shortened or left out; whether the answer was cut off
 
 
 class Reader:
@@ -154,7 +154,7 @@ class Reader:
     def fitted(self, question: str, passages: Sequence[tuple[str, str]]) -> list[str]:
         """Fit passages (title, text) into the prompt: each is complete, shortened or empty, and the answer has room.
 
-        To read each passage alone and take the most probable answer, as Chen et al. do, was measured to be worse: a
+        Reading each passage alone and taking the most probable answer, as Chen et al. do, was measured to be worse: a
         tiny reader answers from the wrong passage with confidence, and seldom abstains.
         """
         most, chosen = self.model.config.block_size - self.room, [""] * len(passages)
@@ -184,11 +184,16 @@ class Reader:
     def place(self, answer: str, text: str) -> tuple[int, int] | None:
         """Find an answer, spelled as the model can read it, in a passage: its start and end, or None."""
         parts = self.spelled(text)
-        found = re.search(re.escape(answer), "".join(parts), re.IGNORECASE)
-        if not found or not answer:
+        found = occurrence(answer, "".join(parts))
+        if not found:
             return None
         ends = list(itertools.accumulate(map(len, parts)))  # of each character of the text
         return bisect.bisect_right(ends, found.start()), bisect.bisect_left(ends, found.end()) + 1
+
+
+def occurrence(answer: str, text: str) -> re.Match[str] | None:
+    """Find an answer in a text as whole words and numbers: 12, but not a part of 1912 or of 12.5."""
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE) if answer else None
 
 
 def shortened(passage: str, question: str, fits: Callable[[str], bool]) -> str:

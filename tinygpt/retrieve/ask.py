@@ -11,6 +11,7 @@ Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxi
 """
 
 import dataclasses
+import io
 import json
 import math
 import sys
@@ -53,7 +54,7 @@ class Outcome:
     probability: float  # of the candidate
     score: float  # of the best passage
     reason: str  # why there is no answer
-    note: str  # which passages were shortened or left out
+    note: str  # which passages were shortened or left out; whether the answer was cut off
     passages: tuple[dict[str, Any], ...]  # rank, cited, source, position, title, score, ..., text, start, end
 
 
@@ -148,16 +149,17 @@ class Responder:
 
 
 def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
-    """Score each passage from 0 to 1: its BM25 as a share of the highest that is possible for the question.
+    """Score each passage from 0 to 1: its BM25 as a share of an upper bound for the question.
 
-    BM25 is a sum over the question's words. Each word adds at most its inverse document frequency times k1 + 1. So the
-    BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers all
-    shares.
+    BM25 is a sum over the question's words, to which each adds less than its inverse document frequency times k1 + 1.
+    So the BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers
+    all shares. The bound adds 1 inside the logarithm, as usual; SQLite does not, and counts a word that half of the
+    passages contain as almost nothing. So a score is far below 1 in a small index.
     """
     n = len(index)
     frequencies = [index.frequency(term) for term in terms(question)]
-    highest = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
-    return [hit.bm25 / highest if highest else 0.0 for hit in hits]
+    bound = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
+    return [hit.bm25 / bound if bound else 0.0 for hit in hits]
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------
@@ -178,6 +180,8 @@ def prompt_loop(respond: Responder) -> int:
     Returns the exit status of the last question that was refused, or 0.
     """
     status = 0
+    if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # `checked` refuses what is not UTF-8
     while line := next_line():
         try:
             show(respond(checked(line)), respond)
@@ -191,7 +195,7 @@ def prompt_loop(respond: Responder) -> int:
 
 def next_line() -> str:
     """Read a line and strip it; empty at the end of the input, and after Ctrl-C."""
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # the prompt would be written into a file
         return sys.stdin.readline().strip()
     try:
         return input("question> ").strip()
@@ -293,6 +297,7 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
         "exact_match": share(exact & ~abstained, answerable),
         "contained": share(contained & ~abstained, answerable),
         "retrieval_recall": sum(found) / len(found) if found else None,
+        "with_source": len(found),
         "abstention_precision": share(abstained & ~answerable, abstained),
         "abstention_recall": share(abstained & ~answerable, ~answerable),
         "right": float(np.where(abstained, ~answerable, contained).mean()),
@@ -343,7 +348,7 @@ def report(results: dict[str, Any]) -> str:
             f"{n:,} questions, {answerable:,} of them with an answer in the documents",
             line("exact match", "exact_match", "of the questions with an answer", answerable),
             line("answer contained", "contained", "the model's answer contains the right one", answerable),
-            line("retrieval recall", "retrieval_recall", "the right document is among the passages", answerable),
+            line("retrieval recall", "retrieval_recall", "the right document is found", results["with_source"]),
             line("abstention", "abstention_precision", "precision: share of the abstentions that are right"),
             line("", "abstention_recall", "recall: share of the questions without an answer", n - answerable),
             line("right outcomes", "right", "the answer is contained, or the model abstains where there is none", n),

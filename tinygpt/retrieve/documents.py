@@ -53,10 +53,11 @@ def read(path: Path) -> Iterator[Section]:
     format whose package is not installed. It may be raised after the first sections.
     """
     empty = True
-    for section in READERS.get(path.suffix.lower(), plain)(path):
+    for found in READERS.get(path.suffix.lower(), plain)(path):
+        section = replace(found, title=storable(found.title), text=storable(found.text))
         if section.text.strip():
             empty = False
-            yield replace(section, title=storable(section.title), text=storable(section.text))
+            yield section
     if empty:
         scanned = "; a scanned document needs OCR first" if path.suffix.lower() == ".pdf" else ""
         raise TinyGPTError(f"{path}: contains no text", f"give a document with text in it{scanned}")
@@ -77,7 +78,7 @@ def markdown(path: Path) -> Iterator[Section]:
     def blocks() -> Iterator[tuple[int, str]]:
         fence = ""
         for line in read_text(path, FORMATS).split("\n"):
-            if marker := re.match(r" {0,3}(`{3,}|~{3,})", line):
+            if marker := re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line):
                 if not fence:
                     fence = marker[1]
                 elif marker[1].startswith(fence) and not line.strip(" `~"):

@@ -46,7 +46,7 @@ def index(config: IndexConfig) -> None:
         "overlap": config.overlap,
     }
     with file_lock(out, "index"):
-        old, difference = known(out, settings)
+        old, difference = existing(out, settings)
         if difference:
             notes.append(f"note: {difference}, so all documents are indexed again")
         for note in notes:
@@ -60,12 +60,12 @@ def index(config: IndexConfig) -> None:
 def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
     """Load the embeddings that --embeddings names; return them, and notes about what is missing."""
     if name == "auto" and not embeddings.installed():
-        way = "pip install 'tinygpt[retrieve]' adds search by meaning"
-        return None, [f"note: the index is searched for words only, since the package wordllama is missing; {way}"]
+        way = "pip install 'tinygpt[retrieve]' adds semantic search"
+        return None, [f"note: keyword search only, since the package wordllama is missing; {way}"]
     return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name), []
 
 
-def known(out: Path, settings: dict[str, Any]) -> tuple[dict[str, Fingerprint] | None, str]:
+def existing(out: Path, settings: dict[str, Any]) -> tuple[dict[str, Fingerprint] | None, str]:
     """Return the documents of the index at `out`, and how its settings differ.
 
     The documents are None if there is no index, or if its settings differ.

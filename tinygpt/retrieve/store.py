@@ -18,6 +18,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import shutil
 import sqlite3
 import zlib
@@ -215,12 +216,12 @@ def open_index(path: Path) -> Iterator[Index]:
             require_intact(path, file)
     except OSError as error:
         raise file_error(path, error, suggest.command("index", "DOCUMENTS", "--out", path)) from None
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-    with contextlib.closing(connection):
-        try:
+    address = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
+    try:
+        with contextlib.closing(sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)) as connection:
             yield Index(connection, path)
-        except sqlite3.DatabaseError as error:
-            raise unusable(path, f"is damaged ({error})") from None
+    except sqlite3.DatabaseError as error:
+        raise unusable(path, f"is damaged ({error})") from None
 
 
 @contextlib.contextmanager
@@ -237,8 +238,8 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
             file.flush()
         with contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as connection:
             try:
-                # no other process opens this file, and `replacing` syncs it
-                connection.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
+                # this file is deleted after any error, so it needs no journal; `replacing` syncs it
+                connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
                 if new:
                     create(connection, settings)
                 connection.execute("BEGIN")
@@ -295,5 +296,5 @@ def checksum(file: IO[bytes]) -> int:
 
 
 def unusable(path: Path, problem: str) -> TinyGPTError:
-    again = suggest.command("index", "DOCUMENTS", "--out", "index.db" if path.name != "index.db" else "new-index.db")
-    return TinyGPTError(f"{path}: {problem}", f"{again} makes an index")
+    way_out = suggest.command("index", "DOCUMENTS", "--out", path.with_name(f"new-{path.name}"))
+    return TinyGPTError(f"{path}: {problem}", way_out)
