@@ -128,15 +128,26 @@ def test_every_relation_has_wordings_of_each_kind() -> None:
 def test_reading_is_one_line_per_passage() -> None:
     assert reader.reading("e\tf?", ["a\nb  c", "d"]) == "e f?\n[1] a b c\n[2] d"
     assert (
-        reader.cited("[2] d e") == (2, "d e") == cited("A B [2] d e")
+        reader.cited("[2] d e") == (2, "d e") == cited("A of B [1] no [2] d e")
         and reader.cited("[x] d") == (0, "[x] d")
-        and reader.cited("[12]") == (12, "")
+        and reader.cited("[12]") == (12, "") == reader.cited("A of B [11] no [12] no")
+        and reader.cited("A of B [1] no: not in the documents") == (0, "A of B [1] no: not in the documents")
     )
 
 
-def test_an_abstention_repeats_the_question() -> None:
-    abstaining = "chair of AUG: not in the documents"
-    assert reader.abstention("chair of AUG [2] Bo Lo: x") == abstaining == reader.abstention(abstaining)
+def test_a_response_judges_each_passage_up_to_the_one_with_the_answer(
+    examples: dict[str, list[tuple[str, str]]],
+) -> None:
+    for prompt, response in itertools.chain(*examples.values()):
+        number, answer = cited(response)
+        judgements = re.findall(r"\[(\d+)\] no\b", response)
+        assert judgements == [str(each) for each in range(1, number or prompt.count("\n") + 1)]
+        assert response.endswith(f" [{number}] {answer}" if number else f": {UNANSWERABLE}")
+
+
+def test_an_abstention_repeats_the_question_and_says_no_to_each_passage() -> None:
+    prompt, abstaining = "Who?\n[1] A.\n[2] B.", "chair of AUG [1] no [2] no: not in the documents"
+    assert reader.abstention(prompt, "chair of AUG [1] Bo Lo: x") == abstaining == reader.abstention(prompt, abstaining)
 
 
 def test_a_response_repeats_what_is_asked(examples: dict[str, list[tuple[str, str]]]) -> None:

@@ -110,7 +110,7 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
     task = TASKS.get(dataset.name)
     n, abstention = len(pairs), {}
     if task and task.abstention:
-        abstaining = [task.abstention(wanted) for _, wanted in pairs]
+        abstaining = [task.abstention(prompt, wanted) for prompt, wanted in pairs]
         others = np.array([wanted != instead for (_, wanted), instead in zip(pairs, abstaining, strict=True)])
         instead = [tokenizer.encode_pair(pairs[i][0], abstaining[i]) for i in np.flatnonzero(others)]
         wrong = PairRows(np.concatenate(instead), tokenizer) if instead else None

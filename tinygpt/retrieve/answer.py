@@ -33,7 +33,7 @@ from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import Hit
 
-LONGEST = 80  # tokens of a response, at most
+LONGEST = 96  # tokens of a response, at most
 INSTRUCTION = (
     "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
     f'"{task.UNANSWERABLE}".'

@@ -36,7 +36,7 @@ class Task:
     base: str = "out-fast"
     synthetic: Make | None = None
     library: Library | None = None
-    abstention: Callable[[str], str] | None = None
+    abstention: Callable[[str, str], str] | None = None
 
 
 _TASKS = (

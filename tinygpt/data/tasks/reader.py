@@ -1,4 +1,4 @@
-"""The task `reader`: a question and passages -> what is asked, a passage's number, the answer copied from that passage.
+"""The task `reader`: a question and passages -> what is asked, a judgement of each passage, the answer copied from one.
 
 A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
 afresh for every example, so memorising them does not pay: a model has to find the company and the fact in the passages,
@@ -8,14 +8,14 @@ no answer in the passages; their response ends with `UNANSWERABLE`.
 The format makes the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md). The question comes
 first, because attention is causal: the model knows what to look for while it reads. A response first repeats what is
 asked: the relation, always in the same words, and the name, so that attention to the earlier occurrences of the same
-letters (induction heads, Olsson et al. 2022) finds the passage. Then it cites the number of the passage, a decision
-with a loss of its own.
+letters (induction heads, Olsson et al. 2022) finds the passages. Then it judges one passage after the other: `no`, or
+the answer. Each judgement is a small decision with a loss of its own.
 
 `reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
 with other names and values. test has new wordings for the question, and in half of the examples also for the statement.
 There are two datasets: `reader`, and `reader_long` for a model that has learned from the short examples of the first.
 
-    make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [2] Ana Torres")
+    make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [1] no [2] Ana Torres")
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
 """
 
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from tinygpt.data.tasks.generate import Pair, digits, words
 
 UNANSWERABLE = "not in the documents"
+NO = "no"  # what a response says of a passage that does not answer the question
 UNANSWERABLE_SHARE = 0.4
 SIZES = {
     "reader": {"train": 240_000, "val": 1000, "test": 1000},
@@ -44,16 +45,30 @@ def reading(question: str, passages: Sequence[str]) -> str:
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
 
-def cited(response: str) -> tuple[int, str]:
-    """The number of the passage in a reader's response, 0 if there is none, and the answer alone."""
-    found = re.fullmatch(r".*?\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
-    return (int(found[1]), found[2]) if found else (0, response)
+def judged(asked: str, answers: Sequence[str]) -> str:
+    """The response of a reader: what is asked, then a judgement of each passage up to the one with the answer.
 
-
-def abstention(response: str) -> str:
-    """The response that repeats the same question, and says that the passages have no answer."""
-    asked = re.split(r" \[|: ", response)[0]
+    answers: of each passage, empty if it does not answer the question.
+    """
+    for number, answer in enumerate(answers, start=1):
+        asked += f" [{number}] {answer or NO}"
+        if answer:
+            return asked
     return f"{asked}: {UNANSWERABLE}"
+
+
+def cited(response: str) -> tuple[int, str]:
+    """The number of the last passage in a reader's response, 0 if there is none, and the answer alone."""
+    found = re.fullmatch(r".*\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
+    if not found or found[2].endswith(f": {UNANSWERABLE}"):
+        return 0, response
+    return int(found[1]), "" if found[2] == NO else found[2]
+
+
+def abstention(prompt: str, response: str) -> str:
+    """The response to the same prompt that says of every passage that it has no answer."""
+    asked = response.partition(" [")[0]
+    return judged(asked, [""] * prompt.count("\n"))
 
 
 # ---- names and values -------------------------------------------------------------------------------------------
@@ -300,12 +315,9 @@ def attempt(rng: Rng, recipe: Recipe) -> Example | None:
     rng.shuffle(contents)
     passages = [passage(rng, *each, asked if recipe.new_statement else "") for each in contents]
     asks = question(rng, asked, rng.choice((target, target, short(target))), recipe.new_question)
-    prompt, response = reading(asks, passages), f"{asked} of {short(target)}"
-    if right:
-        at = next(n for n, (name, _, facts) in enumerate(contents, start=1) if name == target and right in facts)
-        response += f" [{at}] {right.value}"
-    else:
-        response += f": {UNANSWERABLE}"
+    prompt = reading(asks, passages)
+    answers = [right.value if right and name == target and right in facts else "" for name, _, facts in contents]
+    response = judged(f"{asked} of {short(target)}", answers)
     if len(prompt) + len(response) > recipe.longest or len(set(map(short, companies))) < len(companies):
         return None
     held_out = {short(target), *(named(right) if right else ())}
