@@ -122,6 +122,32 @@ def test_json_has_the_same_facts(asked: Path) -> None:
     assert first["rank"] == 1 and Path(first["source"]) == Path("docs/things.txt") and answer["probability"] > 0.9
 
 
+def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
+    asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may misspell what it copies. The response is given here, since this model copies without mistakes."""
+    ids = reader(asked).tokenizer.encode("[1] reddish").tolist()
+    monkeypatch.setattr(Reader, "respond", lambda *_: (ids, 0.9))
+    answer = found(asked, EMIL)
+    assert (answer["answer"], answer["candidate"]) == ("", "reddish")
+    assert answer["reason"] == "the model's answer does not occur in the passage that it cites"
+    monkeypatch.setattr(Reader, "respond", lambda *_: (reader(asked).tokenizer.encode("[1] red").tolist(), 0.9))
+    assert found(asked, EMIL)["answer"] == "red"
+
+
+def test_the_default_of_min_score_holds_only_in_a_larger_index(asked: Path) -> None:
+    """In a small index most words are frequent, so all scores are low."""
+    same = {f"{number}.txt": f"The car of Emil is red. The lamp of Tara {number}." for number in range(51)}
+    for count, reason in (50, ""), (51, "the best passage's score 0."):
+        folder = asked / f"same-{count}"
+        for name in list(same)[:count]:
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(same[name], encoding="utf-8")
+        ok(asked, "index", folder.name, f"--out={count}.db", "--embeddings=none")
+        answer = found(asked, EMIL, index=f"{count}.db")
+        assert answer["reason"].startswith(reason) and bool(answer["answer"]) == (count == 50)
+
+
 def test_words_without_quotes_are_one_question(asked: Path) -> None:
     assert ask(asked, *EMIL.split()) == ask(asked, EMIL)
 

@@ -225,7 +225,9 @@ def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("fast", ["True", "False"])
 def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "copy", Task("copy", (), reader.make, "reader", abstention=lambda prompt, response: "none"))
+    monkeypatch.setitem(
+        TASKS, "copy", Task("copy", (), reader.make, "reader", abstention=lambda prompt, response: "none")
+    )
     done = cli_here("eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}", cwd=trained)
     assert done.status == 0, done.err
     report, results = json.loads(done.out), decoded(trained)

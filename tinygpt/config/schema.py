@@ -414,7 +414,8 @@ class AskConfig:
     """abstain ("not in the documents") if the response is less probable than this, the product over its tokens; for an
     instruction model 0 unless you set it, because the probability of a sentence hardly says whether it is right"""
     min_score: Share = 0.12
-    """abstain below this score of the best passage: its BM25 as a share of an upper bound for the question"""
+    """abstain below this score of the best passage: its BM25 as a share of an upper bound for the question; in an index
+    of at most 50 passages 0 unless you set it"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     an empty answer: not in the documents; source: the document that contains the answer, may be left out"""

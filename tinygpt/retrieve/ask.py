@@ -41,6 +41,7 @@ from tinygpt.training.build import for_inference
 
 SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
 K1 = 1.2  # of SQLite's BM25
+SMALL = 50  # passages; in a smaller index the default of --min_score does not apply, since all scores are low
 COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that are shown
 
 
@@ -89,8 +90,10 @@ class Responder:
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
         model = for_inference(checkpoint, compute, config.fast)
         self.reader = Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
-        by_flag = "min_probability" in config.given  # type: ignore[attr-defined]
-        self.min_probability = config.min_probability if by_flag or not self.reader.instructed else 0.0
+        given: set[str] = config.given  # type: ignore[attr-defined]
+        certain = "min_probability" in given or not self.reader.instructed
+        self.min_probability = config.min_probability if certain else 0.0
+        self.min_score = config.min_score if "min_score" in given or len(index) > SMALL else 0.0
 
     def __call__(self, question: str) -> Outcome:
         self.reader.require_room(question)  # before the search, which takes long for thousands of words
@@ -123,6 +126,8 @@ class Responder:
                     "end": end,
                 }
             )
+        if not reason and read.passage and all(passage["start"] is None for passage in passages):
+            reason = "the model's answer does not occur in the passage that it cites"
         return Outcome(
             question=question,
             answer="" if reason else candidate,
@@ -136,7 +141,7 @@ class Responder:
 
     def reason(self, read: Answer, best_score: float, found: bool) -> str:
         """Say why there is no answer; empty if there is one."""
-        low, high = self.config.min_score, self.min_probability
+        low, high = self.min_score, self.min_probability
         if not found:
             return "no passage contains a word of the question"
         if best_score < low and len(self.index) > self.config.passages:  # otherwise the model reads all passages
