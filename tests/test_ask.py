@@ -36,7 +36,7 @@ THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
 TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
 TRAIN += ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
-TRAIN += ["--warmup_iters=10", "--max_iters=450", "--eval_interval=150"]
+TRAIN += ["--warmup_iters=10", "--max_iters=900", "--eval_interval=300"]
 DOCUMENTS = {
     "things.txt": "The box of Zoë is “green”. It is old.\n\nThe car of Emil is red. Nobody knows why.\n\n"
     "The pen of Udo is new.\n",
@@ -135,6 +135,15 @@ def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
     assert found(asked, EMIL)["answer"] == "red"
 
 
+def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Path) -> None:
+    long = asked / "long"
+    long.mkdir()
+    (long / "a.md").write_text(f"# {'a long heading ' * 20}\n\nThe car of Emil is red.\n", encoding="utf-8")
+    ok(asked, "index", "long", "--out=long.db", "--embeddings=none")
+    answer = found(asked, EMIL, index="long.db")
+    assert answer["answer"] == "red" and "passage 1 shortened" in answer["note"]
+
+
 def test_the_default_of_min_score_holds_only_in_a_larger_index(asked: Path) -> None:
     """In a small index most words are frequent, so all scores are low."""
     same = {f"{number}.txt": f"The car of Emil is red. The lamp of Tara {number}." for number in range(51)}
@@ -216,6 +225,8 @@ def piped(folder: Path, lines: str | bytes, *args: str, **environment: str) -> R
 def test_piped_questions_are_utf_8_whatever_the_locale(asked: Path) -> None:
     done = piped(asked, "Which colour is the box of Zoë?\n", "--json", "--passages=1", PYTHONIOENCODING="latin-1")
     assert (done.status, json.loads(done.out)["question"]) == (0, "Which colour is the box of Zoë?")
+    done = piped(asked, f"\ufeff{EMIL}\n", "--json")
+    assert (done.status, json.loads(done.out)["question"]) == (0, EMIL)
     done = piped(asked, b"Which colour is the box of Zo\xff?\n", "--json", PYTHONIOENCODING="utf-8:strict")
     assert (done.status, done.out) == (2, "") and "lone surrogate" in done.err and "Traceback" not in done.err
 

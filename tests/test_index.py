@@ -167,9 +167,24 @@ def test_a_heading_is_closed_by_number_signs_after_a_space(tmp_path: Path) -> No
     assert titles[:4] == ["C#", "D", "", "f"] and len(titles) == 5
 
 
+def test_a_long_heading_is_cut(tmp_path: Path) -> None:
+    """It is stored with each passage below it."""
+    (tmp_path / "a.md").write_text(f"# {'heading ' * 9999}\n## B\nb\n")
+    assert [len(section.title) for section in documents.read(tmp_path / "a.md")] == [documents.LONGEST_TITLE]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_pipe_and_an_empty_name_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = cli_here("index", "pipe", cwd=tmp_path)
+    assert done.status == 2 and "pipe: is not a regular file" in done.err
+    (tmp_path / "pipe").unlink()
+    assert "a file name is empty" in refused(tmp_path, "index", "", "--out=own.db")
+
+
 def test_code_in_a_line_of_its_own_opens_no_fence(tmp_path: Path) -> None:
     """CommonMark: the line that opens a fence of backticks contains no other backtick."""
-    (tmp_path / "a.md").write_text("# A\n```code```\n# B\nb\n```python\n# not a heading\n```\n# C\nc\n")
+    (tmp_path / "a.md").write_text("# A\n```code```\n# B\nb\n```python\n# not a heading\n```\t\n# C\nc\n")
     assert [section.title for section in documents.read(tmp_path / "a.md")] == ["A", "B", "C"]
 
 
@@ -639,6 +654,15 @@ def test_there_is_one_writer(folder: Path) -> None:
     with file_lock(folder / "index.db", "index"):
         message = refused(folder, "index", "docs")
     assert re.search(rf"index\.db is in use by process {os.getpid()}", message)
+
+
+def test_what_a_killed_index_left_is_deleted(folder: Path) -> None:
+    """It contains text of the documents."""
+    run(folder)
+    left = folder / ".index.db.tmp"
+    left.write_text("secret")
+    run(folder)
+    assert not left.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot replace an open file")

@@ -130,6 +130,8 @@ def test_reading_is_one_line_per_passage() -> None:
     assert reader.reading("e\tf?", ["a\nb  c", "d"]) == "e f?\n[1] a b c\n[2] d"
     assert (
         reader.cited("[2] d e") == (2, "d e") == cited("A of B [1] no [2] d e")
+        and reader.cited("[1] Five years [1]. [2] No.") == (1, "Five years [1]. [2] No.")
+        and reader.cited("A of B [1] no [2] $5 million[3]") == (2, "$5 million[3]")
         and reader.cited("[x] d") == (0, "[x] d")
         and reader.cited("[12]") == (12, "") == reader.cited("A of B [11] no [12] no")
         and reader.cited("A of B [1] no: not in the documents") == (0, "A of B [1] no: not in the documents")

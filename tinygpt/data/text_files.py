@@ -44,6 +44,10 @@ def input_files(
     """
     found: dict[Path, Path] = {}  # by full path
     for item in inputs:
+        if not item:
+            raise TinyGPTError(
+                "a file name is empty", way_out or "give a text file, a folder or a quoted pattern to --input"
+            )
         path = Path(item)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())

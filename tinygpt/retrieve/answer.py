@@ -165,6 +165,9 @@ class Reader:
                 return len(self.ids(question, [*before, title + part])) <= most
 
             part = text if fits(text) else shortened(text, question, fits)
+            if not part and title:  # a long heading is left out before the text is
+                title = ""
+                part = shortened(text, question, lambda part: fits(part, title=""))
             chosen[number] = title + part if part else ""
         return chosen
 

@@ -70,6 +70,8 @@ def ask(config: AskConfig) -> int:
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
         if known:
+            for entry in known:
+                respond.reader.require_room(entry.question)
             results = evaluate(respond, known)
             print(strict_json(results) if config.json else report(results))
         elif question:
@@ -186,7 +188,7 @@ def prompt_loop(respond: Responder) -> int:
     """
     status = 0
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # `checked` refuses what is not UTF-8
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # `checked` refuses what is not UTF-8
     while line := next_line():
         try:
             show(respond(checked(line)), respond)

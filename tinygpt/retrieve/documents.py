@@ -24,6 +24,7 @@ from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import read_text
 
 UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
+LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
 FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
 
 
@@ -54,7 +55,7 @@ def read(path: Path) -> Iterator[Section]:
     """
     empty = True
     for found in READERS.get(path.suffix.lower(), plain)(path):
-        section = replace(found, title=storable(found.title), text=storable(found.text))
+        section = replace(found, title=storable(found.title)[:LONGEST_TITLE], text=storable(found.text))
         if section.text.strip():
             empty = False
             yield section
@@ -81,7 +82,7 @@ def markdown(path: Path) -> Iterator[Section]:
             if marker := re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line):
                 if not fence:
                     fence = marker[1]
-                elif marker[1].startswith(fence) and not line.strip(" `~"):
+                elif marker[1].startswith(fence) and not line.strip(" \t`~"):
                     fence = ""
             heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t](.*)", line)
             yield (len(heading[1]), without_closing(heading[2])) if heading else (0, line)

@@ -9,6 +9,7 @@ tinygpt index docs/ --out index.db
 import hashlib
 import itertools
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -20,8 +21,9 @@ from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
 from tinygpt.data.text_files import input_files
+from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error, file_lock, require_writable
+from tinygpt.files import file_error, file_lock, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
 from tinygpt.retrieve.embeddings import Embeddings
 from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
@@ -46,6 +48,8 @@ def index(config: IndexConfig) -> None:
         "overlap": config.overlap,
     }
     with file_lock(out, "index"):
+        require_closed(out)
+        out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # of a killed index: it holds text of documents
         old, difference = existing(out, settings)
         if difference:
             notes.append(f"note: {difference}, so all documents are indexed again")
@@ -62,6 +66,8 @@ def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
     if name == "auto" and not embeddings.installed():
         way = "pip install 'tinygpt[retrieve]' adds semantic search"
         return None, [f"note: keyword search only, since the package wordllama is missing; {way}"]
+    if lone_surrogate(name):
+        raise TinyGPTError(f"--embeddings={name_of(Path(name))}: the path is not valid UTF-8", "rename the checkpoint")
     return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name), []
 
 
@@ -155,6 +161,10 @@ def untouched(path: Path, old: Fingerprint | None) -> bool:
 def fingerprint(path: Path) -> Fingerprint:
     """Size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+            raise TinyGPTError(
+                f"{path}: is not a regular file, and a document is read twice", "save it as a file first"
+            )
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())

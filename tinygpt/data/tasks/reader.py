@@ -58,9 +58,9 @@ def judged(asked: str, answers: Sequence[str]) -> str:
 
 
 def cited(response: str) -> tuple[int, str]:
-    """The number of the last passage in a reader's response, 0 if there is none, and the answer alone."""
-    found = re.fullmatch(r".*\[(\d{1,3})\] ?(.*)", response, re.DOTALL)
-    if not found or found[2].endswith(f": {UNANSWERABLE}"):
+    """The number of the passage with the answer in a reader's response, 0 if there is none, and the answer alone."""
+    found = re.search(rf"(?:\[\d{{1,3}}\] {NO} )*\[(\d{{1,3}})\] ?(.*)", response, re.DOTALL)
+    if not found or response.endswith(f": {UNANSWERABLE}"):
         return 0, response
     return int(found[1]), "" if found[2] == NO else found[2]
 
