@@ -43,6 +43,7 @@ GROUPS = {
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
+        "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs, measured here"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
     },
 }

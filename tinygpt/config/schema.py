@@ -575,6 +575,35 @@ class CheckConfig:
 
 
 @dataclasses.dataclass
+class LabConfig:
+    """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
+
+    tinygpt lab for the list of labs
+
+    tinygpt lab methods --seeds=1 --pretrained=out-smollm2
+
+    Finished stages are kept: the same command again continues a lab that was stopped.
+    """
+
+    name: Annotated[str, POSITIONAL] = ""
+    """the lab; empty: list them"""
+    quick: bool = False
+    """a small form for a lesson: fewer questions, shorter trainings, one seed"""
+    seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
+    """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
+    ckpt: File = "out-fast/ckpt.pt"
+    """the small base model: a checkpoint, or its folder"""
+    pretrained: File = ""
+    """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
+    price: NonNegative = 0.1
+    """price of an hour of this machine, in your currency, for the cost of answers"""
+    out_dir: File = ""
+    """folder for results and trained models; empty: out-lab-NAME"""
+    data_dir: File = "data"
+    """folder that holds the datasets"""
+
+
+@dataclasses.dataclass
 class ExerciseConfig:
     """Write a GPT yourself in ten steps, with checks that report what is wrong and where to look.
 

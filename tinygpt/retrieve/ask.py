@@ -86,12 +86,7 @@ class Responder:
 
     def __init__(self, config: AskConfig, index: Index) -> None:
         self.config, self.index = config, index
-        ckpt = config.ckpt or str(SHIPPED)
-        checkpoint = load_model(ckpt, config.adapter)
-        tokenizer = tokenizer_of(checkpoint, ckpt, "data")
-        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-        model = for_inference(checkpoint, compute, config.fast)
-        self.reader = Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
+        self.reader = load_reader(config)
         given: set[str] = config.given  # type: ignore[attr-defined]
         certain = "min_probability" in given or not self.reader.instructed
         self.min_probability = config.min_probability if certain else 0.0
@@ -153,6 +148,16 @@ class Responder:
         if read.probability < high:
             return f"the answer's probability {read.probability:.2f} is below --min_probability={high}"
         return ""
+
+
+def load_reader(config: AskConfig) -> Reader:
+    """Load the model that --ckpt and --adapter name. Errors: TinyGPTError, also if it only continues text."""
+    ckpt = config.ckpt or str(SHIPPED)
+    checkpoint = load_model(ckpt, config.adapter)
+    tokenizer = tokenizer_of(checkpoint, ckpt, "data")
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+    model = for_inference(checkpoint, compute, config.fast)
+    return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
 
 
 def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:

@@ -1,0 +1,14 @@
+"""`tinygpt lab`: experiments that measure what a course claims, on this machine, and say what follows.
+
+A lab is a list of stages (stages.py). Each stage runs commands of tinygpt or measures a model, and stores its result at
+once, so a lab that was stopped continues with the stage it was in. At the end, the results become a table, a picture
+and a verdict.
+
+    command.py     the command, and what all labs have in common: the folder, the table, the end
+    stages.py      run each stage once, with the expected time
+    processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
+    methods.py     lab methods: what each method of fine-tuning gains, forgets and costs
+
+    tinygpt lab                      # lists the labs
+    tinygpt lab methods --seeds=1
+"""

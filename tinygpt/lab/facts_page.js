@@ -1,0 +1,65 @@
+// The controls of the page of `tinygpt lab facts`.
+(() => {
+  "use strict";
+
+  const $ = (id) => document.getElementById(id);
+  const data = JSON.parse($("data").textContent);
+  const [reader, closedBook] = [data.reader, data.closed].map((packed) => TinyGPT.load(packed));
+  const documents = { ...data.documents };
+  const SCORE = 0.12; // below: the search found nothing near
+  const PROBABILITY = 0.3;
+
+  const companyOf = () => $("company").value;
+  const files = (key) => Object.keys(documents).filter((name) => name === `${key}.md` || name.startsWith(`${key}-`));
+
+  function show() {
+    $("document").value = documents[`${companyOf()}.md`];
+    $("suggestions").replaceChildren(
+      ...data.questions[companyOf()].map((text) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.textContent = text;
+        button.addEventListener("click", () => {
+          $("question").value = text;
+          ask();
+        });
+        return button;
+      }),
+    );
+    $("older").textContent = files(companyOf()).length > 1 ? "There is also an older document about this company." : "";
+  }
+
+  function answer(id, text, probability, why) {
+    $(`${id}-answer`).textContent = text || "not in the documents";
+    $(`${id}-why`).textContent = `${why}probability ${probability.toFixed(2)}`;
+  }
+
+  function ask() {
+    const question = $("question").value.replace(/\s+/g, " ").trim();
+    if (!question) return;
+    const hits = Facts.search(Facts.passages(documents), question, 3);
+    const best = hits[0]?.score ?? 0;
+    const found = hits.length ? Facts.read(reader, question, hits) : { text: "", probability: 0, cited: 0 };
+    const sure = best >= SCORE && found.probability >= PROBABILITY;
+    answer("reader", sure ? found.text : "", found.probability, `best passage ${best.toFixed(2)}, `);
+    const hit = hits[Math.max(found.cited, 1) - 1];
+    $("passage").textContent = hit ? `${hit.source}, ${hit.title}: ${hit.text}` : "No passage has a word of the question.";
+    const known = Facts.recite(closedBook, question);
+    answer("closed", known.text, known.probability, "");
+  }
+
+  $("company").replaceChildren(...Object.keys(data.questions).map((key) => new Option(data.names[key], key)));
+  $("company").addEventListener("change", show);
+  $("document").addEventListener("input", () => {
+    documents[`${companyOf()}.md`] = $("document").value;
+  });
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  $("restore").addEventListener("click", () => {
+    Object.assign(documents, data.documents);
+    show();
+  });
+  show();
+})();

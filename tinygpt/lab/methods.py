@@ -1,0 +1,318 @@
+"""`tinygpt lab methods` and `tinygpt lab examples`: what methods of fine-tuning gain, forget and cost.
+
+Each training is a stage: a method, a seed, and for the second lab a number of training examples. It runs `tinygpt
+finetune` (or train, from scratch) and `tinygpt eval` on the transactions, whose test lines name brands that do not
+occur in train.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.config.schema import LabConfig
+from tinygpt.lab.processes import prepared, require_model, run
+from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.summary import Summary, Table, Verdict
+from tinygpt.lora import adapted_only
+from tinygpt.training.log import read_metrics
+
+FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora", "_pretrained"))
+# from scratch: the small model with its own optimizer, and the schedule of FULL
+SCRATCH = "configs/shakespeare_char_fast.yaml --dataset=transactions --batch_size=32 --dropout=0.1 --max_iters=1000"
+SCRATCH += " --lr_schedule=linear --min_lr=0 --warmup_iters=50 --eval_interval=100 --eval_iters=0 --patience=5"
+SIZES = {50: 30, 200: 50, 1000: 100, 4000: 250}  # training examples, and iterations of the pretrained model
+CLOSE = 0.02  # accuracies that differ by less count as equal
+
+
+class Method(NamedTuple):
+    """A way to make a model for the task: a command and its flags, and the base model it starts from."""
+
+    command: str  # finetune or train; empty: the base model as it is
+    flags: Sequence[str]
+    base: str = "small"  # small, pretrained, or empty for none
+    seconds: float = 100  # about how long it takes, evaluations included
+
+
+METHODS = {
+    "from scratch, no pretraining": Method("train", SCRATCH.split(), ""),
+    "all weights": Method("finetune", [FULL]),
+    "all weights, replay 0.001": Method("finetune", [FULL, "--replay=0.001"]),
+    "LoRA, rank 2": Method("finetune", [LORA, "--lora_rank=2"]),
+    "LoRA, rank 8": Method("finetune", [LORA]),
+    "pretrained, as it is": Method("", [], "pretrained", 150),
+    "pretrained, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained", 600),
+}
+CURVE = {name: METHODS[name] for name in ("all weights", "pretrained, LoRA")}
+SONNET = """Shall I compare thee to a summer's day?
+Thou art more lovely and more temperate:
+Rough winds do shake the darling buds of May,
+And summer's lease hath all too short a date:
+Sometime too hot the eye of heaven shines,
+And often is his gold complexion dimmed;
+And every fair from fair sometime declines,
+By chance or nature's changing course untrimmed;
+But thy eternal summer shall not fade,
+Nor lose possession of that fair thou owest;
+Nor shall death brag thou wanderest in his shade,
+When in eternal lines to time thou growest:
+So long as men can breathe or eyes can see,
+So long lives this and this gives life to thee.
+"""  # prompts outside the task: Shakespeare's sonnet 18
+
+
+class Training(NamedTuple):
+    """One training of a lab."""
+
+    name: str  # of the method
+    method: Method
+    base: str  # path of the base model, may be empty
+    seed: int
+    examples: int = 0  # 0: all
+
+    def title(self) -> str:
+        """The name of the stage: all that its result depends on."""
+        base = f"from {self.base}" if self.base else ""
+        size = f"{self.examples:,} examples" if self.examples else ""
+        return ", ".join(filter(None, (self.name, base, size, f"seed {self.seed}")))
+
+
+def trainings(config: LabConfig, methods: dict[str, Method], sizes: Sequence[int] = (0,)) -> list[Training]:
+    """All trainings of a lab, seed by seed. A model as it is has no seed, so it is measured once."""
+    bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
+    chosen = {name: method for name, method in methods.items() if bases[method.base] or not method.base}
+    return [
+        Training(name, method, bases[method.base], seed, size)
+        for seed in range(1, config.seeds + 1)
+        for size in sizes
+        for name, method in chosen.items()
+        if method.command or seed == 1
+    ]
+
+
+def stages(config: LabConfig, folder: Path, jobs: Sequence[Training]) -> list[Stage]:
+    """A stage for each training. Errors: TinyGPTError if a base model is missing."""
+    require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
+    if config.pretrained:
+        require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
+    return [
+        prepared(config, folder, "transactions"),
+        *(Stage(job.title(), job.method.seconds, partial(measure, job, config, folder)) for job in jobs),
+    ]
+
+
+def measure(job: Training, config: LabConfig, folder: Path, _: Results) -> dict[str, Any]:
+    """Train once and evaluate; return the figures."""
+    out = folder / re.sub(r"\W+", "-", job.title())
+    data = f"--data_dir={config.data_dir}"
+    found: dict[str, Any] = {"method": job.name, "seed": job.seed, "examples": job.examples, "seconds": 0.0}
+    found |= {"memory": 0, "trained": 0, "bytes": 0, "forgetting": None}
+    if job.method.command:
+        flags = [*job.method.flags, f"--out_dir={out}", f"--seed={job.seed}", "--device=cpu", "--quiet", data]
+        flags += ["--init_from=auto", *([f"--ckpt={job.base}"] if job.base else [])]
+        if job.examples:
+            flags.append(f"--examples={job.examples}")
+            if job.method.base == "pretrained":
+                flags += [f"--max_iters={SIZES[job.examples]}", f"--eval_interval={SIZES[job.examples]}"]
+        found["memory"] = run(folder / "train.log", job.method.command, *flags).memory
+        found |= of_run(out)
+    model = out if job.method.command else job.base
+    asked = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
+    report = json.loads(run(folder / "eval.log", *asked).output)
+    (folder / "outside.txt").write_text(SONNET, encoding="utf-8")
+    outside = run(folder / "eval.log", *asked, f"--predict={folder / 'outside.txt'}").output
+    found["accuracy"] = report["results"]["model"]["accuracy"]
+    found["ngram"] = report["results"].get("ngram", {}).get("accuracy")
+    found["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
+    found["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
+    return found
+
+
+def of_run(out: Path) -> dict[str, Any]:
+    """What a training has cost and forgotten, from its folder."""
+    entries = list(read_metrics(out))
+    kinds = {entry["kind"]: entry for entry in entries}
+    saved = load_model(str(out / "ckpt.pt"))
+    trained = adapted_only(saved.model) or saved.model
+    if "lm_head.weight" in trained and saved.model_args["tie_weights"]:
+        trained = {name: weight for name, weight in trained.items() if name != "lm_head.weight"}
+    file = out / ("adapter.pt" if (out / "adapter.pt").exists() else "ckpt.pt")
+    before, after = (kinds.get(kind, {}).get("base_loss") for kind in ("before", "after"))
+    return {
+        "seconds": max(entry["seconds"] for entry in entries),  # over all sessions, if it was stopped
+        "trained": sum(weight.numel() for weight in trained.values()),
+        "bytes": file.stat().st_size,
+        "forgetting": None if before is None or after is None else after - before,
+    }
+
+
+# ---- what the labs say -----------------------------------------------------------------------------------------------
+
+
+def all_methods(config: LabConfig, folder: Path) -> list[Stage]:
+    return stages(config, folder, trainings(config, METHODS))
+
+
+def compared(results: Results, _: LabConfig) -> Summary:
+    """Lab methods: a row for each method, accuracy against forgetting, and the simplest method that is good enough."""
+    runs = by_method(results)
+    ngram = next(one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None)
+    rows = [row(name, some) for name, some in runs.items()]
+    rows.append(["n-grams (no model)", "", "", "1 s", "", percent([ngram]), "", ""])
+    how = (
+        "Median over the seeds (minimum to maximum). Accuracy: on 1,000 lines with brands that do not occur in "
+        "training. Confidence: mean probability of the chosen category, on these lines and on the lines of a sonnet, "
+        "which have none. Forgetting: increase of the loss on the base model's own validation split, in nats per token "
+        "of its vocabulary."
+    )
+    columns = ["method", "trained", "file", "training", "memory", "accuracy", "confidence: task, sonnet", "forgetting"]
+
+    def draw(axes: Any) -> None:
+        for index, (name, some) in enumerate(runs.items()):
+            points = [(one["forgetting"], 100 * one["accuracy"]) for one in some if one["forgetting"] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=name)
+        axes.axhline(100 * ngram, color="gray", linestyle=":", label="n-grams")
+        axes.set(xlabel="forgetting (nats per token of the base model)", ylabel="accuracy (%)")
+        axes.legend(frameon=False, fontsize=9)
+
+    return Summary(
+        "What each method of fine-tuning gains, forgets and costs",
+        "Spending categories of card-statement lines, learned from 4,000 examples in several ways.",
+        [Table("Methods", columns, rows, how)],
+        [simplest(runs, ngram), *mildest(runs)],
+        "Accuracy against forgetting; the best is at the top left",
+        draw,
+    )
+
+
+def by_method(results: Results) -> dict[str, list[dict[str, Any]]]:
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for result in results.values():
+        if isinstance(result, dict) and "method" in result:
+            runs.setdefault(result["method"], []).append(result)
+    return runs
+
+
+def of_size(runs: Sequence[dict[str, Any]], size: int, key: str) -> list[float]:
+    return [one[key] for one in runs if one["examples"] == size]
+
+
+def median(runs: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.median(one[key] for one in runs)
+
+
+def row(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
+    forgetting = [one["forgetting"] for one in runs if one["forgetting"] is not None]
+    return [
+        name,
+        f"{runs[0]['trained']:,}",
+        f"{runs[0]['bytes'] / 1e6:.1f} MB" if runs[0]["bytes"] else "",
+        duration(median(runs, "seconds")) if runs[0]["trained"] else "",
+        f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
+        percent([one["accuracy"] for one in runs]),
+        ", ".join(f"{100 * median(runs, key):.0f} %" for key in ("confidence", "outside")),
+        spread(forgetting, "+.2f") if forgetting else "",
+    ]
+
+
+def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
+    """The method with the shortest training whose accuracy is close to the best one."""
+    seconds = {"n-grams": 1.0} | {name: median(some, "seconds") for name, some in runs.items() if some[0]["trained"]}
+    accuracy = {"n-grams": ngram} | {name: median(some, "accuracy") for name, some in runs.items()}
+    best = max(accuracy.values())
+    good = [name for name in seconds if accuracy[name] >= best - CLOSE]
+    name = min(good, key=seconds.__getitem__)
+    return Verdict(
+        f"Start with {name}: {100 * accuracy[name]:.1f} % are right, and {100 * best:.1f} % with the best method.",
+        f"the shortest training among the methods within {100 * CLOSE:.0f} percentage points of the best accuracy",
+    )
+
+
+def mildest(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
+    """The method that makes the small base model forget least, among those whose accuracy is close to their best.
+
+    Empty if forgetting was not measured, since the dataset of the base model is missing.
+    """
+    small = {name: some for name, some in runs.items() if METHODS[name].base == "small"}
+    if any(one["forgetting"] is None for some in small.values() for one in some):
+        return []
+    best = max(median(some, "accuracy") for some in small.values())
+    good = [name for name, some in small.items() if median(some, "accuracy") >= best - CLOSE]
+    name = min(good, key=lambda name: median(small[name], "forgetting"))
+    verdict = Verdict(
+        f"If the small base model has to keep what it knew, use {name}: its loss there rises by "
+        f"{median(small[name], 'forgetting'):.2f}, and {100 * median(small[name], 'accuracy'):.1f} % are right.",
+        f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
+        "of their best accuracy",
+    )
+    return [verdict]
+
+
+def learning_curve(config: LabConfig, folder: Path) -> list[Stage]:
+    return stages(config, folder, trainings(config, CURVE, sorted(SIZES)))
+
+
+def curve(results: Results, _: LabConfig) -> Summary:
+    """Lab examples: accuracy by the number of training examples."""
+    runs = by_method(results)
+    rows = [[f"{size:,}", *(percent(of_size(some, size, "accuracy")) for some in runs.values())] for size in SIZES]
+    ngram = next((one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None), None)
+    how = (
+        "Accuracy on 1,000 lines with brands that do not occur in training: median over the seeds (minimum to maximum)."
+    )
+
+    def draw(axes: Any) -> None:
+        for index, (name, some) in enumerate(runs.items()):
+            medians = [100 * statistics.median(of_size(some, size, "accuracy")) for size in SIZES]
+            axes.plot(list(SIZES), medians, "-", color=f"C{index}", label=name)
+            axes.plot(
+                [one["examples"] for one in some], [100 * one["accuracy"] for one in some], "o", color=f"C{index}"
+            )
+        if ngram is not None:
+            axes.axhline(100 * ngram, color="gray", linestyle=":", label=f"n-grams, {max(SIZES):,} examples")
+        axes.set(xlabel="training examples", ylabel="accuracy (%)", xscale="log")
+        axes.set_xticks(list(SIZES), [f"{size:,}" for size in SIZES])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=9)
+
+    return Summary(
+        "How many examples does a method need?",
+        "Spending categories of card-statement lines, learned from 50 to 4,000 examples.",
+        [Table("Accuracy by number of training examples", ["examples", *runs], rows, how)],
+        [enough(runs)],
+        "Accuracy against the number of training examples",
+        draw,
+    )
+
+
+def enough(runs: dict[str, list[dict[str, Any]]]) -> Verdict:
+    """What four times as many examples gain at the end of the curve."""
+    *_, fewer, all_of_them = sorted(SIZES)
+    gains = {
+        name: statistics.median(of_size(some, all_of_them, "accuracy"))
+        - statistics.median(of_size(some, fewer, "accuracy"))
+        for name, some in runs.items()
+    }
+    said = [
+        f"{name}: {'collect more examples' if gain > CLOSE else 'enough examples'} ({100 * gain:+.1f} points)"
+        for name, gain in gains.items()
+    ]
+    return Verdict(
+        "; ".join(said) + ".",
+        f"more examples help if those from {fewer:,} to {all_of_them:,} gain more than {100 * CLOSE:.0f} points",
+    )
+
+
+def percent(shares: Sequence[float]) -> str:
+    return spread([100 * share for share in shares], ".1f") + " %"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and with several values the smallest and the largest."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"

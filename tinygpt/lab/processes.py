@@ -1,0 +1,84 @@
+"""Run a command of tinygpt as a process of its own, and measure its seconds and its peak memory.
+
+A process of its own can be measured, and its memory is free again when it ends. Its progress bar and its errors appear
+on the terminal; what it prints goes into a log.
+
+    done = run(Path("out-lab/train.log"), "train", "configs/shakespeare_char.yaml", "--quiet")
+    done.seconds, done.memory, done.output
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import writing
+from tinygpt.lab.stages import Stage
+
+MEASURED = """
+import sys
+from pathlib import Path
+from tinygpt.cli import main
+from tinygpt.lab.processes import peak_memory
+status = main(sys.argv[2:])
+Path(sys.argv[1]).write_text(str(peak_memory()))
+sys.exit(status)
+"""
+
+
+class Done(NamedTuple):
+    """A command that has succeeded."""
+
+    output: str  # what it printed
+    seconds: float
+    memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
+
+
+def run(log: Path, *args: str) -> Done:
+    """Run `tinygpt ARGS`. Errors: TinyGPTError with the status of the command, which has printed its own error."""
+    began, memory = time.monotonic(), log.with_suffix(".memory")
+    with writing(log), open(log, "w+", encoding="utf-8") as file:
+        group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
+        child = subprocess.Popen([sys.executable, "-c", MEASURED, str(memory), *args], stdout=file, process_group=group)
+        try:
+            status = child.wait()
+        except BaseException:  # Ctrl-C, or SIGTERM: the command is told once, and saves what it can
+            child.terminate()
+            child.wait()
+            raise
+        file.seek(0)
+        output = file.read()
+    if status:
+        raise TinyGPTError(f"tinygpt {args[0]} failed, see {log}", "the same command again continues the lab", status)
+    return Done(output, time.monotonic() - began, int(memory.read_text()))
+
+
+def peak_memory() -> int:
+    """The largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
+    """A stage that prepares a dataset, unless it is there."""
+
+    def prepare(_: object) -> None:
+        if not (Path(config.data_dir) / dataset / "meta.json").exists():
+            run(folder / "prepare.log", "prepare", dataset, f"--data_dir={config.data_dir}")
+
+    return Stage(f"prepare {dataset}", 5, prepare)
+
+
+def require_model(path: str, command: str, flag: str) -> None:
+    """Errors: TinyGPTError with the command that makes the model, if there is none."""
+    if not any((Path(path) / name).is_file() for name in ("", "ckpt.pt")):
+        raise TinyGPTError(f"{flag}={path}: no such model", command)

@@ -1,0 +1,119 @@
+"""What a lab has found: tables, a picture, and a verdict with its rule; as text, and as a page.
+
+The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import replacing
+
+
+class Table(NamedTuple):
+    """A table; the first cell of a row names it."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    how: str  # how to read it
+
+    def as_text(self) -> str:
+        """The table in Markdown, with aligned columns: it can be read, and copied into a document."""
+        rows = [list(self.columns), *map(list, self.rows)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self.columns))]
+        padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+        lines = [f"| {' | '.join(row)} |" for row in padded]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join([f"{self.caption}:", "", *lines, "", self.how])
+
+
+class Verdict(NamedTuple):
+    """What follows from the numbers, and the rule that gave it."""
+
+    said: str
+    rule: str
+
+
+class Summary(NamedTuple):
+    """What a lab has found."""
+
+    title: str
+    question: str  # that the lab answers
+    tables: Sequence[Table]
+    verdicts: Sequence[Verdict]
+    picture: str  # caption
+    draw: Callable[[Any], None]  # into the axes of a figure
+
+    def as_text(self) -> str:
+        verdicts = [f"verdict: {verdict.said}\nrule:    {verdict.rule}" for verdict in self.verdicts]
+        return "\n\n".join([*(table.as_text() for table in self.tables), *verdicts])
+
+
+def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:
+    """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
+
+    live: the models and documents of a page that answers, see NAME.js. Errors: TinyGPTError if matplotlib or jinja2 is
+    missing.
+    """
+    require_packages()
+    picture, page = folder / f"{name}.png", folder / f"{name}.html"
+    draw(summary, picture)
+    with replacing(page) as file:
+        file.write(as_page(summary, picture.read_bytes(), name, live).encode())
+    return [picture, page]
+
+
+def require_packages() -> None:
+    """Errors: TinyGPTError if matplotlib or jinja2 is missing; a lab asks before its first stage."""
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise TinyGPTError(f"a lab needs the package {error.name}", "pip install 'tinygpt[report]'") from None
+    del jinja2
+
+
+def draw(summary: Summary, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")  # a file, no window
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    summary.draw(axes)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    pyplot.close(figure)
+
+
+def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> str:
+    import jinja2
+
+    if live:
+        files = [("tinygpt.report", "model.js"), ("tinygpt.lab", f"{name}.js"), ("tinygpt.lab", f"{name}_page.js")]
+        script = "\n".join(read(*file) for file in files)
+        checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        live = live | {"script": script, "checksum": checksum}
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tinygpt.lab", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css, own = read("tinygpt.report", "page.css"), read("tinygpt.lab", "page.css")
+    data = base64.b64encode(picture).decode()
+    template = environment.get_template("page.html.j2")
+    return str(template.render(summary=summary, css=css, own=own, picture=data, live=live))
+
+
+def read(package: str, name: str) -> str:
+    return (importlib.resources.files(package) / name).read_text(encoding="utf-8")

@@ -1,0 +1,140 @@
+"""The systems of `tinygpt lab facts`, and how their answers are measured.
+
+A closed-book system is a model that has the facts in its weights. A retrieval system finds passages, and a model reads
+them. Each is a function from a question to a Reply.
+
+    measured(closed_book("out-closed"), world.questions)["outcomes"]        # ["right", "wrong", ...]
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import AskConfig
+from tinygpt.lab.world import Question
+from tinygpt.retrieve.answer import normalised, occurrence, unanswerable
+from tinygpt.retrieve.ask import Responder, load_reader
+from tinygpt.retrieve.search import search
+from tinygpt.retrieve.store import Index, open_index
+
+
+class Reply(NamedTuple):
+    text: str  # empty: the system abstains
+    probability: float  # of the answer, as the model sees it; 1 for the systems without a model
+
+
+System = Callable[[Question], Reply]
+
+
+def closed_book(ckpt: str, adapter: str = "") -> System:
+    """A model that answers from its weights alone."""
+    reader = load_reader(parse(AskConfig, [f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"]))
+
+    def ask(question: Question) -> Reply:
+        prompt = reader.tokenizer.encode_prompt(question.text, skip_unknown=True).astype(np.int64)
+        ids, probability = reader.respond(prompt)
+        text = reader.tokenizer.decode(ids).strip()
+        return Reply("" if unanswerable(text) else text, probability)
+
+    return ask
+
+
+@contextmanager
+def retrieval(index: Path, ckpt: str = "", adapter: str = "") -> Iterator[System]:
+    """A model that reads the passages that an index finds, with the defaults of `tinygpt ask`."""
+    config = parse(AskConfig, [f"--index={index}", f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"])
+    with open_index(index) as opened:
+        respond = Responder(config, opened)
+
+        def ask(question: Question) -> Reply:
+            outcome = respond(question.text)
+            return Reply(outcome.answer, outcome.probability)
+
+        yield ask
+
+
+@contextmanager
+def given_the_right_passage(index: Path, ckpt: str = "", adapter: str = "") -> Iterator[System]:
+    """The same model, given the passage that contains the answer: what it would do with a perfect search."""
+    config = parse(AskConfig, [f"--index={index}", f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"])
+    with open_index(index) as opened:
+        respond = Responder(config, opened)
+
+        def ask(question: Question) -> Reply:
+            found = search(opened, question.text, 100)
+            right = [
+                hit
+                for hit in found
+                if Path(hit.source).stem == question.company and occurrence(question.answer, hit.text)
+            ]
+            outcome = respond.read(question.text, right[:1])
+            return Reply(outcome.answer, outcome.probability)
+
+        yield ask
+
+
+def best_passage(index: Index) -> System:
+    """The search alone: its answer is the complete best passage."""
+    return lambda question: Reply(" ".join(hit.text for hit in search(index, question.text, 1)), 1.0)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """Replies to questions, with the time that they took, and the attempts to use the network."""
+
+    replies: list[tuple[Question, Reply]]
+    seconds: float
+    connections: int
+
+
+CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
+_attempts = [0]
+_watching: list[bool] = []
+
+
+def watch_the_network() -> None:
+    """Count each attempt of this process to use the network, from now on (an audit hook cannot be removed)."""
+    if not _watching:
+        _watching.append(True)
+        sys.addaudithook(lambda event, _: _attempts.__setitem__(0, _attempts[0] + (event in CONNECTIONS)))
+
+
+def ask_all(system: System, questions: Sequence[Question]) -> Asked:
+    watch_the_network()
+    before, began = _attempts[0], time.monotonic()
+    bar = tqdm(questions, desc="asking", unit="question", leave=False, disable=None)
+    replies = [(question, system(question)) for question in bar]
+    return Asked(replies, time.monotonic() - began, _attempts[0] - before)
+
+
+def outcome(question: Question, reply: Reply) -> str:
+    """right, stale (the answer before the change, or of the older document), wrong, or abstained."""
+    said = f" {normalised(reply.text)} "
+    if not reply.text:
+        return "abstained"
+    if question.answer and f" {normalised(question.answer)} " in said:
+        return "right"
+    return "stale" if question.stale and f" {normalised(question.stale)} " in said else "wrong"
+
+
+def measured(system: System, questions: Sequence[Question], only_answerable: bool = False) -> dict[str, Any]:
+    """Ask the questions; return what was answered, and what it cost, as plain values."""
+    numbers = [number for number, one in enumerate(questions) if one.answer or not only_answerable]
+    asked = ask_all(system, [questions[number] for number in numbers])
+    return {
+        "questions": numbers,
+        "outcomes": [outcome(question, reply) for question, reply in asked.replies],
+        "answers": [reply.text for _, reply in asked.replies],
+        "probabilities": [round(reply.probability, 4) for _, reply in asked.replies],
+        "seconds per question": asked.seconds / len(numbers),
+        "connections": asked.connections,
+    }

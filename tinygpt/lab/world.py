@@ -1,0 +1,157 @@
+"""The invented companies of `tinygpt lab facts`: their facts, documents about them, and questions.
+
+Each company has FACTS facts, and a Markdown document that states them, one section for each kind. Some companies also
+have an older document, in which one fact has another value: the documents conflict, and the newer one is right.
+Questions have wordings that neither the closed-book models nor the tiny reader have seen in training.
+
+The statements and questions are those of the task `reader` (data/tasks/reader.py).
+
+    world = make(seed=1, companies=200)
+    world.documents()                        # {"norvik.md": "# Norvik ..."}
+    world.questions[0]                       # Question("Who heads Norvik?", "norvik", "chief executive", "Ana Torres")
+    changed(world, seed=1, share=0.1)        # a world in which a tenth of the facts have new values
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tinygpt.data.tasks import reader
+from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng
+
+FACTS = 5  # of each company
+ABSENT = 1  # questions about each company whose answer no document contains
+WORDINGS = 6  # of the question about a fact, for the training of a closed-book model
+CONFLICTS = 0.1  # share of the companies that also have an older document
+DATE, OLD_DATE = "3 March 2026", "5 March 2024"
+
+
+class Question(NamedTuple):
+    text: str
+    company: str  # key of the company
+    relation: str
+    answer: str  # empty: not in the documents
+    kind: str  # fact, conflict (an older document says something else), changed, or absent
+    stale: str = ""  # the answer before the facts changed, or that of the older document
+
+
+class Company(NamedTuple):
+    name: str
+    facts: dict[str, str]  # relation: value
+    old: dict[str, str]  # what an older document states, may be empty
+    seed: int  # of the wordings: a changed fact is stated in the same words
+
+
+class World(NamedTuple):
+    companies: dict[str, Company]  # by key, which is the name in lower case without Ltd, Group, ...
+    questions: list[Question]
+
+    def documents(self) -> dict[str, str]:
+        """The documents, by file name."""
+        found = {}
+        for key, company in self.companies.items():
+            found[f"{key}.md"] = document(company, company.facts, DATE)
+            if company.old:
+                found[f"{key}-2024.md"] = document(company, company.old, OLD_DATE)
+        return found
+
+
+def make(seed: int, companies: int) -> World:
+    """Invent companies, their facts, and one question about each fact; a few questions have no answer."""
+    rng = Rng(f"world {seed}")
+    names: dict[str, str] = {}
+    while len(names) < companies:
+        name = reader.company(rng)
+        names.setdefault(reader.short(name).lower(), name)
+    found, questions = {}, []
+    for key, name in names.items():
+        relations = rng.sample(list(RELATIONS), FACTS + ABSENT)
+        known, absent = relations[:FACTS], relations[FACTS:]
+        facts = {relation: RELATIONS[relation].value(rng) for relation in known}
+        old = {}
+        if rng.random() < CONFLICTS:
+            relation = rng.choice(known)
+            old = {relation: other_value(rng, relation, facts[relation])}
+        found[key] = Company(name, facts, old, rng.randrange(1 << 30))
+        for relation in [*known, *absent]:
+            text = reader.question(rng, relation, rng.choice((name, reader.short(name))), new=True)
+            kind = "absent" if relation in absent else "conflict" if relation in old else "fact"
+            questions.append(Question(text, key, relation, facts.get(relation, ""), kind, old.get(relation, "")))
+    return World(found, questions)
+
+
+def other_value(rng: Rng, relation: str, value: str) -> str:
+    """Draw a value that differs from the given one."""
+    while (drawn := RELATIONS[relation].value(rng)) == value:
+        pass
+    return drawn
+
+
+def changed(world: World, seed: int, share: float) -> World:
+    """The same world with new values for a share of the facts. The old values are the questions' stale answers.
+
+    Facts that an older document contradicts stay as they are.
+    """
+    rng = Rng(f"change {seed}")
+    places = [
+        (key, relation)
+        for key, company in world.companies.items()
+        for relation in company.facts
+        if relation not in company.old
+    ]
+    count = round(share * sum(len(company.facts) for company in world.companies.values()))
+    new = {
+        place: other_value(rng, place[1], world.companies[place[0]].facts[place[1]])
+        for place in rng.sample(places, count)
+    }
+    companies = {
+        key: company._replace(facts={each: new.get((key, each), value) for each, value in company.facts.items()})
+        for key, company in world.companies.items()
+    }
+    questions = [
+        one._replace(answer=new[at], kind="changed", stale=one.answer)
+        if (at := (one.company, one.relation)) in new
+        else one
+        for one in world.questions
+    ]
+    return World(companies, questions)
+
+
+def document(company: Company, facts: dict[str, str], date: str) -> str:
+    """State the facts in Markdown, a section for each kind."""
+    rng = Rng(company.seed)
+    parts = [f"# {company.name}, report of {date}"]
+    for section, relations in SECTIONS.items():
+        own = [Fact(relation, facts[relation]) for relation in relations if relation in facts]
+        if own:
+            parts.append(f"## {section}\n\n" + " ".join(sentences(rng, own, company.name)))
+    return "\n\n".join(parts) + "\n"
+
+
+def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
+    """A sentence for each fact, the first of which names the company, and sometimes one about nothing in particular."""
+    rng.shuffle(facts)
+    for index, fact in enumerate(facts):
+        yield reader.statement(rng, fact, name if index == 0 or rng.random() < 0.4 else "")
+    if rng.random() < 0.5:
+        yield rng.choice(reader.FILLERS)
+
+
+def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> list[dict[str, str]]:
+    """Prompts and responses that teach the facts to a model: each in WORDINGS wordings, none of which a question has.
+
+    One relation of each company that no document states, and no question asks for, has the response UNANSWERABLE.
+    only: the facts (company, relation) to teach; None: all.
+    """
+    rng = Rng(f"pairs {seed}")
+    asked = {(one.company, one.relation) for one in world.questions}
+    found = []
+    for key, company in world.companies.items():
+        absent = next(relation for relation in RELATIONS if (key, relation) not in asked)
+        for relation, value in [*company.facts.items(), (absent, UNANSWERABLE)]:
+            if only is not None and (key, relation) not in only:
+                continue
+            for _ in range(WORDINGS):
+                name = rng.choice((company.name, reader.short(company.name)))
+                found.append({"prompt": reader.question(rng, relation, name), "response": value})
+    rng.shuffle(found)
+    return found
