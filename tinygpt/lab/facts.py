@@ -131,7 +131,7 @@ class Place:
         examples = self.prepare(after, "changes", new)
         flags = ["--dataset=changes", f"--data_dir={self.folder / 'data'}", f"--out_dir={self.folder / 'updated'}"]
         flags += [f"--ckpt={self.folder / 'closed'}", f"--seed={self.seed}", "--device=cpu", "--quiet"]
-        run(self.folder / "train.log", "finetune", "configs/lab_update.yaml", *flags, "--init_from=auto")
+        run(self.folder / "train.log", "finetune", "configs/finetune_lab_update.yaml", *flags, "--init_from=auto")
         return {"seconds": time.monotonic() - began, "bytes": written_by(self.folder / "updated"), "examples": examples}
 
     def ask(self, key: str, model: str, world: Callable[[], World], _: Results) -> dict[str, Any]:
