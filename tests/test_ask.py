@@ -129,8 +129,8 @@ def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
     ids = reader(asked).tokenizer.encode("[1] reddish").tolist()
     monkeypatch.setattr(Reader, "respond", lambda *_: (ids, 0.9))
     answer = found(asked, EMIL)
-    assert (answer["answer"], answer["candidate"]) == ("", "reddish")
-    assert answer["reason"] == "the model's answer does not occur in the passage that it cites"
+    assert (answer["answer"], answer["candidate"]) == ("", "")
+    assert answer["reason"] == 'the model\'s answer "reddish" does not occur in the passage that it cites'
     monkeypatch.setattr(Reader, "respond", lambda *_: (reader(asked).tokenizer.encode("[1] red").tolist(), 0.9))
     assert found(asked, EMIL)["answer"] == "red"
 

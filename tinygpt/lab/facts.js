@@ -100,9 +100,9 @@ const Facts = (() => {
     }
     if (!chosen.length) return { text: "", probability: 0, cited: 0 };
     const { text, probability } = respond(model, prompt());
-    const found = text.match(/^.*?\[(\d{1,3})\] ?(.*)$/s);
+    const found = text.match(/(?:\[\d{1,3}\] no )*\[(\d{1,3})\] ?(.*)$/s); // "chair of Norvik [1] no [2] Ana Torres"
     const answer = found ? found[2] : text;
-    const none = !answer || answer.includes(UNANSWERABLE);
+    const none = !answer || answer === "no" || text.includes(UNANSWERABLE);
     return { text: none ? "" : answer, probability, cited: found && !none ? Number(found[1]) : 0 };
   }
 

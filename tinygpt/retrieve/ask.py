@@ -123,8 +123,9 @@ class Responder:
                     "end": end,
                 }
             )
-        if not reason and read.passage and all(passage["start"] is None for passage in passages):
-            reason = "the model's answer does not occur in the passage that it cites"
+        if read.passage and all(passage["start"] is None for passage in passages):  # not copied
+            reason = reason or f'the model\'s answer "{read.text}" does not occur in the passage that it cites'
+            candidate = ""  # no threshold would make it an answer
         return Outcome(
             question=question,
             answer="" if reason else candidate,
@@ -228,7 +229,7 @@ def as_text(outcome: Outcome, respond: Responder) -> str:
     """
     lines = [escaped(outcome.answer) or UNANSWERABLE]
     probability = "" if respond.reader.instructed else f"probability {outcome.probability:.2f}, "
-    lines.append(outcome.reason or f"{probability}score {outcome.score:.2f}")
+    lines.append(escaped(outcome.reason) or f"{probability}score {outcome.score:.2f}")
     lines += [f"note: {outcome.note}"] if outcome.note else []
     lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
     for passage in outcome.passages:
