@@ -67,7 +67,8 @@ class Reader:
             )
         self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
-        self.instructed = chat and dataset not in task.DATASETS
+        self.copies = dataset in task.DATASETS  # others may translate, or name a category
+        self.instructed = chat and not self.copies
         self.room = min(LONGEST, model.config.block_size // 3)  # for the response
 
     def read(self, question: str, hits: Sequence[Hit]) -> Answer:

@@ -123,7 +123,7 @@ class Responder:
                     "end": end,
                 }
             )
-        if read.passage and all(passage["start"] is None for passage in passages):  # not copied
+        if self.reader.copies and read.passage and all(passage["start"] is None for passage in passages):
             reason = reason or f'the model\'s answer "{read.text}" does not occur in the passage that it cites'
             candidate = ""  # no threshold would make it an answer
         return Outcome(
