@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.store import load, tokenizer_of
-from tinygpt.config.schema import LabConfig
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import AskConfig, LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.lab.processes import run
 from tinygpt.lab.stages import Results, Stage, duration
@@ -26,7 +27,7 @@ from tinygpt.lab.summary import Summary, Table, Verdict
 from tinygpt.lab.systems import best_passage, closed_book, given_the_right_passage, measured, retrieval
 from tinygpt.lab.world import Question, World, changed, make, pairs
 from tinygpt.report.weights import pack
-from tinygpt.retrieve.ask import SHIPPED
+from tinygpt.retrieve.ask import SHIPPED, Responder
 from tinygpt.retrieve.store import open_index
 
 CHANGED = 0.1  # share of the facts
@@ -139,12 +140,13 @@ class Place:
         questions = world().questions
         if key == "closed":
             return measured(closed_book(str(self.folder / model)), questions)
-        if key == "search":
-            with open_index(self.index) as index:
+        with open_index(self.index) as index:
+            if key == "search":
                 return measured(best_passage(index), questions, only_answerable=True)
-        reading = {"reader": retrieval, "reader, right passage": given_the_right_passage}[key]
-        with reading(self.index) as system:
-            return measured(system, questions, only_answerable=key != "reader")
+            respond = Responder(parse(AskConfig, ["--device=cpu"]), index)
+            if key == "reader":
+                return measured(retrieval(respond), questions)
+            return measured(given_the_right_passage(respond), questions, only_answerable=True)
 
     def freshness(self) -> dict[str, float]:
         """Seconds from a changed document to an answer, with the commands: `index`, then `ask`."""
@@ -331,7 +333,7 @@ def simplest(found: Measured) -> Verdict:
 
 
 def freshest(found: Measured) -> Verdict:
-    """How much longer a model that knows facts by heart takes to learn a change."""
+    """How much longer a model that has memorised facts takes to learn a change."""
     index, trained = (found.mean(f"update: {each}", "seconds") for each in ("index", "closed"))
     stale = found.share("after", "closed", ["changed"], "stale")
     before = found.share("before", "closed", ["fact"], "right").value()

@@ -5,13 +5,13 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 
 import base64
 import hashlib
-import importlib.resources
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
+from tinygpt.report import read, templates
 
 
 class Table(NamedTuple):
@@ -94,26 +94,12 @@ def draw(summary: Summary, path: Path) -> None:
 
 
 def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> str:
-    import jinja2
-
     if live:
-        files = [("tinygpt.report", "model.js"), ("tinygpt.lab", f"{name}.js"), ("tinygpt.lab", f"{name}_page.js")]
-        script = "\n".join(read(*file) for file in files)
+        own_scripts = [read(file, "tinygpt.lab") for file in (f"{name}.js", f"{name}_page.js")]
+        script = "\n".join([read("model.js"), *own_scripts])
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         live = live | {"script": script, "checksum": checksum}
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tinygpt.lab", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css, own = read("tinygpt.report", "page.css"), read("tinygpt.lab", "page.css")
+    css, own = read("page.css"), read("page.css", "tinygpt.lab")
     data = base64.b64encode(picture).decode()
-    template = environment.get_template("page.html.j2")
+    template = templates("tinygpt.lab").get_template("page.html.j2")
     return str(template.render(summary=summary, css=css, own=own, picture=data, live=live))
-
-
-def read(package: str, name: str) -> str:
-    return (importlib.resources.files(package) / name).read_text(encoding="utf-8")

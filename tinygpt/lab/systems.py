@@ -8,8 +8,7 @@ them. Each is a function from a question to a Reply.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from tinygpt.lab.world import Question
 from tinygpt.retrieve.answer import normalised, occurrence, unanswerable
 from tinygpt.retrieve.ask import Responder, load_reader
 from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import Index, open_index
+from tinygpt.retrieve.store import Index
 
 
 class Reply(NamedTuple):
@@ -33,9 +32,9 @@ class Reply(NamedTuple):
 System = Callable[[Question], Reply]
 
 
-def closed_book(ckpt: str, adapter: str = "") -> System:
+def closed_book(ckpt: str) -> System:
     """A model that answers from its weights alone."""
-    reader = load_reader(parse(AskConfig, [f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"]))
+    reader = load_reader(parse(AskConfig, [f"--ckpt={ckpt}", "--device=cpu"]))
 
     def ask(question: Question) -> Reply:
         prompt = reader.tokenizer.encode_prompt(question.text, skip_unknown=True).astype(np.int64)
@@ -46,38 +45,27 @@ def closed_book(ckpt: str, adapter: str = "") -> System:
     return ask
 
 
-@contextmanager
-def retrieval(index: Path, ckpt: str = "", adapter: str = "") -> Iterator[System]:
-    """A model that reads the passages that an index finds, with the defaults of `tinygpt ask`."""
-    config = parse(AskConfig, [f"--index={index}", f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"])
-    with open_index(index) as opened:
-        respond = Responder(config, opened)
+def retrieval(respond: Responder) -> System:
+    """A model that reads the passages that the search finds, as in `tinygpt ask`."""
 
-        def ask(question: Question) -> Reply:
-            outcome = respond(question.text)
-            return Reply(outcome.answer, outcome.probability)
+    def ask(question: Question) -> Reply:
+        outcome = respond(question.text)
+        return Reply(outcome.answer, outcome.probability)
 
-        yield ask
+    return ask
 
 
-@contextmanager
-def given_the_right_passage(index: Path, ckpt: str = "", adapter: str = "") -> Iterator[System]:
+def given_the_right_passage(respond: Responder) -> System:
     """The same model, given the passage that contains the answer: what it would do with a perfect search."""
-    config = parse(AskConfig, [f"--index={index}", f"--ckpt={ckpt}", f"--adapter={adapter}", "--device=cpu"])
-    with open_index(index) as opened:
-        respond = Responder(config, opened)
 
-        def ask(question: Question) -> Reply:
-            found = search(opened, question.text, 100)
-            right = [
-                hit
-                for hit in found
-                if Path(hit.source).stem == question.company and occurrence(question.answer, hit.text)
-            ]
-            outcome = respond.read(question.text, right[:1])
-            return Reply(outcome.answer, outcome.probability)
+    def ask(question: Question) -> Reply:
+        found = search(respond.index, question.text, 100)
+        own = (hit for hit in found if Path(hit.source).stem == question.company)
+        right = [hit for hit in own if occurrence(question.answer, hit.text)]
+        outcome = respond.read(question.text, right[:1])
+        return Reply(outcome.answer, outcome.probability)
 
-        yield ask
+    return ask
 
 
 def best_passage(index: Index) -> System:

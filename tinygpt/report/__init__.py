@@ -99,14 +99,14 @@ def title(run: "LoadedRun") -> str:
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
 
 
-def templates() -> Any:
-    """Create Jinja2's environment. Errors: TinyGPTError if the package is not installed."""
+def templates(package: str = "tinygpt.report") -> Any:
+    """Create Jinja2's environment for the templates of a package. Errors: TinyGPTError if Jinja2 is not installed."""
     try:
         import jinja2
     except ImportError:
         raise TinyGPTError("a report needs the package jinja2", "pip install jinja2") from None
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tinygpt.report", "."),
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -171,5 +171,5 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
     print(f"note: {note}")
 
 
-def read(name: str) -> str:
-    return (importlib.resources.files("tinygpt.report") / name).read_text(encoding="utf-8")
+def read(name: str, package: str = "tinygpt.report") -> str:
+    return (importlib.resources.files(package) / name).read_text(encoding="utf-8")
