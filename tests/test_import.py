@@ -58,18 +58,18 @@ def tokenizer_json() -> str:
 VOCABULARY = tokenizers.Tokenizer.from_str(tokenizer_json()).get_vocab_size()
 
 
-def save_model(folder: Path, kind: str, template: str = TEMPLATE) -> Any:
+def save_model(folder: Path, kind: str, template: str = TEMPLATE, context: int = 128) -> Any:
     torch.manual_seed(0)
     if kind == "llama":
         config = transformers.LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128, rope_theta=5000.0, tie_word_embeddings=True,
+            num_key_value_heads=2, max_position_embeddings=context, rope_theta=5000.0, tie_word_embeddings=True,
             initializer_range=0.2, bos_token_id=None, eos_token_id=2,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
     else:
         config = transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2,
+            vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=context, initializer_range=0.2,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)

@@ -7,7 +7,9 @@ and a verdict.
     command.py     the command, and what all labs have in common: the folder, the table, the end
     stages.py      run each stage once, with the expected time
     processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
-    methods.py     lab methods: what each method of fine-tuning gains, forgets and costs
+    summary.py     the tables, the picture, the verdicts and the page of a lab
+    methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
+    facts/         lab facts: retrieve, fine-tune or train?
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

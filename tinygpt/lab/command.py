@@ -13,7 +13,9 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import facts, methods, summary
+from tinygpt.lab import methods, summary
+from tinygpt.lab.facts import experiment
+from tinygpt.lab.facts import summary as facts_summary
 from tinygpt.lab.stages import Results, Stage, run
 
 
@@ -23,15 +25,15 @@ class Lab(NamedTuple):
     about: str
     stages: Callable[[LabConfig, Path], list[Stage]]
     summarise: Callable[[Results, LabConfig], summary.Summary]
-    live: Callable[[LabConfig, Path], dict[str, Any]] | None = None  # the models and documents of its page
+    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
 
 
 LABS = {
     "facts": Lab(
         "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
-        facts.stages,
-        facts.summarise,
-        facts.live,
+        experiment.stages,
+        facts_summary.summarise,
+        experiment.live,
     ),
     "methods": Lab(
         "what each method of fine-tuning gains, forgets and costs",
@@ -59,9 +61,10 @@ def lab(config: LabConfig) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command it runs ends, too
     settings = {"data_dir": config.data_dir, "quick": config.quick}
     with folder_lock(folder, "lab"):
-        found = chosen.summarise(run(folder, config.name, settings, stages), config)
+        results = run(folder, config.name, settings, stages)
+        found = chosen.summarise(results, config)
         print(f"\n{found.as_text()}\n")
-        live = chosen.live(config, folder) if chosen.live else None
+        live = chosen.live(config, folder, results) if chosen.live else None
         for path in summary.write(found, folder, config.name, live):
             print(f"written: {path}")
 

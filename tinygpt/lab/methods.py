@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import LabConfig
-from tinygpt.lab.processes import prepared, require_model, run
+from tinygpt.lab.processes import prepared, require_model, run, trained_weights
 from tinygpt.lab.stages import Results, Stage, duration
 from tinygpt.lab.summary import Summary, Table, Verdict
-from tinygpt.lora import adapted_only
 from tinygpt.training.log import read_metrics
 
 FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora", "_pretrained"))
@@ -136,15 +134,11 @@ def of_run(out: Path) -> dict[str, Any]:
     """What a training has cost and forgotten, from its folder."""
     entries = list(read_metrics(out))
     kinds = {entry["kind"]: entry for entry in entries}
-    saved = load_model(str(out / "ckpt.pt"))
-    trained = adapted_only(saved.model) or saved.model
-    if "lm_head.weight" in trained and saved.model_args["tie_weights"]:
-        trained = {name: weight for name, weight in trained.items() if name != "lm_head.weight"}
     file = out / ("adapter.pt" if (out / "adapter.pt").exists() else "ckpt.pt")
     before, after = (kinds.get(kind, {}).get("base_loss") for kind in ("before", "after"))
     return {
         "seconds": max(entry["seconds"] for entry in entries),  # over all sessions, if it was stopped
-        "trained": sum(weight.numel() for weight in trained.values()),
+        "trained": trained_weights(out),
         "bytes": file.stat().st_size,
         "forgetting": None if before is None or after is None else after - before,
     }

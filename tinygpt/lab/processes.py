@@ -1,4 +1,4 @@
-"""Run a command of tinygpt as a process of its own, and measure its seconds and its peak memory.
+"""Run a command of tinygpt as a process of its own, and measure its seconds, its peak memory, and what it has trained.
 
 A process of its own can be measured, and its memory is free again when it ends. Its progress bar and its errors appear
 on the terminal; what it prints goes into a log.
@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import writing
 from tinygpt.lab.stages import Stage
+from tinygpt.lora import adapted_only
 
 MEASURED = """
 import sys
@@ -66,6 +68,14 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def trained_weights(out: Path) -> int:
+    """The number of weights that a training has changed: those of the adapter, or all."""
+    saved = load_model(str(out / "ckpt.pt"))
+    trained = adapted_only(saved.model) or saved.model
+    tied = saved.model_args["tie_weights"]
+    return sum(weight.numel() for name, weight in trained.items() if not (tied and name == "lm_head.weight"))
 
 
 def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:

@@ -1,4 +1,4 @@
-"""What a lab has found: tables, a picture, and a verdict with its rule; as text, and as a page.
+"""What a lab has found: tables, a picture, and verdicts with their rules; as text, and as a page.
 
 The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
 """
@@ -57,8 +57,8 @@ class Summary(NamedTuple):
 def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:
     """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
 
-    live: the models and documents of a page that answers, see NAME.js. Errors: TinyGPTError if matplotlib or jinja2 is
-    missing.
+    live: the models and documents of a page that answers, see NAME/page.js. Errors: TinyGPTError if matplotlib or
+    jinja2 is missing.
     """
     require_packages()
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
@@ -95,7 +95,7 @@ def draw(summary: Summary, path: Path) -> None:
 
 def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> str:
     if live:
-        own_scripts = [read(file, "tinygpt.lab") for file in (f"{name}.js", f"{name}_page.js")]
+        own_scripts = [read(file, f"tinygpt.lab.{name}") for file in ("search.js", "page.js")]
         script = "\n".join([read("model.js"), *own_scripts])
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         live = live | {"script": script, "checksum": checksum}

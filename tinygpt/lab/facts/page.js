@@ -18,7 +18,7 @@
       ...data.questions[companyOf()].map((text) => {
         const button = document.createElement("button");
         button.type = "button";
-        button.textContent = text;
+        button.textContent = text in data.recorded ? `• ${text}` : text;
         button.addEventListener("click", () => {
           $("question").value = text;
           ask();
@@ -34,6 +34,21 @@
     $(`${id}-why`).textContent = `${why}probability ${probability.toFixed(2)}`;
   }
 
+  /** What the pretrained model answered in the lab, if this question was in its sample. */
+  function showRecorded(question) {
+    if (!$("recorded")) return;
+    const cell = (text) => Object.assign(document.createElement("td"), { textContent: text || "not in the documents" });
+    const rows = (data.recorded[question] ?? []).map(([name, before, after]) => {
+      const row = document.createElement("tr");
+      const head = Object.assign(document.createElement("th"), { scope: "row", textContent: name });
+      row.append(head, cell(before), cell(after));
+      return row;
+    });
+    $("recorded-none").hidden = rows.length > 0;
+    $("recorded-table").hidden = rows.length === 0;
+    $("recorded").replaceChildren(...rows);
+  }
+
   function ask() {
     const question = $("question").value.replace(/\s+/g, " ").trim();
     if (!question) return;
@@ -46,6 +61,7 @@
     $("passage").textContent = hit ? `${hit.source}, ${hit.title}: ${hit.text}` : "No passage has a word of the question.";
     const known = Facts.recite(closedBook, question);
     answer("closed", known.text, known.probability, "");
+    showRecorded(question);
   }
 
   $("company").replaceChildren(...Object.keys(data.questions).map((key) => new Option(data.names[key], key)));

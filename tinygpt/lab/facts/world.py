@@ -12,7 +12,7 @@ The statements and questions are those of the task `reader` (data/tasks/reader.p
     changed(world, seed=1, share=0.1)        # a world in which a tenth of the facts have new values
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tinygpt.data.tasks import reader
@@ -21,6 +21,7 @@ from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, R
 FACTS = 5  # of each company
 ABSENT = 1  # questions about each company whose answer no document contains
 WORDINGS = 6  # of the question about a fact, for the training of a closed-book model
+SAMPLE = {"changed": 0.25, "conflict": 0.1, "absent": 0.2, "fact": 0.45}  # more changes than among all questions
 CONFLICTS = 0.1  # share of the companies that also have an older document
 DATE, OLD_DATE = "3 March 2026", "5 March 2024"
 
@@ -114,6 +115,16 @@ def changed(world: World, seed: int, share: float) -> World:
         for one in world.questions
     ]
     return World(companies, questions)
+
+
+def sample(questions: Sequence[Question], size: int) -> list[int]:
+    """Choose the numbers of `size` questions, of each kind the share that SAMPLE says, as far as there are so many."""
+    rng, chosen = Rng("sample"), set[int]()
+    for kind, share in SAMPLE.items():
+        own = [number for number, one in enumerate(questions) if one.kind == kind]
+        wanted = size - len(chosen) if kind == "fact" else round(size * share)
+        chosen.update(rng.sample(own, min(wanted, len(own))))
+    return sorted(chosen)
 
 
 def document(company: Company, facts: dict[str, str], date: str) -> str:

@@ -1,4 +1,4 @@
-// The live part of the page of `tinygpt lab facts`: documents that can be edited, a search, and two models.
+// What `tinygpt ask` does, for the page of `tinygpt lab facts`: passages, a search, and a model that reads.
 //
 // It computes what tinygpt/retrieve does with its defaults: passages, BM25, the prompt of the tiny reader, its response.
 // Two things are simpler: words are not reduced to their stems, and a passage that does not fit the context is left out

@@ -3,11 +3,12 @@
 A closed-book system is a model that has the facts in its weights. A retrieval system finds passages, and a model reads
 them. Each is a function from a question to a Reply.
 
-    measured(closed_book("out-closed"), world.questions)["outcomes"]        # ["right", "wrong", ...]
+    measured(closed_book("out-closed"), world.questions, [0, 1])["answers"]      # ["Ana Torres", "Oslo"]
 """
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig
-from tinygpt.lab.world import Question
+from tinygpt.lab.facts.world import Question
 from tinygpt.retrieve.answer import normalised, occurrence, unanswerable
 from tinygpt.retrieve.ask import Responder, load_reader
 from tinygpt.retrieve.search import search
@@ -30,6 +31,15 @@ class Reply(NamedTuple):
 
 
 System = Callable[[Question], Reply]
+
+
+def majority(questions: Sequence[Question]) -> System:
+    """The most frequent answer to questions about the same relation: what can be known without any document."""
+    counts: dict[str, Counter[str]] = {}
+    for question in questions:
+        if question.answer:
+            counts.setdefault(question.relation, Counter())[question.answer] += 1
+    return lambda question: Reply(counts[question.relation].most_common(1)[0][0], 1.0)
 
 
 def closed_book(ckpt: str) -> System:
@@ -114,13 +124,11 @@ def outcome(question: Question, reply: Reply) -> str:
     return "stale" if question.stale and f" {normalised(question.stale)} " in said else "wrong"
 
 
-def measured(system: System, questions: Sequence[Question], only_answerable: bool = False) -> dict[str, Any]:
-    """Ask the questions; return what was answered, and what it cost, as plain values."""
-    numbers = [number for number, one in enumerate(questions) if one.answer or not only_answerable]
+def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:
+    """Ask the questions with these numbers; return what was answered, and what it cost, as plain values."""
     asked = ask_all(system, [questions[number] for number in numbers])
     return {
-        "questions": numbers,
-        "outcomes": [outcome(question, reply) for question, reply in asked.replies],
+        "questions": list(numbers),
         "answers": [reply.text for _, reply in asked.replies],
         "probabilities": [round(reply.probability, 4) for _, reply in asked.replies],
         "seconds per question": asked.seconds / len(numbers),

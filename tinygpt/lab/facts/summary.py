@@ -1,0 +1,310 @@
+"""What `tinygpt lab facts` says: three tables, a picture, and verdicts with their rules."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.lab.facts.experiment import TRIES, names
+from tinygpt.lab.facts.systems import Reply, outcome
+from tinygpt.lab.facts.world import Question
+from tinygpt.lab.stages import Results, duration
+from tinygpt.lab.summary import Summary, Table, Verdict
+
+NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
+OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
+KNOWS = (
+    "In percent of the questions, whose wordings no model has seen in training, with 95 % confidence intervals "
+    "(Wilson). Search alone: its best passage counts as the answer. Fine-tuned: on the new facts alone. Trained again: "
+    "on all facts. Right: the answer contains the right one. Stale: it contains the value before the change. Others: "
+    "facts that did not change. Given passage: right answers after the change, if the search were perfect. Abstains: "
+    "on questions that no document answers; confidence: the mean probability of its answers to them, if it does not "
+    "abstain. Conflict: right where an older document says something else."
+)
+CHANGES = (
+    "Time to bring the system up to date, on this machine; the commands for it; the pairs of question and answer that "
+    "someone has to write; the size of the documents or the model that are written; the weights that are trained. To a "
+    f"right answer: from a changed document to a right answer, with the commands; none: {TRIES} answers were wrong."
+)
+COSTS = (
+    "Build: time to index the documents, or to prepare examples and train; the commands for it; the pairs of question "
+    "and answer about these companies that someone has to write. A question: mean time of an answer, after the "
+    "model is loaded. Connections: attempts to use the network while the system answered."
+)
+
+
+BASELINES = 2  # rows
+KIND = Question._fields.index("kind")
+
+
+class Row(NamedTuple):
+    """A system: the stages, without the seed, from which its row comes. Empty: there is no such stage."""
+
+    name: str
+    build: str
+    before: str
+    update: str
+    after: str
+    passage: str = ""
+    fresh: str = ""
+
+
+def rows(pretrained: str) -> list[Row]:
+    """The systems, the simplest first; the first two are baselines."""
+
+    def retrieval(name: str, key: str, build: str = "build: index") -> Row:
+        return Row(name, build, f"before: {key}", "update: index", f"after: {key}", f"passage: {key}", f"fresh: {key}")
+
+    def closed(name: str, update: str, after: str) -> Row:
+        return Row(f"closed book, {name}", "build: closed", "before: closed", update, after)
+
+    as_it_is, reading, memorised = names(pretrained)
+    tiny = [
+        Row("most frequent answer", "", "before: majority", "", "after: majority"),
+        Row("search alone", "build: index", "before: search", "update: index", "after: search"),
+        retrieval("retrieval: tiny reader", "reader"),
+        closed("not updated", "", "before: closed"),
+        closed("fine-tuned", "update: closed", "after: closed"),
+        closed("trained again", "update: again", "after: again"),
+    ]
+    if not pretrained:
+        return tiny
+    lora = (f"{what}: {memorised}" for what in ("build", "before", "update", "after"))
+    return [
+        *tiny[:3],
+        retrieval(f"retrieval: {as_it_is}", as_it_is),
+        *tiny[3:],
+        Row(f"closed book, {memorised}", *lora),
+        retrieval(f"retrieval: {reading}", reading, f"build: {reading}"),
+    ]
+
+
+class Measured:
+    """The results of the lab, by stage, over all seeds that have it."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.seeds = [int(name.rpartition(" ")[2]) for name in results if name.startswith("questions, seed")]
+
+    def of(self, stage: str) -> list[tuple[int, Any]]:
+        """The seeds that have a stage, and its results."""
+        found = ((seed, self.results.get(f"{stage}, seed {seed}")) for seed in self.seeds)
+        return [(seed, result) for seed, result in found if result is not None]
+
+    def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> "Share":
+        """The share of an outcome among the answers to questions of these kinds; `before` the change, or after it."""
+        found = []
+        for seed, answers in self.of(stage):
+            questions = [Question(*one) for one in self.results[f"questions, seed {seed}"]]
+            for number, text in zip(answers["questions"], answers["answers"], strict=True):
+                if (question := questions[number]).kind in kinds:
+                    changed = question.kind == "changed" and before
+                    asked = question._replace(answer=question.stale, stale="") if changed else question
+                    found.append(outcome(asked, Reply(text, 1.0)))
+        return Share(found.count(wanted), len(found))
+
+    def right(self, row: Row) -> float:
+        """The share of right outcomes after the change. A sample counts as if it had all kinds in their proportion."""
+        kinds = [one[KIND] for seed in self.seeds for one in self.results[f"questions, seed {seed}"]]
+        wanted = {kind: "abstained" if kind == "absent" else "right" for kind in set(kinds)}
+        parts = (kinds.count(kind) * self.share(row.after, [kind], each).value() for kind, each in wanted.items())
+        return sum(parts) / len(kinds)
+
+    def confidence(self, stage: str) -> float | None:
+        """Mean probability of the answers to questions that no document answers; None without such answers."""
+        found = [
+            probability
+            for seed, answers in self.of(stage)
+            for number, text, probability in zip(
+                answers["questions"], answers["answers"], answers["probabilities"], strict=True
+            )
+            if text and self.results[f"questions, seed {seed}"][number][KIND] == "absent"
+        ]
+        return statistics.mean(found) if found else None
+
+    def mean(self, stage: str, key: str) -> float | None:
+        """The mean over the seeds; None if the stage does not exist or has found none."""
+        found = [result[key] for _, result in self.of(stage) if result[key] is not None]
+        return statistics.mean(found) if found else None
+
+    def connections(self, row: Row) -> int:
+        return sum(result["connections"] for stage in (row.before, row.after) for _, result in self.of(stage))
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    """What each system knows before and after the change, and what it costs."""
+    found, systems = Measured(results), rows(config.pretrained)
+
+    def draw(axes: Any) -> None:
+        for index, row in enumerate(systems):
+            left = 0.0
+            for each, color in OUTCOMES.items():
+                width = 100 * found.share(row.after, ["changed"], each).value()
+                axes.barh(index, width, left=left, color=color, label=each if index == 0 else None)
+                left += width
+        axes.set_yticks(range(len(systems)), [row.name for row in systems], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="questions about facts that have changed (%)", xlim=(0, 100))
+        axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+
+    price = f" 1,000 questions: at a price of {config.price:g} per hour (--price)."
+    return Summary(
+        "Retrieve, fine-tune or train?",
+        "The same questions about invented companies for every method; then a tenth of the facts change.",
+        [
+            Table(
+                "Before and after the change",
+                [
+                    "system",
+                    "right before",
+                    "new facts right",
+                    "stale",
+                    "others right",
+                    "given passage",
+                    "abstains",
+                    "confidence",
+                    "conflict",
+                ],
+                [known(found, row) for row in systems],
+                KNOWS,
+            ),
+            Table(
+                "What the change costs",
+                ["system", "update", "commands", "examples", "written", "weights", "to a right answer"],
+                [change(found, row) for row in systems],
+                CHANGES,
+            ),
+            Table(
+                "What building it and asking it cost",
+                ["system", "build", "commands", "examples", "a question", "1,000 questions", "connections"],
+                [costs(found, row, config.price) for row in systems],
+                COSTS + price,
+            ),
+        ],
+        [simplest(found, systems), freshest(found), *combined(found, config.pretrained), private(found, systems)],
+        "Questions about the facts that have changed",
+        draw,
+    )
+
+
+def known(found: Measured, row: Row) -> list[str]:
+    confidence = found.confidence(row.after) if row.after not in ("after: majority", "after: search") else None
+    return [
+        row.name,
+        str(found.share(row.before, ["fact", "changed"], "right", before=True)),
+        str(found.share(row.after, ["changed"], "right")),
+        str(found.share(row.after, ["changed"], "stale")),
+        str(found.share(row.after, ["fact"], "right")),
+        str(found.share(row.passage, ["fact", "changed"], "right")),
+        str(found.share(row.after, ["absent"], "abstained")),
+        "" if confidence is None else f"{confidence:.2f}",
+        str(found.share(row.after, ["conflict"], "right")),
+    ]
+
+
+def change(found: Measured, row: Row) -> list[str]:
+    seconds = found.mean(row.update, "seconds")
+    if seconds is None:
+        return [row.name, *[""] * 6]
+    counts = [found.mean(row.update, key) or 0.0 for key in ("commands", "examples", "bytes", "weights")]
+    fresh = found.mean(row.fresh, "seconds")
+    if not row.fresh and row.after != "after: search":
+        fresh = seconds + (found.mean(row.after, "seconds per question") or 0.0)
+    return [
+        row.name,
+        duration(seconds),
+        f"{counts[0]:.0f}",
+        f"{counts[1]:,.0f}",
+        f"{counts[2] / 1e3:,.0f} kB",
+        f"{counts[3]:,.0f}",
+        ("none" if row.fresh else "") if fresh is None else duration(fresh),
+    ]
+
+
+def costs(found: Measured, row: Row, price: float) -> list[str]:
+    build, seconds = found.mean(row.build, "seconds"), found.mean(row.after, "seconds per question") or 0.0
+    effort = [found.mean(row.build, key) or 0.0 for key in ("commands", "examples")]
+    return [
+        row.name,
+        *(["", "", ""] if build is None else [duration(build), f"{effort[0]:.0f}", f"{effort[1]:,.0f}"]),
+        f"{1000 * seconds:,.0f} ms" if seconds >= 1e-3 else "under 1 ms",
+        f"{1000 * seconds * price / 3600:.4f}",
+        str(found.connections(row)),
+    ]
+
+
+def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
+    """The simplest system whose outcomes are nearly as often right as those of the best, after the change."""
+    right = {row.name: found.right(row) for row in systems[BASELINES:]}
+    best = max(right, key=right.__getitem__)
+    name = next(name for name, share in right.items() if share >= right[best] - NEAR)
+    than = "no other is better" if name == best else f"the best, {best}, has {100 * right[best]:.0f} %"
+    return Verdict(
+        f"Start with {name}: after the change {100 * right[name]:.0f} % of its outcomes are right; {than}.",
+        f"the first system of the table that is not a baseline, within {100 * NEAR:.0f} percentage points of the best; "
+        "right is a right answer, or an abstention where no document answers",
+    )
+
+
+def freshest(found: Measured) -> Verdict:
+    """How much longer a model that has memorised facts takes to learn a change, and what it loses."""
+    index, trained = (duration(found.mean(f"update: {each}", "seconds") or 0.0) for each in ("index", "closed"))
+    before = found.share("before: closed", ["fact"], "right").value()
+    damage = 100 * (before - found.share("after: closed", ["fact"], "right").value())
+    stale = found.share("after: closed", ["changed"], "stale").value()
+    return Verdict(
+        f"If facts change, keep them in documents: the index is up to date after {index}. The closed-book model is "
+        f"after {trained}, and then {damage:.0f} percentage points fewer of the other facts are right.",
+        f"the time of the two updates, and the facts that did not change; {100 * stale:.0f} % of the closed-book "
+        "model's answers to changed facts are still the old ones",
+    )
+
+
+def combined(found: Measured, pretrained: str) -> list[Verdict]:
+    """What fine-tuning adds to retrieval; empty without a pretrained model."""
+    if not pretrained:
+        return []
+    as_it_is, reading, _ = names(pretrained)
+    right, abstains = (
+        [found.share(f"after: {name}", kinds, wanted).value() * 100 for name in (as_it_is, reading)]
+        for kinds, wanted in ((["fact", "changed"], "right"), (["absent"], "abstained"))
+    )
+    return [
+        Verdict(
+            f"Fine-tuning to read changes the right answers of {pretrained} from {right[0]:.0f} to {right[1]:.0f} %, "
+            f"and its abstentions where no document answers from {abstains[0]:.0f} to {abstains[1]:.0f} %.",
+            "the same questions and passages; the training examples are about other companies, so the model has "
+            "learned how to answer and no fact",
+        )
+    ]
+
+
+def private(found: Measured, systems: Sequence[Row]) -> Verdict:
+    connections = sum(found.connections(row) for row in systems)
+    return Verdict(
+        "No data left this machine." if not connections else f"{connections} attempts to use the network.",
+        "the number of connections and name lookups that Python reported while the systems answered",
+    )
+
+
+class Share(NamedTuple):
+    """A share, with its 95 % confidence interval (Wilson 1927)."""
+
+    hits: int
+    total: int
+
+    def value(self) -> float:
+        return self.hits / max(self.total, 1)
+
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.96, self.total, self.hits / self.total
+        middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        if not self.total:
+            return ""
+        low, high = self.interval()
+        return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"
