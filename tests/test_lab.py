@@ -25,28 +25,32 @@ from tinygpt.lab.facts import experiment, systems, world
 from tinygpt.lab.facts.summary import Measured, Row, Share
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
-from tinygpt.lab.stages import Stage, duration
+from tinygpt.lab.stages import Identity, Stage, duration
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
+from tinygpt.training.log import read_metrics
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
+X, QUIET = Identity("x", {}, {}), Identity("x", {"quick": False}, {"out": "abc"})
+
+
 def counted(calls: list[str]) -> list[Stage]:
     def stage(name: str, value: Any) -> Stage:
-        def compute(results: dict[str, Any]) -> Any:
+        def compute() -> Any:
             calls.append(name)
-            return value(results) if callable(value) else value
+            return value
 
         return Stage(name, 10, compute)
 
-    return [stage("a", 1), stage("b", lambda results: results["a"] + 1), stage("c", [None, "x"])]
+    return [stage("a", 1), stage("b", (2, float("nan"))), stage("c", [None, "x"])]
 
 
-def test_each_stage_runs_once_with_the_results_before_it(tmp_path: Path) -> None:
+def test_each_stage_runs_once(tmp_path: Path) -> None:
     calls: list[str] = []
-    assert stages.run(tmp_path, "x", {}, counted(calls)) == {"a": 1, "b": 2, "c": [None, "x"]}
-    assert stages.run(tmp_path, "x", {}, counted(calls)) == {"a": 1, "b": 2, "c": [None, "x"]}
+    assert stages.run(tmp_path, X, counted(calls)) == {"a": 1, "b": [2, None], "c": [None, "x"]}
+    assert stages.run(tmp_path, X, counted(calls)) == {"a": 1, "b": [2, None], "c": [None, "x"]}
     assert calls == ["a", "b", "c"]
 
 
@@ -55,34 +59,35 @@ def test_a_stage_that_failed_runs_again_and_those_before_it_do_not(
 ) -> None:
     calls: list[str] = []
     broken = counted(calls)
-    broken[1] = broken[1]._replace(compute=lambda _: 1 // 0)
+    broken[1] = broken[1]._replace(compute=lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        stages.run(tmp_path, "x", {}, broken)
-    stages.run(tmp_path, "x", {}, counted(calls))
+        stages.run(tmp_path, X, broken)
+    stages.run(tmp_path, X, counted(calls))
     assert calls == ["a", "b", "c"]
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "stage 1 of 3: a (about 10 s; 30 s to the end)"
+    assert said[0] == "stage 1 of 3: a (about 10 s; about 30 s for all that remain)"
     assert said[-1] == "stage 3 of 3: c (about 1 s)"  # the first two took no time
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"lab": "y"}, "contains lab y"),
+        ({"lab": "y"}, "holds results of lab y"),
         ({"version": 0}, "version 0"),
         ({"settings": {"quick": True}}, "quick=True"),
         ({"stages": 3}, "is damaged"),
+        ({"models": {"out": "abd"}}, "out is not the model"),
         (None, "is damaged"),
     ],
 )
 def test_the_folder_of_another_lab_is_refused(tmp_path: Path, change: dict[str, Any] | None, problem: str) -> None:
-    stages.run(tmp_path, "x", {"quick": False}, counted([]))
+    stages.run(tmp_path, QUIET, counted([]))
     path = tmp_path / "lab.json"
     content = json.loads(path.read_text())
     path.write_text("{" if change is None else json.dumps(content | change))
     before = path.read_text()
     with pytest.raises(TinyGPTError, match=problem):
-        stages.run(tmp_path, "x", {"quick": False}, counted([]))
+        stages.run(tmp_path, QUIET, counted([]))
     assert path.read_text() == before
 
 
@@ -90,8 +95,8 @@ def test_the_expected_time_follows_the_pace_of_this_machine() -> None:
     todo = [Stage("a", 10, len), Stage("b", 20, len)]
     assert stages.speed(todo, {}) == 1
     assert stages.speed(todo, {"a": {"seconds": 30}}) == 3
-    assert [duration(seconds) for seconds in (0.2, 40, 89, 100, 3000, 4800)] == [
-        "1 s", "40 s", "89 s", "2 min", "50 min", "1 h 20 min",
+    assert [duration(seconds) for seconds in (0.2, 40, 89, 100, 3000, 3600, 4800)] == [
+        "1 s", "40 s", "89 s", "2 min", "50 min", "1 h", "1 h 20 min",
     ]  # fmt: skip
 
 
@@ -106,6 +111,7 @@ def test_the_labs_are_listed(tmp_path: Path) -> None:
 
 def test_a_lab_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
     assert "nosuch: no such lab" in refused(tmp_path, "lab", "nosuch")
+    assert "lab methods has no quick form" in refused(tmp_path, "lab", "methods", "--quick")
     message = refused(tmp_path, "lab", "methods")
     assert "--ckpt=out-fast/ckpt.pt: no such model" in message and "shakespeare_char_fast.yaml" in message
     message = refused(tmp_path, "lab", "facts", "--pretrained=nowhere")
@@ -141,10 +147,20 @@ def test_a_change_changes_a_tenth_of_the_facts_and_nothing_else(companies: world
     different = {name for name in before_text if before_text[name] != after_text[name]}
     assert different == {f"{new.company}.md" for _, new in changed}
     for old, new in changed:
-        restored = after_text[f"{new.company}.md"].replace(new.answer, old.answer)
-        assert old.answer in before_text[f"{new.company}.md"] and new.answer in after_text[f"{new.company}.md"], (
-            restored
-        )
+        name = f"{new.company}.md"
+        assert old.answer in before_text[name] and new.answer in after_text[name]
+        after_text[name] = after_text[name].replace(new.answer, old.answer)
+    assert after_text == before_text
+
+
+def test_a_new_value_is_never_part_of_the_old_one_nor_the_other_way_round() -> None:
+    rng = reader.Rng("values")
+    for relation in RELATIONS:
+        for _ in range(200):
+            value = RELATIONS[relation].value(rng)
+            other = world.other_value(rng, relation, value)
+            question = Question("?", "ba", relation, other, "changed", value)
+            assert systems.outcome(question, value) == "stale" and systems.outcome(question, other) == "right"
 
 
 def test_no_pair_has_the_wording_of_a_question(companies: world.World) -> None:
@@ -161,9 +177,9 @@ def test_no_pair_has_the_wording_of_a_question(companies: world.World) -> None:
 def test_an_outcome_is_right_stale_wrong_or_an_abstention() -> None:
     question = Question("Who heads Ba?", "ba", "chief executive", "Ann Lo", "changed", "Bo Ra")
     said = {"Ann Lo": "right", "It is Ann Lo.": "right", "Bo Ra": "stale", "Ann Lower": "wrong", "": "abstained"}
-    assert {text: systems.outcome(question, Reply(text, 1.0)) for text in said} == said
+    assert {text: systems.outcome(question, text) for text in said} == said
     absent = question._replace(answer="", kind="absent", stale="")
-    assert systems.outcome(absent, Reply("Ann Lo", 1.0)) == "wrong"
+    assert systems.outcome(absent, "Ann Lo") == "wrong"
 
 
 def test_the_sample_has_each_kind_in_its_share(companies: world.World) -> None:
@@ -226,8 +242,8 @@ def test_a_connection_is_counted() -> None:
         return Reply("", 1.0)
 
     question = Question("?", "ba", "chair", "", "absent")
-    assert systems.ask_all(calling, [question, question]).connections == 2
-    assert systems.ask_all(lambda _: Reply("", 1.0), [question]).connections == 0
+    assert systems.measured(calling, [question, question], [0, 1])["connections"] == 2
+    assert systems.measured(lambda _: Reply("", 1.0), [question], [0])["connections"] == 0
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -238,22 +254,26 @@ def stored(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the quick lab was killed in its second training, and then finished."""
+    """A folder in which the quick lab was killed in a training and then finished; on Linux it has no network."""
     folder = tmp_path_factory.mktemp("lab")
     command = [sys.executable, "-m", "tinygpt", "lab", "facts", "--quick", "--out_dir=out"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if "update: again" in line:
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-    assert process.returncode in (143, -signal.SIGTERM)
-    done = cli("lab", "facts", "--quick", "--out_dir=out", cwd=folder, timeout=300)
-    assert done.status == 0, done.err
-    assert done.out.startswith("stage ") and "build: closed" not in done.out  # finished before the kill
-    (folder / "said.txt").write_text(done.out, encoding="utf-8")
+    without = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") and subprocess.run([*without, "true"], capture_output=True).returncode == 0:
+        command = [*without, *command]
+    if sys.platform != "win32":  # there SIGTERM ends Python at once, and the training goes on
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                if "update: again" in line:
+                    break
+            time.sleep(3)
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+        assert process.returncode in (143, -signal.SIGTERM)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert ("build: closed" in done.stdout) == (sys.platform == "win32")  # finished before the kill
+    (folder / "said.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
 
@@ -271,12 +291,11 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     assert share("after: closed", "changed", "right") > 0.4  # learns the new ones,
     assert share("after: closed", "fact", "right") < share("before: closed", "fact", "right") - 0.1  # and loses others
     assert share("after: search", "changed", "right") > 0.5 and share("after: majority", "fact", "right") < 0.4
+    again = results["update: again, seed 1"]  # it was killed and resumed: both parts count
+    assert again["seconds"] == max(entry["seconds"] for entry in read_metrics(quick / "out/seed-1/again"))
     assert results["fresh: reader, seed 1"]["seconds"] < results["update: closed, seed 1"]["seconds"]
-    assert "verdict: No data left this machine." in said
+    assert "verdict: No system used the network while it answered." in said
     assert results["update: index, seed 1"]["seconds"] < results["update: again, seed 1"]["seconds"]
-    for name, entry in results.items():
-        if "connections" in entry:
-            assert entry["connections"] == 0, name
 
 
 def test_the_page_is_one_file_without_requests(quick: Path) -> None:
@@ -285,9 +304,9 @@ def test_the_page_is_one_file_without_requests(quick: Path) -> None:
     assert (quick / "out/facts.png").read_bytes().startswith(b"\x89PNG")
     for heading in (
         "Retrieve, fine-tune or train?",
-        "Before and after the change",
+        "Right answers before and after the change",
         "closed book, trained again",
-        "search alone",
+        "search only",
     ):
         assert heading in page
 
@@ -372,16 +391,17 @@ def test_a_pretrained_model_is_compared_and_adds_stages_only(
     shutil.copytree(quick / "out", tmp_path / "out")
     shutil.copytree(instructed / "out-large", tmp_path / "out-large")
     monkeypatch.setattr(reader, "SIZES", {name: {"train": 100, "val": 10, "test": 10} for name in reader.SIZES})
-    data = ["--tokenizer=out-large", "--data_dir=out/seed-1/data-out-large"]  # 160,000 examples take a minute
-    assert cli_here("prepare", "reader_long", *data, cwd=tmp_path).status == 0
+    data = experiment.Pretrained(Path("out/seed-1"), 1, experiment.QUICK, "out-large").out("data")
+    known = ["--tokenizer=out-large", f"--data_dir={data}"]  # 160,000 examples would take a minute
+    assert cli_here("prepare", "reader_long", *known, cwd=tmp_path).status == 0
     monkeypatch.setattr(experiment, "QUICK", experiment.QUICK._replace(sample=20, facts=2, changes=2, reading=2))
     done = cli_here("lab", "facts", "--quick", "--out_dir=out", "--pretrained=out-large", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "build: closed" not in done.out and "stage 18 of 30: build: out-large with LoRA" in done.out
-    for name in ("retrieval: out-large as it is", "closed book, out-large with LoRA", "out-large fine-tuned to read"):
+    for name in ("retrieval: out-large zero-shot", "closed book, out-large with LoRA", "out-large fine-tuned to read"):
         assert name in done.out
     results = stored(tmp_path)
-    for name in ("before: out-large as it is", "after: out-large with LoRA", "after: out-large fine-tuned to read"):
+    for name in ("before: out-large zero-shot", "after: out-large with LoRA", "after: out-large fine-tuned to read"):
         assert len(results[f"{name}, seed 1"]["answers"]) == 20
     assert results["update: out-large with LoRA, seed 1"]["commands"] == 3
     assert 0 < results["update: out-large with LoRA, seed 1"]["weights"] < results["update: closed, seed 1"]["weights"]
@@ -394,12 +414,12 @@ def test_a_full_disk_keeps_the_finished_stages(tmp_path: Path) -> None:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root on Linux")
     try:
-        todo = [Stage("small", 1, lambda _: 1), Stage("large", 1, lambda _: "x" * 100_000)]
+        todo = [Stage("small", 1, lambda: 1), Stage("large", 1, lambda: "x" * 100_000)]
         with pytest.raises(TinyGPTError, match="no space left") as failed:
-            stages.run(tmp_path, "x", {}, todo)
+            stages.run(tmp_path, X, todo)
         assert "finished stages are kept" in failed.value.text()
-        todo[1] = Stage("large", 1, lambda results: results["small"] + 1)
-        assert stages.run(tmp_path, "x", {}, todo) == {"small": 1, "large": 2}
+        todo[1] = Stage("large", 1, lambda: 2)
+        assert stages.run(tmp_path, X, todo) == {"small": 1, "large": 2}
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -427,7 +447,7 @@ def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pyte
     })  # fmt: skip
     done = cli_here("lab", "methods", "--seeds=2", "--ckpt=out", cwd=tmp_path)
     assert done.status == 0, done.err
-    rows = [line for line in done.out.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-grams"))]
+    rows = [line for line in done.out.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-gram"))]
     assert len(rows) == 4 and all(" % " in row for row in rows)
-    assert "verdict: Start with n-grams" in done.out  # four iterations teach nothing
+    assert "verdict: Start with the n-gram baseline" in done.out  # four iterations teach nothing
     assert (tmp_path / "out-lab-methods/methods.html").exists()

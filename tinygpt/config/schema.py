@@ -588,17 +588,17 @@ class LabConfig:
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
     quick: bool = False
-    """a small form for a lesson: fewer questions, shorter trainings, one seed"""
+    """lab facts: a short form for a lesson, with fewer questions, shorter trainings and one seed"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     ckpt: File = "out-fast/ckpt.pt"
-    """the small base model: a checkpoint, or its folder"""
+    """the other labs: the small base model, a checkpoint or its folder"""
     pretrained: File = ""
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
     price: NonNegative = 0.1
-    """price of an hour of this machine, in your currency, for the cost of answers"""
+    """lab facts: price of an hour of this machine, in your currency, for the cost of answers"""
     out_dir: File = ""
-    """folder for results and trained models; empty: out-lab-NAME"""
+    """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 

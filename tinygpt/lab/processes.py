@@ -1,4 +1,4 @@
-"""Run a command of tinygpt as a process of its own, and measure its seconds, its peak memory, and what it has trained.
+"""Run a command of tinygpt as a process of its own, and measure what it has cost.
 
 A process of its own can be measured, and its memory is free again when it ends. Its progress bar and its errors appear
 on the terminal; what it prints goes into a log.
@@ -19,6 +19,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import writing
 from tinygpt.lab.stages import Stage
 from tinygpt.lora import adapted_only
+from tinygpt.training.log import read_metrics
 
 MEASURED = """
 import sys
@@ -44,17 +45,24 @@ def run(log: Path, *args: str) -> Done:
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
-        child = subprocess.Popen([sys.executable, "-c", MEASURED, str(memory), *args], stdout=file, process_group=group)
+        command = [sys.executable, "-X", "utf8", "-c", MEASURED, str(memory), *args]
+        child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
             status = child.wait()
         except BaseException:  # Ctrl-C, or SIGTERM: the command is told once, and saves what it can
-            child.terminate()
+            if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
+                child.terminate()
             child.wait()
             raise
         file.seek(0)
         output = file.read()
     if status:
-        raise TinyGPTError(f"tinygpt {args[0]} failed, see {log}", "the same command again continues the lab", status)
+        status = status if status > 0 else 128 - status  # a signal, as shells count it
+        raise TinyGPTError(
+            f"tinygpt {args[0]} failed with status {status}; its output is in {log}",
+            "fix the cause, and run the same command again: the lab continues with this stage",
+            status,
+        )
     return Done(output, time.monotonic() - began, int(memory.read_text()))
 
 
@@ -70,18 +78,28 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def trained_weights(out: Path) -> int:
-    """The number of weights that a training has changed: those of the adapter, or all."""
+class Trained(NamedTuple):
+    """What a training has cost."""
+
+    seconds: float  # evaluations included, over all sessions if it was stopped
+    weights: int  # number of those that were trained
+    bytes: int  # of the adapter, or of the checkpoint
+
+
+def trained(out: Path) -> Trained:
+    """What the training in a folder has cost."""
     saved = load_model(str(out / "ckpt.pt"))
-    trained = adapted_only(saved.model) or saved.model
+    weights = adapted_only(saved.model) or saved.model
     tied = saved.model_args["tie_weights"]
-    return sum(weight.numel() for name, weight in trained.items() if not (tied and name == "lm_head.weight"))
+    number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
+    file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
+    return Trained(max(entry["seconds"] for entry in read_metrics(out)), number, file.stat().st_size)
 
 
 def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
     """A stage that prepares a dataset, unless it is there."""
 
-    def prepare(_: object) -> None:
+    def prepare() -> None:
         if not (Path(config.data_dir) / dataset / "meta.json").exists():
             run(folder / "prepare.log", "prepare", dataset, f"--data_dir={config.data_dir}")
 

@@ -3,8 +3,8 @@
 The results are in lab.json in the lab's folder, which is replaced after each stage. A stage that was stopped starts
 again; the folders that its commands wrote are its own, so the commands can resume.
 
-    stages = [Stage("index", 2, lambda results: seconds_of_index()), Stage("ask", 60, lambda results: answers())]
-    results = run(Path("out-lab"), "facts", {"quick": True}, stages)       # {"index": 1.7, "ask": [...]}
+    stages = [Stage("index", 2, seconds_of_index), Stage("ask", 60, answers)]
+    results = run(Path("out-lab"), Identity("facts", {"quick": True}, {}), stages)      # {"index": 1.7, "ask": [...]}
 """
 
 import json
@@ -26,16 +26,23 @@ class Stage(NamedTuple):
 
     name: str
     seconds: float  # about how long it takes on two cores with bfloat16; only the ratios of stages matter
-    compute: Callable[[Results], Any]  # from the results of the stages before it, a value that JSON can store
+    compute: Callable[[], Any]  # a value that JSON can store
 
 
-def run(folder: Path, lab: str, settings: dict[str, Any], stages: Sequence[Stage]) -> Results:
+class Identity(NamedTuple):
+    """What the results of a lab depend on, besides its stages."""
+
+    lab: str
+    settings: dict[str, Any]
+    models: dict[str, str]  # path of each base model: fingerprint of its weights
+
+
+def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
     """Run the stages that have no result yet, in order, and return all results.
 
-    settings: what the results depend on. Errors: TinyGPTError for a folder of another lab, version or settings; those
-    of the stages.
+    Errors: TinyGPTError for a folder of another lab, version, settings or model; those of the stages.
     """
-    content = stored(folder, lab, settings)
+    content = stored(folder, identity)
     known: dict[str, dict[str, Any]] = content["stages"]
     for number, stage in enumerate(stages, start=1):
         if stage.name in known:
@@ -44,38 +51,43 @@ def run(folder: Path, lab: str, settings: dict[str, Any], stages: Sequence[Stage
         rest = sum(later.seconds for later in stages[number - 1 :] if later.name not in known)
         expected = f"about {duration(pace * stage.seconds)}"
         if rest > stage.seconds:
-            expected += f"; {duration(pace * rest)} to the end"
+            expected += f"; about {duration(pace * rest)} for all that remain"
         print(f"stage {number} of {len(stages)}: {stage.name} ({expected})", flush=True)
         began = time.monotonic()
-        result = stage.compute({name: entry["result"] for name, entry in known.items()})
+        result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
         store(folder, content)
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
 
-def stored(folder: Path, lab: str, settings: dict[str, Any]) -> dict[str, Any]:
+def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """The content of lab.json, without stages if there is no such file. Errors: TinyGPTError as in `run`."""
-    path = folder / FILE
-    wanted = {"lab": lab, "version": VERSION, "settings": settings}
+    path, lab = folder / FILE, identity.lab
+    wanted = {"lab": lab, "version": VERSION, "settings": identity.settings}
     if not path.exists():
-        return {**wanted, "stages": {}}
-    elsewhere = f"tinygpt lab {lab} --out_dir=NAME for another folder, or delete {folder}"
+        return {**wanted, "models": identity.models, "stages": {}}
+    elsewhere = f"use another folder (tinygpt lab {lab} --out_dir=NAME), or delete {folder}"
     try:
         content = json.loads(read_text(path, elsewhere))
         found = {key: content[key] for key in wanted}
+        models = dict(content["models"])
         if not isinstance(content["stages"], dict):
             raise TypeError
     except (ValueError, TypeError, KeyError):
-        raise TinyGPTError(f"{path}: is damaged, or not written by tinygpt lab", elsewhere) from None
-    for key, value in wanted.items():
-        if found[key] != value:
-            what = f"lab {found['lab']}, version {found['version']}, with {described(found['settings'])}"
-            raise TinyGPTError(f"{folder} contains {what}; this is {described(settings)}", elsewhere)
-    return dict(content)
+        raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt lab", elsewhere) from None
+    if found != wanted:
+        raise TinyGPTError(
+            f"{folder} holds results of {described(found)}; this command is {described(wanted)}", elsewhere
+        )
+    for model, fingerprint in identity.models.items():
+        if models.get(model, fingerprint) != fingerprint:
+            raise TinyGPTError(f"{model} is not the model that {folder} was made with", elsewhere)
+    return {**content, "models": models | identity.models}
 
 
-def described(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+def described(content: dict[str, Any]) -> str:
+    settings = "".join(f", {name}={value}" for name, value in dict(content["settings"]).items())
+    return f"lab {content['lab']}, version {content['version']}{settings}"
 
 
 def store(folder: Path, content: dict[str, Any]) -> None:
@@ -95,5 +107,5 @@ def duration(seconds: float) -> str:
     """As a person would say it: `40 s`, `12 min`, `1 h 20 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds)):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))

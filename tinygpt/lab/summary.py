@@ -5,6 +5,7 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 
 import base64
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +58,8 @@ class Summary(NamedTuple):
 def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:
     """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
 
-    live: the models and documents of a page that answers, see NAME/page.js. Errors: TinyGPTError if matplotlib or
-    jinja2 is missing.
+    live: the models and documents of a page that answers, see NAME/page.js.
     """
-    require_packages()
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
     draw(summary, picture)
     with replacing(page) as file:
@@ -70,12 +69,9 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
 
 def require_packages() -> None:
     """Errors: TinyGPTError if matplotlib or jinja2 is missing; a lab asks before its first stage."""
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise TinyGPTError(f"a lab needs the package {error.name}", "pip install 'tinygpt[report]'") from None
-    del jinja2
+    for package in ("jinja2", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise TinyGPTError(f"a lab needs the package {package}", "pip install 'tinygpt[report]'")
 
 
 def draw(summary: Summary, path: Path) -> None:
@@ -102,4 +98,4 @@ def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | 
     css, own = read("page.css"), read("page.css", "tinygpt.lab")
     data = base64.b64encode(picture).decode()
     template = templates("tinygpt.lab").get_template("page.html.j2")
-    return str(template.render(summary=summary, css=css, own=own, picture=data, live=live))
+    return str(template.render(summary=summary, css=css, own=own, picture=data, live=live, name=name))

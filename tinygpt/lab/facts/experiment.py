@@ -15,8 +15,8 @@ A pretrained model answers a fixed sample of the questions of the first seed.
 The names of the pretrained model's systems contain its path.
 """
 
+import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -29,7 +29,6 @@ from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
 from tinygpt.lab.facts.systems import (
-    Reply,
     System,
     best_passage,
     closed_book,
@@ -40,7 +39,7 @@ from tinygpt.lab.facts.systems import (
     retrieval,
 )
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.lab.processes import require_model, run, trained_weights
+from tinygpt.lab.processes import Trained, require_model, run, trained
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
@@ -69,11 +68,11 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError if the pretrained model is missing."""
     size = QUICK if config.quick else FULL
     seeds = range(1, (1 if config.quick else config.seeds) + 1)
-    found = [stage for seed in seeds for stage in Tiny(folder / f"seed-{seed}", seed, size).stages()]
+    places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds]
     if config.pretrained:
         require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
-        found += Pretrained(folder / "seed-1", 1, size, config.pretrained).stages()
-    return found
+        places.insert(1, Pretrained(folder / "seed-1", 1, size, config.pretrained))
+    return [stage for place in places for stage in place.stages()]
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,13 @@ class Place:
         return self.world(when).questions
 
     def stage(self, name: str, seconds: float, compute: Callable[[], Any]) -> Stage:
-        return Stage(f"{name}, seed {self.seed}", seconds, lambda _: compute())
+        return Stage(f"{name}, seed {self.seed}", seconds, compute)
 
     # ---- models ---------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
 
     def prepare(self, when: When, dataset: str) -> int:
         """Prepare pairs that teach the facts, or with the dataset `changes` the new facts; return how many."""
@@ -103,15 +106,16 @@ class Place:
         lines = pairs(world, self.seed, new if dataset == "changes" else None)
         source = self.folder / f"{dataset}.jsonl"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-        form = ["--format=pairs", f"--data_dir={self.folder / 'data'}"]
+        form = ["--format=pairs", f"--data_dir={self.data}"]
         run(self.folder / "prepare.log", "prepare", dataset, f"--input={source}", *form)
         return len(lines)
 
-    def train(self, command: str, preset: str, dataset: str, out: str, *flags: str) -> None:
+    def train(self, command: str, preset: str, dataset: str, out: Path, data: Path, *flags: str) -> Trained:
         """Train, or continue a training that was stopped."""
-        data = [f"--dataset={dataset}", f"--data_dir={self.folder / 'data'}", f"--out_dir={self.folder / out}"]
-        common = ["--init_from=auto", f"--seed={self.seed}", "--device=cpu", "--quiet"]
-        run(self.folder / "train.log", command, f"configs/{preset}.yaml", *data, *flags, *common)
+        common = [f"--dataset={dataset}", f"--data_dir={data}", f"--out_dir={out}", "--init_from=auto"]
+        common += [f"--seed={self.seed}", "--device=cpu", "--quiet"]
+        run(self.folder / "train.log", command, f"configs/{preset}.yaml", *common, *flags)
+        return trained(out)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
@@ -122,8 +126,8 @@ class Place:
         """Flags of `tinygpt ask` for the model of a retrieval system."""
         raise NotImplementedError
 
-    def responder(self, name: str, index: Index) -> Responder:
-        return Responder(parse(AskConfig, ["--device=cpu", *self.reader_flags(name)]), index)
+    def responder(self, name: str, index: Index, *flags: str) -> Responder:
+        return Responder(parse(AskConfig, ["--device=cpu", *self.reader_flags(name), *flags]), index)
 
     def numbers(self) -> list[int]:
         """The numbers of the questions that the systems answer."""
@@ -139,7 +143,8 @@ class Place:
         questions = self.questions("after")
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.folder / "after.db") as index:
-            return measured(given_the_right_passage(self.responder(name, index)), questions, numbers)
+            respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
+            return measured(given_the_right_passage(respond), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
         """Seconds from a changed document to a right answer, with the commands `index` and `ask`; see TRIES."""
@@ -147,6 +152,7 @@ class Place:
         again = changed(after, self.seed + 1, CHANGED)
         new = [one for old, one in zip(after.questions, again.questions, strict=True) if old.answer != one.answer]
         for one in new[:TRIES]:
+            self.restore("after")
             path = self.folder / "docs" / f"{one.company}.md"
             path.write_text(again.documents()[path.name], encoding="utf-8")
             began = time.monotonic()
@@ -154,32 +160,35 @@ class Place:
             flags = [f"--index={self.folder / 'index.db'}", "--device=cpu", "--json", *self.reader_flags(name)]
             said = json.loads(run(self.folder / "ask.log", "ask", one.text, *flags).output)
             seconds = time.monotonic() - began
-            path.write_text(after.documents()[path.name], encoding="utf-8")
-            self.index()
-            if outcome(one, Reply(said["answer"], 1.0)) == "right":
+            if outcome(one, said["answer"]) == "right":
                 return {"seconds": seconds}
         return {"seconds": None}
+
+    def write_documents(self, when: When) -> None:
+        docs = self.folder / "docs"
+        docs.mkdir(parents=True, exist_ok=True)
+        for name, text in self.world(when).documents().items():
+            (docs / name).write_text(text, encoding="utf-8")
 
     def index(self) -> None:
         """Index the documents that have changed."""
         flags = [f"--out={self.folder / 'index.db'}", "--embeddings=none"]
         run(self.folder / "index.log", "index", str(self.folder / "docs"), *flags)
 
+    def restore(self, when: When) -> None:
+        """Restore the documents and the index as they were."""
+        self.write_documents(when)
+        shutil.copy(self.folder / f"{when}.db", self.folder / "index.db")
+
 
 class Cost(NamedTuple):
     """What it costs to build a system, or to bring it up to date."""
 
-    seconds: float
+    seconds: float  # to index, or to train
     commands: int
-    examples: int  # pairs of question and answer that someone has to write
-    bytes: int  # of the documents or models that were written
+    examples: int  # pairs of question and answer about the companies that someone has to write
+    bytes: int  # of the documents, or of the files of the model
     weights: int  # trained
-
-    @staticmethod
-    def of_training(began: float, commands: int, examples: int, out: Path) -> dict[str, float]:
-        file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
-        cost = Cost(time.monotonic() - began, commands, examples, file.stat().st_size, trained_weights(out))
-        return cost._asdict()
 
 
 class Tiny(Place):
@@ -192,10 +201,10 @@ class Tiny(Place):
         }
         return [
             self.stage("questions", 1, partial(self.questions, "after")),
-            self.stage("build: index", 3, partial(self.update_index, "before")),
+            self.stage("build: index", 3, self.build_index),
             self.stage("build: closed", train, partial(self.memorise, "before", "closed")),
             *(self.stage(f"before: {name}", each, partial(self.ask, name, "before")) for name, each in seconds.items()),
-            self.stage("update: index", 3, partial(self.update_index, "after")),
+            self.stage("update: index", 3, self.update_index),
             self.stage("update: closed", 20, self.memorise_changes),
             self.stage("update: again", train, partial(self.memorise, "after", "again")),
             *(self.stage(f"after: {name}", each, partial(self.ask, name, "after")) for name, each in seconds.items()),
@@ -204,34 +213,37 @@ class Tiny(Place):
             self.stage("fresh: reader", 5, partial(self.freshness, "reader")),
         ]
 
-    def update_index(self, when: When) -> dict[str, float]:
-        """Write the documents that differ, and index them; return what it cost."""
-        docs, written = self.folder / "docs", 0
-        docs.mkdir(parents=True, exist_ok=True)
-        for name, text in self.world(when).documents().items():
-            path = docs / name
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                path.write_text(text, encoding="utf-8")
-                written += path.stat().st_size
+    def build_index(self) -> dict[str, float]:
+        """Index the documents; return what it cost."""
+        (self.folder / "index.db").unlink(missing_ok=True)
+        return self.indexed("before", {})
+
+    def update_index(self) -> dict[str, float]:
+        """Index the documents after the change; return what it cost."""
+        self.restore("before")
+        return self.indexed("after", self.world("before").documents())
+
+    def indexed(self, when: When, old: dict[str, str]) -> dict[str, float]:
+        self.write_documents(when)
+        new = [text for name, text in self.world(when).documents().items() if old.get(name) != text]
         began = time.monotonic()
         self.index()
         seconds = time.monotonic() - began
         shutil.copy(self.folder / "index.db", self.folder / f"{when}.db")
-        return Cost(seconds, 1, 0, written, 0)._asdict()
+        return Cost(seconds, 1, 0, sum(len(text.encode()) for text in new), 0)._asdict()
 
     def memorise(self, when: When, name: str) -> dict[str, float]:
-        """Train a closed-book model from nothing; return what it cost."""
-        began = time.monotonic()
-        examples = self.prepare(when, f"facts-{when}")
-        self.train("train", "lab_closed_book", f"facts-{when}", name, f"--max_iters={self.size.closed}")
-        return Cost.of_training(began, 2, examples, self.folder / name)
+        """Train a closed-book model from scratch; return what it cost."""
+        dataset, length = f"facts-{when}", f"--max_iters={self.size.closed}"
+        examples = self.prepare(when, dataset)
+        cost = self.train("train", "lab_closed_book", dataset, self.folder / name, self.data, length)
+        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
 
     def memorise_changes(self) -> dict[str, float]:
         """Teach the closed-book model the new facts alone; return what it cost."""
-        began = time.monotonic()
-        examples = self.prepare("after", "changes")
-        self.train("finetune", "finetune_lab_update", "changes", "updated", f"--ckpt={self.folder / 'closed'}")
-        return Cost.of_training(began, 2, examples, self.folder / "updated")
+        examples, base = self.prepare("after", "changes"), f"--ckpt={self.folder / 'closed'}"
+        cost = self.train("finetune", "finetune_lab_update", "changes", self.folder / "updated", self.data, base)
+        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name == "majority":
@@ -248,7 +260,7 @@ class Tiny(Place):
 
 @dataclass(frozen=True)
 class Pretrained(Place):
-    """The systems with a pretrained model: as it is, fine-tuned to read passages, and fine-tuned on the facts."""
+    """The systems with a pretrained model: zero-shot, fine-tuned to read passages, and fine-tuned on the facts."""
 
     path: str
 
@@ -258,7 +270,7 @@ class Pretrained(Place):
 
     def stages(self) -> list[Stage]:
         asked, size = dict(zip(self.names, (1.5, 1.5, 0.5), strict=True)), self.size
-        as_it_is, reading, memorised = self.names
+        zero_shot, reading, memorised = self.names
         return [
             self.stage(f"build: {memorised}", 1.5 * size.facts, self.memorise),
             self.stage(f"build: {reading}", 30 + 3 * size.reading, self.learn_to_read),
@@ -267,9 +279,9 @@ class Pretrained(Place):
             *self.asking("after", asked),
             *(
                 self.stage(f"passage: {name}", 0.8 * size.sample, partial(self.ask_with_passage, name))
-                for name in (as_it_is, reading)
+                for name in (zero_shot, reading)
             ),
-            *(self.stage(f"fresh: {name}", 10, partial(self.freshness, name)) for name in (as_it_is, reading)),
+            *(self.stage(f"fresh: {name}", 10, partial(self.freshness, name)) for name in (zero_shot, reading)),
         ]
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
@@ -282,44 +294,38 @@ class Pretrained(Place):
         return sample(self.questions("after"), self.size.sample)
 
     def out(self, name: str) -> Path:
-        """The folder of a model that is made from the pretrained one."""
-        model = re.sub(r"\W+", "-", self.path).strip("-")
-        return self.folder / f"{name}-{model}"
+        """A folder of its own for a model that is made from the pretrained one."""
+        return self.folder / f"{name}-{hashlib.sha256(self.path.encode()).hexdigest()[:8]}"
 
-    @staticmethod
-    def iterations(number: int) -> list[str]:
-        return [f"--max_iters={number}", f"--eval_interval={number}"]  # one evaluation, at the end
+    def adapt(self, preset: str, dataset: str, out: Path, data: Path, base: Path | str, iterations: int) -> Trained:
+        """Fine-tune with LoRA, and evaluate once at the end."""
+        flags = [f"--ckpt={base}", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
+        return self.train("finetune", preset, dataset, out, data, *flags)
 
     def memorise(self) -> dict[str, float]:
-        """Teach the facts with LoRA; return what it cost."""
-        began, out = time.monotonic(), self.out("closed")
-        examples = self.prepare("before", "facts-before")
-        flags = [f"--ckpt={self.path}", *self.iterations(self.size.facts)]
-        self.train("finetune", "finetune_lab_facts", "facts-before", out.name, *flags)
-        return Cost.of_training(began, 2, examples, out)
+        """Teach the facts; return what it cost."""
+        examples, out = self.prepare("before", "facts-before"), self.out("closed")
+        cost = self.adapt("finetune_lab_facts", "facts-before", out, self.data, self.path, self.size.facts)
+        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
 
     def memorise_changes(self) -> dict[str, float]:
-        """Merge the adapter into the model, and teach the new facts alone with another; return what it cost."""
-        began, merged, out = time.monotonic(), self.out("merged"), self.out("updated")
-        adapter = f"--adapter={self.out('closed')}"
-        run(self.folder / "merge.log", "merge", f"--ckpt={self.path}", adapter, f"--out_dir={merged}")
-        examples = self.prepare("after", "changes")
-        flags = [f"--ckpt={merged}", *self.iterations(self.size.changes)]
-        self.train("finetune", "finetune_lab_facts", "changes", out.name, *flags)
-        return Cost.of_training(began, 3, examples, out)
+        """Merge the adapter into the model, and teach the new facts alone with another one; return what it cost."""
+        examples, merged = self.prepare("after", "changes"), self.out("merged")
+        flags = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--out_dir={merged}"]
+        seconds = run(self.folder / "merge.log", "merge", *flags).seconds
+        out = self.out("updated")
+        cost = self.adapt("finetune_lab_facts", "changes", out, self.data, merged, self.size.changes)
+        written = cost.bytes + (merged / "ckpt.pt").stat().st_size
+        return Cost(seconds + cost.seconds, 3, examples, written, cost.weights)._asdict()
 
     def learn_to_read(self) -> dict[str, float]:
-        """Fine-tune to answer from passages about other companies (RAFT, Zhang et al. 2024); return what it cost."""
-        began, out, dataset, place = time.monotonic(), self.out("reader"), "reader_long", self.out("data")
-        if not (place / dataset / "meta.json").exists():
-            form = [
-                f"--tokenizer={self.path}",
-                f"--data_dir={place}",
-            ]  # 160,000 examples, too many to encode in training
+        """Learn to answer from passages about other facts (RAFT, Zhang et al. 2024); return what it cost."""
+        dataset, data, out = "reader_long", self.out("data"), self.out("reader")
+        if not (data / dataset / "meta.json").exists():  # 160,000 examples, too many to encode when training starts
+            form = [f"--tokenizer={self.path}", f"--data_dir={data}"]
             run(self.folder / "prepare.log", "prepare", dataset, *form)
-        flags = [f"--ckpt={self.path}", *self.iterations(self.size.reading), f"--data_dir={place}"]
-        self.train("finetune", "finetune_lab_reader", dataset, out.name, *flags)
-        return Cost.of_training(began, 2, 0, out)
+        cost = self.adapt("finetune_lab_reader", dataset, out, data, self.path, self.size.reading)
+        return Cost(cost.seconds, 2, 0, cost.bytes, cost.weights)._asdict()
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name != self.names[2]:
@@ -331,8 +337,8 @@ class Pretrained(Place):
 
 
 def names(pretrained: str) -> tuple[str, str, str]:
-    """The names of the pretrained model's systems: as it is, fine-tuned to read, fine-tuned on the facts."""
-    return f"{pretrained} as it is", f"{pretrained} fine-tuned to read", f"{pretrained} with LoRA"
+    """The names of the pretrained model's systems: zero-shot, fine-tuned to read, fine-tuned on the facts."""
+    return f"{pretrained} zero-shot", f"{pretrained} fine-tuned to read", f"{pretrained} with LoRA"
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -342,17 +348,19 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     """The documents and the models of the page, from the first seed, and what the pretrained model has answered."""
     place = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = place.world("before")
-    packed = {"reader": pack_model(SHIPPED), "closed": pack_model(place.folder / "closed/ckpt.pt")}
+    models = {"reader": load(SHIPPED), "closed": load(place.folder / "closed/ckpt.pt")}
     questions: dict[str, list[str]] = {}
     for one in before.questions:
         questions.setdefault(one.company, []).append(one.text)
+    packed = {key: pack(each.build_model(), tokenizer_of(each, key, "data")) for key, each in models.items()}
     data = packed | {
         "documents": before.documents(),
         "questions": questions,
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
+        "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},
     }
-    return {"data": data, "parameters": load(SHIPPED).num_params}
+    return {"data": data, "parameters": {key: each.num_params for key, each in models.items()}}
 
 
 def recorded(pretrained: str, questions: list[Question], results: Results) -> dict[str, list[list[str]]]:
@@ -363,8 +371,3 @@ def recorded(pretrained: str, questions: list[Question], results: Results) -> di
         for number, *answers in zip(before["questions"], before["answers"], after["answers"], strict=True):
             found.setdefault(questions[number].text, []).append([name, *answers])
     return found
-
-
-def pack_model(path: Path) -> dict[str, Any]:
-    checkpoint = load(path)
-    return pack(checkpoint.build_model(), tokenizer_of(checkpoint, str(path), "data"))

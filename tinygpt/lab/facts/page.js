@@ -6,8 +6,7 @@
   const data = JSON.parse($("data").textContent);
   const [reader, closedBook] = [data.reader, data.closed].map((packed) => TinyGPT.load(packed));
   const documents = { ...data.documents };
-  const SCORE = 0.12; // below: the search found nothing near
-  const PROBABILITY = 0.3;
+  const { min_score, min_probability } = data.thresholds; // of tinygpt ask
 
   const companyOf = () => $("company").value;
   const files = (key) => Object.keys(documents).filter((name) => name === `${key}.md` || name.startsWith(`${key}-`));
@@ -55,10 +54,10 @@
     const hits = Facts.search(Facts.passages(documents), question, 3);
     const best = hits[0]?.score ?? 0;
     const found = hits.length ? Facts.read(reader, question, hits) : { text: "", probability: 0, cited: 0 };
-    const sure = best >= SCORE && found.probability >= PROBABILITY;
-    answer("reader", sure ? found.text : "", found.probability, `best passage ${best.toFixed(2)}, `);
+    const sure = best >= min_score && found.probability >= min_probability;
+    answer("reader", sure ? found.text : "", found.probability, `score of the best passage ${best.toFixed(2)}, `);
     const hit = hits[Math.max(found.cited, 1) - 1];
-    $("passage").textContent = hit ? `${hit.source}, ${hit.title}: ${hit.text}` : "No passage has a word of the question.";
+    $("passage").textContent = hit ? `${hit.source}, ${hit.title}: ${hit.text}` : "No passage contains a word of the question.";
     const known = Facts.recite(closedBook, question);
     answer("closed", known.text, known.probability, "");
     showRecorded(question);

@@ -1,8 +1,9 @@
 // What `tinygpt ask` does, for the page of `tinygpt lab facts`: passages, a search, and a model that reads.
 //
 // It computes what tinygpt/retrieve does with its defaults: passages, BM25, the prompt of the tiny reader, its response.
-// Two things are simpler: words are not reduced to their stems, and a passage that does not fit the context is left out
-// instead of shortened. tests/test_lab.py compares the answers with those of Python.
+// Some things are simpler: words are not reduced to their stems and keep their accents, a passage that does not fit the
+// context is left out instead of shortened, and an answer that is not in the passage it cites is not rejected.
+// tests/test_lab.py compares the answers with those of Python.
 //
 //   const passages = Facts.passages({ "norvik.md": "# Norvik ..." });
 //   const hits = Facts.search(passages, "Who heads Norvik?", 3);
@@ -15,7 +16,7 @@ const Facts = (() => {
   const K1 = 1.2;
   const B = 0.75;
   const TITLE = 4; // a word of the headings counts as much as four of the text
-  const ROOM = 80; // tokens of a response
+  const LONGEST = 96; // tokens of a response
   const UNANSWERABLE = "not in the documents";
 
   const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
@@ -73,6 +74,8 @@ const Facts = (() => {
       .slice(0, count);
   }
 
+  const room = (model) => Math.min(LONGEST, Math.floor(model.config.block_size / 3));
+
   /** The greedy response to a prompt: {text, probability}. */
   function respond(model, prompt) {
     const { special } = model;
@@ -82,7 +85,7 @@ const Facts = (() => {
     for (;;) {
       const { raw } = TinyGPT.probabilities(reader.logits);
       const end = special["<|end|>"];
-      const id = ids.length < ROOM ? raw.reduce((best, p, i) => (p > raw[best] ? i : best), 0) : end;
+      const id = ids.length < room(model) ? raw.reduce((best, p, i) => (p > raw[best] ? i : best), 0) : end;
       probability *= raw[id];
       if (id === end) return { text: model.decode(ids).trim(), probability };
       ids.push(id);
@@ -96,7 +99,7 @@ const Facts = (() => {
     const prompt = () => [question, ...chosen.map((line, index) => `[${index + 1}] ${line}`)].join("\n");
     for (const { title, text } of hits) {
       chosen.push(`${title}: ${text}`);
-      if (model.encode(prompt()).ids.length + 2 > model.config.block_size - ROOM) chosen.pop();
+      if (model.encode(prompt()).ids.length + 2 > model.config.block_size - room(model)) chosen.pop();
     }
     if (!chosen.length) return { text: "", probability: 0, cited: 0 };
     const { text, probability } = respond(model, prompt());

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.lab.facts.experiment import TRIES, names
-from tinygpt.lab.facts.systems import Reply, outcome
+from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Results, duration
 from tinygpt.lab.summary import Summary, Table, Verdict
@@ -14,25 +14,25 @@ from tinygpt.lab.summary import Summary, Table, Verdict
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
 KNOWS = (
-    "In percent of the questions, whose wordings no model has seen in training, with 95 % confidence intervals "
-    "(Wilson). Search alone: its best passage counts as the answer. Fine-tuned: on the new facts alone. Trained again: "
-    "on all facts. Right: the answer contains the right one. Stale: it contains the value before the change. Others: "
-    "facts that did not change. Given passage: right answers after the change, if the search were perfect. Abstains: "
-    "on questions that no document answers; confidence: the mean probability of its answers to them, if it does not "
-    "abstain. Conflict: right where an older document says something else."
+    "In percent of the questions, whose wordings occur in no training set of this lab, nor in that of the tiny reader. "
+    "In parentheses: 95 % confidence intervals over the questions (Wilson). Right: the answer contains the right one. "
+    "Unchanged, before and after: facts that do not change; a drop is damage done by the update. Changed: facts that "
+    "have changed. Stale: the answer contains the value before the change. Passage given: right answers after the "
+    "change if the reader gets only the passage with the answer. Abstains: on questions that no document answers. "
+    "Confidence: mean probability of the answers to these questions, if the system does not abstain. Conflict: right "
+    "where an older document says something else; the closed-book models were trained on the newer value only."
 )
 CHANGES = (
-    "Time to bring the system up to date, on this machine; the commands for it; the pairs of question and answer that "
-    "someone has to write; the size of the documents or the model that are written; the weights that are trained. To a "
-    f"right answer: from a changed document to a right answer, with the commands; none: {TRIES} answers were wrong."
+    "Update: time to index or to train, on this machine. Commands: for the update. Examples: question-answer pairs "
+    "that somebody has to write. Written: the documents, or the checkpoint. Trained: number of parameters. Time to a "
+    "right answer: from a changed document to the first right answer, with the commands index and ask; 'none' if "
+    f"{TRIES} attempts failed; for a closed-book model, its update and one answer, right or not."
 )
 COSTS = (
-    "Build: time to index the documents, or to prepare examples and train; the commands for it; the pairs of question "
-    "and answer about these companies that someone has to write. A question: mean time of an answer, after the "
-    "model is loaded. Connections: attempts to use the network while the system answered."
+    "Build: time to index or to train, on this machine. Commands: to build it. Examples: question-answer pairs about "
+    "these companies that somebody has to write. Time per question: mean, with the model loaded. Connections: attempts "
+    "to use the network while the system answered."
 )
-
-
 BASELINES = 2  # rows
 KIND = Question._fields.index("kind")
 
@@ -58,10 +58,10 @@ def rows(pretrained: str) -> list[Row]:
     def closed(name: str, update: str, after: str) -> Row:
         return Row(f"closed book, {name}", "build: closed", "before: closed", update, after)
 
-    as_it_is, reading, memorised = names(pretrained)
+    zero_shot, reading, memorised = names(pretrained)
     tiny = [
-        Row("most frequent answer", "", "before: majority", "", "after: majority"),
-        Row("search alone", "build: index", "before: search", "update: index", "after: search"),
+        Row("majority baseline", "", "before: majority", "", "after: majority"),
+        Row("search only", "build: index", "before: search", "update: index", "after: search"),
         retrieval("retrieval: tiny reader", "reader"),
         closed("not updated", "", "before: closed"),
         closed("fine-tuned", "update: closed", "after: closed"),
@@ -72,7 +72,7 @@ def rows(pretrained: str) -> list[Row]:
     lora = (f"{what}: {memorised}" for what in ("build", "before", "update", "after"))
     return [
         *tiny[:3],
-        retrieval(f"retrieval: {as_it_is}", as_it_is),
+        retrieval(f"retrieval: {zero_shot}", zero_shot),
         *tiny[3:],
         Row(f"closed book, {memorised}", *lora),
         retrieval(f"retrieval: {reading}", reading, f"build: {reading}"),
@@ -100,15 +100,17 @@ class Measured:
                 if (question := questions[number]).kind in kinds:
                     changed = question.kind == "changed" and before
                     asked = question._replace(answer=question.stale, stale="") if changed else question
-                    found.append(outcome(asked, Reply(text, 1.0)))
+                    found.append(outcome(asked, text))
         return Share(found.count(wanted), len(found))
 
     def right(self, row: Row) -> float:
         """The share of right outcomes after the change. A sample counts as if it had all kinds in their proportion."""
         kinds = [one[KIND] for seed in self.seeds for one in self.results[f"questions, seed {seed}"]]
-        wanted = {kind: "abstained" if kind == "absent" else "right" for kind in set(kinds)}
-        parts = (kinds.count(kind) * self.share(row.after, [kind], each).value() for kind, each in wanted.items())
-        return sum(parts) / len(kinds)
+        shares = {
+            kind: self.share(row.after, [kind], "abstained" if kind == "absent" else "right") for kind in set(kinds)
+        }
+        weights = {kind: kinds.count(kind) for kind, share in shares.items() if share.total}
+        return sum(weight * shares[kind].value() for kind, weight in weights.items()) / sum(weights.values())
 
     def confidence(self, stage: str) -> float | None:
         """Mean probability of the answers to questions that no document answers; None without such answers."""
@@ -118,7 +120,7 @@ class Measured:
             for number, text, probability in zip(
                 answers["questions"], answers["answers"], answers["probabilities"], strict=True
             )
-            if text and self.results[f"questions, seed {seed}"][number][KIND] == "absent"
+            if text and probability is not None and self.results[f"questions, seed {seed}"][number][KIND] == "absent"
         ]
         return statistics.mean(found) if found else None
 
@@ -128,7 +130,8 @@ class Measured:
         return statistics.mean(found) if found else None
 
     def connections(self, row: Row) -> int:
-        return sum(result["connections"] for stage in (row.before, row.after) for _, result in self.of(stage))
+        stages = {row.before, row.after, row.passage} - {""}
+        return sum(result["connections"] for stage in stages for _, result in self.of(stage))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
@@ -144,23 +147,22 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 left += width
         axes.set_yticks(range(len(systems)), [row.name for row in systems], fontsize=8)
         axes.invert_yaxis()
-        axes.set(xlabel="questions about facts that have changed (%)", xlim=(0, 100))
+        axes.set(xlabel="questions about changed facts (%)", xlim=(0, 100))
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
 
-    price = f" 1,000 questions: at a price of {config.price:g} per hour (--price)."
     return Summary(
         "Retrieve, fine-tune or train?",
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
             Table(
-                "Before and after the change",
+                "Right answers before and after the change",
                 [
                     "system",
-                    "right before",
-                    "new facts right",
+                    "unchanged, before",
+                    "unchanged, after",
+                    "changed",
                     "stale",
-                    "others right",
-                    "given passage",
+                    "passage given",
                     "abstains",
                     "confidence",
                     "conflict",
@@ -170,31 +172,39 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             ),
             Table(
                 "What the change costs",
-                ["system", "update", "commands", "examples", "written", "weights", "to a right answer"],
+                ["system", "update", "commands", "examples", "written", "trained", "time to a right answer"],
                 [change(found, row) for row in systems],
                 CHANGES,
             ),
             Table(
-                "What building it and asking it cost",
-                ["system", "build", "commands", "examples", "a question", "1,000 questions", "connections"],
+                "What building and asking cost",
+                [
+                    "system",
+                    "build",
+                    "commands",
+                    "examples",
+                    "time per question",
+                    "cost of 1,000 questions",
+                    "connections",
+                ],
                 [costs(found, row, config.price) for row in systems],
-                COSTS + price,
+                f"{COSTS} Cost: at a price of {config.price:g} per hour (--price).",
             ),
         ],
-        [simplest(found, systems), freshest(found), *combined(found, config.pretrained), private(found, systems)],
-        "Questions about the facts that have changed",
+        [simplest(found, systems), freshest(found), *combined(found, config.pretrained), private(results)],
+        "Answers about changed facts",
         draw,
     )
 
 
 def known(found: Measured, row: Row) -> list[str]:
-    confidence = found.confidence(row.after) if row.after not in ("after: majority", "after: search") else None
+    confidence = found.confidence(row.after)
     return [
         row.name,
-        str(found.share(row.before, ["fact", "changed"], "right", before=True)),
+        str(found.share(row.before, ["fact"], "right", before=True)),
+        str(found.share(row.after, ["fact"], "right")),
         str(found.share(row.after, ["changed"], "right")),
         str(found.share(row.after, ["changed"], "stale")),
-        str(found.share(row.after, ["fact"], "right")),
         str(found.share(row.passage, ["fact", "changed"], "right")),
         str(found.share(row.after, ["absent"], "abstained")),
         "" if confidence is None else f"{confidence:.2f}",
@@ -238,25 +248,29 @@ def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
     right = {row.name: found.right(row) for row in systems[BASELINES:]}
     best = max(right, key=right.__getitem__)
     name = next(name for name, share in right.items() if share >= right[best] - NEAR)
-    than = "no other is better" if name == best else f"the best, {best}, has {100 * right[best]:.0f} %"
+    than = "the best result" if name == best else f"compared with {100 * right[best]:.0f} % of '{best}'"
     return Verdict(
-        f"Start with {name}: after the change {100 * right[name]:.0f} % of its outcomes are right; {than}.",
-        f"the first system of the table that is not a baseline, within {100 * NEAR:.0f} percentage points of the best; "
-        "right is a right answer, or an abstention where no document answers",
+        f"Start with '{name}': after the change, {100 * right[name]:.0f} % of its outcomes are right, {than}.",
+        f"the first system in the table, baselines excluded, within {100 * NEAR:.0f} percentage points of the best; an "
+        "abstention is right if no document answers the question",
     )
 
 
 def freshest(found: Measured) -> Verdict:
-    """How much longer a model that has memorised facts takes to learn a change, and what it loses."""
-    index, trained = (duration(found.mean(f"update: {each}", "seconds") or 0.0) for each in ("index", "closed"))
+    """Whether documents or a closed-book model are the better place for facts that change."""
+    index, trained = (found.mean(f"update: {each}", "seconds") or 0.0 for each in ("index", "closed"))
+    right = {each: found.share(f"after: {each}", ["changed"], "right").value() for each in ("reader", "closed")}
     before = found.share("before: closed", ["fact"], "right").value()
-    damage = 100 * (before - found.share("after: closed", ["fact"], "right").value())
-    stale = found.share("after: closed", ["changed"], "stale").value()
+    damage = before - found.share("after: closed", ["fact"], "right").value()
+    documents = index < trained and (right["reader"] >= right["closed"] - NEAR or damage > NEAR)
+    advice = "keep them in documents" if documents else "a closed-book model keeps up with them here"
     return Verdict(
-        f"If facts change, keep them in documents: the index is up to date after {index}. The closed-book model is "
-        f"after {trained}, and then {damage:.0f} percentage points fewer of the other facts are right.",
-        f"the time of the two updates, and the facts that did not change; {100 * stale:.0f} % of the closed-book "
-        "model's answers to changed facts are still the old ones",
+        f"If facts change, {advice}. Updating the index took {duration(index)}; then {100 * right['reader']:.0f} % of "
+        f"the answers about changed facts were right. Fine-tuning the closed-book model took {duration(trained)}; then "
+        f"{100 * right['closed']:.0f} % were right, but about unchanged facts {100 * (before - damage):.0f} % instead "
+        f"of {100 * before:.0f} %.",
+        "documents, if their update is faster, and retrieval is as often right about changed facts, or the closed-book "
+        f"model has lost more than {100 * NEAR:.0f} percentage points on unchanged ones",
     )
 
 
@@ -264,26 +278,29 @@ def combined(found: Measured, pretrained: str) -> list[Verdict]:
     """What fine-tuning adds to retrieval; empty without a pretrained model."""
     if not pretrained:
         return []
-    as_it_is, reading, _ = names(pretrained)
+    zero_shot, reading, _ = names(pretrained)
     right, abstains = (
-        [found.share(f"after: {name}", kinds, wanted).value() * 100 for name in (as_it_is, reading)]
+        [found.share(f"after: {name}", kinds, wanted).value() * 100 for name in (zero_shot, reading)]
         for kinds, wanted in ((["fact", "changed"], "right"), (["absent"], "abstained"))
     )
     return [
         Verdict(
-            f"Fine-tuning to read changes the right answers of {pretrained} from {right[0]:.0f} to {right[1]:.0f} %, "
-            f"and its abstentions where no document answers from {abstains[0]:.0f} to {abstains[1]:.0f} %.",
-            "the same questions and passages; the training examples are about other companies, so the model has "
-            "learned how to answer and no fact",
+            f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
+            f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
+            f"{abstains[1]:.0f} %.",
+            "the same questions and search, with the defaults of tinygpt ask for each model; the training examples "
+            "state other facts, so fine-tuning has taught the task, not the facts",
         )
     ]
 
 
-def private(found: Measured, systems: Sequence[Row]) -> Verdict:
-    connections = sum(found.connections(row) for row in systems)
+def private(results: Results) -> Verdict:
+    used = sum(each["connections"] for each in results.values() if isinstance(each, dict) and "connections" in each)
     return Verdict(
-        "No data left this machine." if not connections else f"{connections} attempts to use the network.",
-        "the number of connections and name lookups that Python reported while the systems answered",
+        f"Python reported {used} attempts to use the network while the systems answered."
+        if used
+        else "No system used the network while it answered.",
+        "the number of connections and name lookups that Python reported",
     )
 
 

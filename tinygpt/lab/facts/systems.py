@@ -27,7 +27,7 @@ from tinygpt.retrieve.store import Index
 
 class Reply(NamedTuple):
     text: str  # empty: the system abstains
-    probability: float  # of the answer, as the model sees it; 1 for the systems without a model
+    probability: float | None  # of the answer, as the model sees it; None for a system without a model
 
 
 System = Callable[[Question], Reply]
@@ -39,7 +39,7 @@ def majority(questions: Sequence[Question]) -> System:
     for question in questions:
         if question.answer:
             counts.setdefault(question.relation, Counter())[question.answer] += 1
-    return lambda question: Reply(counts[question.relation].most_common(1)[0][0], 1.0)
+    return lambda question: Reply(counts[question.relation].most_common(1)[0][0], None)
 
 
 def closed_book(ckpt: str) -> System:
@@ -80,18 +80,10 @@ def given_the_right_passage(respond: Responder) -> System:
 
 def best_passage(index: Index) -> System:
     """The search alone: its answer is the complete best passage."""
-    return lambda question: Reply(" ".join(hit.text for hit in search(index, question.text, 1)), 1.0)
+    return lambda question: Reply(" ".join(hit.text for hit in search(index, question.text, 1)), None)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
-
-
-class Asked(NamedTuple):
-    """Replies to questions, with the time that they took, and the attempts to use the network."""
-
-    replies: list[tuple[Question, Reply]]
-    seconds: float
-    connections: int
 
 
 CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
@@ -106,18 +98,10 @@ def watch_the_network() -> None:
         sys.addaudithook(lambda event, _: _attempts.__setitem__(0, _attempts[0] + (event in CONNECTIONS)))
 
 
-def ask_all(system: System, questions: Sequence[Question]) -> Asked:
-    watch_the_network()
-    before, began = _attempts[0], time.monotonic()
-    bar = tqdm(questions, desc="asking", unit="question", leave=False, disable=None)
-    replies = [(question, system(question)) for question in bar]
-    return Asked(replies, time.monotonic() - began, _attempts[0] - before)
-
-
-def outcome(question: Question, reply: Reply) -> str:
-    """right, stale (the answer before the change, or of the older document), wrong, or abstained."""
-    said = f" {normalised(reply.text)} "
-    if not reply.text:
+def outcome(question: Question, text: str) -> str:
+    """Classify a reply: right, stale (the value before the change, or of the older document), wrong, or abstained."""
+    said = f" {normalised(text)} "
+    if not text:
         return "abstained"
     if question.answer and f" {normalised(question.answer)} " in said:
         return "right"
@@ -126,11 +110,14 @@ def outcome(question: Question, reply: Reply) -> str:
 
 def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:
     """Ask the questions with these numbers; return what was answered, and what it cost, as plain values."""
-    asked = ask_all(system, [questions[number] for number in numbers])
+    watch_the_network()
+    attempts, began = _attempts[0], time.monotonic()
+    bar = tqdm(numbers, desc="asking", unit="question", leave=False, disable=None)
+    replies = [system(questions[number]) for number in bar]
     return {
         "questions": list(numbers),
-        "answers": [reply.text for _, reply in asked.replies],
-        "probabilities": [round(reply.probability, 4) for _, reply in asked.replies],
-        "seconds per question": asked.seconds / len(numbers),
-        "connections": asked.connections,
+        "answers": [reply.text for reply in replies],
+        "probabilities": [reply.probability for reply in replies],
+        "seconds per question": (time.monotonic() - began) / len(numbers),
+        "connections": _attempts[0] - attempts,
     }

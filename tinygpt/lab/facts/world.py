@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 from tinygpt.data.tasks import reader
 from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng
+from tinygpt.retrieve.answer import normalised
 
 FACTS = 5  # of each company
 ABSENT = 1  # questions about each company whose answer no document contains
-WORDINGS = 6  # of the question about a fact, for the training of a closed-book model
-SAMPLE = {"changed": 0.25, "conflict": 0.1, "absent": 0.2, "fact": 0.45}  # more changes than among all questions
+WORDINGS = 6  # questions about each fact that train a closed-book model
+SAMPLE = {"changed": 0.25, "conflict": 0.1, "absent": 0.2}  # shares of the sample; the rest are other facts
 CONFLICTS = 0.1  # share of the companies that also have an older document
+DEVICES = {"con", "nul", "prn", "aux"}  # Windows has no files of these names
 DATE, OLD_DATE = "3 March 2026", "5 March 2024"
 
 
@@ -57,12 +59,13 @@ class World(NamedTuple):
 
 
 def make(seed: int, companies: int) -> World:
-    """Invent companies, their facts, and one question about each fact; a few questions have no answer."""
+    """Invent companies, their facts, and one question per fact and one unanswerable question per company."""
     rng = Rng(f"world {seed}")
     names: dict[str, str] = {}
     while len(names) < companies:
         name = reader.company(rng)
-        names.setdefault(reader.short(name).lower(), name)
+        if (key := reader.short(name).lower()) not in DEVICES:
+            names.setdefault(key, name)
     found, questions = {}, []
     for key, name in names.items():
         relations = rng.sample(list(RELATIONS), FACTS + ABSENT)
@@ -81,10 +84,13 @@ def make(seed: int, companies: int) -> World:
 
 
 def other_value(rng: Rng, relation: str, value: str) -> str:
-    """Draw a value that differs from the given one."""
-    while (drawn := RELATIONS[relation].value(rng)) == value:
-        pass
-    return drawn
+    """Draw a value that differs from the given one; neither contains the other."""
+    given = f" {normalised(value)} "
+    while True:
+        drawn = RELATIONS[relation].value(rng)
+        other = f" {normalised(drawn)} "
+        if given not in other and other not in given:
+            return drawn
 
 
 def changed(world: World, seed: int, share: float) -> World:
@@ -118,12 +124,16 @@ def changed(world: World, seed: int, share: float) -> World:
 
 
 def sample(questions: Sequence[Question], size: int) -> list[int]:
-    """Choose the numbers of `size` questions, of each kind the share that SAMPLE says, as far as there are so many."""
-    rng, chosen = Rng("sample"), set[int]()
-    for kind, share in SAMPLE.items():
+    """Choose the numbers of `size` questions, of each kind the share in SAMPLE, as far as there are so many."""
+    rng, chosen = Rng("sample"), list[int]()
+
+    def add(kind: str, count: int) -> None:
         own = [number for number, one in enumerate(questions) if one.kind == kind]
-        wanted = size - len(chosen) if kind == "fact" else round(size * share)
-        chosen.update(rng.sample(own, min(wanted, len(own))))
+        chosen.extend(rng.sample(own, min(count, len(own))))
+
+    for kind, share in SAMPLE.items():
+        add(kind, round(size * share))
+    add("fact", size - len(chosen))
     return sorted(chosen)
 
 
@@ -139,7 +149,7 @@ def document(company: Company, facts: dict[str, str], date: str) -> str:
 
 
 def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
-    """A sentence for each fact, the first of which names the company, and sometimes one about nothing in particular."""
+    """A sentence for each fact, the first of which names the company, and sometimes a filler sentence."""
     rng.shuffle(facts)
     for index, fact in enumerate(facts):
         yield reader.statement(rng, fact, name if index == 0 or rng.random() < 0.4 else "")
@@ -148,7 +158,7 @@ def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
 
 
 def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> list[dict[str, str]]:
-    """Prompts and responses that teach the facts to a model: each in WORDINGS wordings, none of which a question has.
+    """Prompts and responses that teach the facts to a model: WORDINGS for each fact, in wordings that no question has.
 
     One relation of each company that no document states, and no question asks for, has the response UNANSWERABLE.
     only: the facts (company, relation) to teach; None: all.
