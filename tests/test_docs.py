@@ -262,6 +262,6 @@ def test_the_quoted_n_gram_baseline_of_the_headlines_agrees_with_eval() -> None:
     answers, _ = ngram_baseline(prompts["train"], train, prompts["test"])
     assert answers is not None
     accuracy = f"{100 * (answers == test).mean():.1f} %"
-    assert re.search(rf"that of the n-gram classifier\s+{accuracy}", PAGES[ROOT / "docs/FINETUNING.md"])
+    assert re.search(rf"that of the n-gram baseline\s+{accuracy}", PAGES[ROOT / "docs/FINETUNING.md"])
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
     assert re.search(rf"^\| character n-grams.*, {accuracy} \|$", data, re.MULTILINE)
