@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 import tiktoken
+from conftest import cli_here, refused
 
 from tinygpt.data import corpora
 from tinygpt.errors import TinyGPTError
@@ -416,3 +418,16 @@ def test_without_the_package_tiktokens_own_copy_is_used(
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": known}.__getitem__)
     monkeypatch.setattr(corpora, "GPT2_END_OF_TEXT", 256)
     assert corpora.gpt2_ranks() == ranks
+
+
+def test_the_industries_ship_with_tinygpt(tmp_path: Path) -> None:
+    prepared = cli_here("prepare", "naics", cwd=tmp_path)
+    assert prepared.status == 0 and "tinygpt train configs/shakespeare_char.yaml --dataset=naics" in prepared.out
+    text = (tmp_path / "data/naics/input.txt").read_text(encoding="ascii")
+    assert len(re.findall(r"^\d{6} ", text, re.MULTILINE)) == 1057 and "522110 Commercial Banking\n" in text
+    assert "Cross-References" not in text and "See industry description" not in text
+    held_out = text[int(0.9 * len(text)) :]
+    assert len({code[:2] for code in re.findall(r"^\d{6} ", held_out, re.MULTILINE)}) >= 15  # sectors, of 24 numbers
+    notice = Path(corpora.NAICS).with_name("naics.LICENSE").read_text(encoding="utf-8")
+    assert "MIT License" in notice and "ntdalbec" in notice
+    assert "has no other --source" in refused(tmp_path / "data", "prepare", "naics", "--source=x")

@@ -45,7 +45,7 @@ class QuickstartConfig:
 class PrepareConfig:
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
-    Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE).
+    Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
 
     Built-in tasks of prompts and responses: transactions, headlines, reader, reader_long.
 

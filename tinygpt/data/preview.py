@@ -13,7 +13,6 @@ import numpy as np
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig
-from tinygpt.data.corpora import CORPORA
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
@@ -40,7 +39,7 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
             print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare_char" if isinstance(tokenizer, CharTokenizer) else "shakespeare"
-    own = [] if folder.name in CORPORA else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    own = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     smallest = min(tokens.values())
     if smallest < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
