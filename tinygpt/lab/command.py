@@ -77,6 +77,7 @@ def lab(config: LabConfig) -> None:
         live = chosen.live(config, folder, results) if chosen.live else None
         for path in summary.write(found, folder, config.name, live):
             print(f"written: {path}")
+        print(f"\nnext: open {folder / config.name}.html in a browser")
 
 
 def fingerprint(ckpt: str) -> str:

@@ -5,6 +5,7 @@ finetune` (or train, from scratch) and `tinygpt eval` on the transactions, whose
 occur in train.
 """
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -109,7 +110,8 @@ def stages(config: LabConfig, folder: Path, jobs: Sequence[Training]) -> list[St
 
 def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
-    out = folder / re.sub(r"\W+", "-", job.title())
+    path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
+    out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
     data = f"--data_dir={config.data_dir}"
     found: dict[str, Any] = {"method": job.name, "seed": job.seed, "examples": job.examples, "seconds": 0.0}
     found |= {"memory": 0, "trained": 0, "bytes": 0, "forgetting": None}

@@ -71,9 +71,11 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
         content = json.loads(read_text(path, elsewhere))
         found = {key: content[key] for key in wanted}
         models = dict(content["models"])
-        if not isinstance(content["stages"], dict):
-            raise TypeError
-    except (ValueError, TypeError, KeyError):
+        dict(content["settings"])
+        for entry in content["stages"].values():
+            if "result" not in entry or not 0 <= float(entry["seconds"]) < float("inf"):
+                raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt lab", elsewhere) from None
     if found != wanted:
         raise TinyGPTError(

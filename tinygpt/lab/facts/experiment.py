@@ -356,6 +356,10 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     data = packed | {
         "documents": before.documents(),
         "questions": questions,
+        "known": {
+            old.text: [old.answer, new.answer]
+            for old, new in zip(before.questions, place.world("after").questions, strict=True)
+        },
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
         "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},

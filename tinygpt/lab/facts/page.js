@@ -61,12 +61,18 @@
     const known = Facts.recite(closedBook, question);
     answer("closed", known.text, known.probability, "");
     showRecorded(question);
+    const [before, after] = data.known[question] ?? ["", ""];
+    const change = before === after ? "" : `; in the lab it changed to ${after}`;
+    const right = before ? `Right answer, before your edits: ${before}${change}.` : "No document answers this question.";
+    $("right").textContent = question in data.known ? right : "";
   }
 
   $("company").replaceChildren(...Object.keys(data.questions).map((key) => new Option(data.names[key], key)));
+  $("company").value = Object.keys(data.questions).find((key) => files(key).length === 1); // the simpler case
   $("company").addEventListener("change", show);
   $("document").addEventListener("input", () => {
     documents[`${companyOf()}.md`] = $("document").value;
+    for (const id of ["reader", "closed"]) $(`${id}-answer`).textContent = "the document has changed: ask again";
   });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
