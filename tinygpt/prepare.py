@@ -138,6 +138,8 @@ def check_request(config: PrepareConfig) -> None:
         )
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
+    if config.name == "naics" and config.source:
+        raise TinyGPTError("naics ships with tinygpt, and has no other --source", "tinygpt prepare naics")
     if config.name not in CORPORA and config.source:
         raise TinyGPTError(
             f"--source is for the built-in corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"

@@ -66,9 +66,11 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
 
 
 def industries(path: Path, source: str | None = None) -> str:
-    """Write the descriptions of industries to `path`, and return a phrase that says where they come from."""
-    if source is not None:
-        raise TinyGPTError("naics ships with tinygpt, and has no other --source", "tinygpt prepare naics")
+    """Write the descriptions of industries to `path`, and return a phrase that says where they come from.
+
+    It has no other source: `tinygpt prepare` refuses one.
+    """
+    del source
     with _replacing(path) as file:
         file.write(gzip.decompress(NAICS.read_bytes()))
     return "descriptions of 1,057 industries by the United States Census Bureau (NAICS 2017), shipped with tinygpt"
