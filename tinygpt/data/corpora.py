@@ -65,12 +65,8 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
     return f"{origin}, replacing {wrong}" if wrong else origin
 
 
-def industries(path: Path, source: str | None = None) -> str:
-    """Write the descriptions of industries to `path`, and return a phrase that says where they come from.
-
-    It has no other source: `tinygpt prepare` refuses one.
-    """
-    del source
+def industries(path: Path, _: str | None = None) -> str:
+    """Write the descriptions of industries to `path`, and return a phrase that says where they come from."""
     with _replacing(path) as file:
         file.write(gzip.decompress(NAICS.read_bytes()))
     return "descriptions of 1,057 industries by the United States Census Bureau (NAICS 2017), shipped with tinygpt"
@@ -81,12 +77,13 @@ class Corpus(NamedTuple):
 
     tokenizer: str  # char or gpt2
     write: Callable[[Path, str | None], str]  # writes the verified text to a path, from a source if one is given
+    takes_source: bool = True  # False: the text ships with tinygpt
 
 
 CORPORA = {
     "shakespeare_char": Corpus("char", tiny_shakespeare),
     "shakespeare": Corpus("gpt2", tiny_shakespeare),
-    "naics": Corpus("char", industries),
+    "naics": Corpus("char", industries, takes_source=False),
 }
 
 

@@ -27,6 +27,7 @@ class Lab(NamedTuple):
 
     about: str
     settings: tuple[str, ...]  # keys that change the results
+    models: tuple[str, ...]  # keys that name a base model
     stages: Callable[[LabConfig, Path], list[Stage]]
     summarise: Callable[[Results, LabConfig], summary.Summary]
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
@@ -36,6 +37,7 @@ LABS = {
     "facts": Lab(
         "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
         ("quick",),
+        ("pretrained",),
         experiment.stages,
         facts_summary.summarise,
         experiment.live,
@@ -43,12 +45,14 @@ LABS = {
     "methods": Lab(
         "what each method of fine-tuning gains, forgets and costs",
         ("data_dir",),
+        ("ckpt", "pretrained"),
         methods.all_methods,
         methods.compared,
     ),
     "examples": Lab(
         "how accuracy grows with the number of training examples",
         ("data_dir",),
+        ("ckpt", "pretrained"),
         methods.learning_curve,
         methods.curve,
     ),
@@ -67,9 +71,9 @@ def lab(config: LabConfig) -> None:
     if config.quick and "quick" not in chosen.settings:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
     stages = chosen.stages(config, folder)
-    models = [config.pretrained] if config.name == "facts" else [config.ckpt, config.pretrained]
     settings = {key: getattr(config, key) for key in chosen.settings}
-    identity = Identity(config.name, settings, {path: fingerprint(path) for path in models if path})
+    models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
+    identity = Identity(config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         results = run(folder, identity, stages)
         found = chosen.summarise(results, config)
@@ -78,10 +82,6 @@ def lab(config: LabConfig) -> None:
         for path in summary.write(found, folder, config.name, live):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
-
-
-def fingerprint(ckpt: str) -> str:
-    return weights_fingerprint(load(ckpt).model)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ CLOSE = 0.02  # accuracies that differ by less count as equal
 class Method(NamedTuple):
     """A method of making a model for the task: a command and its flags, and the base model it starts from."""
 
-    command: str  # finetune or train; empty: the base model as it is
+    command: str  # finetune or train; empty: the base model zero-shot
     flags: Sequence[str]
     base: str = "small"  # small, pretrained, or empty for none
     seconds: float = 100  # about how long it takes, evaluations included
@@ -45,7 +45,7 @@ METHODS = {
     "all weights, replay 0.001": Method("finetune", [FULL, "--replay=0.001"]),
     "LoRA, rank 2": Method("finetune", [LORA, "--lora_rank=2"]),
     "LoRA, rank 8": Method("finetune", [LORA]),
-    "pretrained, as it is": Method("", [], "pretrained", 150),
+    "pretrained, zero-shot": Method("", [], "pretrained", 150),
     "pretrained, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained", 600),
 }
 CURVE = {name: METHODS[name] for name in ("all weights", "pretrained, LoRA")}
@@ -83,7 +83,7 @@ class Training(NamedTuple):
 
 
 def trainings(config: LabConfig, methods: dict[str, Method], sizes: Sequence[int] = (0,)) -> list[Training]:
-    """All trainings of a lab, seed by seed. A model as it is has no seed, so it is measured once."""
+    """All trainings of a lab, seed by seed. A zero-shot model has no seed, so it is measured once."""
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
     chosen = {name: method for name, method in methods.items() if bases[method.base] or not method.base}
     return [

@@ -6,6 +6,7 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 import base64
 import hashlib
 import importlib.util
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
 from tinygpt.report import read, templates
+
+COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 
 
 class Table(NamedTuple):
@@ -30,7 +33,7 @@ class Table(NamedTuple):
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
         lines = [f"| {' | '.join(row)} |" for row in padded]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join([f"{self.caption}:", "", *lines, "", self.how])
+        return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
 
 
 class Verdict(NamedTuple):
@@ -51,8 +54,13 @@ class Summary(NamedTuple):
     draw: Callable[[Any], None]  # into the axes of a figure
 
     def as_text(self) -> str:
-        verdicts = [f"verdict: {verdict.said}\nrule:    {verdict.rule}" for verdict in self.verdicts]
+        said = [[f"verdict: {each.said}", f"rule:    {each.rule}"] for each in self.verdicts]
+        verdicts = ["\n".join(wrapped(line) for line in lines) for lines in said]
         return "\n\n".join([*(table.as_text() for table in self.tables), *verdicts])
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
 
 
 def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:

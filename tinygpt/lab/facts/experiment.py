@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.lab.facts.systems import (
     System,
     best_passage,
@@ -135,14 +136,14 @@ class Place:
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
         """Let a system answer the questions."""
-        with open_index(self.folder / f"{when}.db") as index:
+        with open_index(self.kept(f"{when}.db")) as index:
             return measured(self.system(name, when, index), self.questions(when), self.numbers())
 
     def ask_with_passage(self, name: str) -> dict[str, Any]:
         """Let a system answer the questions that have an answer, given the passage that contains it."""
         questions = self.questions("after")
         numbers = [number for number in self.numbers() if questions[number].answer]
-        with open_index(self.folder / "after.db") as index:
+        with open_index(self.kept("after.db")) as index:
             respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
             return measured(given_the_right_passage(respond), questions, numbers)
 
@@ -178,7 +179,17 @@ class Place:
     def restore(self, when: When) -> None:
         """Restore the documents and the index as they were."""
         self.write_documents(when)
-        shutil.copy(self.folder / f"{when}.db", self.folder / "index.db")
+        shutil.copy(self.kept(f"{when}.db"), self.folder / "index.db")
+
+    def kept(self, name: str) -> Path:
+        """The path of a file that a finished stage has written. Errors: TinyGPTError if it was deleted."""
+        if not (path := self.folder / name).exists():
+            lab = self.folder.parent
+            raise TinyGPTError(
+                f"{path} was deleted, and lab.json says that its stage is finished",
+                f"delete {lab}, and run the lab again",
+            )
+        return path
 
 
 class Cost(NamedTuple):
@@ -348,7 +359,7 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     """The documents and the models of the page, from the first seed, and what the pretrained model has answered."""
     place = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = place.world("before")
-    models = {"reader": load(SHIPPED), "closed": load(place.folder / "closed/ckpt.pt")}
+    models = {"reader": load(SHIPPED), "closed": load(place.kept("closed/ckpt.pt"))}
     questions: dict[str, list[str]] = {}
     for one in before.questions:
         questions.setdefault(one.company, []).append(one.text)

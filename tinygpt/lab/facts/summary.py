@@ -1,6 +1,7 @@
 """What `tinygpt lab facts` says: three tables, a picture, and verdicts with their rules."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,6 @@ COSTS = (
     "to use the network while the system answered."
 )
 BASELINES = 2  # rows
-KIND = Question._fields.index("kind")
 
 
 class Row(NamedTuple):
@@ -84,20 +84,24 @@ class Measured:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.seeds = [int(name.rpartition(" ")[2]) for name in results if name.startswith("questions, seed")]
+        self.questions = {
+            int(name.rpartition(" ")[2]): [Question(*one) for one in result]
+            for name, result in results.items()
+            if name.startswith("questions, seed")
+        }
+        self.kinds = Counter(one.kind for questions in self.questions.values() for one in questions)
 
     def of(self, stage: str) -> list[tuple[int, Any]]:
         """The seeds that have a stage, and its results."""
-        found = ((seed, self.results.get(f"{stage}, seed {seed}")) for seed in self.seeds)
+        found = ((seed, self.results.get(f"{stage}, seed {seed}")) for seed in self.questions)
         return [(seed, result) for seed, result in found if result is not None]
 
     def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> "Share":
         """The share of an outcome among the answers to questions of these kinds; `before` the change, or after it."""
         found = []
         for seed, answers in self.of(stage):
-            questions = [Question(*one) for one in self.results[f"questions, seed {seed}"]]
             for number, text in zip(answers["questions"], answers["answers"], strict=True):
-                if (question := questions[number]).kind in kinds:
+                if (question := self.questions[seed][number]).kind in kinds:
                     changed = question.kind == "changed" and before
                     asked = question._replace(answer=question.stale, stale="") if changed else question
                     found.append(outcome(asked, text))
@@ -105,11 +109,9 @@ class Measured:
 
     def right(self, row: Row) -> float:
         """The share of right outcomes after the change. A sample counts as if it had all kinds in their proportion."""
-        kinds = [one[KIND] for seed in self.seeds for one in self.results[f"questions, seed {seed}"]]
-        shares = {
-            kind: self.share(row.after, [kind], "abstained" if kind == "absent" else "right") for kind in set(kinds)
-        }
-        weights = {kind: kinds.count(kind) for kind, share in shares.items() if share.total}
+        wanted = {kind: "abstained" if kind == "absent" else "right" for kind in self.kinds}
+        shares = {kind: self.share(row.after, [kind], each) for kind, each in wanted.items()}
+        weights = {kind: self.kinds[kind] for kind, share in shares.items() if share.total}
         return sum(weight * shares[kind].value() for kind, weight in weights.items()) / sum(weights.values())
 
     def confidence(self, stage: str) -> float | None:
@@ -120,7 +122,7 @@ class Measured:
             for number, text, probability in zip(
                 answers["questions"], answers["answers"], answers["probabilities"], strict=True
             )
-            if text and probability is not None and self.results[f"questions, seed {seed}"][number][KIND] == "absent"
+            if text and probability is not None and self.questions[seed][number].kind == "absent"
         ]
         return statistics.mean(found) if found else None
 
@@ -145,10 +147,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 width = 100 * found.share(row.after, ["changed"], each).value()
                 axes.barh(index, width, left=left, color=color, label=each if index == 0 else None)
                 left += width
+            unchanged = 100 * found.share(row.after, ["fact"], "right").value()
+            axes.plot(unchanged, index, "kD", markersize=5, label="unchanged facts: right" if index == 0 else None)
         axes.set_yticks(range(len(systems)), [row.name for row in systems], fontsize=8)
         axes.invert_yaxis()
-        axes.set(xlabel="questions about changed facts (%)", xlim=(0, 100))
-        axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+        axes.set(xlabel="questions (%); bars: changed facts, after the update", xlim=(0, 100))
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
     return Summary(
         "Retrieve, fine-tune or train?",
@@ -168,7 +172,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                     "conflict",
                 ],
                 [known(found, row) for row in systems],
-                KNOWS,
+                f"{asked(found)} {KNOWS}",
             ),
             Table(
                 "What the change costs",
@@ -192,9 +196,16 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             ),
         ],
         [simplest(found, systems), freshest(found), *combined(found, config.pretrained), private(results)],
-        "Answers about changed facts",
+        "Answers after the change",
         draw,
     )
+
+
+def asked(found: Measured) -> str:
+    """How many questions there are of each kind."""
+    names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
+    counts = ", ".join(f"{found.kinds[kind]:,} {name}" for kind, name in names.items())
+    return f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's."
 
 
 def known(found: Measured, row: Row) -> list[str]:
