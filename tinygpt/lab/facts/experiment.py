@@ -56,13 +56,14 @@ class Size(NamedTuple):
 
     companies: int
     closed: int  # iterations of the closed-book model
+    update: int  # iterations in which it learns the facts that have changed
     sample: int  # questions to the pretrained model
     facts: int  # iterations in which the pretrained model learns the facts
     changes: int  # iterations in which it learns those that have changed
     reading: int  # iterations in which it learns to read
 
 
-FULL, QUICK = Size(200, 2000, 200, 600, 60, 400), Size(30, 400, 40, 90, 20, 150)
+FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90, 20, 150)
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
@@ -252,8 +253,9 @@ class Tiny(Place):
 
     def memorise_changes(self) -> dict[str, float]:
         """Teach the closed-book model the new facts alone; return what it cost."""
-        examples, base = self.prepare("after", "changes"), f"--ckpt={self.folder / 'closed'}"
-        cost = self.train("finetune", "finetune_lab_update", "changes", self.folder / "updated", self.data, base)
+        examples, out = self.prepare("after", "changes"), self.folder / "updated"
+        flags = [f"--ckpt={self.folder / 'closed'}", f"--max_iters={self.size.update}"]
+        cost = self.train("finetune", "finetune_lab_update", "changes", out, self.data, *flags)
         return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
 
     def system(self, name: str, when: When, index: Index) -> System:
