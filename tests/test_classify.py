@@ -183,18 +183,21 @@ def test_ngrams_learn_an_easy_task() -> None:
     train, val = toy(200, 1), toy(50, 2)
     labels = ["person", "place", "time"]
     truth = np.array([labels.index(label) for _, label in train])
-    answers, note = ngram_baseline([prompt for prompt, _ in train], truth, [prompt for prompt, _ in val])
-    assert answers is not None and note == ""
-    assert [labels[answer] for answer in answers] == [label for _, label in val]
+    probs, note = ngram_baseline([prompt for prompt, _ in train], truth, [prompt for prompt, _ in val], 3)
+    assert probs is not None and note == ""
+    assert [labels[answer] for answer in probs.argmax(axis=1)] == [label for _, label in val]
+    assert probs.sum(axis=1) == pytest.approx(1)
+    rare, _ = ngram_baseline([prompt for prompt, _ in train], truth + 1, ["who?"], 5)  # labels 0 and 4 do not occur
+    assert rare is not None and rare[0, [0, 4]].tolist() == [0, 0] and rare[0].argmax() == 1
 
 
 def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[0] is None  # one label: nothing to separate
-    assert "cannot be trained" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"])[1]
+    assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[0] is None  # one label: nothing to separate
+    assert "cannot be trained" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[1]
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
-    answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"])
+    answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"], 2)
     assert answers is None and note == "the n-gram baseline needs scikit-learn: pip install scikit-learn"
     report = sample_report()
     assert "ngram" not in report.results and f"({note})" in report.text() and "\nn-gram baseline" not in report.text()

@@ -298,8 +298,11 @@ def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
     prompts, labels = (
         {split: [pair[i] for pair in EXAMPLES["transactions"][split]] for split in generate.SIZES} for i in (0, 1)
     )
-    answers, _ = ngram_baseline(prompts["train"], np.array(labels["train"]), prompts["test"])
-    right = np.array(answers) == labels["test"]
+    names = list(TASKS["transactions"].labels)
+    truth = {split: np.array([names.index(label) for label in labels[split]]) for split in labels}
+    probs, _ = ngram_baseline(prompts["train"], truth["train"], prompts["test"], len(names))
+    assert probs is not None
+    right = probs.argmax(axis=1) == truth["test"]
     with_brands = np.isin(labels["test"], list(merchants.CATEGORIES))
     assert f", {100 * right.mean():.1f} % (across words)" in text
     assert f"character n-grams reach {100 * right[with_brands].mean():.1f} %" in text.replace("\n", " ")

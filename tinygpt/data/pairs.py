@@ -43,26 +43,40 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
         splits = split(pairs, config.val_fraction, config.test_fraction)
         labels = labels_of(pairs)
         source = ", ".join(map(str, paths[:3]))
-    if tokenizer is None:
-        characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
-        tokenizer = CharTokenizer([*characters, *SPECIAL])
+    tokenizer = tokenizer or tokenizer_of_pairs(splits)
     folder = Path(config.data_dir) / config.name
-    with folder_lock(folder, "dataset"), token_writers(folder, splits) as writers:
+    with folder_lock(folder, "dataset"):
+        if config.name in TASKS and TASKS[config.name].library:
+            write_library(TASKS[config.name], folder)
+        meta = write_pairs(folder, splits, labels, tokenizer, prepare_options(config))
+    show_pairs(config, folder, meta, tokenizer, splits, source)
+
+
+def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
+    """The characters of all prompts and responses, and the special tokens."""
+    characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
+    return CharTokenizer([*characters, *SPECIAL])
+
+
+def write_pairs(
+    folder: Path, splits: dict[str, list[Pair]], labels: list[str], tokenizer: Tokenizer, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a dataset of pairs into a folder that the caller has locked, and return the content of meta.json.
+
+    labels: the responses, if they are a few labels, else empty. options: those of the command that made the pairs.
+    """
+    with token_writers(folder, splits) as writers:
         for name, part in splits.items():
             for pair in part:
                 writers[name].write(tokenizer.encode_pair(*pair))
-        if config.name in TASKS and TASKS[config.name].library:
-            write_library(TASKS[config.name], folder)
         facts = {
             "kind": "pairs",
-            "options": prepare_options(config),
+            "options": options,
             "labels": labels,
             "examples": {name: len(part) for name, part in splits.items()},
         }
-        meta = commit_dataset(
-            folder, writers, tokenizer, hashlib.sha256(json.dumps(splits).encode()).hexdigest(), facts
-        )
-    show_pairs(config, folder, meta, tokenizer, splits, source)
+        checksum = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+        return commit_dataset(folder, writers, tokenizer, checksum, facts)
 
 
 def write_library(task: Task, folder: Path) -> None:

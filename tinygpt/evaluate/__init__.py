@@ -3,6 +3,8 @@
     loss.py         mean loss of a model on a split, in nats per token
     baselines.py    losses of n-gram models on the same targets
     classify.py     labelled tasks: probabilities of labels, metrics, calibration
+    exact.py        tasks with free text: exact match, and the checks of a task
+    respond.py      greedy responses to many prompts
     command.py      `tinygpt eval`
     doctor.py       `tinygpt doctor`: the verdict on a run's curves
     check.py        `tinygpt check`: integrity of folders, exactness of resuming

@@ -166,9 +166,9 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 
 
 def ngram_baseline(
-    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str]
+    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int
 ) -> tuple[np.ndarray | None, str]:
-    """Answers (n,) of a logistic regression on character n-grams, n = 1 to 5; or None, and the reason."""
+    """Probabilities (n, L) by a logistic regression on character n-grams, n = 1 to 5; or None, and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -180,7 +180,9 @@ def ngram_baseline(
             classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character
         return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
-    return classifier.predict(vectorizer.transform(prompts)), ""
+    probs = np.zeros((len(prompts), n_labels))
+    probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
+    return probs, ""
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -285,11 +287,11 @@ def make_report(
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)
     prompts = [prompt for prompt, _ in examples]
-    ngram, note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts)
+    ngram, note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
     majority = np.full(n, np.bincount(train_truth).argmax())
     answers = {"model": predicted, "normalised": mean.argmax(axis=1), "majority": majority}
     if ngram is not None:
-        answers["ngram"] = ngram
+        answers["ngram"] = ngram.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, L)
     columns = rates(confusion)
     error, bins = calibration(probs, truth)

@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
-from tinygpt.data.tasks import TASKS
+from tinygpt.data.tasks import TASKS, Scores
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import diverged
+from tinygpt.evaluate.respond import responses
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
 from tinygpt.training.device import Compute
@@ -42,6 +44,7 @@ class ExactReport:
     loss: float  # nats per token of the expected responses
     exact: float
     abstention: dict[str, Any]
+    scores: dict[str, float]  # shares of the responses that pass each check of the task; empty if it has none
     mistakes: list[dict[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +56,8 @@ class ExactReport:
         lines = [
             f"{self.task}, split {self.split}: {self.n:,} prompts; loss {self.loss:.4f} nats per token of the response",
             "",
-            f"exact match          {percent(self.exact, self.n)}",
+            f"{'exact match':<21}{percent(self.exact, self.n)}",
+            *(f"{name:<21}{percent(share, self.n)}" for name, share in self.scores.items()),
         ]
         if abstention := self.abstention:
             n = abstention["n"]
@@ -63,7 +67,9 @@ class ExactReport:
                 f"                     {100 * abstention['precision']:5.1f} %        precision of abstention",
             ]
         for item in self.mistakes:
-            lines.append(f"\nwrong response, expected {item['wanted']!r}:\n  {escaped(item['prompt'])}")
+            lines += ["", f"prompt:    {escaped(item['prompt'])}", f"expected:  {escaped(item['wanted'])}"]
+            if "said" in item:
+                lines.append(f"response:  {escaped(item['said'])} (fails: {item['fails']})")
         return "\n".join(lines)
 
 
@@ -122,6 +128,25 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
             "precision": true / max(true + false, 1),
             "exact_of_others": float(exact[others].sum()) / max(int(others.sum()), 1),
         }
-    mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)[:n_mistakes]]
+    mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)]
+    scores: dict[str, float] = {}
+    if task and task.scores:
+        scores, mistakes = judged(model, tokenizer, task.scores, pairs)
     loss = float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum())
-    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), abstention, mistakes)
+    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), abstention, scores, mistakes[:n_mistakes])
+
+
+def judged(
+    model: GPT, tokenizer: Tokenizer, scores: Scores, pairs: list[tuple[str, str]]
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Decode the response to each prompt; return the share that passes each check, and the responses that fail one."""
+    longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
+    said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
+    passed = [scores(prompt, wanted, text) for (prompt, wanted), text in zip(pairs, said, strict=True)]
+    shares = {name: float(np.mean([checks[name] for checks in passed])) for name in passed[0]}
+    mistakes = [
+        {"prompt": prompt, "wanted": wanted, "said": text, "fails": ", ".join(k for k, ok in checks.items() if not ok)}
+        for (prompt, wanted), text, checks in zip(pairs, said, passed, strict=True)
+        if not all(checks.values())
+    ]
+    return shares, mistakes

@@ -5,8 +5,10 @@ once, so a lab that was stopped continues with the stage it was in. At the end, 
 and a verdict.
 
     command.py     the command, and what all labs have in common: the folder, the table, the end
+    lab.py         what a lab is
     stages.py      run each stage once, with the expected time
     processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
+    models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
     facts/         lab facts: retrieve, fine-tune or train?

@@ -6,9 +6,8 @@ tinygpt lab methods --seeds=1
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
@@ -16,46 +15,13 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import methods, summary
-from tinygpt.lab.facts import experiment
-from tinygpt.lab.facts import summary as facts_summary
-from tinygpt.lab.stages import Identity, Results, Stage, run
-
-
-class Lab(NamedTuple):
-    """An experiment."""
-
-    about: str
-    settings: tuple[str, ...]  # keys that change the results
-    models: tuple[str, ...]  # keys that name a base model
-    stages: Callable[[LabConfig, Path], list[Stage]]
-    summarise: Callable[[Results, LabConfig], summary.Summary]
-    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
-
+from tinygpt.lab import facts, methods, summary
+from tinygpt.lab.stages import Identity, run
 
 LABS = {
-    "facts": Lab(
-        "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
-        ("quick",),
-        ("pretrained",),
-        experiment.stages,
-        facts_summary.summarise,
-        experiment.live,
-    ),
-    "methods": Lab(
-        "what each method of fine-tuning gains, forgets and costs",
-        ("data_dir",),
-        ("ckpt", "pretrained"),
-        methods.all_methods,
-        methods.compared,
-    ),
-    "examples": Lab(
-        "how accuracy grows with the number of training examples",
-        ("data_dir",),
-        ("ckpt", "pretrained"),
-        methods.learning_curve,
-        methods.curve,
-    ),
+    "facts": facts.LAB,
+    "methods": methods.LAB,
+    "examples": methods.EXAMPLES,
 }
 
 
@@ -68,10 +34,10 @@ def lab(config: LabConfig) -> None:
         raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
     chosen, folder = LABS[config.name], Path(config.out_dir or f"out-lab-{config.name}{'-quick' * config.quick}")
     summary.require_packages()
-    if config.quick and "quick" not in chosen.settings:
+    if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
     stages = chosen.stages(config, folder)
-    settings = {key: getattr(config, key) for key in chosen.settings}
+    settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
     models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
     identity = Identity(config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.lab.lab import Lab
 from tinygpt.lab.processes import prepared, require_model, run, trained
 from tinygpt.lab.stages import Results, Stage, duration
-from tinygpt.lab.summary import Summary, Table, Verdict
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.training.log import read_metrics
 
 FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora", "_pretrained"))
@@ -310,11 +311,17 @@ def enough(runs: dict[str, list[dict[str, Any]]]) -> Verdict:
     )
 
 
-def percent(shares: Sequence[float]) -> str:
-    return spread([100 * share for share in shares], ".1f") + " %"
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The median, and with several values the smallest and the largest."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
+LAB = Lab(
+    "what each method of fine-tuning gains, forgets and costs",
+    ("data_dir",),
+    ("ckpt", "pretrained"),
+    all_methods,
+    compared,
+)
+EXAMPLES = Lab(
+    "how accuracy grows with the number of training examples",
+    ("data_dir",),
+    ("ckpt", "pretrained"),
+    learning_curve,
+    curve,
+)

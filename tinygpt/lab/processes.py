@@ -96,6 +96,16 @@ def trained(out: Path) -> Trained:
     return Trained(max(entry["seconds"] for entry in read_metrics(out)), number, file.stat().st_size)
 
 
+def train(log: Path, command: str, preset: str, out: Path, *flags: str) -> Trained:
+    """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
+
+    Errors: TinyGPTError as in `run`.
+    """
+    common = [f"--out_dir={out}", "--init_from=auto", "--device=cpu", "--quiet"]
+    run(log, command, f"configs/{preset}.yaml", *common, *flags)
+    return trained(out)
+
+
 def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
     """A stage that prepares a dataset, unless it is there."""
 

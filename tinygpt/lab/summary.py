@@ -6,6 +6,7 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 import base64
 import hashlib
 import importlib.util
+import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +62,16 @@ class Summary(NamedTuple):
 
 def wrapped(text: str) -> str:
     return textwrap.fill(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
+
+
+def percent(shares: Sequence[float]) -> str:
+    return spread([100 * share for share in shares], ".1f") + " %"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and with several values the smallest and the largest."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
 
 
 def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:

@@ -16,6 +16,7 @@ from tinygpt.data.tasks import headlines, reader, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
+Scores = Callable[[str, str, str], dict[str, bool]]  # prompt, expected response, response -> check: passed
 Library = Callable[[int], tuple[dict[str, str], dict[str, list[dict[str, str]]]]]
 
 
@@ -23,10 +24,11 @@ Library = Callable[[int], tuple[dict[str, str], dict[str, list[dict[str, str]]]]
 class Task:
     """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
 
-    synthetic: makes the form of the task with invented names, if the task has two forms. library: makes documents, and
-    questions of val and test about them. preset: the one that trains a model for the task, starting from the model in
-    the folder `base` unless that is empty. abstention: turns the response to a prompt into the one that says that there
-    is no answer.
+    preset: the one that trains a model for the task, starting from the model in the folder `base` unless that is empty.
+    scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
+    with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
+    forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
+    prompt into the one that says that there is no answer.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Task:
     make: Make
     preset: str
     base: str = "out-fast"
+    scores: Scores | None = None
     synthetic: Make | None = None
     library: Library | None = None
     abstention: Callable[[str, str], str] | None = None

@@ -9,3 +9,17 @@ search.js       the passages, BM25 and the reader's prompt in plain JavaScript
 
 tinygpt lab facts --quick
 """
+
+from tinygpt.lab.facts.experiment import live, stages
+from tinygpt.lab.facts.summary import summarise
+from tinygpt.lab.lab import Lab
+
+LAB = Lab(
+    "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
+    (),
+    ("pretrained",),
+    stages,
+    summarise,
+    live,
+    quick=True,
+)

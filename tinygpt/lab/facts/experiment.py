@@ -40,7 +40,8 @@ from tinygpt.lab.facts.systems import (
     retrieval,
 )
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.lab.processes import Trained, require_model, run, trained
+from tinygpt.lab.lab import seeds
+from tinygpt.lab.processes import Trained, require_model, run, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
@@ -69,8 +70,7 @@ FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90,
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError if the pretrained model is missing."""
     size = QUICK if config.quick else FULL
-    seeds = range(1, (1 if config.quick else config.seeds) + 1)
-    places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds]
+    places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds(config)]
     if config.pretrained:
         require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
         places.insert(1, Pretrained(folder / "seed-1", 1, size, config.pretrained))
@@ -114,10 +114,8 @@ class Place:
 
     def train(self, command: str, preset: str, dataset: str, out: Path, data: Path, *flags: str) -> Trained:
         """Train, or continue a training that was stopped."""
-        common = [f"--dataset={dataset}", f"--data_dir={data}", f"--out_dir={out}", "--init_from=auto"]
-        common += [f"--seed={self.seed}", "--device=cpu", "--quiet"]
-        run(self.folder / "train.log", command, f"configs/{preset}.yaml", *common, *flags)
-        return trained(out)
+        common = [f"--dataset={dataset}", f"--data_dir={data}", f"--seed={self.seed}"]
+        return train(self.folder / "train.log", command, preset, out, *common, *flags)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,31 @@
+"""What a lab is: a table entry for each, and what they all share.
+
+A lab that is called NAME is in the module or package tinygpt.lab.NAME, which ends with its entry:
+
+    LAB = Lab("how accuracy falls when the world changes", (), (), stages, summarise, quick=True)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Summary
+
+
+class Lab(NamedTuple):
+    """An experiment."""
+
+    about: str
+    settings: tuple[str, ...]  # keys of LabConfig that change the results, besides `quick`
+    models: tuple[str, ...]  # keys that name a base model
+    stages: Callable[[LabConfig, Path], list[Stage]]  # for a configuration and the lab's folder
+    summarise: Callable[[Results, LabConfig], Summary]
+    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
+    quick: bool = False  # has a short form for a lesson
+
+
+def seeds(config: LabConfig) -> range:
+    """The seeds of the repetitions: 1, 2, ...; a quick lab has one."""
+    return range(1, (1 if config.quick else config.seeds) + 1)
