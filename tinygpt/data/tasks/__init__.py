@@ -1,18 +1,20 @@
-"""Tasks of prompts and responses, generated from templates and a seed: two of classification, one of reading.
+"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and questions to SQL.
 
 generate       labelled examples without near duplicates, the labels in equal shares
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
 reader         a question and passages -> the answer, copied from a passage
+sql            a question about a bank's back office -> an SQL query
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygpt.data.tasks import headlines, reader, transactions
+from tinygpt.data.tasks import headlines, reader, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -28,7 +30,8 @@ class Task:
     scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
     with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
     forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
-    prompt into the one that says that there is no answer.
+    prompt into the one that says that there is no answer. database: makes the database that the responses query. group:
+    names the group of a prompt; each group of val and test also gets scores of its own.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Task:
     synthetic: Make | None = None
     library: Library | None = None
     abstention: Callable[[str, str], str] | None = None
+    database: Callable[[], sqlite3.Connection] | None = None
+    group: Callable[[str], str] | None = None
 
 
 _TASKS = (
@@ -53,5 +58,6 @@ _TASKS = (
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
+    Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
