@@ -1,12 +1,13 @@
 """Data: text, pairs and tasks, tokenizers, and the token files that a model is trained on.
 
 corpora      Tiny Shakespeare and GPT-2's vocabulary, from packages or the network, checked by SHA-256
-tasks        two classification tasks for fine-tuning, generated from templates
+tasks        classification, reading and questions to SQL, generated from templates
 text_files   find text files and read them in blocks
 pairs        prompts and responses from JSON Lines, CSV or Excel files into a dataset
 workbook     read a sheet of an Excel workbook
 tokenizer    text to ids and back: characters, or GPT-2's byte-pair encoding
 token_files  write a dataset: token files and meta.json, complete or not at all
+query        run a query that a model wrote, read-only and within limits
 dataset      read a dataset and check it
 rows         the rows of a batch, from text, from pairs, or from a mixture of both for replay
 preview      print what `tinygpt prepare` made
