@@ -70,6 +70,8 @@ class PrepareConfig:
     """pairs: the key or column of the prompt"""
     response_field: str = "response"
     """pairs: the key or column of the response"""
+    labels: str = ""
+    """pairs: the labels, separated by commas; a line with another response is refused; empty: any response"""
     test_fraction: float = 0.1
     """pairs: share of the examples that is kept as the test split"""
     skip_bad: bool = False
