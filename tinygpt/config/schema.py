@@ -597,6 +597,8 @@ class LabConfig:
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
     price: NonNegative = 0.1
     """lab facts: price of an hour of this machine, in your currency, for the cost of answers"""
+    target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.9
+    """lab confidence: share of right answers among the validation lines that are answered, sets the threshold"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
     data_dir: File = "data"
