@@ -12,7 +12,7 @@ task, and gives a coverage and a risk (El-Yaniv & Wiener 2010). The n-gram basel
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -152,14 +152,17 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
 
 
 def answer(system: str, out: Path, examples: Sequence[Pair], prompts: Sequence[str]) -> np.ndarray:
-    """Probabilities of the labels, (n, L). Errors: TinyGPTError if the n-gram baseline cannot be trained."""
-    if system == "model":
-        return Model(out / "model").probabilities(prompts, TASK.labels)
+    """Probabilities of the labels, (n, L). Errors: TinyGPTError as in `ngrams`."""
+    return Model(out / "model").probabilities(prompts, TASK.labels) if system == "model" else ngrams(examples)(prompts)
+
+
+def ngrams(examples: Sequence[Pair]) -> Callable[[Sequence[str]], np.ndarray]:
+    """The n-gram baseline: prompts to probabilities (n, L). Errors: TinyGPTError if it cannot be trained."""
     truth = classify.label_indices(TASK.name, examples, TASK.labels)
-    probs, problem = classify.ngram_baseline([prompt for prompt, _ in examples], truth, prompts, len(TASK.labels))
-    if probs is None:
+    trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(TASK.labels))
+    if trained is None:
         raise TinyGPTError(problem)
-    return probs
+    return trained
 
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
