@@ -21,7 +21,7 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.lab.confidence import TASK, ngrams, right, threshold
+from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
 from tinygpt.lab.facts.summary import Share
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
@@ -168,7 +168,7 @@ def alone(system: System) -> Run:
 
 def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
     """The systems of a seed by name, the cheapest first."""
-    names = {"ngram": "n-gram baseline", "tiny": "tiny model"}
+    names = {"ngram": "n-grams", "tiny": "tiny model"}
     if config.pretrained:
         names[config.pretrained] = "outside model" if config.outside_price else config.pretrained
     found = {}
@@ -264,8 +264,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     why = (
         f"The cascade of {', '.join(found.longest)} and person. Threshold: the lowest confidence at which, of the "
         f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are right "
-        "(--target). Accuracy: right ones among the lines that the stage answers, in percent (95 % interval, pooled "
-        "over the seeds)."
+        f"(--target), if there are at least {FEWEST} of them; inf: there is none. Accuracy: right ones among the "
+        "lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
     )
     return Summary(
         "Start simple, and add a system only where it is needed",

@@ -38,6 +38,7 @@ from tinygpt.training.log import read_metrics
 TASK = TASKS["transactions"]
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
+FEWEST = 20  # answered validation lines; fewer are right by chance too easily
 CLOSE = 0.02  # AUROCs that differ by less count as equal
 SENTENCES = """Der Zug nach Hamburg kommt heute später.
 Gestern haben wir am See gezeltet.
@@ -178,7 +179,7 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
     headlines = [prompt for prompt, _ in TASKS["headlines"].make(seed)["test"] if len(prompt) <= LINE_WIDTH]
     lengths = [len(prompt) for prompt, _ in pairs["test"]]
     characters = sorted({character for prompt, _ in pairs["train"] for character in prompt})
-    sonnet = SONNET.splitlines()
+    sonnet = [line for line in SONNET.splitlines() if len(line) <= LINE_WIDTH]
     return {
         "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
         "other languages": SENTENCES.splitlines(),
@@ -191,22 +192,27 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Area under the ROC curve: the probability that an inside value is larger than an outside one; a tie is a half."""
+    """Area under the ROC curve: the probability that an inside value is larger than an outside one; a tie is a half.
+
+    NaN if there is no value on one side.
+    """
+    if not len(inside) or not len(outside):
+        return math.nan
     ordered = np.sort(outside)
     smaller, not_larger = (np.searchsorted(ordered, inside, side) for side in ("left", "right"))
     return float((smaller + not_larger).mean() / 2 / len(ordered))
 
 
-def threshold(confidence: Sequence[float], right: Sequence[bool], target: float) -> float:
-    """The lowest threshold at which at least `target` of the answers are right; infinity if there is none.
+def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
+    """The lowest threshold at which at least `target` of the answers are right, and there are `fewest` of them.
 
-    An answer is given if its confidence is not below the threshold.
+    Infinity if there is none: nothing is answered. An answer is given if its confidence is not below the threshold.
     """
     order = np.argsort(-np.asarray(confidence), kind="stable")
-    values = np.asarray(confidence)[order]
-    accuracy = np.cumsum(np.asarray(right)[order]) / np.arange(1, len(order) + 1)
+    values, number = np.asarray(confidence)[order], np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(np.asarray(right)[order]) / number
     last = np.append(values[1:] != values[:-1], True)[: len(values)]  # equal ones are answered together
-    return float(values[last & (accuracy >= target)].min(initial=math.inf))
+    return float(values[last & (accuracy >= target) & (number >= fewest)].min(initial=math.inf))
 
 
 class Found:
@@ -262,8 +268,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     how = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
-        "right (--target). Coverage: share of the test lines that are answered. Outside, answered: share of the "
-        "prompts outside the task that are answered anyway, mean over the kinds; none of these answers can be right."
+        f"right (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
+        "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
+        "kinds; none of these answers can be right."
     )
     kinds = [
         [
