@@ -598,7 +598,13 @@ class LabConfig:
     pretrained: File = ""
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
     price: NonNegative = 0.1
-    """lab facts: price of an hour of this machine, in your currency, for the cost of answers"""
+    """lab facts, lab cascade: price of an hour of this machine, in your currency, for the cost of answers"""
+    outside_price: NonNegative = 0.0
+    """lab cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: its time on this machine"""
+    person_price: NonNegative = 50.0
+    """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds for each at 18 per hour"""
+    target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
+    """lab confidence, lab cascade: share of right answers among the answered validation lines; sets the thresholds"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
     data_dir: File = "data"

@@ -17,7 +17,7 @@ Shapes: n prompts, L labels.
 import csv
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -168,7 +168,16 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 def ngram_baseline(
     train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int
 ) -> tuple[np.ndarray | None, str]:
-    """Probabilities (n, L) by a logistic regression on character n-grams, n = 1 to 5; or None, and the reason."""
+    """Probabilities (n, L) by `ngram_classifier`; or None, and the reason."""
+    classify, note = ngram_classifier(train_prompts, train_truth, n_labels)
+    return classify and classify(prompts), note
+
+
+def ngram_classifier(
+    train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int
+) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
+    """Train a logistic regression on character n-grams, n = 1 to 5, a function from prompts to probabilities (n, L);
+    or None, and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -180,9 +189,13 @@ def ngram_baseline(
             classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character
         return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
-    probs = np.zeros((len(prompts), n_labels))
-    probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
-    return probs, ""
+
+    def classify(prompts: Sequence[str]) -> np.ndarray:
+        probs = np.zeros((len(prompts), n_labels))
+        probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
+        return probs
+
+    return classify, ""
 
 
 # ---- the report -------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ and a verdict.
     models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
+    confidence.py  lab confidence: does a fine-tuned model know that it does not know?
+    cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
     facts/         lab facts: retrieve, fine-tune or train?
 
     tinygpt lab                      # lists the labs

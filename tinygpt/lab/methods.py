@@ -6,7 +6,6 @@ occur in train.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 import statistics
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.errors import TinyGPTError
 from tinygpt.lab.lab import Lab
-from tinygpt.lab.processes import prepared, require_model, run, trained
+from tinygpt.lab.processes import prepared, require_model, require_ngrams, run, trained
 from tinygpt.lab.stages import Results, Stage, duration
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.training.log import read_metrics
@@ -98,8 +96,7 @@ def trainings(config: LabConfig, methods: dict[str, Method], sizes: Sequence[int
 
 def stages(config: LabConfig, folder: Path, jobs: Sequence[Training]) -> list[Stage]:
     """A stage for each training. Errors: TinyGPTError if a base model or scikit-learn is missing."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
+    require_ngrams()
     require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
     if config.pretrained:
         require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")

@@ -7,6 +7,7 @@ on the terminal; what it prints goes into a log.
     done.seconds, done.memory, done.output
 """
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -114,6 +115,12 @@ def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
             run(folder / "prepare.log", "prepare", dataset, f"--data_dir={config.data_dir}")
 
     return Stage(f"prepare {dataset}", 5, prepare)
+
+
+def require_ngrams() -> None:
+    """Errors: TinyGPTError if scikit-learn is missing."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
 
 
 def require_model(path: str, command: str, flag: str) -> None:
