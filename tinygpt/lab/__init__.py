@@ -12,6 +12,7 @@ and a verdict.
     summary.py     the tables, the picture, the verdicts and the page of a lab
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
     facts/         lab facts: retrieve, fine-tune or train?
+    canary.py      lab canary: what a model gives away of its training text
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1
