@@ -139,12 +139,17 @@ def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, 
             {
                 "name": canary.name,
                 "planted": canary.planted,
-                "exposure": math.log2(1 + size.sample) - math.log2(rank(model, prefix, canary.number, sample)),
+                "exposure": exposure(rank(model, prefix, canary.number, sample), 1 + size.sample),
                 "extracted": said == canary.number,
                 "digits": right_digits(said, canary.number),
             }
         )
     return found
+
+
+def exposure(rank: int, total: int) -> float:
+    """Exposure in bits of a number with this rank among `total` numbers, itself included."""
+    return math.log2(total) - math.log2(rank)
 
 
 def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
@@ -237,7 +242,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for index, some in enumerate(found):
             shift = 1.15 ** (index - (len(found) - 1) / 2)
             medians = [statistics.median(some.values("exposure", planted)) for planted in PLANTED]
-            axes.plot([place * shift for place in places], medians, "-", color=f"C{index}", label=some.name)
+            axes.plot([place * shift for place in places], medians, "-", color=f"C{index}", label=f"{some.name} (layers x width)")
             for place, planted in zip(places, PLANTED, strict=True):
                 values = some.values("exposure", planted)
                 axes.plot([place * shift] * len(values), values, "o", color=f"C{index}", alpha=0.4, markersize=4)
@@ -246,7 +251,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         axes.set(xlabel="times that a number is planted", ylabel="exposure (bits)", xscale="log")
         axes.set_xticks(places, [str(planted) for planted in PLANTED])
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=9, title="layers x width")
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
     return Summary(
         "Does a model give away what is in its training text?",
