@@ -1,4 +1,4 @@
-"""tinygpt lab canary and tinygpt lab arithmetic: the measures agree with independent ones, and controls stay at chance."""
+"""tinygpt lab canary and lab arithmetic: the measures agree with independent ones, and the controls stay at chance."""
 
 import json
 import re
@@ -13,10 +13,12 @@ from scipy.stats import expon, rankdata
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.lab import canary
+from tinygpt.lab import arithmetic, canary
+from tinygpt.lab.arithmetic import Answer
 from tinygpt.lab.models import Model
 
 SMALL = canary.Size(60_000, 2, 1 << 9, 100, (2,))  # a shorter form of canary.QUICK
+FEW = arithmetic.Size(4_000, 40, 120, ("plain", "reversed"))  # likewise
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -155,3 +157,105 @@ def test_verdicts_follow_the_numbers(
     text = " ".join(each.said for each in found.verdicts)
     assert [phrase for phrase in said if phrase not in text] == []
     assert ("knows more than chance" in text) == (loss > 1) and found.as_text()
+
+
+# ---- lab arithmetic --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick(tmp_path_factory.mktemp("arithmetic"), "arithmetic", arithmetic, FEW)
+
+
+def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
+    known, test = arithmetic.sums(arithmetic.FULL, 2)
+    asked = [prompt for some in test.values() for prompt in some]
+    assert len({*known, *asked}) == len(known) + len(asked) == 10_000 + 5 * 300
+    assert max(int(number) for prompt in known for number in prompt.split("+")) == 999
+    for kind, some in test.items():
+        assert {" + ".join(str(len(number)) for number in prompt.split("+")) for prompt in some} == {kind}
+
+
+def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> None:
+    for name, step in (("plain", 1), ("reversed", -1)):
+        dataset = Dataset(str(added / "seed-1/data"), name)
+        for split in ("train", "val", "test"):
+            for prompt, response in dataset.sources[split].texts(dataset.tokenizer)[:500]:
+                first, second = map(int, prompt.split("+"))
+                assert response[::step] == str(first + second)
+
+
+def test_digits_and_failures_of_answers_by_hand() -> None:
+    def failed(said: str) -> Answer:
+        answer = Answer("47+385", "2 + 3", said, 0.5)  # 432
+        assert not answer.exact()
+        return answer
+
+    assert Answer("47+385", "2 + 3", "432", 0.5).exact()
+    cases = {
+        "32": ("too few digits", 2 / 3), "": ("too few digits", 0), "1432": ("too many digits", 1),
+        "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0),
+    }  # fmt: skip
+    assert {said: (failed(said).failure(), failed(said).digits()) for said in cases} == cases
+
+
+def test_the_nearest_example_is_that_of_scikit_learn() -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    known, test = arithmetic.sums(FEW, 1)
+    asked = [prompt for some in test.values() for prompt in some]
+    vectorizer = text.TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
+    there = vectorizer.fit_transform([f"^{prompt}$" for prompt in known])
+    cosines = (vectorizer.transform([f"^{prompt}$" for prompt in asked]) @ there.T).toarray()
+    chosen = [known.index(prompt) for prompt in arithmetic.nearest(known, asked)]
+    assert cosines[np.arange(len(asked)), chosen] == pytest.approx(cosines.max(axis=1))
+    assert arithmetic.nearest(known, known[:50]) == known[:50]
+
+
+def test_the_accuracy_is_that_of_tinygpt_eval(added: Path) -> None:
+    said = results(added)["answer reversed, seed 1"]["said"]
+    asked = [prompt for some in arithmetic.sums(FEW, 1)[1].values() for prompt in some]
+    right = [text == str(eval_sum(prompt)) for text, prompt in zip(said, asked, strict=True)]
+    flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
+    report = cli_here("eval", "--task=reversed", *flags, cwd=added)
+    assert report.status == 0, report.err
+    assert json.loads(report.out)["exact"] == pytest.approx(np.mean(right))
+
+
+def eval_sum(prompt: str) -> int:
+    first, second = prompt.split("+")
+    return int(first) + int(second)
+
+
+def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
+    said = (added / "said.txt").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
+    assert row.count("100.0 %") == len(arithmetic.KINDS)
+    assert "Beyond the lengths of training, no model adds" in said
+    assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
+
+
+def system(shares: dict[str, float], probability: float) -> list[list[Answer]]:
+    """One seed of a system that answers these shares of each kind of sum correctly."""
+    return [
+        [
+            Answer(prompt, kind, arithmetic.right(prompt) if at < share * 40 else "0", probability)
+            for kind, share in shares.items()
+            for at, prompt in enumerate(arithmetic.sums(FEW, 1)[1][kind])
+        ]
+    ]
+
+
+def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
+    calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
+    model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
+    assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).said
+    assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).said
+    found = {arithmetic.NEAREST: table, "plain": model}
+    assert " generalises" in arithmetic.learned(found, {"plain": model}).said
+    assert "does not generalise" in arithmetic.learned(found, {"plain": table}).said
+    assert "are confident" in arithmetic.confident({"plain": table}).said
+    assert "not confident" in arithmetic.confident({"plain": model}).said
+    both = {"plain": table, "plain, larger model": table, "reversed": model}
+    assert "matters more than the size" in arithmetic.form(both).said
+    assert "not more than" in arithmetic.form(both | {"plain, larger model": model}).said
+    assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).said

@@ -13,6 +13,7 @@ and a verdict.
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
     facts/         lab facts: retrieve, fine-tune or train?
     canary.py      lab canary: what a model gives away of its training text
+    arithmetic.py  lab arithmetic: sums within and beyond the lengths of training
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

@@ -242,7 +242,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for index, some in enumerate(found):
             shift = 1.15 ** (index - (len(found) - 1) / 2)
             medians = [statistics.median(some.values("exposure", planted)) for planted in PLANTED]
-            axes.plot([place * shift for place in places], medians, "-", color=f"C{index}", label=f"{some.name} (layers x width)")
+            axes.plot(
+                [place * shift for place in places],
+                medians,
+                "-",
+                color=f"C{index}",
+                label=f"{some.name} (layers x width)",
+            )
             for place, planted in zip(places, PLANTED, strict=True):
                 values = some.values("exposure", planted)
                 axes.plot([place * shift] * len(values), values, "o", color=f"C{index}", alpha=0.4, markersize=4)

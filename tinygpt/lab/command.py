@@ -15,7 +15,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import canary, facts, methods, summary
+from tinygpt.lab import arithmetic, canary, facts, methods, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -23,6 +23,7 @@ LABS = {
     "methods": methods.LAB,
     "examples": methods.EXAMPLES,
     "canary": canary.LAB,
+    "arithmetic": arithmetic.LAB,
 }
 
 
