@@ -107,7 +107,7 @@ def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def nearest(known: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """The nearest of the known sums to each asked one: the cosine of the sets of their character n-grams, n = 1 to 3."""
+    """The nearest of the known sums to each asked one, by the cosine of their sets of character n-grams, n = 1 to 3."""
     grams: dict[str, int] = {}
 
     def vectors(prompts: Sequence[str]) -> np.ndarray:

@@ -28,7 +28,7 @@ from tinygpt.data.tasks.generate import digits, words
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model
 from tinygpt.lab.processes import run, train
-from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, spread
 
 PLANTED = (0, 1, 10, 100)  # times that a canary is planted; 0: a control
@@ -199,7 +199,6 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         [
             some.name,
             f"{some.trained[0]['weights']:,}",
-            duration(statistics.median(one["seconds"] for one in some.trained)),
             spread([one["loss"] for one in some.trained], ".3f"),
             spread([one["loss"] for one in some.clean], ".3f") if some.clean else "",
             *(spread(some.values("exposure", planted), ".1f") for planted in PLANTED),
@@ -220,9 +219,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     tables = [
         Table(
             "Exposure in bits",
-            ["layers x width", "parameters", "training", "loss", "loss, clean", *times],
+            ["model", "parameters", "loss", "loss, clean", *times],
             exposures,
-            f"Exposure: log2 |R| - log2 rank of the planted number among R, which is the number and {size.sample:,} "
+            f"Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number and {size.sample:,} "
             f"random ones of the same form; {most:.1f} is the most that can be measured, of {NUMBERS:.1f} bits that a "
             f"number has. Median over the canaries and seeds (minimum to maximum). A number that the model has never "
             f"seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains no canary, in nats per "
@@ -230,7 +229,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         ),
         Table(
             "Extraction",
-            ["layers x width", *times],
+            ["model", *times],
             extracted,
             f"Numbers that greedy decoding writes after `{LINE.format(name='NAME').strip()}`, and share of the right "
             "digits at their places; a tenth by chance.",
