@@ -14,6 +14,8 @@ and a verdict.
     confidence.py  lab confidence: does a fine-tuned model know that it does not know?
     cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
     facts/         lab facts: retrieve, fine-tune or train?
+    canary.py      lab canary: what a model gives away of its training text
+    arithmetic.py  lab arithmetic: sums within and beyond the lengths of training
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

@@ -16,6 +16,7 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import cascade, confidence, facts, methods, summary
+from tinygpt.lab import arithmetic, canary, facts, methods, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -24,6 +25,8 @@ LABS = {
     "examples": methods.EXAMPLES,
     "confidence": confidence.LAB,
     "cascade": cascade.LAB,
+    "canary": canary.LAB,
+    "arithmetic": arithmetic.LAB,
 }
 
 

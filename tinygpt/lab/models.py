@@ -3,12 +3,14 @@
 write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
 model = Model(folder / "out")
 model.probabilities(["is 2 even?"], ["yes", "no"])        # (1, 2)
+model.continuation("\nThe account of ", 20)               # of a model of plain text
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
@@ -17,6 +19,7 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.evaluate import classify, respond
 from tinygpt.files import folder_lock
+from tinygpt.sample import Choice, generate
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
@@ -51,3 +54,22 @@ class Model:
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
         """Greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
+
+    # ---- of plain text ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
+        """Log-probabilities of the continuations of a text, in nats, float64 (n,)."""
+        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        answers = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
+        longest = max(map(len, answers))
+        many, parts = max(1, classify.BATCH_TOKENS // longest), []
+        for at in range(0, len(answers), many):
+            cache = self.model.new_cache(1, asked.size(1) + longest)
+            parts.append(classify.answer_scores(self.model, cache, asked, answers[at : at + many])[0])
+        return np.concatenate(parts)
+
+    def continuation(self, prefix: str, tokens: int) -> str:
+        """The greedy continuation of a text."""
+        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        return self.tokenizer.decode([int(token) for token in generate(self.model, asked, tokens, Choice(0))])
