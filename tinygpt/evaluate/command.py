@@ -108,7 +108,7 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
 def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, positive: str) -> None:
     """Print the report on a labelled task, and draw the confusion matrix, or the curves of a positive label."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
-    splits = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
+    splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
     scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels, compute.device) for s in splits}
@@ -123,25 +123,18 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     known = ngram.get(config.split), note
     wanted, train = examples[config.split], examples["train"]
     report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train, ngram=known)
-    rare = None
-    if positive:
-        place = labels.index(positive)
-        scored = {
-            split: (
-                {"model": classify.probabilities(scores[split][0])[:, place]}
-                | ({"ngram": ngram[split][:, place]} if ngram else {}),
-                np.array([label == positive for _, label in examples[split]]),
-            )
-            for split in splits
-        }
-        rare = threshold.make_tradeoff(positive, config.split, config.miss_cost, scored["val"], scored[config.split])
+    rare = make_tradeoff(config, positive, labels, examples, scores, ngram) if positive else None
     if config.json:
         tradeoff = {"tradeoff": rare.to_dict()} if rare else {}
         print(strict_json({"ckpt": config.ckpt, **report.to_dict(), **tradeoff}))
         return
     print(report.text())
+    counts = np.bincount(truth, minlength=len(labels))
     if rare:
         print(f"\n{rare.text()}")
+    elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
+        name = labels[counts.argmin()]
+        print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
     folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
     picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if rare else "confusion.png")
     try:
@@ -154,6 +147,26 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         if config.plot:
             raise
         print(f"\nno picture: {error.message}")
+
+
+def make_tradeoff(
+    config: EvalConfig,
+    positive: str,
+    labels: list[str],
+    examples: dict[str, list[tuple[str, str]]],
+    scores: dict[str, tuple[np.ndarray, np.ndarray]],
+    ngram: dict[str, np.ndarray],
+) -> threshold.Tradeoff:
+    """The trade-off of the positive label, from examples, scores and n-gram probabilities (n, L) of val and of
+    config.split."""
+    place = labels.index(positive)
+
+    def scored(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        found = {"model": classify.probabilities(scores[split][0])[:, place]}
+        found |= {"ngram": ngram[split][:, place]} if ngram else {}
+        return found, np.array([label == positive for _, label in examples[split]])
+
+    return threshold.make_tradeoff(positive, config.split, config.miss_cost, scored("val"), scored(config.split))
 
 
 def lines_of(path: Path) -> list[str]:

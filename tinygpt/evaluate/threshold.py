@@ -143,7 +143,7 @@ class Tradeoff:
         lines += [
             "",
             f"average precision: {', '.join(areas)}; a random order {share:.3f}",
-            "  (val): the threshold of the lowest cost on the validation split; none: it is cheapest to flag nothing",
+            "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
             f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {self.miss_cost:g}) = "
             f"{1 / (1 + self.miss_cost):.4f}",
         ]
@@ -204,7 +204,9 @@ def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
                 axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
     share = tradeoff.positives / tradeoff.n
     axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random order")
-    axes.plot([], [], "o", color="gray", label=f"threshold of lowest cost (a miss costs {tradeoff.miss_cost:g})")
+    axes.plot(
+        [], [], "o", color="gray", label=f"threshold chosen on val (a miss costs {tradeoff.miss_cost:g} false alarms)"
+    )
     axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
     axes.set_xlabel("recall: share of the positive prompts that are flagged")
