@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, cli_here, listing, refused
+from conftest import Result, cli_here, listing
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import normalised, split
@@ -86,23 +86,6 @@ def test_a_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
     dataset = mine(tmp_path)
     found = [pair for source in dataset.sources.values() for pair in source.texts(dataset.tokenizer)]  # type: ignore
     assert (f"say {END} twice", END) in found
-
-
-def test_a_misspelt_label_is_refused_with_its_line(tmp_path: Path) -> None:
-    json_lines(tmp_path, [*pairs(), {"prompt": "item 200", "response": "gren"}])
-    asked = ["prepare", "mine", "--input=pairs.jsonl", "--format=pairs"]
-    message = refused(tmp_path, *asked, "--labels=red,green, blue")
-    assert "line 121: response is 'gren', which is not one of the labels blue, green, red" in message
-    assert "is not a list of labels" in refused(tmp_path, *asked, "--labels=red,")
-    assert "--labels is for your own pairs" in refused(tmp_path, "prepare", "headlines", "--labels=red,green")
-    assert "--labels is for your own pairs" in refused(tmp_path, "prepare", "x", "--input=pairs.jsonl", "--labels=a,b")
-    assert prepared(tmp_path, "--skip_bad", "--labels=red,green,blue").status == 0
-    assert mine(tmp_path).labels == sorted(COLOURS)
-    json_lines(tmp_path, [entry | {"response": f"{entry['response']} {n % 40}"} for n, entry in enumerate(pairs())])
-    names = ",".join(f"{colour} {n}" for colour in COLOURS for n in range(40))
-    assert (
-        prepared(tmp_path, f"--labels={names}").status == 0 and len(mine(tmp_path).labels) == 120
-    )  # too many to guess
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data import preview
 from tinygpt.data.corpora import CORPORA
-from tinygpt.data.pairs import PAIR_FILES, prepare_pairs, split_labels
+from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding
 from tinygpt.data.token_files import commit_dataset, token_writers
@@ -155,12 +155,12 @@ def check_request(config: PrepareConfig) -> None:
                 "prepare", config.name, "--input", "path/to/text.txt", *suggest.data_dir_flag(config.data_dir)
             ),
         )
-    if config.labels and (config.format != "pairs" or config.name in ready):
-        raise TinyGPTError("--labels is for your own pairs", "add --format=pairs and --input, or drop --labels")
-    if config.labels and len(set(split_labels(config.labels))) < 2:
-        raise TinyGPTError(f"--labels={config.labels} is not a list of labels", "for example --labels=yes,no")
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
+    if config.labels and (config.format != "pairs" or config.name in TASKS):
+        raise TinyGPTError("--labels applies only to your own pairs", "drop --labels, or add --format pairs")
+    if config.labels and not 2 <= len(set(map(str.strip, config.labels)) - {""}) == len(config.labels):
+        raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
     if config.format != "pairs" and config.name not in ready and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")

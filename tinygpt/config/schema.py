@@ -7,6 +7,7 @@ The text below a field is its help. Its limits are part of its type (`tinygpt/co
 """
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 from tinygpt.config.fields import (
@@ -47,7 +48,7 @@ class PrepareConfig:
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
 
-    Built-in tasks of prompts and responses: transactions, headlines, reader, reader_long.
+    Built-in tasks of prompts and responses: transactions, headlines, compliance, reader, reader_long.
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
@@ -70,8 +71,9 @@ class PrepareConfig:
     """pairs: the key or column of the prompt"""
     response_field: str = "response"
     """pairs: the key or column of the response"""
-    labels: str = ""
-    """pairs: the labels, separated by commas; a line with another response is refused; empty: any response"""
+    labels: tuple[str, ...] = ()
+    """pairs: the labels, for example --labels ok breach; another response is refused with its line; empty: any response
+    is taken"""
     test_fraction: float = 0.1
     """pairs: share of the examples that is kept as the test split"""
     skip_bad: bool = False
@@ -369,12 +371,18 @@ class EvalConfig:
     with free text as responses: exact match"""
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
+    positive: str = ""
+    """with --task, of two labels: the rare one, which is to be found; adds precision, recall, false alarms, misses and
+    their cost, at a threshold chosen on the validation split; empty: that of the built-in task, if it has one"""
+    miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
+    """with a positive label: a missed one costs as much as this many false alarms"""
     predict: File = ""
     """with --task: label each line of this file instead (empty lines too), as CSV with each label's probability"""
     output: File = ""
     """file for the labels of --predict, also -o; empty: print them"""
     plot: File = ""
-    """with --task: PNG file for the confusion matrix; empty: confusion.png in the checkpoint's folder"""
+    """with --task: PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty:
+    confusion.png or precision_recall.png in the checkpoint's folder"""
     data_dir: File = "data"
     """folder that holds the datasets"""
     device: str = "auto"

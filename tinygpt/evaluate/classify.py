@@ -291,20 +291,22 @@ def make_report(
     mean: np.ndarray,
     train: LabelledPrompts,
     n_mistakes: int = 5,
+    ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> Report:
     """Make the report on `examples` from the scores of their prompts, total and mean of `label_scores`, (n, L) each.
 
+    ngram: the result of `ngram_baseline` for these prompts, if it is known already.
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
     """
     truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)
     prompts = [prompt for prompt, _ in examples]
-    ngram, note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
+    ngram_probs, note = ngram or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
     majority = np.full(n, np.bincount(train_truth).argmax())
     answers = {"model": predicted, "normalised": mean.argmax(axis=1), "majority": majority}
-    if ngram is not None:
-        answers["ngram"] = ngram.argmax(axis=1)
+    if ngram_probs is not None:
+        answers["ngram"] = ngram_probs.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, L)
     columns = rates(confusion)
     error, bins = calibration(probs, truth)

@@ -1,9 +1,10 @@
-"""Tasks of prompts and responses, generated from templates and a seed: two of classification, one of reading.
+"""Tasks of prompts and responses, generated from templates and a seed: three of classification, one of reading.
 
-generate       labelled examples without near duplicates, the labels in equal shares
+generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
+compliance     a message of a bank's employee -> ok, or in two of a hundred a breach of a rule
 reader         a question and passages -> the answer, copied from a passage
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
@@ -12,7 +13,7 @@ reader         a question and passages -> the answer, copied from a passage
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygpt.data.tasks import headlines, reader, transactions
+from tinygpt.data.tasks import compliance, headlines, reader, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -25,6 +26,7 @@ class Task:
     """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
 
     preset: the one that trains a model for the task, starting from the model in the folder `base` unless that is empty.
+    positive: of two labels the rare one, which is to be found; `tinygpt eval` then measures precision and recall.
     scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
     with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
     forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
@@ -36,6 +38,7 @@ class Task:
     make: Make
     preset: str
     base: str = "out-fast"
+    positive: str = ""
     scores: Scores | None = None
     synthetic: Make | None = None
     library: Library | None = None
@@ -51,6 +54,7 @@ _TASKS = (
         synthetic=transactions.invented,
     ),
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
+    Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
 )
