@@ -9,9 +9,9 @@ training prompt. Within each sector, the industries are sorted by a hash of the 
 seed, which only shuffles the examples. Entries with fewer digits describe the industries of several splits, and are
 left out.
 
-A prompt is in lower case, without what is in parentheses, and without the word manufacturing at its end: nine of ten
-activities of this sector have it, and no other sector's. The words `merchant wholesalers` stay, since without them the
-same goods would be made and traded.
+A prompt is in lower case, without what is in parentheses, and without the word manufacturing at its end: most
+activities of this sector end with it, and no others. The words `merchant wholesalers` stay, since without them the same
+goods would be made and traded.
 
 `corpus` is a text for pretraining: the descriptions of the training industries alone, without the codes, which give the
 sector. The corpus `naics` has the descriptions of all industries, so a model that was pretrained on it has read the
