@@ -13,6 +13,7 @@ and a verdict.
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
     confidence.py  lab confidence: does a fine-tuned model know that it does not know?
     cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
+    domain.py      lab domain: does a corpus of one's own field help?
     facts/         lab facts: retrieve, fine-tune or train?
     canary.py      lab canary: what a model gives away of its training text
     arithmetic.py  lab arithmetic: sums within and beyond the lengths of training

@@ -17,6 +17,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import cascade, confidence, facts, methods, summary
 from tinygpt.lab import arithmetic, canary, facts, methods, summary
+from tinygpt.lab import domain, facts, methods, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -27,6 +28,7 @@ LABS = {
     "cascade": cascade.LAB,
     "canary": canary.LAB,
     "arithmetic": arithmetic.LAB,
+    "domain": domain.LAB,
 }
 
 

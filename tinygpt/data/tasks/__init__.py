@@ -1,10 +1,12 @@
 """Tasks of prompts and responses, generated from templates and a seed: three of classification, one of reading.
+"""Tasks of prompts and responses, from templates or tables and a seed: three of classification, one of reading.
 
 generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
 compliance     a message of a bank's employee -> ok, or in two of a hundred a breach of a rule
+sectors        a business activity -> its sector of the economy
 reader         a question and passages -> the answer, copied from a passage
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygpt.data.tasks import compliance, headlines, reader, transactions
+from tinygpt.data.tasks import headlines, reader, sectors, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -55,6 +58,7 @@ _TASKS = (
     ),
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
     Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
+    Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
 )
