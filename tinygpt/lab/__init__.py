@@ -10,7 +10,8 @@ and a verdict.
     processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
     models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
-    methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
+    methods.py     lab methods: what methods of fine-tuning gain, forget and cost
+    labels.py      lab labels: how many labels does one need, and how good must they be?
     facts/         lab facts: retrieve, fine-tune or train?
 
     tinygpt lab                      # lists the labs
