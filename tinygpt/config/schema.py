@@ -588,7 +588,7 @@ class LabConfig:
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
     quick: bool = False
-    """a short form for a lesson, with fewer questions or examples, shorter trainings and one seed; not for lab methods"""
+    """a short form for a lesson, with less data, shorter trainings and one seed; not in lab methods"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     ckpt: File = "out-fast/ckpt.pt"

@@ -12,6 +12,7 @@ and a verdict.
     summary.py     the tables, the picture, the verdicts and the page of a lab
     methods.py     lab methods: what methods of fine-tuning gain, forget and cost
     labels.py      lab labels: how many labels does one need, and how good must they be?
+    drift.py       lab drift: what do new merchants cost a model, and what repairs it?
     facts/         lab facts: retrieve, fine-tune or train?
 
     tinygpt lab                      # lists the labs

@@ -15,13 +15,14 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import facts, labels, methods, summary
+from tinygpt.lab import drift, facts, labels, methods, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
     "facts": facts.LAB,
     "methods": methods.LAB,
     "labels": labels.LAB,
+    "drift": drift.LAB,
 }
 
 

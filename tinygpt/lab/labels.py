@@ -34,7 +34,8 @@ TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
 PRETRAINED = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
 SHARES = (0.0, 0.1, 0.2)  # of wrong labels
-QUICK = ((50, 1000), (0.0, 0.2))
+GRID = [(size, share) for size in ITERATIONS for share in SHARES]
+QUICK = [(50, 0.0), (1000, 0.0), (1000, 0.2)]  # of GRID
 WORST = max(SHARES)  # also of the test split, for the second table
 KINDS = ("correct", "wrong")  # labels of the test split that an accuracy is measured with
 CLOSE = 0.02  # accuracies that differ by less count as equal
@@ -51,15 +52,14 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     methods.require_scikit_learn()
     if config.pretrained:
         methods.require_pretrained(config)
-    sizes, shares = QUICK if config.quick else (tuple(ITERATIONS), SHARES)
+    grid = QUICK if config.quick else GRID
     todo = []
     for seed in seeds(config):
-        for size in sizes:
-            for share in shares:
-                name = f"{size:,} examples, {100 * share:.0f} % wrong labels, seed {seed}"
-                todo.append(Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed)))
+        for size, share in grid:
+            name = f"{size:,} examples, {100 * share:.0f} % wrong labels, seed {seed}"
+            todo.append(Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed)))
         if config.pretrained:
-            todo += [pretrained(config, folder, size, seed) for size in sizes]
+            todo += [pretrained(config, folder, size, seed) for size, share in grid if not share]
     return todo
 
 
@@ -154,6 +154,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         + [percent(some[size]) if size in (some := found[learner, share]) else "" for learner in learners]
         for size in sizes
         for share in shares
+        if size in found["model", share]
     ]
     how = (
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
