@@ -32,11 +32,10 @@ from tinygpt.lab.stages import Results, Stage, duration
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
-LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only `SIZES` are used
-SIZES = (50, 200, 1000)  # new labelled lines
-SCRATCH = 250  # iterations of a training from scratch
-UPDATE = {50: 40, 200: 60, 1000: 120}  # iterations of an update, by the number of new lines
-QUICK = (200,)
+LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used
+SCRATCH, SCRATCH_QUICK = 250, 150  # iterations of a training from scratch
+UPDATE = {50: 40, 200: 60, 1000: 150}  # iterations of an update, by the number of new lines
+QUICK = 200  # new labelled lines
 REPLAY = 0.5  # share of old lines in an update with replay
 ENOUGH = 0.05  # below last year's accuracy, a model counts as repaired
 CLOSE = 0.02  # accuracies that differ by less count as equal
@@ -84,40 +83,39 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """A stage for each training. Errors: TinyGPTError if scikit-learn is missing."""
     methods.require_scikit_learn()
     todo = []
+    sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
+    scratch = SCRATCH_QUICK if config.quick else SCRATCH
     for seed in seeds(config):
-        todo.append(Stage(f"last year's model, seed {seed}", 14, partial(measure, folder, seed, "scratch", 0)))
-        for size in QUICK if config.quick else SIZES:
-            for way in ("new", "replay", "scratch"):
-                name = f"{size:,} new lines, {WAYS[way]}, seed {seed}"
-                expected = 4 + (SCRATCH if way == "scratch" else UPDATE[size]) / 25
-                todo.append(Stage(name, expected, partial(measure, folder, seed, way, size)))
+        for size, way in [(0, "scratch"), *((size, way) for size in sizes for way in ways)]:
+            length = scratch if way == "scratch" else UPDATE[size]
+            name = f"{size:,} new lines, {WAYS[way]}, seed {seed}" if size else f"last year's model, seed {seed}"
+            todo.append(Stage(name, 4 + length / 25, partial(measure, folder, seed, way, size, length)))
     return todo
 
 
-def measure(folder: Path, seed: int, way: str, size: int) -> dict[str, Any]:
-    """Train a model with `size` new lines in one of WAYS; return its accuracies, and those of the n-gram baseline if
-    the model is trained from scratch, on the same lines."""
+def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> dict[str, Any]:
+    """Train a model with `size` new lines in one of WAYS; return its accuracies by year, and the seconds.
+
+    Last year's model, and the one with replay, come with the n-gram baseline trained on all lines that there are then.
+    """
     made, data, labels = lines(seed), folder / "data", list(merchants_by_label())
     tokenizer = tokenizer_of_pairs({f"{year} {name}": made[year][name] for year in YEARS for name in LINES})
-    learned = made["new"]["train"][:size]
+    new = made["new"]["train"][:size]
+    known, name = made["old"]["train"] + new, f"{way}-{size}-{seed}"
+    write_dataset(data, name, made["old"] | {"train": known if way == "scratch" else new}, labels, tokenizer)
+    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
     if way == "scratch":
-        learned = made["old"]["train"] + learned
-    name = f"{way}-{size}-{seed}"
-    write_dataset(data, name, made["old"] | {"train": learned}, labels, tokenizer)
-    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}"]
-    if way == "scratch":
-        flags += [f"--max_iters={SCRATCH}", f"--eval_interval={SCRATCH}"]
+        flags.append(f"--eval_interval={iterations}")
         cost = train(folder / "train.log", "train", "lab_classifier", folder / name, *flags)
     else:
-        flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", f"--max_iters={UPDATE[size]}"]
-        flags += [f"--replay={REPLAY}"] * (way == "replay")
+        flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", *[f"--replay={REPLAY}"] * (way == "replay")]
         cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, *flags)
     model, tests = Model(folder / name), {year: made[year]["test"] for year in YEARS}
     found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
     found["model"] = {year: accuracy(answers(model, test, labels), test) for year, test in tests.items()}
-    if way == "scratch":
+    if way == "replay" or not size:
         began = time.monotonic()
-        said = ngram_answers(learned, tests["old"] + tests["new"], labels)
+        said = ngram_answers(known, tests["old"] + tests["new"], labels)
         found["ngram_seconds"] = time.monotonic() - began
         half = len(tests["old"])
         found["ngram"] = {"old": accuracy(said[:half], tests["old"]), "new": accuracy(said[half:], tests["new"])}
@@ -153,7 +151,8 @@ def rows_of(results: Results) -> list[Row]:
             row.old.append(one[key]["old"])
             row.new.append(one[key]["new"])
             row.seconds.append(one[seconds])
-    return [rows[key] for way in WAYS for key in sorted(rows) if key[0] == way]
+    updated = {way for way, size in rows if size}  # all, except in the quick form
+    return [rows[key] for way in WAYS if way in updated for key in sorted(rows) if key[0] == way]
 
 
 def summarise(results: Results, _: LabConfig) -> Summary:
@@ -212,12 +211,12 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     """How many new lines bring next year's accuracy back to last year's."""
     goal = middle(base.old) - 100 * ENOUGH
     said = []
-    for way, name in WAYS.items():
+    for way in dict.fromkeys(row.way for row in rows):
         some = [row for row in rows if row.way == way and row.lines]
         enough = next((row for row in some if middle(row.next_year()) >= goal), None)
         reached = enough or max(some, key=lambda row: middle(row.next_year()))
         how_many = f"{enough.lines:,} lines are enough" if enough else "no number of lines here is enough"
-        said.append(f"{name}: {how_many} ({middle(reached.next_year()):.1f} % with {reached.lines:,})")
+        said.append(f"{WAYS[way]}: {how_many} ({middle(reached.next_year()):.1f} % with {reached.lines:,})")
     return Verdict(
         f"To repair it: {'; '.join(said)}.",
         f"the fewest new lines with which next year's accuracy is within {100 * ENOUGH:.0f} percentage points of the "
@@ -254,10 +253,10 @@ def cheapest(last: Sequence[Row]) -> Verdict:
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     places = sorted({row.lines for row in rows})
-    for index, (way, name) in enumerate(WAYS.items()):
+    for index, way in enumerate(dict.fromkeys(row.way for row in rows)):
         some = [row for row in rows if row.way == way]
         at = [places.index(row.lines) for row in some]
-        axes.plot(at, [middle(row.old) for row in some], "o-", color=f"C{index}", label=name, markersize=4)
+        axes.plot(at, [middle(row.old) for row in some], "o-", color=f"C{index}", label=WAYS[way], markersize=4)
         axes.plot(at, [middle(row.new) for row in some], "s--", color=f"C{index}", markersize=4)
     axes.plot([], [], "o-", color="gray", label=YEARS["old"], markersize=4)
     axes.plot([], [], "s--", color="gray", label=YEARS["new"], markersize=4)
