@@ -1,4 +1,4 @@
-"""tinygpt lab labels: the labels are as wrong as the lab says, and the accuracies are those of other programs."""
+"""tinygpt lab labels and lab drift: the data are what the labs say, and so are the accuracies and verdicts."""
 
 import dataclasses
 import json
@@ -18,8 +18,10 @@ from test_import import ok, save_model
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.tasks import TASKS
-from tinygpt.lab import labels
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks.generate import letters
+from tinygpt.data.tasks.merchants import merchants_by_label
+from tinygpt.lab import drift, labels
 
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
@@ -158,3 +160,99 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
     summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
     assert [row[-1] for row in summary.tables[0].rows] == [f"{100 * found['correct']['pretrained']:.1f} %"] * 2 + [""]
+
+
+# ---- lab drift -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def years() -> drift.Lines:
+    return drift.lines(1)
+
+
+def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
+    return {brand for prompt, _ in pairs for brand in brands if brand in prompt}
+
+
+def test_only_the_brands_change(years: drift.Lines) -> None:
+    by_label = merchants_by_label()
+    for year, other in (("old", "test"), ("new", "train")):
+        split = {"old": "train", "new": "test"}[year]
+        for name, pairs in years[year].items():
+            assert len(pairs) == drift.LINES[name]
+            for label in by_label:  # each line names a brand of its category, and of its year
+                mine = [prompt for prompt, own in pairs if own == label]
+                assert all(any(brand.name in prompt for brand in by_label[label][split]) for prompt in mine)
+        foreign = {brand.name for splits in by_label.values() for brand in splits[other] if len(brand.name) > 8}
+        assert len(brands_in(years[year]["test"], foreign)) < 5  # a few brands are a part of another word or place
+
+
+def test_the_categories_are_equally_frequent_in_every_beginning(years: drift.Lines) -> None:
+    for splits in years.values():
+        for pairs in splits.values():
+            for size in (50, 90, len(pairs)):
+                counts = Counter(label for _, label in pairs[:size])
+                assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 9
+
+
+def test_test_lines_are_others_about_the_same_brands(years: drift.Lines) -> None:
+    prompts = [prompt for splits in years.values() for pairs in splits.values() for prompt, _ in pairs]
+    assert len({letters(prompt) for prompt in prompts}) == len(prompts)
+    names = {brand.name for splits in merchants_by_label().values() for brand in splits["test"]}
+    learned, tested = (brands_in(years["new"][name], names) for name in ("train", "test"))
+    assert len(learned) >= 9 * drift.BRANDS and len(tested - learned) < 0.1 * len(tested)
+    assert drift.lines(2)["old"]["train"] != years["old"]["train"] and drift.lines(1) == years
+
+
+def row(way: str, lines: int, old: float, new: float, seconds: float = 1) -> drift.Row:
+    return drift.Row(way, lines, [old] * 3, [new] * 3, [seconds] * 3)
+
+
+def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
+    base = row("new", 0, 0.9, 0.3)
+    bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
+    said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).said
+    assert "new lines: no number of lines here is enough (70.0 % with 200)" in said
+    assert "replayed: 200 lines are enough (85.0 % with 200)" in said
+    assert drift.gain_of_replay({"new": bad, "replay": good}, base).said.startswith("Replay old lines.")
+    same = row("replay", 200, 0.61, 0.8)
+    assert drift.gain_of_replay({"new": bad, "replay": same}, base).said.startswith("Replay is not needed")
+    dear = row("replay", 200, 0.9, 0.4)
+    assert drift.gain_of_replay({"new": bad, "replay": dear}, base).said.startswith("Replay is not needed")
+    assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).said
+    assert "choose: n-grams" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
+
+
+@pytest.fixture(scope="module")
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the quick lab drift ran."""
+    folder = tmp_path_factory.mktemp("drift")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift, "SCRATCH_QUICK", 110)
+        done = cli_here("lab", "drift", "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    (folder / "said.txt").write_text(done.out, encoding="utf-8")
+    return folder
+
+
+def test_new_brands_are_hard_and_replay_keeps_the_old_ones(drifted: Path) -> None:
+    base, new, replay = (one["model"] for one in stored(drifted / "out").values())
+    assert base["old"] > base["new"] + 0.2  # drift
+    assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
+    assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay
+    said = (drifted / "said.txt").read_text(encoding="utf-8")
+    assert (
+        said.count("\nverdict: ") == 4 and "verdict: Replay old lines." in said and "| n-grams, trained on all" in said
+    )
+    assert max(map(len, said.splitlines())) <= 130
+    assert (drifted / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (drifted / "out/drift.html").exists()
+
+
+def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(drifted: Path, years: drift.Lines) -> None:
+    for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
+        dataset = Dataset(str(drifted / "out/data"), f"{way}-200-1")
+        assert dataset.sources["train"].texts(dataset.tokenizer) == years["new"]["train"][:200]
+        config = (drifted / f"out/{way}-200-1/config.yaml").read_text(encoding="utf-8")
+        assert f"replay: {share}\n" in config and "base_dataset: scratch-0-1\n" in config
+    base = Dataset(str(drifted / "out/data"), "scratch-0-1")
+    assert base.sources["train"].texts(base.tokenizer) == years["old"]["train"]

@@ -173,7 +173,8 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
         f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
         "confidence). All lines with a label and all test lines differ, but name the same brands. Next year: half of "
-        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time."
+        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, for "
+        "the n-grams with their answers."
     )
     columns = ["method", "new lines", *YEARS.values(), "next year", "training"]
     return Summary(
@@ -253,14 +254,14 @@ def cheapest(last: Sequence[Row]) -> Verdict:
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     places = sorted({row.lines for row in rows})
-    for index, way in enumerate(dict.fromkeys(row.way for row in rows)):
-        some = [row for row in rows if row.way == way]
+    for way in dict.fromkeys(row.way for row in rows):
+        some, color = [row for row in rows if row.way == way], f"C{list(WAYS).index(way)}"
         at = [places.index(row.lines) for row in some]
-        axes.plot(at, [middle(row.old) for row in some], "o-", color=f"C{index}", label=WAYS[way], markersize=4)
-        axes.plot(at, [middle(row.new) for row in some], "s--", color=f"C{index}", markersize=4)
+        axes.plot(at, [middle(row.old) for row in some], "o-", color=color, label=WAYS[way], markersize=4)
+        axes.plot(at, [middle(row.new) for row in some], "s--", color=color, markersize=4)
     axes.plot([], [], "o-", color="gray", label=YEARS["old"], markersize=4)
     axes.plot([], [], "s--", color="gray", label=YEARS["new"], markersize=4)
-    axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 100))
+    axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))
     axes.set_xticks(range(len(places)), [f"{place:,}" for place in places])
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
