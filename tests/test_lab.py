@@ -110,7 +110,7 @@ def test_the_expected_time_follows_the_pace_of_this_machine() -> None:
 
 def test_the_labs_are_listed(tmp_path: Path) -> None:
     listed = cli_here("lab", cwd=tmp_path)
-    assert listed.status == 0 and all(name in listed.out for name in ("facts", "methods", "examples"))
+    assert listed.status == 0 and all(name in listed.out for name in ("facts", "methods", "labels"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -450,7 +450,7 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
     assert not (folder / "lab.json").exists()
 
 
-# ---- lab methods, lab examples ---------------------------------------------------------------------------------------
+# ---- lab methods ------------------------------------------------------------------------------------------------------
 
 
 def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

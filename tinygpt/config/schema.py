@@ -598,11 +598,11 @@ class LabConfig:
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
     quick: bool = False
-    """lab facts: a short form for a lesson, with fewer questions, shorter trainings and one seed"""
+    """a short form for a lesson, with less data, shorter trainings and one seed; not in lab methods"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     ckpt: File = "out-fast/ckpt.pt"
-    """the other labs: the small base model, a checkpoint or its folder"""
+    """lab methods: the small base model, a checkpoint or its folder"""
     pretrained: File = ""
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
     price: NonNegative = 0.1

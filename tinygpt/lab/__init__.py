@@ -14,6 +14,9 @@ and a verdict.
     confidence.py  lab confidence: does a fine-tuned model know that it does not know?
     cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
     domain.py      lab domain: does a corpus of one's own field help?
+    methods.py     lab methods: what methods of fine-tuning gain, forget and cost
+    labels.py      lab labels: how many labels does one need, and how good must they be?
+    drift.py       lab drift: what do new merchants cost a model, and what repairs it?
     facts/         lab facts: retrieve, fine-tune or train?
     canary.py      lab canary: what a model gives away of its training text
     arithmetic.py  lab arithmetic: sums within and beyond the lengths of training

@@ -25,7 +25,7 @@ from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
 from tinygpt.lab.facts.summary import Share
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
-from tinygpt.lab.processes import require_model, require_ngrams, train
+from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 
@@ -53,9 +53,8 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """
     size, path, data = QUICK if config.quick else FULL, config.pretrained, folder / "data"
     require_ngrams()
-    if path:
-        require_model(path, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
-    elif config.outside_price:
+    require_pretrained(config)
+    if config.outside_price and not path:
         raise TinyGPTError(
             f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
             "add --pretrained=out-smollm2 (tinygpt import smollm2 --out_dir out-smollm2)",

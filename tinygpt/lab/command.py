@@ -15,9 +15,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import cascade, confidence, facts, methods, summary
-from tinygpt.lab import arithmetic, canary, facts, methods, summary
-from tinygpt.lab import domain, facts, methods, summary
+from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -29,6 +27,8 @@ LABS = {
     "canary": canary.LAB,
     "arithmetic": arithmetic.LAB,
     "domain": domain.LAB,
+    "labels": labels.LAB,
+    "drift": drift.LAB,
 }
 
 

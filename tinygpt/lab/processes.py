@@ -123,6 +123,12 @@ def require_ngrams() -> None:
         raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
 
 
+def require_pretrained(config: LabConfig) -> None:
+    """Errors: TinyGPTError if the pretrained model that the command names is missing."""
+    if config.pretrained:
+        require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
+
+
 def require_model(path: str, command: str, flag: str) -> None:
     """Errors: TinyGPTError with the command that makes the model, if there is none."""
     if not any((Path(path) / name).is_file() for name in ("", "ckpt.pt")):
