@@ -91,7 +91,7 @@ class Adapters:
         return list(self._adapters)
 
     def add(self, name: str, path: str) -> None:
-        """Read an adapter, in place of one with the same name. Errors: TinyGPTError, and the adapters stay as before."""
+        """Read an adapter, in place of one with the same name. On an error (TinyGPTError) nothing changes."""
         if not name:
             raise TinyGPTError(f"{path}: an adapter needs a name; the empty name is the base model's", "NAME=PATH")
         state = _read_adapter(path, self.ckpt, self._fingerprint)

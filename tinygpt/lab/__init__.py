@@ -11,6 +11,7 @@ and a verdict.
     models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
     methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
+    reports.py     lab reports: style from a small adapter, and fidelity
     facts/         lab facts: retrieve, fine-tune or train?
 
     tinygpt lab                      # lists the labs

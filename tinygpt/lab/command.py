@@ -15,13 +15,14 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import facts, methods, summary
+from tinygpt.lab import facts, methods, reports, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
     "facts": facts.LAB,
     "methods": methods.LAB,
     "examples": methods.EXAMPLES,
+    "reports": reports.LAB,
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
 from tinygpt.data.tokenizer import Tokenizer
@@ -35,12 +35,12 @@ def write_dataset(
 
 
 class Model:
-    """A trained model on the CPU; `ckpt` is a checkpoint or its folder. Characters that it does not know are left out
-    of a prompt. Errors: TinyGPTError as in `load_model`."""
+    """A trained model on the CPU; `ckpt` is a checkpoint, its file or its folder. Characters that it does not know are
+    left out of a prompt. Errors: TinyGPTError as in `load_model`."""
 
-    def __init__(self, ckpt: Path | str, adapter: Path | str = "") -> None:
-        checkpoint = load_model(str(ckpt), str(adapter))
-        self.tokenizer = tokenizer_of(checkpoint, str(ckpt), "")
+    def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
+        checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
+        self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
         self.model = for_inference(checkpoint, device.choose_for_inference("cpu", "auto", checkpoint.num_params))
 
     def probabilities(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
