@@ -177,12 +177,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 medians = [100 * statistics.median(map(key, runs[firm, size])) for size in examples(config)]
                 axes.plot(list(examples(config)), medians, line, color=f"C{index}")
                 axes.plot(*zip(*points, strict=True), marker, color=f"C{index}", markersize=5)
-                axes.plot([], [], line + marker, color=f"C{index}", label=f"{name}, {what}")
+                axes.plot([], [], marker, linestyle=line, color=f"C{index}", label=f"{name}, {what}")
         axes.axhline(100 * base["fidelity"], color="gray", linestyle=":", label="base model, fidelity")
         axes.set(xlabel="training examples of the adapter", ylabel="test prompts (%)", xscale="log", ylim=(-3, 103))
         axes.set_xticks(list(examples(config)), [f"{size}" for size in examples(config)])
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        axes.figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
 
     return Summary(
         "A style from a small adapter, and whether the text is right",
