@@ -39,7 +39,7 @@ SWAPS = 20  # timed
 
 def examples(config: LabConfig) -> tuple[int, ...]:
     """Numbers of training examples of an adapter; a quick lab has the extremes."""
-    return (EXAMPLES[0], EXAMPLES[-1]) if config.quick else EXAMPLES
+    return tuple(sorted({EXAMPLES[0], EXAMPLES[-1]})) if config.quick else EXAMPLES
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
@@ -325,8 +325,8 @@ def apart(base: dict[str, Any], runs: Runs) -> Verdict:
     shares += [base[firm]["style"] for firm in FIRMS]
     said = "separates the styles" if max(shares) == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {said}: judged by the rules of a firm that it was not trained for, no model has more than "
-        f"{100 * max(shares):.1f} %.",
+        f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % keep all rules of a firm "
+        "that the model was not trained for.",
         f"the base model, and both adapters from {largest} examples, judged by the rules of the other firm: all 0 %",
     )
 
