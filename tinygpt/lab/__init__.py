@@ -17,6 +17,7 @@ and a verdict.
     methods.py     lab methods: what methods of fine-tuning gain, forget and cost
     labels.py      lab labels: how many labels does one need, and how good must they be?
     drift.py       lab drift: what do new merchants cost a model, and what repairs it?
+    reports.py     lab reports: style from a small adapter, and fidelity
     facts/         lab facts: retrieve, fine-tune or train?
     canary.py      lab canary: what a model gives away of its training text
     arithmetic.py  lab arithmetic: sums within and beyond the lengths of training

@@ -16,6 +16,7 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, summary
+from tinygpt.lab import facts, methods, reports, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -29,6 +30,7 @@ LABS = {
     "domain": domain.LAB,
     "labels": labels.LAB,
     "drift": drift.LAB,
+    "reports": reports.LAB,
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
@@ -54,12 +54,12 @@ def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
 
 
 class Model:
-    """A trained model on the CPU; `ckpt` is a checkpoint or its folder. Characters that it does not know are left out
-    of a prompt. Errors: TinyGPTError as in `load_model`."""
+    """A trained model on the CPU; `ckpt` is a checkpoint, its file or its folder. Characters that it does not know are
+    left out of a prompt. Errors: TinyGPTError as in `load_model`."""
 
-    def __init__(self, ckpt: Path | str, adapter: Path | str = "") -> None:
-        checkpoint = load_model(str(ckpt), str(adapter))
-        self.tokenizer = tokenizer_of(checkpoint, str(ckpt), "")
+    def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
+        checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
+        self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
         self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
         self.model = for_inference(checkpoint, self.compute)
 

@@ -1,5 +1,6 @@
 """Tasks of prompts and responses, generated from templates and a seed: three of classification, one of reading.
 """Tasks of prompts and responses, from templates or tables and a seed: three of classification, one of reading.
+"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and short reports.
 
 generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
@@ -8,15 +9,18 @@ headlines      company news -> positive, neutral or negative
 compliance     a message of a bank's employee -> ok, or in two of a hundred a breach of a rule
 sectors        a business activity -> its sector of the economy
 reader         a question and passages -> the answer, copied from a passage
+reports        figures of a company -> two sentences, in a plain style or in that of one of two firms
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tinygpt.data.tasks import compliance, headlines, reader, transactions
 from tinygpt.data.tasks import headlines, reader, sectors, transactions
+from tinygpt.data.tasks import headlines, reader, reports, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -61,5 +65,22 @@ _TASKS = (
     Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
+    Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
+    Task(
+        "reports_a",
+        (),
+        partial(reports.make, "a"),
+        "finetune_reports",
+        base="out-reports",
+        scores=reports.SCORES["a"],
+    ),
+    Task(
+        "reports_b",
+        (),
+        partial(reports.make, "b"),
+        "finetune_reports",
+        base="out-reports",
+        scores=reports.SCORES["b"],
+    ),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
