@@ -4,11 +4,13 @@ The split of an example is chosen by a hash of the letters and digits of its pro
 case, spacing or punctuation are in the same split, and an example keeps its split when others are added.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     with folder_lock(folder, "dataset"):
         if config.name in TASKS and TASKS[config.name].library:
             write_library(TASKS[config.name], folder)
+        if config.name in TASKS and TASKS[config.name].database:
+            write_database(TASKS[config.name], folder)
         meta = write_pairs(folder, splits, labels, tokenizer, prepare_options(config))
     show_pairs(config, folder, meta, tokenizer, splits, source)
 
@@ -90,6 +94,13 @@ def write_library(task: Task, folder: Path) -> None:
     for name, text in files.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
+
+
+def write_database(task: Task, folder: Path) -> None:
+    """Write the database of a task into folder/bank.db, a SQLite file."""
+    assert task.database is not None
+    with replacing(folder / "bank.db") as file, contextlib.closing(sqlite3.connect(file.name)) as copy:
+        task.database().backup(copy)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ def show_pairs(
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     if config.name in TASKS and TASKS[config.name].library:
         print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for index and ask")
+    if config.name in TASKS and TASKS[config.name].database:
+        print(f"            {folder}/bank.db, the SQLite database that the responses query")
     print_next_commands(config, folder, tokenizer, max(lengths) - 1)
 
 

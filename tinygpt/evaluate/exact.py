@@ -45,6 +45,7 @@ class ExactReport:
     exact: float
     abstention: dict[str, Any]
     scores: dict[str, float]  # shares of the responses that pass each check of the task; empty if it has none
+    groups: dict[str, dict[str, float]]  # of each group of prompts: n, exact match and scores; empty if it has none
     mistakes: list[dict[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +68,10 @@ class ExactReport:
                 f"  without an answer  {percent(abstention['recall'], n)} of {n:,}: recall of abstention",
                 f"                     {100 * abstention['precision']:5.1f} %        precision of abstention",
             ]
+        for group, rates in self.groups.items():
+            n = int(rates["n"])
+            lines += ["", f"{group}: {n:,} prompts"]
+            lines += [f"  {name:<19}{percent(rate, n)}" for name, rate in rates.items() if name != "n"]
         for item in self.mistakes:
             lines += ["", f"prompt:    {escaped(item['prompt'])}", f"expected:  {escaped(item['wanted'])}"]
             if "said" in item:
@@ -130,24 +135,39 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
             "exact_of_others": float(exact[others].sum()) / max(int(others.sum()), 1),
         }
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)]
-    scores: dict[str, float] = {}
+    passed: dict[str, np.ndarray] = {}
     if task and task.scores:
-        scores, mistakes = judged(model, tokenizer, task.scores, pairs)
+        passed, mistakes = judged(model, tokenizer, task.scores, pairs)
+    groups: dict[str, dict[str, float]] = {}
+    if task and task.group:
+        names = np.array([task.group(prompt) for prompt, _ in pairs])
+        for name in sorted(set(names)):
+            checks = {"exact match": exact, **passed}
+            groups[name] = {"n": int((names == name).sum()), **shares(checks, names == name)}
     loss = float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum())
-    return ExactReport(dataset.name, split, n, loss, float(exact.mean()), abstention, scores, mistakes[:n_mistakes])
+    overall = shares(passed, np.full(n, True))
+    return ExactReport(
+        dataset.name, split, n, loss, float(exact.mean()), abstention, overall, groups, mistakes[:n_mistakes]
+    )
+
+
+def shares(passed: dict[str, np.ndarray], among: np.ndarray) -> dict[str, float]:
+    """The share that passes each check, bool (n,), among the examples of a mask, bool (n,)."""
+    return {name: float(checks[among].mean()) for name, checks in passed.items()}
 
 
 def judged(
     model: GPT, tokenizer: Tokenizer, scores: Scores, pairs: list[tuple[str, str]]
-) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Decode the response to each prompt; return the share that passes each check, and the responses that fail one."""
+) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
+    """Decode the response to each prompt. Return for each check which responses pass it, bool (n,), and the responses
+    that fail one."""
     longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
     said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
-    passed = [scores(prompt, wanted, text) for (prompt, wanted), text in zip(pairs, said, strict=True)]
-    shares = {name: float(np.mean([checks[name] for checks in passed])) for name in passed[0]}
+    judgements = [scores(prompt, wanted, text) for (prompt, wanted), text in zip(pairs, said, strict=True)]
+    passed = {name: np.array([checks[name] for checks in judgements]) for name in judgements[0]}
     mistakes = [
         {"prompt": prompt, "wanted": wanted, "said": text, "fails": ", ".join(k for k, ok in checks.items() if not ok)}
-        for (prompt, wanted), text, checks in zip(pairs, said, passed, strict=True)
+        for (prompt, wanted), text, checks in zip(pairs, said, judgements, strict=True)
         if not all(checks.values())
     ]
-    return shares, mistakes
+    return passed, mistakes

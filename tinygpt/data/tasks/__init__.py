@@ -1,6 +1,7 @@
 """Tasks of prompts and responses, generated from templates and a seed: three of classification, one of reading.
 """Tasks of prompts and responses, from templates or tables and a seed: three of classification, one of reading.
 """Tasks of prompts and responses, generated from templates and a seed: classification, reading, and short reports.
+"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and questions to SQL.
 
 generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
@@ -10,10 +11,12 @@ compliance     a message of a bank's employee -> ok, or in two of a hundred a br
 sectors        a business activity -> its sector of the economy
 reader         a question and passages -> the answer, copied from a passage
 reports        figures of a company -> two sentences, in a plain style or in that of one of two firms
+sql            a question about a bank's back office -> an SQL query
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +24,7 @@ from functools import partial
 from tinygpt.data.tasks import compliance, headlines, reader, transactions
 from tinygpt.data.tasks import headlines, reader, sectors, transactions
 from tinygpt.data.tasks import headlines, reader, reports, transactions
+from tinygpt.data.tasks import headlines, reader, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -37,7 +41,8 @@ class Task:
     scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
     with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
     forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
-    prompt into the one that says that there is no answer.
+    prompt into the one that says that there is no answer. database: makes the database that the responses query. group:
+    names the group of a prompt; each group of val and test also gets scores of its own.
     """
 
     name: str
@@ -50,6 +55,8 @@ class Task:
     synthetic: Make | None = None
     library: Library | None = None
     abstention: Callable[[str, str], str] | None = None
+    database: Callable[[], sqlite3.Connection] | None = None
+    group: Callable[[str], str] | None = None
 
 
 _TASKS = (
@@ -82,5 +89,6 @@ _TASKS = (
         base="out-reports",
         scores=reports.SCORES["b"],
     ),
+    Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

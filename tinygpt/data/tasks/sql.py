@@ -1,0 +1,374 @@
+"""The task `sql`: a question about a bank's back office -> an SQL query, which is judged by running it.
+
+The bank has three tables:
+
+    clients(name, city, segment)      accounts(client, kind, balance)      payments(client, category, month, amount)
+
+KINDS has twelve kinds of questions with several wordings each. Some wordings are held out: train and val do not have
+them, and half of test does. Values are held out, too. The clients and cities in train are invented for each example, so
+that memorising them does not pay and the model learns to copy; those of val and test are the bank's. Amounts of val and
+test, and two of the months, do not occur in train either.
+
+A query is right if it gives the rows of the expected query (execution accuracy). By chance, a wrong query can give the
+same rows in one database. So both run in five databases, which have the same clients and different rows ("distilled
+test suites", Zhong, Yu and Klein 2020). In val and test, near misses of the expected query (another aggregate, value or
+comparison, a condition less) give other rows in one of the five.
+
+    make(1337)["test"][0]                    # -> ("Which client paid the most in May?", "select client from ...")
+    scores(question, expected, response)     # -> {"runs": True, "execution accuracy": False}
+"""
+
+import functools
+import random
+import re
+import sqlite3
+from typing import Any, NamedTuple
+
+from tinygpt.data.query import Result, run_query, same_rows
+from tinygpt.data.tasks.generate import Pair, words
+from tinygpt.data.tasks.reader import person, place
+
+SIZES = {"train": 48_000, "val": 500, "test": 1000}
+LONGEST = 157  # characters of prompt and response; with three special tokens: a context of 160
+DATABASES = 5
+SCHEMA = """
+create table clients (name text primary key, city text, segment text);
+create table accounts (client text references clients, kind text, balance integer);
+create table payments (client text references clients, category text, month text, amount integer);
+"""
+
+CLIENTS, ACCOUNTS, PAYMENTS = 300, 600, 1500  # rows of the tables
+CITIES = words(
+    "Aarhus Antwerp Basel Bath Bergen Bonn Bremen Bristol Bruges Cadiz Cork Derby Dresden Dublin Essen Exeter Geneva "
+    "Genoa Ghent Glasgow Graz Hamburg Krakow Leeds Leipzig Lille Lisbon Lucerne Lyon Malmo Nantes Naples Nice Oslo "
+    "Oxford Padua Porto Riga Seville Tampere Toulon Turin Utrecht Verona Vienna Wroclaw York Zagreb"
+)
+SEGMENTS = words("retail private business public")
+ACCOUNT_KINDS = words("current savings deposit card")
+CATEGORIES = words("rent tax travel energy wages food goods loans")
+MONTHS = words("January February March April May June July August September October November December")
+TRAIN_MONTHS = words("January February March May June July August September October December")
+COLUMNS = {  # with a few values, for near misses
+    "city": CITIES, "segment": SEGMENTS, "kind": ACCOUNT_KINDS, "category": CATEGORIES, "month": MONTHS,
+}  # fmt: skip
+
+AGGREGATES = {
+    "sum": ("total", "combined"),
+    "avg": ("average", "mean"),
+    "max": ("largest", "highest"),
+    "min": ("smallest", "lowest"),
+}
+COMPARISONS = {">": ("above", "over", "more than"), "<": ("below", "under", "less than")}
+_IN_MONTH, _FOR_CATEGORY = ("in {month}", "month = '{month}'"), ("for {category}", "category = '{category}'")
+_BOTH = (f"{_FOR_CATEGORY[0]} {_IN_MONTH[0]}", f"{_FOR_CATEGORY[1]} and {_IN_MONTH[1]}")
+_COMPARED = ("{above} {amount}", "{sign} {amount}")
+
+
+class Kind(NamedTuple):
+    """A kind of question. The query and the wordings have slots; {filter} and {where} are text and SQL of a filter."""
+
+    query: str
+    filters: tuple[tuple[str, str], ...]
+    wordings: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+KINDS = {
+    "count clients": Kind(
+        "select count(*) from clients where segment = '{segment}' and city = '{city}'",
+        (("in {city}", ""), ("from {city}", "")),
+        (
+            "How many {segment} clients are {filter}?",
+            "Number of {segment} clients {filter}?",
+            "Count the {segment} clients {filter}.",
+            "How many clients {filter} are {segment} clients?",
+        ),
+        ("What is the number of {segment} clients {filter}?", "{filter}, how many clients are {segment} clients?"),
+    ),
+    "count payments": Kind(
+        "select count(*) from payments where category = '{category}' and amount {where}",
+        (_COMPARED,),
+        (
+            "How many {category} payments are {filter}?",
+            "Number of {category} payments {filter}?",
+            "Count the payments for {category} {filter}.",
+            "For {category}, how many payments are {filter}?",
+        ),
+        ("What is the number of payments for {category} {filter}?", "How many payments {filter} are for {category}?"),
+    ),
+    "of a client": Kind(
+        "select {aggregate}(amount) from payments where client = '{client}'",
+        (("", ""),),
+        (
+            "What is the {word} amount paid by {client}?",
+            "{word} amount that {client} paid?",
+            "Show the {word} amount of the payments of {client}.",
+            "{client}: {word} amount paid?",
+        ),
+        ("For {client}, what is the {word} amount paid?", "What is the {word} amount that {client} paid?"),
+    ),
+    "of a category": Kind(
+        "select {aggregate}(amount) from payments where category = '{category}' and month = '{month}'",
+        (("", ""),),
+        (
+            "What is the {word} amount of {category} payments in {month}?",
+            "{word} amount paid for {category} in {month}?",
+            "In {month}, what is the {word} amount paid for {category}?",
+            "Show the {word} amount of the payments for {category} in {month}.",
+        ),
+        (
+            "For {category} in {month}, what is the {word} amount paid?",
+            "Show the {word} amount paid for {category} in {month}.",
+        ),
+    ),
+    "balance": Kind(
+        "select {aggregate}(balance) from accounts where kind = '{kind}' and balance {where}",
+        (_COMPARED,),
+        (
+            "What is the {word} balance of {kind} accounts {filter}?",
+            "{word} balance of the {kind} accounts {filter}?",
+            "Of {kind} accounts {filter}, show the {word} balance.",
+            "Show the {word} balance {filter} of {kind} accounts.",
+        ),
+        (
+            "What is the {word} balance {filter} of {kind} accounts?",
+            "For {kind} accounts {filter}, what is the {word} balance?",
+        ),
+    ),
+    "top client": Kind(
+        "select client from payments where {where} group by client order by sum(amount) {order}limit 1",
+        (_IN_MONTH, _FOR_CATEGORY, _BOTH),
+        (
+            "Which client paid the {most} {filter}?",
+            "Who paid the {most} {filter}?",
+            "Name the client that paid the {most} {filter}.",
+            "{filter}, which client paid the {most}?",
+        ),
+        ("{filter}, who paid the {most}?", "Show the client that paid the {most} {filter}."),
+    ),
+    "list clients": Kind(
+        "select name from clients where {where} order by name",
+        (
+            ("clients in {city}", "city = '{city}'"),
+            ("{segment} clients in {city}", "city = '{city}' and segment = '{segment}'"),
+        ),
+        (
+            "List the {filter} by name.",
+            "Show all {filter}, sorted by name.",
+            "Which {filter} are there? Sort by name.",
+            "Name the {filter}, sorted by name.",
+        ),
+        ("Show the {filter} by name.", "List all {filter}, sorted by name."),
+    ),
+    "top payments": Kind(
+        "select client, amount from payments where {where} order by amount {order}limit {n}",
+        (_IN_MONTH, _FOR_CATEGORY),
+        (
+            "Show client and amount of the {n} {extreme} payments {filter}.",
+            "Client and amount of the {n} {extreme} payments {filter}?",
+            "List the {n} {extreme} payments {filter} with client and amount.",
+            "{filter}, list the {n} {extreme} payments with client and amount.",
+        ),
+        (
+            "{filter}, show client and amount of the {n} {extreme} payments.",
+            "List client and amount of the {n} {extreme} payments {filter}.",
+        ),
+    ),
+    "per month or category": Kind(
+        "select {group}, {aggregate}(amount) from payments where {where} group by {group}",
+        (
+            ("for {category}|month", _FOR_CATEGORY[1]),
+            ("in {month}|category", _IN_MONTH[1]),
+            ("for {category} {above} {amount}|month", "category = '{category}' and amount {sign} {amount}"),
+        ),
+        (
+            "What is the {word} amount paid {filter} per {group}?",
+            "{word} amount per {group} {filter}?",
+            "Show the {word} amount {filter} for each {group}.",
+            "Per {group}, what is the {word} amount {filter}?",
+        ),
+        ("{filter}, what is the {word} amount per {group}?", "Per {group}, show the {word} amount paid {filter}."),
+    ),
+    "per city or segment": Kind(
+        "select {group}, {aggregate}(balance) from accounts join clients on client = name "
+        "where balance {where} group by {group}",
+        (("{above} {amount}|city", _COMPARED[1]), ("{above} {amount}|segment", _COMPARED[1])),
+        (
+            "{word} balance {filter} per {group}?",
+            "{word} balance {filter} for each {group}?",
+            "Show the {word} balance {filter} per {group}.",
+            "Per {group}, the {word} balance {filter}?",
+        ),
+        ("Per {group}, show the {word} balance {filter}.", "For each {group}, the {word} balance {filter}?"),
+    ),
+    "clients of a city": Kind(
+        "select {aggregate}(amount) from payments join clients on client = name where {where}",
+        (
+            ("in {city}", "city = '{city}'"),
+            ("in {city} for {category}", "city = '{city}' and category = '{category}'"),
+            ("in {city} in {month}", "city = '{city}' and month = '{month}'"),
+        ),
+        (
+            "{word} amount paid by clients {filter}?",
+            "What is the {word} amount paid {filter}?",
+            "Show the {word} amount paid {filter}.",
+            "{word} payment {filter}?",
+        ),
+        ("What is the {word} payment {filter}?", "Show the {word} payment of clients {filter}."),
+    ),
+    "of whom": Kind(
+        "select {column} from clients where name = '{client}'",
+        (("", ""),),
+        (
+            "What is the {column} of {client}?",
+            "Show the {column} of {client}.",
+            "{client}: which {column}?",
+            "Which {column} is {client} in?",
+        ),
+        ("For {client}, show the {column}.", "In which {column} is {client}?"),
+    ),
+}
+
+
+# ---- the databases ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def client_names() -> tuple[str, ...]:
+    """The names of the bank's clients; no two share a last name."""
+    rng, names = random.Random(1), dict[str, str]()
+    while len(names) < CLIENTS:
+        name = short_name(rng)
+        names.setdefault(name.split()[-1], name)
+    return tuple(names.values())
+
+
+def short_name(rng: random.Random) -> str:
+    while len(name := person(rng)) > 13 or "." in name:
+        pass
+    return name
+
+
+@functools.cache
+def database(number: int = 0) -> sqlite3.Connection:
+    """The bank's database in memory. Numbers above 0 are those with other rows, for the score."""
+    rng, names = random.Random(number), client_names()
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(SCHEMA)
+    balances, amounts = (rng.sample(range(10, 3000), n) for n in (ACCOUNTS, PAYMENTS))  # no two are equal: no ties
+    tables = {
+        "clients": [(name, rng.choice(CITIES), rng.choice(SEGMENTS)) for name in names],
+        "accounts": [(names[i % CLIENTS], rng.choice(ACCOUNT_KINDS), balance) for i, balance in enumerate(balances)],
+        "payments": [(rng.choice(names), rng.choice(CATEGORIES), rng.choice(MONTHS), amount) for amount in amounts],
+    }
+    for table, rows in tables.items():
+        connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
+    connection.commit()
+    return connection
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def answer(query: str, number: int = 0) -> Result:
+    """Run a query in one of the databases."""
+    return run_query(database(number), query)
+
+
+def same_answers(expected: str, query: str) -> bool:
+    """Return whether two queries give the same rows in all databases; in the same order if the expected one orders."""
+    return all(
+        not (found := answer(query, number)).error
+        and same_rows(answer(expected, number).rows, found.rows, ordered=" order by " in expected)
+        for number in range(DATABASES)
+    )
+
+
+def scores(prompt: str, expected: str, response: str) -> dict[str, bool]:
+    """Judge a response: whether it runs, and whether it gives the rows of the expected query."""
+    return {"runs": not answer(response).error, "execution accuracy": same_answers(expected, response)}
+
+
+@functools.cache
+def _held_out_wordings() -> re.Pattern[str]:
+    """A pattern of every prompt in a wording that train does not have."""
+    wordings = [
+        wording.replace("{filter}", text.partition("|")[0])
+        for kind in KINDS.values()
+        for wording in kind.held_out
+        for text, _ in kind.filters
+    ]
+    return re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) for wording in wordings), re.IGNORECASE)
+
+
+def wording(prompt: str) -> str:
+    """The group of a prompt: "known wordings", or "new wordings" if its wording does not occur in train."""
+    return "new wordings" if _held_out_wordings().fullmatch(prompt) else "known wordings"
+
+
+# ---- the pairs --------------------------------------------------------------------------------------------------
+
+
+def make(seed: int) -> dict[str, list[Pair]]:
+    """Generate the pairs, the kinds in equal shares. Only in train may a pair occur twice."""
+    rng, held_out, splits = random.Random(seed), set[str](), dict[str, list[Pair]]()
+    for split in reversed(SIZES):  # train is last, and has no prompt of the others
+        pairs: list[Pair] = []
+        while len(pairs) < SIZES[split]:
+            kind = list(KINDS.values())[len(pairs) % len(KINDS)]
+            new = split == "test" and len(pairs) // len(KINDS) % 2 == 1
+            prompt, query = draw(rng, kind, split != "train", new)
+            fits = len(prompt) + len(query) <= LONGEST and prompt not in held_out
+            mentions = set(re.findall("'([^']*)'", query)) & {*client_names(), *CITIES}  # of the bank
+            if fits and (not mentions if split == "train" else informative(query)):
+                pairs.append((prompt, query))
+                held_out |= {prompt} if split != "train" else set()
+        rng.shuffle(pairs)
+        splits[split] = pairs
+    return {split: splits[split] for split in SIZES}
+
+
+def draw(rng: random.Random, kind: Kind, new_values: bool, new_wording: bool) -> Pair:
+    """Draw a question of a kind and its query: about values of the bank that train does not have, or for train."""
+    aggregate, sign, descending = rng.choice(list(AGGREGATES)), rng.choice(list(COMPARISONS)), rng.randrange(2) == 1
+    amount = 40 * rng.randrange(3, 72)  # a multiple of 40 is for val and test
+    slots: dict[str, Any] = {
+        "client": rng.choice(client_names()) if new_values else short_name(rng),
+        "city": rng.choice(CITIES) if new_values else place(rng).split()[-1],
+        "month": rng.choice(MONTHS if new_values else TRAIN_MONTHS),
+        "amount": amount if new_values else amount + rng.choice((10, 20, 30)),
+        "segment": rng.choice(SEGMENTS), "kind": rng.choice(ACCOUNT_KINDS), "category": rng.choice(CATEGORIES),
+        "aggregate": aggregate, "word": rng.choice(AGGREGATES[aggregate]), "n": rng.randrange(2, 10),
+        "sign": sign, "above": rng.choice(COMPARISONS[sign]),
+        "order": "desc " if descending else "", "most": "most" if descending else "least",
+        "extreme": rng.choice(AGGREGATES["max" if descending else "min"]), "column": rng.choice(("city", "segment")),
+    }  # fmt: skip
+    text, where = rng.choice(kind.filters)
+    text, _, slots["group"] = text.partition("|")
+    slots |= {"filter": text.format(**slots), "where": where.format(**slots)}
+    prompt = rng.choice(kind.held_out if new_wording else kind.wordings).format(**slots)
+    return prompt[0].upper() + prompt[1:], kind.query.format(**slots)
+
+
+def informative(query: str) -> bool:
+    """Return whether a query gives rows that are not empty, NULL or 0, and its near misses give others."""
+    rows = answer(query).rows
+    return bool(rows and rows[0][-1]) and not any(same_answers(query, other) for other in misses(query))
+
+
+def misses(query: str) -> list[str]:
+    """Near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
+    others = []
+    for aggregate in AGGREGATES:
+        others.append(re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query))
+    others.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
+    for old, new in ((">", "<"), ("<", ">"), (" desc", ""), ("(amount) limit", "(amount) desc limit")):
+        others.append(query.replace(old, new))
+    others.append(re.sub(r"limit (\d)", lambda found: f"limit {int(found[1]) + 1}", query))
+    for change in (-10, 10):
+        others.append(re.sub(r"[<>] (\d+)", lambda found: f"{found[0][0]} {int(found[1]) + change}", query))  # noqa: B023
+    for column, values in COLUMNS.items():
+        for value in values:
+            others.append(re.sub(rf"\b{column} = '\w+'", f"{column} = '{value}'", query))
+    others += [query.replace(condition, " ", 1) for condition in re.findall(r" and \w+ . \S+", query)]
+    others.append(re.sub(r"where .*? and ", "where ", query))
+    others.append(re.sub(r"where \w+ . ('[^']*'|\d+)(?! and)", "", query))
+    return sorted(set(others) - {query})
