@@ -450,7 +450,7 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
     assert not (folder / "lab.json").exists()
 
 
-# ---- lab methods ------------------------------------------------------------------------------------------------------
+# ---- lab methods -----------------------------------------------------------------------------------------------------
 
 
 def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,22 +15,20 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, summary
-from tinygpt.lab import facts, methods, reports, summary
+from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
     "facts": facts.LAB,
     "methods": methods.LAB,
-    "examples": methods.EXAMPLES,
+    "labels": labels.LAB,
+    "reports": reports.LAB,
+    "domain": domain.LAB,
+    "drift": drift.LAB,
     "confidence": confidence.LAB,
-    "cascade": cascade.LAB,
     "canary": canary.LAB,
     "arithmetic": arithmetic.LAB,
-    "domain": domain.LAB,
-    "labels": labels.LAB,
-    "drift": drift.LAB,
-    "reports": reports.LAB,
+    "cascade": cascade.LAB,
 }
 
 

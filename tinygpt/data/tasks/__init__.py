@@ -1,7 +1,4 @@
-"""Tasks of prompts and responses, generated from templates and a seed: three of classification, one of reading.
-"""Tasks of prompts and responses, from templates or tables and a seed: three of classification, one of reading.
-"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and short reports.
-"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and questions to SQL.
+"""Tasks of prompts and responses, from templates or tables and a seed: classification, reading, reports and SQL.
 
 generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
@@ -21,10 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tinygpt.data.tasks import compliance, headlines, reader, transactions
-from tinygpt.data.tasks import headlines, reader, sectors, transactions
-from tinygpt.data.tasks import headlines, reader, reports, transactions
-from tinygpt.data.tasks import headlines, reader, sql, transactions
+from tinygpt.data.tasks import compliance, headlines, reader, reports, sectors, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
