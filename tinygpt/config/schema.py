@@ -48,8 +48,8 @@ class PrepareConfig:
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
 
-    Built-in tasks of prompts and responses: transactions, headlines, compliance, sectors, reports, reports_a, reports_b,
-    sql, reader, reader_long.
+    Built-in tasks of prompts and responses: transactions, headlines, compliance, sectors, reports, reports_a,
+    reports_b, sql, reader, reader_long.
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
