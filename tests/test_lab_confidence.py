@@ -172,8 +172,9 @@ def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_gi
 @pytest.mark.parametrize(("second", "start"), [(SECOND, "n-grams and tiny model"), (FIRST, "n-grams")])
 def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None:
     found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
-    said = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts[0].said
-    assert said.startswith(f"Start with {start}, and a person for the rest")
+    simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
+    assert simple.said.startswith(f"Start with {start}, and a person for the rest")
+    assert "n-grams: kept (100 (91-100) %)" in kept.said and ("tiny model: no" in kept.said) == (second is FIRST)
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------
@@ -183,9 +184,10 @@ def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None
 def small() -> Iterator[None]:
     """Shorter trainings on a part of the lines, and fewer lines to ask."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "SIZES", {"train": 1000, "val": 200, "test": 250})
+        patch.setattr(generate, "SIZES", {"train": 800, "val": 150, "test": 150})
         patch.setattr(confidence, "QUICK", confidence.Size(10, 70))
         patch.setattr(cascade, "QUICK", cascade.Size(30, 2))
+        patch.setattr(confidence, "OUTSIDE", 50)
         patch.setattr(cascade, "TIMED", 5)
         yield
 
@@ -215,7 +217,7 @@ def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> N
     for place, name in ((3, "ask: model, seed 1"), (5, "ask: ngram, seed 1")):
         values = found[name]["confidence"]
         for kind in ("Shakespeare", "other languages", "headlines", "random characters"):
-            truth = [1] * 250 + [0] * len(values[kind])
+            truth = [1] * 150 + [0] * len(values[kind])
             assert cells(said, kind)[place] == f"{roc_auc_score(truth, values['test'] + values[kind]):.2f}"
         right = found[name]["right"]["test"]
         assert cells(said, "its wrong answers")[place] == f"{roc_auc_score(right, values['test']):.2f}"
@@ -249,7 +251,7 @@ def test_a_second_run_with_another_target_trains_nothing(asked: tuple[Path, str]
 def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(asked: tuple[Path, str]) -> None:
     pairs = confidence.TASK.make(1)
     kinds = confidence.outside(asked[0] / "out/data", pairs, 1)
-    assert [len(prompts) for prompts in kinds.values()] == [200, 40, 200, 200]
+    assert [len(prompts) for prompts in kinds.values()] == [50, 40, 50, 50]
     inside = {prompt for split in pairs.values() for prompt, _ in split}
     for prompts in kinds.values():
         assert len(set(prompts)) == len(prompts) and not inside & set(prompts)

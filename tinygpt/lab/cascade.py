@@ -351,10 +351,11 @@ def promise(found: Found) -> Verdict:
     for place, name in enumerate(found.longest):
         share = pooled([run.answered["test"][place] for run in runs])
         low, high = share.interval()
-        kept = "keeps" if low <= found.config.target <= high else "exceeds" if low > found.config.target else "misses"
-        said.append(f"{name} {kept} it ({share} %)" if share.total else f"{name} answers nothing")
+        kept = "kept" if low <= found.config.target <= high else "exceeded" if low > found.config.target else "missed"
+        said.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
     return Verdict(
-        f"The thresholds are to leave {100 * found.config.target:g} % right answers in each stage: {', '.join(said)}.",
+        f"The target of each stage is {100 * found.config.target:g} % right answers. On the test lines: "
+        f"{'; '.join(said)}.",
         "a stage keeps the target if the 95 % interval contains it: right ones among its test lines, all seeds",
     )
 
@@ -364,20 +365,32 @@ def draw(found: Found, axes: Any) -> None:
     for index, names in enumerate(found.cascades):
         points = [found.cascade(names, target) for target in TARGETS]
         values = [[median(runs, "cost") for runs in points], [100 * median(runs, "accuracy") for runs in points]]
-        axes.plot(*values, ".-", color=f"C{index}", label=f"{', '.join(names)}, person")
+        width = 2 + len(found.cascades) - index  # lines that coincide remain visible
+        axes.plot(
+            *values, "o-", color=f"C{index}", linewidth=width, markersize=width + 2, label=f"{', '.join(names)}, person"
+        )
         runs = found.cascade(names)
-        axes.plot(median(runs, "cost"), 100 * median(runs, "accuracy"), "o", color=f"C{index}", markersize=9)
+        axes.plot(
+            median(runs, "cost"),
+            100 * median(runs, "accuracy"),
+            "o",
+            color=f"C{index}",
+            markersize=12,
+            markerfacecolor="none",
+        )
     for name, runs in [*((name, found.alone(name)) for name in found.names), ("person", found.cascade([]))]:
         axes.plot(median(runs, "cost"), 100 * median(runs, "accuracy"), "ks", markersize=6)
         axes.annotate(
             name,
             (median(runs, "cost"), 100 * median(runs, "accuracy")),
-            (6, -12),
+            (-8, -3),
             textcoords="offset points",
+            ha="right",
             fontsize=9,
         )
     axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.margins(x=0.2)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 LAB = Lab(
