@@ -25,6 +25,7 @@ from tinygpt.lab import drift, labels
 
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
+SMALL = SPLITS | {"val": SPLITS["val"][:100], "test": SPLITS["test"][:300]}
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
         patch.setattr(labels, "ITERATIONS", {50: 10, 200: 60})
+        patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
         done = cli_here("lab", "labels", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
@@ -109,7 +111,7 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
     for size, share in ((50, 0), (200, 0), (200, 20)):
         dataset = Dataset(str(quick / "out/data"), f"{size}-{share}-1")
         texts = {split: rows.texts(dataset.tokenizer) for split, rows in dataset.sources.items()}
-        assert texts["val"] == SPLITS["val"] and texts["test"] == SPLITS["test"]
+        assert texts["val"] == SMALL["val"] and texts["test"] == SMALL["test"]
         assert len(texts["train"]) == size and not {prompt for prompt, _ in texts["train"]} & dict(SPLITS["val"]).keys()
         assert sum(known[prompt] != label for prompt, label in texts["train"]) == size * share / 100
 
@@ -223,12 +225,16 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "choose: n-grams" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
 
 
+FEW = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
+
+
 @pytest.fixture(scope="module")
 def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the quick lab drift ran."""
+    """A folder in which the quick lab drift ran, with fewer lines and shorter trainings."""
     folder = tmp_path_factory.mktemp("drift")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drift, "SCRATCH_QUICK", 110)
+        for name, value in FEW.items():
+            patch.setattr(drift, name, value)
         done = cli_here("lab", "drift", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
@@ -248,7 +254,12 @@ def test_new_brands_are_hard_and_replay_keeps_the_old_ones(drifted: Path) -> Non
     assert (drifted / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (drifted / "out/drift.html").exists()
 
 
-def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(drifted: Path, years: drift.Lines) -> None:
+def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
+    drifted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FEW.items():
+        monkeypatch.setattr(drift, name, value)
+    years = drift.lines(1)
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
         dataset = Dataset(str(drifted / "out/data"), f"{way}-200-1")
         assert dataset.sources["train"].texts(dataset.tokenizer) == years["new"]["train"][:200]

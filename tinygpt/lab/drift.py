@@ -172,8 +172,8 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
         f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
         "confidence). All lines with a label and all test lines differ, but name the same brands. Next year: half of "
-        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, for "
-        "the n-grams with their answers."
+        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
+        "for the n-grams with their answers."
     )
     columns = ["method", "new lines", *YEARS.values(), "next year", "training"]
     return Summary(
