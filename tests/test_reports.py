@@ -224,7 +224,7 @@ def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
     folder, said = quick
     assert said.status == 0, said.err
     results = {name: one["result"] for name, one in json.loads((folder / "out/lab.json").read_text())["stages"].items()}
-    base, trained = results["base model"], results["firm B, 400 examples, seed 1"]
+    base, trained = results["base model, seed 1"], results["firm B, 400 examples, seed 1"]
     assert base["fidelity"] > 0.5 and base["plain"]["style"] > 0.9 and base["a"]["style"] == base["b"]["style"] == 0
     assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
     assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
@@ -243,8 +243,8 @@ def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> N
     stored = stages["firm B, 400 examples, seed 1"]["result"]
     asked = [
         "eval",
-        "--ckpt=out/base",
-        "--adapter=out/b-400-seed-1",
+        "--ckpt=out/seed-1/base",
+        "--adapter=out/seed-1/b-400",
         "--task=reports_b",
         "--split=val",
         "--data_dir=out/data",

@@ -224,8 +224,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
             f"and {size.sample:,} random ones of the same form; {most:.1f} is the most that can be measured, of "
             f"{NUMBERS:.1f} bits that a number has. Median over the canaries and seeds (minimum to maximum). A number "
-            f"that the model has never seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains no "
-            "canary, in nats per character; clean: of a model trained on the same text without canaries.",
+            f"that the model has never seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains "
+            "no canary, in nats per character; clean: of a model trained on the same text without canaries.",
         ),
         Table(
             "Extraction",

@@ -10,6 +10,7 @@ judged twice: by the rules of each firm's style, and by whether it states the fi
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -43,24 +44,21 @@ def examples(config: LabConfig) -> tuple[int, ...]:
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """The datasets, the base model, an adapter for each seed, firm and number of examples, and the swaps."""
-    base = folder / "base"
-    held = cache(lambda: Adapters(str(base)))  # the base model, loaded once for all adapters
-    iterations, prompts = QUICK["base"] if config.quick else ITERATIONS["base"], prompts_of(config)
-    adapters = [(seed, firm, size) for seed in seeds(config) for firm in FIRMS for size in examples(config)]
-    return [
-        Stage("datasets", 1, partial(write_datasets, folder)),
-        Stage("base model", iterations / 30, partial(base_model, folder, base, iterations, prompts, held)),
-        *(
-            Stage(
-                f"{FIRMS[firm]}, {size} examples, seed {seed}",
-                6 if config.quick else 10,
-                partial(adapter, folder, base, firm, size, seed, config, held),
-            )
-            for seed, firm, size in adapters
-        ),
-        Stage("swaps", 3, partial(swaps, folder, base, held)),
-    ]
+    """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
+    todo = [Stage("datasets", 1, partial(write_datasets, folder))]
+    for seed in seeds(config):
+        place = Place(folder / f"seed-{seed}", seed, config.quick)
+        todo.append(Stage(f"base model, seed {seed}", 10, place.base_model))
+        todo += [
+            Stage(stage_of(firm, size, seed), 6 if config.quick else 10, partial(place.adapter, firm, size))
+            for firm in FIRMS
+            for size in examples(config)
+        ]
+    return [*todo, Stage("swaps", 3, Place(folder / "seed-1", 1, config.quick).swaps)]
+
+
+def stage_of(firm: str, size: int, seed: int) -> str:
+    return f"{FIRMS[firm]}, {size} examples, seed {seed}"
 
 
 def write_datasets(folder: Path) -> None:
@@ -68,41 +66,82 @@ def write_datasets(folder: Path) -> None:
         write_dataset(folder / "data", name, TASKS[name].make(1337))
 
 
-def base_model(
-    folder: Path, base: Path, iterations: int, prompts: Sequence[str], held: Callable[[], Adapters]
-) -> dict[str, Any]:
-    """Train the base model, and judge it."""
-    flags = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--data_dir={folder / 'data'}"]
-    cost = train(folder / "train.log", "train", "reports", base, *flags)
-    return described(cost, base) | judged(Model(held().checkpoint()), prompts)
+@dataclass(frozen=True)
+class Place:
+    """The folder of one seed: its base model, and the adapters of it."""
+
+    folder: Path
+    seed: int
+    quick: bool
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def adapter_path(self, firm: str, size: int) -> Path:
+        return self.folder / f"{firm}-{size}"
+
+    @property
+    def held(self) -> Adapters:
+        """The base model, loaded once for all adapters."""
+        return load_once(str(self.base))
+
+    @property
+    def prompts(self) -> list[str]:
+        """The test prompts, which are the same for all styles; a quick lab has fewer."""
+        return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
+
+    def train(self, command: str, preset: str, out: Path, iterations: int, *flags: str) -> Trained:
+        common = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={self.seed}"]
+        data = f"--data_dir={self.folder.parent / 'data'}"
+        return train(self.folder / f"{command}.log", command, preset, out, *common, data, *flags)
+
+    def base_model(self) -> dict[str, Any]:
+        """Train the base model, and judge it."""
+        iterations = (QUICK if self.quick else ITERATIONS)["base"]
+        cost = self.train("train", "reports", self.base, iterations)
+        return described(cost) | judged(Model(self.held.checkpoint()), self.prompts)
+
+    def adapter(self, firm: str, size: int) -> dict[str, Any]:
+        """Train an adapter, put it on the base model, and judge what it writes."""
+        out, iterations = self.adapter_path(firm, size), (QUICK if self.quick else ITERATIONS)["adapter"]
+        flags = [f"--ckpt={self.base}", f"--dataset={DATASETS[firm]}", f"--examples={size}"]
+        cost = self.train("finetune", "finetune_reports", out, iterations, *flags)
+        self.held.add(out.name, str(out))
+        found = described(cost) | judged(Model(self.held.checkpoint(out.name)), self.prompts)
+        return {"firm": firm, "examples": size, "seed": self.seed} | found
+
+    def swaps(self) -> dict[str, Any]:
+        """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
+        files = {firm: str(self.adapter_path(firm, EXAMPLES[-1])) for firm in FIRMS}
+        held = Adapters(str(self.base), files)
+
+        def logits(model: Model) -> torch.Tensor:
+            with torch.inference_mode():
+                ids = torch.from_numpy(model.tokenizer.encode_prompt(self.prompts[0]).astype("int64"))[None]
+                return model.model(ids)[0]
+
+        turns = ["a", "b", "a", ""]  # the last one takes the adapter off
+        swapped = [logits(Model(held.checkpoint(name))) for name in turns]
+        loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in turns]
+        names = [*FIRMS] * (SWAPS // 2)
+        return {
+            "swap": milliseconds(lambda name: Model(held.checkpoint(name)), names),
+            "load": milliseconds(lambda name: Model(self.base, files[name]), names),
+            "exact": all(map(torch.equal, swapped, loaded)),
+            "differ": not torch.equal(swapped[0][..., -1, :8], swapped[3][..., -1, :8]),
+        }
 
 
-def adapter(
-    folder: Path, base: Path, firm: str, size: int, seed: int, config: LabConfig, held: Callable[[], Adapters]
-) -> dict[str, Any]:
-    """Train an adapter, put it on the base model, and judge what it writes."""
-    out, iterations = path_of(folder, firm, size, seed), (QUICK if config.quick else ITERATIONS)["adapter"]
-    flags = [f"--ckpt={base}", f"--dataset={DATASETS[firm]}", f"--examples={size}", f"--seed={seed}"]
-    flags += [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--data_dir={folder / 'data'}"]
-    cost = train(folder / "finetune.log", "finetune", "finetune_reports", out, *flags)
-    held().add(out.name, str(out))
-    found = described(cost, out) | judged(Model(held().checkpoint(out.name)), prompts_of(config))
-    return {"firm": firm, "examples": size, "seed": seed} | found
+load_once = cache(Adapters)
 
 
-def path_of(folder: Path, firm: str, size: int, seed: int) -> Path:
-    return folder / f"{firm}-{size}-seed-{seed}"
+def prompts_of_test() -> list[str]:
+    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
 
 
-def described(cost: Trained, out: Path) -> dict[str, Any]:
+def described(cost: Trained) -> dict[str, Any]:
     return {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
-
-
-def prompts_of(config: LabConfig) -> list[str]:
-    """The test prompts, which are the same for all styles; a quick lab has fewer."""
-    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]][
-        : QUICK["prompts"] if config.quick else PROMPTS
-    ]
 
 
 def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
@@ -123,30 +162,6 @@ def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def swaps(folder: Path, base: Path, held: Callable[[], Adapters]) -> dict[str, Any]:
-    """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-    files = {firm: path_of(folder, firm, EXAMPLES[-1], 1) for firm in FIRMS}
-    for firm, out in files.items():
-        held().add(firm, str(out))
-    prompt = TASKS["reports"].make(1337)["test"][0][0]
-
-    def logits(model: Model) -> torch.Tensor:
-        with torch.inference_mode():
-            ids = torch.from_numpy(model.tokenizer.encode_prompt(prompt).astype("int64"))[None]
-            return model.model(ids)[0]
-
-    turns = ["a", "b", "a", ""]  # the last one takes the adapter off
-    swapped = [logits(Model(held().checkpoint(name))) for name in turns]
-    loaded = [logits(Model(load_model(str(base), str(files.get(name, ""))))) for name in turns]
-    names = [*FIRMS] * (SWAPS // 2)
-    return {
-        "swap": milliseconds(lambda name: Model(held().checkpoint(name)), names),
-        "load": milliseconds(lambda name: Model(base, files[name]), names),
-        "exact": all(map(torch.equal, swapped, loaded)),
-        "differ": not torch.equal(swapped[0][..., -1, :8], swapped[3][..., -1, :8]),
-    }
-
-
 def milliseconds(work: Callable[[str], Any], names: Sequence[str]) -> float:
     """The median time of some work, done once for each name."""
     times = []
@@ -162,9 +177,9 @@ def milliseconds(work: Callable[[str], Any], names: Sequence[str]) -> float:
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """The tables, the picture and the verdicts."""
-    base, swap = results["base model"], results["swaps"]
+    bases, swap = [results[f"base model, seed {seed}"] for seed in seeds(config)], results["swaps"]
     runs = {
-        (firm, size): [results[f"{FIRMS[firm]}, {size} examples, seed {seed}"] for seed in seeds(config)]
+        (firm, size): [results[stage_of(firm, size, seed)] for seed in seeds(config)]
         for firm in FIRMS
         for size in examples(config)
     }
@@ -178,7 +193,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 axes.plot(list(examples(config)), medians, line, color=f"C{index}")
                 axes.plot(*zip(*points, strict=True), marker, color=f"C{index}", markersize=5)
                 axes.plot([], [], marker, linestyle=line, color=f"C{index}", label=f"{name}, {what}")
-        axes.axhline(100 * base["fidelity"], color="gray", linestyle=":", label="base model, fidelity")
+        axes.axhline(
+            100 * statistics.median(map(fidelity_of, bases)), color="gray", linestyle=":", label="base model, fidelity"
+        )
         axes.set(xlabel="training examples of the adapter", ylabel="test prompts (%)", xscale="log", ylim=(-3, 103))
         axes.set_xticks(list(examples(config)), [f"{size}" for size in examples(config)])
         axes.minorticks_off()
@@ -188,8 +205,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "A style from a small adapter, and whether the text is right",
         "Two sentences about a company's figures, in the styles of two firms: how many examples does a style need, and "
         "does a text in perfect style state the figures?",
-        [models(base, runs, swap), by_examples(runs, base["n"]), one_prompt(base, runs)],
-        [needed(runs), in_style_and_wrong(runs), apart(base, runs), swapping(base, runs, swap)],
+        [models(bases, runs, swap), by_examples(runs, bases[0]["n"]), one_prompt(bases[0], runs)],
+        [needed(runs), in_style_and_wrong(runs), apart(bases, runs), swapping(bases[0], runs, swap)],
         "Style and fidelity against the number of training examples",
         draw,
     )
@@ -211,9 +228,9 @@ def wrong_of(firm: str) -> Callable[[dict[str, Any]], float]:
     return lambda one: one[firm]["wrong"] / max(one[firm]["in style"], 1)
 
 
-def models(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Table:
+def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
     """The base model, and each firm's adapter from all examples, judged by all styles."""
-    rows = {"base model": [base]} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
+    rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
     return Table(
         f"One base model, two adapters from {EXAMPLES[-1]} examples each",
         [
@@ -237,8 +254,9 @@ def models(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Table:
             ]
             for name, some in rows.items()
         ],
-        f"On {base['n']} test prompts of companies that occur in no training set; the adapters: median over the seeds "
-        "(minimum to maximum), on one base model. Style: the response keeps all rules of a style, whatever it states. "
+        f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
+        "to maximum), each with a base model of its own. Style: the response keeps all rules of a style, whatever it "
+        "states. "
         "Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in whatever "
         "style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. Swap: from "
         "one adapter to the other, the base model staying loaded.",
@@ -264,7 +282,7 @@ def by_examples(runs: Runs, n: int) -> Table:
 
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     """The responses to one prompt: where a text in style is wrong, if there is such a prompt, else the first."""
-    prompts = [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
+    prompts = prompts_of_test()
     shown = {"base": base} | {f"{firm.upper()}, {size}": some[0] for (firm, size), some in runs.items()}
     few = runs["a", EXAMPLES[0]][0]["responses"]
     good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
@@ -317,12 +335,12 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
     )
 
 
-def apart(base: dict[str, Any], runs: Runs) -> Verdict:
+def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
     largest = EXAMPLES[-1]
     other = {"a": "b", "b": "a"}
     shares = [max(map(style_of(other[firm]), runs[firm, largest])) for firm in FIRMS]
-    shares += [base[firm]["style"] for firm in FIRMS]
+    shares += [base[firm]["style"] for base in bases for firm in FIRMS]
     said = "separates the styles" if max(shares) == 0 else "does not separate the styles"
     return Verdict(
         f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % keep all rules of a firm "
