@@ -204,9 +204,7 @@ def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
                 axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
     share = tradeoff.positives / tradeoff.n
     axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random order")
-    axes.plot(
-        [], [], "o", color="gray", label=f"threshold chosen on val (a miss costs {tradeoff.miss_cost:g} false alarms)"
-    )
+    axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
     axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
     axes.set_xlabel("recall: share of the positive prompts that are flagged")
