@@ -43,6 +43,7 @@ class Done(NamedTuple):
 
 def run(log: Path, *args: str) -> Done:
     """Run `tinygpt ARGS`. Errors: TinyGPTError with the status of the command, which has printed its own error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
