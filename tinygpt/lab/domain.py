@@ -49,6 +49,9 @@ class Case(NamedTuple):
     def title(self) -> str:
         return f"{self.examples or 'all'} examples, {self.iterations} iterations"
 
+    def data(self) -> str:
+        return f"{self.task}, {self.examples or 'all'} examples"
+
     def name(self) -> str:
         return f"{self.task}, {self.title()}"
 
@@ -88,8 +91,8 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
     size, text = size_of(config), shakespeare(config.data_dir)
     found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
-    for case in size.cases:
-        found.append(Stage(f"baselines: {case.name()}", 6 - 5 * bool(case.examples), partial(baselines, case)))
+    for data, case in {case.data(): case for case in size.cases}.items():
+        found.append(Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case)))
     for seed in seeds(config):
         for base in BASES:
             iterations = size.pretraining if base in TEXTS else 0
@@ -179,7 +182,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for base in BASES
     }
     for name in ("n-gram baseline", "majority baseline"):
-        found[name] = {case: [results[f"baselines: {case.name()}"][name]] for case in size.cases}
+        found[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
     shared = f"Median over {len(every)} seeds (minimum to maximum). " if len(every) > 1 else "One seed. "
     knows = [[base, *(spread([one[text] for one in some], ".2f") for text in TEXTS)] for base, some in bits.items()]
     tables = [
@@ -268,7 +271,7 @@ def draw(found: Found, axes: Any) -> None:
                 style = "--" if name.startswith("n-gram") else ":"
                 axes.hlines(values, place - 0.35, place + 0.35, color="gray", linestyle=style, label=label)
     titles = [case.name().replace(", ", "\n") for case in found["none"]]
-    axes.set(ylabel="accuracy (%)", ylim=(0, 110))
+    axes.set(ylabel="accuracy (%)", ylim=(0, 90))
     axes.set_xticks(range(len(titles)), titles, fontsize=9)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
 
