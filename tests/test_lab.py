@@ -22,10 +22,11 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import methods, stages
 from tinygpt.lab.facts import experiment, systems, world
-from tinygpt.lab.facts.summary import Measured, Row, Share
+from tinygpt.lab.facts.summary import Measured, Row
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Identity, Stage, duration
+from tinygpt.lab.summary import Share
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
 from tinygpt.training.log import read_metrics

@@ -22,12 +22,11 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
-from tinygpt.lab.facts.summary import Share
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right

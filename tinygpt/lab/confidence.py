@@ -26,13 +26,12 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
-from tinygpt.lab.facts.summary import Share
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.methods import SONNET
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import prepared, require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
 from tinygpt.training.log import read_metrics
 
 TASK = TASKS["transactions"]
