@@ -3,6 +3,7 @@
 The questions are answered a second time by `oracle`, in plain Python, from the text of the question alone.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from tinygpt.data.query import MAX_ROWS, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
 
 EXAMPLES = sql.make(1337)
-SHA256 = "?"
+SHA256 = "fe2f945910ea327977f8676274003364b0383b44823ea289b229c6e527f62426"
 ROWS = {
     table: sql.database().execute(f"select * from {table}").fetchall() for table in ("clients", "accounts", "payments")
 }
@@ -40,13 +41,15 @@ DOUBLING = "with t0 as (select 1 x)" + "".join(f",t{i + 1} as(select a.x from t{
 HOSTILE = {
     "nothing": "", "blanks": "  \n ", "a comment": "-- select 1", "an open comment": "/* select 1", "NUL": "\0",
     "NUL inside": "select 1\0", "half of a character": "select '\ud800'", "byte-order mark": "\ufeffselect 1",
-    "Cyrillic letter": "ѕelect 1", "1 MB": f"select '{'a' * 1_000_000}'", "1 MB of blanks": " " * 1_000_000 + "select 1",
+    "Cyrillic letter": "ѕelect 1", "1 MB": f"select '{'a' * 1_000_000}'",
+    "1 MB of blanks": " " * 1_000_000 + "select 1",
     "attach": "attach 'evil.db' as evil", "pragma": "pragma writable_schema = on", "vacuum": "vacuum into 'evil.db'",
     "drop": "drop table clients", "insert": "insert into clients values ('a', 'b', 'c')", "begin": "begin",
     "savepoint": "savepoint a", "temporary": "create temp table t as select 1", "explain": "explain select 1",
     "values": "values (1)", "delete": "delete from payments returning *", "reindex": "reindex", "detach": "detach main",
     "stacked": "select 1; drop table clients", "stacked reads": "select 1; select 2",
-    "behind a comment": "select 1 -- \n; delete from clients", "behind a WITH": "with a as (select 1) delete from clients",
+    "behind a comment": "select 1 -- \n; delete from clients",
+    "behind a WITH": "with a as (select 1) delete from clients",
     "endless": "with recursive a(x) as (select 1 union all select x + 1 from a) select count(*) from a",
     "endless inside": "select * from (with a(x) as (select 1 union all select x + 1 from a) select x from a)",
     "hidden in quotes": f"select \"'\" from ({DOUBLING} select * from t25) where \"'\"",
@@ -57,25 +60,31 @@ HOSTILE = {
     "groups": f"select a.rowid, b.rowid, max({'||'.join(['a.client'] * 20)}) m from payments a, payments b "
     "group by 1, 2 order by 3",
     "60 tables": f"select count(*) from {','.join(f'payments p{i}' for i in range(60))}",
-    "slow LIKE": f"select count(*) from payments a, payments b where {'||'.join(['a.client || b.client'] * 10)} like '%a%a%a%a%a%b%z'",
+    "slow LIKE": "select count(*) from payments a, payments b where " + "||".join(["a.client || b.client"] * 10)
+    + " like '%a%a%a%a%a%b%z'",
     "many rows": "select a.client from payments a, payments b", "wide": f"select {','.join('1' * 40)}",
     "extension": "select load_extension('evil')", "readfile": "select readfile('/etc/passwd')",
     "writefile": "select writefile('evil', 'x')", "fts3": "select fts3_tokenizer('simple')", "fts5": "select fts5(1)",
     "huge blob": "select zeroblob(1000000000)", "random blob": "select randomblob(1000000000)",
     "huge hex": "select hex(zeroblob(400000000))", "printf": "select printf('%1000000000d', 1)",
-    "format": "select format('%.*c', 1000000000, 'x')", "replace": "select replace('aaaa', 'a', 'aaaaaaaaaaaaaaaaaaaa')",
+    "format": "select format('%.*c', 1000000000, 'x')", "replace": "select replace('aaaa', 'a', 'aaaaaaaaaaaa')",
     "group_concat": "select group_concat(a.client) from payments a, payments b",
     "string_agg": "select string_agg(client, client) from payments",
-    "long text": f"select {'||'.join(['client'] * 40)} || {'||'.join(['client'] * 40)} || upper('{'a' * 300}') from payments",
-    "deep": f"select {'-' * 400}", "deep sum": f"select {'+'.join('1' * 200)}", "deep tables": f"select * from {NESTED}, no",
-    "deep not": f"select {'not ' * 200} 1", "brackets": f"select {'(' * 900}", "union": " union all ".join(["select 1"] * 40),
+    "long text": f"select {'||'.join(['client'] * 40)} || {'||'.join(['client'] * 40)} from payments",
+    "deep": f"select {'-' * 400}", "deep sum": f"select {'+'.join('1' * 200)}",
+    "deep tables": f"select * from {NESTED}, no",
+    "deep not": f"select {'not ' * 200} 1",
+    "brackets": f"select {'(' * 900}",
+    "union": " union all ".join(["select 1"] * 40),
     "schema": "select sql from sqlite_master", "count of the schema": "select count(*) from sqlite_schema",
     "temporary schema": "select * from sqlite_temp_master", "table info": "select * from pragma_table_info('clients')",
-    "path": "select file from pragma_database_list", "pages": "select * from sqlite_dbpage", "dbstat": "select * from dbstat",
+    "path": "select file from pragma_database_list", "pages": "select * from sqlite_dbpage",
+    "dbstat": "select * from dbstat",
     "json": "select * from json_each('[1, 2]')", "json text": "select json_array(1)", "random": "select random()",
     "time": "select datetime('now')", "timestamp": "select current_timestamp", "version": "select sqlite_version()",
     "parameter": "select ?", "no such table": "select * from persons", "no such column": "select age from clients",
-    "no end": "select name from clients where", "no UTF-8": "select cast(x'ff' as text)", "overflow": "select sum(9223372036854775807) from payments",
+    "no end": "select name from clients where", "no UTF-8": "select cast(x'ff' as text)",
+    "overflow": "select sum(9223372036854775807) from payments",
 }  # fmt: skip
 RUNS_HOSTILE = """
 import json, sys
@@ -132,7 +141,7 @@ def test_random_text_never_crashes() -> None:
 
 
 HARMLESS = {
-    "SELECT COUNT(*) FROM clients": [(400,)],
+    "SELECT COUNT(*) FROM clients": [(300,)],
     " select 1;": [(1,)],
     "select count(*) from (select distinct city from clients)": [(48,)],
     "select upper(substr('abc', 2)) -- a comment": [("BC",)],
@@ -194,10 +203,14 @@ PAYMENTS = [
 
 
 def mentioned(prompt: str, column: str, rows: list[Row]) -> str | None:
-    values = {str(row[column]) for row in rows}
-    found = [value for value in values if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", prompt, re.IGNORECASE)]
+    found = {value.lower() for value in pattern(tuple(sorted({row[column] for row in rows}))).findall(prompt)}
     assert len(found) <= 1, (prompt, found)
-    return found[0] if found else None
+    return next((str(row[column]) for row in rows if row[column].lower() in found), None)
+
+
+@functools.cache
+def pattern(values: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, values))})(?!\w)", re.IGNORECASE)
 
 
 def oracle(prompt: str) -> list[tuple[Any, ...]]:
@@ -220,11 +233,12 @@ def oracle(prompt: str) -> list[tuple[Any, ...]]:
         rows = [row for row in rows if (row["value"] > int(found[2]) if more else row["value"] < int(found[2]))]
     if "name" in text and "paid" not in text:
         return [(name,) for name in sorted(row["name"] for row in rows)]
-    if found := re.search(r"\b(most|least)\b", text):
+    if "paid the most" in text:
         sums: Counter[str] = Counter()
         for row in rows:
             sums[row["client"]] += row["value"]
-        return [((max if found[1] == "most" else min)(sums, key=sums.__getitem__),)]
+        assert len(set(sums.values())) >= len(sums) - 3  # ties are rare, and none is where the list is cut
+        return [(client,) for client, _ in sums.most_common(int(re.findall(r"\b\d\b", text)[0]))]
     if found := re.search(r"the (\d) (largest|highest|smallest|lowest) payments|(\d) (\w+) payments", text):
         order = sorted(rows, key=lambda row: row["value"], reverse=(found[2] or found[4]) in ("largest", "highest"))
         return [(row["client"], row["value"]) for row in order[: int(found[1] or found[3])]]
@@ -241,10 +255,11 @@ def oracle(prompt: str) -> list[tuple[Any, ...]]:
     return [(AGGREGATE[word]([row["value"] for row in rows]),)]
 
 
-@pytest.mark.parametrize("split", sql.SIZES)
+@pytest.mark.parametrize("split", ["val", "test"])
 def test_the_expected_query_answers_its_question(split: str) -> None:
-    for prompt, query in EXAMPLES[split][:1500]:
-        assert same_rows(oracle(prompt), sql.answer(query).rows, ordered=" order by " in query), (prompt, query)
+    for prompt, query in EXAMPLES[split]:
+        rows = sql.answer(query).rows
+        assert rows and rows[0][-1] and same_rows(oracle(prompt), rows, ordered=" order by " in query), (prompt, query)
 
 
 def test_the_oracle_reads() -> None:
@@ -266,25 +281,43 @@ def test_prompts_and_values_of_val_and_test_are_not_in_train() -> None:
     texts = {split: [prompt for prompt, _ in pairs] for split, pairs in EXAMPLES.items()}
     held_out = texts["val"] + texts["test"]
     assert len(set(held_out)) == len(held_out) and not set(held_out) & set(texts["train"])
-    names = {split: {*sql.client_names()[split], *sql.CITIES[split]} for split in sql.SIZES}
-    for split, prompts in texts.items():
-        others = "|".join(re.escape(name) for other in sql.SIZES if other != split for name in names[other])
-        assert not [prompt for prompt in prompts if re.search(rf"\b({others})\b", prompt)]
+    bank = "|".join(re.escape(name) for name in [*sql.client_names(), *sql.CITIES])
+    assert not [prompt for prompt in texts["train"] if re.search(rf"\b({bank})\b", prompt)]
+    assert sum(re.search(rf"\b({bank})\b", prompt) is not None for prompt in texts["test"]) > 350
     numbers = {split: set(re.findall(r"\d\d+", " ".join(prompts))) for split, prompts in texts.items()}
     assert not numbers["train"] & (numbers["val"] | numbers["test"]) and len(numbers["train"]) > 100
-    assert not re.search("April|November", " ".join(texts["train"])) and "November" in " ".join(texts["test"])
+    assert not re.search("April|November", " ".join(texts["train"]))
+    assert re.search("November", " ".join(texts["test"]))
+
+
+def test_every_query_runs() -> None:
+    for _, query in EXAMPLES["train"][:2000]:
+        assert not sql.answer(query).error
+
+
+def test_every_shape_of_query_has_its_share_of_train_and_of_test() -> None:
+    """Drawing again where a near miss gives equal rows must not leave a shape out of test, or use it up for train."""
+    shares = {
+        split: Counter(re.sub(r"'[^']+'|\d+", "_", re.sub(r"(sum|avg|max|min)\(", "_(", query)) for _, query in pairs)
+        for split, pairs in EXAMPLES.items()
+    }
+    assert shares["train"].keys() == shares["test"].keys() and len(shares["test"]) > 25
+    for shape, count in shares["train"].items():
+        assert 0.4 < shares["test"][shape] / 1000 / (count / 48_000) < 2.5, shape
 
 
 def test_half_of_test_has_new_wordings() -> None:
     """A wording is the question without its values."""
 
-    def wording(prompt: str, query: str) -> str:
-        values = [*re.findall(r"'([^']+)'", query), *re.findall(r"\d+", query)]
-        words = [word for pair in (*sql.AGGREGATES.values(), *sql.COMPARISONS.values()) for word in pair]
-        pattern = "|".join(map(re.escape, sorted([*values, *words], key=len, reverse=True)))
-        return re.sub(rf"\b({pattern})\b", "_", prompt.lower(), flags=re.IGNORECASE)
+    words = [word for pair in (*sql.AGGREGATES.values(), *sql.COMPARISONS.values()) for word in pair]
 
-    train = {wording(*pair) for pair in EXAMPLES["train"]}
+    def wording(prompt: str, query: str) -> str:
+        text = prompt.lower()
+        for value in [*re.findall(r"'([^']+)'", query.lower()), *re.findall(r"\d+", query), *words]:
+            text = text.replace(value, "_")
+        return text
+
+    train = {wording(*pair) for pair in EXAMPLES["train"][:15_000]}
     new = {split: [wording(*pair) not in train for pair in EXAMPLES[split]] for split in ("val", "test")}
     assert not any(new["val"])
     assert [sql.wording(prompt) == "new wordings" for prompt, _ in EXAMPLES["test"]] == new["test"]
@@ -301,7 +334,7 @@ def accuracy(pairs: list[tuple[str, str]], responses: list[str]) -> tuple[float,
 
 
 def test_expected_queries_score_everything_and_others_little() -> None:
-    pairs = EXAMPLES["test"]
+    pairs = EXAMPLES["test"][:500]
     queries = [query for _, query in pairs]
     assert accuracy(pairs, queries) == (1, 1)
     rewritten = [re.sub(r"(\w+) = ('[^']+')", r"\2 = \1", query.replace("select", "SELECT")) + ";" for query in queries]
@@ -328,19 +361,20 @@ def test_queries_of_the_same_kind_about_something_else_score_little() -> None:
 
 MISTAKES: list[tuple[str, str]] = [  # what a near miss replaces, and by what
     *((r"\b(sum|avg|max|min)\((\w+)\)", rf"{name}(\2)") for name in ("sum", "avg", "max", "min", "count", "total")),
-    (r"count\(\*\)", "count(*) + 1"), ("> ", "< "), ("< ", "> "), (r"(\d)0\b", r"\g<1>5"), (r"limit \d", ""),
+    (r"count\(\*\)", "count(*) + 1"), ("> ", "< "), ("< ", "> "), (r"(\d)(\d)0\b", r"\2\g<1>0"), (r"limit \d", ""),
     (r"( desc)? limit", lambda found: " limit" if found[1] else " desc limit"), (r" and \w+ . \S+", ""),
-    (r"where (city|month|category|kind|segment|balance|amount) . \S+( and)?", lambda found: "where" if found[2] else ""),
-    (r"= '(.)", "= '_"), (r"'(\w+)'", r"'\1s'"), ("group by .*", ""), (r"client from payments", "category from payments"),
+    (r"where (city|month|category|kind|segment|balance|amount) . \S+( and)?", lambda got: "where" if got[2] else ""),
+    (r"= '(.)", "= '_"), (r"'(\w+)'", r"'\1s'"), ("group by .*", ""),
+    (r"client from payments", "category from payments"),
     (r"select city from", "select segment from"), (r"select segment from", "select city from"),
-    *((rf"(city|month|category|kind|segment) = '\w+'", rf"\1 = '{value}'") for value in ("Oslo", "May", "tax", "card", "retail")),
+    *((r"(city|month|category|kind|segment) = '\w+'", rf"\1 = '{name}'") for name in ("Oslo", "May", "tax", "card")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
 def test_a_near_miss_is_wrong(number: int) -> None:
     wrong = 0
-    for prompt, query in EXAMPLES["test"][:400]:
+    for prompt, query in EXAMPLES["test"][:250]:
         other = re.sub(MISTAKES[number][0], MISTAKES[number][1], query, count=1)
         same = {other, other.replace("total(", "sum(")}
         if query not in same and not other.startswith(query.split(" limit ")[0] + " limit 0"):

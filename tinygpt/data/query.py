@@ -2,10 +2,11 @@
 
 A response of a language model is untrusted input. Several barriers stand behind each other. The query runs on a copy of
 the database in memory, and no file is opened. An authorizer (sqlite.org/c3ref/set_authorizer.html) permits reading the
-tables and calling the functions of a short list, and nothing else: no writes, ATTACH, PRAGMA, virtual tables or
-recursion. A progress handler ends the query after a number of steps of SQLite's virtual machine. Steps do not depend on
-the speed of the machine, so neither does a score; the time limit is for the case that single steps are slow. Limits of
-lengths (sqlite.org/limits.html) with the limit of steps bound the memory to some 100 MB.
+tables and calling the functions of a short list, and nothing else: no writes, ATTACH, PRAGMA or virtual tables. WITH is
+refused: it allows recursion, and SQLite takes time and memory that double with each of its tables before the first step
+of the query. A progress handler ends the query after a number of steps of SQLite's virtual machine. Steps do not depend
+on the speed of the machine, so neither does a score; the time limit is for the case that single steps are slow. Limits
+of lengths (sqlite.org/limits.html) with the limit of steps bound the memory to some 100 MB.
 
 This does not protect from an error in SQLite itself, and the query may read every row of these tables.
 
@@ -24,7 +25,7 @@ MAX_ROWS = 1000  # of a result
 MAX_STEPS = 500_000  # of SQLite's virtual machine; a join of some thousand rows takes 50,000
 MAX_SECONDS = 1.0
 STEPS_PER_CALL = 1000  # of the progress handler
-MAX_AUTHORISATIONS = 1000  # of a query; views of views of views would double the work with each level
+MAX_AUTHORISATIONS = 1000  # of a query: the functions, columns and subqueries in it
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1000,  # bytes of a text, a blob or a row
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: MAX_CHARACTERS,
@@ -39,10 +40,10 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
-FUNCTIONS = frozenset(
-    "abs avg coalesce count ifnull iif length like lower max min nullif round substr substring sum total trim "
-    "upper".split()
-)  # deterministic, and their results are no longer than their arguments
+FUNCTIONS = {  # deterministic, and their results are no longer than their arguments
+    "abs", "avg", "coalesce", "count", "ifnull", "iif", "length", "like", "lower", "max", "min", "nullif", "round",
+    "substr", "substring", "sum", "total", "trim", "upper",
+}  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -101,8 +102,6 @@ class Guard:
             self.reason = f"not allowed to read {first}"
         elif action == sqlite3.SQLITE_FUNCTION and (second or "").lower() not in FUNCTIONS:
             self.reason = f"not allowed to call {second}"
-        elif action == sqlite3.SQLITE_RECURSIVE:
-            self.reason = "recursion is not allowed"
         elif action not in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION):
             self.reason = "only reading is allowed"
         else:
