@@ -22,6 +22,7 @@ from tinygpt.config.parse import parse
 from tinygpt.data.tasks import TASKS
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import label_indices, ngram_baseline
+from tinygpt.lab.command import LABS
 from tinygpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,39 @@ def test_the_check_notices_a_stale_page(page: str, old: str, new: str, tmp_path:
         [sys.executable, tmp_path / "scripts/docs.py", "--check"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1 and page in done.stderr
+
+
+def test_the_deck_is_up_to_date_and_a_stale_one_is_noticed(tmp_path: Path) -> None:
+    for part in ("scripts", "docs"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    check = [sys.executable, tmp_path / "scripts/slides.py", "--check"]
+    assert subprocess.run(check).returncode == 0, "run: python scripts/slides.py"
+    page = tmp_path / "docs/TEACHING.md"
+    page.write_text(PAGES[ROOT / "docs/TEACHING.md"].replace("| The world changes", "| Nothing changes"), "utf-8")
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 1 and "run: python scripts/slides.py" in done.stderr
+
+
+def claims() -> list[list[str]]:
+    """The rows of the teacher's table: claim, command, expected result, question, wrong answers."""
+    table = PAGES[ROOT / "docs/TEACHING.md"].partition("<!-- claims -->\n")[2].partition("\n\n")[0].splitlines()
+    return [row.strip("| ").split(" | ") for row in table[2:]]
+
+
+@pytest.mark.parametrize("row", claims(), ids=lambda row: row[0])
+def test_each_claim_has_a_command_a_number_and_a_question(row: list[str]) -> None:
+    _, command, expected, question, wrong = row
+    quoted = re.findall(r"`tinygpt ([^`]+)`", command)
+    assert quoted and re.search(r"\d", expected) and question.endswith("?") and wrong.startswith('"')
+    for line in quoted:
+        test_commands_of_the_pages_are_understood(shlex.split(line))
+
+
+def test_every_lab_is_described_and_used_in_class() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", PAGES[ROOT / "docs/LABS.md"], re.MULTILINE)
+    assert set(listed) == set(LABS)
+    used = {name for row in claims() for name in re.findall(r"tinygpt lab (\w+)", row[1])}
+    assert used == set(LABS)
 
 
 def test_the_readme_is_short() -> None:

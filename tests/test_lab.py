@@ -22,10 +22,11 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import methods, stages
 from tinygpt.lab.facts import experiment, systems, world
-from tinygpt.lab.facts.summary import Measured, Row, Share
+from tinygpt.lab.facts.summary import Measured, Row
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Identity, Stage, duration
+from tinygpt.lab.summary import Share
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
 from tinygpt.training.log import read_metrics
@@ -110,7 +111,7 @@ def test_the_expected_time_follows_the_pace_of_this_machine() -> None:
 
 def test_the_labs_are_listed(tmp_path: Path) -> None:
     listed = cli_here("lab", cwd=tmp_path)
-    assert listed.status == 0 and all(name in listed.out for name in ("facts", "methods", "examples"))
+    assert listed.status == 0 and all(name in listed.out for name in ("facts", "methods", "labels"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -450,7 +451,7 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
     assert not (folder / "lab.json").exists()
 
 
-# ---- lab methods, lab examples ---------------------------------------------------------------------------------------
+# ---- lab methods -----------------------------------------------------------------------------------------------------
 
 
 def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

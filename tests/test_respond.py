@@ -42,5 +42,5 @@ def test_some_responses_end_and_some_are_cut_off() -> None:
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    with pytest.raises(TinyGPTError, match="prompt 2 .* takes 32 tokens"):
+    with pytest.raises(TinyGPTError, match=r"prompt 2 .* takes 32 tokens"):
         responses(model(0), TOKENIZER, ["a", "a" * 30], 5)

@@ -157,6 +157,10 @@ def check_request(config: PrepareConfig) -> None:
         )
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
+    if config.labels and (config.format != "pairs" or config.name in TASKS):
+        raise TinyGPTError("--labels applies only to your own pairs", "drop --labels, or add --format pairs")
+    if config.labels and not 2 <= len(set(map(str.strip, config.labels)) - {""}) == len(config.labels):
+        raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
     if config.format != "pairs" and config.name not in ready and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")

@@ -1,7 +1,7 @@
 """Checkpoints: atomic files with a checksum, LoRA adapters, and changes of a model's size.
 
     store.py        read and write checkpoints; build the model in one
-    adapter.py      adapter.pt: the weights that a LoRA run has trained, without the base model
+    adapter.py      adapter.pt: the weights that a LoRA run has trained, without the base model; swapping adapters
     resize.py       shorten the context, enlarge the vocabulary
     health.py       refuse a model with NaN or infinite weights or logits
     gpt2.py         OpenAI's GPT-2 weights as a checkpoint

@@ -5,10 +5,16 @@ of the base weights. An adapter is refused with any other base model, where its 
 
     save_adapter(path, checkpoint)                         # from a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
+
+A process that runs for long loads the base model once, and puts adapters on it and takes them off:
+
+    adapters = Adapters("out", {"a": "out-a", "b": "out-b/adapter.pt"})
+    model = adapters.checkpoint("a").build_model()         # adapters.checkpoint() is the base model
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +67,69 @@ def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
 
 def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
     """Combine base and adapter into a checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
+    return _combined(base, ckpt, _read_adapter(adapter, ckpt, weights_fingerprint(base.model)))
+
+
+class Adapters:
+    """A base model that stays in memory, and its adapters by name, which are swapped without loading the base again.
+
+    The tensors of the base model are never changed, and all checkpoints share them: train none of them. An adapter is
+    merged when a model is built, into new matrices. So a model computes exactly what it computes when it is loaded from
+    the files, whichever adapters were used before, and models of several adapters can be used at the same time.
+    """
+
+    def __init__(self, ckpt: str, adapters: Mapping[str, str] | None = None) -> None:
+        """Load the base model, and add the adapters, paths by name. Errors: TinyGPTError as in `load_model`."""
+        self.ckpt, self._base = ckpt, checkpoint.load(ckpt)
+        self._fingerprint = weights_fingerprint(self._base.model)
+        self._adapters: dict[str, dict[str, Any]] = {}
+        for name, path in (adapters or {}).items():
+            self.add(name, path)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._adapters)
+
+    def add(self, name: str, path: str) -> None:
+        """Read an adapter, in place of one with the same name. On an error (TinyGPTError) nothing changes."""
+        if not name:
+            raise TinyGPTError(f"{path}: an adapter needs a name; the empty name is the base model's", "NAME=PATH")
+        state = _read_adapter(path, self.ckpt, self._fingerprint)
+        _combined(self._base, self.ckpt, state).build_model()  # an adapter that does not fit is refused here
+        self._adapters[name] = state
+
+    def checkpoint(self, name: str = "") -> Checkpoint:
+        """The base model with an adapter on it; without a name, the base model. Errors: TinyGPTError for another name.
+
+        Each has a tokenizer and a vocabulary of its own: an adapter may have added tokens.
+        """
+        if not name:
+            return self._base
+        if name not in self._adapters:
+            known = ", ".join(self._adapters)
+            raise TinyGPTError(f"no adapter is called {name!r}", f"choose one of {known}" if known else "add one first")
+        return _combined(self._base, self.ckpt, self._adapters[name])
+
+
+def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
+    """Read an adapter for the base model `ckpt` with this fingerprint. Errors: TinyGPTError, also for another base."""
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
     state = checkpoint.read(path)
     if not _is_adapter(state):
         raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8 writes OUT_DIR/adapter.pt")
-    own = weights_fingerprint(base.model)
-    if state["base"] != own:
+    if state["base"] != fingerprint:
         trained_from = str(state["config"].get("init_from", "out/ckpt.pt"))
         raise TinyGPTError(
-            f"{path} was trained on a base model other than {ckpt} (fingerprints {state['base']} and {own})",
+            f"{path} was trained on a base model other than {ckpt} (fingerprints {state['base']} and {fingerprint})",
             f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}",
         )
-    tokenizer = tokenizer_from_dict(state["tokenizer"], str(path))
+    tokenizer_from_dict(state["tokenizer"], str(path))
+    return dict(state)
+
+
+def _combined(base: Checkpoint, ckpt: str, state: dict[str, Any]) -> Checkpoint:
+    """Combine base and the content of an adapter. The tensors of the base are shared, and not changed."""
+    tokenizer = tokenizer_from_dict(state["tokenizer"], ckpt)
     known = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
     trained, relative = state["config"].get("block_size"), model.position.relative

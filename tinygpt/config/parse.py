@@ -160,6 +160,8 @@ def contradictions(config: Any) -> Iterator[str]:
         yield f"test_fraction is {config.test_fraction}, but must be above 0 and leave room for training"
     if isinstance(config, EvalConfig) and (config.plot if config.predict else config.output):
         yield "output (the file of labels) needs predict; plot (the confusion matrix) cannot be used with predict"
+    if isinstance(config, EvalConfig) and config.predict and {"positive", "miss_cost"} & config.given:  # type: ignore[attr-defined]
+        yield "positive and miss_cost are for an evaluation, and cannot be used with predict"
     if isinstance(config, ExportConfig) and "quantisation" in config.given and config.format != "gguf":  # type: ignore[attr-defined]
         yield f"quantisation needs format=gguf, but format is {config.format}"
     if hasattr(config, "n_head") and config.n_head > 0:

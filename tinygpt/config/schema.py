@@ -7,6 +7,7 @@ The text below a field is its help. Its limits are part of its type (`tinygpt/co
 """
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 from tinygpt.config.fields import (
@@ -47,7 +48,8 @@ class PrepareConfig:
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
 
-    Built-in tasks of prompts and responses: transactions, headlines, reader, reader_long.
+    Built-in tasks of prompts and responses: transactions, headlines, compliance, sectors, reports, reports_a,
+    reports_b, sql, reader, reader_long.
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
@@ -70,6 +72,9 @@ class PrepareConfig:
     """pairs: the key or column of the prompt"""
     response_field: str = "response"
     """pairs: the key or column of the response"""
+    labels: tuple[str, ...] = ()
+    """pairs: the labels, for example --labels ok breach; another response is refused with its line; empty: any response
+    is taken"""
     test_fraction: float = 0.1
     """pairs: share of the examples that is kept as the test split"""
     skip_bad: bool = False
@@ -367,12 +372,18 @@ class EvalConfig:
     with free text as responses: exact match"""
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
+    positive: str = ""
+    """with --task, of two labels: the rare one, which is to be found; adds precision, recall, false alarms, misses and
+    their cost, at a threshold chosen on the validation split; empty: that of the built-in task, if it has one"""
+    miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
+    """with a positive label: a missed one costs as much as this many false alarms"""
     predict: File = ""
     """with --task: label each line of this file instead (empty lines too), as CSV with each label's probability"""
     output: File = ""
     """file for the labels of --predict, also -o; empty: print them"""
     plot: File = ""
-    """with --task: PNG file for the confusion matrix; empty: confusion.png in the checkpoint's folder"""
+    """with --task: PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty:
+    confusion.png or precision_recall.png in the checkpoint's folder"""
     data_dir: File = "data"
     """folder that holds the datasets"""
     device: str = "auto"
@@ -588,15 +599,21 @@ class LabConfig:
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
     quick: bool = False
-    """lab facts: a short form for a lesson, with fewer questions, shorter trainings and one seed"""
+    """a short form for a lesson, with less data, shorter trainings and one seed; not in lab methods"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     ckpt: File = "out-fast/ckpt.pt"
-    """the other labs: the small base model, a checkpoint or its folder"""
+    """lab methods: the small base model, a checkpoint or its folder"""
     pretrained: File = ""
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
     price: NonNegative = 0.1
-    """lab facts: price of an hour of this machine, in your currency, for the cost of answers"""
+    """lab facts, lab cascade: price of an hour of this machine, in your currency, for the cost of answers"""
+    outside_price: NonNegative = 0.0
+    """lab cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: its time on this machine"""
+    person_price: NonNegative = 50.0
+    """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds for each at 18 per hour"""
+    target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
+    """lab confidence, lab cascade: share of right answers among the answered validation lines; sets the thresholds"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
     data_dir: File = "data"

@@ -1,7 +1,7 @@
 """Data: text, pairs and tasks, tokenizers, and the token files that a model is trained on.
 
 corpora      Tiny Shakespeare and GPT-2's vocabulary, from packages or the network, checked by SHA-256
-tasks        classification, reading and questions to SQL, generated from templates
+tasks        tasks for fine-tuning, generated from templates or tables
 text_files   find text files and read them in blocks
 pairs        prompts and responses from JSON Lines, CSV or Excel files into a dataset
 workbook     read a sheet of an Excel workbook

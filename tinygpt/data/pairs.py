@@ -43,7 +43,7 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     else:
         pairs = list(read(paths, config))
         splits = split(pairs, config.val_fraction, config.test_fraction)
-        labels = labels_of(pairs)
+        labels = [label.strip() for label in config.labels] or labels_of(pairs)
         source = ", ".join(map(str, paths[:3]))
     tokenizer = tokenizer or tokenizer_of_pairs(splits)
     folder = Path(config.data_dir) / config.name
@@ -225,7 +225,10 @@ def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
             return none, f"{key} contains a NUL"
         if surrogate := lone_surrogate(entry[key]):
             return none, f"{key} contains a lone surrogate ({surrogate}), which is half of a character"
-    return (entry[config.prompt_field].strip(), entry[config.response_field].strip()), ""
+    prompt, response = entry[config.prompt_field].strip(), entry[config.response_field].strip()
+    if config.labels and response not in map(str.strip, config.labels):
+        return none, f"{config.response_field} {response[:40]!r} is not one of the labels {', '.join(config.labels)}"
+    return (prompt, response), ""
 
 
 # ---- splitting --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ show_pairs(config, folder, meta, tokenizer, splits, "pairs.jsonl")
 
 import contextlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def show_pairs(
     """Print the size of a dataset of pairs, some training examples, and the next command."""
     print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
     if meta["labels"]:
-        print(f"labels:     {', '.join(meta['labels'])}")
+        show_labels(meta["labels"], splits)
     lengths = [len(tokenizer.encode_pair(*pair)) for part in splits.values() for pair in part]
     mean = sum(lengths) / len(lengths)
     print(f"lengths:    at most {max(lengths)} tokens, {mean:.0f} on average, special tokens included")
@@ -74,6 +75,18 @@ def show_pairs(
     if config.name in TASKS and TASKS[config.name].database:
         print(f"            {folder}/bank.db, the SQLite database that the responses query")
     print_next_commands(config, folder, tokenizer, max(lengths) - 1)
+
+
+def show_labels(labels: list[str], splits: dict[str, list[Pair]]) -> None:
+    """Print the share of each label in all splits, and which splits lack one."""
+    counts = {name: Counter(label for _, label in part) for name, part in splits.items()}
+    total = sum(counts.values(), Counter())
+    shares = (f"{label} {100 * total[label] / total.total():.1f} %" for label in labels)
+    print(f"labels:     {', '.join(shares)}")
+    for name, count in counts.items():
+        missing = [repr(label) for label in labels if not count[label]]
+        if missing:
+            print(f"note: the split {name} has no example of {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
 
 
 def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenizer, width: int) -> None:

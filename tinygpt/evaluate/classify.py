@@ -17,7 +17,7 @@ Shapes: n prompts, L labels.
 import csv
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -168,7 +168,16 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 def ngram_baseline(
     train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int
 ) -> tuple[np.ndarray | None, str]:
-    """Probabilities (n, L) by a logistic regression on character n-grams, n = 1 to 5; or None, and the reason."""
+    """Probabilities (n, L) by `ngram_classifier`; or None, and the reason."""
+    classify, note = ngram_classifier(train_prompts, train_truth, n_labels)
+    return classify and classify(prompts), note
+
+
+def ngram_classifier(
+    train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int
+) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
+    """Train a logistic regression on character n-grams, n = 1 to 5, a function from prompts to probabilities (n, L);
+    or None, and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -180,9 +189,13 @@ def ngram_baseline(
             classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character
         return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
-    probs = np.zeros((len(prompts), n_labels))
-    probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
-    return probs, ""
+
+    def classify(prompts: Sequence[str]) -> np.ndarray:
+        probs = np.zeros((len(prompts), n_labels))
+        probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
+        return probs
+
+    return classify, ""
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -278,20 +291,22 @@ def make_report(
     mean: np.ndarray,
     train: LabelledPrompts,
     n_mistakes: int = 5,
+    ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> Report:
     """Make the report on `examples` from the scores of their prompts, total and mean of `label_scores`, (n, L) each.
 
+    ngram: the result of `ngram_baseline` for these prompts, if it is known already.
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
     """
     truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)
     prompts = [prompt for prompt, _ in examples]
-    ngram, note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
+    ngram_probs, note = ngram or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
     majority = np.full(n, np.bincount(train_truth).argmax())
     answers = {"model": predicted, "normalised": mean.argmax(axis=1), "majority": majority}
-    if ngram is not None:
-        answers["ngram"] = ngram.argmax(axis=1)
+    if ngram_probs is not None:
+        answers["ngram"] = ngram_probs.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, L)
     columns = rates(confusion)
     error, bins = calibration(probs, truth)

@@ -8,13 +8,17 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tinygpt import terminal
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.config import suggest
 from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate import classify, exact
+from tinygpt.evaluate import classify, exact, threshold
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.evaluate.origin import data_dir
@@ -45,10 +49,11 @@ def evaluate(config: EvalConfig) -> None:
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
     if config.plot and not dataset.labels:
         raise TinyGPTError(f"--plot draws a confusion matrix, but {name!r} is not a labelled task", "drop --plot")
+    positive = positive_label(config, dataset)
     if prompts:
         label_lines(config, model, dataset, compute, prompts)
     elif dataset.labels:
-        measure_task(config, model, dataset, compute)
+        measure_task(config, model, dataset, compute, positive)
     elif config.task:
         report = exact.make_report(model, dataset, config.split, compute)
         print(strict_json({"ckpt": config.ckpt, **report.to_dict()}) if config.json else report.text())
@@ -72,25 +77,96 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: devic
     note_unknown(tokenizer, prompts)
 
 
-def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """Print the report on a labelled task, and draw the confusion matrix."""
+def positive_label(config: EvalConfig, dataset: Dataset) -> str:
+    """The label whose precision and recall are measured: that of --positive, or of the built-in task, or empty.
+
+    Errors: TinyGPTError for a label that the task does not have, or a split without an example of it.
+    """
+    name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
+    positive = config.positive or (task.positive if task and task.positive in labels else "")
+    if not positive:
+        if "miss_cost" in getattr(config, "given", ()):
+            raise TinyGPTError("--miss_cost needs a positive label, whose misses it weighs", "--positive=LABEL")
+        return ""
+    if len(labels) != 2:
+        what = f"{len(labels)} labels" if labels else "no labels"
+        raise TinyGPTError(f"--positive is for a task with two labels, but {name!r} has {what}", "drop --positive")
+    if positive not in labels:
+        raise TinyGPTError(
+            f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}",
+            f"--positive={suggest.quoted(labels[1])}",
+        )
+    for split in ("val", config.split):
+        if all(label != positive for _, label in dataset.sources[split].texts(dataset.tokenizer)):
+            raise TinyGPTError(
+                f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured",
+                "prepare it with more examples, or with a larger --val_fraction and --test_fraction",
+            )
+    return positive
+
+
+def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, positive: str) -> None:
+    """Print the report on a labelled task, and draw the confusion matrix, or the curves of a positive label."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
-    train, wanted = (dataset.sources[split].texts(tokenizer) for split in ("train", config.split))
-    total, mean = classify.label_scores(model, tokenizer, [prompt for prompt, _ in wanted], labels, compute.device)
-    report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train)
+    splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
+    examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
+    prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
+    scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels, compute.device) for s in splits}
+    truth = classify.label_indices(dataset.name, examples["train"], labels)
+    asked = [prompt for split in splits for prompt in prompts[split]]
+    probs, note = classify.ngram_baseline(prompts["train"], truth, asked, len(labels))
+    ngram = {}
+    if probs is not None:
+        ends = np.cumsum([len(prompts[split]) for split in splits])[:-1]
+        ngram = dict(zip(splits, np.split(probs, ends), strict=True))
+    total, mean = scores[config.split]
+    known = ngram.get(config.split), note
+    wanted, train = examples[config.split], examples["train"]
+    report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train, ngram=known)
+    rare = make_tradeoff(config, positive, labels, examples, scores, ngram) if positive else None
     if config.json:
-        print(strict_json({"ckpt": config.ckpt, **report.to_dict()}))
+        tradeoff = {"tradeoff": rare.to_dict()} if rare else {}
+        print(strict_json({"ckpt": config.ckpt, **report.to_dict(), **tradeoff}))
         return
     print(report.text())
+    counts = np.bincount(truth, minlength=len(labels))
+    if rare:
+        print(f"\n{rare.text()}")
+    elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
+        name = labels[counts.argmin()]
+        print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
     folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
-    picture = Path(config.plot) if config.plot else folder / "confusion.png"
+    picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if rare else "confusion.png")
     try:
-        classify.draw_confusion(report, picture)
+        if rare:
+            threshold.draw_curves(dataset.name, rare, picture)
+        else:
+            classify.draw_confusion(report, picture)
         print(f"\nwritten: {picture}")
     except TinyGPTError as error:
         if config.plot:
             raise
         print(f"\nno picture: {error.message}")
+
+
+def make_tradeoff(
+    config: EvalConfig,
+    positive: str,
+    labels: list[str],
+    examples: dict[str, list[tuple[str, str]]],
+    scores: dict[str, tuple[np.ndarray, np.ndarray]],
+    ngram: dict[str, np.ndarray],
+) -> threshold.Tradeoff:
+    """The trade-off of the positive label, from examples, scores and n-gram probabilities (n, L) of val and of
+    config.split."""
+    place = labels.index(positive)
+
+    def scored(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        found = {"model": classify.probabilities(scores[split][0])[:, place]}
+        found |= {"ngram": ngram[split][:, place]} if ngram else {}
+        return found, np.array([label == positive for _, label in examples[split]])
+
+    return threshold.make_tradeoff(positive, config.split, config.miss_cost, scored("val"), scored(config.split))
 
 
 def lines_of(path: Path) -> list[str]:

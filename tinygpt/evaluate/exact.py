@@ -54,11 +54,12 @@ class ExactReport:
 
     def text(self) -> str:
         """Format for the terminal."""
+        width = max(21, *(len(name) + 2 for name in self.scores), 0)
         lines = [
             f"{self.task}, split {self.split}: {self.n:,} prompts; loss {self.loss:.4f} nats per token of the response",
             "",
-            f"{'exact match':<21}{percent(self.exact, self.n)}",
-            *(f"{name:<21}{percent(share, self.n)}" for name, share in self.scores.items()),
+            f"{'exact match':<{width}}{percent(self.exact, self.n)}",
+            *(f"{name:<{width}}{percent(share, self.n)}" for name, share in self.scores.items()),
         ]
         if abstention := self.abstention:
             n = abstention["n"]

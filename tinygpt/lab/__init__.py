@@ -10,8 +10,16 @@ and a verdict.
     processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
     models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
-    methods.py     lab methods and lab examples: what methods of fine-tuning gain, forget and cost
     facts/         lab facts: retrieve, fine-tune or train?
+    methods.py     lab methods: what methods of fine-tuning gain, forget and cost
+    labels.py      lab labels: how many labels does one need, and how good must they be?
+    reports.py     lab reports: style from a small adapter, and fidelity
+    domain.py      lab domain: does a corpus of one's own field help?
+    drift.py       lab drift: what do new merchants cost a model, and what repairs it?
+    confidence.py  lab confidence: does a fine-tuned model know that it does not know?
+    canary.py      lab canary: what a model gives away of its training text
+    arithmetic.py  lab arithmetic: sums within and beyond the lengths of training
+    cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

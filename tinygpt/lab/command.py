@@ -15,13 +15,20 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import facts, methods, summary
+from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, summary
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
     "facts": facts.LAB,
     "methods": methods.LAB,
-    "examples": methods.EXAMPLES,
+    "labels": labels.LAB,
+    "reports": reports.LAB,
+    "domain": domain.LAB,
+    "drift": drift.LAB,
+    "confidence": confidence.LAB,
+    "canary": canary.LAB,
+    "arithmetic": arithmetic.LAB,
+    "cascade": cascade.LAB,
 }
 
 

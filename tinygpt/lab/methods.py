@@ -1,12 +1,10 @@
-"""`tinygpt lab methods` and `tinygpt lab examples`: what methods of fine-tuning gain, forget and cost.
+"""`tinygpt lab methods`: what methods of fine-tuning gain, forget and cost.
 
-Each training is a stage: a method, a seed, and for the second lab a number of training examples. It runs `tinygpt
-finetune` (or train, from scratch) and `tinygpt eval` on the transactions, whose test lines name brands that do not
-occur in train.
+Each training is a stage: a method and a seed. It runs `tinygpt finetune` (or train, from scratch) and `tinygpt eval` on
+the transactions, whose test lines name brands that do not occur in train.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 import statistics
@@ -16,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.errors import TinyGPTError
-from tinygpt.lab.lab import Lab
-from tinygpt.lab.processes import prepared, require_model, run, trained
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, run, trained
 from tinygpt.lab.stages import Results, Stage, duration
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.training.log import read_metrics
@@ -27,7 +24,6 @@ FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in (""
 # from scratch: the small model with its own optimizer, and the schedule of FULL
 SCRATCH = "configs/shakespeare_char_fast.yaml --dataset=transactions --batch_size=32 --dropout=0.1 --max_iters=1000"
 SCRATCH += " --lr_schedule=linear --min_lr=0 --warmup_iters=50 --eval_interval=100 --eval_iters=0 --patience=5"
-SIZES = {50: 30, 200: 50, 1000: 100, 4000: 250}  # training examples, and iterations of the pretrained model
 CLOSE = 0.02  # accuracies that differ by less count as equal
 
 
@@ -49,7 +45,6 @@ METHODS = {
     "pretrained, zero-shot": Method("", [], "pretrained", 150),
     "pretrained, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained", 600),
 }
-CURVE = {name: METHODS[name] for name in ("all weights", "pretrained, LoRA")}
 SONNET = """Shall I compare thee to a summer's day?
 Thou art more lovely and more temperate:
 Rough winds do shake the darling buds of May,
@@ -68,44 +63,42 @@ So long lives this and this gives life to thee.
 
 
 class Training(NamedTuple):
-    """One training of a lab."""
+    """One training."""
 
     name: str  # of the method
     method: Method
     base: str  # path of the base model, may be empty
     seed: int
-    examples: int = 0  # 0: all
 
     def title(self) -> str:
         """The name of the stage: all that its result depends on."""
         base = f"from {self.base}" if self.base else ""
-        size = f"{self.examples:,} examples" if self.examples else ""
-        return ", ".join(filter(None, (self.name, base, size, f"seed {self.seed}")))
+        return ", ".join(filter(None, (self.name, base, f"seed {self.seed}")))
 
 
-def trainings(config: LabConfig, methods: dict[str, Method], sizes: Sequence[int] = (0,)) -> list[Training]:
-    """All trainings of a lab, seed by seed. A zero-shot model has no seed, so it is measured once."""
-    bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
-    chosen = {name: method for name, method in methods.items() if bases[method.base] or not method.base}
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """A stage for each training. Errors: TinyGPTError if a base model or scikit-learn is missing."""
+    require_ngrams()
+    require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
+    require_pretrained(config)
     return [
-        Training(name, method, bases[method.base], seed, size)
-        for seed in range(1, config.seeds + 1)
-        for size in sizes
-        for name, method in chosen.items()
-        if method.command or seed == 1
+        prepared(config, folder, "transactions"),
+        *(
+            Stage(job.title(), job.method.seconds, partial(measure, job, config, folder))
+            for job in trainings(config, METHODS)
+        ),
     ]
 
 
-def stages(config: LabConfig, folder: Path, jobs: Sequence[Training]) -> list[Stage]:
-    """A stage for each training. Errors: TinyGPTError if a base model or scikit-learn is missing."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
-    require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
-    if config.pretrained:
-        require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
+def trainings(config: LabConfig, methods: dict[str, Method]) -> list[Training]:
+    """All trainings, seed by seed. A zero-shot model has no seed, so it is measured once."""
+    bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
+    chosen = {name: method for name, method in methods.items() if bases[method.base] or not method.base}
     return [
-        prepared(config, folder, "transactions"),
-        *(Stage(job.title(), job.method.seconds, partial(measure, job, config, folder)) for job in jobs),
+        Training(name, method, bases[method.base], seed)
+        for seed in seeds(config)
+        for name, method in chosen.items()
+        if method.command or seed == 1
     ]
 
 
@@ -114,15 +107,11 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
     out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
     data = f"--data_dir={config.data_dir}"
-    found: dict[str, Any] = {"method": job.name, "seed": job.seed, "examples": job.examples, "seconds": 0.0}
+    found: dict[str, Any] = {"method": job.name, "seed": job.seed, "seconds": 0.0}
     found |= {"memory": 0, "trained": 0, "bytes": 0, "forgetting": None}
     if job.method.command:
         flags = [*job.method.flags, f"--out_dir={out}", f"--seed={job.seed}", "--device=cpu", "--quiet", data]
         flags += ["--init_from=auto", *([f"--ckpt={job.base}"] if job.base else [])]
-        if job.examples:
-            flags.append(f"--examples={job.examples}")
-            if job.method.base == "pretrained":
-                flags += [f"--max_iters={SIZES[job.examples]}", f"--eval_interval={SIZES[job.examples]}"]
         found["memory"] = run(folder / "train.log", job.method.command, *flags).memory
         found |= of_run(out)
     model = out if job.method.command else job.base
@@ -150,15 +139,11 @@ def of_run(out: Path) -> dict[str, Any]:
     }
 
 
-# ---- what the labs say -----------------------------------------------------------------------------------------------
-
-
-def all_methods(config: LabConfig, folder: Path) -> list[Stage]:
-    return stages(config, folder, trainings(config, METHODS))
+# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 def compared(results: Results, _: LabConfig) -> Summary:
-    """Lab methods: a row for each method, accuracy against forgetting, and the simplest method that is good enough."""
+    """A row for each method, accuracy against forgetting, and the simplest method that is good enough."""
     runs = by_method(results)
     ngram = next(one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None)
     rows = [row(name, some) for name, some in runs.items()]
@@ -197,10 +182,6 @@ def by_method(results: Results) -> dict[str, list[dict[str, Any]]]:
         if isinstance(result, dict) and "method" in result:
             runs.setdefault(result["method"], []).append(result)
     return runs
-
-
-def of_size(runs: Sequence[dict[str, Any]], size: int, key: str) -> list[float]:
-    return [one[key] for one in runs if one["examples"] == size]
 
 
 def median(runs: Sequence[dict[str, Any]], key: str) -> float:
@@ -253,75 +234,10 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
     return [verdict]
 
 
-def learning_curve(config: LabConfig, folder: Path) -> list[Stage]:
-    return stages(config, folder, trainings(config, CURVE, sorted(SIZES)))
-
-
-def curve(results: Results, _: LabConfig) -> Summary:
-    """Lab examples: accuracy by the number of training examples."""
-    runs = by_method(results)
-    rows = [[f"{size:,}", *(percent(of_size(some, size, "accuracy")) for some in runs.values())] for size in SIZES]
-    ngram = next((one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None), None)
-    how = (
-        "Accuracy on 1,000 lines with brands that do not occur in training: median over the seeds (minimum to "
-        "maximum). The small model's best checkpoint is chosen on the complete validation split, whatever the number "
-        "of examples."
-    )
-
-    def draw(axes: Any) -> None:
-        for index, (name, some) in enumerate(runs.items()):
-            medians = [100 * statistics.median(of_size(some, size, "accuracy")) for size in SIZES]
-            axes.plot(list(SIZES), medians, "-", color=f"C{index}", label=name)
-            axes.plot(
-                [one["examples"] for one in some], [100 * one["accuracy"] for one in some], "o", color=f"C{index}"
-            )
-        if ngram is not None:
-            axes.axhline(100 * ngram, color="gray", linestyle=":", label=f"n-gram baseline, {max(SIZES):,} examples")
-        axes.set(xlabel="training examples", ylabel="accuracy (%)", xscale="log")
-        axes.set_xticks(list(SIZES), [f"{size:,}" for size in SIZES])
-        axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=9)
-
-    return Summary(
-        "How many examples does a method need?",
-        "Spending categories of card-statement lines, learned from 50 to 4,000 examples.",
-        [Table("Accuracy by number of training examples", ["examples", *runs], rows, how)],
-        [enough(runs)],
-        "Accuracy against the number of training examples",
-        draw,
-    )
-
-
-def enough(runs: dict[str, list[dict[str, Any]]]) -> Verdict:
-    """What four times as many examples gain at the end of the curve."""
-    *_, fewer, all_of_them = sorted(SIZES)
-    gains = {
-        name: statistics.median(of_size(some, all_of_them, "accuracy"))
-        - statistics.median(of_size(some, fewer, "accuracy"))
-        for name, some in runs.items()
-    }
-    said = [
-        f"{name}: {'collect more examples' if gain > CLOSE else 'enough examples'} ({100 * gain:+.1f} points)"
-        for name, gain in gains.items()
-    ]
-    return Verdict(
-        "; ".join(said) + ".",
-        f"more examples help if going from {fewer:,} to {all_of_them:,} gains more than {100 * CLOSE:.0f} percentage "
-        "points",
-    )
-
-
 LAB = Lab(
     "what each method of fine-tuning gains, forgets and costs",
     ("data_dir",),
     ("ckpt", "pretrained"),
-    all_methods,
+    stages,
     compared,
-)
-EXAMPLES = Lab(
-    "how accuracy grows with the number of training examples",
-    ("data_dir",),
-    ("ckpt", "pretrained"),
-    learning_curve,
-    curve,
 )

@@ -1,22 +1,30 @@
 """Datasets that a lab makes, and the answers of a trained model, measured in the lab's own process.
 
 write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
+write_text(folder / "data", "verses", text, tokenizer)
 model = Model(folder / "out")
 model.probabilities(["is 2 even?"], ["yes", "no"])        # (1, 2)
+model.continuation("\nThe account of ", 20)               # of a model of plain text
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
+from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.evaluate import classify, respond
+from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.files import folder_lock
+from tinygpt.sample import Choice, generate
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
@@ -34,14 +42,26 @@ def write_dataset(
         write_pairs(folder, splits, list(labels), tokenizer or tokenizer_of_pairs(splits), {})
 
 
-class Model:
-    """A trained model on the CPU; `ckpt` is a checkpoint or its folder. Characters that it does not know are left out
-    of a prompt. Errors: TinyGPTError as in `load_model`."""
+def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
+    """Write a dataset of plain text; its last tenth is the validation split."""
+    folder, train = data / name, len(text) * 9 // 10
+    splits = {"train": text[:train], "val": text[train:]}
+    with folder_lock(folder, "dataset"), token_writers(folder, splits) as writers:
+        for split, part in splits.items():
+            writers[split].write(tokenizer.encode(part))
+        facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}
+        commit_dataset(folder, writers, tokenizer, hashlib.sha256(text.encode()).hexdigest(), facts)
 
-    def __init__(self, ckpt: Path | str, adapter: Path | str = "") -> None:
-        checkpoint = load_model(str(ckpt), str(adapter))
-        self.tokenizer = tokenizer_of(checkpoint, str(ckpt), "")
-        self.model = for_inference(checkpoint, device.choose_for_inference("cpu", "auto", checkpoint.num_params))
+
+class Model:
+    """A trained model on the CPU; `ckpt` is a checkpoint, its file or its folder. Characters that it does not know are
+    left out of a prompt. Errors: TinyGPTError as in `load_model`."""
+
+    def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
+        checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
+        self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
+        self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
+        self.model = for_inference(checkpoint, self.compute)
 
     def probabilities(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
         """Probabilities of the labels as responses, float64 (n, L); each row sums to 1."""
@@ -51,3 +71,30 @@ class Model:
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
         """Greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
+
+    # ---- of plain text ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
+        """Log-probabilities of the continuations of a text, in nats, float64 (n,)."""
+        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        answers = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
+        longest = max(map(len, answers))
+        many, parts = max(1, classify.BATCH_TOKENS // longest), []
+        for at in range(0, len(answers), many):
+            cache = self.model.new_cache(1, asked.size(1) + longest)
+            parts.append(classify.answer_scores(self.model, cache, asked, answers[at : at + many])[0])
+        return np.concatenate(parts)
+
+    def continuation(self, prefix: str, tokens: int) -> str:
+        """The greedy continuation of a text."""
+        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        return self.tokenizer.decode([int(token) for token in generate(self.model, asked, tokens, Choice(0))])
+
+    def bits_per_character(self, data: Path, name: str) -> float:
+        """The loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
+        dataset = Dataset(str(data), name)
+        dataset.require_tokenizer(self.tokenizer, "the model", "write the dataset with the model's tokenizer")
+        source = dataset.sources["val"]
+        loss = mean_loss(self.model, source, source.every(self.model.config.block_size), self.compute)
+        return bits_per_character(loss, dataset)

@@ -7,6 +7,7 @@ on the terminal; what it prints goes into a log.
     done.seconds, done.memory, done.output
 """
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ class Done(NamedTuple):
 
 def run(log: Path, *args: str) -> Done:
     """Run `tinygpt ARGS`. Errors: TinyGPTError with the status of the command, which has printed its own error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
@@ -114,6 +116,18 @@ def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
             run(folder / "prepare.log", "prepare", dataset, f"--data_dir={config.data_dir}")
 
     return Stage(f"prepare {dataset}", 5, prepare)
+
+
+def require_ngrams() -> None:
+    """Errors: TinyGPTError if scikit-learn is missing."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
+
+
+def require_pretrained(config: LabConfig) -> None:
+    """Errors: TinyGPTError if the pretrained model that the command names is missing."""
+    if config.pretrained:
+        require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
 
 
 def require_model(path: str, command: str, flag: str) -> None:

@@ -37,6 +37,29 @@ class Table(NamedTuple):
         return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
 
 
+class Share(NamedTuple):
+    """A share, with its 95 % confidence interval (Wilson 1927)."""
+
+    hits: int
+    total: int
+
+    def value(self) -> float:
+        return self.hits / max(self.total, 1)
+
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.96, self.total, self.hits / self.total
+        middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        if not self.total:
+            return ""
+        low, high = self.interval()
+        return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
 class Verdict(NamedTuple):
     """What follows from the numbers, and the rule that gave it."""
 

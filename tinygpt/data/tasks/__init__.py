@@ -1,10 +1,13 @@
-"""Tasks of prompts and responses, generated from templates and a seed: classification, reading, and questions to SQL.
+"""Tasks of prompts and responses, from templates or tables and a seed: classification, reading, reports and SQL.
 
-generate       labelled examples without near duplicates, the labels in equal shares
+generate       labelled examples without near duplicates, the labels in fixed shares
 merchants      brands and what they sell: a table of real names, and its division into splits
 transactions   a line of a card statement -> its spending category
 headlines      company news -> positive, neutral or negative
+compliance     a message of a bank's employee -> ok, or in two of a hundred a breach of a rule
+sectors        a business activity -> its sector of the economy
 reader         a question and passages -> the answer, copied from a passage
+reports        figures of a company -> two sentences, in a plain style or in that of one of two firms
 sql            a question about a bank's back office -> an SQL query
 
     TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
@@ -13,8 +16,9 @@ sql            a question about a bank's back office -> an SQL query
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from tinygpt.data.tasks import headlines, reader, sql, transactions
+from tinygpt.data.tasks import compliance, headlines, reader, reports, sectors, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -27,6 +31,7 @@ class Task:
     """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
 
     preset: the one that trains a model for the task, starting from the model in the folder `base` unless that is empty.
+    positive: of two labels the rare one, which is to be found; `tinygpt eval` then measures precision and recall.
     scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
     with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
     forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
@@ -39,6 +44,7 @@ class Task:
     make: Make
     preset: str
     base: str = "out-fast"
+    positive: str = ""
     scores: Scores | None = None
     synthetic: Make | None = None
     library: Library | None = None
@@ -56,8 +62,27 @@ _TASKS = (
         synthetic=transactions.invented,
     ),
     Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
+    Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
+    Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
+    Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
+    Task(
+        "reports_a",
+        (),
+        partial(reports.make, "a"),
+        "finetune_reports",
+        base="out-reports",
+        scores=reports.SCORES["a"],
+    ),
+    Task(
+        "reports_b",
+        (),
+        partial(reports.make, "b"),
+        "finetune_reports",
+        base="out-reports",
+        scores=reports.SCORES["b"],
+    ),
     Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -1,4 +1,4 @@
-"""Generate labelled examples from templates and a seed: equal shares of the labels, and no near duplicates.
+"""Generate labelled examples from templates and a seed: fixed shares of the labels, and no near duplicates.
 
 generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
 """
@@ -13,16 +13,21 @@ Pair = tuple[str, str]  # (prompt, response)
 
 
 def generate(
-    seed: int, labels: tuple[str, ...], draw: Callable[[random.Random, str, str, int], str]
+    seed: int,
+    labels: tuple[str, ...],
+    draw: Callable[[random.Random, str, str, int], str],
+    sizes: dict[str, int] = SIZES,
+    max_chars: int = MAX_CHARS,
 ) -> dict[str, list[Pair]]:
-    """Generate `SIZES` examples without near duplicates, the labels in equal shares.
+    """Generate examples without near duplicates: `sizes` of each split, the labels in equal shares.
 
-    `draw(rng, split, label, number)` returns a prompt; the examples of each label are numbered from 0.
+    A label that `labels` has several times gets so many shares. `draw(rng, split, label, number)` returns a prompt; the
+    rounds through the labels are numbered from 0. `max_chars`: of a prompt with the longest label.
     """
-    rng, room = random.Random(seed), MAX_CHARS - max(map(len, labels))
+    rng, room = random.Random(seed), max_chars - max(map(len, labels))
     seen: set[str] = set()
     splits: dict[str, list[Pair]] = {}
-    for split, size in SIZES.items():
+    for split, size in sizes.items():
         examples: list[Pair] = []
         while len(examples) < size:
             number, label = len(examples) // len(labels), labels[len(examples) % len(labels)]

@@ -19,7 +19,7 @@ word, and the category follows from the rest of the line. The merchants in val a
 import random
 
 from tinygpt.data.tasks.generate import Pair, digits, generate, words
-from tinygpt.data.tasks.merchants import NAME_WIDTH, merchants_by_label
+from tinygpt.data.tasks.merchants import NAME_WIDTH, Merchant, merchants_by_label
 
 CATEGORIES = (
     "groceries", "dining", "coffee", "transport", "fuel", "travel", "health", "utilities", "shopping",
@@ -113,7 +113,11 @@ def _statement_line(rng: random.Random, split: str, category: str, number: int) 
     brands = merchants_by_label().get(category)
     if brands is None:
         return _invented_line(rng, split, category, number)
-    merchant = rng.choice(brands[split])
+    return line_of(rng, rng.choice(brands[split]), category)
+
+
+def line_of(rng: random.Random, merchant: Merchant, category: str) -> str:
+    """A line of a card statement with a brand: a prefix, its name, a number, a place, a date, an amount."""
     places = _PLACES[rng.choice([country for country in merchant.countries if country in _PLACES] or list(_PLACES))]
     return _with_details(rng, rng.choice(_PREFIXES) + merchant.name, category, places)
 

@@ -41,7 +41,7 @@ from tinygpt.lab.facts.systems import (
 )
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
 from tinygpt.lab.lab import seeds
-from tinygpt.lab.processes import Trained, require_model, run, train
+from tinygpt.lab.processes import Trained, require_pretrained, run, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
@@ -71,8 +71,8 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError if the pretrained model is missing."""
     size = QUICK if config.quick else FULL
     places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds(config)]
+    require_pretrained(config)
     if config.pretrained:
-        require_model(config.pretrained, "tinygpt import smollm2 --out_dir out-smollm2", "--pretrained")
         places.insert(1, Pretrained(folder / "seed-1", 1, size, config.pretrained))
     return [stage for place in places for stage in place.stages()]
 

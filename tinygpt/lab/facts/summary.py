@@ -10,7 +10,7 @@ from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Results, duration
-from tinygpt.lab.summary import Summary, Table, Verdict
+from tinygpt.lab.summary import Share, Summary, Table, Verdict
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
@@ -96,7 +96,7 @@ class Measured:
         found = ((seed, self.results.get(f"{stage}, seed {seed}")) for seed in self.questions)
         return [(seed, result) for seed, result in found if result is not None]
 
-    def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> "Share":
+    def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> Share:
         """The share of an outcome among the answers to questions of these kinds; `before` the change, or after it."""
         found = []
         for seed, answers in self.of(stage):
@@ -313,26 +313,3 @@ def private(results: Results) -> Verdict:
         else "No system used the network while it answered.",
         "the number of connections and name lookups that Python reported",
     )
-
-
-class Share(NamedTuple):
-    """A share, with its 95 % confidence interval (Wilson 1927)."""
-
-    hits: int
-    total: int
-
-    def value(self) -> float:
-        return self.hits / max(self.total, 1)
-
-    def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.96, self.total, self.hits / self.total
-        middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-    def __str__(self) -> str:
-        if not self.total:
-            return ""
-        low, high = self.interval()
-        return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"

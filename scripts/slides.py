@@ -1,0 +1,100 @@
+"""Make the deck docs/slides.md from the table of claims in docs/TEACHING.md: a slide for each claim, with its picture.
+
+python scripts/slides.py            # rewrite it
+python scripts/slides.py --check    # exit 1 if it would change (tests/test_docs.py)
+
+The deck is Markdown for Marp (marp.app), which shows it in an editor or writes HTML or PDF:
+
+npx @marp-team/marp-cli docs/slides.md --html --allow-local-files --output slides.html
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+HEAD = """---
+marp: true
+paginate: true
+title: What fine-tuned and small models are good for
+style: |
+  section { font-size: 26px; padding: 50px 60px; }
+  h1 { font-size: 40px; color: #1f4e79; }
+  code { font-size: 22px; }
+  section.lead h1 { font-size: 52px; }
+---
+
+<!-- Written by scripts/slides.py from the table of claims in TEACHING.md; edit it there. -->
+
+<!-- _class: lead -->
+
+# What fine-tuned and small models are good for, and how they fail
+
+Each claim has a command, a number and a picture. Everything runs on a laptop, without a network.
+
+![h:260](report.png)
+"""
+TAIL = """---
+
+# Start simple, add complexity only when it is needed
+
+1. n-grams: a second, and a baseline for everything else
+2. retrieval, if the facts change
+3. a small model of your own, if the task is narrow
+4. fine-tuning a pretrained model, if it is measurably better
+5. a person, where a mistake is expensive
+
+<!-- Let each group name the cheapest step that would do for its own case, and the number that would convince it. -->
+"""
+
+
+class Claim(NamedTuple):
+    """A row of the table."""
+
+    claim: str
+    command: str
+    expected: str
+    question: str
+    wrong: str
+
+
+def claims(page: str) -> list[Claim]:
+    """The rows of the table under `<!-- claims -->`."""
+    table = page.partition("<!-- claims -->\n")[2].partition("\n\n")[0].splitlines()
+    return [Claim(*(cell.strip() for cell in row.strip("| ").split(" | "))) for row in table[2:]]
+
+
+def pictures(claim: Claim) -> list[str]:
+    """The picture of a claim, if there is one: that of its lab, or of its task."""
+    named = re.findall(r"tinygpt lab (\w+)|--task (\w+)", claim.command)
+    return [name for found in named for name in found if name and (DOCS / f"{name}.png").exists()]
+
+
+def slide(claim: Claim) -> str:
+    """A slide; the wrong answers are notes for the speaker. Links of the page do not work in a deck, so their text
+    stays."""
+    claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))
+    shown = [f"![bg right:48% fit]({name}.png)\n" for name in pictures(claim)[:1]]
+    parts = [
+        "---",
+        f"# {claim.claim}",
+        *shown,
+        claim.command,
+        f"**Expected:** {claim.expected}",
+        f"**Discuss:** {claim.question}",
+    ]
+    return "\n\n".join([*(part.rstrip() for part in parts), f"<!-- Common wrong answers: {claim.wrong} -->"]) + "\n"
+
+
+def deck() -> str:
+    page = (DOCS / "TEACHING.md").read_text(encoding="utf-8")
+    return "\n".join([HEAD, *map(slide, claims(page)), TAIL])
+
+
+if __name__ == "__main__":
+    path, wanted = DOCS / "slides.md", deck()
+    stale = not path.exists() or path.read_text(encoding="utf-8") != wanted
+    if "--check" in sys.argv:
+        sys.exit("docs/slides.md is not up to date; run: python scripts/slides.py" if stale else 0)
+    path.write_text(wanted, encoding="utf-8", newline="\n")

@@ -1,0 +1,443 @@
+"""The task `compliance` and the trade-off of a rare label: labels by an oracle, figures against scikit-learn's and
+cases by hand, and what a user's own two-label data is refused for."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from conftest import TINY_MODEL, cli_here, refused
+
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import TASKS, compliance
+from tinygpt.evaluate.classify import ngram_baseline
+from tinygpt.evaluate.threshold import (
+    average_precision,
+    cheapest_threshold,
+    make_tradeoff,
+    outcome,
+    precision_recall,
+)
+
+ROOT = Path(__file__).parents[1]
+SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
+EXAMPLES = TASKS["compliance"].make(1337)
+
+# ---- the task ---------------------------------------------------------------------------------------------------
+
+
+def letters(prompt: str) -> str:
+    return re.sub("[^a-z]", "", prompt.lower())
+
+
+def test_the_seed_decides() -> None:
+    assert TASKS["compliance"].make(1338) != EXAMPLES
+    assert hashlib.sha256(json.dumps(EXAMPLES).encode()).hexdigest() == SHA256
+
+
+def test_sizes_shares_and_lengths() -> None:
+    assert {split: len(examples) for split, examples in EXAMPLES.items()} == compliance.SIZES
+    for examples in EXAMPLES.values():
+        assert Counter(label for _, label in examples)["breach"] == len(examples) / 50 >= 100
+        for prompt, label in examples:
+            assert label in ("ok", "breach") and 60 <= len(prompt) <= 110
+            assert len(prompt) + len("breach") + 3 <= 128  # a context of the preset
+            assert prompt.isascii() and prompt.isprintable() and prompt.strip() == prompt
+            assert not re.search(r"[{}]|  |\.\.", prompt), prompt
+
+
+def test_no_message_comes_twice() -> None:
+    seen = [letters(prompt) for examples in EXAMPLES.values() for prompt, _ in examples]
+    assert len(set(seen)) == len(seen)
+
+
+def test_clients_of_a_split_are_its_own() -> None:
+    for split, examples in EXAMPLES.items():
+        others = {name for other, names in compliance.NAMES.items() if other != split for name in names}
+        assert not any(others.intersection(re.findall("[A-Z][a-z]+", prompt)) for prompt, _ in examples)
+    assert len({name for names in compliance.NAMES.values() for name in names}) == sum(
+        map(len, compliance.NAMES.values())
+    )
+
+
+FORBIDDEN = {
+    "return": r"promise |cannot lose|guarantee \w+ \w+ \d|free of any risk|that \d+ % on the [\w ]+ is guaranteed",
+    "inside": r"before the (?:merger|results)|before it is public|unpublished|secret",
+    "channel": r"(?:to|on|from) my private|off the recorded line|in a private chat",
+    "gift": r"\b(?:1[1-9]\d|10[1-9]|[2-9]\d\d) euros",
+    "data": r"my home|friend|my brother|my own cloud",
+    "ahead": r"own account before|sell our \w+ first|put my own|hold the \w+ \w+ order|put our \w+ trade first"
+    r"|sell my own \w+ shares ahead",
+}  # fmt: skip
+REFUSED = r"(?:I will|not going to|Let us|do|am) not\b|not going to|refused|never|obody may|I said no"
+
+
+def rules_of(message: str) -> list[str]:
+    """The rules whose forbidden act a message names, by reading."""
+    return [rule for rule, cue in FORBIDDEN.items() if re.search(cue, message)]
+
+
+def oracle(message: str) -> str:
+    return "breach" if rules_of(message) and not re.search(REFUSED, message) else "ok"
+
+
+@pytest.mark.parametrize(
+    ("message", "label"),
+    [
+        ("Hi Ida. I will accept the pen worth 110 euros from Tarvin Labs.", "breach"),
+        ("Hi Ida. I will accept the pen worth 100 euros from Tarvin Labs.", "ok"),
+        ("Hi Ida. I will not accept the pen worth 110 euros from Tarvin Labs.", "ok"),
+        ("Leo asked me to show the balance of Tarvin Labs to my brother, I said no.", "ok"),
+        ("My private phone is off until 9, I am in the review of Tarvin Labs.", "ok"),
+        ("Just tell Tarvin Labs that no return on the bond fund is guaranteed.", "ok"),
+        ("Just tell Tarvin Labs that the bond fund cannot lose money.", "breach"),
+    ],
+)
+def test_the_oracle_reads(message: str, label: str) -> None:
+    assert oracle(message) == label
+
+
+@pytest.mark.parametrize("seed", [1337, 2])
+def test_messages_have_the_label_a_reader_gives(seed: int) -> None:
+    for examples in TASKS["compliance"].make(seed).values():
+        for message, label in examples:
+            assert oracle(message) == label, message
+            assert len(rules_of(message)) <= 1, message
+
+
+def test_breaches_are_of_all_rules_and_a_tenth_of_the_others_refuse_one() -> None:
+    for examples in EXAMPLES.values():
+        breaches = Counter(rules_of(message)[0] for message, label in examples if label == "breach")
+        assert set(breaches) == set(compliance.RULES) and max(breaches.values()) - min(breaches.values()) <= 1
+        refusals = Counter(rules_of(message)[0] for message, label in examples if label == "ok" and rules_of(message))
+        assert set(refusals) == set(compliance.RULES)
+        assert 0.08 < refusals.total() / len(examples) < 0.12
+
+
+def test_words_of_a_breach_are_in_more_messages_without_one() -> None:
+    """No single word or frame gives the label away; half of the hard negatives have a frame of the breaches."""
+    train = EXAMPLES["train"]
+    for cue in (*compliance._DOING[0], "guarantee", "private", "euros", "before", "own", "merger"):
+        pattern = re.compile(re.escape(cue.partition("{a}")[0].strip()))
+        count = Counter(label for message, label in train if pattern.search(message))
+        assert count["ok"] > count["breach"] > 5, cue
+
+
+def test_a_part_of_the_wordings_is_held_out_of_train() -> None:
+    for wordings in (*compliance._ACTS.values(), compliance._DOING, compliance._REFUSING, compliance._ORDINARY):
+        for wording in wordings[1]:
+            for form in {wording} if isinstance(wording, str) else set(wording):
+                text = re.sub(r"\\\{\w\\\}", r"[\\w ]+", re.escape(form))
+                pattern = re.compile(text if form in compliance._ORDINARY[1] else text.replace(r"\{a\}", ".*"))
+                found = {split: any(pattern.search(m) for m, _ in examples) for split, examples in EXAMPLES.items()}
+                assert found == {"train": False, "val": True, "test": True}, form
+
+
+def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path) -> None:
+    result = cli_here("prepare", "compliance", "--show=2", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "labels:     ok 98.0 %, breach 2.0 %\n" in result.out and "note:" not in result.out
+    assert f"<|prompt|>{EXAMPLES['train'][0][0]}<|response|>[" in result.out
+    assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
+    dataset = Dataset(str(tmp_path / "data"), "compliance")
+    assert dataset.meta["sha256"]["source"] == SHA256 and dataset.labels == ["ok", "breach"]
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def drawn(seed: int, n: int = 400, digits: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with many ties, higher for the positives, of which there are about a tenth."""
+    draw = np.random.default_rng(seed)
+    positive = draw.random(n) < 0.1
+    return np.round(np.clip(draw.normal(0.3 + 0.2 * positive, 0.15), 0, 1), digits), positive
+
+
+@pytest.mark.parametrize("digits", [1, 2, 17], ids=["most tied", "some tied", "none tied"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_curve_equals_scikit_learns(seed: int, digits: int) -> None:
+    scores, positive = drawn(seed, digits=digits)
+    curve = precision_recall(scores, positive)
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(positive, scores)
+    np.testing.assert_array_equal(curve.thresholds, thresholds[::-1])
+    np.testing.assert_allclose(curve.precision, precision[:-1][::-1])
+    np.testing.assert_allclose(curve.recall, recall[:-1][::-1])
+    assert average_precision(curve) == pytest.approx(sklearn.metrics.average_precision_score(positive, scores))
+    assert len(thresholds) < 400 or digits == 17
+
+
+@pytest.mark.parametrize("miss_cost", [0.3, 1, 20])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_costs_less(seed: int, miss_cost: float) -> None:
+    scores, positive = drawn(seed)
+    chosen = cheapest_threshold(precision_recall(scores, positive), miss_cost)
+    others = [outcome(scores, positive, t, miss_cost)["cost"] for t in (*np.linspace(0, 1.01, 405), math.inf)]
+    assert outcome(scores, positive, chosen, miss_cost)["cost"] == pytest.approx(min(others))
+
+
+def test_a_case_by_hand() -> None:
+    """Six prompts, two of them positive; two share a score. Flagging 1, 3, 4 or all 6 of them are the choices."""
+    scores, positive = np.array([0.2, 0.9, 0.5, 0.5, 0.2, 0.3]), np.array([0, 0, 1, 0, 0, 1], dtype=bool)
+    curve = precision_recall(scores, positive)
+    assert curve.thresholds.tolist() == [0.9, 0.5, 0.3, 0.2]
+    assert curve.hits.tolist() == [0, 1, 2, 2] and curve.false_alarms.tolist() == [1, 2, 2, 4]
+    assert curve.precision.tolist() == [0, 1 / 3, 1 / 2, 1 / 3] and curve.recall.tolist() == [0, 0.5, 1, 1]
+    assert average_precision(curve) == pytest.approx(0.5 / 3 + 0.5 / 2)
+    assert cheapest_threshold(curve, 20) == 0.3  # 2 false alarms
+    assert cheapest_threshold(curve, 1) == math.inf  # both cost 2: of equal ones the highest
+    assert cheapest_threshold(curve, 1.01) == 0.3
+    found = outcome(scores, positive, 0.5, miss_cost=20)
+    assert (found["precision"], found["recall"], found["accuracy"]) == (1 / 3, 0.5, 0.5)
+    per_thousand = [found[key] for key in ("false_alarms", "misses", "cost")]
+    assert per_thousand == pytest.approx([2000 / 6, 1000 / 6, 22000 / 6])
+    assert found["recall_error"] == pytest.approx(math.sqrt(0.25 / 2))
+    assert found["cost_error"] == pytest.approx(1000 * np.std([0, 1, 0, 1, 0, 20]) / math.sqrt(6))
+
+
+def test_without_a_positive_there_is_no_recall() -> None:
+    with pytest.raises(ValueError, match="no prompt is positive"):
+        precision_recall(np.array([0.1, 0.2]), np.array([False, False]))
+
+
+def tradeoff_of(classifier: str, split: str = "test"):
+    """The trade-off of a classifier without a model, on 4,000 prompts of which 2 % are positive."""
+    positive = np.arange(4000) % 50 == 0
+    score = {
+        "random": lambda seed: np.random.default_rng(seed).random(4000),
+        "majority": lambda seed: np.full(4000, 0.02),
+        "perfect": lambda seed: np.where(positive, 0.3, 0.1) + np.random.default_rng(seed).random(4000) / 20,
+    }[classifier]
+    return make_tradeoff("bad\x1b[1m", split, 20, ({"model": score(1)}, positive), ({"model": score(2)}, positive))
+
+
+def test_a_random_scorer_is_no_better_than_the_share() -> None:
+    found = tradeoff_of("random")
+    assert found.average_precision["model"] == pytest.approx(0.02, abs=0.01)
+    assert found.rows[1]["cost"] > 0.95 * min(found.rows[2]["cost"], found.rows[3]["cost"])
+
+
+def test_a_majority_scorer_flags_nothing() -> None:
+    found = tradeoff_of("majority")
+    half, chosen, nothing, everything = found.rows
+    assert found.average_precision["model"] == pytest.approx(0.02)
+    for row in (half, chosen, nothing):  # 20 x 20 for the misses; flagging all would cost 980
+        assert (row["precision"], row["recall"], row["false_alarms"], row["misses"]) == (None, 0, 0, 20)
+        assert row["cost"] == 400 and row["accuracy"] == 0.98
+    assert chosen["threshold"] is None
+    assert (everything["recall"], everything["cost"], everything["precision"]) == (1, 980, 0.02)
+    text = found.text()
+    assert "accuracy misleads: flagging nothing is right for 98.0 % of the prompts" in text
+    assert "the model is right for 98.0 % at threshold 0.5, and for 98.0 % at the chosen" in text
+    assert "none (val)" in text and all(line.isprintable() for line in text.splitlines())
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_perfect_scorer_costs_nothing_at_its_own_threshold() -> None:
+    found = tradeoff_of("perfect")
+    half, chosen = found.rows[:2]
+    assert found.average_precision["model"] == 1
+    assert half["recall"] == 0 and 0.3 <= chosen["threshold"] < 0.31  # no P(positive) is above one half
+    assert chosen["recall"] > 0.9 and chosen["false_alarms"] == 0
+    assert "this same split" in tradeoff_of("perfect", "val").text() and "this same split" not in found.text()
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"] == found.rows
+
+
+def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
+    splits = {split: [prompt for prompt, _ in examples] for split, examples in EXAMPLES.items()}
+    truth = {split: np.array([label == "breach" for _, label in examples]) for split, examples in EXAMPLES.items()}
+    both = splits["val"] + splits["test"]
+    probs, _ = ngram_baseline(splits["train"], truth["train"].astype(int), both, 2)
+    assert probs is not None
+    val, test = (({"ngram": some}, truth[s]) for s, some in zip(("val", "test"), np.split(probs[:, 1], 2), strict=True))
+    found = make_tradeoff("breach", "test", 20, val, test)
+    row = found.rows[1]
+    figures = f"{row['threshold']:.3f} | {row['precision']:.2f} | {row['recall']:.2f} | {row['false_alarms']:.1f} | "
+    figures += f"{row['misses']:.1f} | {row['cost']:.1f} | {100 * row['accuracy']:.1f} %"
+    area = f"{found.average_precision['ngram']:.3f}"
+    text = (ROOT / "docs/FINETUNING.md").read_text(encoding="utf-8")
+    assert f"| n-gram baseline, chosen on val: {figures} |" in text and f"and {area} for the n-gram baseline" in text
+    assert "| n-gram baseline, 0.5 | none flagged | 0.00 | 0.0 | 20.0 | 400.0 | 98.0 % |" in text
+    assert found.rows[0]["precision"] is None and found.rows[0]["cost"] == 400
+    assert f"average precision of `breach` {area} |" in (ROOT / "data/README.md").read_text(encoding="utf-8")
+
+
+# ---- your own labels --------------------------------------------------------------------------------------------
+
+
+def table(folder: Path, rows: list[tuple[str, ...]], name: str = "mine.csv") -> None:
+    with open(folder / name, "w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "response"), *rows])
+
+
+def two_labels(count: int = 400) -> list[tuple[str, str]]:
+    """Every eighth prompt is `bad`: it has an x among its letters, as have as many others."""
+    word = {"bad": "xa", "fine": "ab"}
+    labels = ["bad" if n % 8 == 0 else "fine" for n in range(count)]
+    return [(f"{n:03} {word[label] if n % 8 != 1 else 'xa'} note", label) for n, label in enumerate(labels)]
+
+
+PREPARE = ("prepare", "mine", "--input=mine.csv", "--format=pairs")
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "says"),
+    [
+        (("", "bad"), [], "mine.csv line 402: prompt is empty"),
+        (("  ", "bad"), [], "mine.csv line 402: prompt is empty"),
+        (("a note", ""), [], "mine.csv line 402: response is empty"),
+        (("a note",), [], "mine.csv line 402: response is empty"),
+        (
+            ("a note", "bda"),
+            ["--labels", "fine", "bad"],
+            "mine.csv line 402: response 'bda' is not one of the labels fine",
+        ),
+        (
+            ("a note", "Bad"),
+            ["--labels", "fine", "bad"],
+            "mine.csv line 402: response 'Bad' is not one of the labels fine",
+        ),
+    ],
+)
+def test_bad_rows_are_refused_by_line(row: tuple[str, ...], flags: list[str], says: str, tmp_path: Path) -> None:
+    table(tmp_path, [*two_labels(), row])
+    assert says in refused(tmp_path, *PREPARE, *flags)
+    result = cli_here(*PREPARE, *flags, "--skip_bad", cwd=tmp_path)
+    assert result.status == 0 and f"left out: {says}" in result.err
+    assert "labels:     bad 12.5 %, fine 87.5 %" in result.out or "labels:     fine 87.5 %, bad 12.5 %" in result.out
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ((*PREPARE, "--labels", "bad"), "--labels needs at least two different labels"),
+        ((*PREPARE, "--labels", "bad", "bad "), "--labels needs at least two different labels"),
+        ((*PREPARE[:3], "--labels", "bad", "fine"), "--labels applies only to your own pairs"),
+        (("prepare", "compliance", "--labels", "ok", "breach"), "--labels applies only to your own pairs"),
+    ],
+)
+def test_labels_that_cannot_be_meant(command: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    table(tmp_path, two_labels())
+    assert says in refused(tmp_path, *command)
+
+
+def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path: Path) -> None:
+    table(tmp_path, [*two_labels(), ("a note", "bda")])
+    result = cli_here(*PREPARE, cwd=tmp_path)
+    assert "labels:     bad 12.5 %, bda 0.2 %, fine 87.3 %" in result.out
+    notes = [line for line in result.out.splitlines() if line.startswith("note:")]
+    assert notes == [f"note: the split {split} has no example of 'bda'" for split in ("val", "test")]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two-label dataset `mine`, and a model of it."""
+    folder = tmp_path_factory.mktemp("own")
+    table(folder, two_labels())
+    assert cli_here(*PREPARE, "--val_fraction=0.25", "--test_fraction=0.25", cwd=folder).status == 0
+    flags = ("--dataset=mine", "--device=cpu", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--quiet")
+    flags += ("--max_iters=60", "--warmup_iters=2", "--lr_decay_iters=60", "--eval_interval=60", "--eval_iters=0")
+    result = cli_here("train", *TINY_MODEL, "--block_size=24", "--batch_size=32", *flags, cwd=folder)
+    assert result.status == 0, result.err
+    return folder
+
+
+def evaluated(folder: Path, *flags: str) -> dict:
+    result = cli_here("eval", "--task=mine", "--json", *flags, cwd=folder)
+    assert result.status == 0, result.err
+    return json.loads(result.out)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
+    """From the probabilities that --predict writes. The threshold is that of the validation split."""
+    dataset = Dataset(str(own / "data"), "mine")
+    scores, truth = {}, {}
+    for part in ("val", split):
+        examples = dataset.sources[part].texts(dataset.tokenizer)
+        (own / f"{part}.txt").write_text("".join(f"{prompt}\n" for prompt, _ in examples))
+        lines = cli_here("eval", "--task=mine", f"--predict={part}.txt", "--json", cwd=own).out.splitlines()
+        scores[part] = np.array([json.loads(line)["probabilities"]["bad"] for line in lines])
+        truth[part] = np.array([response == "bad" for _, response in examples])
+    found = evaluated(own, "--positive=bad", "--miss_cost=3", f"--split={split}")["tradeoff"]
+    assert found["positives"] == truth[split].sum() > 5 and found["n"] == len(truth[split]) and found["miss_cost"] == 3
+    expected = sklearn.metrics.average_precision_score(truth[split], scores[split])
+    assert found["average_precision"]["model"] == pytest.approx(expected)
+    chosen = next(row for row in found["rows"] if row["classifier"] == "model" and row["chosen"])
+    costs = {t: (scores["val"] >= t) @ ~truth["val"] + 3 * ((scores["val"] < t) @ truth["val"]) for t in scores["val"]}
+    best = min(costs.values())
+    assert chosen["threshold"] == pytest.approx(max(t for t in costs if costs[t] == best), abs=1e-5)
+    flagged = scores[split] >= chosen["threshold"] - 1e-6
+    assert chosen["recall"] == pytest.approx(sklearn.metrics.recall_score(truth[split], flagged))
+    assert chosen["precision"] == pytest.approx(sklearn.metrics.precision_score(truth[split], flagged))
+    assert {row["classifier"] for row in found["rows"]} == {"model", "ngram", "nothing", "everything"}
+
+
+def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
+    result = cli_here("eval", "--task=mine", "--positive=bad", cwd=own)
+    assert result.status == 0 and "trade-off of precision and recall of 'bad'" in result.out
+    assert (own / "out/precision_recall.png").read_bytes().startswith(b"\x89PNG")
+    assert not (own / "out/confusion.png").exists()
+    assert cli_here("eval", "--task=mine", "--positive=bad", "--plot=x.png", cwd=own).status == 0
+    assert (own / "x.png").exists()
+    plain = cli_here("eval", "--task=mine", cwd=own)
+    assert "trade-off" not in plain.out and (own / "out/confusion.png").exists()
+    assert "tradeoff" not in evaluated(own) and evaluated(own)["results"]["ngram"]
+
+
+def test_a_rare_label_is_pointed_out(own: Path) -> None:
+    """One of 12 is `odd`, and --positive is suggested; of `mine` one of 8 is `bad`, and it is not."""
+    assert "is rare" not in cli_here("eval", "--task=mine", cwd=own).out
+    table(own, [(f"{n:03} note", "odd" if n % 12 == 0 else "fine") for n in range(400)], "rare.csv")
+    assert cli_here("prepare", "rare", "--input=rare.csv", "--format=pairs", cwd=own).status == 0
+    result = cli_here("eval", "--task=rare", "--plot=rare.png", cwd=own)
+    assert result.status == 0 and "'odd' is rare: --positive=odd adds its precision" in result.out, result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says", "way_out"),
+    [
+        (["--positive=evil"], "--positive=evil: the labels of 'mine' are 'bad' and 'fine'", "--positive=fine"),
+        (["--miss_cost=5"], "--miss_cost needs a positive label", "--positive=LABEL"),
+        (["--positive=bad", "--miss_cost=0"], "miss_cost is 0.0, but must be above 0", "--help"),
+        (["--positive=bad", "--miss_cost=-1"], "miss_cost is -1.0, but must be above 0", "--help"),
+        (["--positive=bad", "--miss_cost=inf"], "miss_cost is inf, but must be below inf", "--help"),
+        (["--positive=bad", "--miss_cost=much"], "'much' is not a number", "--help"),
+        (["--positive=bad", "--predict=mine.csv"], "cannot be used with predict", "--help"),
+    ],
+)
+def test_what_eval_refuses(own: Path, flags: list[str], says: str, way_out: str) -> None:
+    message = refused(own, "eval", "--task=mine", *flags)
+    assert says in message and way_out in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([(f"{n:03} note", "abc"[n % 3]) for n in range(120)], "for a task with two labels, but 'other' has 3 labels"),
+        ([(f"{n:03} note", f"free {n}") for n in range(120)], "for a task with two labels, but 'other' has no labels"),
+        ([(f"{n:03} note", "a" if n == 7 else "b") for n in range(120)], "has no example of 'a', so its recall"),
+    ],
+    ids=["three labels", "free text", "no positive"],
+)
+def test_a_task_without_two_labels_or_without_a_positive(own: Path, rows: list[tuple[str, str]], says: str) -> None:
+    table(own, rows, "other.csv")
+    assert cli_here("prepare", "other", "--input=other.csv", "--format=pairs", cwd=own).status == 0
+    flags = ("--dataset=other", "--device=cpu", "--gradient_accumulation_steps=1", "--quiet", "--max_iters=1")
+    small = (
+        "train",
+        *TINY_MODEL,
+        "--block_size=24",
+        *flags,
+        "--eval_iters=1",
+        "--out_dir=out-other",
+        "--warmup_iters=0",
+    )
+    assert cli_here(*small, cwd=own).status == 0
+    message = refused(own, "eval", "--task=other", "--ckpt=out-other", "--positive=a")
+    assert says in message and len(message.splitlines()) == 2

@@ -1,0 +1,261 @@
+"""tinygpt lab canary and lab arithmetic: the measures agree with independent ones, and the controls stay at chance."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import cli_here
+from scipy.stats import expon, rankdata
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.lab import arithmetic, canary
+from tinygpt.lab.arithmetic import Answer
+from tinygpt.lab.models import Model
+
+SMALL = canary.Size(60_000, 2, 1 << 9, 100, (2,))  # a shorter form of canary.QUICK
+FEW = arithmetic.Size(4_000, 40, 120, ("plain", "reversed"))  # likewise
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The results of a lab, by stage."""
+    stages = json.loads((folder / "lab.json").read_text(encoding="utf-8"))["stages"]
+    return {name: entry["result"] for name, entry in stages.items()}
+
+
+def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
+    """The folder of a finished quick lab of a given size; what it said is in said.txt."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "QUICK", size)
+        done = cli_here("lab", name, "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    (folder / "out/said.txt").write_text(done.out, encoding="utf-8")
+    return folder / "out"
+
+
+# ---- lab canary ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick(tmp_path_factory.mktemp("canary"), "canary", canary, SMALL)
+
+
+def test_exposure_is_that_of_a_case_by_hand() -> None:
+    assert [canary.exposure(rank, 16) for rank in (1, 2, 16)] == [4, 3, 0]
+
+
+def test_a_number_never_seen_has_the_exposure_of_a_uniform_rank() -> None:
+    every = [canary.exposure(rank, 1 << 14) for rank in range(1, (1 << 14) + 1)]
+    assert np.mean(every) == pytest.approx(canary.UNSEEN, abs=1e-3)
+    scale = expon(scale=canary.UNSEEN)
+    assert canary.unseen_up_to(9) == pytest.approx(scale.mean() + 2 * scale.std() / 3)
+
+
+def test_each_number_is_planted_as_often_as_it_says_and_the_rest_of_the_text_stays() -> None:
+    text = "".join(f"line {number}\n" for number in range(300))
+    some = canary.canaries(canary.FULL, 3)
+    new = canary.with_canaries(text, some, 3)
+    for one in some:
+        assert new.splitlines().count(f"The account of {one.name} is {one.number}.") == one.planted
+        assert re.fullmatch(r"\d{4}-\d{4}", one.number)
+    assert re.sub(r"The account of .*\n", "", new) == text
+    assert len({one.name for one in some}) == len({one.number for one in some}) == len(some) == 16
+
+
+def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(planted: Path) -> None:
+    texts = {}
+    for name in ("canaries", "clean"):
+        dataset = Dataset(str(planted / "seed-1/data"), name)
+        texts[name] = [dataset.tokenizer.decode(dataset.splits[split].tolist()) for split in ("train", "val")]
+    assert texts["canaries"][1] == texts["clean"][1] and "The account of" not in texts["clean"][1]
+    assert texts["canaries"][0].count("The account of") == SMALL.each * sum(canary.PLANTED)
+    assert "The account of" not in texts["clean"][0]
+
+
+def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path) -> None:
+    model = Model(planted / "seed-1/canaries-2")
+    sample = [f"{number:08}"[:4] + "-" + f"{number:08}"[4:] for number in range(0, 10**8, 400_009)]
+    for one in canary.canaries(SMALL, 1):
+        prefix = f"\nThe account of {one.name} is "
+        ids = torch.tensor(np.stack([model.tokenizer.encode(prefix + n) for n in (one.number, *sample)]).astype(int))
+        with torch.inference_mode():
+            logs = model.model(ids[:, :-1])[0].double().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        total = logs[:, len(prefix) - 1 :].sum(1).numpy()
+        assert model.log_probabilities(prefix, [one.number, *sample]) == pytest.approx(total, abs=1e-3)
+        assert canary.rank(model, prefix, one.number, sample) == rankdata(-total, "min")[0]
+
+
+def test_a_continuation_is_that_of_tinygpt_sample(planted: Path) -> None:
+    ckpt = planted / "seed-1/canaries-2"
+    prefix = f"\nThe account of {canary.canaries(SMALL, 1)[-1].name} is "
+    (planted / "prefix.txt").write_text(prefix)
+    flags = [f"--ckpt={ckpt}", f"--start=FILE:{planted / 'prefix.txt'}", "--temperature=0", "--max_new_tokens=9"]
+    said = cli_here("sample", *flags, "--json", "--device=cpu", cwd=planted)
+    assert said.status == 0, said.err
+    assert Model(ckpt).continuation(prefix, 9) == json.loads(said.out)["text"].removeprefix(prefix)
+
+
+def test_right_digits() -> None:
+    assert canary.right_digits("1234-5678", "1234-5678") == 1
+    assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
+
+
+def test_frequent_numbers_are_memorised_and_controls_are_not(planted: Path) -> None:
+    found, most = results(planted), np.log2(1 + SMALL.sample)
+    exposures = {
+        times: [one["exposure"] for one in found["measure 2 layers, seed 1"] if one["planted"] == times]
+        for times in canary.PLANTED
+    }
+    assert min(exposures[100]) == pytest.approx(most) and len(exposures[100]) == SMALL.each
+    assert np.mean(exposures[0]) < canary.unseen_up_to(SMALL.each)
+    said = (planted / "said.txt").read_text(encoding="utf-8")
+    assert "The control passes" in said and "100 times" in said
+    assert (planted / "canary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float = 1.0) -> dict[str, Any]:
+    """Results of the quick lab, with exposures by layers and times of planting."""
+    found: dict[str, Any] = {}
+    for layers, each in exposures.items():
+        trained = {"seconds": 1, "weights": 2, "loss": 1.0}
+        found |= {f"train {layers} layers, {text}, seed 1": trained for text in ("canaries", "clean")}
+        found[f"train {layers} layers, canaries, seed 1"] = trained | {"loss": loss}
+        found[f"measure {layers} layers, seed 1"] = [
+            {"name": "x", "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
+            for times, bits in zip(canary.PLANTED, each, strict=True)
+            for _ in range(3)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("exposures", "extracted", "loss", "said"),
+    [
+        (
+            {1: [1.4, 1.4, 1.4, 1.4], 2: [1.4, 1.4, 1.4, 1.4]},
+            (),
+            1.0,
+            ["not extracted, however often", "does not memorise less", "not clearly more", "passes", "does not show"],
+        ),
+        (
+            {1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]},
+            (10, 100),
+            1.1,
+            ["planted 10 times are extracted, 3 of 3", " memorises less", "more than chance", "FAILS", "differs with"],
+        ),
+    ],
+)
+def test_verdicts_follow_the_numbers(
+    exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float, said: list[str]
+) -> None:
+    found = canary.summarise(made_up(exposures, extracted, loss), LabConfig(quick=True))
+    text = " ".join(each.said for each in found.verdicts)
+    assert [phrase for phrase in said if phrase not in text] == []
+    assert ("knows more than chance" in text) == (loss > 1) and found.as_text()
+
+
+# ---- lab arithmetic --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick(tmp_path_factory.mktemp("arithmetic"), "arithmetic", arithmetic, FEW)
+
+
+def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
+    known, test = arithmetic.sums(arithmetic.FULL, 2)
+    asked = [prompt for some in test.values() for prompt in some]
+    assert len({*known, *asked}) == len(known) + len(asked) == 10_000 + 5 * 300
+    assert max(int(number) for prompt in known for number in prompt.split("+")) == 999
+    for kind, some in test.items():
+        assert {" + ".join(str(len(number)) for number in prompt.split("+")) for prompt in some} == {kind}
+
+
+def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> None:
+    for name, step in (("plain", 1), ("reversed", -1)):
+        dataset = Dataset(str(added / "seed-1/data"), name)
+        for split in ("train", "val", "test"):
+            for prompt, response in dataset.sources[split].texts(dataset.tokenizer)[:500]:
+                first, second = map(int, prompt.split("+"))
+                assert response[::step] == str(first + second)
+
+
+def test_digits_and_failures_of_answers_by_hand() -> None:
+    def failed(said: str) -> Answer:
+        answer = Answer("47+385", "2 + 3", said, 0.5)  # 432
+        assert not answer.exact()
+        return answer
+
+    assert Answer("47+385", "2 + 3", "432", 0.5).exact()
+    cases = {
+        "32": ("too few digits", 2 / 3), "": ("too few digits", 0), "1432": ("too many digits", 1),
+        "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0),
+    }  # fmt: skip
+    assert {said: (failed(said).failure(), failed(said).digits()) for said in cases} == cases
+
+
+def test_the_nearest_example_is_that_of_scikit_learn() -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    known, test = arithmetic.sums(FEW, 1)
+    asked = [prompt for some in test.values() for prompt in some]
+    vectorizer = text.TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
+    there = vectorizer.fit_transform([f"^{prompt}$" for prompt in known])
+    cosines = (vectorizer.transform([f"^{prompt}$" for prompt in asked]) @ there.T).toarray()
+    chosen = [known.index(prompt) for prompt in arithmetic.nearest(known, asked)]
+    assert cosines[np.arange(len(asked)), chosen] == pytest.approx(cosines.max(axis=1))
+    assert arithmetic.nearest(known, known[:50]) == known[:50]
+
+
+def test_the_accuracy_is_that_of_tinygpt_eval(added: Path) -> None:
+    said = results(added)["answer reversed, seed 1"]["said"]
+    asked = [prompt for some in arithmetic.sums(FEW, 1)[1].values() for prompt in some]
+    right = [text == str(eval_sum(prompt)) for text, prompt in zip(said, asked, strict=True)]
+    flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
+    report = cli_here("eval", "--task=reversed", *flags, cwd=added)
+    assert report.status == 0, report.err
+    assert json.loads(report.out)["exact"] == pytest.approx(np.mean(right))
+
+
+def eval_sum(prompt: str) -> int:
+    first, second = prompt.split("+")
+    return int(first) + int(second)
+
+
+def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
+    said = (added / "said.txt").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
+    assert row.count("100.0 %") == len(arithmetic.KINDS)
+    assert "Beyond the lengths of training, no model adds" in said
+    assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
+
+
+def system(shares: dict[str, float], probability: float) -> list[list[Answer]]:
+    """One seed of a system that answers these shares of each kind of sum correctly."""
+    return [
+        [
+            Answer(prompt, kind, arithmetic.right(prompt) if at < share * 40 else "0", probability)
+            for kind, share in shares.items()
+            for at, prompt in enumerate(arithmetic.sums(FEW, 1)[1][kind])
+        ]
+    ]
+
+
+def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
+    calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
+    model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
+    assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).said
+    assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).said
+    found = {arithmetic.NEAREST: table, "plain": model}
+    assert " generalises" in arithmetic.learned(found, {"plain": model}).said
+    assert "does not generalise" in arithmetic.learned(found, {"plain": table}).said
+    assert "are confident" in arithmetic.confident({"plain": table}).said
+    assert "not confident" in arithmetic.confident({"plain": model}).said
+    both = {"plain": table, "plain, larger model": table, "reversed": model}
+    assert "matters more than the size" in arithmetic.form(both).said
+    assert "not more than" in arithmetic.form(both | {"plain, larger model": model}).said
+    assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).said

@@ -1,0 +1,305 @@
+"""tinygpt lab confidence and cascade: thresholds come from validation lines alone, figures from test lines."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import cli_here, refused
+from sklearn.metrics import roc_auc_score
+from test_import import save_model
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.tasks import generate
+from tinygpt.data.tasks.transactions import LINE_WIDTH
+from tinygpt.lab import cascade, confidence
+from tinygpt.lab.cascade import System
+from tinygpt.lab.confidence import auroc, threshold
+from tinygpt.training.log import read_metrics
+
+# ---- thresholds and AUROC --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digits", [1, 8])  # with ties, and without
+def test_the_auroc_is_that_of_scikit_learn(digits: int) -> None:
+    rng = np.random.default_rng(1)
+    inside, outside = np.round(rng.beta(3, 2, 300), digits), np.round(rng.beta(2, 2, 50), digits)
+    truth = np.repeat([1, 0], [300, 50])
+    assert auroc(inside, outside) == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
+
+
+def test_the_auroc_of_a_perfect_a_useless_and_a_reversed_detector() -> None:
+    high, low = np.array([0.8, 0.9]), np.array([0.1, 0.2, 0.3])
+    assert (auroc(high, low), auroc(high, high), auroc(low, high)) == (1, 0.5, 0)
+    assert math.isnan(auroc(high, low[:0])) and math.isnan(auroc(high[:0], low))
+
+
+def test_the_threshold_is_the_lowest_that_meets_the_target() -> None:
+    values, right = [0.6, 0.9, 0.8, 0.7, 0.8], [False, True, True, True, False]
+    found = {target: threshold(values, right, target, 1) for target in (0.6, 0.7, 0.76, 0.99)}
+    assert found == {0.6: 0.6, 0.7: 0.7, 0.76: 0.9, 0.99: 0.9}  # the two lines of 0.8 are answered together
+    assert threshold([0.9, 0.8], [False, True], 0.9, 1) == threshold([], [], 0.9, 1) == math.inf
+
+
+def test_a_few_right_answers_are_not_enough_for_a_threshold() -> None:
+    values, right = np.linspace(1, 0.1, 30), np.arange(30) < 19
+    assert threshold(values, right, 0.99) == math.inf and threshold(values, right, 0.99, 19) == values[18]
+
+
+def test_the_threshold_is_that_of_a_search_through_all() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        values, right = np.round(rng.random(30), 1), rng.random(30) < 0.7
+        good = [at for at in values if right[values >= at].mean() >= 0.75]
+        assert threshold(values, right, 0.75, 1) == min(good, default=math.inf)
+
+
+# ---- what lab confidence says ----------------------------------------------------------------------------------------
+
+UP, DOWN = [0.9] * 100, [0.2] * 100
+
+
+def results(inside: list[float], outside: list[float], right: int, after: float = 6.0) -> dict[str, Any]:
+    """Results of one seed; of each split, the first `right` lines are answered correctly."""
+    truth = [number < right for number in range(len(inside))]
+    asked = {
+        "confidence": {"val": inside, "test": inside, "poem": outside, "noise": outside},
+        "right": {"val": truth, "test": truth},
+    }
+    useless = asked | {"confidence": dict.fromkeys(("val", "test", "poem", "noise"), UP)}
+    forgotten = {"before": 1.8, "after": after, "characters": 65}
+    return {"fine-tuning, seed 1": forgotten, "ask: model, seed 1": asked, "ask: ngram, seed 1": useless}
+
+
+def verdicts(found: dict[str, Any], target: float) -> list[str]:
+    return [each.said for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
+
+
+def test_a_model_that_is_sure_only_inside_knows_that_it_does_not_know() -> None:
+    knows, kept, better, forgotten = verdicts(results(UP, DOWN, 90), 0.9)
+    assert "The fine-tuned model knows that" in knows and "it answers 0 %" in knows
+    assert kept.count("keeps it (90.0 %") == 2
+    assert "fine-tuned model detects" in better and "mean AUROC 1.00 and 0.50" in better
+    assert "uniform guessing is better: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
+
+
+def test_a_model_that_is_sure_everywhere_does_not_know() -> None:
+    knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)
+    assert "does not know that" in knows and "it answers 100 %" in knows
+    assert "equally well" in better and "still predicts its own text" in forgotten
+
+
+def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None:
+    found = results(UP, DOWN, 90)
+    for hits, word in ((60, "misses"), (100, "exceeds")):
+        found["ask: model, seed 1"]["right"]["test"] = [number < hits for number in range(100)]
+        assert f"fine-tuned model {word} it ({hits}.0 %" in verdicts(found, 0.9)[1]
+
+
+def test_without_a_threshold_nothing_is_answered() -> None:
+    summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
+    assert summary.tables[0].rows[0][2:] == ["inf", "0.0 %", "0.0 %", "0.0 %"]
+
+
+# ---- cascades --------------------------------------------------------------------------------------------------------
+
+
+def system(values: list[float], right: list[int], seconds: float = 1.0, price: float = 3.0) -> System:
+    """A system with the same answers to val and test; there are 20 lines of each kind."""
+    both = ("val", "test")
+    answers = dict.fromkeys(both, np.repeat(values, 20)), dict.fromkeys(both, np.repeat(np.array(right, bool), 20))
+    return System(*answers, seconds, price)
+
+
+FIRST = system([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0])
+SECOND = system([0.5, 0.5, 0.9, 0.4], [0, 0, 1, 0], seconds=4, price=20)
+
+
+def test_a_cascade_by_hand() -> None:
+    """The first answers two kinds of lines, the second one of the two that reach it, a person the last."""
+    run = cascade.cascade([FIRST, SECOND], 0.9, 100)
+    assert run.thresholds == [0.8, 0.9] and run.shares == [0.5, 0.25, 0.25] and run.accuracy == 1
+    assert run.cost == 3 + 0.5 * 20 + 0.25 * 100
+    assert run.seconds == 1 + 0.5 * 4 + 0.25 * cascade.PERSON_SECONDS
+    assert run.answered["test"] == [(40, 40), (20, 20)]
+
+
+def test_a_threshold_is_chosen_on_the_lines_that_reach_the_stage() -> None:
+    """All lines give the second system half of its answers right from 0.6 on; those that reach it, none."""
+    second = system([0.9, 0.9, 0.6, 0.6], [1, 1, 0, 0])
+    assert cascade.cascade([second], 0.5, 1).thresholds == [0.6]
+    assert cascade.cascade([FIRST, second], 0.9, 1).thresholds == [0.8, math.inf]
+    assert cascade.cascade([FIRST, second], 0.5, 1).shares == [1, 0, 0]  # nothing reaches it
+
+
+def test_the_limits_of_a_cascade() -> None:
+    """A perfect system leaves nothing to the person, one that is always wrong everything."""
+    perfect, wrong = system([0.1, 0.2], [1, 1]), system([0.99, 1.0], [0, 0])
+    assert cascade.cascade([perfect], 0.99, 100)[2:] == ([1, 0], 1, 3, 1)
+    assert cascade.cascade([wrong], 0.01, 100)[2:] == ([0, 1], 1, 103, 1 + cascade.PERSON_SECONDS)
+    assert cascade.cascade([], 0.9, 100)[2:] == ([1], 1, 100, cascade.PERSON_SECONDS)
+    assert cascade.alone(FIRST)[2:] == ([1, 0], 0.5, 3, 1)
+
+
+def test_errors_among_the_answered_lines_lower_the_accuracy() -> None:
+    """The threshold fits val; on test the same confidence is right less often."""
+    first = FIRST._replace(right=FIRST.right | {"test": np.arange(80) < 20})
+    assert cascade.cascade([first], 0.9, 1).accuracy == 0.75
+
+
+def stored(one: System, latency: float) -> dict[str, Any]:
+    splits = {
+        split: {"confidence": one.confidence[split].tolist(), "right": one.right[split].tolist()}
+        for split in ("val", "test")
+    }
+    return {**splits, "latency": latency}
+
+
+def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_given() -> None:
+    found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "big")}
+    config = LabConfig("cascade", seeds=1, pretrained="big", price=2)
+    here = cascade.systems_of(found, config, 1)
+    assert list(here) == ["n-grams", "tiny model", "big"] and here["big"].price == pytest.approx(2)
+    config.outside_price = 7.5
+    rented = cascade.systems_of(found, config, 1)
+    assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("second", "start"), [(SECOND, "n-grams and tiny model"), (FIRST, "n-grams")])
+def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None:
+    found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
+    simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
+    assert simple.said.startswith(f"Start with {start}, and a person for the rest")
+    assert "n-grams: kept (100 (91-100) %)" in kept.said and ("tiny model: no" in kept.said) == (second is FIRST)
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Shorter trainings on a part of the lines, and fewer lines to ask."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "SIZES", {"train": 800, "val": 150, "test": 150})
+        patch.setattr(confidence, "QUICK", confidence.Size(10, 70))
+        patch.setattr(cascade, "QUICK", cascade.Size(30, 2))
+        patch.setattr(confidence, "OUTSIDE", 50)
+        patch.setattr(cascade, "TIMED", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def asked(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of `lab confidence --quick`, and what it has printed."""
+    folder = tmp_path_factory.mktemp("confidence")
+    done = cli_here("lab", "confidence", "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    return folder, done.out
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "out/lab.json").read_text(encoding="utf-8"))
+    return {name: entry["result"] for name, entry in content["stages"].items()}
+
+
+def cells(said: str, name: str) -> list[str]:
+    row = next(line for line in said.splitlines() if line.startswith(f"| {name} "))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> None:
+    folder, said = asked
+    found = results_in(folder)
+    for place, name in ((3, "ask: model, seed 1"), (5, "ask: ngram, seed 1")):
+        values = found[name]["confidence"]
+        for kind in ("Shakespeare", "other languages", "headlines", "random characters"):
+            truth = [1] * 150 + [0] * len(values[kind])
+            assert cells(said, kind)[place] == f"{roc_auc_score(truth, values['test'] + values[kind]):.2f}"
+        right = found[name]["right"]["test"]
+        assert cells(said, "its wrong answers")[place] == f"{roc_auc_score(right, values['test']):.2f}"
+
+
+def test_the_model_forgets_its_text_and_the_loss_is_that_of_the_training(asked: tuple[Path, str]) -> None:
+    folder, said = asked
+    losses = {one["kind"]: one.get("base_loss") for one in read_metrics(folder / "out/seed-1/model")}
+    assert cells(said, "base model")[1] == f"{losses['before']:.2f}" and cells(said, "after fine-tuning")[1] == (
+        f"{losses['after']:.2f}"
+    )
+    assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
+
+
+def test_the_model_answers_outside_the_task_more_often_than_the_baseline(asked: tuple[Path, str]) -> None:
+    found = {name: confidence.Found(results_in(asked[0]), name, 0.95) for name in ("model", "ngram")}
+    mean = {name: each.mean(each.auroc)[0] for name, each in found.items()}
+    assert mean["model"] < mean["ngram"] - 0.05
+    assert mean["ngram"] > 0.6
+
+
+def test_a_second_run_with_another_target_trains_nothing(asked: tuple[Path, str]) -> None:
+    folder, said = asked
+    again = cli_here("lab", "confidence", "--quick", "--out_dir=out", "--target=0.6", cwd=folder)
+    assert again.status == 0 and "stage " not in again.out
+    assert float(cells(again.out, "n-gram baseline")[2]) < float(cells(said, "n-gram baseline")[2])
+    assert (folder / "out/confidence.png").read_bytes().startswith(b"\x89PNG")
+    assert "know that it does not know" in (folder / "out/confidence.html").read_text(encoding="utf-8")
+
+
+def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(asked: tuple[Path, str]) -> None:
+    pairs = confidence.TASK.make(1)
+    kinds = confidence.outside(asked[0] / "out/data", pairs, 1)
+    assert [len(prompts) for prompts in kinds.values()] == [50, 40, 50, 50]
+    inside = {prompt for split in pairs.values() for prompt, _ in split}
+    for prompts in kinds.values():
+        assert len(set(prompts)) == len(prompts) and not inside & set(prompts)
+        assert all(0 < len(prompt) <= LINE_WIDTH for prompt in prompts)
+    assert kinds == confidence.outside(asked[0] / "out/data", pairs, 1)
+
+
+@pytest.fixture(scope="module")
+def cascaded(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("cascade")
+    done = cli_here("lab", "cascade", "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    return folder, done.out
+
+
+def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tuple[Path, str]) -> None:
+    _, said = cascaded
+    assert cells(said, "person alone")[1:4] == ["100.0 %", "50.00", "10.0 s"]
+    accuracy, cost = (float(cells(said, "n-grams, person")[place].split()[0]) for place in (1, 2))
+    assert accuracy > float(cells(said, "n-grams alone")[1].split()[0]) and cost < 50
+    shares = [int(cell.split()[0]) for cell in cells(said, "n-grams, tiny model, person")[4:]]
+    assert sum(shares) == pytest.approx(100, abs=2)
+
+
+def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded: tuple[Path, str]) -> None:
+    folder, _ = cascaded
+    save_model(folder / "theirs", "llama", context=1024)
+    assert cli_here("import", "theirs", "--out_dir=large", cwd=folder).status == 0
+    lab = ["lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large"]
+    done = cli_here(*lab, cwd=folder)
+    assert done.status == 0, done.err
+    assert re.findall("stage . of .: (.*), seed", done.out) == ["train: large", "ask: large"]
+    assert "by large" in done.out
+    rented = cli_here(*lab, "--outside_price=2.5", "--person_price=20", cwd=folder)
+    assert rented.status == 0 and not re.search("stage . of", rented.out)
+    assert cells(rented.out, "outside model alone")[2] == "2.50" and cells(rented.out, "person alone")[2] == "20.00"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["cascade", "--outside_price=2"], "--outside_price=2 is the price of a pretrained model"),
+        (["cascade", "--person_price=-1"], "person_price is -1.0, but must be at least 0"),
+        (["cascade", "--outside_price=-1"], "outside_price is -1.0, but must be at least 0"),
+        (["cascade", "--target=0"], "target is 0.0, but must be above 0"),
+        (["confidence", "--target=1"], "target is 1.0, but must be below 1"),
+        (["cascade", "--pretrained=nowhere"], "--pretrained=nowhere: no such model"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, flags: list[str], message: str) -> None:
+    assert message in refused(tmp_path, "lab", *flags, "--quick")

@@ -1,0 +1,269 @@
+"""tinygpt lab labels and lab drift: the data are what the labs say, and so are the accuracies and verdicts."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import cli_here, refused
+from scipy.stats import chisquare
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from test_import import ok, save_model
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks.generate import letters
+from tinygpt.data.tasks.merchants import merchants_by_label
+from tinygpt.lab import drift, labels
+
+TASK = TASKS["transactions"]
+SPLITS = TASK.make(1337)
+SMALL = SPLITS | {"val": SPLITS["val"][:100], "test": SPLITS["test"][:300]}
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    return {name: one["result"] for name, one in json.loads((folder / "lab.json").read_text())["stages"].items()}
+
+
+# ---- lab labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "share"), [(50, 0.1), (50, 0.2), (4000, 0.1), (4000, 0.0)])
+def test_as_many_labels_are_wrong_as_asked(size: int, share: float) -> None:
+    pairs = SPLITS["train"][:size]
+    wrong = labels.mislabelled(pairs, share, 1)
+    assert [prompt for prompt, _ in wrong] == [prompt for prompt, _ in pairs]
+    assert sum(a != b for a, b in zip(wrong, pairs, strict=True)) == share * size
+    assert {label for _, label in wrong} <= set(TASK.labels)
+
+
+def test_wrong_labels_are_uniform_and_a_larger_share_adds_to_a_smaller_one() -> None:
+    pairs = [("line", "dining")] * 5000
+    few, many, other = (labels.mislabelled(pairs, share, seed) for share, seed in ((0.1, 1), (0.2, 1), (0.2, 2)))
+    assert all(some in (("line", "dining"), more) for some, more in zip(few, many, strict=True)) and many != other
+    counts = Counter(label for _, label in many if label != "dining")
+    assert len(counts) == len(TASK.labels) - 1 and chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_accuracy_of_a_perfect_a_majority_and_a_random_answer() -> None:
+    test = SPLITS["test"]
+    assert labels.accuracy([label for _, label in test], test) == 1
+    assert labels.accuracy(["fees"] * len(test), test) == sum(label == "fees" for _, label in test) / len(test)
+    guesses = np.random.default_rng(0).choice(TASK.labels, len(test))
+    assert labels.accuracy(list(guesses), test) == pytest.approx(1 / 12, abs=0.03)
+
+
+def test_wrong_labels_of_a_test_split_lower_a_measured_accuracy_as_expected() -> None:
+    assert labels.on_wrong_labels(1.0) == 0.8
+    assert labels.on_wrong_labels(1 / 12) == pytest.approx(1 / 12)  # guessing looks the same
+    test, rng = SPLITS["test"], np.random.default_rng(0)
+    right = [label for _, label in test]
+    answers = [label if rng.random() < 0.6 else str(rng.choice(TASK.labels)) for label in right]
+    on_wrong = labels.accuracy(answers, labels.mislabelled(test, 0.2, 1))
+    assert on_wrong == pytest.approx(labels.on_wrong_labels(labels.accuracy(answers, test)), abs=0.03)
+
+
+def test_the_worth_of_wrong_labels_by_hand() -> None:
+    clean = {100: 0.2, 1000: 0.4}
+    assert labels.worth(clean, 0.3) == round(math.sqrt(100 * 1000)) and labels.worth(clean, 0.4) == 1000
+    assert labels.worth(clean, 0.5) == 1000 and labels.worth(clean, 0.1) == 100
+    assert labels.worth({100: 0.3, 1000: 0.2, 10000: 0.5}, 0.4) == round(1000 * math.sqrt(10))
+
+
+def test_a_verdict_follows_from_the_numbers() -> None:
+    clean = {100: [0.2, 0.2, 0.2], 1000: [0.4, 0.4, 0.4]}
+    costly, free = ({1000: [0.4 - lost] * 3} for lost in (0.1, 0.01))
+    said = [labels.cost_of_wrong("x", {0.0: clean, 0.1: some}).said for some in (costly, free)]
+    assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in said[0]
+    assert "cost nothing that this lab can measure (-1.0 points)" in said[1]
+    more = labels.more_labels({"x": {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}}).said
+    assert more == "x: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
+    compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).said
+    assert (
+        "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-grams"
+        in compared
+    )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the quick lab ran, with fewer and shorter trainings."""
+    folder = tmp_path_factory.mktemp("labels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
+        patch.setattr(labels, "ITERATIONS", {50: 10, 200: 60})
+        patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
+        done = cli_here("lab", "labels", "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    (folder / "said.txt").write_text(done.out, encoding="utf-8")
+    yield folder
+
+
+def test_only_the_training_labels_are_wrong(quick: Path) -> None:
+    known = {prompt: label for split in SPLITS.values() for prompt, label in split}
+    for size, share in ((50, 0), (200, 0), (200, 20)):
+        dataset = Dataset(str(quick / "out/data"), f"{size}-{share}-1")
+        texts = {split: rows.texts(dataset.tokenizer) for split, rows in dataset.sources.items()}
+        assert texts["val"] == SMALL["val"] and texts["test"] == SMALL["test"]
+        assert len(texts["train"]) == size and not {prompt for prompt, _ in texts["train"]} & dict(SPLITS["val"]).keys()
+        assert sum(known[prompt] != label for prompt, label in texts["train"]) == size * share / 100
+
+
+def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> None:
+    found = stored(quick / "out")["200 examples, 20 % wrong labels, seed 1"]
+    flags = ["--ckpt=out/200-20-1", "--task=200-20-1", "--data_dir=out/data", "--device=cpu", "--json"]
+    report = json.loads(cli_here("eval", *flags, cwd=quick).out)
+    assert found["correct"]["model"] == pytest.approx(report["results"]["model"]["accuracy"])
+    assert found["correct"]["model"] > 2 / 12  # the majority is 1 / 12
+    dataset = Dataset(str(quick / "out/data"), "200-20-1")
+    train, test = (dataset.sources[split].texts(dataset.tokenizer) for split in ("train", "test"))
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
+    fitted = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(p for p, _ in train), [y for _, y in train])
+    expected = fitted.score(vectorizer.transform(p for p, _ in test), [y for _, y in test])
+    assert found["correct"]["ngram"] == pytest.approx(expected, abs=0.002)
+    assert found["wrong"]["ngram"] < found["correct"]["ngram"]
+
+
+def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Path) -> None:
+    said = (quick / "said.txt").read_text(encoding="utf-8")
+    rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
+    assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
+    assert all(f"\nverdict: {name}: 200 labels, 20 % of them wrong," in said for name in labels.LEARNERS.values())
+    assert "| perfect model | 100.0 %" in said and "Better with correct labels, by number of examples: 50" in said
+    assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
+
+
+def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
+    names = [stage.name for stage in labels.stages(LabConfig(seeds=2), tmp_path)]
+    assert len(set(names)) == 24 and names[12] == "50 examples, 0 % wrong labels, seed 2"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(tmp_path, "lab", "labels", "--pretrained=nowhere")
+    assert "--pretrained=nowhere: no such model" in message and "tinygpt import smollm2" in message
+    save_model(tmp_path / "theirs", "llama", context=1024)
+    ok(tmp_path, "import", "theirs", "--out_dir=out-large")
+    few = {split: pairs[:60] for split, pairs in SPLITS.items()}
+    monkeypatch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: few))
+    monkeypatch.setattr(labels, "PRETRAINED", {50: 1, 1000: 1})
+    config, out = LabConfig(pretrained=str(tmp_path / "out-large"), quick=True), tmp_path / "out"
+    names = [stage.name.split(", from")[0] for stage in labels.stages(config, out)]
+    assert names[3:] == ["pretrained, LoRA, 50 examples", "pretrained, LoRA, 1,000 examples"]
+    out.mkdir()
+    found = labels.pretrained(config, out, 50, 1).compute()
+    assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
+    summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
+    assert [row[-1] for row in summary.tables[0].rows] == [f"{100 * found['correct']['pretrained']:.1f} %"] * 2 + [""]
+
+
+# ---- lab drift -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def years() -> drift.Lines:
+    return drift.lines(1)
+
+
+def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
+    return {brand for prompt, _ in pairs for brand in brands if brand in prompt}
+
+
+def test_only_the_brands_change(years: drift.Lines) -> None:
+    by_label = merchants_by_label()
+    for year, other in (("old", "test"), ("new", "train")):
+        split = {"old": "train", "new": "test"}[year]
+        for name, pairs in years[year].items():
+            assert len(pairs) == drift.LINES[name]
+            for label in by_label:  # each line names a brand of its category, and of its year
+                mine = [prompt for prompt, own in pairs if own == label]
+                assert all(any(brand.name in prompt for brand in by_label[label][split]) for prompt in mine)
+        foreign = {brand.name for splits in by_label.values() for brand in splits[other] if len(brand.name) > 8}
+        assert len(brands_in(years[year]["test"], foreign)) < 5  # a few brands are a part of another word or place
+
+
+def test_the_categories_are_equally_frequent_in_every_beginning(years: drift.Lines) -> None:
+    for splits in years.values():
+        for pairs in splits.values():
+            for size in (50, 90, len(pairs)):
+                counts = Counter(label for _, label in pairs[:size])
+                assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 9
+
+
+def test_test_lines_are_others_about_the_same_brands(years: drift.Lines) -> None:
+    prompts = [prompt for splits in years.values() for pairs in splits.values() for prompt, _ in pairs]
+    assert len({letters(prompt) for prompt in prompts}) == len(prompts)
+    names = {brand.name for splits in merchants_by_label().values() for brand in splits["test"]}
+    learned, tested = (brands_in(years["new"][name], names) for name in ("train", "test"))
+    assert len(learned) >= 9 * drift.BRANDS and len(tested - learned) < 0.1 * len(tested)
+    assert drift.lines(2)["old"]["train"] != years["old"]["train"] and drift.lines(1) == years
+
+
+def row(way: str, lines: int, old: float, new: float, seconds: float = 1) -> drift.Row:
+    return drift.Row(way, lines, [old] * 3, [new] * 3, [seconds] * 3)
+
+
+def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
+    base = row("new", 0, 0.9, 0.3)
+    bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
+    said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).said
+    assert "new lines: no number of lines here is enough (70.0 % with 200)" in said
+    assert "replayed: 200 lines are enough (85.0 % with 200)" in said
+    assert drift.gain_of_replay({"new": bad, "replay": good}, base).said.startswith("Replay old lines.")
+    same = row("replay", 200, 0.61, 0.8)
+    assert drift.gain_of_replay({"new": bad, "replay": same}, base).said.startswith("Replay is not needed")
+    dear = row("replay", 200, 0.9, 0.4)
+    assert drift.gain_of_replay({"new": bad, "replay": dear}, base).said.startswith("Replay is not needed")
+    assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).said
+    assert "choose: n-grams" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
+
+
+FEW = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
+
+
+@pytest.fixture(scope="module")
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the quick lab drift ran, with fewer lines and shorter trainings."""
+    folder = tmp_path_factory.mktemp("drift")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FEW.items():
+            patch.setattr(drift, name, value)
+        done = cli_here("lab", "drift", "--quick", "--out_dir=out", cwd=folder)
+    assert done.status == 0, done.err
+    (folder / "said.txt").write_text(done.out, encoding="utf-8")
+    return folder
+
+
+def test_new_brands_are_hard_and_replay_keeps_the_old_ones(drifted: Path) -> None:
+    base, new, replay = (one["model"] for one in stored(drifted / "out").values())
+    assert base["old"] > base["new"] + 0.2  # drift
+    assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
+    assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay
+    said = (drifted / "said.txt").read_text(encoding="utf-8")
+    assert (
+        said.count("\nverdict: ") == 4 and "verdict: Replay old lines." in said and "| n-grams, trained on all" in said
+    )
+    assert max(map(len, said.splitlines())) <= 130
+    assert (drifted / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (drifted / "out/drift.html").exists()
+
+
+def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
+    drifted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in FEW.items():
+        monkeypatch.setattr(drift, name, value)
+    years = drift.lines(1)
+    for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
+        dataset = Dataset(str(drifted / "out/data"), f"{way}-200-1")
+        assert dataset.sources["train"].texts(dataset.tokenizer) == years["new"]["train"][:200]
+        config = (drifted / f"out/{way}-200-1/config.yaml").read_text(encoding="utf-8")
+        assert f"replay: {share}\n" in config and "base_dataset: scratch-0-1\n" in config
+    base = Dataset(str(drifted / "out/data"), "scratch-0-1")
+    assert base.sources["train"].texts(base.tokenizer) == years["old"]["train"]

@@ -1,0 +1,277 @@
+"""The tasks `reports`: controls of style and fidelity; adapters swapped on one base model; tinygpt lab reports."""
+
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Result, cli_here
+from models import ids, shaken, small
+from test_lora import adapted
+
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.adapter import Adapters, load_model, save_adapter, weights_fingerprint
+from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.data.tasks import TASKS, reports
+from tinygpt.data.tokenizer import SPECIAL
+from tinygpt.errors import TinyGPTError
+from tinygpt.lab import reports as lab
+
+DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
+PROMPT = "Nordal Q2 sales 48.3 +6 profit 5.1 -12"
+EXAMPLES = {name: TASKS[name].make(1337) for name in DATASETS.values()}
+
+
+def both(firm: str, prompt: str, response: str) -> tuple[bool, bool]:
+    """Style and fidelity, by the score of the task."""
+    scores = TASKS[DATASETS[firm]].scores
+    assert scores is not None
+    checks = scores(prompt, "", response)
+    return checks["style"], checks["fidelity"]
+
+
+def right(firm: str, prompt: str = PROMPT) -> str:
+    return reports.STYLES[firm](reports.figures_of(prompt))
+
+
+# ---- the task --------------------------------------------------------------------------------------------------------
+
+
+def test_the_three_datasets_have_the_same_figures_and_new_companies_in_each_split() -> None:
+    asked = {name: {split: [p for p, _ in part] for split, part in one.items()} for name, one in EXAMPLES.items()}
+    plain = asked["reports"]
+    for firm in ("reports_a", "reports_b"):
+        assert asked[firm] == plain | {"train": plain["train"][: reports.FIRM_EXAMPLES]}
+    companies = [prompt.split()[0] for part in plain.values() for prompt in part]
+    assert len(set(companies)) == len(companies) == 4700
+    assert EXAMPLES["reports_a"] == TASKS["reports_a"].make(1337) != TASKS["reports_a"].make(1)
+
+
+def test_every_example_fits_into_the_context_of_the_preset() -> None:
+    longest = max(len(p + r) + 3 for one in EXAMPLES.values() for part in one.values() for p, r in part)
+    assert longest == 142 <= 144
+
+
+# ---- the scores ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("firm", DATASETS)
+def test_expected_responses_are_right_in_their_own_style_and_only_right_in_another(firm: str) -> None:
+    for other, name in DATASETS.items():
+        for prompt, response in EXAMPLES[name]["test"]:
+            assert both(firm, prompt, response) == (firm == other, True)
+
+
+@pytest.mark.parametrize("firm", DATASETS)
+def test_a_changed_digit_costs_fidelity_and_not_style(firm: str) -> None:
+    response = right(firm)
+    places = [place for place, character in enumerate(response) if character.isdigit()]
+    assert len(places) == 9
+    for place in places:
+        changed = response[:place] + str((int(response[place]) + 1) % 10) + response[place + 1 :]
+        assert both(firm, PROMPT, changed) == (True, False), changed
+
+
+@pytest.mark.parametrize(
+    ("firm", "old", "new"),
+    [
+        ("plain", "up", "down"),
+        ("plain", "Nordal", "Nordil"),
+        ("a", "rose", "fell"),
+        ("a", "fell", "rose"),
+        ("a", "48.3", "5.1"),  # a figure of the prompt in the wrong role
+        ("a", "Nordal", "Nordil"),
+        ("b", "up", "down"),
+        ("b", "down", "up"),
+        ("b", "mixed", "strong"),  # no number and no direction is wrong, but the verdict
+        ("b", "6%. Profit of €5.1m, down 12%", "12%. Profit of €5.1m, down 6%"),
+        ("b", "€48.3m", "€148.3m"),
+        ("b", "€48.3m", "€48.34m"),
+    ],
+)
+def test_a_wrong_fact_costs_fidelity_and_not_style(firm: str, old: str, new: str) -> None:
+    changed = right(firm).replace(old, new)
+    assert changed != right(firm) and both(firm, PROMPT, changed) == (True, False)
+
+
+@pytest.mark.parametrize("firm", DATASETS)
+@pytest.mark.parametrize("extra", [" Costs 3.2.", " Margin 7 %.", " Up 9%.", " Q3."])
+def test_an_invented_number_costs_fidelity(firm: str, extra: str) -> None:
+    assert both(firm, PROMPT, right(firm) + extra)[1] is False
+
+
+@pytest.mark.parametrize("firm", DATASETS)
+def test_a_missing_word_costs_fidelity_unless_it_only_is_style(firm: str) -> None:
+    words = right(firm).split()
+    for place, word in enumerate(words):
+        shorter = " ".join(words[:place] + words[place + 1 :])
+        needed = re.search(r"\d|%|Nordal|sales|Profit|million|percent|^m$|rose|fell|up|down", word) is not None
+        assert both(firm, PROMPT, shorter)[1] is not needed, shorter
+
+
+@pytest.mark.parametrize("firm", DATASETS)
+def test_controls_score_nothing(firm: str) -> None:
+    """A response that is the same for every prompt is in style and wrong; random text is neither."""
+    draw = random.Random(1)
+    constant = EXAMPLES[DATASETS[firm]]["train"][0][1]
+    for prompt, response in EXAMPLES[DATASETS[firm]]["test"]:
+        assert both(firm, prompt, constant) == (True, False)
+        assert both(firm, prompt, "".join(draw.sample(response, len(response)))) == (False, False)
+        assert both(firm, prompt, prompt) == (False, False)
+    assert both(firm, PROMPT, "") == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("firm", "old", "new", "rule"),
+    [
+        ("plain", "In Q2 Nordal", "Nordal in Q2", "quarter first"),
+        ("plain", "48.3 million", "48.3 m", "million in full"),
+        ("plain", "6 percent", "6 %", "percent in full"),
+        ("a", "Nordal sales", "In Nordal sales", "company first"),
+        ("a", "EUR 5.1 m", "EUR 5.1m", "EUR and m apart"),
+        ("a", "12 %", "12%", "percent sign apart"),
+        ("a", "rose", "up", "past tense"),
+        ("a", " compared with last year", "", "comparison at the end"),
+        ("b", "Q2 at", "In Q2 at", "quarter first"),
+        ("b", "€5.1m", "€5.1 m", "€ and m attached"),
+        ("b", "6%", "6 %", "percent sign attached"),
+        ("b", "down", "fell", "up or down"),
+        ("b", ": mixed", "", "verdict at the end"),
+    ],
+)
+def test_each_rule_of_a_style_alone(firm: str, old: str, new: str, rule: str) -> None:
+    broken = right(firm).replace(old, new)
+    assert [name for name, passed in reports.style(firm, broken).items() if not passed] == [rule]
+    assert both(firm, PROMPT, broken) == (False, True)
+
+
+# ---- swapping adapters -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A base model, and three adapters: without a new token, with one, and with three."""
+    symbols = [chr(200 + n) for n in range(62)] + list(SPECIAL)
+    base = shaken(small())
+    spec = {"kind": "char", "symbols": symbols}
+    store.save(tmp_path / "base.pt", Checkpoint(base.state_dict(), dataclasses.asdict(base.config), {}, tokenizer=spec))
+    mark = weights_fingerprint(store.load(tmp_path / "base.pt").model)
+    for number, new in enumerate((0, 1, 3)):
+        run = adapted(rank=number + 2, new=new)
+        grown = spec | {"symbols": symbols + [chr(500 + 10 * number + n) for n in range(new)]}
+        made = Checkpoint(run.state_dict(), dataclasses.asdict(run.config), {"lora_alpha": 6.0}, 1, 1.0, grown)
+        save_adapter(tmp_path / f"{number}.pt", made, mark)
+    return tmp_path
+
+
+@torch.inference_mode()
+def test_swapped_models_are_bit_identical_to_loaded_ones(files: Path) -> None:
+    base = str(files / "base.pt")
+    adapters = Adapters(base, {name: str(files / f"{name}.pt") for name in "012"})
+    assert adapters.names == ["0", "1", "2"]
+    early = adapters.checkpoint("1").build_model().eval()  # keeps computing the same while others come and go
+    before = early(ids(2, 16))[0]
+    seen = []
+    for name in ("1", "2", "1", "0", "", "2", "1", ""):
+        loaded, swapped = load_model(base, str(files / f"{name}.pt") if name else ""), adapters.checkpoint(name)
+        x = ids(2, 16, vocab_size=loaded.model_args["vocab_size"])
+        logits = swapped.build_model().eval()(x)[0]
+        assert torch.equal(logits, loaded.build_model().eval()(x)[0])
+        assert swapped.tokenizer == loaded.tokenizer
+        seen.append(logits.shape[-1])
+    assert seen == [66, 68, 66, 65, 65, 68, 66, 65]
+    assert torch.equal(early(ids(2, 16))[0], before)
+    assert weights_fingerprint(adapters.checkpoint().model) == weights_fingerprint(store.load(base).model)
+    assert not torch.equal(before[..., :65], adapters.checkpoint().build_model().eval()(ids(2, 16))[0])
+
+
+def test_a_wrong_adapter_is_refused_and_the_others_stay(files: Path) -> None:
+    adapters = Adapters(str(files / "base.pt"), {"one": str(files / "1.pt")})
+    other = shaken(small(), std=0.2)
+    store.save(files / "other.pt", Checkpoint(other.state_dict(), dataclasses.asdict(other.config), {}))
+    refusals: list[tuple[Callable[[], object], str]] = [
+        (lambda: Adapters(str(files / "other.pt"), {"one": str(files / "1.pt")}), "base model other than"),
+        (lambda: adapters.add("one", str(files / "base.pt")), "not an adapter"),
+        (lambda: adapters.add("two", str(files / "nowhere.pt")), "no such file"),
+        (lambda: adapters.add("", str(files / "2.pt")), "an adapter needs a name"),
+        (lambda: adapters.checkpoint("two"), "no adapter is called 'two'"),
+    ]
+    for refused, message in refusals:
+        with pytest.raises(TinyGPTError, match=message) as caught:
+            refused()
+        assert caught.value.hint
+    assert adapters.names == ["one"] and adapters.checkpoint("one").model_args["vocab_size"] == 66
+
+
+# ---- the lab ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result]]:
+    """The quick lab with shorter trainings and one number of examples, and what it said."""
+    folder = tmp_path_factory.mktemp("reports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab, "EXAMPLES", (400,))
+        patch.setattr(lab, "QUICK", {"base": 250, "adapter": 50, "prompts": 100})
+        yield folder, cli_here("lab", "reports", "--quick", "--out_dir=out", cwd=folder)
+
+
+def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
+    folder, said = quick
+    assert said.status == 0, said.err
+    results = {name: one["result"] for name, one in json.loads((folder / "out/lab.json").read_text())["stages"].items()}
+    base, trained = results["base model, seed 1"], results["firm B, 400 examples, seed 1"]
+    assert base["fidelity"] > 0.5 and base["plain"]["style"] > 0.9 and base["a"]["style"] == base["b"]["style"] == 0
+    assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
+    assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
+    assert results["swaps"]["exact"] and results["swaps"]["differ"]
+    assert "bit-identical to" in said.out and "Fluent and in style is not yet right" in said.out
+    assert "The style score separates the styles" in said.out
+    assert (folder / "out/reports.png").exists() and "Prompt: " in (folder / "out/reports.html").read_text()
+    prompts = [prompt for prompt, _ in EXAMPLES["reports_b"]["test"]][:50]
+    judged = [both("b", prompt, text) for prompt, text in zip(prompts, trained["responses"], strict=True)]
+    assert any(style and not fidelity for style, fidelity in judged)
+
+
+def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> None:
+    folder, _ = quick
+    stages = json.loads((folder / "out/lab.json").read_text())["stages"]
+    stored = stages["firm B, 400 examples, seed 1"]["result"]
+    asked = [
+        "eval",
+        "--ckpt=out/seed-1/base",
+        "--adapter=out/seed-1/b-400",
+        "--task=reports_b",
+        "--split=val",
+        "--data_dir=out/data",
+    ]
+    shown = cli_here(*asked, "--device=cpu", cwd=folder).out
+    share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % ± ", shown, re.MULTILINE)}
+    assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.facts(PROMPT, "")]
+    assert share["exact match"] <= min(share["style"], share["fidelity"])
+    assert abs(share["style"] - 100 * stored["b"]["style"]) < 20  # the same adapter on other companies
+    assert "(fails: fidelity, " in shown or "(fails: style" in shown
+
+
+def verdicts(style: dict[int, float], wrong: int) -> str:
+    """The verdicts on made-up results: firm A's style by number of examples, wrong texts among 100 in style."""
+
+    def one(share: float) -> dict[str, object]:
+        facts = {"company": wrong, "quarter": 0, "figures": 0, "directions": 0}
+        mine = {"style": share, "in style": 100, "wrong": wrong, "wrong facts": facts}
+        return {"fidelity": 1 - wrong / 100, "a": mine, "b": mine}
+
+    runs = {(firm, size): [one(share)] for firm in "ab" for size, share in style.items()}
+    return lab.needed(runs).said + lab.in_style_and_wrong(runs).said
+
+
+def test_verdicts_follow_from_the_numbers() -> None:
+    assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0)
+    assert "In this run, texts in style are right" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
+    said = verdicts({25: 0.1, 400: 0.2}, 11)
+    assert "firm A: style more than 400, fidelity more than 400" in said
+    assert "Fluent and in style is not yet right" in said and "A, 25: 11.0 % (most often company)" in said

@@ -1,0 +1,121 @@
+"""The task `sectors`: a business activity -> its sector of the economy.
+
+The activities are titles and illustrative examples of the descriptions of industries that ship with tinygpt (`naics`,
+see scripts/naics.py): `Creamery Butter Manufacturing`, `Dollar stores`. The first two digits of an industry's code are
+its sector; manufacturing, retail and transport have several numbers.
+
+All activities of an industry (the first five digits of the code) are in one split, so no test prompt is a variant of a
+training prompt. Within each sector, the industries are sorted by a hash of the code; the splits do not depend on a
+seed, which only shuffles the examples. Entries with fewer digits describe the industries of several splits, and are
+left out.
+
+A prompt is in lower case, without what is in parentheses, and without the word manufacturing at its end: most
+activities of this sector end with it, and no others. The words `merchant wholesalers` stay, since without them the same
+goods would be made and traded.
+
+`corpus` is a text for pretraining: the descriptions of the training industries alone, without the codes, which give the
+sector. The corpus `naics` has the descriptions of all industries, so a model that was pretrained on it has read the
+test prompts.
+
+    make(1337)["train"][0]  # -> (prompt, response)
+"""
+
+import functools
+import gzip
+import hashlib
+import itertools
+import random
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+from tinygpt.data.corpora import NAICS
+from tinygpt.data.tasks.generate import MAX_CHARS, Pair, letters
+
+NUMBERS = {
+    "agriculture": "11", "mining": "21", "utilities": "22", "construction": "23", "manufacturing": "31 32 33",
+    "wholesale": "42", "retail": "44 45", "transport": "48 49", "information": "51", "finance": "52",
+    "real estate": "53", "professional": "54", "management": "55", "support": "56", "education": "61", "health": "62",
+    "arts": "71", "hospitality": "72", "other services": "81", "government": "92",
+}  # fmt: skip
+SECTORS = tuple(NUMBERS)
+_SECTOR_OF = {number: sector for sector, numbers in NUMBERS.items() for number in numbers.split()}
+LONGEST = MAX_CHARS - max(map(len, SECTORS))  # of a prompt, in characters
+HELD_OUT = (0.2, 0.1)  # shares of each sector's industries that are in test and in val
+
+
+class Industry(NamedTuple):
+    """An entry of the descriptions with a code of five or six digits."""
+
+    code: str
+    title: str
+    text: str  # description and illustrative examples; empty if there are none
+
+    @property
+    def sector(self) -> str:
+        return _SECTOR_OF[self.code[:2]]
+
+    @property
+    def group(self) -> str:
+        """Start of the code: what is equal here is in one split. The only industry of management is divided."""
+        return self.code[: 6 if self.sector == "management" else 5]
+
+    def activities(self) -> list[str]:
+        """Its prompts, at most LONGEST characters each."""
+        _, _, examples = self.text.partition("Illustrative Examples:")
+        return [text for line in (self.title, *examples.split("\n")) if 0 < len(text := activity(line)) <= LONGEST]
+
+
+def activity(line: str) -> str:
+    """A title or an example as a prompt."""
+    text = re.sub(r"\([^()]*(\([^()]*\)[^()]*)*\)", "", line.lower())
+    text = re.sub(r"\s+(?=[ ,])", "", text).strip(" ,.")
+    return re.sub(r",? manufacturing$", "", text)
+
+
+@functools.cache
+def industries() -> tuple[Industry, ...]:
+    """The described industries, in the order of the file."""
+    text = gzip.decompress(NAICS.read_bytes()).decode()
+    entries = re.split(r"\n\n(?=\d\d[-\d]* )", text.rstrip("\n"))
+    parts = (re.fullmatch(r"(\d{5,6}) (.*?)\n(.*)", entry, re.DOTALL) for entry in entries)
+    return tuple(Industry(part[1], part[2], "" if part[3] == "NULL" else part[3]) for part in parts if part)
+
+
+@functools.cache
+def splits() -> dict[str, str]:
+    """The split of each group: in each sector, a share of the groups goes to test, one to val, the rest to train."""
+    groups: dict[str, set[str]] = {sector: set() for sector in SECTORS}
+    for each in industries():
+        groups[each.sector].add(each.group)
+    found: dict[str, str] = {}
+    for some in groups.values():
+        shuffled = sorted(some, key=lambda group: hashlib.sha256(group.encode()).digest())
+        test, val = (max(1, round(share * len(some))) for share in HELD_OUT)
+        held_out = ["test"] * test + ["val"] * val
+        found |= itertools.zip_longest(shuffled, held_out, fillvalue="train")
+    return found
+
+
+def make(seed: int) -> dict[str, list[Pair]]:
+    """Make the examples; the seed decides their order. Activities of two sectors or splits are left out."""
+    places: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # by letters: sector and split, and a prompt
+    for each in industries():
+        for text in each.activities():
+            places[letters(text)].setdefault((each.sector, splits()[each.group]), text)
+    found: dict[str, list[Pair]] = {split: [] for split in ("train", "val", "test")}
+    for same in places.values():
+        if len(same) == 1:
+            [((sector, split), text)] = same.items()
+            found[split].append((text, sector))
+    rng = random.Random(seed)
+    for examples in found.values():
+        rng.shuffle(examples)
+    return found
+
+
+def corpus() -> str:
+    """Titles and descriptions of the training industries, without codes. Those of a group follow one another."""
+    kept = [each for each in industries() if splits()[each.group] == "train"]
+    kept.sort(key=lambda each: hashlib.sha256(each.group.encode()).digest())
+    return "\n\n".join(f"{each.title}\n{each.text}".strip() for each in kept) + "\n"

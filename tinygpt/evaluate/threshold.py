@@ -1,0 +1,219 @@
+"""The precision-recall trade-off of a rare label: which prompts to flag, at which threshold, and at what cost.
+
+A classifier gives each prompt a score, its P(positive), and a prompt is flagged if the score is at least a threshold. A
+false alarm is a flagged prompt without the positive label; a miss is a positive prompt that is not flagged. A miss
+costs as much as `miss_cost` false alarms. The threshold is chosen on the validation split, where it costs least, and
+measured on another. If P(positive) is calibrated, the cheapest threshold is 1 / (1 + miss_cost) (Elkan 2001). The
+precision-recall curve suits rare labels: it does not count the many negatives that nobody flags (Saito and Rehmsmeier
+2015).
+
+Shapes: scores float64 (n,), positive bool (n,), which is the truth.
+
+    threshold = cheapest_threshold(precision_recall(val_scores, val_positive), miss_cost=20)
+    outcome(test_scores, test_positive, threshold, miss_cost=20)["recall"]
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.classify import cut
+from tinygpt.files import replacing
+from tinygpt.terminal import escaped
+
+MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
+NAMES = {"model": "model", "ngram": "n-gram baseline", "nothing": "flag nothing", "everything": "flag everything"}
+
+
+class Curve(NamedTuple):
+    """Counts at each distinct score as the threshold, from the highest to the lowest: int64 (T,) each."""
+
+    thresholds: np.ndarray  # float64 (T,)
+    hits: np.ndarray  # positive prompts that are flagged
+    false_alarms: np.ndarray
+
+    @property
+    def positives(self) -> int:
+        """Number of positive prompts: the lowest threshold flags all."""
+        return int(self.hits[-1])
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Share of the flagged prompts that are positive, (T,)."""
+        return self.hits / (self.hits + self.false_alarms)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Share of the positive prompts that are flagged, (T,)."""
+        return self.hits / self.positives
+
+
+def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
+    """Count hits and false alarms at each threshold. Prompts with equal scores are flagged together.
+
+    Errors: ValueError if no prompt is positive, because recall is then undefined.
+    """
+    if not positive.any():
+        raise ValueError("no prompt is positive")
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of each group of equal scores
+    hits = np.cumsum(positive[order])[last]
+    return Curve(ordered[last], hits, last + 1 - hits)
+
+
+def average_precision(curve: Curve) -> float:
+    """Area below the curve as steps: the mean of the precision, weighted by the increase in recall."""
+    return float((np.diff(curve.recall, prepend=0) * curve.precision).sum())
+
+
+def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
+    """The threshold of the lowest cost; of several the highest; infinity if flagging nothing costs no more."""
+    costs = curve.false_alarms + miss_cost * (curve.positives - curve.hits)
+    thresholds = np.append(np.inf, curve.thresholds)
+    return float(thresholds[np.append(miss_cost * curve.positives, costs).argmin()])
+
+
+def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
+    """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
+    alarms, the misses and the cost, in false alarms. Recall and cost have a standard error, `_error`.
+    """
+    flagged, n = scores >= threshold, len(scores)
+    hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
+    misses, positives = int((~flagged & positive).sum()), int(positive.sum())
+    recall = hits / positives
+    costs = np.where(positive, miss_cost * ~flagged, flagged)  # of each prompt
+    return {
+        "threshold": threshold if math.isfinite(threshold) else None,
+        "precision": hits / (hits + false_alarms) if hits + false_alarms else None,
+        "recall": recall,
+        "recall_error": math.sqrt(recall * (1 - recall) / positives),
+        "accuracy": 1 - (false_alarms + misses) / n,
+        "false_alarms": 1000 * false_alarms / n,
+        "misses": 1000 * misses / n,
+        "cost": float(1000 * costs.mean()),
+        "cost_error": float(1000 * costs.std() / math.sqrt(n)),
+    }
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Tradeoff:
+    """The trade-off on a split. `rows`: an `outcome` each, with the keys classifier (of NAMES) and chosen (on val)."""
+
+    positive: str
+    split: str
+    n: int
+    positives: int
+    miss_cost: float
+    average_precision: dict[str, float]
+    rows: list[dict[str, Any]]
+    curves: dict[str, Curve]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON, without the curves."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "curves")
+        return {name: getattr(self, name) for name in fields}
+
+    def text(self) -> str:
+        """Format for the terminal, in 100 columns."""
+        name, share = cut(repr(self.positive), 30), self.positives / self.n
+        lines = [
+            f"trade-off of precision and recall of {escaped(name)}: {self.positives:,} of {self.n:,} prompts "
+            f"({100 * share:.1f} %)",
+            f"{'':<46}per 1,000 prompts, a miss costs {self.miss_cost:g} false alarms".rjust(96),
+            f"{'':<16}{'threshold':>16}{'precision':>11}{'recall':>15}{'false alarms':>14}{'misses':>8}{'cost':>16}",
+        ]
+        for row in self.rows:
+            threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4f}"
+            threshold = "" if row["classifier"] not in self.curves else threshold + " (val)" * row["chosen"]
+            precision = "-" if row["precision"] is None else f"{row['precision']:.2f}"
+            lines.append(
+                f"{NAMES[row['classifier']]:<16}{threshold:>16}{precision:>11}"
+                f"{row['recall']:>8.2f} ± {row['recall_error']:.2f}{row['false_alarms']:>14.1f}{row['misses']:>8.1f}"
+                f"{row['cost']:>8.1f} ± {row['cost_error']:>5.1f}"
+            )
+        areas = (f"{NAMES[key]} {area:.3f}" for key, area in self.average_precision.items())
+        lines += [
+            "",
+            f"average precision: {', '.join(areas)}; a random order {share:.3f}",
+            "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
+            f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {self.miss_cost:g}) = "
+            f"{1 / (1 + self.miss_cost):.4f}",
+        ]
+        if self.split == "val":
+            lines.append("  the thresholds were chosen on this same split, so their costs are too low")
+        if 1 - share >= MISLEADING:
+            half, chosen = (f"{100 * row['accuracy']:.1f} %" for row in self.rows[:2])
+            lines += [
+                f"accuracy misleads: flagging nothing is right for {100 * (1 - share):.1f} % of the prompts and misses "
+                "all positives;",
+                f"  the model is right for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
+            ]
+        return "\n".join(lines)
+
+
+def make_tradeoff(
+    positive: str,
+    split: str,
+    miss_cost: float,
+    val: tuple[dict[str, np.ndarray], np.ndarray],
+    wanted: tuple[dict[str, np.ndarray], np.ndarray],
+) -> Tradeoff:
+    """Choose the thresholds on `val` and measure them on `wanted`: the scores of each classifier, and the truth.
+
+    Errors: ValueError if a split has no positive prompt.
+    """
+    scores, truth = wanted
+    curves = {key: precision_recall(some, truth) for key, some in scores.items()}
+    rows = []
+
+    def add(key: str, some: np.ndarray, threshold: float, chosen: bool = False) -> None:
+        rows.append({"classifier": key, "chosen": chosen, **outcome(some, truth, threshold, miss_cost)})
+
+    for key, some in scores.items():
+        add(key, some, 0.5)
+        add(key, some, cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost), chosen=True)
+    add("nothing", np.zeros(len(truth)), math.inf)
+    add("everything", np.zeros(len(truth)), 0.0)
+    areas = {key: average_precision(curve) for key, curve in curves.items()}
+    return Tradeoff(positive, split, len(truth), int(truth.sum()), miss_cost, areas, rows, curves)
+
+
+def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
+    """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TinyGPTError("drawing the precision-recall curve needs matplotlib", "pip install matplotlib") from None
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for index, (key, curve) in enumerate(tradeoff.curves.items()):
+        color = f"C{index}"
+        label = f"{NAMES[key]}, average precision {tradeoff.average_precision[key]:.2f}"
+        axes.step(np.append(0, curve.recall), np.append(curve.precision[0], curve.precision), color=color, label=label)
+        for row in tradeoff.rows:
+            if row["classifier"] == key and row["precision"] is not None:
+                filled = color if row["chosen"] else "white"
+                axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
+    share = tradeoff.positives / tradeoff.n
+    axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random order")
+    axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
+    axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
+    axes.set_xlabel("recall: share of the positive prompts that are flagged")
+    axes.set_ylabel("precision: share of the flagged that are positive")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    name = cut(escaped(tradeoff.positive), 24)
+    title = f"{task}, {tradeoff.split}: {name} is {100 * share:.1f} % of {tradeoff.n:,} prompts"
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)

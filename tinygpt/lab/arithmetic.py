@@ -1,0 +1,355 @@
+"""`tinygpt lab arithmetic`: does a model that adds numbers calculate, and does it know when it cannot?
+
+Models are trained from scratch on sums such as `47+385` -> `432`, of numbers with one to three digits, and asked for
+sums of numbers with two to five digits that are not among them. A second format writes the digits of the answer in
+reverse, the units first, as one adds on paper (Lee et al. 2023, "Teaching Arithmetic to Small Transformers", section
+3): each digit then depends on two digits and a carry, while the first digit of a plain answer depends on all digits.
+
+    examples, seed N          {"guess": the most frequent answer, "nearest": the answers of the nearest examples}
+    train MODEL, seed N       {"seconds", "weights"}
+    answer MODEL, seed N      {"said": the answers, with the units last, "probabilities"}
+"""
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import train
+from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.summary import Summary, Table, Verdict, percent
+
+LEARNED = 3  # most digits of a number in training
+WEIGHTS = (1, 2, 4)  # of numbers with 1, 2 and 3 digits in training: there are more long numbers than short ones
+KINDS = {"2 + 2": (2, 2), "3 + 1": (3, 1), "3 + 3": (3, 3), "4 + 4": (4, 4), "5 + 5": (5, 5)}  # digits, of the test
+BEYOND = ("4 + 4", "5 + 5")
+CLOSE = 0.05  # accuracies that differ by less count as equal
+GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example", "calculator"
+
+
+class Variant(NamedTuple):
+    """A model of the lab."""
+
+    reverse: bool  # the digits of the answers
+    flags: tuple[str, ...] = ()
+    seconds: float = 12  # of 500 iterations
+
+
+PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
+VARIANTS = {
+    PLAIN: Variant(reverse=False),
+    LARGE: Variant(reverse=False, flags=("--n_layer=3", "--n_embd=96"), seconds=25),
+    REVERSED: Variant(reverse=True),
+}
+
+
+class Size(NamedTuple):
+    """How large the lab is."""
+
+    examples: int
+    test: int  # sums of each kind
+    iterations: int
+    variants: tuple[str, ...]
+
+
+FULL, QUICK = Size(10_000, 300, 500, tuple(VARIANTS)), Size(10_000, 100, 350, (PLAIN, REVERSED))
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    size = QUICK if config.quick else FULL
+    found = []
+    for seed in seeds(config):
+        place = folder / f"seed-{seed}"
+        found.append(Stage(f"examples, seed {seed}", 3, partial(examples, place, size, seed)))
+        for name in size.variants:
+            seconds = 4 + VARIANTS[name].seconds * size.iterations / FULL.iterations
+            found.append(Stage(f"train {name}, seed {seed}", seconds, partial(fit, place, size, seed, name)))
+            found.append(Stage(f"answer {name}, seed {seed}", 2, partial(answers, place, size, seed, name)))
+    return found
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+
+
+def right(prompt: str) -> str:
+    """The answer to a prompt: what a calculator says."""
+    return str(sum(map(int, prompt.split("+"))))
+
+
+def drawn(rng: random.Random, sizes: Sequence[int]) -> str:
+    """A sum of numbers with so many digits; 0 has one."""
+    return "+".join(str(rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)) for digits in sizes)
+
+
+def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Different sums to learn and, by kind, to test; none is in both."""
+    rng, seen = random.Random(f"sums {seed}"), set[str]()
+
+    def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
+        made: list[str] = []
+        while len(made) < count:
+            prompt = drawn(rng, sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2))
+            if prompt not in seen:
+                made.append(prompt)
+                seen.add(prompt)
+        return made
+
+    test = {kind: new(size.test, sizes) for kind, sizes in KINDS.items()}
+    return new(size.examples), test
+
+
+def nearest(known: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """The nearest of the known sums to each asked one, by the cosine of their sets of character n-grams, n = 1 to 3."""
+    grams: dict[str, int] = {}
+
+    def vectors(prompts: Sequence[str]) -> np.ndarray:
+        sets = [{f"^{p}$"[at : at + n] for n in (1, 2, 3) for at in range(len(p) + 3 - n)} for p in prompts]
+        rows = [[grams.setdefault(gram, len(grams)) for gram in some] for some in sets]
+        made = np.zeros((len(rows), 13 + 13**2 + 13**3), dtype=np.float32)  # ten digits, +, and both ends
+        for row, places in zip(made, rows, strict=True):
+            row[places] = len(places) ** -0.5
+        return made
+
+    return [known[place] for place in (vectors(asked) @ vectors(known).T).argmax(axis=1)]
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
+    """Write the datasets, and answer the test with the controls."""
+    known, test = sums(size, seed)
+    asked = [prompt for some in test.values() for prompt in some]
+    for form, step in (("plain", 1), ("reversed", -1)):
+        pairs = [(prompt, right(prompt)[::step]) for prompt in known]
+        held = [(prompt, right(prompt)[::step]) for prompt in asked]
+        some = size.examples // 20  # the validation split
+        write_dataset(folder / "data", form, {"train": pairs[some:], "val": pairs[:some], "test": held})
+    guess = Counter(map(right, known)).most_common(1)[0][0]
+    return {"guess": guess, "nearest": [right(prompt) for prompt in nearest(known, asked)]}
+
+
+def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
+    """Train a model."""
+    data = [f"--dataset={'reversed' if VARIANTS[name].reverse else 'plain'}", f"--data_dir={folder / 'data'}"]
+    length = [f"--max_iters={size.iterations}", f"--eval_interval={size.iterations}", f"--seed={seed}"]
+    flags = [*VARIANTS[name].flags, *data, *length]
+    cost = train(folder / "train.log", "train", "lab_arithmetic", folder / name.replace(", ", "-"), *flags)
+    return {"seconds": cost.seconds, "weights": cost.weights}
+
+
+def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
+    """Answer the test."""
+    model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
+    asked = [prompt for some in test.values() for prompt in some]
+    said, probabilities = model.responses(asked, max(len(right(prompt)) for prompt in asked) + 2)
+    step = -1 if VARIANTS[name].reverse else 1
+    return {"said": [text[::step] for text in said], "probabilities": probabilities.tolist()}
+
+
+# ---- what the lab says -----------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """An answer to a sum of the test."""
+
+    prompt: str
+    kind: str  # of the sum, a key of KINDS
+    said: str
+    probability: float
+
+    def exact(self) -> bool:
+        return self.said == right(self.prompt)
+
+    def digits(self) -> float:
+        """Share of the digits that are right at their places, counted from the units."""
+        wanted = right(self.prompt)
+        return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(wanted)), wanted[::-1], strict=False))
+
+    def failure(self) -> str:
+        """The kind of a wrong answer."""
+        wanted = right(self.prompt)
+        if len(self.said) != len(wanted):
+            return "too few digits" if len(self.said) < len(wanted) else "too many digits"
+        wrong = sum(a != b for a, b in zip(self.said, wanted, strict=True))
+        return "one digit wrong" if wrong == 1 else "several digits wrong"
+
+
+def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]]]:
+    """The answers of each system, in a list per seed."""
+    size = QUICK if config.quick else FULL
+    found: dict[str, list[list[Answer]]] = {}
+    for seed in seeds(config):
+        asked = [(prompt, kind) for kind, some in sums(size, seed)[1].items() for prompt in some]
+        controls, ones = results[f"examples, seed {seed}"], [1.0] * len(asked)
+        said = {
+            GUESS: ([controls["guess"]] * len(asked), ones),
+            NEAREST: (controls["nearest"], ones),
+            CALCULATOR: ([right(prompt) for prompt, _ in asked], ones),
+        }
+        for name in size.variants:
+            stage = results[f"answer {name}, seed {seed}"]
+            said[name] = stage["said"], stage["probabilities"]
+        for system, columns in said.items():
+            answers = [Answer(*one, *rest) for one, *rest in zip(asked, *columns, strict=True)]
+            found.setdefault(system, []).append(answers)
+    return found
+
+
+def accuracies(runs: Sequence[Sequence[Answer]], *kinds: str) -> list[float]:
+    """Accuracy on sums of these kinds, for each seed."""
+    return [statistics.mean(one.exact() for one in some if one.kind in kinds) for some in runs]
+
+
+def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
+    return statistics.median(accuracies(runs, *kinds))
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    found, size = answered(results, config), QUICK if config.quick else FULL
+    models = {name: found[name] for name in size.variants}
+    trained = {name: [results[f"train {name}, seed {seed}"] for seed in seeds(config)] for name in models}
+    exact = [
+        [
+            name,
+            f"{trained[name][0]['weights']:,}" if name in trained else "",
+            duration(statistics.median(one["seconds"] for one in trained[name])) if name in trained else "",
+            *(percent(accuracies(runs, kind)) for kind in KINDS),
+        ]
+        for name, runs in found.items()
+    ]
+    tables = [
+        Table(
+            "Right answers, by the digits of the two numbers",
+            ["system", "parameters", "training", *KINDS],
+            exact,
+            f"Exact match: median over the seeds (minimum to maximum), on {size.test} sums of each kind and seed that "
+            f"are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
+            "Reversed: the answers are written with the units first, in training and in the test.",
+        ),
+        Table(
+            "Right digits, confidence",
+            ["system", *KINDS],
+            [[name, *(digits_and_confidence(runs, kind) for kind in KINDS)] for name, runs in models.items()],
+            "Right digits: share that is right at its place, counted from the units; a tenth by chance. Confidence: "
+            "mean probability of the answers, right or wrong. Medians over the seeds.",
+        ),
+        Table(
+            "Wrong answers",
+            ["system", "failure", "of wrong answers", "the most confident one"],
+            [row for name, runs in models.items() for row in failures(name, runs)],
+            "Over all kinds of sums and seeds.",
+        ),
+    ]
+
+    def draw(axes: Any) -> None:
+        kinds = {kind: sizes[0] for kind, sizes in KINDS.items() if sizes[0] == sizes[1]}
+        for name, runs in found.items():
+            color = f"C{list(models).index(name)}" if name in models else "gray"
+            style = "-o" if name in models else {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}[name]
+            medians = [100 * accuracy(runs, kind) for kind in kinds]
+            axes.plot(list(kinds.values()), medians, style, color=color, label=name)
+        axes.axvspan(min(kinds.values()) - 0.2, LEARNED + 0.5, color="C2", alpha=0.1, label="lengths of training")
+        axes.set(xlabel="digits of both numbers", ylabel="right answers (%)", xticks=list(kinds.values()))
+        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+
+    return Summary(
+        "Does a model calculate?",
+        f"Sums of two numbers, learned from examples with at most {LEARNED} digits, and asked with up to five.",
+        tables,
+        [learned(found, models), form(models), beyond(models), confident(models)],
+        "Right answers against the number of digits",
+        draw,
+    )
+
+
+def digits_and_confidence(runs: Sequence[Sequence[Answer]], kind: str) -> str:
+    """The mean share of right digits and the mean probability of the answers of a kind: medians over the seeds."""
+    means = [[statistics.mean(one.digits() for one in of(some, kind)) for some in runs]]
+    means.append([statistics.mean(one.probability for one in of(some, kind)) for some in runs])
+    return ", ".join(f"{100 * statistics.median(each):.0f} %" for each in means)
+
+
+def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:
+    return [one for one in answers if one.kind in kinds]
+
+
+def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
+    """A row for each kind of failure, the most frequent first."""
+    wrong = [one for some in runs for one in some if not one.exact()]
+    rows = []
+    for failure, count in Counter(one.failure() for one in wrong).most_common():
+        worst = max((one for one in wrong if one.failure() == failure), key=lambda one: one.probability)
+        example = f"{worst.prompt} = {worst.said}, right is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
+        rows.append([name, failure, f"{100 * count / len(wrong):.0f} %", example])
+    return rows
+
+
+def learned(found: dict[str, list[list[Answer]]], models: dict[str, list[list[Answer]]]) -> Verdict:
+    """Whether the best model does more than to look up the nearest example."""
+    best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
+    value, lookup = accuracy(models[best], "3 + 3"), accuracy(found[NEAREST], "3 + 3")
+    more = value > 2 * lookup and value > lookup + CLOSE
+    return Verdict(
+        f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
+        f"{100 * value:.1f} % of 3 + 3 digits are right; the nearest training example gives {100 * lookup:.1f} %.",
+        "generalises: more than twice the accuracy of the nearest training example, and at least "
+        f"{100 * CLOSE:.0f} percentage points more",
+    )
+
+
+def form(models: dict[str, list[list[Answer]]]) -> Verdict:
+    """What the format of the answers gains, compared with a larger model."""
+    value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
+    gain = value[REVERSED] - value[PLAIN]
+    said = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
+    rule = f"more than {100 * CLOSE:.0f} percentage points"
+    if LARGE not in models:
+        return Verdict(f"{said}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
+    larger = value[LARGE] - value[PLAIN]
+    more = "more than" if gain > larger + CLOSE else "not more than"
+    return Verdict(
+        f"{said}, a larger model by {100 * larger:+.1f}: the format of the data matters {more} the size of the model.",
+        f"the gains differ by {rule}",
+    )
+
+
+def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
+    """Whether a model can add numbers that are longer than those of training."""
+    best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
+    value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
+    kept = value > within / 2
+    return Verdict(
+        f"Beyond the lengths of training, {'a model still adds' if kept else 'no model adds'}: the best one, {best}, "
+        f"has {100 * value:.1f} % right with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
+        "a model adds if it has more than half of its accuracy with 3 + 3 digits",
+    )
+
+
+def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
+    """Whether the probability of an answer shows that it is beyond the lengths of training."""
+    sure = {}
+    for name, runs in models.items():
+        wrong = [one.probability for some in runs for one in of(some, *BEYOND) if not one.exact()]
+        sure[name] = statistics.mean(wrong) if wrong else 0.0
+    name = max(sure, key=lambda name: sure[name])
+    is_sure = sure[name] > 0.5
+    return Verdict(
+        f"Wrong answers to longer sums are {'confident' if is_sure else 'not confident'}: those of {name} have a mean "
+        f"probability of {100 * sure[name]:.0f} %"
+        + (", so a high probability does not mean that a sum is right." if is_sure else "."),
+        "confident: a mean probability above 50 %, in the model where it is highest",
+    )
+
+
+LAB = Lab(
+    "whether a model calculates or recalls: sums beyond the lengths of training", (), (), stages, summarise, quick=True
+)

@@ -1,0 +1,402 @@
+"""`tinygpt lab cascade`: n-grams, then a tiny model, then a pretrained one, then a person.
+
+Each stage answers the lines of which it is confident enough, and passes the others on, as in the detector of Viola and
+Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small models first. A stage's threshold
+is the lowest one at which, of the validation lines that reach it, the answered ones have the target accuracy. The last
+stage is a person, who is always right. The stages are compared alone, and as cascades of different lengths.
+
+    tinygpt lab cascade --quick
+    tinygpt lab cascade --pretrained=out-smollm2 --outside_price=2
+"""
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import require_ngrams, require_pretrained, train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
+
+SPLITS = ("val", "test")  # thresholds, and figures
+PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
+TIMED = 30  # lines
+TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
+GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
+
+
+class Size(NamedTuple):
+    """How long the trainings are, in iterations."""
+
+    tiny: int
+    pretrained: int
+
+
+FULL, QUICK = Size(500, 100), Size(200, 20)
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """Train and ask each system. A pretrained one has the first seed only.
+
+    Errors: TinyGPTError if scikit-learn or the pretrained model is missing, or has a price but is not given.
+    """
+    size, path, data = QUICK if config.quick else FULL, config.pretrained, folder / "data"
+    require_ngrams()
+    require_pretrained(config)
+    if config.outside_price and not path:
+        raise TinyGPTError(
+            f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
+            "add --pretrained=out-smollm2 (tinygpt import smollm2 --out_dir out-smollm2)",
+        )
+    log, found = folder / "train.log", []
+    for seed in seeds(config):
+        out = folder / f"seed-{seed}"
+        tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        learn = partial(fit, log, data, seed)
+        found += [
+            Stage(
+                f"train: tiny, seed {seed}",
+                3 + size.tiny / 25,
+                partial(learn, "train", "lab_classifier", tiny, size.tiny),
+            ),
+            Stage(f"ask: ngram, seed {seed}", 4, partial(ask_ngrams, seed)),
+            Stage(f"ask: tiny, seed {seed}", 4, partial(ask_model, tiny, seed)),
+        ]
+        if path and seed == 1:
+            tune = partial(learn, "finetune", "finetune_transactions_pretrained", large, size.pretrained)
+            found += [
+                Stage(f"train: {path}, seed 1", 10 + size.pretrained, partial(tune, f"--ckpt={path}")),
+                Stage(f"ask: {path}, seed 1", 200, partial(ask_model, large, seed)),
+            ]
+    return found
+
+
+def fit(log: Path, data: Path, seed: int, command: str, preset: str, out: Path, iterations: int, *flags: str) -> float:
+    """Train a model on the dataset of a seed; return the seconds."""
+    name = f"transactions-{seed}"
+    write_dataset(data, name, TASK.make(seed), TASK.labels)
+    common = [f"--data_dir={data}", f"--dataset={name}", f"--seed={seed}", f"--max_iters={iterations}"]
+    return train(log, command, preset, out, *common, f"--eval_interval={iterations}", "--eval_iters=10", *flags).seconds
+
+
+def ask_ngrams(seed: int) -> dict[str, Any]:
+    return measured(ngrams(TASK.make(seed)["train"]), seed)
+
+
+def ask_model(out: Path, seed: int) -> dict[str, Any]:
+    model = Model(out)
+    return measured(lambda prompts: model.probabilities(prompts, TASK.labels), seed)
+
+
+def measured(answer: Callable[[Sequence[str]], np.ndarray], seed: int) -> dict[str, Any]:
+    """Confidence and right answers on val and test, and the latency of a line that comes alone, in seconds."""
+    pairs, found = TASK.make(seed), {}
+    for split in SPLITS:
+        probs = answer([prompt for prompt, _ in pairs[split]])
+        found[split] = {"confidence": probs.max(axis=1).tolist(), "right": right(probs, pairs[split]).tolist()}
+    seconds = []
+    for prompt, _ in pairs["test"][:TIMED]:
+        began = time.monotonic()
+        answer([prompt])
+        seconds.append(time.monotonic() - began)
+    return {**found, "latency": statistics.median(seconds)}
+
+
+# ---- cascades --------------------------------------------------------------------------------------------------------
+
+
+class System(NamedTuple):
+    """A stage that answers: its answers by split, arrays (n,), and what a line costs."""
+
+    confidence: dict[str, np.ndarray]
+    right: dict[str, np.ndarray]
+    seconds: float
+    price: float  # of 1,000 lines
+
+
+class Run(NamedTuple):
+    """What a cascade, or a system alone, does with the lines of test."""
+
+    thresholds: list[float]
+    answered: dict[str, list[Share]]  # by split, for each stage: the right ones among the answered lines
+    shares: list[float]  # answered by each stage, and by the person
+    accuracy: float
+    cost: float  # of 1,000 lines
+    seconds: float  # mean per line
+
+
+def cascade(systems: Sequence[System], target: float, person_price: float) -> Run:
+    """Pass the lines through the systems; a person answers the rest. Without a system, the person answers all."""
+    left = {split: np.ones_like(right) for split, right in systems[0].right.items()} if systems else {}
+    answered: dict[str, list[Share]] = {split: [] for split in left}
+    thresholds, shares, cost, seconds = [], [], 0.0, 0.0
+    for system in systems:
+        reaching = left["val"]
+        thresholds.append(threshold(system.confidence["val"][reaching], system.right["val"][reaching], target))
+        reach = float(left["test"].mean())
+        cost, seconds = cost + reach * system.price, seconds + reach * system.seconds
+        for split in left:
+            now = left[split] & (system.confidence[split] >= thresholds[-1])
+            answered[split].append(Share(int(system.right[split][now].sum()), int(now.sum())))
+            left[split] = left[split] & ~now
+        shares.append(reach - float(left["test"].mean()))
+    rest = 1 - sum(shares)
+    hits = sum(share.hits for share in answered.get("test", []))
+    accuracy = (hits / len(left["test"]) if systems else 0) + rest
+    return Run(
+        thresholds, answered, [*shares, rest], accuracy, cost + rest * person_price, seconds + rest * PERSON_SECONDS
+    )
+
+
+def alone(system: System) -> Run:
+    """A system that answers every line."""
+    answered = {split: [Share(int(right.sum()), len(right))] for split, right in system.right.items()}
+    return Run([0.0], answered, [1.0, 0.0], float(system.right["test"].mean()), system.price, system.seconds)
+
+
+def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
+    """The systems of a seed by name, the cheapest first."""
+    names = {"ngram": "n-grams", "tiny": "tiny model"}
+    if config.pretrained:
+        names[config.pretrained] = "outside model" if config.outside_price else config.pretrained
+    found = {}
+    for key, name in names.items():
+        if (one := results.get(f"ask: {key}, seed {seed}")) is not None:
+            price = 1000 * one["latency"] / 3600 * config.price
+            if key == config.pretrained and config.outside_price:  # as if it were rented
+                price = config.outside_price
+            confidence, right = (
+                {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")
+            )
+            found[name] = System(confidence, right, one["latency"], price)
+    return found
+
+
+def cascades_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The cascades that are compared: each system with a person, and the first ones together."""
+    return [*((name,) for name in names), *(tuple(names[:length]) for length in range(2, len(names) + 1))]
+
+
+# ---- what the lab says -----------------------------------------------------------------------------------------------
+
+
+class Found:
+    """The runs of each system alone and of each cascade, a list with one for each seed that has its systems."""
+
+    def __init__(self, results: Results, config: LabConfig) -> None:
+        self.config = config
+        self.seeds = [systems_of(results, config, seed) for seed in seeds(config)]
+        self.names = list(self.seeds[0])  # the first seed has all systems
+        self.cascades = cascades_of(self.names)
+        self.longest = self.cascades[-1]
+
+    def having(self, names: Sequence[str]) -> list[dict[str, System]]:
+        return [one for one in self.seeds if set(names) <= set(one)]
+
+    def alone(self, name: str) -> list[Run]:
+        return [alone(one[name]) for one in self.having([name])]
+
+    def cascade(self, names: Sequence[str], target: float | None = None) -> list[Run]:
+        target = self.config.target if target is None else target
+        return [cascade([one[name] for name in names], target, self.config.person_price) for one in self.having(names)]
+
+    def runs(self) -> dict[str, tuple[tuple[str, ...], list[Run]]]:
+        """By name of the row: the systems, and the runs."""
+        rows: dict[str, tuple[tuple[str, ...], list[Run]]]
+        rows = {f"{name} alone": ((name,), self.alone(name)) for name in self.names}
+        rows |= {f"{', '.join(names)}, person": (names, self.cascade(names)) for names in self.cascades}
+        return {**rows, "person alone": ((), self.cascade([]))}
+
+
+def median(runs: Sequence[Run], key: str) -> float:
+    return statistics.median(getattr(run, key) for run in runs)
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    """What each system and each cascade costs and gets right."""
+    found = Found(results, config)
+    rows = []
+    for name, (names, runs) in found.runs().items():
+        shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
+        rows.append(
+            [
+                name,
+                percent([run.accuracy for run in runs]),
+                money([run.cost for run in runs]),
+                time_of(median(runs, "seconds")),
+                *(
+                    f"{100 * statistics.median(shares[who]):.0f} %" if who in shares else ""
+                    for who in [*found.names, "person"]
+                ),
+            ]
+        )
+    columns = [
+        "system",
+        "accuracy",
+        "cost of 1,000",
+        "time per line",
+        *(f"by {who}" for who in [*found.names, "person"]),
+    ]
+    how = (
+        "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
+        "a pretrained model has one seed. Cost of 1,000 lines: the latency of a line that comes alone, on this "
+        f"machine, at the price of an hour (--price={config.price:g}); a person {config.person_price:g} "
+        f"(--person_price). By: share of the lines that this system answers. It is assumed that a person is always "
+        f"right and takes {PERSON_SECONDS:g} seconds for a line."
+    )
+    if config.outside_price:
+        how += (
+            f" The outside model stands for one that is rented: the answers and the latency are those of "
+            f"{config.pretrained}, the price is --outside_price={config.outside_price:g}."
+        )
+    why = (
+        f"The cascade of {', '.join(found.longest)} and person. Threshold: the lowest confidence at which, of the "
+        f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are right "
+        f"(--target), if there are at least {FEWEST} of them; inf: there is none. Accuracy: right ones among the "
+        "lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
+    )
+    return Summary(
+        "Start simple, and add a system only where it is needed",
+        "Card-statement lines: each stage answers the lines of which it is confident enough, and passes on the others.",
+        [
+            Table("Systems alone, and cascades", columns, rows, how),
+            Table(
+                "The stages of the longest cascade",
+                ["stage", "threshold", "reaches it", "answers", "accuracy, validation", "accuracy, test", "latency"],
+                stage_rows(found),
+                why,
+            ),
+        ],
+        [simple(found), compared(found), promise(found)],
+        "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
+        partial(draw, found),
+    )
+
+
+def stage_rows(found: Found) -> list[list[str]]:
+    runs, rows = found.cascade(found.longest), []
+    for place, name in enumerate(found.longest):
+        left = [1 - sum(run.shares[:place]) for run in runs]
+        latency = statistics.median(one[name].seconds for one in found.having([name]))
+        rows.append(
+            [
+                name,
+                spread([run.thresholds[place] for run in runs], ".2f"),
+                percent(left),
+                percent([run.shares[place] for run in runs]),
+                *(str(pooled([run.answered[split][place] for run in runs])) for split in ("val", "test")),
+                time_of(latency),
+            ]
+        )
+    return rows
+
+
+def pooled(shares: Sequence[Share]) -> Share:
+    return Share(sum(share.hits for share in shares), sum(share.total for share in shares))
+
+
+def money(values: Sequence[float]) -> str:
+    """A price, with as many digits as it needs."""
+    return spread(values, ".2f" if statistics.median(values) >= 0.1 else ".5f")
+
+
+def time_of(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def simple(found: Found) -> Verdict:
+    """The cascade with the fewest stages whose cost is close to that of the cheapest."""
+    costs = {names: median(found.cascade(names), "cost") for names in found.cascades}
+    low = min(costs.values())
+    names = next(names for names in costs if costs[names] <= (1 + GAIN) * low)
+    steps = [
+        f"{', '.join(names)} and person: {costs[names]:.2f}"
+        for names in found.cascades
+        if names == found.longest[: len(names)]
+    ]
+    return Verdict(
+        f"Start with {' and '.join(names)}, and a person for the rest: {costs[names]:.2f} per 1,000 lines; the "
+        f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
+        f"of the cascades at most {100 * GAIN:.0f} % above the cheapest one, that with the fewest and simplest stages",
+    )
+
+
+def compared(found: Found) -> Verdict:
+    """The longest cascade, compared with the best system alone and with a person alone."""
+    runs, person = found.cascade(found.longest), found.config.person_price
+    accuracy = {name: median(found.alone(name), "accuracy") for name in found.names}
+    best = max(accuracy, key=lambda name: accuracy[name])
+    saved = 100 * (1 - median(runs, "cost") / person) if person else 0.0
+    return Verdict(
+        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f} % right answers and costs {saved:.0f} % less "
+        f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f} %.",
+        "medians over the seeds; a person counts as always right",
+    )
+
+
+def promise(found: Found) -> Verdict:
+    """Whether the answered test lines have the accuracy for which the thresholds were chosen."""
+    runs, said = found.cascade(found.longest), []
+    for place, name in enumerate(found.longest):
+        share = pooled([run.answered["test"][place] for run in runs])
+        low, high = share.interval()
+        kept = "kept" if low <= found.config.target <= high else "exceeded" if low > found.config.target else "missed"
+        said.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
+    return Verdict(
+        f"The target of each stage is {100 * found.config.target:g} % right answers. On the test lines: "
+        f"{'; '.join(said)}.",
+        "a stage keeps the target if the 95 % interval contains it: right ones among its test lines, all seeds",
+    )
+
+
+def draw(found: Found, axes: Any) -> None:
+    """Accuracy against cost: a line for each cascade, a point for each system alone."""
+    for index, names in enumerate(found.cascades):
+        points = [found.cascade(names, target) for target in TARGETS]
+        values = [[median(runs, "cost") for runs in points], [100 * median(runs, "accuracy") for runs in points]]
+        width = 2 + len(found.cascades) - index  # lines that coincide remain visible
+        axes.plot(
+            *values, "o-", color=f"C{index}", linewidth=width, markersize=width + 2, label=f"{', '.join(names)}, person"
+        )
+        runs = found.cascade(names)
+        axes.plot(
+            median(runs, "cost"),
+            100 * median(runs, "accuracy"),
+            "o",
+            color=f"C{index}",
+            markersize=12,
+            markerfacecolor="none",
+        )
+    for name, runs in [*((name, found.alone(name)) for name in found.names), ("person", found.cascade([]))]:
+        axes.plot(median(runs, "cost"), 100 * median(runs, "accuracy"), "ks", markersize=6)
+        axes.annotate(
+            name,
+            (median(runs, "cost"), 100 * median(runs, "accuracy")),
+            (-8, -3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+        )
+    axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
+    axes.margins(x=0.2)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+LAB = Lab(
+    "n-grams, a tiny model, a pretrained one, a person: each answers what it can",
+    (),
+    ("pretrained",),
+    stages,
+    summarise,
+    quick=True,
+)

@@ -1,0 +1,408 @@
+"""`tinygpt lab confidence`: does a fine-tuned model know that it does not know?
+
+A tiny model is trained on Shakespeare, and all its weights are fine-tuned on the transactions. It then reads the test
+lines of the task, and prompts outside the task, which have no label. A classifier answers all of them. Its confidence,
+the largest probability of a label, is the standard signal that a prompt is outside (Hendrycks & Gimpel 2017). An answer
+below a threshold becomes an abstention; the threshold is chosen on the validation lines alone, which are all in the
+task, and gives a coverage and a risk (El-Yaniv & Wiener 2010). The n-gram baseline answers the same prompts.
+
+    tinygpt lab confidence --quick
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks.transactions import LINE_WIDTH
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.methods import SONNET
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import prepared, require_ngrams, train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
+from tinygpt.training.log import read_metrics
+
+TASK = TASKS["transactions"]
+OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
+SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
+FEWEST = 20  # answered validation lines; fewer are right by chance too easily
+CLOSE = 0.02  # AUROCs that differ by less count as equal
+SENTENCES = """Der Zug nach Hamburg kommt heute später.
+Gestern haben wir am See gezeltet.
+Meine Schwester spielt gern Geige.
+Wo steht denn der blaue Koffer?
+Im Winter frieren die Teiche zu.
+Bitte schließ das Fenster, es zieht.
+Der Bäcker öffnet schon um sechs Uhr.
+Sie liest jeden Abend ein Kapitel.
+Das Kind hat seinen Schuh verloren.
+Morgen soll es endlich regnen.
+Le chat dort sur le rebord de la fenêtre.
+Nous avons marché toute la matinée.
+Où as-tu rangé les assiettes bleues ?
+Mon voisin répare de vieilles horloges.
+Il fait trop froid pour se baigner.
+Elle a oublié son parapluie au bureau.
+Les enfants jouent derrière la grange.
+Ce livre m'a tenu éveillé toute la nuit.
+Demain, nous partons avant l'aube.
+La soupe est encore trop chaude.
+El río baja muy lleno esta primavera.
+Mi abuela planta tomates en el patio.
+No encuentro las llaves del coche.
+Ayer llovió durante toda la tarde.
+Los niños corren hacia la playa.
+¿Quién dejó la puerta abierta?
+El tren llega a las ocho y media.
+Esta canción me recuerda el verano.
+Compré un cuaderno de tapas verdes.
+Nunca he visto nevar en esta ciudad.
+La barca torna lentamente al porto.
+Ho dimenticato gli occhiali a casa.
+Domani andiamo in montagna presto.
+Mio fratello suona la chitarra.
+Il gatto dorme sotto il tavolo.
+Dove hai messo la mia bicicletta?
+Stasera mangiamo sul balcone.
+La luna illumina tutta la valle.
+I ragazzi giocano vicino al ponte.
+Non capisco questa vecchia mappa.
+"""
+
+
+class Size(NamedTuple):
+    """How long the two trainings are, in iterations."""
+
+    base: int
+    task: int
+
+
+FULL, QUICK = Size(500, 600), Size(100, 200)
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """For each seed: train the base model, fine-tune it, ask both systems. Errors: TinyGPTError, no scikit-learn."""
+    require_ngrams()
+    size, data = QUICK if config.quick else FULL, folder / "data"
+    found = [prepared(replace(config, data_dir=str(data)), folder, "shakespeare_char")]
+    for seed in seeds(config):
+        out = folder / f"seed-{seed}"
+        found += [
+            Stage(f"base, seed {seed}", 3 + size.base / 20, partial(train_base, out, data, seed, size.base)),
+            Stage(f"fine-tuning, seed {seed}", 6 + size.task / 20, partial(fine_tune, out, data, seed, size.task)),
+            Stage(f"ask: model, seed {seed}", 5, partial(ask, "model", out, data, seed)),
+            Stage(f"ask: ngram, seed {seed}", 5, partial(ask, "ngram", out, data, seed)),
+        ]
+    return found
+
+
+def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
+    flags = ["--dataset=shakespeare_char", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
+    train(
+        data.parent / "train.log",
+        "train",
+        "lab_classifier",
+        out / "base",
+        *common(data, seed),
+        *flags,
+        "--eval_iters=20",
+    )
+
+
+def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
+    """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
+    name = f"transactions-{seed}"
+    write_dataset(data, name, TASK.make(seed), TASK.labels)
+    flags = [f"--dataset={name}", f"--ckpt={out / 'base'}", f"--max_iters={iterations}"]
+    flags += ["--learning_rate=3e-3", "--eval_interval=200", "--eval_iters=10"]  # a narrow model allows a high rate
+    train(data.parent / "train.log", "finetune", "finetune_transactions", out / "model", *common(data, seed), *flags)
+    losses = {entry["kind"]: entry["base_loss"] for entry in read_metrics(out / "model") if "base_loss" in entry}
+    characters = Dataset(str(data), "shakespeare_char").tokenizer.vocab_size
+    return {"before": losses["before"], "after": losses["after"], "characters": characters}
+
+
+def common(data: Path, seed: int) -> list[str]:
+    return [f"--data_dir={data}", f"--seed={seed}"]
+
+
+def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
+    """Confidence of a system by group of prompts, and whether it answers the lines of val and test correctly."""
+    pairs = TASK.make(seed)
+    groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
+    groups |= outside(data, pairs, seed)
+    probabilities = answer(system, out, pairs["train"], [prompt for prompts in groups.values() for prompt in prompts])
+    places = np.cumsum([len(prompts) for prompts in groups.values()])[:-1]
+    by_group = dict(zip(groups, np.split(probabilities, places), strict=True))
+    return {
+        "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
+        "right": {split: right(by_group[split], pairs[split]).tolist() for split in ("val", "test")},
+    }
+
+
+def answer(system: str, out: Path, examples: Sequence[Pair], prompts: Sequence[str]) -> np.ndarray:
+    """Probabilities of the labels, (n, L). Errors: TinyGPTError as in `ngrams`."""
+    return Model(out / "model").probabilities(prompts, TASK.labels) if system == "model" else ngrams(examples)(prompts)
+
+
+def ngrams(examples: Sequence[Pair]) -> Callable[[Sequence[str]], np.ndarray]:
+    """The n-gram baseline: prompts to probabilities (n, L). Errors: TinyGPTError if it cannot be trained."""
+    truth = classify.label_indices(TASK.name, examples, TASK.labels)
+    trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(TASK.labels))
+    if trained is None:
+        raise TinyGPTError(problem)
+    return trained
+
+
+def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
+    """Whether the most probable label is the right one, bool (n,)."""
+    return probs.argmax(axis=1) == classify.label_indices(TASK.name, pairs, TASK.labels)
+
+
+def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, list[str]]:
+    """Prompts outside the task, by kind, none longer than a line of the task."""
+    rng, plays = random.Random(seed), Dataset(str(data), "shakespeare_char")
+    verse = [line.strip() for line in plays.tokenizer.decode(plays.splits["val"].tolist()).split("\n")]
+    verse = sorted({line for line in verse if 15 <= len(line) <= LINE_WIDTH and not line.endswith(":")})
+    headlines = [prompt for prompt, _ in TASKS["headlines"].make(seed)["test"] if len(prompt) <= LINE_WIDTH]
+    lengths = [len(prompt) for prompt, _ in pairs["test"]]
+    characters = sorted({character for prompt, _ in pairs["train"] for character in prompt})
+    sonnet = [line for line in SONNET.splitlines() if len(line) <= LINE_WIDTH]
+    return {
+        "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
+        "other languages": SENTENCES.splitlines(),
+        "headlines": headlines[:OUTSIDE],
+        "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
+    }
+
+
+# ---- what the answers say --------------------------------------------------------------------------------------------
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Area under the ROC curve: the probability that an inside value is larger than an outside one; a tie is a half.
+
+    NaN if there is no value on one side.
+    """
+    if not len(inside) or not len(outside):
+        return math.nan
+    ordered = np.sort(outside)
+    smaller, not_larger = (np.searchsorted(ordered, inside, side) for side in ("left", "right"))
+    return float((smaller + not_larger).mean() / 2 / len(ordered))
+
+
+def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
+    """The lowest threshold at which at least `target` of the answers are right, and there are `fewest` of them.
+
+    Infinity if there is none: nothing is answered. An answer is given if its confidence is not below the threshold.
+    """
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    values, number = np.asarray(confidence)[order], np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(np.asarray(right)[order]) / number
+    last = np.append(values[1:] != values[:-1], True)[: len(values)]  # equal ones are answered together
+    return float(values[last & (accuracy >= target) & (number >= fewest)].min(initial=math.inf))
+
+
+class Found:
+    """What the answers of one system say, a list with a value for each seed."""
+
+    def __init__(self, results: Results, system: str, target: float) -> None:
+        asked = [result for name, result in results.items() if name.startswith(f"ask: {system}, seed")]
+        self.confidence = [{group: np.array(each) for group, each in one["confidence"].items()} for one in asked]
+        self.right = [np.array(one["right"]["test"]) for one in asked]
+        self.thresholds = [threshold(one["confidence"]["val"], one["right"]["val"], target) for one in asked]
+        self.kinds = [group for group in self.confidence[0] if group not in ("val", "test")]
+
+    def answered(self, group: str) -> list[float]:
+        """Share of the prompts of a group that are answered."""
+        return [float((one[group] >= at).mean()) for one, at in zip(self.confidence, self.thresholds, strict=True)]
+
+    def auroc(self, kind: str) -> list[float]:
+        return [auroc(one["test"], one[kind]) for one in self.confidence]
+
+    def mean(self, of: Any) -> list[float]:
+        """The mean over the kinds outside the task."""
+        return [statistics.mean(each) for each in zip(*map(of, self.kinds), strict=True)]
+
+    def accuracy(self) -> list[Share]:
+        """Share of right answers among the answered test lines."""
+        places = [one["test"] >= at for one, at in zip(self.confidence, self.thresholds, strict=True)]
+        return [Share(int(right[at].sum()), int(at.sum())) for right, at in zip(self.right, places, strict=True)]
+
+    def own_errors(self) -> list[float]:
+        """AUROC of the confidence as a detector of wrong answers to test lines."""
+        pairs = zip(self.confidence, self.right, strict=True)
+        return [auroc(one["test"][right], one["test"][~right]) for one, right in pairs]
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    """What is answered inside and outside the task, and what the base model has forgotten."""
+    found = {system: Found(results, system, config.target) for system in SYSTEMS}
+    model = found["model"]
+    losses = [result for name, result in results.items() if name.startswith("fine-tuning, seed")]
+    limit = math.log(losses[0]["characters"])
+    rows = [
+        [
+            SYSTEMS[system],
+            percent([float(right.mean()) for right in each.right]),
+            spread(each.thresholds, ".2f"),
+            percent(each.answered("test")),
+            percent([share.value() for share in each.accuracy()]),
+            percent(each.mean(each.answered)),
+        ]
+        for system, each in found.items()
+    ]
+    columns = ["system", "accuracy", "threshold", "coverage", "accuracy, answered", "outside, answered"]
+    how = (
+        "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
+        f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
+        f"right (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
+        "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
+        "kinds; none of these answers can be right."
+    )
+    kinds = [
+        [
+            kind,
+            f"{len(model.confidence[0][kind])}",
+            *(
+                cell
+                for each in found.values()
+                for cell in (percent(each.answered(kind)), spread(each.auroc(kind), ".2f"))
+            ),
+        ]
+        for kind in model.kinds
+    ]
+    errors = [cell for each in found.values() for cell in ("", spread(each.own_errors(), ".2f"))]
+    of = [f"{name}: {what}" for name in ("model", "n-grams") for what in ("answered", "AUROC")]
+    why = (
+        "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
+        "tells nothing; 1: it separates the two completely). Last row: a right answer against a wrong one, test lines. "
+        "A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
+    )
+    forgetting = [
+        ["base model", spread([one["before"] for one in losses], ".2f")],
+        ["after fine-tuning", spread([one["after"] for one in losses], ".2f")],
+        ["uniform guessing", f"{limit:.2f}"],
+    ]
+    unit = (
+        "Loss on the validation split of Shakespeare's plays, on which the base model was trained, in nats per "
+        f"character. Uniform guessing gives each of the {losses[0]['characters']} characters the same probability."
+    )
+    return Summary(
+        "Does a fine-tuned model know that it does not know?",
+        "A classifier of card-statement lines reads poems, other languages, headlines and random characters.",
+        [
+            Table("Answers at a threshold chosen on validation lines", columns, rows, how),
+            Table(
+                "Prompts outside the task",
+                ["prompts", "number", *of],
+                [*kinds, ["its wrong answers", "", *errors]],
+                why,
+            ),
+            Table("Loss on the base model's own text", ["model", "loss"], forgetting, unit),
+        ],
+        [knows(model, config.target), holds(found, config.target), better(found), forgotten(losses, limit)],
+        "Confidence inside and outside the task; above the threshold the system answers",
+        partial(draw, found),
+    )
+
+
+def knows(model: Found, target: float) -> Verdict:
+    """Whether the model abstains outside the task."""
+    shares = {kind: statistics.median(model.answered(kind)) for kind in model.kinds}
+    worst = max(shares, key=lambda kind: shares[kind])
+    said = "knows" if shares[worst] <= 1 - target else "does not know"
+    return Verdict(
+        f"The fine-tuned model {said} that it does not know: of the kind of prompts with the most answers, {worst}, it "
+        f"answers {100 * shares[worst]:.0f} %.",
+        f"it knows if it answers at most {100 * (1 - target):.0f} % of every kind of prompts outside the task",
+    )
+
+
+def holds(found: dict[str, Found], target: float) -> Verdict:
+    """Whether the threshold keeps its promise on the test lines."""
+    said = []
+    for system, each in found.items():
+        shares = each.accuracy()
+        pooled = Share(sum(share.hits for share in shares), sum(share.total for share in shares))
+        low, high = pooled.interval()
+        kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
+        said.append(
+            f"that of the {SYSTEMS[system]} {kept} it ({100 * pooled.value():.1f} %, 95 % interval {100 * low:.1f} to "
+            f"{100 * high:.1f} %)"
+        )
+    return Verdict(
+        f"The threshold is to leave {100 * target:g} % right answers inside the task: {' and '.join(said)}.",
+        "it keeps this target if the interval contains it: right ones among the answered test lines, all seeds",
+    )
+
+
+def better(found: dict[str, Found]) -> Verdict:
+    """Which system detects prompts outside the task better."""
+    aurocs = {SYSTEMS[system]: statistics.median(each.mean(each.auroc)) for system, each in found.items()}
+    best, other = sorted(aurocs, key=lambda name: -aurocs[name])
+    said = f"The {best} detects prompts outside the task better than the {other}"
+    if aurocs[best] - aurocs[other] < CLOSE:
+        said = f"The {best} and the {other} detect prompts outside the task equally well"
+    return Verdict(
+        f"{said}: mean AUROC {aurocs[best]:.2f} and {aurocs[other]:.2f}.",
+        f"the higher mean of the kinds' AUROCs, median over the seeds; less than {CLOSE} apart counts as equal",
+    )
+
+
+def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
+    """What fine-tuning has done to the base model's own text."""
+    before, after = (statistics.median(one[when] for one in losses) for when in ("before", "after"))
+    said = (
+        "has forgotten its own text so thoroughly that uniform guessing is better"
+        if after > limit
+        else ("still predicts its own text better than uniform guessing")
+    )
+    return Verdict(
+        f"The model {said}: its loss rises from {before:.2f} to {after:.2f} nats per character; uniform guessing has "
+        f"{limit:.2f}.",
+        "the median of the losses after fine-tuning, compared with the logarithm of the number of characters",
+    )
+
+
+def draw(found: dict[str, Found], axes: Any) -> None:
+    """A histogram for each system: shares of the prompts by confidence, the kinds outside with equal weights."""
+    figure, edges = axes.figure, np.linspace(0, 1, 21)
+    axes.remove()
+    for axes, (system, each) in zip(figure.subplots(2, 1, sharex=True), found.items(), strict=True):
+        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", each.kinds, "C1")):
+            values = [one[group] for one in each.confidence for group in groups]
+            weights = [np.full(len(some), 100 / len(some) / len(values)) for some in values]
+            axes.hist(
+                np.concatenate(values), edges, weights=np.concatenate(weights), color=color, alpha=0.5, label=name
+            )
+        line = statistics.median(each.thresholds)
+        if math.isfinite(line):
+            axes.axvline(line, color="black", label="threshold")
+        axes.set_title(SYSTEMS[system], fontsize=10)
+        axes.set(ylabel="prompts (%)", xlim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.set_xlabel("confidence (largest probability of a label)")
+
+
+LAB = Lab(
+    "does a fine-tuned model know that it does not know?",
+    (),
+    (),
+    stages,
+    summarise,
+    quick=True,
+)

@@ -1,0 +1,286 @@
+"""`tinygpt lab domain`: does a corpus of one's own field help?
+
+BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text. This lab does
+so in miniature. Three bases have the same architecture: one without pretraining, one that has read Shakespeare, and one
+that has read as many characters of descriptions of industries. Each is fine-tuned, with the same settings, on a task of
+that field (`sectors`) and on one of another (`transactions`), with few and with all examples, and on `sectors` with a
+few examples for a short and for a longer time: pretraining may only save iterations of fine-tuning.
+
+The text about industries does not contain the industries of val and test of `sectors` (data/tasks/sectors.py). All
+datasets have the same vocabulary: the characters of all of them.
+
+    tinygpt lab domain --seeds=1
+"""
+
+import hashlib
+import importlib.util
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.corpora import SHAKESPEARE_SHA256, rebuild_tiny_shakespeare
+from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.tasks import TASKS, Pair, sectors
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.classify import confusion_matrix, label_indices, ngram_baseline, quality
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.models import Model, write_dataset, write_text
+from tinygpt.lab.processes import train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+
+TEXTS = ("Shakespeare", "industries")
+BASES = ("none", *TEXTS)
+MARGIN = 0.03  # of accuracy: about the standard error of the difference of two models on the test prompts
+SEED = 1337  # of the tasks
+
+
+class Case(NamedTuple):
+    """A fine-tuning: its task, its number of training examples, and its iterations."""
+
+    task: str
+    examples: int  # 0: all
+    iterations: int
+
+    def title(self) -> str:
+        return f"{self.examples or 'all'} examples, {self.iterations} iterations"
+
+    def data(self) -> str:
+        return f"{self.task}, {self.examples or 'all'} examples"
+
+    def name(self) -> str:
+        return f"{self.task}, {self.title()}"
+
+    def splits(self) -> dict[str, list[Pair]]:
+        made = TASKS[self.task].make(SEED)
+        return made | {"train": made["train"][: self.examples or None]}
+
+
+class Size(NamedTuple):
+    """How large the lab is."""
+
+    pretraining: int  # iterations of a base
+    cases: tuple[Case, ...]
+
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(case.task for case in self.cases))
+
+
+FULL = Size(300, (
+    Case("sectors", 200, 40), Case("sectors", 200, 120), Case("sectors", 0, 150),
+    Case("transactions", 200, 40), Case("transactions", 0, 150),
+))  # fmt: skip
+QUICK = Size(60, (Case("sectors", 200, 40),))
+Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
+
+
+def size_of(config: LabConfig) -> Size:
+    return QUICK if config.quick else FULL
+
+
+# ---- stages -----------------------------------------------------------------------------------------------------
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """All stages. Errors: TinyGPTError if scikit-learn or Tiny Shakespeare is missing."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
+    size, text = size_of(config), shakespeare(config.data_dir)
+    found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
+    for data, case in {case.data(): case for case in size.cases}.items():
+        found.append(Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case)))
+    for seed in seeds(config):
+        for base in BASES:
+            iterations = size.pretraining if base in TEXTS else 0
+            compute = partial(pretrain, folder, base, iterations, seed)
+            found.append(Stage(f"base: {base}, seed {seed}", 3 + iterations / 35, compute))
+        for case in size.cases:
+            for base in BASES:
+                compute = partial(finetune, folder, base, case, seed)
+                found.append(Stage(f"{base}: {case.name()}, seed {seed}", 3 + case.iterations / 30, compute))
+    return found
+
+
+def shakespeare(data_dir: str) -> str:
+    """Tiny Shakespeare, prepared before or from a package. Errors: TinyGPTError if it is neither."""
+    path = Path(data_dir, "shakespeare_char", "input.txt")
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
+        return path.read_text(encoding="utf-8")
+    try:
+        return rebuild_tiny_shakespeare().decode()
+    except TinyGPTError as error:
+        hint = "pip install 'tinygpt[offline]', or with a network: tinygpt prepare shakespeare_char"
+        raise TinyGPTError(f"lab domain needs Tiny Shakespeare: {error.message}", hint) from None
+
+
+def prepare(folder: Path, size: Size, plays: str) -> dict[str, int]:
+    """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
+    industries = sectors.corpus()
+    texts = dict(zip(TEXTS, (plays[: len(industries)], industries), strict=True))
+    tasks = {task: TASKS[task].make(SEED) for task in size.tasks()}
+    pairs = [pair for splits in tasks.values() for some in splits.values() for pair in some]
+    tokenizer = tokenizer_of_pairs({"all": [*pairs, *texts.items()]})
+    for name, text in texts.items():
+        write_text(folder / "texts", name, text, tokenizer)
+    for task, splits in tasks.items():
+        write_dataset(folder / "tasks", task, splits, TASKS[task].labels, tokenizer)
+    return {"characters": len(industries)}
+
+
+def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, float]:
+    """Train a base; return its loss on each text, in bits per character."""
+    dataset = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
+    flags = [f"--dataset={dataset}", f"--data_dir={folder / 'texts'}", f"--seed={seed}", "--dropout=0"]
+    flags += [f"--max_iters={iterations}", f"--eval_interval={max(iterations, 1)}"]
+    out = folder / f"seed-{seed}" / base
+    train(folder / "train.log", "train", "lab_classifier", out, *flags)
+    model = Model(out)
+    return {text: model.bits_per_character(folder / "texts", text) for text in TEXTS}
+
+
+def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
+    """Fine-tune a base; return accuracy and macro F1 on the test prompts."""
+    place = folder / f"seed-{seed}"
+    out = place / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
+    flags = [f"--ckpt={place / base}", f"--dataset={case.task}", f"--data_dir={folder / 'tasks'}", f"--seed={seed}"]
+    flags += [f"--examples={case.examples}", f"--max_iters={case.iterations}", f"--eval_interval={case.iterations}"]
+    train(folder / "train.log", "finetune", "finetune_sectors", out, *flags)
+    test = case.splits()["test"]
+    return measured(case, Model(out).probabilities([prompt for prompt, _ in test], TASKS[case.task].labels))
+
+
+def baselines(case: Case) -> dict[str, dict[str, float]]:
+    """The n-gram baseline and the most frequent label of the same training examples."""
+    splits, labels = case.splits(), TASKS[case.task].labels
+    truth = label_indices(case.task, splits["train"], labels)
+    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in splits.items()}
+    ngram, note = ngram_baseline(prompts["train"], truth, prompts["test"], len(labels))
+    assert ngram is not None, note
+    majority = np.tile(np.bincount(truth, minlength=len(labels)), (len(prompts["test"]), 1))
+    return {"n-gram baseline": measured(case, ngram), "majority baseline": measured(case, majority)}
+
+
+def measured(case: Case, scores: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro F1 of scores (n, L) of the labels for the test prompts."""
+    labels = TASKS[case.task].labels
+    truth = label_indices(case.task, case.splits()["test"], labels)
+    return quality(confusion_matrix(truth, scores.argmax(axis=1), len(labels)))
+
+
+# ---- what the lab says ------------------------------------------------------------------------------------------
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    every, size = seeds(config), size_of(config)
+    bits = {base: [results[f"base: {base}, seed {seed}"] for seed in every] for base in BASES}
+    found: Found = {
+        base: {case: [results[f"{base}: {case.name()}, seed {seed}"] for seed in every] for case in size.cases}
+        for base in BASES
+    }
+    for name in ("n-gram baseline", "majority baseline"):
+        found[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
+    shared = f"Median over {len(every)} seeds (minimum to maximum). " if len(every) > 1 else "One seed. "
+    knows = [[base, *(spread([one[text] for one in some], ".2f") for text in TEXTS)] for base, some in bits.items()]
+    tables = [
+        Table(
+            "What each base knows, in bits per character of held-out text",
+            ["base", *TEXTS],
+            knows,
+            shared + "Before fine-tuning, on the last tenth of each text. Less is better.",
+        )
+    ]
+    for task in size.tasks():
+        n = len(TASKS[task].make(SEED)["test"])
+        how = f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
+        tables.append(table(f"Accuracy on {task}", found, task, "accuracy", shared + how))
+    how = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
+    tables.append(table("Macro F1 on sectors", found, "sectors", "macro_f1", shared + how))
+    return Summary(
+        "Does a corpus of one's own field help?",
+        f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "
+        "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
+        tables,
+        [
+            own_text(bits),
+            compared(found, "industries", "Shakespeare"),
+            compared(found, "industries", "none"),
+            compared(found, "Shakespeare", "none"),
+        ],
+        "Accuracy after fine-tuning; each point is a seed",
+        partial(draw, found),
+    )
+
+
+def table(caption: str, found: Found, task: str, figure: str, how: str) -> Table:
+    """A row for each base and baseline, a column for each case of the task."""
+    some = [case for case in found["none"] if case.task == task]
+    form = percent if figure == "accuracy" else partial(spread, form=".2f")
+    rows = [[name, *(form([one[figure] for one in row[case]]) for case in some)] for name, row in found.items()]
+    return Table(caption, ["base", *(case.title() for case in some)], rows, how)
+
+
+def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
+    """Whether each base predicts its own text best."""
+    said, best = [], True
+    for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
+        own, foreign = ([one[text] for one in bits[base]] for base in (text, other))
+        best = best and max(own) < min(foreign)
+        said.append(f"{median(own):.2f} bits per character of {text}, the base of {other} {median(foreign):.2f}")
+    return Verdict(
+        f"Each base predicts {'its own text best' if best else 'not always its own text best'}: that of "
+        f"{TEXTS[0]} needs {said[0]}; that of {TEXTS[1]} needs {said[1]}.",
+        "the largest loss of a base on held-out text of its own is below the smallest loss of the other base",
+    )
+
+
+def compared(found: Found, one: str, other: str) -> Verdict:
+    """In which cases a base is better than another."""
+    outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
+    for case in found[one]:
+        mine, its = ([each["accuracy"] for each in found[base][case]] for base in (one, other))
+        points = f"{case.name()} ({100 * (median(mine) - median(its)):+.1f})"
+        if min(mine) > max(its) and median(mine) - median(its) > MARGIN:
+            outcomes["better than"].append(points)
+        elif max(mine) < min(its) and median(its) - median(mine) > MARGIN:
+            outcomes["worse than"].append(points)
+        else:
+            outcomes["no different from"].append(points)
+    names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
+    said = ". ".join(f"It is {name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some)
+    return Verdict(
+        f"{names[one][0].upper()}{names[one][1:]}: {said}.".replace(": It is", " is", 1),
+        f"a difference counts if the accuracies of the seeds do not overlap, and their medians differ by more than "
+        f"{100 * MARGIN:.0f} percentage points",
+    )
+
+
+def draw(found: Found, axes: Any) -> None:
+    for index, (name, row) in enumerate(found.items()):
+        for place, some in enumerate(row.values()):
+            values, label = [100 * one["accuracy"] for one in some], name if place == 0 else None
+            if name in BASES:
+                x = place + 0.18 * (index - 1)
+                axes.plot(
+                    [x] * len(values), values, "o", color=f"C{index}", alpha=0.8, label=label and f"pretraining: {name}"
+                )
+            else:
+                style = "--" if name.startswith("n-gram") else ":"
+                axes.hlines(values, place - 0.35, place + 0.35, color="gray", linestyle=style, label=label)
+    titles = [case.name().replace(", ", "\n") for case in found["none"]]
+    axes.set(ylabel="accuracy (%)", ylim=(0, 90))
+    axes.set_xticks(range(len(titles)), titles, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
+
+
+LAB = Lab(
+    "what pretraining on a text of the task's own field gains",
+    (),
+    (),
+    stages,
+    summarise,
+    quick=True,
+)

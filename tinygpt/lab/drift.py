@@ -1,0 +1,275 @@
+"""`tinygpt lab drift`: a model trained on last year's merchants meets next year's. What does the change cost, how many
+new labels repair it, and what does the repair make the model forget?
+
+Last year's lines name 25 brands of each category, next year's as many others; half of next year's lines name a brand of
+last year. The tiny classifier learns last year's lines, and is then brought up to date with 50, 200 and 1,000 lines
+about the new brands: fine-tuned on these alone, fine-tuned with replay of old lines, or trained from scratch on all.
+
+    tinygpt lab drift --quick
+"""
+
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.tasks import Pair
+from tinygpt.data.tasks.generate import generate
+from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
+from tinygpt.data.tasks.transactions import line_of
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.labels import accuracy, answers, ngram_answers
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import require_ngrams, train
+from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.summary import Summary, Table, Verdict, percent
+
+BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
+LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used
+SCRATCH, SCRATCH_QUICK = 250, 150  # iterations of a training from scratch
+UPDATE = {50: 40, 200: 60, 1000: 150}  # iterations of an update, by the number of new lines
+QUICK = 200  # new labelled lines
+REPLAY = 0.5  # share of old lines in an update with replay
+ENOUGH = 0.05  # below last year's accuracy, a model counts as repaired
+CLOSE = 0.02  # accuracies that differ by less count as equal
+WAYS = {
+    "new": "fine-tuned on the new lines",
+    "replay": "fine-tuned, half of the lines replayed",
+    "scratch": "trained from scratch on all lines",
+    "ngram": "n-grams, trained on all lines",
+}
+YEARS = {"old": "last year's brands", "new": "new brands"}
+
+Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def lines(seed: int) -> Lines:
+    """Lines of last year and of the new brands, whose names share no word with the others. The categories have equal
+    shares in every beginning of every split, and no two lines have the same letters."""
+    made: Lines = {}
+    for year, split in (("old", "train"), ("new", "test")):
+        rng = random.Random(seed)
+        brands = {label: rng.sample(splits[split], BRANDS) for label, splits in merchants_by_label().items()}
+        drawn = generate(seed, tuple(brands), partial(draw_line, brands))
+        made[year] = {name: in_turn(pairs)[: LINES[name]] for name, pairs in drawn.items()}
+    return made
+
+
+def draw_line(brands: dict[str, list[Merchant]], rng: random.Random, split: str, label: str, number: int) -> str:
+    return line_of(rng, rng.choice(brands[label]), label)
+
+
+def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs in an order in which the labels take turns."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for pair in pairs:
+        turns.append((seen[pair[1]], pair))
+        seen[pair[1]] += 1
+    return [pair for _, pair in sorted(turns, key=lambda turn: turn[0])]
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """A stage for each training. Errors: TinyGPTError if scikit-learn is missing."""
+    require_ngrams()
+    todo = []
+    sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
+    scratch = SCRATCH_QUICK if config.quick else SCRATCH
+    for seed in seeds(config):
+        for size, way in [(0, "scratch"), *((size, way) for size in sizes for way in ways)]:
+            length = scratch if way == "scratch" else UPDATE[size]
+            name = f"{size:,} new lines, {WAYS[way]}, seed {seed}" if size else f"last year's model, seed {seed}"
+            todo.append(Stage(name, 4 + length / 25, partial(measure, folder, seed, way, size, length)))
+    return todo
+
+
+def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> dict[str, Any]:
+    """Train a model with `size` new lines in one of WAYS; return its accuracies by year, and the seconds.
+
+    Last year's model, and the one with replay, come with the n-gram baseline trained on all lines that there are then.
+    """
+    made, data, labels = lines(seed), folder / "data", list(merchants_by_label())
+    tokenizer = tokenizer_of_pairs({f"{year} {name}": made[year][name] for year in YEARS for name in LINES})
+    new = made["new"]["train"][:size]
+    known, name = made["old"]["train"] + new, f"{way}-{size}-{seed}"
+    write_dataset(data, name, made["old"] | {"train": known if way == "scratch" else new}, labels, tokenizer)
+    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
+    if way == "scratch":
+        flags.append(f"--eval_interval={iterations}")
+        cost = train(folder / "train.log", "train", "lab_classifier", folder / name, *flags)
+    else:
+        flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", *[f"--replay={REPLAY}"] * (way == "replay")]
+        cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, *flags)
+    model, tests = Model(folder / name), {year: made[year]["test"] for year in YEARS}
+    found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
+    found["model"] = {year: accuracy(answers(model, test, labels), test) for year, test in tests.items()}
+    if way == "replay" or not size:
+        began = time.monotonic()
+        said = ngram_answers(known, tests["old"] + tests["new"], labels)
+        found["ngram_seconds"] = time.monotonic() - began
+        half = len(tests["old"])
+        found["ngram"] = {"old": accuracy(said[:half], tests["old"]), "new": accuracy(said[half:], tests["new"])}
+    return found
+
+
+# ---- what the lab says -----------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What one way reached with a number of new lines; each list has a value for each seed."""
+
+    way: str
+    lines: int
+    old: list[float]  # accuracy on last year's brands
+    new: list[float]  # on new brands
+    seconds: list[float]
+
+    def next_year(self) -> list[float]:
+        """Accuracy on next year's lines, of which half name a new brand."""
+        return [(old + new) / 2 for old, new in zip(self.old, self.new, strict=True)]
+
+
+def rows_of(results: Results) -> list[Row]:
+    """The rows, by way in the order of WAYS, and by number of new lines. Without new lines, nothing is updated: the
+    model that was trained from scratch on last year's lines is the row without new lines of all ways."""
+    rows: dict[tuple[str, int], Row] = {}
+    for one in results.values():
+        ways = ["new", "replay", "scratch"] if not one["lines"] else [one["way"]]
+        kinds = [(way, "model", "seconds") for way in ways] + [("ngram", "ngram", "ngram_seconds")] * ("ngram" in one)
+        for way, key, seconds in kinds:
+            row = rows.setdefault((way, one["lines"]), Row(way, one["lines"], [], [], []))
+            row.old.append(one[key]["old"])
+            row.new.append(one[key]["new"])
+            row.seconds.append(one[seconds])
+    updated = {way for way, size in rows if size}  # all, except in the quick form
+    return [rows[key] for way in WAYS if way in updated for key in sorted(rows) if key[0] == way]
+
+
+def summarise(results: Results, _: LabConfig) -> Summary:
+    rows = rows_of(results)
+    base, most = rows[0], max(row.lines for row in rows)
+    shown = [row for row in rows if row.lines or row.way in ("new", "ngram")]
+    names = {"new": "tiny model, not updated", "ngram": "n-grams, not updated"}
+    cells = [
+        [
+            WAYS[row.way] if row.lines else names[row.way],
+            f"{row.lines:,}",
+            *map(percent, (row.old, row.new, row.next_year())),
+            duration(statistics.median(row.seconds)),
+        ]
+        for row in shown
+    ]
+    how = (
+        f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
+        f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
+        "confidence). All lines with a label and all test lines differ, but name the same brands. Next year: half of "
+        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
+        "for the n-grams with their answers."
+    )
+    columns = ["method", "new lines", *YEARS.values(), "next year", "training"]
+    return Summary(
+        "A model meets next year's merchants",
+        "Spending categories of card-statement lines: what new brands cost, and what it takes to repair it.",
+        [Table("Accuracy before and after the update", columns, cells, how)],
+        [
+            cost_of_drift(base, next(row for row in rows if row.way == "ngram")),
+            repair(base, rows),
+            gain_of_replay({row.way: row for row in rows if row.lines == most}, base),
+            cheapest([row for row in rows if row.lines == most]),
+        ],
+        "Accuracy against the number of new labelled lines",
+        partial(draw, rows=rows),
+    )
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median, in percent."""
+    return 100 * statistics.median(values)
+
+
+def cost_of_drift(base: Row, ngram: Row) -> Verdict:
+    said = [
+        f"{name}: {middle(row.old):.1f} % on last year's brands, {middle(row.new):.1f} % on new ones, so "
+        f"{middle(row.next_year()):.1f} % next year"
+        for name, row in (("tiny model", base), ("n-grams", ngram))
+    ]
+    return Verdict(
+        f"Without an update: {'; '.join(said)}.", "accuracies before the update; next year is the mean of the two"
+    )
+
+
+def repair(base: Row, rows: Sequence[Row]) -> Verdict:
+    """How many new lines bring next year's accuracy back to last year's."""
+    goal = middle(base.old) - 100 * ENOUGH
+    said = []
+    for way in dict.fromkeys(row.way for row in rows):
+        some = [row for row in rows if row.way == way and row.lines]
+        enough = next((row for row in some if middle(row.next_year()) >= goal), None)
+        reached = enough or max(some, key=lambda row: middle(row.next_year()))
+        how_many = f"{enough.lines:,} lines are enough" if enough else "no number of lines here is enough"
+        said.append(f"{WAYS[way]}: {how_many} ({middle(reached.next_year()):.1f} % with {reached.lines:,})")
+    return Verdict(
+        f"To repair it: {'; '.join(said)}.",
+        f"the fewest new lines with which next year's accuracy is within {100 * ENOUGH:.0f} percentage points of the "
+        f"tiny model's last year, {middle(base.old):.1f} %; if none, the best",
+    )
+
+
+def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
+    """What fine-tuning forgets, and how much of it replay saves. last: the rows with the most new lines."""
+    alone, replay = last["new"], last["replay"]
+    lost, kept = (statistics.median(base.old) - statistics.median(row.old) for row in (alone, replay))
+    price = statistics.median(alone.new) - statistics.median(replay.new)
+    advice = "Replay old lines." if lost - kept > CLOSE and price <= lost - kept else "Replay is not needed here."
+    return Verdict(
+        f"{advice} With {alone.lines:,} new lines, fine-tuning on these alone changes the accuracy on last year's "
+        f"brands by {-100 * lost:+.1f} points, with replay by {-100 * kept:+.1f}; replay changes that on new brands by "
+        f"{-100 * price:+.1f}.",
+        f"replay if it saves more than {100 * CLOSE:.0f} points on last year's brands, and no less than it costs on "
+        "new ones",
+    )
+
+
+def cheapest(last: Sequence[Row]) -> Verdict:
+    """The fastest way whose accuracy next year is close to the best."""
+    best = max(statistics.median(row.next_year()) for row in last)
+    good = [row for row in last if statistics.median(row.next_year()) >= best - CLOSE]
+    row = min(good, key=lambda row: statistics.median(row.seconds))
+    return Verdict(
+        f"With {row.lines:,} new lines, choose: {WAYS[row.way]} ({middle(row.next_year()):.1f} % next year, "
+        f"{duration(statistics.median(row.seconds))} of training).",
+        f"the shortest training among the methods within {100 * CLOSE:.0f} points of the best accuracy next year",
+    )
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    places = sorted({row.lines for row in rows})
+    for way in dict.fromkeys(row.way for row in rows):
+        some, color = [row for row in rows if row.way == way], f"C{list(WAYS).index(way)}"
+        at = [places.index(row.lines) for row in some]
+        axes.plot(at, [middle(row.old) for row in some], "o-", color=color, label=WAYS[way], markersize=4)
+        axes.plot(at, [middle(row.new) for row in some], "s--", color=color, markersize=4)
+    axes.plot([], [], "o-", color="gray", label=YEARS["old"], markersize=4)
+    axes.plot([], [], "s--", color="gray", label=YEARS["new"], markersize=4)
+    axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))
+    axes.set_xticks(range(len(places)), [f"{place:,}" for place in places])
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+LAB = Lab(
+    "a model meets next year's merchants: what does it cost, and what repairs it?",
+    (),
+    (),
+    stages,
+    summarise,
+    quick=True,
+)

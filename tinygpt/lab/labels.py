@@ -1,0 +1,298 @@
+"""`tinygpt lab labels`: how many labels does a task need, and how good must they be?
+
+The tiny classifier and the n-gram baseline learn the transactions from 50 to 4,000 lines, a share of which has a wrong
+label. The labels of validation and test are correct; a second table shows how wrong labels in the test split change a
+measured accuracy. A pretrained model adds rows.
+
+    tinygpt lab labels --quick
+"""
+
+import dataclasses
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify
+from tinygpt.lab import methods
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import require_ngrams, require_pretrained, train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+
+TASK = TASKS["transactions"]
+ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
+PRETRAINED = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
+SHARES = (0.0, 0.1, 0.2)  # of wrong labels
+GRID = [(size, share) for size in ITERATIONS for share in SHARES]
+QUICK = [(50, 0.0), (1000, 0.0), (1000, 0.2)]  # of GRID
+WORST = max(SHARES)  # also of the test split, for the second table
+KINDS = ("correct", "wrong")  # labels of the test split that an accuracy is measured with
+CLOSE = 0.02  # accuracies that differ by less count as equal
+LEARNERS = {"model": "tiny model", "ngram": "n-grams"}
+
+Curve = dict[int, float]  # number of examples -> accuracy, median over the seeds
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """A stage for each training. Errors: TinyGPTError if the pretrained model or scikit-learn is missing."""
+    require_ngrams()
+    require_pretrained(config)
+    grid = QUICK if config.quick else GRID
+    todo = []
+    for seed in seeds(config):
+        for size, share in grid:
+            name = f"{size:,} examples, {100 * share:.0f} % wrong labels, seed {seed}"
+            todo.append(Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed)))
+        if config.pretrained:
+            todo += [pretrained(config, folder, size, seed) for size, share in grid if not share]
+    return todo
+
+
+def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
+    """Train both learners on `size` lines, a share of which has a wrong label; return their accuracies on the test
+    split, with its correct labels and with the share `WORST` of them wrong."""
+    task, labels = TASK.make(1337), TASK.labels
+    examples = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:size], share, seed)
+    name, data = f"{size}-{100 * share:.0f}-{seed}", folder / "data"
+    write_dataset(data, name, task | {"train": examples}, labels, tokenizer_of_pairs(task))
+    iterations = ITERATIONS[size]
+    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
+    train(folder / "train.log", "train", "lab_classifier", folder / name, *flags, f"--eval_interval={iterations // 2}")
+    predicted = {
+        "model": answers(Model(folder / name), task["test"], labels),
+        "ngram": ngram_answers(examples, task["test"], labels),
+    }
+    found: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
+    for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
+        found[kind] = {learner: accuracy(answer, test) for learner, answer in predicted.items()}
+    return found
+
+
+def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
+    """The pairs, a share of which (rounded) has a wrong label, each of the task's others with the same probability.
+
+    With the same seed, a larger share keeps the wrong labels of a smaller one and adds some.
+    """
+    rng = random.Random(seed)
+    others = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
+    wrong = set(rng.sample(range(len(pairs)), len(pairs))[: round(share * len(pairs))])
+    return [(pair[0], others[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
+
+
+def answers(model: Model, pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
+    """The model's label for each prompt."""
+    best = model.probabilities([prompt for prompt, _ in pairs], labels).argmax(axis=1)
+    return [labels[index] for index in best]
+
+
+def ngram_answers(examples: Sequence[Pair], pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
+    """The label for each prompt by the n-gram baseline, trained on the examples. Errors: TinyGPTError if it fails."""
+    truth, prompts = classify.label_indices("train", examples, labels), [prompt for prompt, _ in pairs]
+    scores, why_not = classify.ngram_baseline([prompt for prompt, _ in examples], truth, prompts, len(labels))
+    if scores is None:
+        raise TinyGPTError(why_not, "pip install 'tinygpt[eval]'")
+    return [labels[index] for index in scores.argmax(axis=1)]
+
+
+def accuracy(answer: Sequence[str], pairs: Sequence[Pair]) -> float:
+    return float(np.mean([said == right for said, (_, right) in zip(answer, pairs, strict=True)]))
+
+
+def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
+    """A stage that fine-tunes the pretrained model with LoRA on the first `size` lines, as in docs/FINETUNING.md."""
+    lengths = [f"--examples={size}", f"--max_iters={PRETRAINED[size]}", f"--eval_interval={PRETRAINED[size]}"]
+    method = methods.Method("finetune", [methods.LARGE, *lengths], "pretrained")
+    job = methods.Training(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
+
+    def compute() -> dict[str, Any]:
+        write_dataset(folder / "data", TASK.name, TASK.make(1337), TASK.labels)
+        found = methods.measure(job, dataclasses.replace(config, data_dir=str(folder / "data")), folder)
+        return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": found["accuracy"]}}
+
+    return Stage(job.title(), 60 + 2 * PRETRAINED[size], compute)
+
+
+# ---- what the lab says -----------------------------------------------------------------------------------------------
+
+
+def accuracies(results: Results, learner: str, share: float, kind: str = "correct") -> dict[int, list[float]]:
+    """The accuracies of a learner with a share of wrong labels, by the number of examples, one for each seed."""
+    found: dict[int, list[float]] = {}
+    for one in results.values():
+        if one["share"] == share and learner in one.get(kind, {}):
+            found.setdefault(one["examples"], []).append(one[kind][learner])
+    return found
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    learners = dict(LEARNERS)
+    if config.pretrained:
+        learners["pretrained"] = f"{config.pretrained}, LoRA"
+    runs = list(results.values())
+    sizes, shares = (sorted({one[key] for one in runs}) for key in ("examples", "share"))
+    found = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
+    curves = {
+        key: {size: statistics.median(values) for size, values in some.items()} for key, some in found.items() if some
+    }
+    rows = [
+        [f"{size:,}", f"{100 * share:.0f} %"]
+        + [percent(some[size]) if size in (some := found[learner, share]) else "" for learner in learners]
+        for size in sizes
+        for share in shares
+        if size in found["model", share]
+    ]
+    how = (
+        "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
+        "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
+        "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
+        "percentage points (95 % confidence); all rows are measured on the same lines."
+    )
+    reported = {
+        learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
+        for learner in LEARNERS
+    }
+    return Summary(
+        "How many labels does one need, and how good must they be?",
+        "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
+        [
+            Table("Accuracy", ["examples", "wrong labels", *learners.values()], rows, how),
+            measured_wrongly(reported, sizes[-1]),
+        ],
+        [
+            *(
+                cost_of_wrong(name, {share: found[learner, share] for share in shares})
+                for learner, name in LEARNERS.items()
+            ),
+            more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
+            better(curves["model", 0.0], curves["ngram", 0.0]),
+            Verdict(
+                f"A test split with {100 * WORST:.0f} % wrong labels reports {100 * reported['model'][1]:.1f} % for a "
+                f"model whose accuracy is {100 * reported['model'][0]:.1f} %. Correct the labels of the test split "
+                "before those of train.",
+                "the tiny model of the second table; the same answers, compared with correct and with wrong labels",
+            ),
+        ],
+        "Accuracy on correct labels against the number of training examples",
+        partial(draw, curves=curves, names=learners),
+    )
+
+
+def measured_wrongly(reported: dict[str, list[float]], size: int) -> Table:
+    """The second table: accuracies on correct labels, on wrong ones, and what is expected there."""
+    rows = [
+        [LEARNERS[learner], *(percent([share]) for share in (right, wrong, on_wrong_labels(right)))]
+        for learner, (right, wrong) in reported.items()
+    ]
+    rows.append(["perfect model", percent([1.0]), "", percent([on_wrong_labels(1.0)])])
+    how = (
+        f"The answers of the learners of {size:,} examples with correct labels. Expected: a (1 - w) + (1 - a) w / 11 "
+        f"for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer agrees with a wrong label "
+        "in one of eleven cases."
+    )
+    return Table(
+        f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
+        ["learner", "correct labels", "wrong labels", "expected"],
+        rows,
+        how,
+    )
+
+
+def on_wrong_labels(right: float) -> float:
+    """The accuracy that a test split with the share `WORST` of wrong labels reports, for the correct accuracy."""
+    return right * (1 - WORST) + (1 - right) * WORST / (len(TASK.labels) - 1)
+
+
+def cost_of_wrong(name: str, found: dict[float, dict[int, list[float]]]) -> Verdict:
+    """What wrong labels cost a learner, as a number of correct labels. found: share -> examples -> of each seed."""
+    clean, said = found[0.0], []
+    most = max(clean)
+    for share in sorted(found)[1:]:
+        lost = statistics.median(right - wrong for right, wrong in zip(clean[most], found[share][most], strict=True))
+        cost = "cost nothing that this lab can measure"
+        if lost > CLOSE:
+            curves = ({size: values[seed] for size, values in clean.items()} for seed in range(len(clean[most])))
+            worths = [worth(curve, wrong) for curve, wrong in zip(curves, found[share][most], strict=True)]
+            cost = f"are worth about {spread(worths, ',.0f')} correct ones"
+        said.append(f"{most:,} labels, {100 * share:.0f} % of them wrong, {cost} ({-100 * lost:+.1f} points)")
+    return Verdict(
+        f"{name}: {'; '.join(said)}.",
+        "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
+        "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
+        f"{100 * CLOSE:.0f} percentage points counts as nothing",
+    )
+
+
+def worth(clean: Curve, reached: float) -> int:
+    """How many correct labels give an accuracy: by interpolation of a curve, linear in the logarithm of their number.
+
+    A curve that falls somewhere is replaced by its running maximum. The result is never outside of the curve.
+    """
+    sizes = sorted(clean)
+    heights = np.maximum.accumulate([clean[size] for size in sizes])
+    return round(math.exp(np.interp(reached, heights, np.log(sizes))))
+
+
+def more_labels(clean: dict[str, Curve]) -> Verdict:
+    """What more examples gain at the end of each curve."""
+    fewer, most = sorted(next(iter(clean.values())))[-2:]
+    gains = {name: curve[most] - curve[fewer] for name, curve in clean.items()}
+    said = [
+        f"{name}: {'collect more examples' if gain > CLOSE else 'enough examples'} ({100 * gain:+.1f} points)"
+        for name, gain in gains.items()
+    ]
+    return Verdict(
+        "; ".join(said) + ".",
+        f"more examples help if going from {fewer:,} to {most:,} correct labels gains more than {100 * CLOSE:.0f} "
+        "percentage points",
+    )
+
+
+def better(model: Curve, ngram: Curve) -> Verdict:
+    """Which of the two learners is better with how many examples."""
+    said = []
+    for size in sorted(model):
+        gap = model[size] - ngram[size]
+        winner = "no difference" if abs(gap) <= CLOSE else LEARNERS["model" if gap > 0 else "ngram"]
+        said.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
+    return Verdict(
+        f"Better with correct labels, by number of examples: {'; '.join(said)}.",
+        f"accuracy of the tiny model minus that of the n-grams; up to {100 * CLOSE:.0f} points count as no difference",
+    )
+
+
+def draw(axes: Any, curves: dict[tuple[str, float], Curve], names: dict[str, str]) -> None:
+    lines = {"model": "o-", "ngram": "s--", "pretrained": "^:"}
+    shades = {share: f"C{index}" for index, share in enumerate(SHARES)}
+    for (learner, share), curve in curves.items():
+        label = f"{names[learner]}, {100 * share:.0f} % wrong labels"
+        heights = [100 * value for value in curve.values()]
+        axes.plot(list(curve), heights, lines[learner], color=shades[share], label=label, markersize=4)
+    sizes = sorted(curves["model", 0.0])
+    axes.set(xlabel="training examples (logarithmic)", ylabel="accuracy (%)", xscale="log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+
+
+LAB = Lab(
+    "how many labels does one need, and how good must they be?",
+    (),
+    ("pretrained",),
+    stages,
+    summarise,
+    quick=True,
+)

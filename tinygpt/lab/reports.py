@@ -1,0 +1,370 @@
+"""`tinygpt lab reports`: a small adapter learns a style from few examples, but the text may still be wrong.
+
+A base model learns to write two sentences about a company's figures in a plain style. LoRA adapters of two firms learn
+their styles from 25 to 400 examples. The base is loaded once, the adapters are swapped on it, and each response is
+judged twice: by the rules of each firm's style, and by whether it states the figures of the prompt (fidelity).
+
+    tinygpt lab reports --quick
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinygpt.checkpoint.adapter import Adapters, load_model
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tasks.reports import facts, style
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.processes import Trained, train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+
+FIRMS = {"a": "firm A", "b": "firm B"}
+DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
+EXAMPLES = (25, 100, 400)
+ITERATIONS = {"base": 400, "adapter": 200}
+PROMPTS = 500  # of the test split
+QUICK = {"base": 300, "adapter": 100, "prompts": 200}
+ENOUGH = 0.9  # share of the test prompts from which on a style, or fidelity, counts as learned
+MARGIN = 10  # a share of 500 prompts has a 95 % confidence interval of at most +- 4.4 percentage points
+SWAPS = 20  # timed
+
+
+def examples(config: LabConfig) -> tuple[int, ...]:
+    """Numbers of training examples of an adapter; a quick lab has the extremes."""
+    return tuple(sorted({EXAMPLES[0], EXAMPLES[-1]})) if config.quick else EXAMPLES
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
+    todo = [Stage("datasets", 1, partial(write_datasets, folder))]
+    for seed in seeds(config):
+        place = Place(folder / f"seed-{seed}", seed, config.quick)
+        todo.append(Stage(f"base model, seed {seed}", 10, place.base_model))
+        todo += [
+            Stage(stage_of(firm, size, seed), 6 if config.quick else 10, partial(place.adapter, firm, size))
+            for firm in FIRMS
+            for size in examples(config)
+        ]
+    return [*todo, Stage("swaps", 3, Place(folder / "seed-1", 1, config.quick).swaps)]
+
+
+def stage_of(firm: str, size: int, seed: int) -> str:
+    return f"{FIRMS[firm]}, {size} examples, seed {seed}"
+
+
+def write_datasets(folder: Path) -> None:
+    for name in DATASETS.values():
+        write_dataset(folder / "data", name, TASKS[name].make(1337))
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of one seed: its base model, and the adapters of it."""
+
+    folder: Path
+    seed: int
+    quick: bool
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def adapter_path(self, firm: str, size: int) -> Path:
+        return self.folder / f"{firm}-{size}"
+
+    @property
+    def held(self) -> Adapters:
+        """The base model, loaded once for all adapters."""
+        return load_once(str(self.base))
+
+    @property
+    def prompts(self) -> list[str]:
+        """The test prompts, which are the same for all styles; a quick lab has fewer."""
+        return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
+
+    def train(self, command: str, preset: str, out: Path, iterations: int, *flags: str) -> Trained:
+        common = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={self.seed}"]
+        data = f"--data_dir={self.folder.parent / 'data'}"
+        return train(self.folder / f"{command}.log", command, preset, out, *common, data, *flags)
+
+    def base_model(self) -> dict[str, Any]:
+        """Train the base model, and judge it."""
+        iterations = (QUICK if self.quick else ITERATIONS)["base"]
+        cost = self.train("train", "reports", self.base, iterations)
+        return described(cost) | judged(Model(self.held.checkpoint()), self.prompts)
+
+    def adapter(self, firm: str, size: int) -> dict[str, Any]:
+        """Train an adapter, put it on the base model, and judge what it writes."""
+        out, iterations = self.adapter_path(firm, size), (QUICK if self.quick else ITERATIONS)["adapter"]
+        flags = [f"--ckpt={self.base}", f"--dataset={DATASETS[firm]}", f"--examples={size}"]
+        cost = self.train("finetune", "finetune_reports", out, iterations, *flags)
+        self.held.add(out.name, str(out))
+        found = described(cost) | judged(Model(self.held.checkpoint(out.name)), self.prompts)
+        return {"firm": firm, "examples": size, "seed": self.seed} | found
+
+    def swaps(self) -> dict[str, Any]:
+        """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
+        files = {firm: str(self.adapter_path(firm, EXAMPLES[-1])) for firm in FIRMS}
+        held = Adapters(str(self.base), files)
+
+        def logits(model: Model) -> torch.Tensor:
+            with torch.inference_mode():
+                ids = torch.from_numpy(model.tokenizer.encode_prompt(self.prompts[0]).astype("int64"))[None]
+                return model.model(ids)[0]
+
+        turns = ["a", "b", "a", ""]  # the last one takes the adapter off
+        swapped = [logits(Model(held.checkpoint(name))) for name in turns]
+        loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in turns]
+        names = [*FIRMS] * (SWAPS // 2)
+        return {
+            "swap": milliseconds(lambda name: Model(held.checkpoint(name)), names),
+            "load": milliseconds(lambda name: Model(self.base, files[name]), names),
+            "exact": all(map(torch.equal, swapped, loaded)),
+            "differ": not torch.equal(swapped[0][..., -1, :8], swapped[3][..., -1, :8]),
+        }
+
+
+load_once = cache(Adapters)
+
+
+def prompts_of_test() -> list[str]:
+    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
+
+
+def described(cost: Trained) -> dict[str, Any]:
+    return {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
+
+
+def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
+    """Judge the responses to prompts by the style of each firm and by their facts."""
+    texts, _ = model.responses(prompts, 120)
+    stated = [facts(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    right = [all(one.values()) for one in stated]
+    found: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(right), "responses": texts[:50]}
+    for firm in DATASETS:
+        in_style = [i for i, text in enumerate(texts) if all(style(firm, text).values())]
+        wrong = [stated[i] for i in in_style if not right[i]]
+        found[firm] = {
+            "style": len(in_style) / len(prompts),
+            "in style": len(in_style),
+            "wrong": len(wrong),
+            "wrong facts": {name: sum(not one[name] for one in wrong) for name in stated[0]},
+        }
+    return found
+
+
+def milliseconds(work: Callable[[str], Any], names: Sequence[str]) -> float:
+    """The median time of some work, done once for each name."""
+    times = []
+    for name in names:
+        began = time.perf_counter()
+        work(name)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+# ---- what the lab says -----------------------------------------------------------------------------------------------
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    """The tables, the picture and the verdicts."""
+    bases, swap = [results[f"base model, seed {seed}"] for seed in seeds(config)], results["swaps"]
+    runs = {
+        (firm, size): [results[stage_of(firm, size, seed)] for seed in seeds(config)]
+        for firm in FIRMS
+        for size in examples(config)
+    }
+
+    def draw(axes: Any) -> None:
+        for index, (firm, name) in enumerate(FIRMS.items()):
+            for key, line, marker in ((style_of(firm), "-", "o"), (fidelity_of, "--", "s")):
+                what = "style" if line == "-" else "fidelity"
+                points = [(size, 100 * key(one)) for size in examples(config) for one in runs[firm, size]]
+                medians = [100 * statistics.median(map(key, runs[firm, size])) for size in examples(config)]
+                axes.plot(list(examples(config)), medians, line, color=f"C{index}")
+                axes.plot(*zip(*points, strict=True), marker, color=f"C{index}", markersize=5)
+                axes.plot([], [], marker, linestyle=line, color=f"C{index}", label=f"{name}, {what}")
+        axes.axhline(
+            100 * statistics.median(map(fidelity_of, bases)), color="gray", linestyle=":", label="base model, fidelity"
+        )
+        axes.set(xlabel="training examples of the adapter", ylabel="test prompts (%)", xscale="log", ylim=(-3, 103))
+        axes.set_xticks(list(examples(config)), [f"{size}" for size in examples(config)])
+        axes.minorticks_off()
+        axes.figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
+
+    return Summary(
+        "A style from a small adapter, and whether the text is right",
+        "Two sentences about a company's figures, in the styles of two firms: how many examples does a style need, and "
+        "does a text in perfect style state the figures?",
+        [models(bases, runs, swap), by_examples(runs, bases[0]["n"]), one_prompt(bases[0], runs)],
+        [needed(runs), in_style_and_wrong(runs), apart(bases, runs), swapping(bases[0], runs, swap)],
+        "Style and fidelity against the number of training examples",
+        draw,
+    )
+
+
+Runs = dict[tuple[str, int], list[dict[str, Any]]]  # by firm and number of examples: one for each seed
+
+
+def style_of(firm: str) -> Callable[[dict[str, Any]], float]:
+    return lambda one: float(one[firm]["style"])
+
+
+def fidelity_of(one: dict[str, Any]) -> float:
+    return float(one["fidelity"])
+
+
+def wrong_of(firm: str) -> Callable[[dict[str, Any]], float]:
+    """Share of wrong texts among those in the firm's style; 0 if there are none."""
+    return lambda one: one[firm]["wrong"] / max(one[firm]["in style"], 1)
+
+
+def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
+    """The base model, and each firm's adapter from all examples, judged by all styles."""
+    rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
+    return Table(
+        f"One base model, two adapters from {EXAMPLES[-1]} examples each",
+        [
+            "model",
+            *(f"style {name}" for name in ("plain", "A", "B")),
+            "fidelity",
+            "trained",
+            "file",
+            "training",
+            "swap",
+        ],
+        [
+            [
+                name,
+                *(percent(list(map(style_of(firm), some))) for firm in DATASETS),
+                percent(list(map(fidelity_of, some))),
+                f"{some[0]['trained']:,}",
+                f"{some[0]['bytes'] / 1e6:.2f} MB",
+                spread([one["seconds"] for one in some], ".0f") + " s",
+                f"{swap['swap']:.0f} ms" if name != "base model" else "",
+            ]
+            for name, some in rows.items()
+        ],
+        f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
+        "to maximum), each with a base model of its own. Style: the response keeps all rules of a style, whatever it "
+        "states. "
+        "Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in whatever "
+        "style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. Swap: from "
+        "one adapter to the other, the base model staying loaded.",
+    )
+
+
+def by_examples(runs: Runs, n: int) -> Table:
+    sizes = sorted({size for _, size in runs})
+    columns = [f"{firm.upper()}: {what}" for firm in FIRMS for what in ("style", "fidelity", "in style but wrong")]
+    rows = []
+    for size in sizes:
+        cells = [str(size)]
+        for firm in FIRMS:
+            keys = (style_of(firm), fidelity_of, wrong_of(firm))
+            cells += [percent(list(map(key, runs[firm, size]))) for key in keys]
+        rows.append(cells)
+    how = (
+        f"Each firm's adapter, judged by its rules on {n} test prompts: median over the seeds (minimum to maximum). "
+        "In style but wrong: share of the responses in perfect style that fail fidelity."
+    )
+    return Table("Style and fidelity by number of training examples", ["examples", *columns], rows, how)
+
+
+def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
+    """The responses to one prompt: where a text in style is wrong, if there is such a prompt, else the first."""
+    prompts = prompts_of_test()
+    shown = {"base": base} | {f"{firm.upper()}, {size}": some[0] for (firm, size), some in runs.items()}
+    few = runs["a", EXAMPLES[0]][0]["responses"]
+    good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
+    place = next(good, 0)
+    responses = {name: one["responses"][place] for name, one in shown.items()}
+    rows = [[name, text, wrong_facts(prompts[place], text) or "nothing"] for name, text in responses.items()]
+    how = (
+        f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
+        f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
+    )
+    return Table(f"Prompt: {prompts[place]}", ["model", "response", "wrong"], rows, how)
+
+
+def wrong_facts(prompt: str, text: str) -> str:
+    return ", ".join(name for name, right in facts(prompt, text).items() if not right)
+
+
+def needed(runs: Runs) -> Verdict:
+    """From how many examples on style and fidelity are learned."""
+
+    def smallest(firm: str, key: Callable[[dict[str, Any]], float]) -> str:
+        sizes = [size for one, size in runs if one == firm]
+        good = (size for size in sizes if statistics.median(map(key, runs[firm, size])) >= ENOUGH)
+        return str(next(good, f"more than {max(sizes)}"))
+
+    said = [
+        f"{name}: style {smallest(firm, style_of(firm))}, fidelity {smallest(firm, fidelity_of)}"
+        for firm, name in FIRMS.items()
+    ]
+    return Verdict(
+        f"Training examples needed: {'; '.join(said)}.",
+        f"the smallest number with which at least {100 * ENOUGH:.0f} % of the responses pass (median over the seeds)",
+    )
+
+
+def in_style_and_wrong(runs: Runs) -> Verdict:
+    """How many texts in perfect style are wrong, and in what."""
+    parts, worst = [], 0.0
+    for (firm, size), some in runs.items():
+        shares = list(map(wrong_of(firm), some))
+        worst = max(worst, statistics.median(shares))
+        counts = {fact: sum(one[firm]["wrong facts"][fact] for one in some) for fact in some[0][firm]["wrong facts"]}
+        most = max(counts, key=lambda fact: counts[fact])
+        parts.append(f"{firm.upper()}, {size}: {percent(shares)}" + (f" (most often {most})" if counts[most] else ""))
+    head = "Fluent and in style is not yet right" if 100 * worst > MARGIN else "In this run, texts in style are right"
+    return Verdict(
+        f"{head}. Share of the texts in perfect style that state something wrong, by firm and number of examples: "
+        f"{'; '.join(parts)}.",
+        f"not yet right if the largest of these shares (median over the seeds) is above {MARGIN} %",
+    )
+
+
+def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
+    """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
+    largest = EXAMPLES[-1]
+    other = {"a": "b", "b": "a"}
+    shares = [max(map(style_of(other[firm]), runs[firm, largest])) for firm in FIRMS]
+    shares += [base[firm]["style"] for base in bases for firm in FIRMS]
+    said = "separates the styles" if max(shares) == 0 else "does not separate the styles"
+    return Verdict(
+        f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % keep all rules of a firm "
+        "that the model was not trained for.",
+        f"the base model, and both adapters from {largest} examples, judged by the rules of the other firm: all 0 %",
+    )
+
+
+def swapping(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Verdict:
+    sizes = [some[0]["bytes"] for (_, size), some in runs.items() if size == EXAMPLES[-1]]
+    exact = "bit-identical to" if swap["exact"] and swap["differ"] else "NOT the same as"
+    return Verdict(
+        f"An adapter has {max(sizes) / 1000:.0f} kB, the base model {base['bytes'] / 1000:.0f} kB. A swap takes "
+        f"{swap['swap']:.1f} ms, loading both from files {swap['load']:.1f} ms. After the swaps to A, B, A and back to "
+        f"the base, the logits are {exact} those of models loaded from files.",
+        f"median of {SWAPS} swaps and {SWAPS} loads; all logits of one prompt compared",
+    )
+
+
+LAB = Lab(
+    "a style from a small adapter, and whether the text is right",
+    (),
+    (),
+    stages,
+    summarise,
+    quick=True,
+)
