@@ -21,9 +21,9 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
+from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
@@ -90,7 +90,7 @@ def fit(log: Path, data: Path, seed: int, command: str, preset: str, out: Path, 
 
 
 def ask_ngrams(seed: int) -> dict[str, Any]:
-    return measured(ngrams(TASK.make(seed)["train"]), seed)
+    return measured(ngrams(TASK.make(seed)["train"], TASK.labels), seed)
 
 
 def ask_model(out: Path, seed: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ task, and gives a coverage and a risk (El-Yaniv & Wiener 2010). The n-gram basel
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,10 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.methods import SONNET
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import prepared, require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
@@ -153,16 +152,9 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
 
 def answer(system: str, out: Path, examples: Sequence[Pair], prompts: Sequence[str]) -> np.ndarray:
     """Probabilities of the labels, (n, L). Errors: TinyGPTError as in `ngrams`."""
-    return Model(out / "model").probabilities(prompts, TASK.labels) if system == "model" else ngrams(examples)(prompts)
-
-
-def ngrams(examples: Sequence[Pair]) -> Callable[[Sequence[str]], np.ndarray]:
-    """The n-gram baseline: prompts to probabilities (n, L). Errors: TinyGPTError if it cannot be trained."""
-    truth = classify.label_indices(TASK.name, examples, TASK.labels)
-    trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(TASK.labels))
-    if trained is None:
-        raise TinyGPTError(problem)
-    return trained
+    if system == "model":
+        return Model(out / "model").probabilities(prompts, TASK.labels)
+    return ngrams(examples, TASK.labels)(prompts)
 
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
