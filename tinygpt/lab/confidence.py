@@ -30,7 +30,7 @@ from tinygpt.lab.methods import SONNET
 from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import prepared, require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.training.log import read_metrics
 
 TASK = TASKS["transactions"]
@@ -249,9 +249,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             SYSTEMS[system],
             percent([float(right.mean()) for right in each.right]),
             spread(each.thresholds, ".2f"),
-            percent(each.answered("test")),
-            percent([share.value() for share in each.accuracy()]),
-            percent(each.mean(each.answered)),
+            percent(each.answered("test"), ".0f"),
+            percent(shares) if (shares := [share.value() for share in each.accuracy() if share.total]) else "",
+            percent(each.mean(each.answered), ".0f"),
         ]
         for system, each in found.items()
     ]
@@ -326,12 +326,14 @@ def holds(found: dict[str, Found], target: float) -> Verdict:
     """Whether the threshold keeps its promise on the test lines."""
     said = []
     for system, each in found.items():
-        shares = each.accuracy()
-        pooled = Share(sum(share.hits for share in shares), sum(share.total for share in shares))
-        low, high = pooled.interval()
+        share = pooled(each.accuracy())
+        if not share.total:
+            said.append(f"with that of the {SYSTEMS[system]} nothing is answered")
+            continue
+        low, high = share.interval()
         kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         said.append(
-            f"that of the {SYSTEMS[system]} {kept} it ({100 * pooled.value():.1f} %, 95 % interval {100 * low:.1f} to "
+            f"that of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval {100 * low:.1f} to "
             f"{100 * high:.1f} %)"
         )
     return Verdict(
