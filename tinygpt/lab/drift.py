@@ -166,7 +166,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         [
             WAYS[row.way] if row.lines else names[row.way],
             f"{row.lines:,}",
-            *map(percent, (row.old, row.new, row.next_year())),
+            *(percent(shares, ".0f") for shares in (row.old, row.new, row.next_year())),
             duration(statistics.median(row.seconds)),
         ]
         for row in shown

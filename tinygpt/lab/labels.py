@@ -145,6 +145,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
         "percentage points (95 % confidence); all rows are measured on the same lines."
     )
+    if config.pretrained:
+        how += " The pretrained model learns the first examples, the same with each seed."
     reported = {
         learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
         for learner in LEARNERS
