@@ -357,6 +357,4 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
     )
 
 
-LAB = Lab(
-    "whether a model calculates or recalls: sums beyond the lengths of training", (), (), stages, summarise, quick=True
-)
+LAB = Lab("whether a model calculates or recalls: sums beyond the lengths of training", stages, summarise, quick=True)

@@ -398,9 +398,9 @@ def draw(found: Found, axes: Any) -> None:
 
 LAB = Lab(
     "n-grams, a tiny model, a pretrained one, a person: each answers what it can",
-    (),
-    ("pretrained",),
     stages,
     summarise,
+    models=("pretrained",),
+    others=("price", "outside_price", "person_price", "target"),
     quick=True,
 )

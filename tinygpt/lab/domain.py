@@ -273,10 +273,5 @@ def draw(found: Found, axes: Any) -> None:
 
 
 LAB = Lab(
-    "what pretraining on a text of the task's own field gains",
-    (),
-    (),
-    stages,
-    summarise,
-    quick=True,
+    "what pretraining on a text of the task's own field gains", stages, summarise, others=("data_dir",), quick=True
 )
