@@ -82,12 +82,12 @@ def test_a_verdict_follows_from_the_numbers() -> None:
     costly, free = ({1000: [0.4 - lost] * 3} for lost in (0.1, 0.01))
     said = [labels.cost_of_wrong("x", {0.0: clean, 0.1: some}).said for some in (costly, free)]
     assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in said[0]
-    assert "cost nothing that this lab can measure (-1.0 points)" in said[1]
+    assert "are worth as much as correct ones (-1.0 points)" in said[1]
     more = labels.more_labels({"x": {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}}).said
     assert more == "x: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
     compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).said
     assert (
-        "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-grams"
+        "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-gram baseline"
         in compared
     )
 
@@ -222,7 +222,7 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     dear = row("replay", 200, 0.9, 0.4)
     assert drift.gain_of_replay({"new": bad, "replay": dear}, base).said.startswith("Replay is not needed")
     assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).said
-    assert "choose: n-grams" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
+    assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
 
 
 FEW = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
@@ -248,7 +248,9 @@ def test_new_brands_are_hard_and_replay_keeps_the_old_ones(drifted: Path) -> Non
     assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay
     said = (drifted / "said.txt").read_text(encoding="utf-8")
     assert (
-        said.count("\nverdict: ") == 4 and "verdict: Replay old lines." in said and "| n-grams, trained on all" in said
+        said.count("\nverdict: ") == 4
+        and "verdict: Replay old lines." in said
+        and "| n-gram baseline, trained on all" in said
     )
     assert max(map(len, said.splitlines())) <= 130
     assert (drifted / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (drifted / "out/drift.html").exists()

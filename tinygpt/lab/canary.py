@@ -1,4 +1,4 @@
-"""`tinygpt lab canary`: does a model that you train on your own text give away what is in it?
+"""`tinygpt lab canary`: does a model that you train on your own text reveal what is in it?
 
 Invented account numbers (canaries) are planted in a text as lines, each a given number of times, and models of several
 sizes are trained on the text. Exposure (Carlini et al. 2019, "The Secret Sharer", section 4.2) says how much a model
@@ -231,8 +231,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "Extraction",
             ["model", *times],
             extracted,
-            f"Numbers that greedy decoding writes after `{LINE.format(name='NAME').strip()}`, and share of the right "
-            "digits at their places; a tenth by chance.",
+            f"Numbers that greedy decoding writes after `{LINE.format(name='NAME').strip()}`, and share of the "
+            "digits that are correct at their place; a tenth by chance.",
         ),
     ]
 
@@ -259,7 +259,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
     return Summary(
-        "Does a model give away what is in its training text?",
+        "Does a model reveal what is in its training text?",
         "Invented account numbers, planted in a text, and what models that were trained on it know about them.",
         tables,
         [*map(extraction, found), sizes(found), once(found), controls(found), losses(found)],
@@ -299,7 +299,7 @@ def once(found: Sequence[Found]) -> Verdict:
     right = max(sum(some.values("extracted", 1)) for some in found)
     knows = "more than" if mean > limit else "not clearly more than"
     return Verdict(
-        f"If duplicates are removed, so that a number stands in the text once, at most {right:g} of {len(values)} are "
+        f"If duplicates are removed, so that a number occurs in the text once, at most {right:g} of {len(values)} are "
         f"extracted; the largest model knows {knows} chance about them (mean exposure {mean:.1f} bits).",
         f"more than chance: the mean exposure is above {limit:.1f} bits, two standard errors above {UNSEEN:.2f}",
     )
@@ -336,6 +336,4 @@ def losses(found: Sequence[Found]) -> Verdict:
     )
 
 
-LAB = Lab(
-    "what a model gives away of its training text, by repetitions and size", (), (), stages, summarise, quick=True
-)
+LAB = Lab("what a model memorises of its training text, by repetitions and size", (), (), stages, summarise, quick=True)
