@@ -50,6 +50,8 @@ def first_line(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
+    elif path.suffix == ".md":  # not always the first line: a deck begins with its settings
+        text = next((line[2:] for line in text.splitlines() if line.startswith("# ")), text)
     else:
         comments = [
             re.sub(r"^(#|//|<!--|\{#|/\*) ?", "", line) for line in text.splitlines() if not line.startswith("#!")

@@ -1,4 +1,4 @@
-"""Make the deck docs/slides.md from the table of claims in docs/TEACHING.md: a slide for each claim, with its picture.
+"""Make the deck docs/slides.md from the table of claims in docs/TEACHING.md: a claim, then what an experiment says.
 
 python scripts/slides.py            # rewrite it
 python scripts/slides.py --check    # exit 1 if it would change (tests/test_docs.py)
@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """---
 marp: true
 paginate: true
-title: What fine-tuned and small models are good for
+title: What fine-tuned and small models are good for, and how they fail
 style: |
   section { font-size: 26px; padding: 50px 60px; }
   h1 { font-size: 40px; color: #1f4e79; }
@@ -25,13 +25,11 @@ style: |
   section.lead h1 { font-size: 52px; }
 ---
 
-<!-- Written by scripts/slides.py from the table of claims in TEACHING.md; edit it there. -->
-
 <!-- _class: lead -->
 
 # What fine-tuned and small models are good for, and how they fail
 
-Each claim has a command, a number and a picture. Everything runs on a laptop, without a network.
+Claims of a course, each with a command that tests it, and what came out. Vote on each claim before the next slide.
 
 ![h:260](report.png)
 """
@@ -71,25 +69,18 @@ def pictures(claim: Claim) -> list[str]:
     return [name for found in named for name in found if name and (DOCS / f"{name}.png").exists()]
 
 
-def slide(claim: Claim) -> str:
-    """A slide; the wrong answers are notes for the speaker. Links of the page do not work in a deck, so their text
-    stays."""
-    claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))
-    shown = [f"![bg right:48% fit]({name}.png)\n" for name in pictures(claim)[:1]]
-    parts = [
-        "---",
-        f"# {claim.claim}",
-        *shown,
-        claim.command,
-        f"**Expected:** {claim.expected}",
-        f"**Discuss:** {claim.question}",
-    ]
-    return "\n\n".join([*(part.rstrip() for part in parts), f"<!-- Common wrong answers: {claim.wrong} -->"]) + "\n"
+def slides(claim: Claim) -> str:
+    """Two slides: the claim, on which the room votes; and the result. The wrong answers are notes for the speaker."""
+    claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))  # links do not work in a deck
+    picture = [f"![bg right:48% fit]({name}.png)" for name in pictures(claim)[:1]]
+    parts = ["---", "<!-- _class: lead -->", f"# Claim: {claim.claim}", "True, true in part, or false?", claim.command]
+    parts += ["---", f"# {claim.claim}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
+    return "\n\n".join([*parts, f"<!-- Common wrong answers: {claim.wrong} -->"]) + "\n"
 
 
 def deck() -> str:
     page = (DOCS / "TEACHING.md").read_text(encoding="utf-8")
-    return "\n".join([HEAD, *map(slide, claims(page)), TAIL])
+    return "\n".join([HEAD, *map(slides, claims(page)), TAIL])
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
 
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
-    assert summary.tables[0].rows[0][2:] == ["inf", "0.0 %", "0.0 %", "0.0 %"]
+    assert summary.tables[0].rows[0][2:] == ["inf", "0 %", "", "0 %"]
+    assert "with that of the fine-tuned model nothing is answered" in summary.verdicts[1].said
+    assert "keeps it" not in summary.verdicts[1].said
 
 
 # ---- cascades --------------------------------------------------------------------------------------------------------
@@ -176,6 +178,17 @@ def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None
     assert simple.said.startswith(f"Start with: {start}; a person answers the rest")
     assert "n-gram baseline: kept (100 (91-100) %)" in kept.said
     assert ("tiny model: no" in kept.said) == (second is FIRST)
+
+
+def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
+    """The pretrained model has one seed; on the other one, the n-grams would answer everything for nothing."""
+    found = {f"ask: {name}, seed 1": stored(FIRST, 0.001) for name in ("ngram", "tiny", "big")}
+    easy = FIRST._replace(right=dict.fromkeys(("val", "test"), np.ones(80, bool)))
+    found |= {f"ask: {name}, seed 2": stored(easy, 0.001) for name in ("ngram", "tiny")}
+    summary = cascade.summarise(found, LabConfig("cascade", seeds=2, pretrained="big"))
+    assert "n-grams and person: 25.00; n-grams, tiny model and person: 25.00" in summary.verdicts[0].said
+    assert "the best system alone, n-grams, has 50.0 %" in summary.verdicts[1].said
+    assert summary.tables[0].rows[0][1] == "75.0 (50.0 to 100.0) %"  # of both seeds
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

@@ -228,6 +228,19 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
 FEW = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
 
 
+def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
+    figures = {"old": 1.0, "new": 0.999}
+    runs = [(0, "scratch"), *((size, way) for size in drift.UPDATE for way in ("new", "replay", "scratch"))]
+    found = {
+        f"{size} {way} {seed}": {"way": way, "lines": size, "seed": seed, "seconds": 100.0, "model": figures}
+        | ({"ngram": figures, "ngram_seconds": 10.0} if way == "replay" or not size else {})
+        for seed in (1, 2, 3)
+        for size, way in runs
+    }
+    said = drift.summarise(found, LabConfig()).as_text()
+    assert "| 100 (100 to 100) % " in said and max(map(len, said.splitlines())) <= 130
+
+
 @pytest.fixture(scope="module")
 def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quick lab drift ran, with fewer lines and shorter trainings."""

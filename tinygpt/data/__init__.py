@@ -7,6 +7,7 @@ pairs        prompts and responses from JSON Lines, CSV or Excel files into a da
 workbook     read a sheet of an Excel workbook
 tokenizer    text to ids and back: characters, or GPT-2's byte-pair encoding
 token_files  write a dataset: token files and meta.json, complete or not at all
+query        run a query that a model wrote, read-only and within limits
 dataset      read a dataset and check it
 rows         the rows of a batch, from text, from pairs, or from a mixture of both for replay
 preview      print what `tinygpt prepare` made

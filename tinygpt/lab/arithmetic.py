@@ -220,25 +220,32 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     exact = [
         [
             name,
-            f"{trained[name][0]['weights']:,}" if name in trained else "",
-            duration(statistics.median(one["seconds"] for one in trained[name])) if name in trained else "",
-            *(percent(accuracies(runs, kind)) for kind in KINDS),
+            *(percent(accuracies(runs, kind) if name in models else [accuracy(runs, kind)], ".0f") for kind in KINDS),
         ]
         for name, runs in found.items()
     ]
     tables = [
         Table(
             "Correct answers, by the digits of the two numbers",
-            ["system", "parameters", "training", *KINDS],
+            ["system", *KINDS],
             exact,
-            f"Exact match: median over the seeds (minimum to maximum), on {size.test} sums of each kind and seed that "
-            f"are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
-            "Reversed: the answers are written with the units first, in training and in the test.",
+            f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
+            f"that are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
+            "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
+            "answers are written with the units first, in training and in the test.",
         ),
         Table(
-            "Correct digits, confidence",
-            ["system", *KINDS],
-            [[name, *(digits_and_confidence(runs, kind) for kind in KINDS)] for name, runs in models.items()],
+            "The models: size and training; correct digits and confidence",
+            ["system", "parameters", "training", *KINDS],
+            [
+                [
+                    name,
+                    f"{trained[name][0]['weights']:,}",
+                    duration(statistics.median(one["seconds"] for one in trained[name])),
+                    *(digits_and_confidence(runs, kind) for kind in KINDS),
+                ]
+                for name, runs in models.items()
+            ],
             "Correct digits: share that is correct at its place, counted from the units; a tenth by chance. "
             "Confidence: mean probability of the answers, correct or wrong. Medians over the seeds.",
         ),

@@ -10,6 +10,7 @@ stage is a person, who is always right. The stages are compared alone, and as ca
     tinygpt lab cascade --pretrained=out-smollm2 --outside_price=2
 """
 
+import copy
 import hashlib
 import statistics
 import time
@@ -22,12 +23,12 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.lab.confidence import FEWEST, TASK, ngrams, right, threshold
+from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
@@ -91,7 +92,7 @@ def fit(log: Path, data: Path, seed: int, command: str, preset: str, out: Path, 
 
 
 def ask_ngrams(seed: int) -> dict[str, Any]:
-    return measured(ngrams(TASK.make(seed)["train"]), seed)
+    return measured(ngrams(TASK.make(seed)["train"], TASK.labels), seed)
 
 
 def ask_model(out: Path, seed: int) -> dict[str, Any]:
@@ -204,6 +205,12 @@ class Found:
     def having(self, names: Sequence[str]) -> list[dict[str, System]]:
         return [one for one in self.seeds if set(names) <= set(one)]
 
+    def common(self) -> "Found":
+        """The runs on the seeds that have all systems: the same lines for each, so that they can be compared."""
+        found = copy.copy(self)
+        found.seeds = self.having(self.longest)
+        return found
+
     def alone(self, name: str) -> list[Run]:
         return [alone(one[name]) for one in self.having([name])]
 
@@ -278,7 +285,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 why,
             ),
         ],
-        [simple(found), compared(found), promise(found)],
+        [simple(found.common()), compared(found.common()), promise(found)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
         partial(draw, found),
     )
@@ -300,10 +307,6 @@ def stage_rows(found: Found) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def pooled(shares: Sequence[Share]) -> Share:
-    return Share(sum(share.hits for share in shares), sum(share.total for share in shares))
 
 
 def money(values: Sequence[float]) -> str:
@@ -328,7 +331,8 @@ def simple(found: Found) -> Verdict:
     return Verdict(
         f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
-        f"of the cascades at most {100 * GAIN:.0f} % above the cheapest one, that with the fewest and simplest stages",
+        f"of the cascades at most {100 * GAIN:.0f} % above the cheapest one, that with the fewest and simplest stages; "
+        "on the seeds that all systems have",
     )
 
 
@@ -341,7 +345,7 @@ def compared(found: Found) -> Verdict:
     return Verdict(
         f"The longest cascade has {100 * median(runs, 'accuracy'):.1f} % correct answers and costs {saved:.0f} % less "
         f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f} %.",
-        "medians over the seeds; a person counts as always correct",
+        "medians over the seeds that all systems have; a person counts as always correct",
     )
 
 

@@ -12,7 +12,7 @@ task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram base
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +24,13 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.methods import SONNET
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import prepared, require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.training.log import read_metrics
 
 TASK = TASKS["transactions"]
@@ -153,16 +152,9 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
 
 def answer(system: str, out: Path, examples: Sequence[Pair], prompts: Sequence[str]) -> np.ndarray:
     """Probabilities of the labels, (n, L). Errors: TinyGPTError as in `ngrams`."""
-    return Model(out / "model").probabilities(prompts, TASK.labels) if system == "model" else ngrams(examples)(prompts)
-
-
-def ngrams(examples: Sequence[Pair]) -> Callable[[Sequence[str]], np.ndarray]:
-    """The n-gram baseline: prompts to probabilities (n, L). Errors: TinyGPTError if it cannot be trained."""
-    truth = classify.label_indices(TASK.name, examples, TASK.labels)
-    trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(TASK.labels))
-    if trained is None:
-        raise TinyGPTError(problem)
-    return trained
+    if system == "model":
+        return Model(out / "model").probabilities(prompts, TASK.labels)
+    return ngrams(examples, TASK.labels)(prompts)
 
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
@@ -257,9 +249,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             SYSTEMS[system],
             percent([float(right.mean()) for right in each.right]),
             spread(each.thresholds, ".2f"),
-            percent(each.answered("test")),
-            percent([share.value() for share in each.accuracy()]),
-            percent(each.mean(each.answered)),
+            percent(each.answered("test"), ".0f"),
+            percent(shares) if (shares := [share.value() for share in each.accuracy() if share.total]) else "",
+            percent(each.mean(each.answered), ".0f"),
         ]
         for system, each in found.items()
     ]
@@ -335,12 +327,14 @@ def holds(found: dict[str, Found], target: float) -> Verdict:
     """Whether the threshold keeps its promise on the test lines."""
     said = []
     for system, each in found.items():
-        shares = each.accuracy()
-        pooled = Share(sum(share.hits for share in shares), sum(share.total for share in shares))
-        low, high = pooled.interval()
+        share = pooled(each.accuracy())
+        if not share.total:
+            said.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
+            continue
+        low, high = share.interval()
         kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         said.append(
-            f"the threshold of the {SYSTEMS[system]} {kept} it ({100 * pooled.value():.1f} %, 95 % interval "
+            f"the threshold of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f} %)"
         )
     return Verdict(

@@ -13,7 +13,6 @@ datasets have the same vocabulary: the characters of all of them.
 """
 
 import hashlib
-import importlib.util
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,10 +25,10 @@ from tinygpt.data.corpora import SHAKESPEARE_SHA256, rebuild_tiny_shakespeare
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import confusion_matrix, label_indices, ngram_baseline, quality
+from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset, write_text
-from tinygpt.lab.processes import train
+from tinygpt.lab.models import Model, ngrams, write_dataset, write_text
+from tinygpt.lab.processes import require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 
@@ -87,8 +86,7 @@ def size_of(config: LabConfig) -> Size:
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError if scikit-learn or Tiny Shakespeare is missing."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
+    require_ngrams()
     size, text = size_of(config), shakespeare(config.data_dir)
     found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
     for data, case in {case.data(): case for case in size.cases}.items():
@@ -156,11 +154,9 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
 def baselines(case: Case) -> dict[str, dict[str, float]]:
     """The n-gram baseline and the most frequent label of the same training examples."""
     splits, labels = case.splits(), TASKS[case.task].labels
-    truth = label_indices(case.task, splits["train"], labels)
-    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in splits.items()}
-    ngram, note = ngram_baseline(prompts["train"], truth, prompts["test"], len(labels))
-    assert ngram is not None, note
-    majority = np.tile(np.bincount(truth, minlength=len(labels)), (len(prompts["test"]), 1))
+    truth, prompts = label_indices(case.task, splits["train"], labels), [prompt for prompt, _ in splits["test"]]
+    ngram = ngrams(splits["train"], labels)(prompts)
+    majority = np.tile(np.bincount(truth, minlength=len(labels)), (len(prompts), 1))
     return {"n-gram baseline": measured(case, ngram), "majority baseline": measured(case, majority)}
 
 

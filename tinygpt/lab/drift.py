@@ -24,8 +24,8 @@ from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.labels import accuracy, answers, ngram_answers
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.labels import accuracy
+from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, train
 from tinygpt.lab.stages import Results, Stage, duration
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
@@ -110,11 +110,14 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
         flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", *[f"--replay={REPLAY}"] * (way == "replay")]
         cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, *flags)
     model, tests = Model(folder / name), {year: made[year]["test"] for year in YEARS}
+    prompts = {year: [prompt for prompt, _ in test] for year, test in tests.items()}
     found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
-    found["model"] = {year: accuracy(answers(model, test, labels), test) for year, test in tests.items()}
+    found["model"] = {
+        year: accuracy(most_probable(model.probabilities(prompts[year], labels), labels), tests[year]) for year in YEARS
+    }
     if way == "replay" or not size:
         began = time.monotonic()
-        said = ngram_answers(known, tests["old"] + tests["new"], labels)
+        said = most_probable(ngrams(known, labels)(prompts["old"] + prompts["new"]), labels)
         found["ngram_seconds"] = time.monotonic() - began
         half = len(tests["old"])
         found["ngram"] = {"old": accuracy(said[:half], tests["old"]), "new": accuracy(said[half:], tests["new"])}
@@ -163,7 +166,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         [
             WAYS[row.way] if row.lines else names[row.way],
             f"{row.lines:,}",
-            *map(percent, (row.old, row.new, row.next_year())),
+            *(percent(shares, ".0f") for shares in (row.old, row.new, row.next_year())),
             duration(statistics.median(row.seconds)),
         ]
         for row in shown

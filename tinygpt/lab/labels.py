@@ -21,11 +21,9 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import classify
 from tinygpt.lab import methods
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset
+from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
@@ -72,9 +70,10 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     iterations = ITERATIONS[size]
     flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
     train(folder / "train.log", "train", "lab_classifier", folder / name, *flags, f"--eval_interval={iterations // 2}")
+    prompts = [prompt for prompt, _ in task["test"]]
     predicted = {
-        "model": answers(Model(folder / name), task["test"], labels),
-        "ngram": ngram_answers(examples, task["test"], labels),
+        "model": most_probable(Model(folder / name).probabilities(prompts, labels), labels),
+        "ngram": most_probable(ngrams(examples, labels)(prompts), labels),
     }
     found: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
     for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
@@ -91,21 +90,6 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     others = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
     wrong = set(rng.sample(range(len(pairs)), len(pairs))[: round(share * len(pairs))])
     return [(pair[0], others[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
-
-
-def answers(model: Model, pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
-    """The model's label for each prompt."""
-    best = model.probabilities([prompt for prompt, _ in pairs], labels).argmax(axis=1)
-    return [labels[index] for index in best]
-
-
-def ngram_answers(examples: Sequence[Pair], pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
-    """The label for each prompt by the n-gram baseline, trained on the examples. Errors: TinyGPTError if it fails."""
-    truth, prompts = classify.label_indices("train", examples, labels), [prompt for prompt, _ in pairs]
-    scores, why_not = classify.ngram_baseline([prompt for prompt, _ in examples], truth, prompts, len(labels))
-    if scores is None:
-        raise TinyGPTError(why_not, "pip install 'tinygpt[eval]'")
-    return [labels[index] for index in scores.argmax(axis=1)]
 
 
 def accuracy(answer: Sequence[str], pairs: Sequence[Pair]) -> float:
@@ -161,6 +145,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
         "percentage points (95 % confidence); all rows are measured on the same lines."
     )
+    if config.pretrained:
+        how += " The pretrained model learns the first examples, the same with each seed."
     reported = {
         learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
         for learner in LEARNERS

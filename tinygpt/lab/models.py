@@ -5,10 +5,11 @@ write_text(folder / "data", "verses", text, tokenizer)
 model = Model(folder / "out")
 model.probabilities(["is 2 even?"], ["yes", "no"])        # (1, 2)
 model.continuation("\nThe account of ", 20)               # of a model of plain text
+ngrams(pairs, ["yes", "no"])(["is 2 even?"])              # (1, 2), the n-gram baseline
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
 from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.files import folder_lock
@@ -51,6 +53,23 @@ def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
             writers[split].write(tokenizer.encode(part))
         facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}
         commit_dataset(folder, writers, tokenizer, hashlib.sha256(text.encode()).hexdigest(), facts)
+
+
+def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    """The n-gram baseline, trained on the examples: prompts to probabilities of the labels, float64 (n, L).
+
+    Errors: TinyGPTError if it cannot be trained.
+    """
+    truth = classify.label_indices("train", examples, labels)
+    trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(labels))
+    if trained is None:
+        raise TinyGPTError(problem)
+    return trained
+
+
+def most_probable(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """The most probable label for each row."""
+    return [labels[index] for index in probabilities.argmax(axis=1)]
 
 
 class Model:

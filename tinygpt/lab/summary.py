@@ -60,6 +60,11 @@ class Share(NamedTuple):
         return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
+def pooled(shares: Sequence[Share]) -> Share:
+    """The share of all, for shares of different things."""
+    return Share(sum(share.hits for share in shares), sum(share.total for share in shares))
+
+
 class Verdict(NamedTuple):
     """What follows from the numbers, and the rule that gave it."""
 
@@ -87,8 +92,8 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
 
 
-def percent(shares: Sequence[float]) -> str:
-    return spread([100 * share for share in shares], ".1f") + " %"
+def percent(shares: Sequence[float], form: str = ".1f") -> str:
+    return spread([100 * share for share in shares], form) + " %"
 
 
 def spread(values: Sequence[float], form: str) -> str:
