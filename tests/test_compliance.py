@@ -232,8 +232,8 @@ def test_a_majority_scorer_flags_nothing() -> None:
     assert chosen["threshold"] is None
     assert (everything["recall"], everything["cost"], everything["precision"]) == (1, 980, 0.02)
     text = found.text()
-    assert "accuracy misleads: flagging nothing is right for 98.0 % of the prompts" in text
-    assert "the model is right for 98.0 % at threshold 0.5, and for 98.0 % at the chosen" in text
+    assert "accuracy misleads: flagging nothing is correct for 98.0 % of the prompts" in text
+    assert "the model is correct for 98.0 % at threshold 0.5, and for 98.0 % at the chosen" in text
     assert "none (val)" in text and all(line.isprintable() for line in text.splitlines())
     assert max(map(len, text.splitlines())) <= 100
 
@@ -380,7 +380,7 @@ def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
 
 def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
     result = cli_here("eval", "--task=mine", "--positive=bad", cwd=own)
-    assert result.status == 0 and "trade-off of precision and recall of 'bad'" in result.out
+    assert result.status == 0 and "precision-recall trade-off of 'bad'" in result.out
     assert (own / "out/precision_recall.png").read_bytes().startswith(b"\x89PNG")
     assert not (own / "out/confusion.png").exists()
     assert cli_here("eval", "--task=mine", "--positive=bad", "--plot=x.png", cwd=own).status == 0

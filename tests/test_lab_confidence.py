@@ -84,13 +84,13 @@ def test_a_model_that_is_sure_only_inside_knows_that_it_does_not_know() -> None:
     assert "The fine-tuned model knows that" in knows and "it answers 0 %" in knows
     assert kept.count("keeps it (90.0 %") == 2
     assert "fine-tuned model detects" in better and "mean AUROC 1.00 and 0.50" in better
-    assert "uniform guessing is better: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
+    assert "worse than uniform guessing: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
 
 
 def test_a_model_that_is_sure_everywhere_does_not_know() -> None:
     knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)
     assert "does not know that" in knows and "it answers 100 %" in knows
-    assert "equally well" in better and "still predicts its own text" in forgotten
+    assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
 
 
 def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None:
@@ -165,18 +165,19 @@ def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_gi
     found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "big")}
     config = LabConfig("cascade", seeds=1, pretrained="big", price=2)
     here = cascade.systems_of(found, config, 1)
-    assert list(here) == ["n-grams", "tiny model", "big"] and here["big"].price == pytest.approx(2)
+    assert list(here) == ["n-gram baseline", "tiny model", "big"] and here["big"].price == pytest.approx(2)
     config.outside_price = 7.5
     rented = cascade.systems_of(found, config, 1)
     assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
 
 
-@pytest.mark.parametrize(("second", "start"), [(SECOND, "n-grams and tiny model"), (FIRST, "n-grams")])
+@pytest.mark.parametrize(("second", "start"), [(SECOND, "n-gram baseline and tiny model"), (FIRST, "n-gram baseline")])
 def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None:
     found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
     simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
-    assert simple.said.startswith(f"Start with {start}, and a person for the rest")
-    assert "n-grams: kept (100 (91-100) %)" in kept.said and ("tiny model: no" in kept.said) == (second is FIRST)
+    assert simple.said.startswith(f"Start with: {start}; a person answers the rest")
+    assert "n-gram baseline: kept (100 (91-100) %)" in kept.said
+    assert ("tiny model: no" in kept.said) == (second is FIRST)
 
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
@@ -283,9 +284,9 @@ def cascaded(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tuple[Path, str]) -> None:
     _, said = cascaded
     assert cells(said, "person alone")[1:4] == ["100.0 %", "50.00", "10.0 s"]
-    accuracy, cost = (float(cells(said, "n-grams, person")[place].split()[0]) for place in (1, 2))
-    assert accuracy > float(cells(said, "n-grams alone")[1].split()[0]) and cost < 50
-    shares = [int(cell.split()[0]) for cell in cells(said, "n-grams, tiny model, person")[4:]]
+    accuracy, cost = (float(cells(said, "n-gram baseline, person")[place].split()[0]) for place in (1, 2))
+    assert accuracy > float(cells(said, "n-gram baseline alone")[1].split()[0]) and cost < 50
+    shares = [int(cell.split()[0]) for cell in cells(said, "n-gram baseline, tiny model, person")[4:]]
     assert sum(shares) == pytest.approx(100, abs=2)
 
 

@@ -229,7 +229,7 @@ def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
     assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
     assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
     assert results["swaps"]["exact"] and results["swaps"]["differ"]
-    assert "bit-identical to" in said.out and "Fluent and in style is not yet right" in said.out
+    assert "bit-identical to" in said.out and "A text in perfect style can be wrong" in said.out
     assert "The style score separates the styles" in said.out
     assert (folder / "out/reports.png").exists() and "Prompt: " in (folder / "out/reports.html").read_text()
     prompts = [prompt for prompt, _ in EXAMPLES["reports_b"]["test"]][:50]
@@ -271,7 +271,7 @@ def verdicts(style: dict[int, float], wrong: int) -> str:
 
 def test_verdicts_follow_from_the_numbers() -> None:
     assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0)
-    assert "In this run, texts in style are right" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
+    assert "In this run, texts in style are correct" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
     said = verdicts({25: 0.1, 400: 0.2}, 11)
     assert "firm A: style more than 400, fidelity more than 400" in said
-    assert "Fluent and in style is not yet right" in said and "A, 25: 11.0 % (most often company)" in said
+    assert "A text in perfect style can be wrong" in said and "A, 25: 11.0 % (most often company)" in said

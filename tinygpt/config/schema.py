@@ -73,8 +73,8 @@ class PrepareConfig:
     response_field: str = "response"
     """pairs: the key or column of the response"""
     labels: tuple[str, ...] = ()
-    """pairs: the labels, for example --labels ok breach; another response is refused with its line; empty: any response
-    is taken"""
+    """pairs: the permitted labels, for example --labels ok breach; any other response is refused, and its line named;
+    empty: any response is accepted"""
     test_fraction: float = 0.1
     """pairs: share of the examples that is kept as the test split"""
     skip_bad: bool = False
@@ -373,10 +373,10 @@ class EvalConfig:
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
     positive: str = ""
-    """with --task, of two labels: the rare one, which is to be found; adds precision, recall, false alarms, misses and
-    their cost, at a threshold chosen on the validation split; empty: that of the built-in task, if it has one"""
+    """with --task and two labels: the rare label; adds precision, recall, false alarms, misses and their cost, at a
+    threshold chosen on the validation split; empty: that of the built-in task, if it has one"""
     miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
-    """with a positive label: a missed one costs as much as this many false alarms"""
+    """with a positive label: a miss costs as much as this many false alarms"""
     predict: File = ""
     """with --task: label each line of this file instead (empty lines too), as CSV with each label's probability"""
     output: File = ""
@@ -599,7 +599,7 @@ class LabConfig:
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
     quick: bool = False
-    """a short form for a lesson, with less data, shorter trainings and one seed; not in lab methods"""
+    """a short form for a lesson, with less data, shorter trainings and one seed; lab methods has none"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     ckpt: File = "out-fast/ckpt.pt"
@@ -609,11 +609,11 @@ class LabConfig:
     price: NonNegative = 0.1
     """lab facts, lab cascade: price of an hour of this machine, in your currency, for the cost of answers"""
     outside_price: NonNegative = 0.0
-    """lab cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: its time on this machine"""
+    """lab cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: by its time and --price"""
     person_price: NonNegative = 50.0
-    """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds for each at 18 per hour"""
+    """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds per answer at 18 per hour"""
     target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
-    """lab confidence, lab cascade: share of right answers among the answered validation lines; sets the thresholds"""
+    """lab confidence, lab cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
     data_dir: File = "data"

@@ -1,14 +1,14 @@
 """Run a query that a model wrote: one SELECT on a copy of a SQLite database, within limits, and never a write.
 
-A response of a language model is untrusted input. Several barriers stand behind each other. The query runs on a copy of
-the database in memory, and no file is opened. An authorizer (sqlite.org/c3ref/set_authorizer.html) permits reading the
+A response of a language model is untrusted input. Several barriers protect from it. The query runs on a copy of the
+database in memory, and no file is opened. An authorizer (sqlite.org/c3ref/set_authorizer.html) permits reading the
 tables and calling the functions of a short list, and nothing else: no writes, ATTACH, PRAGMA or virtual tables. WITH is
 refused: it allows recursion, and SQLite takes time and memory that double with each of its tables before the first step
 of the query. A progress handler ends the query after a number of steps of SQLite's virtual machine. Steps do not depend
-on the speed of the machine, so neither does a score; the time limit is for the case that single steps are slow. Limits
-of lengths (sqlite.org/limits.html) with the limit of steps bound the memory to some 100 MB.
+on the speed of the machine, so neither does a score; the time limit is for slow single steps. Limits
+of lengths (sqlite.org/limits.html), together with the limit of steps, bound the memory to some 100 MB.
 
-This does not protect from an error in SQLite itself, and the query may read every row of these tables.
+Nothing here protects from a bug in SQLite itself, and the query may read every row of these tables.
 
     result = run_query(database, "select count(*) from clients")
     result.rows, result.error               # [(400,)], "" - or [], "stopped after 0.5 million steps"

@@ -125,7 +125,7 @@ class Tradeoff:
         """Format for the terminal, in 100 columns."""
         name, share = cut(repr(self.positive), 30), self.positives / self.n
         lines = [
-            f"trade-off of precision and recall of {escaped(name)}: {self.positives:,} of {self.n:,} prompts "
+            f"precision-recall trade-off of {escaped(name)}: {self.positives:,} of {self.n:,} prompts "
             f"({100 * share:.1f} %)",
             f"{'':<46}per 1,000 prompts, a miss costs {self.miss_cost:g} false alarms".rjust(96),
             f"{'':<16}{'threshold':>16}{'precision':>11}{'recall':>15}{'false alarms':>14}{'misses':>8}{'cost':>16}",
@@ -142,7 +142,7 @@ class Tradeoff:
         areas = (f"{NAMES[key]} {area:.3f}" for key, area in self.average_precision.items())
         lines += [
             "",
-            f"average precision: {', '.join(areas)}; a random order {share:.3f}",
+            f"average precision: {', '.join(areas)}; a random ranking {share:.3f}",
             "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
             f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {self.miss_cost:g}) = "
             f"{1 / (1 + self.miss_cost):.4f}",
@@ -152,9 +152,9 @@ class Tradeoff:
         if 1 - share >= MISLEADING:
             half, chosen = (f"{100 * row['accuracy']:.1f} %" for row in self.rows[:2])
             lines += [
-                f"accuracy misleads: flagging nothing is right for {100 * (1 - share):.1f} % of the prompts and misses "
-                "all positives;",
-                f"  the model is right for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
+                f"accuracy misleads: flagging nothing is correct for {100 * (1 - share):.1f} % of the prompts and "
+                "misses all positives;",
+                f"  the model is correct for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
             ]
         return "\n".join(lines)
 
@@ -203,12 +203,12 @@ def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
                 filled = color if row["chosen"] else "white"
                 axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
     share = tradeoff.positives / tradeoff.n
-    axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random order")
+    axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random ranking")
     axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
     axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
     axes.set_xlabel("recall: share of the positive prompts that are flagged")
-    axes.set_ylabel("precision: share of the flagged that are positive")
+    axes.set_ylabel("precision: share of the flagged prompts that are positive")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -12,14 +12,14 @@ and a verdict.
     summary.py     the tables, the picture, the verdicts and the page of a lab
     facts/         lab facts: retrieve, fine-tune or train?
     methods.py     lab methods: what methods of fine-tuning gain, forget and cost
-    labels.py      lab labels: how many labels does one need, and how good must they be?
+    labels.py      lab labels: how many labels does a task need, and how accurate must they be?
     reports.py     lab reports: style from a small adapter, and fidelity
-    domain.py      lab domain: does a corpus of one's own field help?
-    drift.py       lab drift: what do new merchants cost a model, and what repairs it?
+    domain.py      lab domain: does pretraining on text of one's own field help?
+    drift.py       lab drift: what accuracy do new merchants cost, and what restores it?
     confidence.py  lab confidence: does a fine-tuned model know that it does not know?
-    canary.py      lab canary: what a model gives away of its training text
-    arithmetic.py  lab arithmetic: sums within and beyond the lengths of training
-    cascade.py     lab cascade: n-grams, a tiny model, a pretrained one, a person; each answers what it can
+    canary.py      lab canary: what a model memorises of its training text
+    arithmetic.py  lab arithmetic: sums as long as those in training, and longer
+    cascade.py     lab cascade: n-gram baseline, tiny model, pretrained model, person
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

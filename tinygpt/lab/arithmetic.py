@@ -226,7 +226,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     ]
     tables = [
         Table(
-            "Right answers, by the digits of the two numbers",
+            "Correct answers, by the digits of the two numbers",
             ["system", *KINDS],
             exact,
             f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
@@ -235,7 +235,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "answers are written with the units first, in training and in the test.",
         ),
         Table(
-            "The models: size and training; right digits and confidence",
+            "The models: size and training; correct digits and confidence",
             ["system", "parameters", "training", *KINDS],
             [
                 [
@@ -246,8 +246,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 ]
                 for name, runs in models.items()
             ],
-            "Right digits: share that is right at its place, counted from the units; a tenth by chance. Confidence: "
-            "mean probability of the answers, right or wrong. Medians over the seeds.",
+            "Correct digits: share that is correct at its place, counted from the units; a tenth by chance. "
+            "Confidence: mean probability of the answers, correct or wrong. Medians over the seeds.",
         ),
         Table(
             "Wrong answers",
@@ -265,7 +265,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             medians = [100 * accuracy(runs, kind) for kind in kinds]
             axes.plot(list(kinds.values()), medians, style, color=color, label=name)
         axes.axvspan(min(kinds.values()) - 0.2, LEARNED + 0.5, color="C2", alpha=0.1, label="lengths of training")
-        axes.set(xlabel="digits of both numbers", ylabel="right answers (%)", xticks=list(kinds.values()))
+        axes.set(xlabel="digits of both numbers", ylabel="correct answers (%)", xticks=list(kinds.values()))
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
     return Summary(
@@ -273,7 +273,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"Sums of two numbers, learned from examples with at most {LEARNED} digits, and asked with up to five.",
         tables,
         [learned(found, models), form(models), beyond(models), confident(models)],
-        "Right answers against the number of digits",
+        "Correct answers against the number of digits",
         draw,
     )
 
@@ -295,7 +295,7 @@ def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
     rows = []
     for failure, count in Counter(one.failure() for one in wrong).most_common():
         worst = max((one for one in wrong if one.failure() == failure), key=lambda one: one.probability)
-        example = f"{worst.prompt} = {worst.said}, right is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
+        example = f"{worst.prompt} = {worst.said}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
         rows.append([name, failure, f"{100 * count / len(wrong):.0f} %", example])
     return rows
 
@@ -307,7 +307,7 @@ def learned(found: dict[str, list[list[Answer]]], models: dict[str, list[list[An
     more = value > 2 * lookup and value > lookup + CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
-        f"{100 * value:.1f} % of 3 + 3 digits are right; the nearest training example gives {100 * lookup:.1f} %.",
+        f"{100 * value:.1f} % of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f} %.",
         "generalises: more than twice the accuracy of the nearest training example, and at least "
         f"{100 * CLOSE:.0f} percentage points more",
     )
@@ -336,7 +336,7 @@ def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
     kept = value > within / 2
     return Verdict(
         f"Beyond the lengths of training, {'a model still adds' if kept else 'no model adds'}: the best one, {best}, "
-        f"has {100 * value:.1f} % right with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
+        f"has {100 * value:.1f} % correct with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits",
     )
 
@@ -352,9 +352,9 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
     return Verdict(
         f"Wrong answers to longer sums are {'confident' if is_sure else 'not confident'}: those of {name} have a mean "
         f"probability of {100 * sure[name]:.0f} %"
-        + (", so a high probability does not mean that a sum is right." if is_sure else "."),
+        + (", so a high probability does not mean that a sum is correct." if is_sure else "."),
         "confident: a mean probability above 50 %, in the model where it is highest",
     )
 
 
-LAB = Lab("whether a model calculates or recalls: sums beyond the lengths of training", stages, summarise, quick=True)
+LAB = Lab("does a model calculate, or recall examples? Sums longer than in training", stages, summarise, quick=True)

@@ -1,4 +1,4 @@
-"""`tinygpt lab canary`: does a model that you train on your own text give away what is in it?
+"""`tinygpt lab canary`: does a model that you train on your own text reveal what is in it?
 
 Invented account numbers (canaries) are planted in a text as lines, each a given number of times, and models of several
 sizes are trained on the text. Exposure (Carlini et al. 2019, "The Secret Sharer", section 4.2) says how much a model
@@ -303,8 +303,9 @@ def once(found: Sequence[Found]) -> Verdict:
     right = max(sum(some.values("extracted", 1)) for some in found)
     knows = "more than" if mean > limit else "not clearly more than"
     return Verdict(
-        f"If duplicates are removed, so that a number stands in the text once, "
-        f"{f'at most {right:g}' if right else 'none'} of {len(values)} is extracted; the largest model knows {knows} chance about them (mean exposure {mean:.1f} bits).",
+        f"If duplicates are removed, so that a number occurs in the text once, {f'at most {right:g}' if right else 'none'} "
+        f"of {len(values)} is extracted; the largest model knows {knows} chance about them (mean exposure {mean:.1f} "
+        "bits).",
         f"more than chance: the mean exposure is above {limit:.1f} bits, two standard errors above {UNSEEN:.2f}",
     )
 
@@ -340,4 +341,4 @@ def losses(found: Sequence[Found]) -> Verdict:
     )
 
 
-LAB = Lab("what a model gives away of its training text, by repetitions and size", stages, summarise, quick=True)
+LAB = Lab("what a model memorises of its training text, by repetitions and size", stages, summarise, quick=True)

@@ -1,7 +1,8 @@
-"""`tinygpt lab cascade`: n-grams, then a tiny model, then a pretrained one, then a person.
+"""`tinygpt lab cascade`: the n-gram baseline, then a tiny model, then a pretrained one, then a person.
 
-Each stage answers the lines of which it is confident enough, and passes the others on, as in the detector of Viola and
-Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small models first. A stage's threshold
+Each stage answers the lines of which it is confident enough, and abstains from the others, which go to the next stage,
+as in the detector of Viola and Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small
+models first. A stage's threshold
 is the lowest one at which, of the validation lines that reach it, the answered ones have the target accuracy. The last
 stage is a person, who is always right. The stages are compared alone, and as cascades of different lengths.
 
@@ -167,7 +168,7 @@ def alone(system: System) -> Run:
 
 def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
     """The systems of a seed by name, the cheapest first."""
-    names = {"ngram": "n-grams", "tiny": "tiny model"}
+    names = {"ngram": "n-gram baseline", "tiny": "tiny model"}
     if config.pretrained:
         names[config.pretrained] = "outside model" if config.outside_price else config.pretrained
     found = {}
@@ -259,7 +260,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of a line that comes alone, on this "
         f"machine, at the price of an hour (--price={config.price:g}); a person {config.person_price:g} "
         f"(--person_price). By: share of the lines that this system answers. It is assumed that a person is always "
-        f"right and takes {PERSON_SECONDS:g} seconds for a line."
+        f"correct and takes {PERSON_SECONDS:g} seconds for a line."
     )
     if config.outside_price:
         how += (
@@ -268,13 +269,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         )
     why = (
         f"The cascade of {', '.join(found.longest)} and person. Threshold: the lowest confidence at which, of the "
-        f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are right "
-        f"(--target), if there are at least {FEWEST} of them; inf: there is none. Accuracy: right ones among the "
+        f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are correct "
+        f"(--target), if there are at least {FEWEST} of them; inf: there is none. Accuracy: correct ones among the "
         "lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
     )
     return Summary(
         "Start simple, and add a system only where it is needed",
-        "Card-statement lines: each stage answers the lines of which it is confident enough, and passes on the others.",
+        "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
         [
             Table("Systems alone, and cascades", columns, rows, how),
             Table(
@@ -328,7 +329,7 @@ def simple(found: Found) -> Verdict:
         if names == found.longest[: len(names)]
     ]
     return Verdict(
-        f"Start with {' and '.join(names)}, and a person for the rest: {costs[names]:.2f} per 1,000 lines; the "
+        f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
         f"of the cascades at most {100 * GAIN:.0f} % above the cheapest one, that with the fewest and simplest stages; "
         "on the seeds that all systems have",
@@ -342,9 +343,9 @@ def compared(found: Found) -> Verdict:
     best = max(accuracy, key=lambda name: accuracy[name])
     saved = 100 * (1 - median(runs, "cost") / person) if person else 0.0
     return Verdict(
-        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f} % right answers and costs {saved:.0f} % less "
+        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f} % correct answers and costs {saved:.0f} % less "
         f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f} %.",
-        "medians over the seeds that all systems have; a person counts as always right",
+        "medians over the seeds that all systems have; a person counts as always correct",
     )
 
 
@@ -357,9 +358,9 @@ def promise(found: Found) -> Verdict:
         kept = "kept" if low <= found.config.target <= high else "exceeded" if low > found.config.target else "missed"
         said.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
     return Verdict(
-        f"The target of each stage is {100 * found.config.target:g} % right answers. On the test lines: "
+        f"The target of each stage is {100 * found.config.target:g} % correct answers. On the test lines: "
         f"{'; '.join(said)}.",
-        "a stage keeps the target if the 95 % interval contains it: right ones among its test lines, all seeds",
+        "a stage keeps the target if the 95 % interval contains it: correct ones among its test lines, all seeds",
     )
 
 
@@ -397,7 +398,7 @@ def draw(found: Found, axes: Any) -> None:
 
 
 LAB = Lab(
-    "n-grams, a tiny model, a pretrained one, a person: each answers what it can",
+    "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?",
     stages,
     summarise,
     models=("pretrained",),

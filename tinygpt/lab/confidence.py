@@ -4,7 +4,7 @@ A tiny model is trained on Shakespeare, and all its weights are fine-tuned on th
 lines of the task, and prompts outside the task, which have no label. A classifier answers all of them. Its confidence,
 the largest probability of a label, is the standard signal that a prompt is outside (Hendrycks & Gimpel 2017). An answer
 below a threshold becomes an abstention; the threshold is chosen on the validation lines alone, which are all in the
-task, and gives a coverage and a risk (El-Yaniv & Wiener 2010). The n-gram baseline answers the same prompts.
+task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram baseline answers the same prompts.
 
     tinygpt lab confidence --quick
 """
@@ -36,7 +36,7 @@ from tinygpt.training.log import read_metrics
 TASK = TASKS["transactions"]
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
-FEWEST = 20  # answered validation lines; fewer are right by chance too easily
+FEWEST = 20  # answered validation lines; fewer may be correct by chance
 CLOSE = 0.02  # AUROCs that differ by less count as equal
 SENTENCES = """Der Zug nach Hamburg kommt heute später.
 Gestern haben wir am See gezeltet.
@@ -259,9 +259,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     how = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
-        f"right (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
+        f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
         "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
-        "kinds; none of these answers can be right."
+        "kinds; none of these answers can be correct."
     )
     kinds = [
         [
@@ -276,11 +276,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for kind in model.kinds
     ]
     errors = [cell for each in found.values() for cell in ("", spread(each.own_errors(), ".2f"))]
-    of = [f"{name}: {what}" for name in ("model", "n-grams") for what in ("answered", "AUROC")]
+    of = [f"{name}: {what}" for name in ("model", "n-gram baseline") for what in ("answered", "AUROC")]
     why = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
-        "tells nothing; 1: it separates the two completely). Last row: a right answer against a wrong one, test lines. "
-        "A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
+        "shows nothing; 1: it separates the two completely). Last row: the same for correct and "
+        "wrong answers to test lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up "
+        "to 7 (95 %)."
     )
     forgetting = [
         ["base model", spread([one["before"] for one in losses], ".2f")],
@@ -316,8 +317,8 @@ def knows(model: Found, target: float) -> Verdict:
     worst = max(shares, key=lambda kind: shares[kind])
     said = "knows" if shares[worst] <= 1 - target else "does not know"
     return Verdict(
-        f"The fine-tuned model {said} that it does not know: of the kind of prompts with the most answers, {worst}, it "
-        f"answers {100 * shares[worst]:.0f} %.",
+        f"The fine-tuned model {said} that it does not know: it answers {100 * shares[worst]:.0f} % of the "
+        f"prompts of the kind that it answers most often, {worst}.",
         f"it knows if it answers at most {100 * (1 - target):.0f} % of every kind of prompts outside the task",
     )
 
@@ -328,17 +329,17 @@ def holds(found: dict[str, Found], target: float) -> Verdict:
     for system, each in found.items():
         share = pooled(each.accuracy())
         if not share.total:
-            said.append(f"with that of the {SYSTEMS[system]} nothing is answered")
+            said.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
             continue
         low, high = share.interval()
         kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         said.append(
-            f"that of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval {100 * low:.1f} to "
-            f"{100 * high:.1f} %)"
+            f"the threshold of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f} %)"
         )
     return Verdict(
-        f"The threshold is to leave {100 * target:g} % right answers inside the task: {' and '.join(said)}.",
-        "it keeps this target if the interval contains it: right ones among the answered test lines, all seeds",
+        f"The target is {100 * target:g} % correct answers inside the task: {' and '.join(said)}.",
+        "a threshold keeps the target if the interval contains it: accuracy on the answered test lines, all seeds",
     )
 
 
@@ -359,9 +360,9 @@ def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
     """What fine-tuning has done to the base model's own text."""
     before, after = (statistics.median(one[when] for one in losses) for when in ("before", "after"))
     said = (
-        "has forgotten its own text so thoroughly that uniform guessing is better"
+        "predicts the text of its pretraining worse than uniform guessing"
         if after > limit
-        else ("still predicts its own text better than uniform guessing")
+        else ("still predicts the text of its pretraining better than uniform guessing")
     )
     return Verdict(
         f"The model {said}: its loss rises from {before:.2f} to {after:.2f} nats per character; uniform guessing has "

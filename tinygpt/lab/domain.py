@@ -1,10 +1,10 @@
-"""`tinygpt lab domain`: does a corpus of one's own field help?
+"""`tinygpt lab domain`: does pretraining on text of one's own field help?
 
-BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text. This lab does
-so in miniature. Three bases have the same architecture: one without pretraining, one that has read Shakespeare, and one
-that has read as many characters of descriptions of industries. Each is fine-tuned, with the same settings, on a task of
-that field (`sectors`) and on one of another (`transactions`), with few and with all examples, and on `sectors` with a
-few examples for a short and for a longer time: pretraining may only save iterations of fine-tuning.
+BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text. This lab
+repeats the comparison in miniature. Three base models have the same architecture: one without pretraining, one
+pretrained on Shakespeare, and one pretrained on as many characters of descriptions of industries. Each is fine-tuned,
+with the same settings, on a task of that field (`sectors`) and on one of another (`transactions`), with few and with
+all examples. With few examples of `sectors`, there is also a longer fine-tuning: pretraining may only save iterations.
 
 The text about industries does not contain the industries of val and test of `sectors` (data/tasks/sectors.py). All
 datasets have the same vocabulary: the characters of all of them.
@@ -183,7 +183,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     knows = [[base, *(spread([one[text] for one in some], ".2f") for text in TEXTS)] for base, some in bits.items()]
     tables = [
         Table(
-            "What each base knows, in bits per character of held-out text",
+            "Loss of each base model, in bits per character of held-out text",
             ["base", *TEXTS],
             knows,
             shared + "Before fine-tuning, on the last tenth of each text. Less is better.",
@@ -196,7 +196,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     how = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
     tables.append(table("Macro F1 on sectors", found, "sectors", "macro_f1", shared + how))
     return Summary(
-        "Does a corpus of one's own field help?",
+        "Does pretraining on text of one's own field help?",
         f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "
         "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
         tables,
@@ -225,10 +225,10 @@ def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
     for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
         own, foreign = ([one[text] for one in bits[base]] for base in (text, other))
         best = best and max(own) < min(foreign)
-        said.append(f"{median(own):.2f} bits per character of {text}, the base of {other} {median(foreign):.2f}")
+        said.append(f"{median(own):.2f} bits per character of {text}, the base of {other} needs {median(foreign):.2f}")
     return Verdict(
-        f"Each base predicts {'its own text best' if best else 'not always its own text best'}: that of "
-        f"{TEXTS[0]} needs {said[0]}; that of {TEXTS[1]} needs {said[1]}.",
+        f"Each base predicts {'its own text best' if best else 'not always its own text best'}: the base of "
+        f"{TEXTS[0]} needs {said[0]}; the base of {TEXTS[1]} needs {said[1]}.",
         "the largest loss of a base on held-out text of its own is below the smallest loss of the other base",
     )
 
@@ -249,8 +249,8 @@ def compared(found: Found, one: str, other: str) -> Verdict:
     said = ". ".join(f"It is {name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some)
     return Verdict(
         f"{names[one][0].upper()}{names[one][1:]}: {said}.".replace(": It is", " is", 1),
-        f"a difference counts if the accuracies of the seeds do not overlap, and their medians differ by more than "
-        f"{100 * MARGIN:.0f} percentage points",
+        f"a difference counts if the ranges of accuracy over the seeds do not overlap, and the medians differ by more "
+        f"than {100 * MARGIN:.0f} percentage points",
     )
 
 
@@ -272,6 +272,4 @@ def draw(found: Found, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
 
 
-LAB = Lab(
-    "what pretraining on a text of the task's own field gains", stages, summarise, others=("data_dir",), quick=True
-)
+LAB = Lab("does pretraining on text of the task's own field help?", stages, summarise, others=("data_dir",), quick=True)

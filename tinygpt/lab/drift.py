@@ -1,8 +1,8 @@
 """`tinygpt lab drift`: a model trained on last year's merchants meets next year's. What does the change cost, how many
-new labels repair it, and what does the repair make the model forget?
+new labels restore the accuracy, and what does the model then forget?
 
-Last year's lines name 25 brands of each category, next year's as many others; half of next year's lines name a brand of
-last year. The tiny classifier learns last year's lines, and is then brought up to date with 50, 200 and 1,000 lines
+Last year's lines name 25 brands of each category. Next year has as many new ones; half of its lines name a new brand,
+half a brand of last year. The tiny model learns last year's lines, and is then updated with 50, 200 and 1,000 lines
 about the new brands: fine-tuned on these alone, fine-tuned with replay of old lines, or trained from scratch on all.
 
     tinygpt lab drift --quick
@@ -42,7 +42,7 @@ WAYS = {
     "new": "fine-tuned on the new lines",
     "replay": "fine-tuned, half of the lines replayed",
     "scratch": "trained from scratch on all lines",
-    "ngram": "n-grams, trained on all lines",
+    "ngram": "n-gram baseline, trained on all lines",
 }
 YEARS = {"old": "last year's brands", "new": "new brands"}
 
@@ -161,7 +161,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     rows = rows_of(results)
     base, most = rows[0], max(row.lines for row in rows)
     shown = [row for row in rows if row.lines or row.way in ("new", "ngram")]
-    names = {"new": "tiny model, not updated", "ngram": "n-grams, not updated"}
+    names = {"new": "tiny model, not updated", "ngram": "n-gram baseline, not updated"}
     cells = [
         [
             WAYS[row.way] if row.lines else names[row.way],
@@ -174,14 +174,14 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     how = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
         f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
-        "confidence). All lines with a label and all test lines differ, but name the same brands. Next year: half of "
+        "confidence). Training and test lines name the same brands, but no line occurs twice. Next year: half of "
         f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
-        "for the n-grams with their answers."
+        "that of the n-gram baseline includes its answers."
     )
     columns = ["method", "new lines", *YEARS.values(), "next year", "training"]
     return Summary(
         "A model meets next year's merchants",
-        "Spending categories of card-statement lines: what new brands cost, and what it takes to repair it.",
+        "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
         [Table("Accuracy before and after the update", columns, cells, how)],
         [
             cost_of_drift(base, next(row for row in rows if row.way == "ngram")),
@@ -242,7 +242,7 @@ def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
         f"brands by {-100 * lost:+.1f} points, with replay by {-100 * kept:+.1f}. On new brands, replay changes the "
         f"accuracy by {-100 * price:+.1f} points.",
         f"replay if it saves more than {100 * CLOSE:.0f} points on last year's brands, and no less than it costs on "
-        "new ones",
+        "new brands",
     )
 
 

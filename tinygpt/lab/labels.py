@@ -1,6 +1,6 @@
-"""`tinygpt lab labels`: how many labels does a task need, and how good must they be?
+"""`tinygpt lab labels`: how many labels does a task need, and how accurate must they be?
 
-The tiny classifier and the n-gram baseline learn the transactions from 50 to 4,000 lines, a share of which has a wrong
+The tiny model and the n-gram baseline learn the transactions from 50 to 4,000 examples, a share of which has a wrong
 label. The labels of validation and test are correct; a second table shows how wrong labels in the test split change a
 measured accuracy. A pretrained model adds rows.
 
@@ -37,7 +37,7 @@ QUICK = [(50, 0.0), (1000, 0.0), (1000, 0.2)]  # of GRID
 WORST = max(SHARES)  # also of the test split, for the second table
 KINDS = ("correct", "wrong")  # labels of the test split that an accuracy is measured with
 CLOSE = 0.02  # accuracies that differ by less count as equal
-LEARNERS = {"model": "tiny model", "ngram": "n-grams"}
+LEARNERS = {"model": "tiny model", "ngram": "n-gram baseline"}
 
 Curve = dict[int, float]  # number of examples -> accuracy, median over the seeds
 
@@ -152,7 +152,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for learner in LEARNERS
     }
     return Summary(
-        "How many labels does one need, and how good must they be?",
+        "How many labels does a task need, and how accurate must they be?",
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
         [
             Table("Accuracy", ["examples", "wrong labels", *learners.values()], rows, how),
@@ -208,7 +208,7 @@ def cost_of_wrong(name: str, found: dict[float, dict[int, list[float]]]) -> Verd
     most = max(clean)
     for share in sorted(found)[1:]:
         lost = statistics.median(right - wrong for right, wrong in zip(clean[most], found[share][most], strict=True))
-        cost = "cost nothing that this lab can measure"
+        cost = "are worth as much as correct ones"
         if lost > CLOSE:
             curves = ({size: values[seed] for size, values in clean.items()} for seed in range(len(clean[most])))
             worths = [worth(curve, wrong) for curve, wrong in zip(curves, found[share][most], strict=True)]
@@ -218,7 +218,7 @@ def cost_of_wrong(name: str, found: dict[float, dict[int, list[float]]]) -> Verd
         f"{name}: {'; '.join(said)}.",
         "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
-        f"{100 * CLOSE:.0f} percentage points counts as nothing",
+        f"{100 * CLOSE:.0f} percentage points is not counted",
     )
 
 
@@ -256,7 +256,7 @@ def better(model: Curve, ngram: Curve) -> Verdict:
         said.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
     return Verdict(
         f"Better with correct labels, by number of examples: {'; '.join(said)}.",
-        f"accuracy of the tiny model minus that of the n-grams; up to {100 * CLOSE:.0f} points count as no difference",
+        f"accuracy of the tiny model minus that of the n-gram baseline; up to {100 * CLOSE:.0f} points do not count",
     )
 
 

@@ -202,7 +202,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         axes.figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
 
     return Summary(
-        "A style from a small adapter, and whether the text is right",
+        "A style from a small adapter, and whether the text is correct",
         "Two sentences about a company's figures, in the styles of two firms: how many examples does a style need, and "
         "does a text in perfect style state the figures?",
         [models(bases, runs, swap), by_examples(runs, bases[0]["n"]), one_prompt(bases[0], runs)],
@@ -255,7 +255,7 @@ def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Tab
             for name, some in rows.items()
         ],
         f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
-        "to maximum), each with a base model of its own. Style: the response keeps all rules of a style, whatever it "
+        "to maximum), each with a base model of its own. Style: the response follows all rules of a style, whatever it "
         "states. "
         "Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in whatever "
         "style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. Swap: from "
@@ -327,11 +327,11 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
         counts = {fact: sum(one[firm]["wrong facts"][fact] for one in some) for fact in some[0][firm]["wrong facts"]}
         most = max(counts, key=lambda fact: counts[fact])
         parts.append(f"{firm.upper()}, {size}: {percent(shares)}" + (f" (most often {most})" if counts[most] else ""))
-    head = "Fluent and in style is not yet right" if 100 * worst > MARGIN else "In this run, texts in style are right"
+    head = "A text in perfect style can be wrong" if 100 * worst > MARGIN else "In this run, texts in style are correct"
     return Verdict(
         f"{head}. Share of the texts in perfect style that state something wrong, by firm and number of examples: "
         f"{'; '.join(parts)}.",
-        f"not yet right if the largest of these shares (median over the seeds) is above {MARGIN} %",
+        f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
     )
 
 
@@ -343,8 +343,8 @@ def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     shares += [base[firm]["style"] for base in bases for firm in FIRMS]
     said = "separates the styles" if max(shares) == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % keep all rules of a firm "
-        "that the model was not trained for.",
+        f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % follow all rules of a "
+        "firm that the model was not trained for.",
         f"the base model, and both adapters from {largest} examples, judged by the rules of the other firm: all 0 %",
     )
 
@@ -353,7 +353,7 @@ def swapping(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Verdict:
     sizes = [some[0]["bytes"] for (_, size), some in runs.items() if size == EXAMPLES[-1]]
     exact = "bit-identical to" if swap["exact"] and swap["differ"] else "NOT the same as"
     return Verdict(
-        f"An adapter has {max(sizes) / 1000:.0f} kB, the base model {base['bytes'] / 1000:.0f} kB. A swap takes "
+        f"An adapter takes {max(sizes) / 1000:.0f} kB, the base model {base['bytes'] / 1000:.0f} kB. A swap takes "
         f"{swap['swap']:.1f} ms, loading both from files {swap['load']:.1f} ms. After the swaps to A, B, A and back to "
         f"the base, the logits are {exact} those of models loaded from files.",
         f"median of {SWAPS} swaps and {SWAPS} loads; all logits of one prompt compared",

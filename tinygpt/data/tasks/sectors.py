@@ -10,8 +10,8 @@ seed, which only shuffles the examples. Entries with fewer digits describe the i
 left out.
 
 A prompt is in lower case, without what is in parentheses, and without the word manufacturing at its end: most
-activities of this sector end with it, and no others. The words `merchant wholesalers` stay, since without them the same
-goods would be made and traded.
+activities of this sector end with it, and no others. The words `merchant wholesalers` remain, since without them a
+prompt would not tell whether the goods are made or traded.
 
 `corpus` is a text for pretraining: the descriptions of the training industries alone, without the codes, which give the
 sector. The corpus `naics` has the descriptions of all industries, so a model that was pretrained on it has read the
