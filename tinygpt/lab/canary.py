@@ -259,10 +259,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
     return Summary(
-        "Does a model give away what is in its training text?",
+        "Does a model reveal what is in its training text?",
         "Canaries are invented account numbers that are planted in a text. What do models that were trained on it know "
-        "about them? Exposure says how far up a number stands among random ones, in bits; extraction, whether the model "
-        "writes it. A number can stand first among the random ones although greedy decoding writes another.",
+        "about them? Exposure is the rank of a number among random ones, in bits. A number is extracted if the model "
+        "writes it. It can rank first among the random ones although greedy decoding writes another.",
         tables,
         [*map(extraction, found), sizes(found), once(found), controls(found), losses(found)],
         "Exposure against the number of times that an account number is planted; lines: medians",
@@ -303,9 +303,9 @@ def once(found: Sequence[Found]) -> Verdict:
     right = max(sum(some.values("extracted", 1)) for some in found)
     knows = "more than" if mean > limit else "not clearly more than"
     return Verdict(
-        f"If duplicates are removed, so that a number occurs in the text once, {f'at most {right:g}' if right else 'none'} "
-        f"of {len(values)} is extracted; the largest model knows {knows} chance about them (mean exposure {mean:.1f} "
-        "bits).",
+        "If duplicates are removed, so that a number occurs in the text once, "
+        f"{f'at most {right:g}' if right else 'none'} of {len(values)} is extracted; the largest model knows "
+        f"{knows} chance about them (mean exposure {mean:.1f} bits).",
         f"more than chance: the mean exposure is above {limit:.1f} bits, two standard errors above {UNSEEN:.2f}",
     )
 

@@ -226,8 +226,8 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     said += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(
         f"The drift is repaired with {goal:.1f} % next year. {' '.join(said)}",
-        f"the tiny model's accuracy last year, {middle(base.old):.1f} %, less {100 * ENOUGH:.0f} percentage points; the "
-        "fewest new lines that reach it",
+        f"the tiny model's accuracy last year, {middle(base.old):.1f} %, less {100 * ENOUGH:.0f} percentage points; "
+        "with the fewest new lines that reach it",
     )
 
 
