@@ -105,6 +105,8 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
+        if config.name != "transactions":  # the dataset of these presets
+            own = [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
