@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result, cli_here
+from conftest import Result, cli_here, refused
 from models import ids, shaken, small
 from test_lora import adapted
 
@@ -200,11 +200,29 @@ def test_a_wrong_adapter_is_refused_and_the_others_stay(files: Path) -> None:
         (lambda: adapters.add("", str(files / "2.pt")), "an adapter needs a name"),
         (lambda: adapters.checkpoint("two"), "no adapter is called 'two'"),
     ]
-    for refused, message in refusals:
+    for attempt, message in refusals:
         with pytest.raises(TinyGPTError, match=message) as caught:
-            refused()
+            attempt()
         assert caught.value.hint
     assert adapters.names == ["one"] and adapters.checkpoint("one").model_args["vocab_size"] == 66
+
+
+def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
+    """The preset of both firms names firm A's dataset; and without a base model, that is trained first."""
+    done = cli_here("prepare", "reports_b", cwd=tmp_path)
+    after = [line.removeprefix("next: tinygpt ") for line in done.out.splitlines() if line.startswith("next: ")]
+    assert after == [
+        "prepare reports",
+        "train configs/reports.yaml",
+        "finetune configs/finetune_reports.yaml --ckpt=out-reports/ckpt.pt --dataset=reports_b --out_dir=out-reports-b",
+    ]
+    (tmp_path / "out-reports").mkdir()
+    (tmp_path / "out-reports/ckpt.pt").touch()
+    done = cli_here("prepare", "reports_a", cwd=tmp_path)
+    assert "next: tinygpt finetune configs/finetune_reports.yaml --ckpt=out-reports/ckpt.pt\n" in done.out
+    assert done.out.count("next: ") == 1
+    message = refused(tmp_path, "eval", "--ckpt=out-a", "--task=reports_a")
+    assert "out-a: no such file or folder" in message and "tinygpt prepare reports_a prints the command" in message
 
 
 # ---- the lab ---------------------------------------------------------------------------------------------------------
