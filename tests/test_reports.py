@@ -91,6 +91,8 @@ def test_a_changed_digit_costs_fidelity_and_not_style(firm: str) -> None:
         ("b", "6%. Profit of €5.1m, down 12%", "12%. Profit of €5.1m, down 6%"),
         ("b", "€48.3m", "€148.3m"),
         ("b", "€48.3m", "€48.34m"),
+        ("b", "down 12%", "down -12%"),  # the sign of the prompt, copied after the word for it
+        ("b", "€5.1m", "-€5.1m"),
     ],
 )
 def test_a_wrong_fact_costs_fidelity_and_not_style(firm: str, old: str, new: str) -> None:

@@ -138,11 +138,15 @@ def facts(prompt: str, response: str) -> dict[str, bool]:
 
 
 def has_figures(text: str, values: tuple[str, str]) -> bool:
-    """Return whether a text has exactly this amount and this change, each with its unit, and no other number."""
+    """Return whether a text has exactly this amount and this change, each with its unit, and no other number.
+
+    A number with a sign is another number: a word tells the direction.
+    """
     amount, change = values
     numbers = re.findall(NUMBER, re.sub(r"\bQ\d+", "", text))
     amounts, changes = (re.findall(rf"({NUMBER}) ?(?:{unit})", text) for unit in (MILLIONS, PERCENT))
-    return len(numbers) == 2 and (amounts, changes) == ([amount], [change[1:]])
+    signed = re.search(r"[-+−]\W*\d", text)
+    return not signed and len(numbers) == 2 and (amounts, changes) == ([amount], [change[1:]])
 
 
 def signs_in(text: str) -> list[int]:
