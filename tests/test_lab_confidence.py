@@ -198,7 +198,8 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
 def small() -> Iterator[None]:
     """Shorter trainings on a part of the lines, and fewer lines to ask."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "SIZES", {"train": 800, "val": 150, "test": 150})
+        for split, number in {"train": 800, "val": 150, "test": 150}.items():
+            patch.setitem(generate.SIZES, split, number)
         patch.setattr(confidence, "QUICK", confidence.Size(10, 70))
         patch.setattr(cascade, "QUICK", cascade.Size(30, 2))
         patch.setattr(confidence, "OUTSIDE", 50)
