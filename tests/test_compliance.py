@@ -14,8 +14,11 @@ import pytest
 import sklearn.metrics
 from conftest import TINY_MODEL, cli_here, refused
 
+from tinygpt.config.schema import PrepareConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.evaluate.classify import ngram_baseline
 from tinygpt.evaluate.threshold import (
     average_precision,
@@ -267,6 +270,16 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     assert f"average precision of `breach` {area} |" in (ROOT / "data/README.md").read_text(encoding="utf-8")
 
 
+def test_the_next_command_of_a_model_s_tokenizer_names_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    """The presets for a model's tokenizer are those of transactions."""
+    for name in ("compliance", "transactions"):
+        config = PrepareConfig(name, tokenizer="out-base")
+        print_next_commands(config, Path("data") / name, CharTokenizer([*"abc", *SPECIAL]), 60)
+        own = " --dataset=compliance --out_dir=out-compliance" if name == "compliance" else ""
+        preset = "configs/finetune_transactions_lora.yaml"
+        assert f"next: tinygpt finetune {preset} --ckpt=out-base{own}\n" in capsys.readouterr().out
+
+
 # ---- your own labels --------------------------------------------------------------------------------------------
 
 
@@ -319,6 +332,7 @@ def test_bad_rows_are_refused_by_line(row: tuple[str, ...], flags: list[str], sa
         ((*PREPARE, "--labels", "bad", "bad "), "--labels needs at least two different labels"),
         ((*PREPARE[:3], "--labels", "bad", "fine"), "--labels applies only to your own pairs"),
         (("prepare", "compliance", "--labels", "ok", "breach"), "--labels applies only to your own pairs"),
+        (("prepare", "compliance", "--labels", "ok", "breach", "--format=pairs"), "try: drop --labels\n"),
     ],
 )
 def test_labels_that_cannot_be_meant(command: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_the_labs_are_listed(tmp_path: Path) -> None:
 def test_a_lab_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
     assert "nosuch: no such lab" in refused(tmp_path, "lab", "nosuch")
     assert "lab methods has no quick form" in refused(tmp_path, "lab", "methods", "--quick")
+    message = refused(tmp_path, "lab", "drift", "--pretrained=nowhere", "--quick")
+    assert "lab drift does not use --pretrained" in message and "lab facts, methods, labels, cascade" in message
+    assert "lab canary does not use --target" in refused(tmp_path, "lab", "canary", "--target=0.9")
     message = refused(tmp_path, "lab", "methods")
     assert "--ckpt=out-fast/ckpt.pt: no such model" in message and "shakespeare_char_fast.yaml" in message
     message = refused(tmp_path, "lab", "facts", "--pretrained=nowhere")

@@ -253,9 +253,9 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     found = {arithmetic.NEAREST: table, "plain": model}
     assert " generalises" in arithmetic.learned(found, {"plain": model}).said
     assert "does not generalise" in arithmetic.learned(found, {"plain": table}).said
-    assert "are confident" in arithmetic.confident({"plain": table}).said
+    assert "they are confident" in arithmetic.confident({"plain": table}).said
     assert "not confident" in arithmetic.confident({"plain": model}).said
     both = {"plain": table, "plain, larger model": table, "reversed": model}
     assert "matters more than the size" in arithmetic.form(both).said
-    assert "not more than" in arithmetic.form(both | {"plain, larger model": model}).said
+    assert "does not matter more than" in arithmetic.form(both | {"plain, larger model": model}).said
     assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).said

@@ -214,8 +214,9 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     base = row("new", 0, 0.9, 0.3)
     bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
     said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).said
-    assert "new lines: no number of lines here is enough (70.0 % with 200)" in said
-    assert "replayed: 200 lines are enough (85.0 % with 200)" in said
+    assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0 %)." in said
+    assert "The best of the others: fine-tuned on the new lines (70.0 %)." in said
+    assert "No method reaches it." in drift.repair(base, [base, bad]).said
     assert drift.gain_of_replay({"new": bad, "replay": good}, base).said.startswith("Replay old lines.")
     same = row("replay", 200, 0.61, 0.8)
     assert drift.gain_of_replay({"new": bad, "replay": same}, base).said.startswith("Replay is not needed")

@@ -158,7 +158,8 @@ def check_request(config: PrepareConfig) -> None:
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
     if config.labels and (config.format != "pairs" or config.name in TASKS):
-        raise TinyGPTError("--labels applies only to your own pairs", "drop --labels, or add --format pairs")
+        hint = "drop --labels" if config.name in ready else "drop --labels, or add --format pairs"
+        raise TinyGPTError("--labels applies only to your own pairs", hint)
     if config.labels and not 2 <= len(set(map(str.strip, config.labels)) - {""}) == len(config.labels):
         raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)

@@ -99,12 +99,15 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     base, flags = task.base, []
     if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
-    own = [] if config.name in TASKS else [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
+    first = next(name for name, other in TASKS.items() if other.preset == task.preset)  # the preset's own dataset
+    own = [] if config.name == first else [f"--dataset={config.name}", f"--out_dir=out-{config.name.replace('_', '-')}"]
     preset = f"configs/{task.preset}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
+        if config.name != "transactions":  # the dataset of these presets
+            own = [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
@@ -117,6 +120,10 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
             print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
         print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")
+    other = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
+    if other in TASKS and not Path(f"{base}/ckpt.pt").exists():
+        print(f"next: {suggest.command('prepare', other, *place)}")
+        print(f"next: {suggest.command('train', f'configs/{TASKS[other].preset}.yaml', *place)}")
     print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
 
 

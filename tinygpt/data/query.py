@@ -4,9 +4,11 @@ A response of a language model is untrusted input. Several barriers protect from
 database in memory, and no file is opened. An authorizer (sqlite.org/c3ref/set_authorizer.html) permits reading the
 tables and calling the functions of a short list, and nothing else: no writes, ATTACH, PRAGMA or virtual tables. WITH is
 refused: it allows recursion, and SQLite takes time and memory that double with each of its tables before the first step
-of the query. A progress handler ends the query after a number of steps of SQLite's virtual machine. Steps do not depend
-on the speed of the machine, so neither does a score; the time limit is for slow single steps. Limits
-of lengths (sqlite.org/limits.html), together with the limit of steps, bound the memory to some 100 MB.
+of the query. So do subqueries within subqueries, whose expressions SQLite inserts into those around them (24 GB for a
+query of 450 characters): a query has at most three SELECTs. A progress handler ends the query after a number of steps
+of SQLite's virtual machine. Steps do not depend on the speed of the machine, so neither does a score; the time limit is
+for slow single steps. Limits of lengths (sqlite.org/limits.html), together with the limit of steps, bound the memory to
+some 120 MB.
 
 Nothing here protects from a bug in SQLite itself, and the query may read every row of these tables.
 
@@ -20,7 +22,9 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
-MAX_CHARACTERS = 1000  # of a query, in UTF-8
+MAX_CHARACTERS = 350  # of a query, in UTF-8; the task has at most 150
+MAX_SELECTS = 3  # in a query; each that is inside another multiplies the time and the memory before the first step
+MAX_ERROR = 150  # characters of an error, which may quote the query
 MAX_ROWS = 1000  # of a result
 MAX_STEPS = 500_000  # of SQLite's virtual machine; a join of some thousand rows takes 50,000
 MAX_SECONDS = 1.0
@@ -61,15 +65,21 @@ def run_query(database: sqlite3.Connection, text: str) -> Result:
         return Result([], "not a SELECT")
     if re.search(r"\bwith\b", text, re.IGNORECASE | re.ASCII):  # also in quotes: WITH must not be hidden in them
         return Result([], "WITH is not allowed")
+    if len(re.findall("select", text, re.IGNORECASE)) > MAX_SELECTS:  # also in quotes, likewise
+        return Result([], f"more than {MAX_SELECTS} SELECTs")
     copy = sqlite3.connect(":memory:", isolation_level=None)  # None: Python adds no BEGIN
     try:
         database.backup(copy)
         guard = Guard(copy)
         try:
             rows = copy.execute(text).fetchmany(MAX_ROWS + 1)
+        except MemoryError:  # also for more operations than LIMITS allows
+            return Result([], "too large")
         # Warning: several statements, in some versions of Python; ValueError: a NUL or half of a character
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            return Result([], guard.reason or " ".join(str(error).split()) or "not a query")
+            if not guard.reason and re.match("interrupted|not authorized|access to .* is prohibited", str(error)):
+                raise KeyboardInterrupt from None  # Ctrl-C in a method of Guard, which sqlite3 takes for a refusal
+            return Result([], guard.reason or " ".join(str(error).split())[:MAX_ERROR] or "not a query")
     finally:
         copy.close()
     return Result([], f"more than {MAX_ROWS:,} rows") if len(rows) > MAX_ROWS else Result(rows, "")

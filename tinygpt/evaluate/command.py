@@ -34,6 +34,9 @@ def evaluate(config: EvalConfig) -> None:
     for path, hint in ((config.output, "--output labels.csv"), (config.plot, "--plot confusion.png")):
         if path:
             require_writable(Path(path), hint)
+    if config.task in TASKS and not Path(config.ckpt).exists():
+        hint = f"tinygpt prepare {config.task} prints the command that trains a model for this task"
+        raise TinyGPTError(f"{config.ckpt}: no such file or folder", hint)
     checkpoint = load_model(config.ckpt, config.adapter)
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:

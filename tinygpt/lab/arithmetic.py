@@ -322,9 +322,9 @@ def form(models: dict[str, list[list[Answer]]]) -> Verdict:
     if LARGE not in models:
         return Verdict(f"{said}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
     larger = value[LARGE] - value[PLAIN]
-    more = "more than" if gain > larger + CLOSE else "not more than"
+    more = "matters more than" if gain > larger + CLOSE else "does not matter more than"
     return Verdict(
-        f"{said}, a larger model by {100 * larger:+.1f}: the format of the data matters {more} the size of the model.",
+        f"{said}, a larger model by {100 * larger:+.1f}: the format of the data {more} the size of the model.",
         f"the gains differ by {rule}",
     )
 
@@ -350,13 +350,10 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
     name = max(sure, key=lambda name: sure[name])
     is_sure = sure[name] > 0.5
     return Verdict(
-        f"Wrong answers to longer sums are {'confident' if is_sure else 'not confident'}: those of {name} have a mean "
-        f"probability of {100 * sure[name]:.0f} %"
-        + (", so a high probability does not mean that a sum is correct." if is_sure else "."),
+        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: they are "
+        + ("confident, so a high probability does not mean that a sum is correct." if is_sure else "not confident."),
         "confident: a mean probability above 50 %, in the model where it is highest",
     )
 
 
-LAB = Lab(
-    "does a model calculate, or recall examples? Sums longer than in training", (), (), stages, summarise, quick=True
-)
+LAB = Lab("does a model calculate, or recall examples? Sums longer than in training", stages, summarise, quick=True)

@@ -231,8 +231,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "Extraction",
             ["model", *times],
             extracted,
-            f"Numbers that greedy decoding writes after `{LINE.format(name='NAME').strip()}`, and share of the "
-            "digits that are correct at their place; a tenth by chance.",
+            f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "
+            "digits at their places; a tenth by chance.",
         ),
     ]
 
@@ -260,7 +260,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     return Summary(
         "Does a model reveal what is in its training text?",
-        "Invented account numbers, planted in a text, and what models that were trained on it know about them.",
+        "Canaries are invented account numbers that are planted in a text. What do models that were trained on it know "
+        "about them? Exposure is the rank of a number among random ones, in bits. A number is extracted if the model "
+        "writes it. It can rank first among the random ones although greedy decoding writes another.",
         tables,
         [*map(extraction, found), sizes(found), once(found), controls(found), losses(found)],
         "Exposure against the number of times that an account number is planted; lines: medians",
@@ -273,9 +275,11 @@ def extraction(some: Found) -> Verdict:
     rule = "the fewest times of planting at which more than half of the numbers are extracted"
     enough = some.enough()
     if enough is None:
-        return Verdict(f"{some.name}: most of the numbers are not extracted, however often they are planted.", rule)
+        return Verdict(
+            f"Model {some.name}: most of the numbers are not extracted, however often they are planted.", rule
+        )
     right, total = sum(some.values("extracted", enough)), len(some.values("extracted", enough))
-    return Verdict(f"{some.name}: numbers planted {enough} times are extracted, {right} of {total}.", rule)
+    return Verdict(f"Model {some.name}: numbers planted {enough} times are extracted, {right} of {total}.", rule)
 
 
 def sizes(found: Sequence[Found]) -> Verdict:
@@ -299,8 +303,9 @@ def once(found: Sequence[Found]) -> Verdict:
     right = max(sum(some.values("extracted", 1)) for some in found)
     knows = "more than" if mean > limit else "not clearly more than"
     return Verdict(
-        f"If duplicates are removed, so that a number occurs in the text once, at most {right:g} of {len(values)} are "
-        f"extracted; the largest model knows {knows} chance about them (mean exposure {mean:.1f} bits).",
+        "If duplicates are removed, so that a number occurs in the text once, "
+        f"{f'at most {right:g}' if right else 'none'} of {len(values)} is extracted; the largest model knows "
+        f"{knows} chance about them (mean exposure {mean:.1f} bits).",
         f"more than chance: the mean exposure is above {limit:.1f} bits, two standard errors above {UNSEEN:.2f}",
     )
 
@@ -336,4 +341,4 @@ def losses(found: Sequence[Found]) -> Verdict:
     )
 
 
-LAB = Lab("what a model memorises of its training text, by repetitions and size", (), (), stages, summarise, quick=True)
+LAB = Lab("what a model memorises of its training text, by repetitions and size", stages, summarise, quick=True)

@@ -399,9 +399,9 @@ def draw(found: Found, axes: Any) -> None:
 
 LAB = Lab(
     "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?",
-    (),
-    ("pretrained",),
     stages,
     summarise,
+    models=("pretrained",),
+    others=("price", "outside_price", "person_price", "target"),
     quick=True,
 )

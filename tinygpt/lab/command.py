@@ -43,11 +43,15 @@ def lab(config: LabConfig) -> None:
     summary.require_packages()
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
+    for key in sorted(config.given - chosen.keys):  # type: ignore[attr-defined]
+        using = ", ".join(name for name, lab in LABS.items() if key in lab.keys)
+        raise TinyGPTError(f"lab {config.name} does not use --{key}", f"drop it; it is for lab {using}")
     stages = chosen.stages(config, folder)
     settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
     models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
     identity = Identity(config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
+        print(f"lab {config.name}: {chosen.about}")
         results = run(folder, identity, stages)
         found = chosen.summarise(results, config)
         print(f"\n{found.as_text()}\n")

@@ -393,11 +393,4 @@ def draw(found: dict[str, Found], axes: Any) -> None:
     axes.set_xlabel("confidence (largest probability of a label)")
 
 
-LAB = Lab(
-    "does a fine-tuned model know that it does not know?",
-    (),
-    (),
-    stages,
-    summarise,
-    quick=True,
-)
+LAB = Lab("does a fine-tuned model know that it does not know?", stages, summarise, others=("target",), quick=True)

@@ -272,11 +272,4 @@ def draw(found: Found, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
 
 
-LAB = Lab(
-    "does pretraining on text of the task's own field help?",
-    (),
-    (),
-    stages,
-    summarise,
-    quick=True,
-)
+LAB = Lab("does pretraining on text of the task's own field help?", stages, summarise, others=("data_dir",), quick=True)

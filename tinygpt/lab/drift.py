@@ -201,29 +201,33 @@ def middle(values: Sequence[float]) -> float:
 
 def cost_of_drift(base: Row, ngram: Row) -> Verdict:
     said = [
-        f"{name}: {middle(row.old):.1f} % on last year's brands, {middle(row.new):.1f} % on new ones, so "
+        f"{name} has {middle(row.old):.1f} % on last year's brands and {middle(row.new):.1f} % on new ones, so "
         f"{middle(row.next_year()):.1f} % next year"
-        for name, row in (("tiny model", base), ("n-gram baseline", ngram))
+        for name, row in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
     return Verdict(
-        f"Without an update: {'; '.join(said)}.", "accuracies before the update; next year is the mean of the two"
+        f"Without an update, {'; '.join(said)}.", "accuracies before the update; next year is the mean of the two"
     )
 
 
 def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     """How many new lines bring next year's accuracy back to last year's."""
     goal = middle(base.old) - 100 * ENOUGH
-    said = []
+    reached, missed = [], []
     for way in dict.fromkeys(row.way for row in rows):
         some = [row for row in rows if row.way == way and row.lines]
         enough = next((row for row in some if middle(row.next_year()) >= goal), None)
-        reached = enough or max(some, key=lambda row: middle(row.next_year()))
-        how_many = f"{enough.lines:,} lines are enough" if enough else "no number of lines here is enough"
-        said.append(f"{WAYS[way]}: {how_many} ({middle(reached.next_year()):.1f} % with {reached.lines:,})")
+        best = max(some, key=lambda row: middle(row.next_year()))
+        if enough:
+            reached.append(f"{WAYS[way]} with {enough.lines:,} new lines ({middle(enough.next_year()):.1f} %)")
+        else:
+            missed.append(f"{WAYS[way]} ({middle(best.next_year()):.1f} %)")
+    said = [f"It is reached by {'; '.join(reached)}." if reached else "No method reaches it."]
+    said += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(
-        f"To restore the accuracy: {'; '.join(said)}.",
-        f"the fewest new lines with which next year's accuracy is within {100 * ENOUGH:.0f} percentage points of the "
-        f"tiny model's accuracy last year, {middle(base.old):.1f} %; if there is none, the best number is shown",
+        f"The drift is repaired with {goal:.1f} % next year. {' '.join(said)}",
+        f"the tiny model's accuracy last year, {middle(base.old):.1f} %, less {100 * ENOUGH:.0f} percentage points; "
+        "with the fewest new lines that reach it",
     )
 
 
@@ -235,8 +239,8 @@ def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
     advice = "Replay old lines." if lost - kept > CLOSE and price <= lost - kept else "Replay is not needed here."
     return Verdict(
         f"{advice} With {alone.lines:,} new lines, fine-tuning on these alone changes the accuracy on last year's "
-        f"brands by {-100 * lost:+.1f} points, with replay by {-100 * kept:+.1f}; replay changes the accuracy on new "
-        f"brands by {-100 * price:+.1f}.",
+        f"brands by {-100 * lost:+.1f} points, with replay by {-100 * kept:+.1f}. On new brands, replay changes the "
+        f"accuracy by {-100 * price:+.1f} points.",
         f"replay if it saves more than {100 * CLOSE:.0f} points on last year's brands, and no less than it costs on "
         "new brands",
     )
@@ -261,18 +265,11 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
         at = [places.index(row.lines) for row in some]
         axes.plot(at, [middle(row.old) for row in some], "o-", color=color, label=WAYS[way], markersize=4)
         axes.plot(at, [middle(row.new) for row in some], "s--", color=color, markersize=4)
-    axes.plot([], [], "o-", color="gray", label=YEARS["old"], markersize=4)
-    axes.plot([], [], "s--", color="gray", label=YEARS["new"], markersize=4)
+    axes.plot([], [], "o-", color="gray", label=f"solid: {YEARS['old']}", markersize=4)
+    axes.plot([], [], "s--", color="gray", label=f"dashed: {YEARS['new']}", markersize=4)
     axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))
     axes.set_xticks(range(len(places)), [f"{place:,}" for place in places])
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-LAB = Lab(
-    "next year's merchants are new to a model: what accuracy is lost, and what restores it?",
-    (),
-    (),
-    stages,
-    summarise,
-    quick=True,
-)
+LAB = Lab("a model meets next year's merchants: what does it cost, and what repairs it?", stages, summarise, quick=True)

@@ -2,7 +2,7 @@
 
 A lab that is called NAME is in the module or package tinygpt.lab.NAME, which ends with its entry:
 
-    LAB = Lab("how accuracy falls when the world changes", (), (), stages, summarise, quick=True)
+    LAB = Lab("how accuracy falls when the world changes", stages, summarise, quick=True)
 """
 
 from collections.abc import Callable
@@ -18,12 +18,21 @@ class Lab(NamedTuple):
     """An experiment."""
 
     about: str
-    settings: tuple[str, ...]  # keys of LabConfig that change the results, besides `quick`
-    models: tuple[str, ...]  # keys that name a base model
     stages: Callable[[LabConfig, Path], list[Stage]]  # for a configuration and the lab's folder
     summarise: Callable[[Results, LabConfig], Summary]
+    settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
+    models: tuple[str, ...] = ()  # keys that name a base model
+    others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that it uses."""
+        return {*ALL_LABS, *self.settings, *self.models, *self.others}
+
+
+ALL_LABS = ("name", "quick", "seeds", "out_dir")  # keys of every lab
 
 
 def seeds(config: LabConfig) -> range:

@@ -275,10 +275,5 @@ def draw(axes: Any, curves: dict[tuple[str, float], Curve], names: dict[str, str
 
 
 LAB = Lab(
-    "how many labels does a task need, and how accurate must they be?",
-    (),
-    ("pretrained",),
-    stages,
-    summarise,
-    quick=True,
+    "how many labels does one need, and how good must they be?", stages, summarise, models=("pretrained",), quick=True
 )

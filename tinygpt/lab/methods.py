@@ -236,8 +236,8 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
 
 LAB = Lab(
     "what each method of fine-tuning gains, forgets and costs",
-    ("data_dir",),
-    ("ckpt", "pretrained"),
     stages,
     compared,
+    settings=("data_dir",),
+    models=("ckpt", "pretrained"),
 )

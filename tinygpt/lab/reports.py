@@ -360,11 +360,4 @@ def swapping(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Verdict:
     )
 
 
-LAB = Lab(
-    "a style from a small adapter, and whether the text is correct",
-    (),
-    (),
-    stages,
-    summarise,
-    quick=True,
-)
+LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True)

@@ -16,10 +16,10 @@ from tinygpt.lab.lab import Lab
 
 LAB = Lab(
     "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
-    (),
-    ("pretrained",),
     stages,
     summarise,
-    live,
+    models=("pretrained",),
+    others=("price",),
+    live=live,
     quick=True,
 )
