@@ -103,7 +103,7 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
     assert summary.tables[0].rows[0][2:] == ["inf", "0 %", "", "0 %"]
-    assert "with that of the fine-tuned model nothing is answered" in summary.verdicts[1].said
+    assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].said
     assert "keeps it" not in summary.verdicts[1].said
 
 
@@ -186,8 +186,10 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     easy = FIRST._replace(right=dict.fromkeys(("val", "test"), np.ones(80, bool)))
     found |= {f"ask: {name}, seed 2": stored(easy, 0.001) for name in ("ngram", "tiny")}
     summary = cascade.summarise(found, LabConfig("cascade", seeds=2, pretrained="big"))
-    assert "n-grams and person: 25.00; n-grams, tiny model and person: 25.00" in summary.verdicts[0].said
-    assert "the best system alone, n-grams, has 50.0 %" in summary.verdicts[1].said
+    assert (
+        "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].said
+    )
+    assert "the best system alone, n-gram baseline, has 50.0 %" in summary.verdicts[1].said
     assert summary.tables[0].rows[0][1] == "75.0 (50.0 to 100.0) %"  # of both seeds
 
 

@@ -136,7 +136,7 @@ def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Pat
     rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
     assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
     assert all(f"\nverdict: {name}: 200 labels, 20 % of them wrong," in said for name in labels.LEARNERS.values())
-    assert "| perfect model | 100.0 %" in said and "Better with correct labels, by number of examples: 50" in said
+    assert "| perfect model   | 100.0 %" in said and "Better with correct labels, by number of examples: 50" in said
     assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
 
 
