@@ -37,7 +37,7 @@ TAIL = """---
 
 # Start simple, add complexity only when it is needed
 
-1. n-grams: a second, and a baseline for everything else
+1. the n-gram baseline: seconds of training, and a comparison for everything else
 2. retrieval, if the facts change
 3. a small model of your own, if the task is narrow
 4. fine-tuning a pretrained model, if it is measurably better
