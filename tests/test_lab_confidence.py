@@ -102,7 +102,7 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
 
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
-    assert summary.tables[0].rows[0][2:] == ["inf", "0 %", "", "0 %"]
+    assert summary.tables[0].rows[0][2:] == ["none", "0 %", "", "0 %"]
     assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].said
     assert "keeps it" not in summary.verdicts[1].said
 

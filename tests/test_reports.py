@@ -281,8 +281,7 @@ def verdicts(style: dict[int, float], wrong: int) -> str:
     """The verdicts on made-up results: firm A's style by number of examples, wrong texts among 100 in style."""
 
     def one(share: float) -> dict[str, object]:
-        facts = {"company": wrong, "quarter": 0, "figures": 0, "directions": 0}
-        mine = {"style": share, "in style": 100, "wrong": wrong, "wrong facts": facts}
+        mine = {"style": share, "in style": 100, "wrong": wrong}
         return {"fidelity": 1 - wrong / 100, "a": mine, "b": mine}
 
     runs = {(firm, size): [one(share)] for firm in "ab" for size, share in style.items()}
@@ -291,7 +290,8 @@ def verdicts(style: dict[int, float], wrong: int) -> str:
 
 def test_verdicts_follow_from_the_numbers() -> None:
     assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0)
-    assert "In this run, texts in style are correct" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
+    assert "A text in perfect style is correct in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
     said = verdicts({25: 0.1, 400: 0.2}, 11)
     assert "firm A: style more than 400, fidelity more than 400" in said
-    assert "A text in perfect style can be wrong" in said and "A, 25: 11.0 % (most often company)" in said
+    assert "A text in perfect style can be wrong. With 25, 400 examples" in said
+    assert "something wrong: firm A 11, 11 %; firm B 11, 11 %." in said

@@ -147,18 +147,12 @@ def described(cost: Trained) -> dict[str, Any]:
 def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
     """Judge the responses to prompts by the style of each firm and by their facts."""
     texts, _ = model.responses(prompts, 120)
-    stated = [facts(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-    right = [all(one.values()) for one in stated]
+    right = [all(facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
     found: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(right), "responses": texts[:50]}
     for firm in DATASETS:
         in_style = [i for i, text in enumerate(texts) if all(style(firm, text).values())]
-        wrong = [stated[i] for i in in_style if not right[i]]
-        found[firm] = {
-            "style": len(in_style) / len(prompts),
-            "in style": len(in_style),
-            "wrong": len(wrong),
-            "wrong facts": {name: sum(not one[name] for one in wrong) for name in stated[0]},
-        }
+        wrong = sum(not right[i] for i in in_style)
+        found[firm] = {"style": len(in_style) / len(prompts), "in style": len(in_style), "wrong": wrong}
     return found
 
 
@@ -319,18 +313,17 @@ def needed(runs: Runs) -> Verdict:
 
 
 def in_style_and_wrong(runs: Runs) -> Verdict:
-    """How many texts in perfect style are wrong, and in what."""
-    parts, worst = [], 0.0
-    for (firm, size), some in runs.items():
-        shares = list(map(wrong_of(firm), some))
-        worst = max(worst, statistics.median(shares))
-        counts = {fact: sum(one[firm]["wrong facts"][fact] for one in some) for fact in some[0][firm]["wrong facts"]}
-        most = max(counts, key=lambda fact: counts[fact])
-        parts.append(f"{firm.upper()}, {size}: {percent(shares)}" + (f" (most often {most})" if counts[most] else ""))
-    head = "A text in perfect style can be wrong" if 100 * worst > MARGIN else "In this run, texts in style are correct"
+    """How many texts in perfect style state something wrong."""
+    shares = {key: statistics.median(map(wrong_of(key[0]), some)) for key, some in runs.items()}
+    sizes = ", ".join(str(size) for firm, size in runs if firm == "a")
+    head = "can be wrong" if 100 * max(shares.values()) > MARGIN else "is correct in this run"
+    said = [
+        f"{name} {', '.join(f'{100 * shares[firm, size]:.0f}' for one, size in runs if one == firm)} %"
+        for firm, name in FIRMS.items()
+    ]
     return Verdict(
-        f"{head}. Share of the texts in perfect style that state something wrong, by firm and number of examples: "
-        f"{'; '.join(parts)}.",
+        f"A text in perfect style {head}. With {sizes} examples, this share of such texts states something wrong: "
+        f"{'; '.join(said)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
     )
 

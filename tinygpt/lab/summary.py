@@ -6,6 +6,7 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 import base64
 import hashlib
 import importlib.util
+import math
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
@@ -99,6 +100,8 @@ def percent(shares: Sequence[float], form: str = ".1f") -> str:
 def spread(values: Sequence[float], form: str) -> str:
     """The median, and with several values the smallest and the largest."""
     low, middle, high = min(values), statistics.median(values), max(values)
+    if low == high == math.inf:
+        return "none"
     return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
 
 
