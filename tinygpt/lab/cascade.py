@@ -270,8 +270,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     why = (
         f"The cascade of {', '.join(found.longest)} and person. Threshold: the lowest confidence at which, of the "
         f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are correct "
-        f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones among the "
-        "lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
+        f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
+        "among the lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
     )
     return Summary(
         "Start simple, and add a system only where it is needed",
