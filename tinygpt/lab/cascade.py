@@ -384,13 +384,9 @@ def draw(found: Found, axes: Any) -> None:
         )
     for name, runs in [*((name, found.alone(name)) for name in found.names), ("person", found.cascade([]))]:
         axes.plot(median(runs, "cost"), 100 * median(runs, "accuracy"), "ks", markersize=6)
+        place, side = (median(runs, "cost"), 100 * median(runs, "accuracy")), -8 if name == "person" else 8
         axes.annotate(
-            name,
-            (median(runs, "cost"), 100 * median(runs, "accuracy")),
-            (-8, -3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
+            name, place, (side, -4), textcoords="offset points", ha="right" if side < 0 else "left", fontsize=9
         )
     axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
     axes.margins(x=0.2)
