@@ -99,19 +99,17 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     base, flags = task.base, []
     if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
         flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
-    first = next(name for name, other in TASKS.items() if other.preset == task.preset)  # the preset's own dataset
-    own = [] if config.name == first else [f"--dataset={config.name}", f"--out_dir=out-{config.name.replace('_', '-')}"]
     preset = f"configs/{task.preset}.yaml"
     place = suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
-        if config.name != "transactions":  # the dataset of these presets
-            own = [f"--dataset={config.name}", f"--out_dir=out-{config.name}"]
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
+        own = own_flags(config.name, "transactions")
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
         print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
         return
+    own = own_flags(config.name, next(name for name, other in TASKS.items() if other.preset == task.preset))
     if not task.base:
         print(f"next: {suggest.command('train', preset, *place)}")
         return
@@ -125,6 +123,11 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         print(f"next: {suggest.command('prepare', other, *place)}")
         print(f"next: {suggest.command('train', f'configs/{TASKS[other].preset}.yaml', *place)}")
     print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
+
+
+def own_flags(name: str, dataset: str) -> list[str]:
+    """Flags for a preset that trains on `dataset`, so that it trains on the dataset `name`."""
+    return [] if name == dataset else [f"--dataset={name}", f"--out_dir=out-{name.replace('_', '-')}"]
 
 
 def coloured(asked: str, answer: str) -> str:

@@ -67,21 +67,10 @@ _TASKS = (
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
     Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
-    Task(
-        "reports_a",
-        (),
-        partial(reports.make, "a"),
-        "finetune_reports",
-        base="out-reports",
-        scores=reports.SCORES["a"],
-    ),
-    Task(
-        "reports_b",
-        (),
-        partial(reports.make, "b"),
-        "finetune_reports",
-        base="out-reports",
-        scores=reports.SCORES["b"],
+    *(
+        Task(f"reports_{firm}", (), partial(reports.make, firm), "finetune_reports", "out-reports", scores=scores)
+        for firm, scores in reports.SCORES.items()
+        if firm != "plain"
     ),
     Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
 )
