@@ -162,10 +162,10 @@ def stored(one: System, latency: float) -> dict[str, Any]:
 
 
 def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_given() -> None:
-    found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "big")}
-    config = LabConfig("cascade", seeds=1, pretrained="big", price=2)
+    found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "pretrained tiny")}
+    config = LabConfig("cascade", seeds=1, pretrained="tiny", price=2)
     here = cascade.systems_of(found, config, 1)
-    assert list(here) == ["n-gram baseline", "tiny model", "big"] and here["big"].price == pytest.approx(2)
+    assert list(here) == ["n-gram baseline", "tiny model", "tiny"] and here["tiny"].price == pytest.approx(2)  # a name that a stage has, too
     config.outside_price = 7.5
     rented = cascade.systems_of(found, config, 1)
     assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
@@ -182,7 +182,7 @@ def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     """The pretrained model has one seed; on the other one, the n-grams would answer everything for nothing."""
-    found = {f"ask: {name}, seed 1": stored(FIRST, 0.001) for name in ("ngram", "tiny", "big")}
+    found = {f"ask: {name}, seed 1": stored(FIRST, 0.001) for name in ("ngram", "tiny", "pretrained big")}
     easy = FIRST._replace(right=dict.fromkeys(("val", "test"), np.ones(80, bool)))
     found |= {f"ask: {name}, seed 2": stored(easy, 0.001) for name in ("ngram", "tiny")}
     summary = cascade.summarise(found, LabConfig("cascade", seeds=2, pretrained="big"))

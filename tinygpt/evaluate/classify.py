@@ -36,6 +36,7 @@ from tinygpt.terminal import escaped
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
+NGRAM_C = 100  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 
@@ -186,7 +187,8 @@ def ngram_classifier(
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
     try:
         with tqdm(desc="training the n-gram baseline", bar_format="{desc} ...", leave=False, disable=None):
-            classifier = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train_prompts), train_truth)
+            classifier = LogisticRegression(C=NGRAM_C, max_iter=1000)
+            classifier.fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character
         return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
 

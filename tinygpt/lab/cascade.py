@@ -77,8 +77,8 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         if path and seed == 1:
             tune = partial(learn, "finetune", "finetune_transactions_pretrained", large, size.pretrained)
             found += [
-                Stage(f"train: {path}, seed 1", 10 + size.pretrained, partial(tune, f"--ckpt={path}")),
-                Stage(f"ask: {path}, seed 1", 200, partial(ask_model, large, seed)),
+                Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, f"--ckpt={path}")),
+                Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask_model, large, seed)),
             ]
     return found
 
@@ -168,14 +168,14 @@ def alone(system: System) -> Run:
 
 def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
     """The systems of a seed by name, the cheapest first."""
-    names = {"ngram": "n-gram baseline", "tiny": "tiny model"}
+    names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
-        names[config.pretrained] = "outside model" if config.outside_price else config.pretrained
+        names[pretrained] = "outside model" if config.outside_price else config.pretrained
     found = {}
     for key, name in names.items():
         if (one := results.get(f"ask: {key}, seed {seed}")) is not None:
             price = 1000 * one["latency"] / 3600 * config.price
-            if key == config.pretrained and config.outside_price:  # as if it were rented
+            if key == pretrained and config.outside_price:  # as if it were rented
                 price = config.outside_price
             confidence, right = (
                 {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")
@@ -390,7 +390,7 @@ def draw(found: Found, axes: Any) -> None:
         offset = -8 if name == "person" else 8, -15 if number == 2 else -4  # the third is often close to the second
         axes.annotate(name, place, offset, textcoords="offset points", ha=side, fontsize=9)
     axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
-    axes.margins(x=0.2)
+    axes.margins(x=0.2, y=0.1)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

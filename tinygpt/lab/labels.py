@@ -143,7 +143,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
-        "percentage points (95 % confidence); all rows are measured on the same lines."
+        "percentage points (95 % confidence); all rows are measured on the same lines. The tiny model's checkpoint is "
+        "chosen on 500 validation lines with correct labels, in each row."
     )
     if config.pretrained:
         how += " The pretrained model learns the first examples, the same with each seed."
