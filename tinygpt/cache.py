@@ -46,6 +46,10 @@ class KVCache:
         self.last_token = torch.zeros_like(self.last_token)
         self.last_input.zero_()
 
+    def queries(self, T: int) -> Tensor:
+        """Positions of the next T tokens: int64 (T,)."""
+        return torch.arange(self.length, self.length + T, device=self.last_token.device)
+
     def positions(self, T: int) -> Tensor:
         """Positions of the keys after T more tokens are read: int64 (S,)."""
         last = self.length + T - 1
@@ -61,3 +65,7 @@ class KVCache:
         self.keys_values[layer, 0, :, :, slot : slot + T] = k
         self.keys_values[layer, 1, :, :, slot : slot + T] = v
         return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)]
+
+    def advance(self, idx: Tensor) -> None:
+        """Count the tokens int64 (B, T) as read."""
+        self.length, self.last_token = self.length + idx.size(1), idx[:, -1:]

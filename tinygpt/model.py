@@ -192,32 +192,34 @@ class GPT(nn.Module):
 
     def residual(self, idx: Tensor, cache: Any = None) -> Tensor:
         """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""
-        T, start = idx.size(1), cache.length if cache else 0
+        T = idx.size(1)
+        positions = torch.arange(T, device=idx.device) if cache is None else cache.queries(T)
         x: Tensor = self.transformer["wte"](idx)
         if self.config.bigram_table:  # pairs (previous token, token); the token before the first is taken to be 0
             first = torch.zeros_like(idx[:, :1]) if cache is None else cache.last_token
             before = torch.cat((first, idx[:, :-1]), dim=1)
             x = x + self.transformer["wbe"](before * self.config.vocab_size + idx)
         if self.position.embeds:
-            x = x + self.transformer["wpe"].weight[start : start + T]
+            x = x + self.transformer["wpe"](positions).view(-1, T, x.size(-1))
         x = F.dropout(x, self.config.dropout, self.training)
-        context = self.context(T, idx.device, cache)
+        context = self.context(positions, cache)
         for block in self.transformer["h"]:
             x = block(x, context)
         if cache is not None:
-            cache.length, cache.last_token = start + T, idx[:, -1:]
+            cache.advance(idx)
         return x
 
-    def context(self, T: int, device: torch.device, cache: Any = None) -> Context:
-        """Build the context of a forward pass over the next T tokens."""
-        start = cache.length if cache else 0
-        queries = torch.arange(start, start + T, device=device)
-        keys = cache.positions(T) if cache else queries
-        mask = self.position.bias(queries, keys)
+    def context(self, queries: Tensor, cache: Any = None) -> Context:
+        """Build the context of a forward pass over the tokens at the positions `queries`, int64 (T,).
+
+        If the sequences of a cache have different lengths, positions have the shape (B, 1, T), and masks (B, 1, T, S).
+        """
+        keys = queries if cache is None else cache.positions(queries.size(-1))
+        mask, later = self.position.bias(queries, keys), keys[..., None, :] > queries[..., None]
         if cache is not None and mask is None:
-            mask = torch.zeros(T, len(keys), device=device)
+            mask = torch.zeros(later.shape, device=later.device)
         if mask is not None:
-            mask = mask.masked_fill(keys > queries[:, None], -math.inf)
+            mask = mask.masked_fill(later, -math.inf)
         return Context(self.position.rotation(queries), mask, cache)
 
     def new_cache(self, batch_size: int, length: int = 0) -> KVCache:

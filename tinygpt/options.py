@@ -121,14 +121,15 @@ class Position:
         self.config, self.n_head, self.head_dim = config, config.n_head, config.head_dim
 
     def rotation(self, positions: Tensor) -> Tensor | None:
-        """Return cosines and signed sines for `rotate`: float32 (2, T, head_dim), for positions int64 (T,)."""
+        """Return cosines and signed sines for `rotate`: float32 (2, ..., T, head_dim), for positions int64 (..., T)."""
         return None
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """Return the bias that is added to attention's scores: float32 (n_head, T, S), on the positions' device.
+        """Return the bias that is added to attention's scores: float32 (..., n_head, T, S), on the positions' device.
 
-        queries, keys: positions, int64 (T,) and (S,). The causal mask is applied elsewhere. The report's page supports
-        a bias that depends on head and distance only, and rotation angles that are proportional to the position.
+        queries, keys: positions, int64 (..., T) and (..., S). The causal mask is applied elsewhere. The report's page
+        supports a bias that depends on head and distance only, and rotation angles that are proportional to the
+        position.
         """
         return None
 
@@ -145,7 +146,9 @@ class Rotary(Position):
 
     def rotation(self, positions: Tensor) -> Tensor:
         channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float()[:, None] * self.config.rope_base ** (-channels / self.head_dim)  # (T, head_dim / 2)
+        angles = positions.float()[..., None] * self.config.rope_base ** (
+            -channels / self.head_dim
+        )  # (..., head_dim / 2)
         cos, sin = angles.cos(), angles.sin()
         return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
@@ -166,7 +169,7 @@ class Alibi(Position):
         upper = 1 << self.n_head.bit_length()
         steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
         slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))
-        return slopes[:, None, None] * (keys - queries[:, None])
+        return slopes[:, None, None] * (keys[..., None, :] - queries[..., None])
 
 
 POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary, "alibi": Alibi}

@@ -91,7 +91,7 @@ class Decoder(KVCache):
             y = grouped_attention(q, k, v, mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
             x = mlp_proj.onto(x, activate(c_fc(self._shifted(ln_2(x), T, layer, 1))))
-        self.length, self.last_token = start + T, idx[:, -1:]
+        self.advance(idx)
         return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
 
     def _split_heads(self, qkv: Tensor, rotation: Tensor | None, layer: int, new: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Decoder(KVCache):
         """The mask of the next T tokens. A single token attends to every key, so without a bias it needs no mask."""
         if T == 1 and not self.biased:
             return None
-        mask = self.model.context(T, self.wte.device, self).mask
+        mask = self.model.context(self.queries(T), self).mask
         return None if mask is None else mask.to(self.wte.dtype)
 
     def _rotation(self, start: int, T: int) -> Tensor | None:

@@ -23,12 +23,18 @@ class SharedPrefix:
 
     def __init__(self) -> None:
         self.length = 0
-        self.last_token = torch.zeros(0)  # set by the model, not used
         self.stored: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def queries(self, T: int) -> Tensor:
+        """Positions of the next T tokens: int64 (T,)."""
+        return torch.arange(self.length, self.length + T)
 
     def positions(self, T: int) -> Tensor:
         """Positions of the keys: int64 (S,)."""
         return torch.arange(self.length + T)
+
+    def advance(self, idx: Tensor) -> None:
+        self.length += idx.size(1)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return all keys and values for the new ones, (B, kv_heads, T, head_dim): (B, kv_heads, S, head_dim) each."""
