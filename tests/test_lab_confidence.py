@@ -300,7 +300,7 @@ def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded
     lab = ["lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large"]
     done = cli_here(*lab, cwd=folder)
     assert done.status == 0, done.err
-    assert re.findall("stage . of .: (.*), seed", done.out) == ["train: large", "ask: large"]
+    assert re.findall("stage . of .: (.*), seed", done.out) == ["train: pretrained large", "ask: pretrained large"]
     assert "by large" in done.out
     rented = cli_here(*lab, "--outside_price=2.5", "--person_price=20", cwd=folder)
     assert rented.status == 0 and not re.search("stage . of", rented.out)
