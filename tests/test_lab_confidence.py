@@ -165,7 +165,9 @@ def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_gi
     found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "pretrained tiny")}
     config = LabConfig("cascade", seeds=1, pretrained="tiny", price=2)
     here = cascade.systems_of(found, config, 1)
-    assert list(here) == ["n-gram baseline", "tiny model", "tiny"] and here["tiny"].price == pytest.approx(2)  # a name that a stage has, too
+    assert list(here) == ["n-gram baseline", "tiny model", "tiny"] and here["tiny"].price == pytest.approx(
+        2
+    )  # a name that a stage has, too
     config.outside_price = 7.5
     rented = cascade.systems_of(found, config, 1)
     assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
