@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.sample import Choice, StreamWriter, generate, until
+from tinygpt.sample import Choice, TextStream, generate
 
 
 def written(folder: Path, *args: str) -> str:
@@ -166,35 +166,29 @@ def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
 # ---- streaming --------------------------------------------------------------------------------------------------
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], stop: str, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    writer = StreamWriter(tokenizer, stop)
+def streamed(tokenizer: Tokenizer, ids: list[int], *stops: str) -> str:
+    stream, text = TextStream(tokenizer, stops), ""
     for token in ids:
-        if writer.feed(token):
+        text += stream.feed(token)
+        if stream.stopped:
             break
-    writer.close()
-    return capsys.readouterr().out
+    return text + stream.end()
 
 
 @settings(deadline=None)
-@given(text=st.text("ab\n", max_size=30), stop=st.text("ab\n", max_size=5))
-def test_streaming_stops_exactly_before_the_stop_text(text: str, stop: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        pieces: list[str] = []
-        patch.setattr("sys.stdout", type("Out", (), {"write": pieces.append, "flush": lambda: None}))
-        writer = StreamWriter(CharTokenizer("ab\n"), stop)
-        for token in CharTokenizer("ab\n").encode(text):
-            if writer.feed(int(token)):
-                break
-        writer.close()
-    assert "".join(pieces) == until(text, stop) + "\n"
+@given(text=st.text("ab\n", max_size=30), stops=st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=3))
+def test_streaming_stops_exactly_before_the_first_stop_text(text: str, stops: list[str]) -> None:
+    """Of texts that are complete at the same token, the longest comes first."""
+    ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    expected = text[: min(ends)[1]] if ends else text
+    assert streamed(CharTokenizer("ab\n"), CharTokenizer("ab\n").encode(text).tolist(), *stops) == expected
 
 
-def test_characters_spread_over_several_tokens_come_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_characters_spread_over_several_tokens_come_whole() -> None:
     tokenizer = GPT2Tokenizer()
     text = "naïve 🤗 字𝄞 end"
     ids = tokenizer.encode(text).tolist()
     assert any("\ufffd" in tokenizer.decode([token]) for token in ids)
     for count in range(len(ids) + 1):  # cut in the middle of a character too
-        assert streamed(tokenizer, ids[:count], "", capsys) == tokenizer.decode(ids[:count]) + "\n"
-    assert streamed(tokenizer, ids, "字", capsys) == "naïve 🤗 \n"
+        assert streamed(tokenizer, ids[:count]) == tokenizer.decode(ids[:count])
+    assert streamed(tokenizer, ids, "字") == "naïve 🤗 "

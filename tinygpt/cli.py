@@ -37,6 +37,9 @@ GROUPS = {
             "write a model for a browser, transformers, llama.cpp, peft",
         ),
     },
+    "use a model": {
+        "serve": ("serve.command:serve", "ServeConfig", "a local server: a chat page, and OpenAI's API"),
+    },
     "ask your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
         "ask": ("retrieve.ask:ask", "AskConfig", "answer a question from the documents of an index"),

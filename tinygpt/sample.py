@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -157,14 +157,15 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
     """Write one sample, each token as soon as it is generated."""
     rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
     first = list(itertools.islice(rows, 1))  # raises errors before anything is written
-    writer = StreamWriter(tokenizer, config.stop)
-    writer.write(tokenizer.decode(prompt))
+    text = TextStream(tokenizer, [config.stop])
+    write(tokenizer.decode(prompt))
     try:
         for row in itertools.chain(first, rows):
-            if writer.feed(int(row[0])):
+            write(text.feed(int(row[0])))
+            if text.stopped:
                 break
     finally:
-        writer.close()
+        write(text.end() + "\n")
 
 
 def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
@@ -195,28 +196,28 @@ def until(text: str, stop: str) -> str:
     return text.partition(stop)[0] if stop else text
 
 
-class StreamWriter:
-    """Write tokens to the terminal as they are generated: complete characters only, and no part of the stop text."""
+class TextStream:
+    """The text of tokens as they are generated: complete characters only, up to the first of some stop texts."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
-        self.tokenizer, self.stop, self.held, self.stopped = tokenizer, stop, "", False
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stops, self.held, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, token: int) -> bool:
-        """Write one token. Return True when the stop text is complete."""
-        self.held += self.decoder.decode(self.tokenizer.token_bytes(token))
-        if self.stop and self.stop in self.held:
-            self.held, self.stopped = until(self.held, self.stop), True
-            return True
-        keep = next((n for n in range(len(self.stop), 0, -1) if self.held.endswith(self.stop[:n])), 0)
-        self.write(self.held[: len(self.held) - keep])
-        self.held = self.held[len(self.held) - keep :]
-        return False
+    def feed(self, token: int) -> str:
+        """Return the text that is certain after one more token. `stopped` says that a stop text is complete."""
+        text = self.held + self.decoder.decode(self.tokenizer.token_bytes(token))
+        if found := [text.index(stop) for stop in self.stops if stop in text]:
+            self.held, self.stopped = "", True
+            return text[: min(found)]
+        keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self.held = text[len(text) - keep :]  # the beginning of a stop text, perhaps
+        return text[: len(text) - keep]
 
-    def close(self) -> None:
-        unfinished = "" if self.stopped else self.decoder.decode(b"", final=True)  # a character cut in two
-        self.write(self.held + unfinished + "\n")
+    def end(self) -> str:
+        """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
+        return "" if self.stopped else self.held + self.decoder.decode(b"", final=True)
 
-    def write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

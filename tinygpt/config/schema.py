@@ -441,6 +441,54 @@ class AskConfig:
 
 
 @dataclasses.dataclass
+class ServeConfig:
+    """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
+
+    tinygpt serve --ckpt out/ckpt.pt
+
+    tinygpt serve --ckpt out-reports --adapter a=out-reports-a --adapter b=out-reports-b
+
+    tinygpt serve --ckpt out-smollm2 --index index.db
+
+    Only programs on this machine reach it, unless --host says otherwise, which needs --api_key. Prompts and responses
+    are not logged. Ctrl-C ends it after the requests that it has accepted.
+    """
+
+    ckpt: File = "out/ckpt.pt"
+    """a checkpoint, or the folder that holds ckpt.pt; its folder's name is the model's name in the API"""
+    adapter: tuple[str, ...] = ()
+    """a LoRA adapter of that checkpoint as a model of its own: NAME=PATH; may be given several times"""
+    index: File = ""
+    """an index of documents, made by tinygpt index: adds the model `documents`, which answers questions from it"""
+    reader: File = ""
+    """the model that reads the passages of the index; empty: the tiny reader that ships with tinygpt"""
+    host: str = "127.0.0.1"
+    """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which needs --api_key"""
+    port: Annotated[int, Limit(">=", 0), Limit("<", 65536)] = 8000
+    """port to listen on; 0: a free one"""
+    api_key: File = ""
+    """a file that contains the key which each request must send (Authorization: Bearer KEY)"""
+    allow_origin: str = ""
+    """a web site whose pages may call the API from a browser (CORS), for example http://localhost:3000"""
+    max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024)] = 16
+    """sequences that are generated at the same time; others wait"""
+    max_queue: Annotated[int, Limit(">=", 1), Limit("<=", 1 << 20)] = 64
+    """requests that may wait; more are refused with status 429"""
+    max_tokens: Count = 4096
+    """tokens that a request may ask for"""
+    timeout: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 300.0
+    """seconds after which a request is ended"""
+    skip_unknown: bool = False
+    """remove characters outside the model's vocabulary from prompts instead of refusing them"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
+    dtype: Dtype = "auto"
+    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
+    data_dir: File = "data"
+    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+
+
+@dataclasses.dataclass
 class PlotConfig:
     """Draw the loss curves of one or more runs as a PNG file.
 

@@ -216,8 +216,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
         self.stop = eos
         if pair:
-            parts = (self._encoding.encode(pair[name], add_special_tokens=False).ids for name in PairFormat._fields)
-            self.pair = PairFormat(*(np.array(ids, dtype="<u2") for ids in parts))
+            self.pair = PairFormat(*(self.encode_template(pair[name]) for name in PairFormat._fields))
             if not (len(self.pair.prefix) and len(self.pair.middle)) or len(self.pair.end) != 1:
                 raise ValueError("no special tokens around prompt and response")
             self.stop = pair["end"]
@@ -235,6 +234,14 @@ class HuggingFaceTokenizer(BaseTokenizer):
             raise TinyGPTError(
                 f"the text contains {lone_surrogate(text)}, half of a surrogate pair", "remove it, or use UTF-8 text"
             ) from None
+
+    def encode_template(self, text: str) -> np.ndarray:
+        """Ids of a text of the chat template, uint16 (n,): the name of a special token is that token."""
+        self._encoding.encode_special_tokens = False
+        try:
+            return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
+        finally:
+            self._encoding.encode_special_tokens = True
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.

@@ -1,8 +1,8 @@
 """Chat templates: the text that a model expects around prompt and response.
 
 A chat template is a program in Jinja, run in Jinja's sandbox as transformers runs it. tinygpt runs it when a model is
-imported, with a conversation of one prompt and one response, and keeps the text around the two. Later commands do not
-need Jinja.
+imported, with a conversation of one prompt and one response, and keeps the text around the two. Other commands do not
+need Jinja; `tinygpt serve` runs it once more, with several turns.
 
 The sandbox limits neither loops nor the size of a text. So a template runs in a process of its own, `python -m
 tinygpt.interop.chat`, with a limit of time and, where the system has one, of memory.
@@ -20,6 +20,7 @@ from typing import Any
 
 from tinygpt.errors import TinyGPTError, missing
 
+Conversation = list[dict[str, str]]  # messages: {"role": ..., "content": ...}
 PROMPT, RESPONSE = "tinygptPROMPTtinygpt", "tinygptRESPONSEtinygpt"  # letters, so that no template changes them
 SECONDS, BYTES = 20, 1 << 30  # of a template's process; a real one takes a fraction of a second and 30 MB
 LONGEST = 1 << 16  # characters that a template may write
@@ -31,7 +32,8 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     special: names of the special tokens. Errors: TinyGPTError if the template cannot be run, or if prompt and response
     are not separated by special tokens, so that a user's text could imitate the separation.
     """
-    question, example = render(template, bos, eos)
+    asked = [{"role": "user", "content": PROMPT}]
+    question, example = render(template, bos, eos, [asked, [*asked, {"role": "assistant", "content": RESPONSE}]])
     if question.count(PROMPT) != 1 or example.count(PROMPT) != 1 or example.count(RESPONSE) != 1:
         raise UnusableTemplate("it does not contain prompt and response once each")
     prefix, middle = question.split(PROMPT)
@@ -48,8 +50,10 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     return parts
 
 
-def render(template: str, bos: str, eos: str) -> tuple[str, str]:
-    """Run a chat template in a process of its own; returns a prompt up to its response, and prompt and response.
+def render(template: str, bos: str, eos: str, conversations: list[Conversation]) -> list[str]:
+    """Run a chat template in a process of its own; returns the text of each conversation.
+
+    A conversation that ends with a prompt is followed by the text before its response.
 
     Errors: TinyGPTError for a template that cannot be run, or takes too long, and without the package jinja2.
     """
@@ -60,7 +64,10 @@ def render(template: str, bos: str, eos: str) -> tuple[str, str]:
     command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
     try:
         done = subprocess.run(
-            command, input=json.dumps([template, bos, eos]).encode(), capture_output=True, timeout=SECONDS
+            command,
+            input=json.dumps([template, bos, eos, conversations]).encode(),
+            capture_output=True,
+            timeout=SECONDS,
         )
         texts, problem = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
@@ -69,12 +76,11 @@ def render(template: str, bos: str, eos: str) -> tuple[str, str]:
         raise UnusableTemplate(f"its process ended with exit status {done.returncode}") from None
     if problem:
         raise UnusableTemplate(problem)
-    question, example = texts
-    return question, example
+    return list(texts)
 
 
-def run_template(template: str, bos: str, eos: str) -> tuple[list[str], str]:
-    """Return the two texts of `render`, and the problem that prevents them, empty if there is none."""
+def run_template(template: str, bos: str, eos: str, conversations: list[Conversation]) -> tuple[list[str], str]:
+    """Return the texts of `render`, and the problem that prevents them, empty if there is none."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
@@ -85,13 +91,11 @@ def run_template(template: str, bos: str, eos: str) -> tuple[list[str], str]:
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: ""}
     values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None}
-    asked = [{"role": "user", "content": PROMPT}]
-    answered = [*asked, {"role": "assistant", "content": RESPONSE}]
     try:
         compiled = environment.from_string(template)
         texts = [
-            compiled.render(**values, messages=messages, add_generation_prompt=messages is asked)
-            for messages in (asked, answered)
+            compiled.render(**values, messages=messages, add_generation_prompt=messages[-1]["role"] == "user")
+            for messages in conversations
         ]
     except PermissionError as error:
         return [], str(error)

@@ -1,0 +1,109 @@
+"""Conversations as tokens: the text and the special tokens that a model expects around each message.
+
+A model that was fine-tuned on pairs knows one prompt and one response, so a longer conversation is refused. An imported
+model has a chat template. It is run once, with marks in place of the contents, and the texts between the marks are
+kept. They are encoded separately from the contents, so a user's text cannot contain a special token.
+
+    form = ChatFormat.of(tokenizer)
+    form.encode([{"role": "user", "content": "Hello"}])         # ids up to where the response begins
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.data.prompts import encode_prompt
+from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.interop.chat import PROMPT, RESPONSE, Conversation, render
+from tinygpt.serve.protocol import from_error, wrong
+
+SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
+
+
+class ChatFormat(NamedTuple):
+    """How a model reads conversations. Texts as token ids; None where the model has no such thing."""
+
+    tokenizer: Tokenizer
+    skip_unknown: bool
+    between: np.ndarray | None = None  # between a response (with its end) and the next prompt
+    before_system: np.ndarray | None = None
+    after_system: np.ndarray | None = None  # up to the first prompt
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, skip_unknown: bool = False) -> "ChatFormat":
+        """The format of a tokenizer. Only a chat template has several turns and a system message."""
+        form = cls(tokenizer, skip_unknown)
+        if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
+            return form
+        turn = [{"role": "user", "content": PROMPT}]
+        second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
+        system = [{"role": "system", "content": SYSTEM}, *turn]
+        bos = tokenizer.decode(tokenizer.start[:1])
+
+        def rendered(messages: Conversation) -> str:
+            try:
+                return render(tokenizer.chat_template, bos, tokenizer.eos, [messages])[0]
+            except TinyGPTError:  # it refuses system messages, or several turns
+                return ""
+
+        once = rendered(turn)
+        form = form._replace(between=form._between(once, rendered(second)))
+        return form._replace(**form._around_system(once, rendered(system)))
+
+    def _between(self, once: str, several: str) -> np.ndarray | None:
+        assert isinstance(self.tokenizer, HuggingFaceTokenizer)
+        middle, end = once.split(PROMPT)[1], self.tokenizer.stop
+        start = once + RESPONSE + end
+        if not several.startswith(start) or not several.endswith(AGAIN + middle) or several.count(AGAIN) != 1:
+            return None
+        return self.tokenizer.encode_template(several[len(start) : -len(AGAIN + middle)])
+
+    def _around_system(self, once: str, with_system: str) -> dict[str, Any]:
+        assert isinstance(self.tokenizer, HuggingFaceTokenizer)
+        middle = once.split(PROMPT)[1]
+        if with_system.count(SYSTEM) != 1 or not with_system.endswith(PROMPT + middle):
+            return {}
+        before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
+        encode = self.tokenizer.encode_template
+        return {"before_system": encode(before), "after_system": encode(after)}
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, up to where the next response begins.
+
+        Errors: ApiError for a conversation that the model cannot read.
+        """
+        if self.tokenizer.pair is None:
+            raise wrong("messages", "this model continues text, and knows no prompts; use /v1/completions")
+        system, turns = [], list(messages)
+        while turns and turns[0]["role"] == "system":
+            system.append(turns.pop(0)["content"])
+        if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+            raise wrong("messages", "expected user and assistant in turns, the last one user")
+        if system and self.before_system is None:
+            raise wrong("messages", "this model knows no system message; leave it out")
+        if len(turns) > 1 and self.between is None:
+            raise wrong(
+                "messages", "this model answers one prompt, and knows no earlier turns; send the last one alone"
+            )
+        pair, parts = self.tokenizer.pair, list[np.ndarray]()
+        try:
+            first = encode_prompt(turns[0]["content"], self.tokenizer, self.skip_unknown)
+            if not system and len(turns) == 1:
+                return first
+            if self.before_system is not None and system:
+                assert self.after_system is not None
+                parts += [self.before_system, self.tokenizer.encode("\n".join(system)), self.after_system]
+            else:
+                parts.append(pair.prefix)
+            for number, turn in enumerate(turns):
+                content = self.tokenizer.encode(turn["content"])
+                if turn["role"] == "assistant":
+                    parts += [content, pair.end]
+                else:
+                    parts += [self.between] if number and self.between is not None else []
+                    parts += [content, pair.middle]
+        except TinyGPTError as error:
+            raise from_error(error, "messages") from None
+        return np.concatenate(parts).tolist()

@@ -1,0 +1,216 @@
+"""`tinygpt serve`: load the models, listen, and end in order.
+
+It listens before the models are loaded, and says so (GET /health, status 503). SIGINT and SIGTERM end it after the
+requests that it has accepted; a second signal ends it at once.
+"""
+
+import contextlib
+import dataclasses
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tinygpt.checkpoint.adapter import Adapters
+from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import AskConfig, ServeConfig
+from tinygpt.errors import TinyGPTError, missing
+from tinygpt.files import read_text
+from tinygpt.serve.engine import Engine, Served
+from tinygpt.training import device
+from tinygpt.training.build import for_inference
+
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
+DRAIN = 30  # seconds for the requests that are running when the server is asked to end
+SHORTEST_KEY = 16  # characters
+
+
+def serve(config: ServeConfig) -> int:
+    """Serve until a signal. Returns the exit status."""
+    try:
+        import uvicorn
+
+        from tinygpt.serve.app import Documents, Limits, State, make_app
+    except ImportError as error:
+        raise missing(error.name or "starlette", "tinygpt serve", "serve") from None
+    key = read_key(config)
+    paths = adapters_of(config)
+    listener = listen(config.host, config.port)
+    host, port = listener.getsockname()[:2]
+    local = is_loopback(config.host)
+    hosts = LOCAL | {config.host.lower()} if local or not key else frozenset()
+    state = State(Limits(config.max_tokens, config.max_batch, config.timeout), key, hosts, config.allow_origin)
+    server = Server(
+        uvicorn.Config(
+            make_app(state),
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=DRAIN,
+            limit_concurrency=None,
+        )
+    )
+    problem: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            models = load_models(config, paths)
+            documents = Documents(lambda: reader(config)) if config.index else None
+            engine = Engine(models, config.max_batch, config.max_queue)
+            engine.start()
+            state.open(engine, documents, config.skip_unknown)
+            print(welcome(config, state.names(), host, port), flush=True)
+        except BaseException as error:
+            problem.append(error)
+            server.should_exit = True
+
+    loading = threading.Thread(target=load, daemon=True)
+    with signals(server):
+        loading.start()
+        server.run([listener])
+        listener.close()
+    if problem:
+        raise problem[0]
+    if state.engine is not None and not server.force_exit:
+        state.engine.close(DRAIN)
+    print("stopped", flush=True)
+    return 0
+
+
+# ---- what is served ---------------------------------------------------------------------------------------------
+
+
+def adapters_of(config: ServeConfig) -> dict[str, str]:
+    """Names and paths of the adapters. Errors: TinyGPTError for one without a name, or with one that is taken."""
+    found: dict[str, str] = {}
+    for text in config.adapter:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
+        if name in found or name in (base_name(config.ckpt), "documents"):
+            raise TinyGPTError(f"--adapter {text}: another model has the name {name}", "choose another name")
+        found[name] = str(Path(path).expanduser())
+    return found
+
+
+def base_name(ckpt: str) -> str:
+    """The name of the base model: its folder's, or the file's if it is in the current folder."""
+    path = Path(ckpt)
+    folder = path if path.is_dir() else path.parent
+    return folder.name or (path.stem if folder != path else folder.resolve().name) or "model"
+
+
+def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
+    """The base model, then its adapters, each with its tokenizer. Errors: TinyGPTError."""
+    adapters, found = Adapters(config.ckpt, paths), []
+    for name in ["", *paths]:
+        checkpoint = adapters.checkpoint(name)
+        tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
+        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+        model = for_inference(checkpoint, compute, "False")
+        found.append(Served(name or base_name(config.ckpt), tokenizer, model))
+    return found
+
+
+def reader(config: ServeConfig) -> Callable[[str], dict[str, Any]]:
+    """A function that answers a question from the index, as `tinygpt ask` does. Errors: TinyGPTError."""
+    from tinygpt.retrieve.ask import Responder, checked
+    from tinygpt.retrieve.store import open_index
+
+    asked = parse(AskConfig, [f"--{key}={getattr(config, key)}" for key in ("index", "device", "dtype")])
+    asked.ckpt = config.reader
+    respond = Responder(asked, open_index(Path(config.index)).__enter__())  # for as long as the process lives
+    return lambda question: dataclasses.asdict(respond(checked(question)))
+
+
+# ---- the server -------------------------------------------------------------------------------------------------
+
+
+def read_key(config: ServeConfig) -> str:
+    """The key that requests must send; empty if none is needed. Errors: TinyGPTError."""
+    if not config.api_key:
+        if not is_loopback(config.host):
+            raise TinyGPTError(
+                f"--host={config.host} is reachable from other machines, so a key is required",
+                "--api_key FILE, where FILE contains a key: python -c 'import secrets; print(secrets.token_hex(16))'",
+            )
+        return ""
+    key = read_text(Path(config.api_key), "--api_key key.txt").strip()
+    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise TinyGPTError(
+            f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without blanks, on one line",
+            "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt",
+        )
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is this machine's own, which no other machine reaches."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket. Errors: TinyGPTError if it is in use, or not allowed."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
+        raise TinyGPTError(f"cannot listen on {host}, port {port}: {error.strerror or error}", hint) from None
+
+
+def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:
+    """What is served, and how to reach it."""
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
+    key = ' -H "Authorization: Bearer $(cat KEYFILE)"' if config.api_key else ""
+    local = is_loopback(config.host)
+    return "\n".join(
+        [
+            f"serving:  {', '.join(names)}",
+            f"page:     {url}",
+            f"API:      {url}/v1 (OpenAI's protocol)",
+            f"try:      curl {url}/v1/completions -H 'Content-Type: application/json'{key} "
+            '-d \'{"prompt": "Once", "max_tokens": 40}\'',
+            "reach:    "
+            + ("programs on this machine only" if local else "other machines, with the key")
+            + "; prompts and responses are not logged",
+            "stop:     Ctrl-C",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def signals(server: Any) -> Iterator[None]:
+    """End the server in order at the first signal, and at once at the second."""
+
+    def stop(number: int, frame: Any) -> None:
+        if server.should_exit:
+            server.force_exit = True
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def Server(config: Any) -> Any:
+    """A uvicorn server that leaves the signals alone: it would send them again when it has ended."""
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return Quiet(config)

@@ -1,0 +1,362 @@
+"""The inference thread: it decodes the sequences of all requests together, token by token.
+
+A new request joins between two tokens (continuous batching, Yu et al. 2022): its prompt is read, at most PREFILL tokens
+of it between two steps of the others, and its sequences become rows of the model's batch. Each sequence has a random
+generator of its own, so what else is served changes nothing but the rounding of the logits.
+
+    engine = Engine([Served("out", tokenizer, model)], max_batch=16, max_queue=64)
+    engine.start()
+    engine.submit(Task(served, prompt, Settings(max_tokens=100), deliver))      # deliver(event), in the engine's thread
+    engine.close()                                                              # finish what was submitted
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
+from tinygpt.sample import Choice, TextStream, probabilities
+from tinygpt.serve.batch import BatchCache
+from tinygpt.training.device import is_out_of_memory
+
+PREFILL = 256  # tokens of prompts between two steps
+
+
+# ---- requests and what they get ---------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """How the sequences of a request are generated."""
+
+    max_tokens: int
+    choice: Choice = Choice()  # its seed is that of the first sequence; the next ones add 1, 2, ...
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    logprobs: int = -1  # log probabilities of the tokens, with so many alternatives; -1: none
+    echo: bool = False  # of the prompt's tokens, too
+
+
+class Token(NamedTuple):
+    """A token with its log probability at temperature 1, in nats; None for the first token of a text."""
+
+    id: int
+    logprob: float | None
+    top: list[tuple[int, float]]  # the most probable tokens
+
+
+class Prompt(NamedTuple):
+    """The first event of a request: its prompt was read."""
+
+    tokens: list[Token]  # with `echo`
+
+
+class Piece(NamedTuple):
+    """A piece of the text of a sequence."""
+
+    sequence: int  # its number within the request
+    text: str
+    tokens: list[Token]  # with `logprobs`; the last piece has those of the stop text, too
+    made: int  # tokens generated so far, including those that end the text
+    finish: str = ""  # "stop" or "length" for the last piece
+
+
+class Failed(NamedTuple):
+    """The last event of a request that cannot be answered."""
+
+    message: str
+    code: str
+
+
+Event = Prompt | Piece | Failed
+
+
+class Task:
+    """A request to the engine. Set `cancelled` when nobody waits for it any more."""
+
+    def __init__(
+        self,
+        served: "Served",
+        prompt: Sequence[int],
+        settings: Settings,
+        deliver: Callable[[Event], None],
+        deadline: float = float("inf"),
+    ) -> None:
+        """prompt: at least one token, at most the model's context. deadline: as time.monotonic() counts."""
+        assert 0 < len(prompt) <= served.model.config.block_size
+        self.served, self.prompt, self.settings, self.deliver = served, list(prompt), settings, deliver
+        self.deadline, self.cancelled = deadline, False
+
+
+class QueueFull(Exception):
+    """Too many requests wait."""
+
+
+# ---- the state of a model ---------------------------------------------------------------------------------------
+
+
+class Row:
+    """A sequence while it is generated."""
+
+    def __init__(self, task: Task, index: int) -> None:
+        settings, served = task.settings, task.served
+        self.task, self.index, self.made, self.finish = task, index, 0, ""
+        self.text = TextStream(served.tokenizer, (served.tokenizer.stop, *settings.stops))
+        device = served.model.lm_head.weight.device
+        self.generator = torch.Generator(device).manual_seed((settings.choice.seed + index) % (1 << 63))
+        self.recent = collections.deque(task.prompt, maxlen=served.model.config.block_size)
+        self.pending: list[Token] = []  # their text was not sent yet
+
+    def add(self, token: int, known: Token | None) -> None:
+        """Add a generated token, and send its text as soon as it is certain."""
+        settings = self.task.settings
+        self.made += 1
+        self.recent.append(token)
+        text = self.text.feed(token)
+        if known is not None:
+            self.pending.append(known)
+        if self.text.stopped:
+            self.finish = "stop"
+        elif self.made == settings.max_tokens:
+            self.finish, text = "length", text + self.text.end()
+        if not (text or self.finish):
+            return
+        tokens, self.pending = self.pending, []
+        self.task.deliver(Piece(self.index, text, tokens, self.made, self.finish))
+
+
+class Reading:
+    """A prompt that is being read: of a new request, or the last half of a context that has become full."""
+
+    def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
+        self.rows, self.left, self.echo = rows, list(tokens), echo
+        self.task = rows[0].task
+        self.cache = self.task.served.model.new_cache(1, len(tokens))
+        self.known: list[Token] = []
+        self.logits: Tensor | None = None  # of the token after those that were read, (1, V)
+
+    def read(self, count: int) -> int:
+        """Read at most `count` tokens; returns how many."""
+        served = self.task.served
+        some, self.left = self.left[:count], self.left[count:]
+        idx = torch.tensor([some], device=served.model.lm_head.weight.device)
+        if not self.echo:
+            self.logits = served.model.next_logits(idx, self.cache)[:, : served.tokenizer.vocab_size]
+            return len(some)
+        logits = served.model(idx, cache=self.cache)[0][0, :, : served.tokenizer.vocab_size]  # (T, V)
+        if self.logits is None:
+            self.known.append(Token(some[0], None, []))
+            told, before = some[1:], logits[:-1]
+        else:
+            told, before = some, torch.cat((self.logits, logits[:-1]))
+        self.known += with_logprobs(before, told, self.task.settings.logprobs)
+        self.logits = logits[-1:]
+        return len(some)
+
+
+class Served:
+    """A model that is served under a name."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer, model: GPT) -> None:
+        self.name, self.tokenizer, self.model = name, tokenizer, model
+        self.batch, self.rows = BatchCache(model), list[Row]()
+        self.readings: collections.deque[Reading] = collections.deque()
+
+    def busy(self) -> int:
+        """Number of sequences that are being generated."""
+        return len(self.rows) + sum(len(reading.rows) for reading in self.readings)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Read some tokens of prompts, and add a token to each row."""
+        self._leave()
+        budget = PREFILL
+        while self.readings and budget > 0:
+            reading = self.readings[0]
+            budget -= reading.read(budget)
+            if not reading.left:
+                self.readings.popleft()
+                self._begin(reading)
+        if self.rows:
+            last = [[row.recent[-1]] for row in self.rows]
+            idx = torch.tensor(last, device=self.model.lm_head.weight.device)
+            choose(self.rows, self.model.next_logits(idx, self.batch)[:, : self.tokenizer.vocab_size])
+            self._leave()
+
+    def _begin(self, reading: Reading) -> None:
+        """Add the first token of each sequence after a prompt, and make it a row."""
+        task, rows, logits = reading.task, reading.rows, reading.logits
+        assert logits is not None
+        if not rows[0].made:
+            task.deliver(Prompt(reading.known))
+        if task.settings.max_tokens == 0:
+            for row in rows:
+                task.deliver(Piece(row.index, "", [], 0, "length"))
+            return
+        choose(rows, logits.expand(len(rows), -1))
+        longest = reading.cache.length + task.settings.max_tokens
+        for row in rows:
+            if row.finish:
+                continue
+            if self._full(reading.cache.length):
+                self._read_again(row)
+            else:
+                self.batch.join(reading.cache, longest)
+                self.rows.append(row)
+
+    def _leave(self) -> None:
+        """Remove the rows that have ended, that nobody waits for, or whose context is full."""
+        now = time.monotonic()
+        for reading in list(self.readings):
+            if ended(reading.task, now):
+                self.readings.remove(reading)
+        for number in reversed(range(len(self.rows))):
+            row = self.rows[number]
+            full = self._full(self.batch.lengths[number])
+            if row.finish or full or ended(row.task, now):
+                if full and not row.finish and not row.task.cancelled:
+                    self._read_again(row)
+                self.batch.leave(number)
+                self.rows[number] = self.rows[-1]
+                self.rows.pop()
+        if not self.rows:
+            self.batch = BatchCache(self.model)  # gives memory back
+
+    def _full(self, length: int) -> bool:
+        return length >= self.model.config.block_size and not self.model.position.relative
+
+    def _read_again(self, row: Row) -> None:
+        """Go on with the last half of the context, as `tinygpt sample` does."""
+        half = max(1, self.model.config.block_size // 2)
+        self.readings.append(Reading([row], list(row.recent)[-half:], echo=False))
+
+    def clear(self) -> list[Task]:
+        """Forget all sequences; returns their requests."""
+        rows = [*self.rows, *(row for reading in self.readings for row in reading.rows)]
+        self.rows.clear()
+        self.readings.clear()
+        self.batch = BatchCache(self.model)
+        return list({id(row.task): row.task for row in rows}.values())
+
+
+def ended(task: Task, now: float) -> bool:
+    """Return whether a request is over: nobody waits for it, or its time is up, which it is told."""
+    if now > task.deadline and not task.cancelled:
+        task.cancelled = True
+        task.deliver(Failed("the request took longer than the server allows (--timeout)", "timeout"))
+    return task.cancelled
+
+
+def choose(rows: Sequence[Row], logits: Tensor) -> None:
+    """Draw the next token of each row from its logits (B, V), with its own settings and generator."""
+    finite = logits.isfinite().all(dim=-1).tolist()
+    groups = collections.defaultdict(list)
+    for number, row in enumerate(rows):
+        choice = row.task.settings.choice
+        if row.task.cancelled or not finite[number]:
+            fail(row.task, "the model's logits are not finite", "diverged")
+        else:
+            groups[choice.temperature, choice.top_k, choice.top_p].append(number)
+    for (temperature, top_k, top_p), numbers in groups.items():
+        some = logits[numbers]
+        if temperature == 0:
+            tokens = some.argmax(-1).tolist()
+        else:
+            chances = probabilities(some, temperature, top_k, top_p)
+            generators = [rows[number].generator for number in numbers]
+            drawn = [torch.multinomial(chances[i], 1, generator=one) for i, one in enumerate(generators)]
+            tokens = torch.cat(drawn).tolist()
+        most = max(rows[number].task.settings.logprobs for number in numbers)
+        known = with_logprobs(some, tokens, most) if most >= 0 else [None] * len(tokens)
+        for number, token, told in zip(numbers, tokens, known, strict=True):
+            wanted = rows[number].task.settings.logprobs
+            if told is not None:
+                told = told._replace(top=told.top[:wanted]) if wanted >= 0 else None
+            rows[number].add(token, told)
+
+
+def fail(task: Task, message: str, code: str) -> None:
+    if not task.cancelled:
+        task.cancelled = True
+        task.deliver(Failed(message, code))
+
+
+def with_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token]:
+    """Tokens with their log probabilities, and the `top` most probable ones, from logits (n, V)."""
+    if not tokens:
+        return []
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    if top <= 0:
+        return [Token(token, logprob, []) for token, logprob in zip(tokens, chosen, strict=True)]
+    best, ids = logprobs.topk(min(top, logprobs.size(-1)))
+    pairs = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), best.tolist(), strict=True)]
+    return [Token(*one) for one in zip(tokens, chosen, pairs, strict=True)]
+
+
+# ---- the thread -------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The thread that runs the models, and its queue."""
+
+    def __init__(self, models: Sequence[Served], max_batch: int, max_queue: int) -> None:
+        self.models, self.max_batch, self.max_queue = list(models), max_batch, max_queue
+        self._waiting: collections.deque[Task] = collections.deque()
+        self._changed, self._closing = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, *tasks: Task) -> None:
+        """Queue the tasks of a request, all or none. Errors: QueueFull."""
+        with self._changed:
+            if self._closing or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
+                raise QueueFull
+            self._waiting.extend(tasks)
+            self._changed.notify()
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Refuse new requests, and end the thread when the others are answered, or after so many seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(seconds or None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
+                if self._closing and not self._waiting and not any(model.busy() for model in self.models):
+                    return
+                self._admit()
+            for model in self.models:
+                if model.busy():
+                    self._step(model)
+
+    def _admit(self) -> None:
+        """Begin to read the prompts of waiting requests while there is room for their sequences."""
+        now, busy = time.monotonic(), sum(model.busy() for model in self.models)
+        while self._waiting and (not busy or busy + self._waiting[0].settings.n <= self.max_batch):
+            task = self._waiting.popleft()
+            if not ended(task, now):
+                rows = [Row(task, index) for index in range(task.settings.n)]
+                task.served.readings.append(Reading(rows, task.prompt, task.settings.echo))
+                busy += task.settings.n
+
+    def _step(self, model: Served) -> None:
+        try:
+            model.step()
+        except Exception as error:  # the thread must live on: whatever it was, the requests of this model are over
+            told = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}"
+            for task in model.clear():
+                fail(task, f"the model failed: {told}", "server_error")
+            if not isinstance(error, (RuntimeError, MemoryError, TinyGPTError)):
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))

@@ -1,0 +1,272 @@
+"""OpenAI's protocol as data: request bodies to settings, events to response bodies. No network, no model.
+
+Fields that tinygpt does not know are ignored, as clients send many. Known ones with a wrong value are refused, and so
+are those that would change the meaning of the answer and are not supported.
+
+Source: https://platform.openai.com/docs/api-reference (completions, chat, errors); vLLM's /tokenize.
+
+    request = read(COMPLETION, body)                     # {"prompt": ..., "max_tokens": 16, ...}
+    settings(request, cap=4096)                          # of the engine
+    completion_choice(0, "text", tokens, "stop", ...)    # an entry of `choices`
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import TinyGPTError
+from tinygpt.sample import Choice
+from tinygpt.serve.engine import Settings, Token
+
+MAX_STOPS, MAX_TOP = 4, 20  # stop texts; alternatives of a token
+
+
+class ApiError(Exception):
+    """A request that is refused: HTTP status, and OpenAI's error object."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def wrong(param: str, message: str, code: str | None = None) -> ApiError:
+    return ApiError(400, f"{param}: {message}", param, code)
+
+
+def from_error(error: TinyGPTError, param: str) -> ApiError:
+    """The refusal for a text that the model cannot read."""
+    return wrong(param, f"{error.message}; try: {error.hint}" if error.hint else error.message)
+
+
+# ---- fields of a request ----------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    """A field of a request body. `read` returns the value, or raises ValueError with what is expected."""
+
+    default: Any
+    read: Callable[[Any], Any]
+
+
+def number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise ValueError(f"expected {'an integer' if kind is int else 'a number'}")
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g}")
+        return kind(value)
+
+    return read
+
+
+def boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string")
+    return value
+
+
+def stops(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts) or len(texts) > MAX_STOPS:
+        raise ValueError(f"expected a string, or a list of at most {MAX_STOPS} strings")
+    return tuple(one for one in texts if one)
+
+
+def prompts(value: Any) -> list[str | list[int]]:
+    """A text, several, token ids, or several lists of them."""
+    entries = [value] if isinstance(value, str) or is_ids(value) else value
+    if not isinstance(entries, list) or not entries or not all(isinstance(one, str) or is_ids(one) for one in entries):
+        raise ValueError("expected a string, a list of strings, a list of token ids, or a list of such lists")
+    return entries
+
+
+def is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+def messages(value: Any) -> list[dict[str, str]]:
+    """Messages of a conversation; contents as text, or as parts of the type text. Returns roles and texts."""
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a list of messages")
+    found = []
+    for entry in value:
+        role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+        if role not in ("system", "developer", "user", "assistant"):
+            raise ValueError("the role of each message is system, user or assistant; there are no tools")
+        if isinstance(content, list):
+            if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+                raise ValueError("the parts of a content have the type text; there are no images, files or sounds")
+            content = "".join(text(part.get("text")) for part in content)
+        if not isinstance(content, str):
+            raise ValueError("the content of each message is a string, or a list of parts")
+        found.append({"role": "system" if role == "developer" else role, "content": content})
+    return found
+
+
+def stream_options(value: Any) -> dict[str, bool]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object")
+    return {"include_usage": boolean(value.get("include_usage", False))}
+
+
+def unsupported(*neutral: Any) -> Field:
+    """A field that would change the answer, except with one of these values."""
+
+    def read(value: Any) -> None:
+        if not any(type(value) is type(one) and value == one for one in neutral):
+            raise ValueError("not supported")
+
+    return Field(None, read)
+
+
+COMMON = {
+    "model": Field("", text),
+    "temperature": Field(1.0, number(0, 100)),
+    "top_p": Field(1.0, number(0, 1)),
+    "top_k": Field(0, number(0, 1 << 31, int)),
+    "n": Field(1, number(1, 128, int)),
+    "stop": Field((), stops),
+    "seed": Field(None, number(-(1 << 63), (1 << 64) - 1, int)),
+    "stream": Field(False, boolean),
+    "stream_options": Field({"include_usage": False}, stream_options),
+    "max_tokens": Field(None, number(0, 1 << 31, int)),
+    "presence_penalty": unsupported(0, 0.0),
+    "frequency_penalty": unsupported(0, 0.0),
+    "repetition_penalty": unsupported(1, 1.0),
+    "min_p": unsupported(0, 0.0),
+    "logit_bias": unsupported({}),
+}
+COMPLETION = COMMON | {
+    "prompt": Field(None, prompts),
+    "max_tokens": Field(16, number(0, 1 << 31, int)),
+    "logprobs": Field(None, number(0, MAX_TOP, int)),
+    "echo": Field(False, boolean),
+    "suffix": unsupported(""),
+    "best_of": unsupported(1),
+}
+CHAT = COMMON | {
+    "messages": Field(None, messages),
+    "max_completion_tokens": Field(None, number(1, 1 << 31, int)),
+    "logprobs": Field(False, boolean),
+    "top_logprobs": Field(None, number(0, MAX_TOP, int)),
+    "tools": unsupported([]),
+    "functions": unsupported([]),
+    "tool_choice": unsupported("none", "auto"),
+    "response_format": unsupported({"type": "text"}),
+    "modalities": unsupported(["text"]),
+    "audio": unsupported(),
+}
+TOKENIZE = {"model": Field("", text), "prompt": Field("", text)}
+DETOKENIZE = {"model": Field("", text), "tokens": Field([], lambda value: value if value == [] else ids(value))}
+
+
+def ids(value: Any) -> list[int]:
+    if not is_ids(value):
+        raise ValueError("expected a list of token ids")
+    return list(value)
+
+
+def read(fields: dict[str, Field], body: Any) -> dict[str, Any]:
+    """Read the fields of a request body; null is the default. Errors: ApiError."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    found = {}
+    for name, field in fields.items():
+        value = body.get(name)
+        try:
+            found[name] = field.default if value is None else field.read(value)
+        except ValueError as error:
+            raise wrong(name, str(error)) from None
+    for name in ("prompt", "messages"):
+        if name in found and found[name] is None:
+            raise wrong(name, "this field is required")
+    return found
+
+
+def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Settings:
+    """How to generate. cap: tokens that a request may ask for; rows: sequences that it may have; room: the default of
+    max_tokens for a chat. Errors: ApiError."""
+    chat = "messages" in request
+    asked = request["max_tokens"]
+    if chat and request["max_completion_tokens"] is not None:
+        asked = request["max_completion_tokens"]
+    if asked is None:
+        asked = min(cap, room)
+    if asked > cap:
+        raise wrong("max_tokens", f"{asked:,} is above this server's limit of {cap:,} (--max_tokens)")
+    if request["n"] > rows:
+        raise wrong("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
+    if request["top_p"] == 0:
+        request = request | {"top_k": 1}  # the most probable token alone
+    seed = secrets.randbits(62) if request["seed"] is None else request["seed"] % (1 << 63)
+    choice = Choice(request["temperature"], request["top_k"], request["top_p"] or 1.0, seed)
+    if chat:
+        if request["top_logprobs"] is not None and not request["logprobs"]:
+            raise wrong("top_logprobs", "needs logprobs: true")
+        top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
+        return Settings(asked, choice, request["n"], request["stop"], top)
+    top = -1 if request["logprobs"] is None else request["logprobs"]
+    return Settings(asked, choice, request["n"], request["stop"], top, request["echo"] and top >= 0)
+
+
+# ---- responses --------------------------------------------------------------------------------------------------
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token; of a part of a character its bytes, `bytes:\\xe2\\x82`."""
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], start: int) -> dict[str, Any]:
+    """`logprobs` of a completion's choice. start: characters of its text before these tokens."""
+    texts, offsets = [token_text(tokenizer, token.id) for token in tokens], []
+    for one in texts:
+        offsets.append(start)
+        start += len(one)
+    tops = [None if token.logprob is None else with_own(tokenizer, token) for token in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+def with_own(tokenizer: Tokenizer, token: Token) -> dict[str, float]:
+    """The most probable tokens of a completion, and the token itself, which may not be one of them."""
+    assert token.logprob is not None
+    top = {token_text(tokenizer, other): logprob for other, logprob in token.top}
+    return top | {token_text(tokenizer, token.id): token.logprob}
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
+    """`logprobs` of a chat's choice."""
+
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        data = tokenizer.token_bytes(token)
+        return {"token": token_text(tokenizer, token), "logprob": logprob, "bytes": list(data)}
+
+    content = [
+        entry(token.id, token.logprob) | {"top_logprobs": [entry(*other) for other in token.top]} for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
