@@ -19,6 +19,7 @@ from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.errors import TinyGPTError, missing
+from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
 from tinygpt.training import device
@@ -112,7 +113,7 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-        model = for_inference(checkpoint, compute, "False")
+        model = pack(for_inference(checkpoint, compute, "False"))
         found.append(Served(name or base_name(config.ckpt), tokenizer, model))
     return found
 
