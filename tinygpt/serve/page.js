@@ -12,6 +12,7 @@
   "use strict";
 
   const ALTERNATIVES = 5; // of each token
+  const LOADING = "The server loads its models …";
   const RETRY = 1000; // milliseconds until the page asks a loading server again
   const MOST_NATS = 6; // a loss at which a token has the full shade, as in the report
   const $ = (id) => document.getElementById(id);
@@ -59,7 +60,8 @@
       if (response.status === 401) {
         await askForKey(key, signal);
       } else if (error.code === "loading") {
-        $("state").textContent = "The server loads its models …";
+        const before = $("state").textContent;
+        if (before !== LOADING) $("state").textContent = LOADING;
         await new Promise((resolve) => setTimeout(resolve, RETRY));
         signal?.throwIfAborted();
       } else {
@@ -194,17 +196,21 @@
 
     /** Forget the answer. */
     clear() {
+      cancelAnimationFrame(this.frame);
+      this.frame = 0;
       this.text = ""; // of the answer, as far as the server has sent it
       this.known = ""; // the text of the tokens; longer than `text` while it may be the beginning of a stop text
       this.count = 0; // tokens
       this.parts = []; // tokens since the last complete character
       this.spans = []; // [{span, start, end}]: the place of a token in `known`
+      this.shown = 0; // spans that are in the page
       this.filled = 0; // spans whose text is complete
       this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
       for (const element of [this.said, this.footer, this.facts, this.passages]) element.replaceChildren();
     }
 
-    /** Add a piece of the answer and the tokens that came with it, {bytes, logprob, top}. */
+    /** Add a piece of the answer and the tokens that came with it, {bytes, logprob, top}; they are shown in the next frame,
+        since each change of a long text takes a while. */
     add(text, tokens) {
       this.text += text;
       for (const token of tokens) {
@@ -212,6 +218,19 @@
         this.parts.push(token);
         this.place(this.decoder.decode(token.bytes, { stream: true }));
       }
+      this.frame ||= requestAnimationFrame(() => {
+        const follow = atEnd();
+        this.show();
+        scroll(follow);
+      });
+    }
+
+    /** Show what has arrived. */
+    show() {
+      cancelAnimationFrame(this.frame);
+      this.frame = 0;
+      this.said.append(...this.spans.slice(this.shown).map(({ span }) => span));
+      this.shown = this.spans.length;
       for (; this.filled < this.spans.length; this.filled++) {
         const { span, start, end } = this.spans[this.filled];
         span.textContent = this.text.slice(start, end);
@@ -233,13 +252,12 @@
       span.tabIndex = start ? -1 : 0;
       this.spans.push({ span, start, end: this.known.length });
       this.parts = [];
-      this.said.append(span);
     }
 
     /** Show the rest of the text, and how the answer ended. */
     end(finish, seconds) {
       if (this.parts.length) this.place(this.text.slice(this.known.length));
-      this.add("", []);
+      this.show();
       this.said.append(this.text.slice(this.known.length));
       for (const { span, start } of this.spans) span.classList.toggle("end", start >= this.text.length);
       const speed = `${grouped(this.count)} token${this.count === 1 ? "" : "s"} in ${seconds.toFixed(1)} s, ${grouped(Math.round(this.count / seconds))} tokens per second`;
@@ -329,14 +347,12 @@
       const [path, body] = await asking(turns, controller.signal);
       const response = await request(path, body, controller.signal);
       started = performance.now(); // until here it may have waited for a key or for the models
-      $("state").textContent = "Generating …";
+      if ($("state").textContent === LOADING) $("state").textContent = "Generating …";
       for await (const chunk of chunks(response)) {
-        const follow = atEnd();
         const piece = read(chunk);
         turn.add(piece.text, piece.tokens);
         finish = piece.finish || finish;
         if (chunk.documents) showDocuments(turn, chunk.documents);
-        scroll(follow);
       }
       if (!finish) throw new Refused({ message: "The connection ended before the answer was complete." });
     } catch (error) {
