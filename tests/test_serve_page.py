@@ -52,14 +52,16 @@ class Server:
             "--dtype=float32",
             *flags,
         ]
-        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        self.errors = folder / "errors.txt"
+        with self.errors.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=file)
 
     def wait(self, path: str = "health") -> None:
         """Wait until the server answers; by default, until its models are loaded."""
         for _ in range(600):
             with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path):
                 return
-            assert self.process.poll() is None
+            assert self.process.poll() is None, self.errors.read_text()
             time.sleep(0.05)
         raise AssertionError("waited 30 seconds in vain")
 
@@ -70,8 +72,9 @@ class Server:
             return json.load(response)
 
     def close(self) -> None:
+        """End the server, which has nothing to complain about."""
         self.process.terminate()
-        self.process.wait(30)
+        assert (self.process.wait(30), self.errors.read_text()) == (0, "")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,9 @@ class Page(Browser):
 
     def texts(self, selector: str) -> list[str]:
         """The exact texts of visible elements."""
-        return [one.get_property("textContent") for one in self.all(selector) if one.is_displayed()]
+        script = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.textContent)"
+        found: list[str] = self.run(f"return {script}", selector)
+        return found
 
     def sent(self) -> list[dict[str, Any]]:
         """All requests since the page was opened."""
@@ -271,7 +276,7 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     page.set(seed=8, max_tokens=30)
     page.send("The king")
     tokens = page.all(".answer span")
-    assert [one.get_property("textContent") for one in tokens] == told["tokens"]
+    assert page.texts(".answer span") == told["tokens"]
 
     def shows(index: int) -> None:
         found = panel(page)
@@ -394,10 +399,9 @@ def check_parts_of_characters(page: Page, server: Server) -> None:
             parts = 0
     whole = [index for index, (text, parts) in enumerate(expected) if parts > 1 and "\ufffd" not in text]
     assert page.texts(".answer")[0].startswith("".join(text for text, _ in expected[:50])) and whole
-    spans = page.all(".answer span")
-    shown = [one.get_property("textContent") for one in spans]
+    shown = page.texts(".answer span")
     assert shown[: whole[0] + 1] == [text for text, _ in expected[: whole[0] + 1]]
-    page.run("arguments[0].focus()", spans[whole[0]])
+    page.run("document.querySelectorAll('.answer span')[arguments[0]].focus()", whole[0])
     assert f"This character consists of {expected[whole[0]][1]} tokens" in page.find("#token").text
 
 
