@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import http.client
 import json
 import re
 import socket
@@ -457,6 +458,20 @@ def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server)
     page.until(lambda: page.find("#key").is_displayed())
     page.find("#key-input").send_keys(KEY, "\n")
     page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
+
+
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        *((host, 200) for host in ("127.0.0.1", "LOCALHOST", "[::1]", "[::1]:80", "127.0.0.1:8000")),
+        *((host, 403) for host in ("other.example", "other.example:80", "127.0.0.1.other.example", ":80", "")),
+    ],
+)
+def test_the_host_may_come_without_its_port(server: Server, host: str, status: int) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://").rstrip("/"))
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status
 
 
 def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:

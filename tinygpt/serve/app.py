@@ -546,7 +546,9 @@ class Guard:
     def check(self, request: Request) -> None:
         """Errors: ApiError."""
         state, path = self.state, request.url.path
-        if state.hosts and request.headers.get("host", "").lower().rpartition(":")[0] not in state.hosts:
+        host = request.headers.get("host", "").lower()
+        name, _, port = host.rpartition(":")  # port 80 is left out
+        if state.hosts and (name if port.isdigit() else host) not in state.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
         public = path in PAGE or path == "/health"
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
