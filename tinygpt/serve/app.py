@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from typing import Any
 
@@ -70,13 +71,17 @@ class Documents:
     """Answers from an index, one at a time, in a thread of their own: `respond` is made in that thread, because SQLite
     wants it so."""
 
-    def __init__(self, make: Callable[[], Callable[[str], dict[str, Any]]]) -> None:
-        self._pool = ThreadPoolExecutor(1, "documents")
-        self._respond = self._pool.submit(make)
-        self._respond.result()  # raises what `make` raises
+    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]]) -> None:
+        self._pool, self._opened = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack()
+        self._respond = self._pool.submit(lambda: self._opened.enter_context(make())).result()
 
     async def __call__(self, question: str) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond.result(), question)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
+
+    def close(self) -> None:
+        """Close the index, after the questions that are waiting."""
+        self._pool.submit(self._opened.close).result()
+        self._pool.shutdown()
 
 
 class State:
@@ -541,7 +546,9 @@ class Guard:
     def check(self, request: Request) -> None:
         """Errors: ApiError."""
         state, path = self.state, request.url.path
-        if state.hosts and request.headers.get("host", "").lower().rpartition(":")[0] not in state.hosts:
+        host = request.headers.get("host", "").lower()
+        name, _, port = host.rpartition(":")  # port 80 is left out
+        if state.hosts and (name if port.isdigit() else host) not in state.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
         public = path in PAGE or path == "/health"
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()

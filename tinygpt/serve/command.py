@@ -79,6 +79,8 @@ def serve(config: ServeConfig) -> int:
         raise problem[0]
     if state.engine is not None and not server.force_exit:
         state.engine.close(DRAIN)
+    if state.documents is not None:
+        state.documents.close()
     print("stopped", flush=True)
     return 0
 
@@ -118,15 +120,17 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
     return found
 
 
-def reader(config: ServeConfig) -> Callable[[str], dict[str, Any]]:
-    """A function that answers a question from the index, as `tinygpt ask` does. Errors: TinyGPTError."""
+@contextlib.contextmanager
+def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Open the index for a function that answers a question from it, as `tinygpt ask` does. Errors: TinyGPTError."""
     from tinygpt.retrieve.ask import Responder, checked
     from tinygpt.retrieve.store import open_index
 
     asked = parse(AskConfig, [f"--{key}={getattr(config, key)}" for key in ("index", "device", "dtype")])
     asked.ckpt = config.reader
-    respond = Responder(asked, open_index(Path(config.index)).__enter__())  # for as long as the process lives
-    return lambda question: dataclasses.asdict(respond(checked(question)))
+    with open_index(Path(config.index)) as index:
+        respond = Responder(asked, index)
+        yield lambda question: dataclasses.asdict(respond(checked(question)))
 
 
 # ---- the server -------------------------------------------------------------------------------------------------
