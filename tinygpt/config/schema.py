@@ -135,6 +135,9 @@ class TrainConfig:
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
+    report_to: Literal["", "tensorboard"] = ""
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
+    tensorboard --logdir OUT_DIR shows them; empty: to metrics.jsonl only"""
     wandb_log: bool = False
     """also send metrics and settings to Weights & Biases (nothing else leaves the machine)"""
     wandb_project: str = "tinygpt"
