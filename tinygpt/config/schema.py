@@ -445,15 +445,20 @@ class AskConfig:
 
 @dataclasses.dataclass
 class PlotConfig:
-    """Draw the loss curves of one or more runs as a PNG file.
+    """Draw the loss curves of one or more runs as a PNG file, or convert runs for TensorBoard.
 
     tinygpt plot out/ out-mine/ --output losses.png
+
+    tinygpt plot out/ out-mine/ --to tensorboard and then: tensorboard --logdir .
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders"""
     output: File = ""
     """the PNG file, also -o; empty: loss.png in the first folder"""
+    to: Literal["png", "tensorboard"] = "png"
+    """png: one picture of all runs; tensorboard: event files in RUN/tensorboard of each run, made from its
+    metrics.jsonl, as train --report_to=tensorboard writes them; a second conversion replaces the first"""
 
 
 @dataclasses.dataclass
