@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,19 +118,17 @@ def test_event_files_have_no_text(tuned: Path) -> None:  # noqa: F811
 def test_a_killed_run_that_is_resumed_shows_each_step_once(work: Path) -> None:
     """Also in a TensorBoard that runs all the time; and resuming needs no --report_to, since it keeps the settings."""
     out = work / "out"
-    endless = ["--max_iters=1000000", "--eval_interval=10", "--checkpoint_interval=7", "--quiet", ON]
+    endless = ["--max_iters=1000000", "--eval_interval=50", "--quiet", ON]
     with subprocess.Popen([sys.executable, "-m", "tinygpt", *TINY_TRAIN, *endless], cwd=work) as process:
-        wait_for_lines(process, out, 40)
+        wait_for_lines(process, out, 20)
         running = readers(out)
         scalars(running)
         wait_for_lines(process, out, 80)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     last = torch.load(out / "last.pt", weights_only=True)["step"]
-    with open(out / "metrics.jsonl") as file:
-        again = [entry for entry in map(json.loads, file) if entry["kind"] == "train" and entry["step"] >= last]
-    assert again, "no iteration is logged twice: the run was killed just after a save"
-    assert {point[2] for point, _ in scalars(running)} >= {entry["step"] for entry in again[:-3]}
+    assert max(point[2] for point, _ in scalars(running)) > last, "no iteration would be logged twice"
+    time.sleep(1)  # files are read in the order of their names, which begin with the second
     resumed = cli_here("train", "--init_from=resume", f"--max_iters={last + 2}", cwd=work)
     assert resumed.status == 0, resumed.err
     assert max(point[2] for point in logged(out)) == last + 2
