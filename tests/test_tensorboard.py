@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,16 +246,17 @@ def test_a_run_continues_if_weights_and_biases_fails(work: Path, sent: list[Any]
     assert sent[-1] == (99, {}), "its run was not finished"
 
 
+@pytest.mark.parametrize("package", [None, SimpleNamespace(__version__="odd")], ids=["missing", "broken"])
 @pytest.mark.parametrize(
     "args", [[*TINY_TRAIN, ON, "--out_dir=new"], ["plot", "out", "--to", "tensorboard"]], ids=["train", "plot"]
 )
 def test_without_the_package_it_says_how_to_get_it(
-    args: list[str], run_copy: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], package: Any, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(torch.utils, "tensorboard")
-    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "tensorboard", package)
     said = refused(run_copy, *args)
     assert "needs the package tensorboard\n" in said and "try: pip install 'tinygpt[tensorboard]'" in said
     assert cli_here("plot", "out", cwd=run_copy).status == 0

@@ -113,10 +113,10 @@ class TensorBoard:
 
 
 def import_summary_writer(what: str, otherwise: str = "") -> Any:
-    """Import SummaryWriter, for which PyTorch needs the package tensorboard. Errors: TinyGPTError if it is missing."""
+    """Import SummaryWriter, for which PyTorch needs tensorboard. Errors: TinyGPTError if it is missing or broken."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception:  # not only ImportError: an old version does not fit a new NumPy or protobuf
         hint = f"pip install 'tinygpt[tensorboard]'{otherwise}"
         raise TinyGPTError(f"{what} needs the package tensorboard", hint) from None
     return SummaryWriter
