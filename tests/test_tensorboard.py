@@ -69,8 +69,9 @@ def logged(out: Path) -> list[Point]:
     points = []
     for entry in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         if entry["kind"] == "train":
-            points.append(("train", "batch_loss", entry["step"], entry["loss"]))
-            points += [("train", key, entry["step"], entry[key]) for key in ("lr", "grad_norm", "tokens_per_second")]
+            points.append(("train", "loss/batch", entry["step"], entry["loss"]))
+            for key in ("lr", "grad_norm", "tokens_per_second"):
+                points.append(("train", f"training/{key}", entry["step"], entry[key]))
         elif entry["kind"] == "eval":
             points.append(("train", "loss", entry["step"], entry["train_loss"]))
             points.append(("val", "loss", entry["step"], entry["val_loss"]))
@@ -87,7 +88,7 @@ def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
     lines = [json.loads(line) for line in (work / "out/metrics.jsonl").read_text().splitlines()]
     seconds = {(entry["kind"], entry["step"]): entry["seconds"] for entry in lines}
     times = {point[1:3]: time for point, time in scalars(readers(work / "out"))}
-    span = times["batch_loss", 19] - times["batch_loss", 0]
+    span = times["loss/batch", 19] - times["loss/batch", 0]
     assert span == pytest.approx(seconds["train", 19] - seconds["train", 0], abs=1e-5)
     assert abs((work / "out/metrics.jsonl").stat().st_mtime - times["loss", 20]) < 2
 
@@ -110,7 +111,7 @@ def test_event_files_have_no_text(tuned: Path) -> None:  # noqa: F811
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         texts = [line[key] for line in lines if line["kind"] == kind]
         assert texts and all(text.encode() not in content for entry in texts for text in np.ravel(entry) if text)
-    assert shown(out) == logged(out) and b"batch_loss" in content
+    assert shown(out) == logged(out) and b"loss/batch" in content
 
 
 # ---- resuming ---------------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
     assert result.out == written + "next: tensorboard --logdir .\n"
     assert shown(run_copy / "out") == logged(run_copy / "out") and not (run_copy / "out/loss.png").exists()
     points = scalars(readers(run_copy / "other"))
-    assert [(point, time) for point, time in points if point[2] == 19] == [(("train", "batch_loss", 19, 1.5), 1e9)]
+    assert [(point, time) for point, time in points if point[2] == 19] == [(("train", "loss/batch", 19, 1.5), 1e9)]
     assert max(time for _, time in points) == 1e9
     before = [listing(run_copy / name / "tensorboard").keys() for name in ("out", "other")]
     for _ in range(3):

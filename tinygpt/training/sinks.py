@@ -59,13 +59,15 @@ def import_wandb() -> Any:
 
 # ---- TensorBoard ------------------------------------------------------------------------------------------------
 
-SCALARS = {  # kind and key in metrics.jsonl: run and tag in TensorBoard, which draws a tag of several runs in one chart
-    ("train", "loss"): ("train", "batch_loss"),
-    ("train", "lr"): ("train", "lr"),
-    ("train", "grad_norm"): ("train", "grad_norm"),
-    ("train", "tokens_per_second"): ("train", "tokens_per_second"),
+# Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags
+# with the same beginning into one section of its page.
+SCALARS = {
     ("eval", "train_loss"): ("train", "loss"),
     ("eval", "val_loss"): ("val", "loss"),
+    ("train", "loss"): ("train", "loss/batch"),
+    ("train", "lr"): ("train", "training/lr"),
+    ("train", "grad_norm"): ("train", "training/grad_norm"),
+    ("train", "tokens_per_second"): ("train", "training/tokens_per_second"),
 }
 SUFFIX = ".tinygpt"  # of the names of our event files; other files in the folder are left alone
 
