@@ -190,7 +190,7 @@ class Served:
             self._leave()
 
     def _begin(self, reading: Reading) -> None:
-        """Generate the first token of each sequence after its prompt, and make the sequence a row."""
+        """Add the first token of each sequence after a prompt, and make it a row."""
         task, rows, logits = reading.task, reading.rows, reading.logits
         assert logits is not None
         if not rows[0].made:
