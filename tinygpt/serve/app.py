@@ -157,13 +157,18 @@ class Answer:
 
         Errors: ApiError if a task fails; ClientDisconnect.
         """
+        look = time.monotonic() + POLL
         try:
             while self._left:
                 try:
                     number, event = await asyncio.wait_for(self._queue.get(), POLL if request else None)
                 except TimeoutError:
-                    if request and await request.is_disconnected():
-                        raise ClientDisconnect from None
+                    event = None
+                if request and time.monotonic() >= look:  # events may come without a pause
+                    look = time.monotonic() + POLL
+                    if await request.is_disconnected():
+                        raise ClientDisconnect
+                if event is None:
                     continue
                 if isinstance(event, Failed):
                     raise ApiError(STATUS.get(event.code, 500), event.message, code=event.code)
