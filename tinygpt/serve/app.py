@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -453,7 +454,7 @@ async def health(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """GET /: the chat page, and its style and program."""
-    name, kind = PAGE[request.url.path]
+    name, kind = PAGE[request.scope["path"]]
     return Response(files("tinygpt.serve").joinpath(name).read_bytes(), media_type=kind, headers=SECURITY)
 
 
@@ -522,7 +523,7 @@ async def client_left(request: Request, error: Exception) -> Response:
 
 async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    told = f"{request.method} {request.url.path}: no such path; see GET /v1/models, POST /v1/chat/completions"
+    told = f"{request.method} {request.scope['path']}: no such path; see GET /v1/models, POST /v1/chat/completions"
     return refusal(ApiError(status, told))
 
 
@@ -545,8 +546,10 @@ class Guard:
 
     def check(self, request: Request) -> None:
         """Errors: ApiError."""
-        state, path = self.state, request.url.path
-        if state.hosts and request.headers.get("host", "").lower().rpartition(":")[0] not in state.hosts:
+        # not request.url.path: it is parsed from a URL with the Host header in it, which the client chooses
+        state, path = self.state, request.scope["path"]
+        host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80
+        if state.hosts and host not in state.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
         public = path in PAGE or path == "/health"
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
