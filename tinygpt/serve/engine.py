@@ -318,6 +318,7 @@ class Engine:
     def submit(self, *tasks: Task) -> None:
         """Queue the tasks of a request, all or none. Errors: QueueFull."""
         with self._changed:
+            self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)
             if self._closing or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
                 raise QueueFull
             self._waiting.extend(tasks)
