@@ -7,6 +7,7 @@ requests that it has accepted; a second signal ends it at once.
 import contextlib
 import dataclasses
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -55,6 +56,8 @@ def serve(config: ServeConfig) -> int:
             limit_concurrency=None,
         )
     )
+    # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
     problem: list[BaseException] = []
 
     def load() -> None:
