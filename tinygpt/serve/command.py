@@ -163,10 +163,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the socket. Errors: TinyGPTError if it is in use, or not allowed."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
         raise TinyGPTError(f"cannot listen on {host}, port {port}: {error.strerror or error}", hint) from None
+    # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
+    # the acknowledgement of its headers
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:
