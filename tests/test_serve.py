@@ -280,7 +280,8 @@ def test_chat_answers_as_sample_does_and_so_does_an_adapter(pairs: Server, chat:
     assert answer.choices[0].message.role == "assistant" and answer.choices[0].finish_reason == "stop"
     assert answer.object == "chat.completion" and answer.usage.completion_tokens == len(expected) + 1
     parts = [{"type": "text", "text": prompt[:5]}, {"type": "text", "text": prompt[5:]}]
-    assert chat(messages=user(parts)).choices[0].message.content == expected
+    again = chat(messages=user(parts))
+    assert again.choices[0].message.content == expected and again.usage == answer.usage
 
     flags = ["--adapter=out-german", "--temperature=0", "--max_new_tokens=12"]
     adapted = chat(model="german", messages=user(prompt))
