@@ -51,7 +51,12 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A server that other machines reach, with a key, and with a page of another site that may use it."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "key.txt").write_text(KEY)
-    flags = ["--host=0.0.0.0", f"--api_key={folder / 'key.txt'}", "--allow_origin=http://localhost:3000"]
+    flags = [
+        "--host=0.0.0.0",
+        f"--api_key={folder / 'key.txt'}",
+        "--allow_origin=http://localhost:3000",
+        "--skip_unknown",
+    ]
     flags += [f"--max_tokens={ENDLESS}"]
     with serving(models, folder / "log", "--ckpt=out", *flags, key=KEY) as server:
         yield server
@@ -259,6 +264,17 @@ def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
     assert seen[200] > count / 20 and seen[400] > count / 3 and seen[404]  # negative control
     assert not few.ended() and "Traceback" not in few.output
     assert few.post("/v1/completions", {"prompt": "the"})[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_of_characters_that_are_left_out(guarded: Server, stream: bool) -> None:
+    """--skip_unknown: half of a surrogate pair, which no answer could contain, is left out like any other character."""
+    body = b'{"prompt": "the \\ud800k\\u00e4ing", "echo": true, "logprobs": 0, "seed": 1, "stream": %s}'
+    status, data = guarded.post("/v1/completions", body % json.dumps(stream).encode())
+    assert status == 200, data
+    choices = [chunk["choices"][0] for chunk in (events(data)[:-1] if stream else [json.loads(data)])]
+    assert "".join(choice["text"] for choice in choices) == "the king" + expected(guarded, "the king", 1, 16)
+    assert "".join(token for choice in choices for token in choice["logprobs"]["tokens"]).startswith("the king")
 
 
 @pytest.mark.parametrize("depth", [500, 100_000])

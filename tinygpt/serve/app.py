@@ -211,7 +211,7 @@ async def completions(request: Request) -> Response:
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
-    texts = [prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt) for prompt in asked["prompt"]]
+    texts = [as_text(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
     answer = Answer(state, served, prompts, settings)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -275,6 +275,14 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
     if not all(0 <= token < size for token in prompt):
         raise protocol.wrong("prompt", f"token ids are 0 to {size - 1:,}")
     return prompt
+
+
+def as_text(prompt: str | list[int], served: Served, skip_unknown: bool) -> str:
+    """The text of a prompt that the model can read, for `echo`."""
+    if isinstance(prompt, str) and not skip_unknown:
+        return prompt
+    ids = served.tokenizer.encode(prompt, skip_unknown).tolist() if isinstance(prompt, str) else prompt
+    return served.tokenizer.decode(ids)
 
 
 # ---- chat -------------------------------------------------------------------------------------------------------
