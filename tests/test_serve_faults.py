@@ -490,7 +490,9 @@ class Asked:
     """Requests to an engine in this process, and what they got."""
 
     def __init__(self, max_batch: int = 8, max_queue: int = 64) -> None:
-        self.served = Served("model", CharTokenizer([chr(0x100 + i) for i in range(65)]), small(block_size=256))
+        self.served = Served(
+            "model", CharTokenizer([chr(0x100 + i) for i in range(65)]), small(block_size=256, position="rope")
+        )
         self.engine = Engine([self.served], max_batch, max_queue)
         self.engine.start()
 
