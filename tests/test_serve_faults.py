@@ -154,13 +154,23 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     until(lambda: few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429)
     for connection in waiting:
         connection.close()
-    with ThreadPoolExecutor(1) as pool:  # it waits in the queue until the two are gone
-        status = pool.submit(lambda: until(lambda: few.post("/v1/completions", {"prompt": "my", "seed": 3})[0] == 200))
-        time.sleep(0.5)
-        assert not status.done()
-        for connection in holding:
-            connection.close()
-        assert status.result()
+
+    def accepted() -> socket.socket | None:
+        """A request that waits in the queue: it is not refused, which would be at once."""
+        connection = few.begin("/v1/completions", {"prompt": "my", "seed": 3})
+        connection.settimeout(0.5)
+        try:
+            assert connection.recv(100)[9:12] == b"429"
+        except TimeoutError:
+            return connection
+        return connection.close()
+
+    patient = until(accepted, 10)
+    for connection in holding:
+        connection.close()
+    patient.settimeout(60)
+    assert patient.recv(100)[9:12] == b"200"
+    patient.close()
 
 
 def test_no_request_is_answered_with_anothers_text(guarded: Server, few: Server) -> None:
@@ -264,6 +274,13 @@ def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
     assert seen[200] > count / 20 and seen[400] > count / 3 and seen[404]  # negative control
     assert not few.ended() and "Traceback" not in few.output
     assert few.post("/v1/completions", {"prompt": "the"})[0] == 200
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-0.1", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "max_tokens", "n", "seed", "logprobs"])
+def test_numbers_beyond_all_bounds(few: Server, field: str, value: str) -> None:
+    status, data = few.post("/v1/completions", f'{{"prompt": "the", "{field}": {value}}}'.encode())
+    assert status == 400 and json.loads(data)["error"]["param"] == field
 
 
 @pytest.mark.parametrize("stream", [False, True])
