@@ -342,7 +342,7 @@ def lm_eval(served: Served, folder: Path) -> Outcome:
     A document is one token of context and the tokens that are scored. It must fit the model's context as a whole,
     because a server returns log probabilities of a prompt's tokens only. In a row of `tinygpt eval`, however, only the
     inputs must fit: it scores block_size tokens. So it evaluates a copy of the model with a context that is one token
-    shorter, which changes nothing but the rows. A text that fits one row needs no copy.
+    shorter, which changes nothing but the rows. A text that is one document gets a context of its own length.
     """
     width = served.info["context"] - 1
     text = own_text(served, width)
@@ -356,7 +356,7 @@ def lm_eval(served: Served, folder: Path) -> Outcome:
     documents = [(decode(row[:1]), decode(row[1:])) for row in rows]
     for row, pair in zip(rows, documents, strict=True):
         assert call(f"{served.url}/tokenize", {"prompt": "".join(pair)})["tokens"] == row, "it has other tokens"
-    checkpoint = served.checkpoint if len(rows) == 1 else with_context(served, width)
+    checkpoint = with_context(served, min(width, len(tokens) - 1))
     flags = ["--dataset=scored", f"--ckpt={checkpoint}", "--json", *EXACT]
     known = json.loads(tinygpt("eval", *flags, cwd=served.work))
 
