@@ -16,19 +16,23 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+LOCAL = "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # no other host has an address
 SWITCHES = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking hide-scrollbars"
 
 
-def chromium(profile: str | Path) -> webdriver.Chrome:
-    """Start Chromium or Chrome without a window and without a network; `profile`: an empty folder."""
+def chromium(profile: str | Path, local: bool = False) -> webdriver.Chrome:
+    """Start Chromium or Chrome without a window and without a network; `profile`: an empty folder.
+
+    local: servers of this machine can be reached.
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for switch in [*SWITCHES.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
+    for switch in [*SWITCHES.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}", LOCAL]:
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     driver.execute_cdp_cmd("Network.enable", {})
-    offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    offline = {"offline": not local, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
     return driver
 

@@ -1,4 +1,5 @@
-"""Decoding with a cache against a full forward pass, for every option, on both paths, however the text is divided."""
+"""Decoding with a cache against a full forward pass, for every option, on both paths, however the text is divided; and
+sequences of different lengths in one batch."""
 
 from typing import Any
 
@@ -8,6 +9,7 @@ from models import every_option, every_path, ids, largest, shaken, small
 
 from tinygpt.model import GPT
 from tinygpt.options import POSITIONS
+from tinygpt.serve.batch import BatchCache
 
 
 @every_option
@@ -62,3 +64,71 @@ def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: 
         assert largest(rolled - fresh) < 1e-4 * largest(fresh)
     without_order = model(idx[:, [4, 2, 0, 1, 3, 5]])[0][:, -1]
     assert largest(without_order - model(idx[:, :6])[0][:, -1]) > 0.01  # and the order does matter
+
+
+# ---- sequences that join and leave ------------------------------------------------------------------------------
+
+
+class Batch:
+    """Sequences in a BatchCache; each step compares the logits of every row with a full forward pass."""
+
+    def __init__(self, model: GPT, texts: torch.Tensor) -> None:
+        self.model, self.texts, self.cache = model, texts, BatchCache(model)
+        self.whole, self.rows = model(texts)[0], list[list[int]]()  # of each row: its text, and its length
+
+    def join(self, text: int, length: int) -> None:
+        cache = self.model.new_cache(1, length)
+        self.model.next_logits(self.texts[text : text + 1, :length], cache)
+        self.cache.join(cache, longest=self.texts.size(1))
+        self.rows.append([text, length])
+
+    def leave(self, row: int) -> None:
+        self.cache.leave(row)
+        self.rows[row] = self.rows[-1]
+        self.rows.pop()
+
+    def error(self) -> float:
+        """Read the next token of each row; the largest difference of a logit, as a share of the largest logit."""
+        idx = torch.stack([self.texts[text, length] for text, length in self.rows])[:, None]
+        logits = self.model.next_logits(idx, self.cache)
+        expected = torch.stack([self.whole[text, length] for text, length in self.rows])
+        for row in self.rows:
+            row[1] += 1
+        return largest(logits - expected) / largest(expected)
+
+
+@every_option
+@torch.inference_mode()
+def test_rows_of_different_lengths_join_and_leave(options: dict[str, Any]) -> None:
+    batch = Batch(shaken(small(**options)), ids(5, 16))
+    batch.join(0, 3)
+    assert batch.error() < 1e-5
+    batch.join(1, 7)
+    assert batch.error() < 1e-5 and batch.error() < 1e-5
+    batch.join(2, 1)
+    assert batch.error() < 1e-5
+    batch.leave(0)  # the last row takes its place
+    assert batch.error() < 1e-5
+    batch.join(3, 12)
+    batch.join(4, 2)
+    assert batch.error() < 1e-5
+    batch.leave(len(batch.rows) - 1)
+    assert batch.error() < 1e-5
+    batch.cache.lengths[0] -= 1  # negative control: a row with a wrong length
+    assert batch.error() > 1e-3
+
+
+@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
+@torch.inference_mode()
+def test_rows_beyond_the_context_forget_their_oldest_position(position: str) -> None:
+    model = shaken(small(n_layer=1, position=position))
+    batch, idx, lengths = BatchCache(model), ids(3, 60), (5, 16, 9)
+    for row, length in enumerate(lengths):
+        cache = model.new_cache(1, length)
+        model.next_logits(idx[row : row + 1, :length], cache)
+        batch.join(cache, longest=60)
+    for step in range(40):
+        ends = [length + step + 1 for length in lengths]
+        logits = model.next_logits(torch.stack([idx[row, end - 1] for row, end in enumerate(ends)])[:, None], batch)
+        fresh = torch.cat([model(idx[row : row + 1, max(0, end - 16) : end])[0][:, -1] for row, end in enumerate(ends)])
+        assert largest(logits - fresh) < 1e-4 * largest(fresh)

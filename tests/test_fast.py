@@ -17,7 +17,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast import attention
 from tinygpt.fast.attention import NormRotate
-from tinygpt.fast.decoder import Decoder
+from tinygpt.fast.decoder import Decoder, Packed, pack, packs
 from tinygpt.fast.model import FastGPT
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT, GPTConfig
@@ -279,3 +279,20 @@ def test_rows_with_dropout_share_no_beginning(of: str, training: bool, monkeypat
     x[:, :9], y[:, :-2] = x[:1, :9], -1
     model.train(training)(x, y)
     assert len(passes) == (1 if training else 2)
+
+
+@every_option
+@torch.inference_mode()
+def test_a_packed_model_in_bfloat16_has_the_same_logits(options: dict[str, Any]) -> None:
+    if not packs():
+        pytest.skip("this processor, or this PyTorch, has no packed products in bfloat16")
+    plain, other = (shaken(small(n_embd=64, **options)).to(torch.bfloat16).eval() for _ in range(2))
+    packed = pack(other)
+    assert isinstance(packed.lm_head, Packed) and isinstance(packed.transformer["h"][0].attn.c_attn, Packed)
+    cache, idx = packed.new_cache(2), ids(2, 16)
+    expected = plain(idx)[0]
+    torch.testing.assert_close(packed(idx)[0], expected, atol=0.02 * largest(expected), rtol=0)
+    for position in range(3):
+        logits = packed.next_logits(idx[:, position : position + 1], cache)
+        torch.testing.assert_close(logits, expected[:, position], atol=0.05 * largest(expected), rtol=0)
+    assert pack(small(**options)).lm_head.weight.dtype == torch.float32  # not packed: it would lose precision

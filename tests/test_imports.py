@@ -20,19 +20,9 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "cli __main__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
-HEAVY = {"torch", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}
-HEAVY |= {
-    "transformers",
-    "matplotlib",
-    "sklearn",
-    "jinja2",
-    "gguf",
-    "tokenizers",
-    "safetensors",
-    "huggingface_hub",
-    "starlette",
-    "uvicorn",
-}
+HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}
+HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
+HEAVY |= {"starlette", "uvicorn"}
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_bytes())
     for path in sorted(SOURCE.rglob("*.py"))

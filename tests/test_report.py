@@ -71,14 +71,14 @@ def tiny_text(folder: Path) -> str:
 
 
 class Browser:
-    """Headless Chromium without a network, and what it logs."""
+    """Headless Chromium without a network, and what it logs; local: it reaches servers of this machine."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, local: bool = False) -> None:
         spec = importlib.util.spec_from_file_location("screenshot", ROOT / "scripts/screenshot.py")
         assert spec and spec.loader
         self.script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.script)
-        self.driver = self.script.chromium(profile)
+        self.driver = self.script.chromium(profile, local)
 
     def open(self, page: Path, width: int = 1280) -> None:
         self.script.resize(self.driver, width)

@@ -238,7 +238,9 @@ def finish(run: Run) -> None:
     best = run.progress.best_val_loss
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
-    run.log.say(f"written: {run.out}/ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml")
+    events = ", tensorboard/" if "TensorBoard" in run.log.sinks else ""
+    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{events}"
+    run.log.say(f"written: {run.out}/{files}")
     if run.ranks.is_main:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():

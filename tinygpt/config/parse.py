@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys
-from tinygpt.config.schema import EvalConfig, ExportConfig, FinetuneConfig, PrepareConfig, TrainConfig
+from tinygpt.config.schema import EvalConfig, ExportConfig, FinetuneConfig, PlotConfig, PrepareConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -142,7 +142,8 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
             return text == "True" if key.type is bool else text
         return key.type(str(value))
     except (KeyError, ValueError):
-        expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {', '.join(choices)}")
+        listed = ", ".join(choice or "(empty)" for choice in choices)
+        expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {listed}")
         raise TinyGPTError(f"{name}: {reprlib.repr(value)} is not {expected}", f"{prog} --help") from None
 
 
@@ -164,6 +165,8 @@ def contradictions(config: Any) -> Iterator[str]:
         yield "positive and miss_cost are for an evaluation, and cannot be used with predict"
     if isinstance(config, ExportConfig) and "quantisation" in config.given and config.format != "gguf":  # type: ignore[attr-defined]
         yield f"quantisation needs format=gguf, but format is {config.format}"
+    if isinstance(config, PlotConfig) and config.output and config.to != "png":
+        yield f"output is the PNG file, and cannot be used with to={config.to}"
     if hasattr(config, "n_head") and config.n_head > 0:
         if config.n_embd % config.n_head:
             yield f"n_head {config.n_head} does not divide n_embd {config.n_embd}"

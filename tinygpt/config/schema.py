@@ -135,6 +135,9 @@ class TrainConfig:
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
+    report_to: Literal["", "tensorboard"] = ""
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
+    tensorboard --logdir OUT_DIR shows them; empty: to metrics.jsonl only"""
     wandb_log: bool = False
     """also send metrics and settings to Weights & Biases (nothing else leaves the machine)"""
     wandb_project: str = "tinygpt"
@@ -490,15 +493,20 @@ class ServeConfig:
 
 @dataclasses.dataclass
 class PlotConfig:
-    """Draw the loss curves of one or more runs as a PNG file.
+    """Draw the loss curves of one or more runs as a PNG file, or convert runs for TensorBoard.
 
     tinygpt plot out/ out-mine/ --output losses.png
+
+    tinygpt plot out/ out-mine/ --to tensorboard and then: tensorboard --logdir .
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders"""
     output: File = ""
     """the PNG file, also -o; empty: loss.png in the first folder"""
+    to: Literal["png", "tensorboard"] = "png"
+    """png: one picture of all runs; tensorboard: event files in RUN/tensorboard of each run, made from its
+    metrics.jsonl, as train --report_to=tensorboard writes them; a second conversion replaces the first"""
 
 
 @dataclasses.dataclass

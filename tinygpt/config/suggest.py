@@ -71,6 +71,11 @@ def next_command(
     return command("sample", "--ckpt", path, "--plain") if answers_prompts and prompt is None else sample(path, prompt)
 
 
+def tensorboard(folder: str | Path) -> str:
+    """Command that shows the event files of the runs in a folder."""
+    return f"tensorboard --logdir {quoted(str(folder))}"
+
+
 def evaluate(config: dict[str, Any], out: str | Path) -> str:
     """Command that evaluates the best model of the run in the folder `out`."""
     return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir_flag(str(config.get("data_dir") or "data")))

@@ -8,7 +8,7 @@
     command.py      `tinygpt eval`
     doctor.py       `tinygpt doctor`: the verdict on a run's curves
     check.py        `tinygpt check`: integrity of folders, exactness of resuming
-    plot.py         `tinygpt plot`: loss curves as a PNG
+    plot.py         `tinygpt plot`: loss curves as a PNG, or for TensorBoard
     origin.py       the dataset that a model was trained on
 
 The package imports training, checkpoint, data and the modules below them. `train` imports loss.py and doctor.py.

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.origin import data_dir
-from tinygpt.training.log import read_metrics
+from tinygpt.training.log import is_number, read_metrics
 
 IN_A_ROW = 3  # evaluations
 CROWDED = 10  # parameters per training token; with more of them there is too little data
@@ -181,11 +181,6 @@ def evaluations(
         error = np.where(np.isnan(error), noise / math.sqrt(batches), error)
         note = "metrics.jsonl has no standard errors; they are estimated from the noise of the training losses"
     return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether a value read from a file is a number that a run could have written."""
-    return isinstance(value, (int, float)) and abs(value) < 1e100
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str) -> str:

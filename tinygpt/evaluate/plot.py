@@ -1,17 +1,52 @@
-"""`tinygpt plot`: draw the loss curves of one or more runs into a PNG, with matplotlib from the extra `plot`."""
+"""`tinygpt plot`: draw the loss curves of runs into a PNG (the extra `plot`), or convert runs for TensorBoard."""
 
 from pathlib import Path
 
 import numpy as np
 
+from tinygpt.config import suggest
 from tinygpt.config.schema import PlotConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import evaluations
-from tinygpt.files import replacing, require_writable
-from tinygpt.training.log import read_metrics
+from tinygpt.files import replacing, require_writable, writing
+from tinygpt.training.log import is_number, read_metrics
+from tinygpt.training.sinks import TensorBoard, import_summary_writer
 
 
 def plot(config: PlotConfig) -> None:
+    """Run the command. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
+    if config.to == "tensorboard":
+        convert([Path(folder) for folder in config.runs])
+    else:
+        draw(config)
+
+
+def convert(folders: list[Path]) -> None:
+    """Write the event files of runs, and print the command that shows them.
+
+    The last line of metrics.jsonl gets the time at which the file was changed, and the others precede it by their
+    `seconds`: a run that is converted twice has the same points.
+    """
+    import_summary_writer("--to tensorboard")
+    runs = {folder: read_metrics(folder) for folder in folders}
+    for folder, entries in runs.items():
+        if not any(entry["kind"] in ("train", "eval") for entry in entries):
+            raise TinyGPTError(f"{folder} has no losses yet", "train until the first evaluation")
+    for folder, entries in runs.items():
+        written = (folder / "metrics.jsonl").stat().st_mtime
+        seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
+        with writing(folder / "tensorboard"):
+            sink = TensorBoard(folder, entries, written - seconds)
+            sink.close()
+        print(f"written: {folder}/tensorboard ({sink.points:,} points)")
+    parents = {folder.resolve().parent for folder in folders}
+    if len(folders) > 1 and len(parents) == 1:
+        folders = [Path() if parent == Path.cwd() else parent for parent in parents]
+    for folder in folders:
+        print(f"next: {suggest.tensorboard(folder)}")
+
+
+def draw(config: PlotConfig) -> None:
     """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour."""
     runs = [(Path(folder), run_curves(Path(folder))) for folder in config.runs]
     path = Path(config.output) if config.output else runs[0][0] / "loss.png"

@@ -157,6 +157,32 @@ def layout(linear: nn.Linear) -> Product:
     return Linear(weight.t().contiguous(), linear.bias)
 
 
+class Packed(nn.Module):
+    """A linear layer as PackedLinear, for a model whose modules are called (tinygpt serve)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.product = layout(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+
+def pack(model: GPT) -> GPT:
+    """Replace the linear layers of a model in bfloat16 on a CPU by packed ones, where PyTorch has them.
+
+    A step of SmolLM2 takes about 60 % of the time, with the same logits (docs/PERFORMANCE.md).
+    """
+    if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and packs():
+        head = model.lm_head.weight  # others ask it for dtype and device
+        for module in list(model.modules()):
+            for name, layer in list(module.named_children()):
+                if type(layer) is nn.Linear:
+                    setattr(module, name, Packed(layer))
+        model.lm_head.weight = head
+    return model
+
+
 @functools.cache
 def packs() -> bool:
     """Return whether this build of PyTorch and this processor have oneDNN's products in bfloat16."""

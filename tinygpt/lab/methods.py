@@ -150,8 +150,8 @@ def compared(results: Results, _: LabConfig) -> Summary:
     rows.append(["n-gram baseline", "", "", "", "", percent([ngram]), "", ""])
     how = (
         "Median over the seeds (minimum to maximum). Trained: number of parameters. File: size of the checkpoint or "
-        "adapter. Training: time. Memory: peak of the training process. Accuracy: on 1,000 lines with brands that do "
-        "not occur in training. Confidence: mean probability of the chosen category, on these lines and on the lines "
+        "adapter. Training: time. Memory: peak of the training process. Accuracy: on 1,000 lines with merchants that "
+        "do not occur in training. Confidence: mean probability of the chosen category, on these lines and on those "
         "of a sonnet, which have none. Forgetting: increase of the loss on the base model's own validation split, in "
         "nats per token of its vocabulary."
     )

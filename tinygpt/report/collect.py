@@ -26,7 +26,7 @@ from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import ngram_baselines
-from tinygpt.evaluate.doctor import evaluations, is_number, judge, read_run
+from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
 from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT
@@ -35,6 +35,7 @@ from tinygpt.report.weights import pack
 from tinygpt.sample import Choice, answer, generate
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
+from tinygpt.training.log import is_number
 
 PASSAGE = 600  # tokens of each split whose losses are shown
 CONTEXT = 1024  # most tokens read at once for these losses: with 135 M parameters they take 25 s on one core

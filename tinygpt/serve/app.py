@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from typing import Any
 
@@ -71,13 +72,17 @@ class Documents:
     """Answers from an index, one at a time, in a thread of their own: `respond` is made in that thread, because SQLite
     wants it so."""
 
-    def __init__(self, make: Callable[[], Callable[[str], dict[str, Any]]]) -> None:
-        self._pool = ThreadPoolExecutor(1, "documents")
-        self._respond = self._pool.submit(make)
-        self._respond.result()  # raises what `make` raises
+    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]]) -> None:
+        self._pool, self._opened = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack()
+        self._respond = self._pool.submit(lambda: self._opened.enter_context(make())).result()
 
     async def __call__(self, question: str) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond.result(), question)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
+
+    def close(self) -> None:
+        """Close the index, after the questions that are waiting."""
+        self._pool.submit(self._opened.close).result()
+        self._pool.shutdown()
 
 
 class State:

@@ -20,6 +20,7 @@ from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.errors import TinyGPTError, missing
+from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
 from tinygpt.training import device
@@ -81,6 +82,8 @@ def serve(config: ServeConfig) -> int:
         raise problem[0]
     if state.engine is not None and not server.force_exit:
         state.engine.close(DRAIN)
+    if state.documents is not None:
+        state.documents.close()
     print("stopped", flush=True)
     return 0
 
@@ -115,20 +118,22 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-        model = for_inference(checkpoint, compute, "False")
+        model = pack(for_inference(checkpoint, compute, "False"))
         found.append(Served(name or base_name(config.ckpt), tokenizer, model))
     return found
 
 
-def reader(config: ServeConfig) -> Callable[[str], dict[str, Any]]:
-    """A function that answers a question from the index, as `tinygpt ask` does. Errors: TinyGPTError."""
+@contextlib.contextmanager
+def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Open the index for a function that answers a question from it, as `tinygpt ask` does. Errors: TinyGPTError."""
     from tinygpt.retrieve.ask import Responder, checked
     from tinygpt.retrieve.store import open_index
 
     asked = parse(AskConfig, [f"--{key}={getattr(config, key)}" for key in ("index", "device", "dtype")])
     asked.ckpt = config.reader
-    respond = Responder(asked, open_index(Path(config.index)).__enter__())  # for as long as the process lives
-    return lambda question: dataclasses.asdict(respond(checked(question)))
+    with open_index(Path(config.index)) as index:
+        respond = Responder(asked, index)
+        yield lambda question: dataclasses.asdict(respond(checked(question)))
 
 
 # ---- the server -------------------------------------------------------------------------------------------------

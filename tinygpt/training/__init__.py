@@ -9,6 +9,7 @@
     processes.py    several processes under torchrun
     signals.py      graceful shutdown
     log.py          metrics.jsonl, the progress bar, the speed
+    sinks.py        Weights & Biases, TensorBoard
     failures.py     errors that end a run
 
 The package imports checkpoint, data, fast, model and their imports.

@@ -6,17 +6,27 @@ metrics.jsonl: one object per line, `kind` (train, eval, sample, diverged), `ste
 """
 
 import contextlib
-import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from tqdm import tqdm
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
+
+
+class Sink(Protocol):
+    """Something that also gets the lines of metrics.jsonl (see sinks.py)."""
+
+    afterwards: str  # the command that makes up for lines that were lost because the sink failed, or empty
+
+    def write(self, entry: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLog:
@@ -27,7 +37,7 @@ class RunLog:
         self.active, self.quiet = active, quiet
         self._file: Any = None
         self._bar: Any = None
-        self.wandb: Any = None
+        self.sinks: dict[str, Sink] = {}
         self.next_step = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
@@ -47,10 +57,24 @@ class RunLog:
         with writing(self.path, self.next_step):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
-    def start_wandb(self, config: Any) -> None:
-        wandb = import_wandb()
-        wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=dataclasses.asdict(config))
-        self.wandb = wandb
+    def add(self, name: str, start: Callable[[], Sink]) -> None:
+        """Start a sink. The run continues without a sink that fails now or later."""
+        with self._optional(name):
+            self.sinks[name] = start()
+
+    @contextlib.contextmanager
+    def _optional(self, name: str) -> Iterator[None]:
+        """Catch any error of a sink: print a note, and do not use this sink again."""
+        try:
+            yield
+        except Exception as error:
+            sink = self.sinks.pop(name, None)
+            with contextlib.suppress(Exception):
+                if sink:
+                    sink.close()
+            reason = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
+            afterwards = f"; afterwards: {sink.afterwards}" if sink and sink.afterwards else ""
+            self.say(f"note: the run continues without {name} ({terminal.escaped(reason)}){afterwards}", always=True)
 
     def start_bar(self, first: int, total: int) -> None:
         hidden = not self.active or self.quiet or None  # None: on a terminal only
@@ -90,17 +114,19 @@ class RunLog:
         with writing(self.path, self.next_step):
             while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
-        figures = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
-        if self.wandb and figures:  # no text: samples, prompts and responses stay on this machine
-            self.wandb.log(figures, step=step)
+        self._pass_on(lambda sink: sink.write(entry))
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-        if self.wandb:
-            self.wandb.finish()
+        self._pass_on(lambda sink: sink.close())
+
+    def _pass_on(self, action: Callable[[Sink], None]) -> None:
+        for name, sink in list(self.sinks.items()):
+            with self._optional(name):
+                action(sink)
 
 
 class Pace:
@@ -138,15 +164,6 @@ class Pace:
         return f"expected:    {wait} for {left:,} more iterations ({each * 1000:.1f} ms each)"
 
 
-def import_wandb() -> Any:
-    """Import the package wandb. Errors: TinyGPTError if it is not installed."""
-    try:
-        import wandb
-    except ImportError:
-        raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
-    return wandb
-
-
 def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
     """Return whether a line is intact and precedes the state before iteration `step`."""
     try:
@@ -172,3 +189,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             if isinstance(entry, dict) and isinstance(entry.get("kind"), str) and isinstance(entry.get("step"), int):
                 entries.append(entry)
     return [entry for entry in entries if 0 <= entry["step"] < 1 << 53]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value read from a file is a number that a run could have written."""
+    return isinstance(value, (int, float)) and abs(value) < 1e100

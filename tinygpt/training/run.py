@@ -28,9 +28,10 @@ from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.training import device
 from tinygpt.training.build import Computing, build, model_class
-from tinygpt.training.log import RunLog, import_wandb
+from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
 from tinygpt.training.processes import Processes, join_processes
+from tinygpt.training.sinks import TensorBoard, Wandb, require_packages
 from tinygpt.training.start import Start, make_model
 
 
@@ -163,8 +164,7 @@ def open_run(
     source = method.rows(dataset, start)
     if config.group_by_length:
         source = source.grouped()
-    if config.wandb_log:
-        import_wandb()
+    require_packages(config)
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(Path(config.out_dir), "run"))
     ranks.wait()
@@ -222,8 +222,6 @@ def set_up(
         run.forward = nn.parallel.DistributedDataParallel(run.forward)
     if ranks.is_main and not config.eval_only:
         open_folder(run, start)
-    if config.wandb_log and ranks.is_main:
-        log.start_wandb(config)
     show_start(run, compiled)
     note_changes(run, saved)
     return run
@@ -250,6 +248,11 @@ def open_folder(run: Run, start: Start) -> None:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
     run.log.open(run.progress.step, run.progress.evaluated_at)
+    if run.config.wandb_log:
+        run.log.sinks["Weights & Biases"] = Wandb(run.config)  # not `add`: a mistake in its settings ends the command
+    if run.config.report_to:
+        started = time.time() - run.seconds()
+        run.log.add("TensorBoard", lambda: TensorBoard(run.out, read_metrics(run.out), started))
 
 
 def show_start(run: Run, compiled: str) -> None:
@@ -273,6 +276,8 @@ def show_start(run: Run, compiled: str) -> None:
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
     ):
         run.log.say(line)
+    if "TensorBoard" in run.log.sinks:
+        run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
         done = f"; nothing is left to do: max_iters is {config.max_iters:,}"
         left = "" if progress.step < config.max_iters else done

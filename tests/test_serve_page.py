@@ -1,0 +1,578 @@
+"""The chat page in headless Chromium, with a real `tinygpt serve`; the API itself says what the page has to show."""
+
+import codecs
+import contextlib
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_TRAIN, cli_here, tiny_text
+from test_import import imported  # noqa: F401 (a fixture)
+from test_pairs import json_lines
+from test_report import Browser, in_a_browser
+
+pytest.importorskip("uvicorn")
+pytestmark = in_a_browser
+
+KEY = "0123456789abcdef"
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+DOCUMENT = (
+    "# AUG Foods\n\n🐳 🐳 <b>Costs</b> rose. Chief executive of AUG Foods: Lin Nax. Hana Jipel is the CFO of AUG "
+    "Foods.\n\n# Norvik\n\nNorvik makes toys. The head office of Norvik is in Chipikville.\n"
+)
+CONTEXT = 32
+TRAIN = [*TINY_TRAIN, "--n_embd=32", f"--block_size={CONTEXT}", "--dropout=0", "--batch_size=8", "--eval_interval=200"]
+TRAIN += ["--max_iters=200", "--lr_decay_iters=200"]
+TUNE = ["--ckpt=out", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"]
+TUNE += ["--max_iters=10", "--eval_interval=10", "--batch_size=8", "--learning_rate=1e-2", "--lora_rank=2"]
+
+
+class Server:
+    """A process `tinygpt serve` on a free port."""
+
+    def __init__(self, folder: Path, *flags: str, key: str = "") -> None:
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+            port = free.getsockname()[1]
+        self.url, self.key = f"http://127.0.0.1:{port}/", key
+        command = [
+            sys.executable,
+            "-m",
+            "tinygpt",
+            "serve",
+            f"--port={port}",
+            "--device=cpu",
+            "--dtype=float32",
+            *flags,
+        ]
+        self.errors = folder / "errors.txt"
+        with self.errors.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=file)
+
+    def wait(self, path: str = "health") -> None:
+        """Wait until the server answers; by default, until its models are loaded."""
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path):
+                return
+            assert self.process.poll() is None, self.errors.read_text()
+            time.sleep(0.05)
+        raise AssertionError("waited 30 seconds in vain")
+
+    def ask(self, path: str, **body: Any) -> Any:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)
+
+    def close(self) -> None:
+        """End the server, which has nothing to complain about."""
+        self.process.terminate()
+        assert (self.process.wait(30), self.errors.read_text()) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves with a key: out, which continues text; <b>lora</b>, which answers one prompt; documents."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "text.txt").write_text("".join(f"{line}{HOSTILE}\n" for line in tiny_text(300).splitlines(True)))
+    names = ["red", "green", "blue"]
+    json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(60)])
+    (folder / "docs").mkdir()
+    (folder / "docs/<i>.md").write_text(DOCUMENT, encoding="utf-8")
+    (folder / "key.txt").write_text(KEY)
+    for command in (
+        ["prepare", "tiny", "--input=text.txt"],
+        TRAIN,
+        ["prepare", "colours", "--input=pairs.jsonl", "--format=pairs"],
+        ["finetune", *TUNE, "--out_dir=out-lora"],
+        ["index", "docs", "--out=index.db", "--embeddings=none"],
+    ):
+        result = cli_here(*command, cwd=folder)
+        assert result.status == 0, result.err
+    flags = ["--ckpt=out", "--adapter=<b>lora</b>=out-lora", "--index=index.db", "--api_key=key.txt"]
+    server = Server(folder, *flags, key=KEY)
+    server.wait()
+    yield server
+    server.close()
+
+
+class Page(Browser):
+    """The chat page, and what it logs."""
+
+    def __init__(self, profile: Path) -> None:
+        super().__init__(profile, local=True)
+        self.known: list[dict[str, Any]] = []
+        self.refused: list[int] = []  # HTTP statuses that a test expects, which Chromium logs as errors
+
+    def visit(self, server: Server, key: str = KEY, width: int = 1280) -> None:
+        self.script.resize(self.driver, width)
+        self.refused, self.known = [], []
+        self.driver.get_log("performance")  # what came before
+        source = f"sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
+        before = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+        self.driver.get(server.url)
+        self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", before)
+
+    def ready(self) -> None:
+        self.until(lambda: self.find("#about").text and self.find("#send").is_enabled())
+
+    def choose(self, model: str) -> None:
+        from selenium.webdriver.support.select import Select
+
+        Select(self.find("#model")).select_by_visible_text(model)
+
+    def set(self, **settings: object) -> None:
+        for name, value in settings.items():
+            self.run("document.getElementById(arguments[0]).value = arguments[1]", name, value)
+
+    def send(self, text: str, wait: bool = True) -> None:
+        from selenium.webdriver import Keys
+
+        self.find("#box").send_keys(text, Keys.ENTER)
+        if wait:
+            self.done()
+
+    def done(self) -> None:
+        self.until(lambda: self.find("#send").is_enabled() and not self.find("#stop").is_enabled())
+
+    def texts(self, selector: str) -> list[str]:
+        """The exact texts of visible elements."""
+        script = "[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.textContent)"
+        found: list[str] = self.run(f"return {script}", selector)
+        return found
+
+    def sent(self) -> list[dict[str, Any]]:
+        """All requests since the page was opened."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        self.known += [one["params"]["request"] for one in events if one["method"] == "Network.requestWillBeSent"]
+        return self.known
+
+    def body(self) -> dict[str, Any]:
+        """The body of the last request for an answer."""
+        found: dict[str, Any] = json.loads([one["postData"] for one in self.sent() if "completions" in one["url"]][-1])
+        return found
+
+    def check(self, server: Server) -> None:
+        """The log has no error, so nothing violated the Content-Security-Policy, and no request left the machine."""
+        expected = [f"status of {status} " for status in self.refused]
+        errors = [one["message"] for one in self.driver.get_log("browser")]
+        assert [one for one in errors if not any(text in one for text in expected)] == []
+        urls = [request["url"] for request in self.sent()]
+        assert server.url + "page.js" in urls  # negative control
+        assert [url for url in urls if not url.startswith((server.url, "data:"))] == []
+        assert self.driver.title == "tinygpt serve"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    page = Page(tmp_path_factory.mktemp("chromium"))
+    yield page
+    page.driver.quit()
+
+
+@pytest.fixture
+def page(server: Server, chromium: Page) -> Iterator[Page]:
+    """The page, opened anew with the key."""
+    chromium.visit(server)
+    chromium.ready()
+    yield chromium
+    chromium.check(server)
+
+
+# ---- text -------------------------------------------------------------------------------------------------------
+
+
+def test_continue_and_continue_from_the_end_of_the_whole_text(page: Page, server: Server) -> None:
+    assert re.fullmatch(
+        r"out continues text; it has 1\d,\d{3} parameters and a context of 32 tokens\.", page.find("#about").text
+    )
+    asked: dict[str, Any] = {"model": "out", "temperature": 0.8, "top_k": 200, "top_p": 1, "seed": 5, "max_tokens": 40}
+    page.set(seed=5, max_tokens=40)
+    page.send("The king")
+    first = server.ask("v1/completions", prompt="The king", **asked)["choices"][0]["text"]
+    assert page.texts(".said") == ["The king", first] and len(first) == 40
+    page.click("#send")
+    page.done()
+    whole = server.ask("tokenize", model="out", prompt="The king" + first)["tokens"]
+    second = server.ask("v1/completions", prompt=whole[-CONTEXT:], **asked)["choices"][0]["text"]
+    assert page.texts(".said:not(:empty)") == ["The king", first, second] and second != first
+    (told,) = page.texts("footer")  # of the last one
+    assert re.search(r"Finish reason: length.*40 tokens in [\d.]+ s, [\d,]+ tokens per second", told)
+    page.set(max_tokens=500, stop_text=r".\n")
+    page.send("")
+    assert page.texts(".answer")[-1].count(".\n") == 0 and "Finish reason: stop" in page.texts("footer")[0]
+
+
+def test_again_replaces_the_last_continuation(page: Page, server: Server) -> None:
+    page.set(max_tokens=30)
+    page.send("The king")
+    first = page.texts(".answer")
+    page.click("#again")
+    page.until(lambda: page.find("#send").is_enabled() and page.texts(".answer") != first)
+    assert len(page.texts(".answer")[0]) == 30
+    page.set(seed=3)
+    for _ in range(2):
+        page.click("#again")
+        page.done()
+        seeded = server.ask("v1/completions", prompt="The king", model="out", temperature=0.8, seed=3, max_tokens=30)
+        assert page.texts(".said") == ["The king", seeded["choices"][0]["text"]]
+    page.click("#new")
+    assert page.texts(".said") == [] and page.find("#hint").is_displayed()
+
+
+@pytest.mark.parametrize("how", ["button", "Escape", "another model"])
+def test_stop(page: Page, how: str) -> None:
+    from selenium.webdriver import Keys
+
+    page.set(max_tokens=4000)
+    page.send("The king", wait=False)
+    page.until(lambda: len(page.texts(".answer")[0]) > 20)
+    assert not page.find("#send").is_enabled() and page.find("#state").text == "Generating …"
+    if how == "button":
+        page.click("#stop")
+    elif how == "Escape":
+        page.find("#box").send_keys(Keys.ESCAPE)
+    else:
+        page.choose("documents")
+    page.done()
+    if how == "another model":
+        assert page.texts(".turn") == [] and page.find("#send").text == "Ask"
+        page.choose("out")
+    stopped = page.texts(".answer")[0]
+    assert 20 < len(stopped) < 4000 and page.texts("footer")[0].startswith("Stopped by you")
+    page.set(max_tokens=5)
+    page.send("And")
+    assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5
+
+
+# ---- probabilities ----------------------------------------------------------------------------------------------
+
+
+def panel(page: Page) -> dict[str, str]:
+    """Token and percentage of each row of the panel."""
+    rows = page.run(
+        "return [...document.querySelectorAll('#token tr')].map(r => [r.querySelector('th').textContent,"
+        "r.lastChild.textContent])"
+    )
+    return dict(rows)
+
+
+def test_probabilities_of_tokens(page: Page, server: Server) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    asked = {"model": "out", "prompt": "The king", "temperature": 0.8, "seed": 8, "max_tokens": 30, "logprobs": 5}
+    told = server.ask("v1/completions", **asked)["choices"][0]["logprobs"]
+    expected = [
+        {"".join({" ": "␣", "\n": "↵"}.get(c, c) for c in token): 100 * 2.718281828**p for token, p in top.items()}
+        for top in told["top_logprobs"]
+    ]
+    page.set(seed=8, max_tokens=30)
+    page.send("The king")
+    tokens = page.all(".answer span")
+    assert page.texts(".answer span") == told["tokens"]
+
+    def shows(index: int) -> None:
+        found = panel(page)
+        assert found.keys() == expected[index].keys()
+        for token, text in found.items():
+            number = float(text.removesuffix(" %").replace("<", ""))
+            assert number == pytest.approx(
+                expected[index][token], abs=0.51 if number >= 10 else 0.051 if number > 0.1 else 0.1
+            )
+        assert list(found) == sorted(expected[index], key=expected[index].__getitem__, reverse=True)
+
+    words = [index for index, token in enumerate(told["tokens"]) if token.strip()]
+    ActionChains(page.driver).move_to_element(tokens[words[3]]).perform()
+    shows(words[3])
+    ActionChains(page.driver).move_to_element(page.find("h1")).perform()
+    assert not page.find("#token").is_displayed()
+    page.find("#box").send_keys(Keys.SHIFT, Keys.TAB)  # to Again, then to the tokens
+    page.run("document.querySelector('.answer span').focus()")
+    shows(0)
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    shows(1)
+    page.driver.switch_to.active_element.send_keys(Keys.END)
+    shows(29)
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not page.find("#token").is_displayed()
+    tap = {
+        "type": "touchStart",
+        "touchPoints": [
+            page.run(
+                "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}",
+                tokens[words[5]],
+            )
+        ],
+    }
+    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", tap)
+    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.until(lambda: page.find("#token").is_displayed())
+    shows(words[5])
+
+
+def test_shading(page: Page, server: Server) -> None:
+    page.set(temperature=2, max_tokens=40, seed=1)
+    page.send("The king")
+    colours = "return [...document.querySelectorAll('.answer span')].map(s => getComputedStyle(s).backgroundColor)"
+    assert set(page.run(colours)) == {"rgba(0, 0, 0, 0)"}
+    page.click("#shade")
+    alphas = [float(re.findall(r"[\d.e-]+", colour)[-1]) for colour in page.run(colours)]
+    told = server.ask(
+        "v1/completions", model="out", prompt="The king", temperature=2, seed=1, max_tokens=40, logprobs=0
+    )
+    losses = [-logprob for logprob in told["choices"][0]["logprobs"]["token_logprobs"]]
+    assert alphas == pytest.approx([0.8 * min(loss / 6, 1) for loss in losses], abs=0.01) and max(losses) > 3
+
+
+# ---- chat, adapters ---------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) -> None:
+    page.set(temperature=0, max_tokens=20)
+    page.send("The king")
+    page.choose("<b>lora</b>")
+    assert page.find("#about").text.startswith(
+        "<b>lora</b> answers one message at a time and sees no earlier ones; it has "
+    )
+    assert not page.find("#system").is_displayed() and page.texts(".turn") == []
+    for prompt in ("007 red", "008 green"):
+        page.send(prompt)
+        assert page.body()["messages"] == [{"role": "user", "content": prompt}]
+        asked = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 20}
+        answer = server.ask("v1/chat/completions", model="<b>lora</b>", **asked)["choices"][0]["message"]["content"]
+        assert page.texts(".answer")[-1] == answer and page.texts("h2")[-1] == "<b>lora</b>"
+    assert page.texts(".given") == ["007 red", "008 green"]
+    page.choose("out")
+    assert page.texts(".given") == ["The king"]  # each task keeps its own turns
+
+
+def test_a_conversation_with_a_model_that_loads_while_the_page_waits(imported: Path, chromium: Page) -> None:  # noqa: F811
+    server = Server(imported, "--ckpt=out-base")
+    with contextlib.closing(server):
+        server.wait("page.css")
+        chromium.visit(server, key="")
+        chromium.refused = [503]
+        chromium.until(lambda: "loads" in chromium.find("#state").text or chromium.find("#about").text)
+        chromium.ready()
+        assert re.match(
+            r"out-base answers in a conversation; it has \d\d,\d{3} parameters", chromium.find("#about").text
+        )
+        chromium.set(temperature=0, max_tokens=12, system="Be ünkind 🐳.")
+        messages = [{"role": "system", "content": "Be ünkind 🐳."}]
+        for prompt in ("<script>x</script>", "Why?\n\n 2"):
+            messages.append({"role": "user", "content": prompt})
+            *lines, last = prompt.split("\n")
+            for line in lines:
+                chromium.find("#box").send_keys(line)
+                shift_enter(chromium)
+            chromium.send(last)
+            assert chromium.body()["messages"] == messages
+            told = server.ask(
+                "v1/chat/completions", messages=messages, temperature=0, max_tokens=12, top_logprobs=5, logprobs=True
+            )
+            answer = told["choices"][0]["message"]["content"]
+            assert chromium.texts(".said")[-2:] == [prompt, answer]
+            messages.append({"role": "assistant", "content": answer})
+        check_parts_of_characters(chromium, server)
+        chromium.check(server)
+
+
+def check_parts_of_characters(page: Page, server: Server) -> None:
+    """Tokens that are parts of a character, as a random model writes them, are shown together as that character."""
+    page.click("#new")
+    page.set(temperature=2, top_k=0, max_tokens=300, seed=4, system="")
+    page.send("Hi")
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 2, "seed": 4}
+    told = server.ask("v1/chat/completions", **asked, max_tokens=300, logprobs=True, top_logprobs=5)["choices"][0]
+    decoder, parts, expected = codecs.getincrementaldecoder("utf-8")("replace"), 0, list[tuple[str, int]]()
+    for token in told["logprobs"]["content"]:
+        parts += 1
+        if text := decoder.decode(bytes(token["bytes"])):
+            expected.append((text, parts))
+            parts = 0
+    whole = [index for index, (text, parts) in enumerate(expected) if parts > 1 and "\ufffd" not in text]
+    assert page.texts(".answer")[0].startswith("".join(text for text, _ in expected[:50])) and whole
+    shown = page.texts(".answer span")
+    assert shown[: whole[0] + 1] == [text for text, _ in expected[: whole[0] + 1]]
+    page.run("document.querySelectorAll('.answer span')[arguments[0]].focus()", whole[0])
+    assert f"This character consists of {expected[whole[0]][1]} tokens" in page.find("#token").text
+
+
+def shift_enter(page: Page) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+
+
+# ---- documents --------------------------------------------------------------------------------------------------
+
+
+def test_documents_with_the_passages_beside_the_answer(page: Page) -> None:
+    page.choose("documents")
+    assert not page.find("#settings").is_displayed()
+    page.send("Who is the CFO of AUG Foods?")
+    assert page.texts(".answer") == page.texts("mark") == ["Hana Jipel"]  # the place counts 🐳 as one character
+    first, second = page.texts(".passages li")
+    assert (
+        first.startswith("1. docs/<i>.md, line 3, AUG Foods, score 0.00, cited") and "🐳 🐳 <b>Costs</b> rose." in first
+    )
+    assert second.startswith("2. docs/<i>.md, line 7, Norvik, score") and "cited" not in second
+    assert re.fullmatch(r"Probability0\.\d\dScore0\.00", page.texts(".facts")[0])
+    answer, passages = page.find(".answer").rect, page.find(".passages").rect
+    assert passages["x"] > answer["x"] + 300 and abs(passages["y"] - answer["y"]) < 60
+    page.send("Who painted the Mona Lisa?")
+    assert page.texts(".answer")[1] == "not in the documents" and len(page.texts("mark")) == 1
+    assert page.texts(".facts")[1].startswith("No answerthe model finds no answer in the passages")
+    assert page.texts("h3") == ["Passages", "Nearest passages"]
+
+
+# ---- key, errors, hostile text ----------------------------------------------------------------------------------
+
+
+def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server) -> None:
+    page.visit(server, key="")
+    page.refused = [401]
+    page.until(lambda: page.find("#key").is_displayed())
+    assert page.find("#key-note").text.startswith("The server requires a key.") and not page.find("#send").is_enabled()
+    page.find("#key-input").send_keys("wrong-wrong-wrong", "\n")
+    page.until(lambda: page.find("#key-note").text == "The server refused this key.")
+    page.find("#key-input").send_keys(KEY)
+    page.click("#key button")
+    page.ready()
+    assert not page.find("#key").is_displayed()
+    kept = page.run(
+        "return [sessionStorage.getItem('key'), localStorage.length, document.cookie, document.body.innerHTML]"
+    )
+    assert kept[:3] == [KEY, 0, ""] and KEY not in kept[3]
+    page.run("sessionStorage.setItem('key', 'x')")  # as if the server had a new one
+    page.set(max_tokens=5)
+    page.send("The king", wait=False)
+    page.until(lambda: page.find("#key").is_displayed())
+    page.find("#key-input").send_keys(KEY, "\n")
+    page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
+
+
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        *((host, 200) for host in ("127.0.0.1", "LOCALHOST", "[::1]", "[::1]:80", "127.0.0.1:8000")),
+        *((host, 403) for host in ("other.example", "other.example:80", "127.0.0.1.other.example", ":80", "")),
+    ],
+)
+def test_the_host_may_come_without_its_port(server: Server, host: str, status: int) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://").rstrip("/"))
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status
+
+
+def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
+    page.refused = [400]
+    page.send("The king ß")
+    assert "'ß' (U+00DF, position 9) is not in this model's" in page.find("#error").text
+    assert page.value("#box") == "The king ß" and page.texts(".turn") == []
+    assert abs(page.find("#error").rect["y"] + page.find("#error").rect["height"] - page.find("#box").rect["y"]) < 60
+    page.find("#box").clear()
+    page.set(temperature=-1)
+    page.send("The king")
+    assert page.find("#error").text == "temperature: expected 0 to 100"
+    page.set(temperature=1, max_tokens=5)
+    page.send("")
+    assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
+
+
+def test_a_server_that_is_gone(page: Page) -> None:
+    network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    page.send("The king")
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network | {"offline": False})
+    assert page.find("#error").text == "The server does not answer. Is tinygpt serve still running?"
+    errors = [one["message"] for one in page.driver.get_log("browser")]
+    assert all("ERR_INTERNET_DISCONNECTED" in one for one in errors)
+
+
+def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
+    page.set(temperature=0, max_tokens=30)
+    page.send("<script>")
+    assert page.texts(".said") == ["<script>", "document.title='taken'</script"]
+    page.click("#shade")
+    page.find(".answer span").click()
+    page.send(HOSTILE)
+    page.choose("<b>lora</b>")
+    page.send(HOSTILE[:24])
+    assert page.all("#logs script, #logs img, option > b, .given *") == []
+    logprobs = {"tokens": [HOSTILE], "token_logprobs": [-1], "top_logprobs": [{HOSTILE: -1, "<img src=y>": -2}]}
+    choice = {"text": HOSTILE, "logprobs": logprobs, "finish_reason": "length"}
+    page.choose("out")
+    page.run(  # answers of a hostile server, with a whole element in a token
+        "window.fetch = async (path) => new Response(path === 'tokenize' ? '{\"tokens\": []}' : arguments[0])",
+        f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n",
+    )
+    page.send("")
+    assert page.texts(".answer")[-1] == HOSTILE
+    page.run("[...document.querySelectorAll('.log:not([hidden]) .answer span')].at(-1).focus()")
+    assert page.texts("#token b, #token th") == [HOSTILE.replace(" ", "␣")] * 2 + ["<img␣src=y>"]
+    error = json.dumps({"error": {"message": HOSTILE}})
+    page.run("window.fetch = async () => new Response(arguments[0], {status: 400})", error)
+    page.send("")
+    assert page.find("#error").text == HOSTILE and page.all("main script, main img, #token img, #live *") == []
+
+
+# ---- for everybody ----------------------------------------------------------------------------------------------
+
+
+def test_screen_readers_hear_an_answer_once(page: Page) -> None:
+    page.run(
+        "window.heard = []; for (const one of document.querySelectorAll('[role=status], [role=alert], [aria-live]'))"
+        "new MutationObserver(() => heard.push(one.id))"
+        ".observe(one, {childList: true, characterData: true, subtree: true})"
+    )
+    page.set(max_tokens=200)
+    page.send("The king")
+    (answer,) = page.texts(".answer")
+    assert len(answer) == 200 and page.find("#live").get_property("textContent") == answer
+    assert sorted(page.run("return window.heard")) == ["live", *["state"] * 2]  # "Generating …", and the end of it
+    nameless = page.run(
+        "return [...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels.length).map(e => e.id)"
+    )
+    assert nameless == []
+
+
+def test_the_keyboard_reaches_everything(page: Page) -> None:
+    from selenium.webdriver import Keys
+
+    page.set(max_tokens=10)
+    page.send("The king")
+    assert page.run("return document.activeElement.id") == "box"
+    reached = []
+    for _ in range(20):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(
+            page.run("const e = document.activeElement; return e.id || e.closest('.answer')?.tagName || e.tagName")
+        )
+    wanted = ["send", "new", "model", "SUMMARY", "temperature", "top_k", "top_p", "max_tokens", "stop_text", "seed"]
+    assert [one for one in reached if one != "BODY"][:14] == [*wanted, "shade", "P", "again", "box"]
+
+
+@pytest.mark.parametrize("model", ["out", "<b>lora</b>", "documents"])
+def test_the_page_fits_a_phone(server: Server, chromium: Page, model: str) -> None:
+    chromium.visit(server, width=390)
+    chromium.ready()
+    chromium.choose(model)
+    chromium.set(max_tokens=300)
+    chromium.send(
+        "The king" if model == "out" else "Who is the CFO of AUG Foods?" if model == "documents" else "007 red"
+    )
+    assert chromium.run("return document.documentElement.scrollWidth") == 390
+    assert not chromium.find("#temperature").is_displayed()  # the settings are folded
+    box = chromium.run("return document.querySelector('#send').getBoundingClientRect().bottom")
+    assert box < 900
+    chromium.check(server)

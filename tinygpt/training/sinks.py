@@ -1,0 +1,144 @@
+"""Where the figures of a run's log go besides metrics.jsonl: Weights & Biases, and event files for TensorBoard.
+
+A sink gets figures only. Samples, prompts and responses stay in metrics.jsonl.
+
+    log.sinks["TensorBoard"] = TensorBoard(Path("out"), [], time.time())    # out/tensorboard/{train,val}
+    log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)                # the tag `loss` of both, at step 0
+"""
+
+import contextlib
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+from tinygpt.config import suggest
+from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import folder_lock, remove
+from tinygpt.training.log import is_number
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Import the packages that the run's sinks need. Errors: TinyGPTError for a package that is not installed."""
+    if config.wandb_log:
+        import_wandb()
+    if config.report_to:
+        import_summary_writer("report_to=tensorboard", ", or --report_to=")
+
+
+# ---- Weights & Biases -------------------------------------------------------------------------------------------
+
+
+class Wandb:
+    """A sink that sends the figures of each line, as KIND/KEY, to Weights & Biases."""
+
+    afterwards = ""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.wandb = import_wandb()
+        self.wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=dataclasses.asdict(config))
+
+    def write(self, entry: dict[str, Any]) -> None:
+        keys = [key for key, value in entry.items() if key not in ("step", "seconds") and is_number(value)]
+        if keys:
+            self.wandb.log({f"{entry['kind']}/{key}": entry[key] for key in keys}, step=entry["step"])
+
+    def close(self) -> None:
+        self.wandb.finish()
+
+
+def import_wandb() -> Any:
+    """Import the package wandb. Errors: TinyGPTError if it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
+    return wandb
+
+
+# ---- TensorBoard ------------------------------------------------------------------------------------------------
+
+# Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags
+# with the same beginning into one section of its page.
+SCALARS = {
+    ("eval", "train_loss"): ("train", "loss"),
+    ("eval", "val_loss"): ("val", "loss"),
+    ("train", "loss"): ("train", "loss/batch"),
+    ("train", "lr"): ("train", "training/lr"),
+    ("train", "grad_norm"): ("train", "training/grad_norm"),
+    ("train", "tokens_per_second"): ("train", "training/tokens_per_second"),
+}
+SUFFIX = ".tinygpt"  # of the names of our event files; other files in the folder are left alone
+
+
+class TensorBoard:
+    """A sink that writes FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with SummaryWriter.
+
+    It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has. So the event
+    files of a resumed run have each step once, like metrics.jsonl, even if the run was killed.
+
+    A point's time is `started` plus the line's `seconds`, which do not count the time between the sessions of a run.
+    Errors: TinyGPTError if another process writes these event files, or if the package is missing.
+    """
+
+    def __init__(self, folder: Path, entries: list[dict[str, Any]], started: float) -> None:
+        writer = import_summary_writer("TensorBoard")
+        threading.excepthook = _excepthook
+        self.started, self.points = started, 0
+        self.afterwards = suggest.command("plot", folder, "--to", "tensorboard")
+        self.writers: dict[str, Any] = {}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(folder_lock(folder / "tensorboard", "run"))
+            for run in dict.fromkeys(run for run, _ in SCALARS.values()):
+                discard_events(folder / "tensorboard" / run)
+                # purge_step: a TensorBoard that is running forgets the points of the earlier file
+                self.writers[run] = writer(
+                    str(folder / "tensorboard" / run), purge_step=0, flush_secs=10, filename_suffix=SUFFIX
+                )
+                stack.callback(self.writers[run].close)
+            for entry in {(entry["kind"], entry["step"]): entry for entry in entries}.values():
+                self.write(entry)
+            self._stack = stack.pop_all()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        seconds = entry.get("seconds")
+        time = self.started + (seconds if is_number(seconds) else 0.0)
+        for key, value in entry.items():
+            if (entry["kind"], key) in SCALARS and is_number(value):
+                run, tag = SCALARS[entry["kind"], key]
+                self.writers[run].add_scalar(tag, value, entry["step"], time)
+                self.points += 1
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def import_summary_writer(what: str, otherwise: str = "") -> Any:
+    """Import SummaryWriter, for which PyTorch needs tensorboard. Errors: TinyGPTError if it is missing or broken."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception:  # not only ImportError: an old version does not fit a new NumPy or protobuf
+        hint = f"pip install 'tinygpt[tensorboard]'{otherwise}"
+        raise TinyGPTError(f"{what} needs the package tensorboard", hint) from None
+    return SummaryWriter
+
+
+def discard_events(folder: Path) -> None:
+    """Delete our event files in a folder, except the last one, which is emptied.
+
+    TensorBoard's data server would not need that file. Without the server, as on Windows, a TensorBoard that is running
+    stays at a deleted file, but goes on from an empty one to the next.
+    """
+    files = sorted(folder.glob(f"*tfevents*{SUFFIX}"))
+    for path in files:
+        if path == files[-1] and not path.is_symlink():
+            path.write_bytes(b"")
+        else:
+            remove(path)
+
+
+def _excepthook(args: threading.ExceptHookArgs) -> None:
+    """Report an error of a thread as Python does, except for SummaryWriter's: add_scalar and close raise it again."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
