@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import threading
@@ -28,6 +29,7 @@ from tinygpt.training.build import for_inference
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
+LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
 
 
@@ -80,11 +82,14 @@ def serve(config: ServeConfig) -> int:
         listener.close()
     if problem:
         raise problem[0]
-    if state.engine is not None and not server.force_exit:
-        state.engine.close(DRAIN)
+    ended = not loading.is_alive()
+    if state.engine is not None:  # requests that were cut off are cancelled: its thread ends after a step
+        ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and ended
     if state.documents is not None:
         state.documents.close()
     print("stopped", flush=True)
+    if not ended:
+        os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
     return 0
 
 

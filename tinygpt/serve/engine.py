@@ -327,12 +327,16 @@ class Engine:
             self._waiting.extend(tasks)
             self._changed.notify()
 
-    def close(self, seconds: float = 0.0) -> None:
-        """Refuse new requests, and end the thread when the others are answered, or after so many seconds."""
+    def close(self, seconds: float = 0.0) -> bool:
+        """Refuse new requests, and end the thread when the others are answered or cancelled.
+
+        Returns whether it has ended; with `seconds` it waits no longer than that.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds or None)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
