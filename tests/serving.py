@@ -89,6 +89,16 @@ class Server:
         return connection
 
 
+def first_chunk(connection: socket.socket) -> bytes:
+    """Read up to a part of the first chunk of a stream: its headers come while it still waits in the queue."""
+    data = b""
+    while b"data: " not in data:
+        piece = connection.recv(4096)
+        assert piece, data
+        data += piece
+    return data
+
+
 def until(condition: Any, seconds: float = PATIENCE) -> Any:
     """The first true value of `condition()`. Fails after so many seconds."""
     end = time.monotonic() + seconds

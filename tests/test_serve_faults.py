@@ -25,7 +25,7 @@ from conftest import cli, listing, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
-from serving import Server, events, free_port, sampled, serving, until
+from serving import Server, events, first_chunk, free_port, sampled, serving, until
 
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.serve import engine as engines
@@ -93,7 +93,7 @@ def test_fifty_clients_that_leave_in_the_middle_leave_nothing_behind(guarded: Se
         body = {"prompt": "the", "max_tokens": ENDLESS, "stream": number % 2 == 0, "n": 1 + number % 2}
         connection = guarded.begin("/v1/completions", body)
         if number % 4 == 0:  # it has begun
-            statuses[connection.recv(200)[9:12]] += 1
+            statuses[first_chunk(connection)[9:12]] += 1
         if number % 3 == 0:  # a reset instead of an end
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
@@ -133,7 +133,7 @@ def test_a_full_queue_refuses_some_and_answers_all_others_rightly(few: Server) -
 
     holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
     for connection in holding:
-        connection.recv(100)
+        first_chunk(connection)
     with ThreadPoolExecutor(64) as pool:
         waiting = [pool.submit(one, seed) for seed in range(64)]
         until(lambda: sum(future.done() for future in waiting) >= 56)
@@ -149,7 +149,7 @@ def test_a_full_queue_refuses_some_and_answers_all_others_rightly(few: Server) -
 def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
     for connection in holding:
-        connection.recv(100)
+        first_chunk(connection)
     waiting = [few.begin("/v1/completions", {"prompt": "the", "stream": True}) for _ in range(8)]
     until(lambda: few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429)
     for connection in waiting:
@@ -395,13 +395,13 @@ def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: P
     flags = ["--ckpt=out", f"--max_tokens={ENDLESS}"]
     with serving(models, tmp_path / "first", *flags, port=port) as server:
         connection = server.begin("/v1/completions", body)
-        assert connection.recv(100)
+        assert first_chunk(connection)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     with serving(models, tmp_path / "second", *flags, port=port) as server:
         assert server.port == port
         stream = server.begin("/v1/completions", body | {"max_tokens": 1500})
         whole = server.begin("/v1/completions", body | {"max_tokens": 1000, "stream": False})
-        data = stream.recv(100)
+        data = first_chunk(stream)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not accepts(port))
         assert not server.ended()
@@ -443,7 +443,7 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
         assert server.request("GET", f"/v1/models/{prompt}")[0] == 404
         endless = {"prompt": prompt, "max_tokens": ENDLESS}
         connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
-        connections[0].recv(100)
+        first_chunk(connections[0])
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert not server.ended()  # it waits for the two
