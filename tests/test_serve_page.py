@@ -360,7 +360,7 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(imported: P
         server.wait("page.css")
         chromium.visit(server, key="")
         chromium.refused = [503]
-        chromium.until(lambda: "loads" in chromium.find("#state").text or chromium.find("#about").text)
+        chromium.until(lambda: "loading" in chromium.find("#state").text or chromium.find("#about").text)
         chromium.ready()
         assert re.match(
             r"out-base answers in a conversation; it has \d\d,\d{3} parameters", chromium.find("#about").text

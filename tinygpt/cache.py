@@ -67,5 +67,5 @@ class KVCache:
         return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)]
 
     def advance(self, idx: Tensor) -> None:
-        """Count the tokens int64 (B, T) as read."""
+        """Move on by the T tokens of idx, int64 (B, T), whose keys and values are stored."""
         self.length, self.last_token = self.length + idx.size(1), idx[:, -1:]

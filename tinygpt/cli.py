@@ -23,7 +23,7 @@ GROUPS = {
     "examine a run": {
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
-        "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or show them in TensorBoard"),
+        "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "report": ("report:report", "ReportConfig", "write one HTML file of a run, in which its model answers"),
         "check": ("evaluate.check:check", "CheckConfig", "verify the files of runs and datasets, and exact resuming"),
     },
@@ -38,7 +38,7 @@ GROUPS = {
         ),
     },
     "use a model": {
-        "serve": ("serve.command:serve", "ServeConfig", "a local server: a chat page, and OpenAI's API"),
+        "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
     },
     "ask your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),

@@ -219,4 +219,6 @@ def metavar(key: Key) -> str:
         name = f"{key.name.upper()} ..." if key.type is tuple else key.name.upper()
         return name if key.required else f"[{name}]"
     limits = [f"{mark.sign}{mark.bound}" for mark in key.marks if isinstance(mark, Limit) and mark.bound < LARGEST]
-    return "FILE ..." if key.type is tuple else f"{key.type.__name__.upper()}{','.join(limits)}" if limits else ""
+    if key.type is tuple:
+        return "FILE ..." if PATH in key.marks else "STR ..."
+    return f"{key.type.__name__.upper()}{','.join(limits)}" if limits else ""

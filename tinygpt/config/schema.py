@@ -453,34 +453,35 @@ class ServeConfig:
 
     tinygpt serve --ckpt out-smollm2 --index index.db
 
-    Only programs on this machine reach it, unless --host says otherwise, which needs --api_key. Prompts and responses
-    are not logged. Ctrl-C ends it after the requests that it has accepted.
+    Only programs on this machine reach the server; --host allows other machines, and then requires --api_key. Prompts
+    and responses are not logged. Ctrl-C stops the server when the accepted requests are complete, or after about 30
+    seconds.
     """
 
     ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or the folder that holds ckpt.pt; its folder's name is the model's name in the API"""
+    """a checkpoint, or the folder that holds ckpt.pt; the model has the name of this folder in the API"""
     adapter: tuple[str, ...] = ()
-    """a LoRA adapter of that checkpoint as a model of its own: NAME=PATH; may be given several times"""
+    """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
     index: File = ""
-    """an index of documents, made by tinygpt index: adds the model `documents`, which answers questions from it"""
+    """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`"""
     reader: File = ""
     """the model that reads the passages of the index; empty: the tiny reader that ships with tinygpt"""
     host: str = "127.0.0.1"
-    """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which needs --api_key"""
+    """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
     port: Annotated[int, Limit(">=", 0), Limit("<", 65536)] = 8000
     """port to listen on; 0: a free one"""
     api_key: File = ""
-    """a file that contains the key which each request must send (Authorization: Bearer KEY)"""
+    """a file with a key that each request to the API must send (Authorization: Bearer KEY)"""
     allow_origin: str = ""
     """a web site whose pages may call the API from a browser (CORS), for example http://localhost:3000"""
     max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024)] = 16
-    """sequences that are generated at the same time; others wait"""
+    """largest number of sequences that are generated at the same time; others wait"""
     max_queue: Annotated[int, Limit(">=", 1), Limit("<=", 1 << 20)] = 64
-    """requests that may wait; more are refused with status 429"""
+    """largest number of prompts that wait; further requests are refused with status 429"""
     max_tokens: Count = 4096
-    """tokens that a request may ask for"""
+    """largest max_tokens that a request may ask for"""
     timeout: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 300.0
-    """seconds after which a request is ended"""
+    """seconds after which a request that is not complete ends with an error"""
     skip_unknown: bool = False
     """remove characters outside the model's vocabulary from prompts instead of refusing them"""
     device: str = "auto"
@@ -497,7 +498,9 @@ class PlotConfig:
 
     tinygpt plot out/ out-mine/ --output losses.png
 
-    tinygpt plot out/ out-mine/ --to tensorboard and then: tensorboard --logdir .
+    tinygpt plot out/ out-mine/ --to tensorboard
+
+    The last command writes event files; tensorboard --logdir . shows those of all runs below this folder.
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)

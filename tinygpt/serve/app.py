@@ -39,8 +39,8 @@ from tinygpt.serve.protocol import ApiError
 MAX_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30.0  # for a client to send one
 MAX_PROMPTS = 128  # of a request
-POLL = 0.5  # seconds between two looks at whether the client of a request without a stream is still there
-STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # of an engine's error code
+POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
+STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # HTTP status of each error code of the engine
 DOCUMENTS = "documents"  # the name of the model that answers from an index
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -69,8 +69,8 @@ class Limits:
 
 
 class Documents:
-    """Answers from an index, one at a time, in a thread of their own: `respond` is made in that thread, because SQLite
-    wants it so."""
+    """Answers from an index, one at a time, in one thread of their own. The index is opened in this thread, because a
+    connection to SQLite works only in the thread that opened it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]]) -> None:
         self._pool, self._opened = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack()
@@ -191,7 +191,7 @@ class Answer:
 
 @dataclasses.dataclass
 class Text:
-    """The text of a choice so far."""
+    """A choice of a response so far: its text, its tokens and its finish reason."""
 
     text: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
@@ -358,7 +358,7 @@ async def ask_documents(documents: Documents, asked: dict[str, Any]) -> Response
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
     last = asked["messages"][-1]
     if last["role"] != "user" or not last["content"].strip():
-        raise protocol.wrong("messages", "the last message is the question, from the user")
+        raise protocol.wrong("messages", "the last message must be the question, with the role user")
     try:
         outcome = await documents(last["content"])
     except TinyGPTError as error:
@@ -541,7 +541,7 @@ async def no_such_path(request: Request, error: Exception) -> Response:
 
 
 class Guard:
-    """Refuse what does not come from a client of this machine, or has no key."""
+    """Refuse requests that web sites could cause, and requests without the key."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self.state = app, state
@@ -574,7 +574,7 @@ class Guard:
 
 
 def make_app(state: State) -> Starlette:
-    """The application."""
+    """The ASGI application: paths, middleware, and errors as responses."""
     paths: list[tuple[str, Callable[[Request], Awaitable[Response]], str]] = [
         ("/v1/models", models, "GET"),
         ("/v1/models/{name:path}", model, "GET"),

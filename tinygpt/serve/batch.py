@@ -16,7 +16,7 @@ from tinygpt.model import GPT
 
 
 class BatchCache(KVCache):
-    """The caches of B sequences. Rows and slots are allocated by powers of two, so joining rarely copies the others."""
+    """The caches of B sequences. Rows and slots are allocated in powers of two, so `join` rarely copies the others."""
 
     def __init__(self, model: GPT) -> None:
         self.model, self.lengths = model, list[int]()
@@ -49,7 +49,7 @@ class BatchCache(KVCache):
         self._show()
 
     def _reserve(self, rows: int, slots: int) -> None:
-        """Allocate at least so many rows and slots, and keep what there is."""
+        """Allocate at least so many rows and slots; the rows in use keep their content."""
         old = getattr(self, "_all", None)
         if old is not None:
             rows, slots = max(rows, old.keys_values.size(2)), max(slots, self.block_size)
@@ -63,7 +63,7 @@ class BatchCache(KVCache):
         self._show()
 
     def _show(self) -> None:
-        """The rows in use, as views."""
+        """Make keys_values, last_input and last_token views of the rows in use."""
         count = len(self)
         self.keys_values = self._all.keys_values[:, :, :count]
         self.last_input, self.last_token = self._all.last_input[:, :, :count], self._all.last_token[:count]
@@ -78,7 +78,7 @@ class BatchCache(KVCache):
         return lengths[:, None, None]
 
     def positions(self, T: int) -> Tensor:
-        """Positions of the keys, int64 (B, 1, S); of an empty slot one in the future, which the causal mask hides."""
+        """Positions of the keys, int64 (B, 1, S). An empty slot gets a later position, which the causal mask hides."""
         last = self.queries(T)
         slots = torch.arange(self._filled, device=last.device)
         held = last - (last - slots) % self.block_size

@@ -1,8 +1,8 @@
 """Conversations as tokens: the text and the special tokens that a model expects around each message.
 
-A model that was fine-tuned on pairs knows one prompt and one response, so a longer conversation is refused. An imported
-model has a chat template. It is run once, with marks in place of the contents, and the texts between the marks are
-kept. They are encoded separately from the contents, so a user's text cannot contain a special token.
+A model that was fine-tuned on pairs answers a single prompt, so a longer conversation is refused. An imported model has
+a chat template. It is run once, with placeholders for the contents, and the texts between the placeholders are kept.
+They are encoded separately from the contents, so a user's text cannot contain a special token.
 
     form = ChatFormat.of(tokenizer)
     form.encode([{"role": "user", "content": "Hello"}])         # ids up to where the response begins
@@ -23,7 +23,7 @@ SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
 
 class ChatFormat(NamedTuple):
-    """How a model reads conversations. Texts as token ids; None where the model has no such thing."""
+    """The chat format of a model: token ids between the contents, or None for what the model does not support."""
 
     tokenizer: Tokenizer
     skip_unknown: bool
@@ -75,17 +75,17 @@ class ChatFormat(NamedTuple):
         Errors: ApiError for a conversation that the model cannot read.
         """
         if self.tokenizer.pair is None:
-            raise wrong("messages", "this model continues text, and knows no prompts; use /v1/completions")
+            raise wrong("messages", "this model only continues text; use /v1/completions")
         system, turns = [], list(messages)
         while turns and turns[0]["role"] == "system":
             system.append(turns.pop(0)["content"])
         if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-            raise wrong("messages", "expected user and assistant in turns, the last one user")
+            raise wrong("messages", "expected the roles user and assistant in turn, the last one user")
         if system and self.before_system is None:
-            raise wrong("messages", "this model knows no system message; leave it out")
+            raise wrong("messages", "this model supports no system message; leave it out")
         if len(turns) > 1 and self.between is None:
             raise wrong(
-                "messages", "this model answers one prompt, and knows no earlier turns; send the last one alone"
+                "messages", "this model answers one prompt and does not see earlier turns; send the last message alone"
             )
         pair, parts = self.tokenizer.pair, list[np.ndarray]()
         try:

@@ -1,7 +1,7 @@
 """`tinygpt serve`: load the models, listen, and end in order.
 
-It listens before the models are loaded, and says so (GET /health, status 503). SIGINT and SIGTERM end it after the
-requests that it has accepted; a second signal ends it at once.
+The server listens before the models are loaded; until then GET /health has the status 503. SIGINT and SIGTERM end the
+server when the accepted requests are complete, or after DRAIN seconds; a second signal ends it at once.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
 
 @contextlib.contextmanager
 def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Open the index for a function that answers a question from it, as `tinygpt ask` does. Errors: TinyGPTError."""
+    """Open the index; yields a function that answers questions from it, as `tinygpt ask`. Errors: TinyGPTError."""
     from tinygpt.retrieve.ask import Responder, checked
     from tinygpt.retrieve.store import open_index
 
@@ -156,14 +156,14 @@ def read_key(config: ServeConfig) -> str:
     key = read_text(Path(config.api_key), "--api_key key.txt").strip()
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
         raise TinyGPTError(
-            f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without blanks, on one line",
+            f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line",
             "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt",
         )
     return key
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address is this machine's own, which no other machine reaches."""
+    """Return whether an address is one that only this machine reaches."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -184,7 +184,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:
-    """What is served, and how to reach it."""
+    """What the command prints when the models are loaded: their names, and how to reach them."""
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
     key = ' -H "Authorization: Bearer $(cat KEYFILE)"' if config.api_key else ""
@@ -222,7 +222,7 @@ def signals(server: Any) -> Iterator[None]:
 
 
 def Server(config: Any) -> Any:
-    """A uvicorn server that leaves the signals alone: it would send them again when it has ended."""
+    """A uvicorn server that does not handle signals; uvicorn's own would raise them again when it has ended."""
     import uvicorn
 
     class Quiet(uvicorn.Server):

@@ -1,8 +1,8 @@
 """The inference thread: it decodes the sequences of all requests together, token by token.
 
-A new request joins between two tokens (continuous batching, Yu et al. 2022): its prompt is read, at most PREFILL tokens
-of it between two steps of the others, and its sequences become rows of the model's batch. Each sequence has a random
-generator of its own, so what else is served changes nothing but the rounding of the logits.
+A new task joins between two steps (continuous batching, Yu et al. 2022): the model reads its prompt, at most PREFILL
+tokens between two steps, and its sequences become rows of the model's batch. Each sequence has a random generator of
+its own, so what else is served changes nothing but the rounding of the logits.
 
     engine = Engine([Served("out", tokenizer, model)], max_batch=16, max_queue=64)
     engine.start()
@@ -34,14 +34,14 @@ PREFILL = 256  # tokens of prompts between two steps
 
 
 class Settings(NamedTuple):
-    """How the sequences of a request are generated."""
+    """How the sequences of a task are generated."""
 
     max_tokens: int
     choice: Choice = Choice()  # its seed is that of the first sequence; the next ones add 1, 2, ...
     n: int = 1
     stops: tuple[str, ...] = ()
-    logprobs: int = -1  # log probabilities of the tokens, with so many alternatives; -1: none
-    echo: bool = False  # of the prompt's tokens, too
+    logprobs: int = -1  # return log probabilities, with so many alternatives for each token; -1: none
+    echo: bool = False  # return those of the prompt's tokens, too
 
 
 class Token(NamedTuple):
@@ -53,7 +53,7 @@ class Token(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """The first event of a request: its prompt was read."""
+    """The first event of a task: its prompt was read."""
 
     tokens: list[Token]  # with `echo`
 
@@ -61,7 +61,7 @@ class Prompt(NamedTuple):
 class Piece(NamedTuple):
     """A piece of the text of a sequence."""
 
-    sequence: int  # its number within the request
+    sequence: int  # its number within the task
     text: str
     tokens: list[Token]  # with `logprobs`; the last piece has those of the stop text, too
     made: int  # tokens generated so far, including those that end the text
@@ -69,7 +69,7 @@ class Piece(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The last event of a request that cannot be answered."""
+    """The last event of a task that cannot be completed."""
 
     message: str
     code: str
@@ -79,7 +79,7 @@ Event = Prompt | Piece | Failed
 
 
 class Task:
-    """A request to the engine. Set `cancelled` when nobody waits for it any more."""
+    """A prompt to continue; a request has a task for each of its prompts. Set `cancelled` when nobody waits for it."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Task:
 
 
 class QueueFull(Exception):
-    """Too many requests wait."""
+    """Too many tasks are waiting."""
 
 
 # ---- the state of a model ---------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Row:
 
 
 class Reading:
-    """A prompt that is being read: of a new request, or the last half of a context that has become full."""
+    """A prompt that is being read (prefill): that of a new task, or the last half of a context that has become full."""
 
     def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
         self.rows, self.left, self.echo = rows, list(tokens), echo
@@ -177,7 +177,7 @@ class Served:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read some tokens of prompts, and add a token to each row."""
+        """Read at most PREFILL tokens of prompts, and generate one token of each row."""
         self._leave()
         budget = PREFILL
         while self.readings and budget > 0:
@@ -235,12 +235,12 @@ class Served:
         return length >= self.model.config.block_size and not self.model.position.relative
 
     def _read_again(self, row: Row) -> None:
-        """Go on with the last half of the context, as `tinygpt sample` does."""
+        """Continue a row from the last half of its context, as `tinygpt sample` does."""
         half = max(1, self.model.config.block_size // 2)
         self.readings.append(Reading([row], list(row.recent)[-half:], echo=False))
 
     def clear(self) -> list[Task]:
-        """Forget all sequences; returns their requests."""
+        """Remove all sequences; returns their tasks."""
         rows = [*self.rows, *(row for reading in self.readings for row in reading.rows)]
         self.rows.clear()
         self.readings.clear()
@@ -249,7 +249,7 @@ class Served:
 
 
 def ended(task: Task, now: float) -> bool:
-    """Return whether a request is over: nobody waits for it, or its time is up, which it is told."""
+    """Return whether a task is over: nobody waits for it, or its time is up. In the second case, deliver the error."""
     if now > task.deadline and not task.cancelled:
         task.cancelled = True
         task.deliver(Failed("the request took longer than the server allows (--timeout)", "timeout"))
@@ -350,7 +350,7 @@ class Engine:
                     self._step(model)
 
     def _admit(self) -> None:
-        """Begin to read the prompts of waiting requests while there is room for their sequences."""
+        """Move waiting tasks to their models, while there is room for their sequences."""
         now, busy = time.monotonic(), sum(model.busy() for model in self.models)
         while self._waiting and (not busy or busy + self._waiting[0].settings.n <= self.max_batch):
             task = self._waiting.popleft()

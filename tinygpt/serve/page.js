@@ -12,7 +12,7 @@
   "use strict";
 
   const ALTERNATIVES = 5; // of each token
-  const LOADING = "The server loads its models …";
+  const LOADING = "The server is loading its models …";
   const RETRY = 1000; // milliseconds until the page asks a loading server again
   const MOST_NATS = 6; // a loss at which a token has the full shade, as in the report
   const $ = (id) => document.getElementById(id);
@@ -134,7 +134,7 @@
 
   /** What a model does, and its size. */
   function described({ id, task, turns, parameters, context }) {
-    if (task === "documents") return "Answers questions from the indexed documents, each question by itself.";
+    if (task === "documents") return "Answers questions from the indexed documents, each independently of earlier ones.";
     const does = task === "text" ? "continues text" : turns ? "answers in a conversation" : "answers one message at a time and sees no earlier ones";
     const size = parameters < 1e5 ? grouped(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 2 : 0)} million`;
     return `${id} ${does}; it has ${size} parameters and a context of ${grouped(context)} tokens.`;

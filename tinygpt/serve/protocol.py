@@ -1,7 +1,7 @@
 """OpenAI's protocol as data: request bodies to settings, events to response bodies. No network, no model.
 
-Fields that tinygpt does not know are ignored, as clients send many. Known ones with a wrong value are refused, and so
-are those that would change the meaning of the answer and are not supported.
+Unknown fields are ignored, because clients send many. A known field with a wrong value is refused, and so is a field
+that would change the answer and is not supported.
 
 Source: https://platform.openai.com/docs/api-reference (completions, chat, errors); vLLM's /tokenize.
 
@@ -40,7 +40,7 @@ def wrong(param: str, message: str, code: str | None = None) -> ApiError:
 
 
 def from_error(error: TinyGPTError, param: str) -> ApiError:
-    """The refusal for a text that the model cannot read."""
+    """Turn the error for a text that the model cannot read into a refusal."""
     return wrong(param, f"{error.message}; try: {error.hint}" if error.hint else error.message)
 
 
@@ -85,7 +85,7 @@ def stops(value: Any) -> tuple[str, ...]:
 
 
 def prompts(value: Any) -> list[str | list[int]]:
-    """A text, several, token ids, or several lists of them."""
+    """Read one or several prompts, each a text or a list of token ids."""
     entries = [value] if isinstance(value, str) or is_ids(value) else value
     if not isinstance(entries, list) or not entries or not all(isinstance(one, str) or is_ids(one) for one in entries):
         raise ValueError("expected a string, a list of strings, a list of token ids, or a list of such lists")
@@ -97,17 +97,19 @@ def is_ids(value: Any) -> bool:
 
 
 def messages(value: Any) -> list[dict[str, str]]:
-    """Messages of a conversation; contents as text, or as parts of the type text. Returns roles and texts."""
+    """Read messages whose contents are texts or lists of parts of the type text. Returns their roles and texts."""
     if not isinstance(value, list) or not value:
         raise ValueError("expected a list of messages")
     found = []
     for entry in value:
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ("system", "developer", "user", "assistant"):
-            raise ValueError("the role of each message is system, user or assistant; there are no tools")
+            raise ValueError("the role of each message must be system, user or assistant; no tools are supported")
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise ValueError("the parts of a content have the type text; there are no images, files or sounds")
+                raise ValueError(
+                    "each part of a content must have the type text; no images, files or audio are supported"
+                )
             content = "".join(text(part.get("text")) for part in content)
         if not isinstance(content, str):
             raise ValueError("the content of each message is a string, or a list of parts")
@@ -122,7 +124,7 @@ def stream_options(value: Any) -> dict[str, bool]:
 
 
 def unsupported(*neutral: Any) -> Field:
-    """A field that would change the answer, except with one of these values."""
+    """A field that is not supported: refused, except with one of these values, which change nothing."""
 
     def read(value: Any) -> None:
         if not any(type(value) is type(one) and value == one for one in neutral):
@@ -225,7 +227,7 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; of a part of a character its bytes, `bytes:\\xe2\\x82`."""
+    """The text of a token; for a part of a character, its bytes as `bytes:\\xe2\\x82`."""
     data = tokenizer.token_bytes(token)
     try:
         return data.decode()
@@ -234,7 +236,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], start: int) -> dict[str, Any]:
-    """`logprobs` of a completion's choice. start: characters of its text before these tokens."""
+    """The field `logprobs` of a completion's choice. start: number of characters before these tokens."""
     texts, offsets = [token_text(tokenizer, token.id) for token in tokens], []
     for one in texts:
         offsets.append(start)
@@ -256,7 +258,7 @@ def with_own(tokenizer: Tokenizer, token: Token) -> dict[str, float]:
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
-    """`logprobs` of a chat's choice."""
+    """The field `logprobs` of a chat's choice."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         data = tokenizer.token_bytes(token)

@@ -1,4 +1,4 @@
-"""Where the figures of a run's log go besides metrics.jsonl: Weights & Biases, and event files for TensorBoard.
+"""Sinks of a run's log, which get its figures in addition to metrics.jsonl: Weights & Biases, and TensorBoard.
 
 A sink gets figures only. Samples, prompts and responses stay in metrics.jsonl.
 
@@ -73,12 +73,12 @@ SUFFIX = ".tinygpt"  # of the names of our event files; other files in the folde
 
 
 class TensorBoard:
-    """A sink that writes FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with SummaryWriter.
+    """A sink that writes event files, FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with SummaryWriter.
 
     It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has. So the event
     files of a resumed run have each step once, like metrics.jsonl, even if the run was killed.
 
-    A point's time is `started` plus the line's `seconds`, which do not count the time between the sessions of a run.
+    A point's time is `started` plus the line's `seconds`, which leave out the pauses before a run was resumed.
     Errors: TinyGPTError if another process writes these event files, or if the package is missing.
     """
 
@@ -127,8 +127,8 @@ def import_summary_writer(what: str, otherwise: str = "") -> Any:
 def discard_events(folder: Path) -> None:
     """Delete our event files in a folder, except the last one, which is emptied.
 
-    TensorBoard's data server would not need that file. Without the server, as on Windows, a TensorBoard that is running
-    stays at a deleted file, but goes on from an empty one to the next.
+    The empty file is for a TensorBoard that is running without its data server, as on Windows: it never leaves a file
+    that was deleted, but goes on from an empty one to the next.
     """
     files = sorted(folder.glob(f"*tfevents*{SUFFIX}"))
     for path in files:
@@ -139,6 +139,6 @@ def discard_events(folder: Path) -> None:
 
 
 def _excepthook(args: threading.ExceptHookArgs) -> None:
-    """Report an error of a thread as Python does, except for SummaryWriter's: add_scalar and close raise it again."""
+    """Report the errors of threads, but not of SummaryWriter's, since add_scalar and close raise them again."""
     if not type(args.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(args)
