@@ -6,7 +6,7 @@
 Rows: LoRA training (rank 8 on all matrices, batches of 16 transactions, bfloat16), greedy decoding of one sample, the
 import and loading. Each measurement is a process of its own, in the order A B A B, and the median is printed. Tokens
 of LoRA are those of the examples, without padding, and both sides see the same batches. llama.cpp is measured if
-TINYGPT_LLAMA_PYTHON names a Python that has xllamacpp (scripts/clients.py makes one).
+TINYGPT_LLAMA_PYTHON names a Python that has xllamacpp (`scripts/clients.py llama --keep FOLDER` makes one).
 """
 
 import argparse

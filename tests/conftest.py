@@ -175,6 +175,40 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "work"))
 
 
+GERMAN = {"red": "rot", "green": "gruen", "blue": "blau"}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with models that have learned something, for `tinygpt serve`, and an adapter of each:
+
+    out (text, learned positions, a context of 16), out-lora (repeats the colour of a prompt), out-colours (the same as
+    a complete model, relative positions, a context of 20), out-german (its adapter; answers in German).
+    """
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "text.txt").write_text(tiny_text())
+    for name, words in (("colours", {word: word for word in GERMAN}), ("german", GERMAN)):
+        pairs = [{"prompt": f"{n:03} {word}", "response": words[word]} for n in range(60) for word in GERMAN]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    size = ["--n_layer=1", "--n_head=2", "--n_embd=48"]
+    short = ["--device=cpu", "--dtype=float32", "--compile=False", "--quiet", "--seed=1", "--batch_size=16"]
+    short += ["--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--eval_iters=1", "--eval_interval=200"]
+    short += ["--max_iters=200", "--lr_decay_iters=200"]
+    lora = ["--lora_rank=8", "--patience=0", *short]
+    for command in (
+        ["prepare", "tiny", "--input=text.txt"],
+        ["prepare", "colours", "--input=colours.jsonl", "--format=pairs"],
+        ["prepare", "german", "--input=german.jsonl", "--format=pairs"],
+        ["train", "--dataset=tiny", "--block_size=16", "--out_dir=out", *size, *short],
+        ["train", "--dataset=colours", "--block_size=20", "--position=rope", "--out_dir=out-colours", *size, *short],
+        ["finetune", "--dataset=colours", "--ckpt=out", "--out_dir=out-lora", *lora],
+        ["finetune", "--dataset=german", "--ckpt=out-colours", "--out_dir=out-german", *lora],
+    ):
+        result = cli_here(*command, cwd=folder)
+        assert result.status == 0, (command, result.err)
+    return folder
+
+
 @pytest.fixture
 def harness(request: pytest.FixtureRequest, tmp_path: Path, record_property: Callable[[str, object], None]) -> Any:
     """A folder in which child processes run, see children.py; its figures become a property of the test's report."""

@@ -1,7 +1,7 @@
 """Exported GGUF files in llama.cpp's own server: the same tokens, log probabilities, texts and answers.
 
-The server is that of the package xllamacpp, which may conflict with others: scripts/clients.py installs it in an
-environment of its own and runs these tests. They are skipped where neither this interpreter nor the one that
+The server is that of the package xllamacpp, which may conflict with others: `scripts/clients.py llama` installs it in
+an environment of its own and runs these tests. They are skipped where neither this interpreter nor the one that
 TINYGPT_LLAMA_PYTHON names can import it.
 """
 
@@ -55,7 +55,7 @@ def python_of_llama() -> str:
 @pytest.fixture(autouse=True)
 def needs_llama() -> None:
     if not python_of_llama():
-        pytest.skip("xllamacpp is not installed: python scripts/clients.py")
+        pytest.skip("xllamacpp is not installed: python scripts/clients.py llama")
 
 
 class Server:

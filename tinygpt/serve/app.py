@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -162,13 +163,18 @@ class Answer:
 
         Errors: ApiError if a task fails; ClientDisconnect.
         """
+        look = time.monotonic() + POLL
         try:
             while self._left:
                 try:
                     number, event = await asyncio.wait_for(self._queue.get(), POLL if request else None)
                 except TimeoutError:
-                    if request and await request.is_disconnected():
-                        raise ClientDisconnect from None
+                    event = None
+                if request and time.monotonic() >= look:  # events may come without a pause
+                    look = time.monotonic() + POLL
+                    if await request.is_disconnected():
+                        raise ClientDisconnect
+                if event is None:
                     continue
                 if isinstance(event, Failed):
                     raise ApiError(STATUS.get(event.code, 500), event.message, code=event.code)
@@ -210,7 +216,7 @@ async def completions(request: Request) -> Response:
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
-    texts = [prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt) for prompt in asked["prompt"]]
+    texts = [as_text(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
     answer = Answer(state, served, prompts, settings)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -274,6 +280,14 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
     if not all(0 <= token < size for token in prompt):
         raise protocol.wrong("prompt", f"token ids are 0 to {size - 1:,}")
     return prompt
+
+
+def as_text(prompt: str | list[int], served: Served, skip_unknown: bool) -> str:
+    """The text of a prompt that the model can read, for `echo`."""
+    if isinstance(prompt, str) and not skip_unknown:
+        return prompt
+    ids = served.tokenizer.encode(prompt, skip_unknown).tolist() if isinstance(prompt, str) else prompt
+    return served.tokenizer.decode(ids)
 
 
 # ---- chat -------------------------------------------------------------------------------------------------------
@@ -453,7 +467,7 @@ async def health(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """GET /: the chat page, and its style and program."""
-    name, kind = PAGE[request.url.path]
+    name, kind = PAGE[request.scope["path"]]
     return Response(files("tinygpt.serve").joinpath(name).read_bytes(), media_type=kind, headers=SECURITY)
 
 
@@ -522,7 +536,7 @@ async def client_left(request: Request, error: Exception) -> Response:
 
 async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    told = f"{request.method} {request.url.path}: no such path; see GET /v1/models, POST /v1/chat/completions"
+    told = f"{request.method} {request.scope['path']}: no such path; see GET /v1/models, POST /v1/chat/completions"
     return refusal(ApiError(status, told))
 
 
@@ -545,10 +559,10 @@ class Guard:
 
     def check(self, request: Request) -> None:
         """Errors: ApiError."""
-        state, path = self.state, request.url.path
-        host = request.headers.get("host", "").lower()
-        name, _, port = host.rpartition(":")  # port 80 is left out
-        if state.hosts and (name if port.isdigit() else host) not in state.hosts:
+        # not request.url.path: it is parsed from a URL with the Host header in it, which the client chooses
+        state, path = self.state, request.scope["path"]
+        host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80
+        if state.hosts and host not in state.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
         public = path in PAGE or path == "/health"
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()

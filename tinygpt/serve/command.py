@@ -7,6 +7,8 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 import contextlib
 import dataclasses
 import ipaddress
+import logging
+import os
 import signal
 import socket
 import threading
@@ -27,6 +29,7 @@ from tinygpt.training.build import for_inference
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
+LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
 
 
@@ -56,6 +59,8 @@ def serve(config: ServeConfig) -> int:
             limit_concurrency=None,
         )
     )
+    # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
     problem: list[BaseException] = []
 
     def load() -> None:
@@ -77,11 +82,14 @@ def serve(config: ServeConfig) -> int:
         listener.close()
     if problem:
         raise problem[0]
-    if state.engine is not None and not server.force_exit:
-        state.engine.close(DRAIN)
+    ended = not loading.is_alive()
+    if state.engine is not None:  # requests that were cut off are cancelled: its thread ends after a step
+        ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and ended
     if state.documents is not None:
         state.documents.close()
     print("stopped", flush=True)
+    if not ended:
+        os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
     return 0
 
 
@@ -165,10 +173,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the socket. Errors: TinyGPTError if it is in use, or not allowed."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
         raise TinyGPTError(f"cannot listen on {host}, port {port}: {error.strerror or error}", hint) from None
+    # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
+    # the acknowledgement of its headers
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
@@ -137,13 +138,15 @@ class Reading:
     def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
         self.rows, self.left, self.echo = rows, list(tokens), echo
         self.task = rows[0].task
-        self.cache = self.task.served.model.new_cache(1, len(tokens))
+        self.cache: KVCache | None = None  # allocated by the first `read`, in Served.step: it may run out of memory
         self.known: list[Token] = []
         self.logits: Tensor | None = None  # of the token after those that were read, (1, V)
 
     def read(self, count: int) -> int:
         """Read at most `count` tokens; returns how many."""
         served = self.task.served
+        if self.cache is None:
+            self.cache = served.model.new_cache(1, len(self.left))
         some, self.left = self.left[:count], self.left[count:]
         idx = torch.tensor([some], device=served.model.lm_head.weight.device)
         if not self.echo:
@@ -181,8 +184,8 @@ class Served:
             reading = self.readings[0]
             budget -= reading.read(budget)
             if not reading.left:
-                self.readings.popleft()
                 self._begin(reading)
+                self.readings.popleft()  # now, so that `clear` finds its request if `_begin` fails
         if self.rows:
             last = [[row.recent[-1]] for row in self.rows]
             idx = torch.tensor(last, device=self.model.lm_head.weight.device)
@@ -191,8 +194,8 @@ class Served:
 
     def _begin(self, reading: Reading) -> None:
         """Add the first token of each sequence after a prompt, and make it a row."""
-        task, rows, logits = reading.task, reading.rows, reading.logits
-        assert logits is not None
+        task, rows, logits, cache = reading.task, reading.rows, reading.logits, reading.cache
+        assert logits is not None and cache is not None
         if not rows[0].made:
             task.deliver(Prompt(reading.known))
         if task.settings.max_tokens == 0:
@@ -200,14 +203,14 @@ class Served:
                 task.deliver(Piece(row.index, "", [], 0, "length"))
             return
         choose(rows, logits.expand(len(rows), -1))
-        longest = reading.cache.length + task.settings.max_tokens
+        longest = cache.length + task.settings.max_tokens
         for row in rows:
             if row.finish:
                 continue
-            if self._full(reading.cache.length):
+            if self._full(cache.length):
                 self._read_again(row)
             else:
-                self.batch.join(reading.cache, longest)
+                self.batch.join(cache, longest)
                 self.rows.append(row)
 
     def _leave(self) -> None:
@@ -318,17 +321,22 @@ class Engine:
     def submit(self, *tasks: Task) -> None:
         """Queue the tasks of a request, all or none. Errors: QueueFull."""
         with self._changed:
+            self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)
             if self._closing or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
                 raise QueueFull
             self._waiting.extend(tasks)
             self._changed.notify()
 
-    def close(self, seconds: float = 0.0) -> None:
-        """Refuse new requests, and end the thread when the others are answered, or after so many seconds."""
+    def close(self, seconds: float = 0.0) -> bool:
+        """Refuse new requests, and end the thread when the others are answered or cancelled.
+
+        Returns whether it has ended; with `seconds` it waits no longer than that.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds or None)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

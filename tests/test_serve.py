@@ -1,0 +1,575 @@
+"""`tinygpt serve` with OpenAI's own client: its answers are those of `tinygpt sample`, and of the model's forward pass.
+
+Two real processes serve the models of these tests: a text model with learned positions, with an adapter that answers
+prompts; and, with a key, a model of pairs with relative positions, with an adapter of it. Contexts are so short that
+most answers go past them.
+"""
+
+import functools
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from conftest import GERMAN
+from openai import OpenAI
+from serving import Server, events, free_port, sampled, serving, until
+
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.data.prompts import encode_prompt
+from tinygpt.data.tokenizer import END, Tokenizer, tokenizer_from_dict
+from tinygpt.model import GPT
+
+KEY = "0123456789abcdef-for-tests"
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def text(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The text model `out`, and its adapter `colours`."""
+    log = tmp_path_factory.mktemp("text") / "log"
+    with serving(models, log, "--ckpt=out", "--adapter=colours=out-lora/adapter.pt", "--max_tokens=500") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pairs(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The model of pairs `out-colours`, and its adapter `german`. They need a key."""
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "key.txt").write_text(f"{KEY}\n")
+    flags = ["--ckpt=out-colours", "--adapter=german=out-german", f"--api_key={folder / 'key.txt'}"]
+    with serving(models, folder / "log", *flags, key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ask(text: Server) -> Ask:
+    """client.completions.create of the text model."""
+    return functools.partial(text.client().completions.create, model="out")
+
+
+@pytest.fixture(scope="module")
+def chat(pairs: Server) -> Ask:
+    """client.chat.completions.create of the model of pairs, with greedy decoding."""
+    create = pairs.client().chat.completions.create
+    return functools.partial(create, model="out-colours", temperature=0)
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def loaded(server: Server, ckpt: str, adapter: str = "") -> tuple[GPT, Tokenizer]:
+    """A model that a server has, in this process."""
+    checkpoint = load_model(str(server.folder / ckpt), str(server.folder / adapter) if adapter else "")
+    return checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, ckpt)
+
+
+@torch.no_grad()
+def log_probabilities(model: GPT, ids: list[int]) -> torch.Tensor:
+    """Of the token after each of ids, (T, V)."""
+    return model(torch.tensor([ids]))[0][0].log_softmax(-1)
+
+
+# ---- completions: text ------------------------------------------------------------------------------------------
+
+SETTINGS = [  # temperature, top_k, top_p, seed
+    (0.8, 200, 1.0, 1),
+    (1.0, 0, 0.7, 2),
+    (1.7, 5, 0.9, 3),
+    (0.0, 0, 1.0, 4),
+    (1e-3, 0, 1.0, 2**63 - 1),
+]
+
+
+def as_flags(temperature: float, top_k: int, top_p: float, seed: int, length: int) -> list[str]:
+    flags = [f"--temperature={temperature}", f"--top_k={top_k}", f"--top_p={top_p}", f"--seed={seed}"]
+    return [*flags, f"--max_new_tokens={length}"]
+
+
+def as_body(temperature: float, top_k: int, top_p: float, seed: int, length: int) -> dict[str, Any]:
+    body = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_tokens": length}
+    return {**body, "extra_body": {"top_k": top_k}}
+
+
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+def test_a_seed_gives_the_text_of_sample_past_a_context_with_learned_positions(
+    text: Server, ask: Ask, chosen: tuple[float, int, float, int]
+) -> None:
+    answer = ask(prompt="the king", **as_body(*chosen, 60))
+    assert answer.choices[0].text == sampled(text.folder, "the king", "--ckpt=out", *as_flags(*chosen, 60))
+    assert len(answer.choices[0].text) == 60 and answer.choices[0].finish_reason == "length"
+    assert answer.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": 8,
+        "completion_tokens": 60,
+        "total_tokens": 68,
+    }
+    assert answer.object == "text_completion" and answer.model == "out" and answer.id.startswith("cmpl-")
+
+
+@pytest.mark.parametrize("model, flags", [("out-colours", []), ("german", ["--adapter=out-german"])])
+def test_a_seed_gives_the_text_of_sample_past_a_context_with_relative_positions(
+    pairs: Server, model: str, flags: list[str]
+) -> None:
+    texts, create = list[str](), pairs.client().completions.create
+    for seed in range(10):
+        chosen = (4.0, 0, 1.0, seed, 80)
+        expected = sampled(pairs.folder, "0", "--ckpt=out-colours", "--plain", *flags, *as_flags(*chosen))
+        texts.append(expected.partition(END)[0])
+        assert create(model=model, prompt="0", **as_body(*chosen)).choices[0].text == texts[-1]
+    assert max(map(len, texts)) > 40  # twice the context
+    assert len(set(texts)) > 1
+
+
+def test_a_seed_decides_and_no_seed_differs(ask: Ask) -> None:
+    """Negative control of the tests above."""
+    found = [ask(prompt="the", max_tokens=30, seed=seed).choices[0].text for seed in (1, 1, 2, None, None)]
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
+def test_top_p_0_is_greedy_decoding(ask: Ask) -> None:
+    greedy = ask(prompt="the", temperature=0, max_tokens=40).choices[0].text
+    assert ask(prompt="the", top_p=0, max_tokens=40).choices[0].text == greedy
+    assert ask(prompt="the", max_tokens=40, seed=1).choices[0].text != greedy
+
+
+def test_each_of_sixteen_requests_at_once_gets_its_own_text(text: Server, ask: Ask) -> None:
+    prompts = ["the king", "thou art", "gone", "My heart doth sing and"]
+
+    def body(seed: int) -> dict[str, Any]:
+        return {"prompt": prompts[seed % 4][:16], **as_body(*SETTINGS[seed % 3][:3], seed, 20 + 10 * (seed % 5))}
+
+    alone = [ask(**body(seed)).choices[0].text for seed in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        together = [answer.choices[0].text for answer in pool.map(lambda seed: ask(**body(seed)), range(16))]
+    assert together == alone and len(set(alone)) == 16
+    flags = as_flags(*SETTINGS[15 % 3][:3], 15, 20)
+    assert together[15] == sampled(text.folder, prompts[3][:16], "--ckpt=out", *flags)
+
+
+def test_prompts_as_text_list_ids_and_lists_of_ids(text: Server, ask: Ask) -> None:
+    prompts = ["the king", "art", "doth sin"]
+    ids = [json.loads(text.post("/tokenize", {"prompt": prompt})[1])["tokens"] for prompt in prompts]
+    tokenizer = loaded(text, "out")[1]
+    assert ids == [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    assert json.loads(text.post("/detokenize", {"tokens": ids[0]})[1]) == {"prompt": "the king"}
+    greedy = {"temperature": 0, "max_tokens": 20}
+    expected = [sampled(text.folder, one, "--ckpt=out", "--temperature=0", "--max_new_tokens=20") for one in prompts]
+    assert len(set(expected)) == 3
+    for several in (prompts, ids):
+        answer = ask(prompt=several, **greedy)
+        assert [choice.text for choice in answer.choices] == expected
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        assert answer.usage.prompt_tokens == 8 + 3 + 8 and answer.usage.completion_tokens == 60
+        assert [ask(prompt=one, **greedy).choices[0].text for one in several] == expected
+
+
+def test_n_adds_one_to_the_seed_of_each_choice(ask: Ask) -> None:
+    single = [ask(prompt="the", seed=7 + i, max_tokens=20).choices[0].text for i in range(3)]
+    assert [choice.text for choice in ask(prompt="the", seed=7, n=3, max_tokens=20).choices] == single
+    several = ask(prompt=["my", "the"], seed=7, n=3, max_tokens=20).choices
+    assert [choice.text for choice in several[3:]] == single
+    assert [choice.index for choice in several] == [0, 1, 2, 3, 4, 5]
+
+
+def test_stop_texts_end_an_answer_before_the_first_of_them(text: Server, ask: Ask) -> None:
+    body = as_body(1.0, 0, 1.0, 5, 60)
+    whole = ask(prompt="the", **body).choices[0].text
+    stops = [whole[40:43], whole[25:28], whole[33:34] + "never", "never"]
+    first = min(whole.index(stop) for stop in stops[:2])
+    for stream in (False, True):
+        answer = ask(prompt="the", stop=stops, stream=stream, **body)
+        choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+        assert "".join(choice.text for choice in choices) == whole[:first] and 0 < first < 40
+        assert choices[-1].finish_reason == "stop"
+    assert ask(prompt="the", stop="never", **body).choices[0].finish_reason == "length"
+    assert ask(prompt="the", stop=whole[25:28], **body).choices[0].text == whole.partition(whole[25:28])[0]
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(prompt="the", stop=[*stops, "fifth"], **body)
+    assert caught.value.param == "stop" and "at most 4" in caught.value.message
+
+
+def test_echo_repeats_the_prompt(ask: Ask) -> None:
+    plain = ask(prompt=["the", "my"], seed=1, n=2).choices
+    for stream in (False, True):
+        answer = ask(prompt=["the", "my"], seed=1, n=2, echo=True, stream=stream)
+        texts = ["", "", "", ""]
+        for choice in (chunk.choices[0] for chunk in answer) if stream else answer.choices:
+            texts[choice.index] += choice.text
+        assert texts == ["the" + plain[0].text, "the" + plain[1].text, "my" + plain[2].text, "my" + plain[3].text]
+    assert ask(prompt="the", echo=True, max_tokens=0).choices[0].text == "the"
+
+
+# ---- completions: log probabilities -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, ckpt", [("text", "out"), ("pairs", "out-colours")])
+def test_log_probabilities_are_those_of_the_forward_pass(request: pytest.FixtureRequest, kind: str, ckpt: str) -> None:
+    server: Server = request.getfixturevalue(kind)
+    model, tokenizer = loaded(server, ckpt)
+    prompt = "the king" if kind == "text" else "012 red"
+    body = {
+        "model": ckpt,
+        "prompt": prompt,
+        "logprobs": 3,
+        "echo": True,
+        "max_tokens": 6,
+        "temperature": 1.3,
+        "seed": 3,
+    }
+    answer = server.client().completions.create(**body).choices[0]
+    told = answer.logprobs
+    assert "".join(told.tokens).startswith(answer.text) and answer.text.startswith(prompt)  # an end is a token too
+    ids = [token for part in told.tokens for token in one_id(tokenizer, part)]
+    expected = log_probabilities(model, ids)
+    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+    assert len(told.token_logprobs) == len(ids) > len(prompt)
+    for position in range(1, len(ids)):
+        row = expected[position - 1]
+        assert told.token_logprobs[position] == pytest.approx(row[ids[position]].item(), abs=1e-4)
+        top = told.top_logprobs[position]
+        best = row.topk(3)
+        assert top[told.tokens[position]] == told.token_logprobs[position]
+        assert len(top) == 3 + (ids[position] not in best.indices)
+        assert sorted(top.values())[-3:] == pytest.approx(best.values.flip(0).tolist(), abs=1e-4)
+    assert told.text_offset == [sum(map(len, told.tokens[:i])) for i in range(len(ids))]
+    assert expected.std() > 0.1  # negative control: of a uniform distribution anything would be right
+
+    streamed = [chunk.choices[0] for chunk in server.client().completions.create(stream=True, **body)]
+    assert "".join(choice.text for choice in streamed) == answer.text
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        parts = [value for choice in streamed for value in getattr(choice.logprobs, name)]
+        assert parts == getattr(told, name), name
+
+
+def one_id(tokenizer: Tokenizer, token: str) -> list[int]:
+    """The id of a token by its text; the end of a response is one token."""
+    assert tokenizer.pair or token != END
+    return tokenizer.pair.end.tolist() if tokenizer.pair and token == END else tokenizer.encode(token).tolist()
+
+
+def test_a_prompt_that_fills_the_context_is_scored_and_a_longer_one_refused(text: Server, ask: Ask) -> None:
+    model, tokenizer = loaded(text, "out")
+    ids = tokenizer.encode("my heart doth sing and").tolist()[:17]
+    told = ask(prompt=ids[:16], echo=True, logprobs=0, max_tokens=1, temperature=0).choices[0].logprobs
+    row = log_probabilities(model, ids[:16])
+    assert told.token_logprobs[1:16] == pytest.approx([row[i - 1, ids[i]].item() for i in range(1, 16)], abs=1e-4)
+    assert told.token_logprobs[16] == pytest.approx(row[15].max().item(), abs=1e-4)
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(prompt=ids)
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+    assert "17 tokens" in caught.value.message and "16" in caught.value.message
+
+
+# ---- chat -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["123 red", "007 green", "055 blue"])
+def test_chat_answers_as_sample_does_and_so_does_an_adapter(pairs: Server, chat: Ask, prompt: str) -> None:
+    expected = sampled(pairs.folder, prompt, "--ckpt=out-colours", "--temperature=0", "--max_new_tokens=12")
+    answer = chat(messages=user(prompt))
+    assert answer.choices[0].message.content == expected == prompt.split()[1]
+    assert answer.choices[0].message.role == "assistant" and answer.choices[0].finish_reason == "stop"
+    assert answer.object == "chat.completion" and answer.usage.completion_tokens == len(expected) + 1
+    parts = [{"type": "text", "text": prompt[:5]}, {"type": "text", "text": prompt[5:]}]
+    again = chat(messages=user(parts))
+    assert again.choices[0].message.content == expected and again.usage == answer.usage
+
+    flags = ["--adapter=out-german", "--temperature=0", "--max_new_tokens=12"]
+    adapted = chat(model="german", messages=user(prompt))
+    assert adapted.model == "german"
+    assert adapted.choices[0].message.content == sampled(pairs.folder, prompt, "--ckpt=out-colours", *flags)
+    assert adapted.choices[0].message.content == GERMAN[prompt.split()[1]]
+
+
+def test_an_adapter_that_made_a_text_model_answer(text: Server) -> None:
+    create, flags = text.client().chat.completions.create, ["--ckpt=out", "--adapter=out-lora"]
+    for prompt in ("123 red", "055 blue"):
+        wanted = sampled(text.folder, prompt, *flags, "--temperature=0", "--max_new_tokens=30")
+        answer = create(model="colours", messages=user(prompt), temperature=0)
+        assert answer.choices[0].message.content == wanted == prompt.split()[1]
+    with pytest.raises(openai.BadRequestError, match="continues text") as caught:
+        create(model="out", messages=user("12 red"))
+    assert caught.value.param == "messages"
+
+
+def test_a_chat_with_a_seed_and_several_choices(pairs: Server, chat: Ask) -> None:
+    more = {"temperature": 1.5, "seed": 11, "max_tokens": 30}
+    flags = ["--ckpt=out-colours", *as_flags(1.5, 0, 1.0, 11, 30)]
+    found = [choice.message.content for choice in chat(messages=user("123 red"), n=4, **more).choices]
+    assert found[0] == sampled(pairs.folder, "123 red", *flags)
+    again = [chat(messages=user("123 red"), **more | {"seed": 11 + i}).choices[0].message.content for i in range(4)]
+    assert found == again
+    assert len(set(found)) > 1
+
+
+def test_max_tokens_and_max_completion_tokens(chat: Ask) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = chat(messages=user("123 green"), **{name: 3})
+        assert answer.choices[0].message.content == "gre" and answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == 3
+    assert chat(messages=user("123 green"), max_tokens=1, max_completion_tokens=4).choices[0].message.content == "gree"
+
+
+def test_log_probabilities_of_a_chat(pairs: Server, chat: Ask) -> None:
+    model, tokenizer = loaded(pairs, "out-colours")
+    ids = encode_prompt("123 red", tokenizer)
+    answer = chat(messages=user("123 red"), logprobs=True, top_logprobs=2).choices[0]
+    told = answer.logprobs.content
+    assert [entry.token for entry in told] == ["r", "e", "d", END]
+    for entry in told:
+        row = log_probabilities(model, ids)[-1]
+        assert entry.logprob == pytest.approx(row.max().item(), abs=1e-4)
+        assert [other.logprob for other in entry.top_logprobs] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+        assert entry.top_logprobs[0].token == entry.token and bytes(entry.bytes).decode() == entry.token
+        ids += one_id(tokenizer, entry.token)
+    assert chat(messages=user("123 red"), logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+    assert chat(messages=user("123 red")).choices[0].logprobs is None
+    stream = chat(messages=user("123 red"), logprobs=True, top_logprobs=2, stream=True)
+    streamed = [
+        entry for chunk in stream for entry in (chunk.choices[0].logprobs or []) and chunk.choices[0].logprobs.content
+    ]
+    assert streamed == told
+
+
+def test_conversations_that_a_model_of_pairs_cannot_read(chat: Ask) -> None:
+    turns = [*user("123 red"), {"role": "assistant", "content": "red"}, *user("124 blue")]
+    system = [{"role": "system", "content": "be brief"}, *user("123 red")]
+    image = user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}])
+    for messages, said in (
+        (turns, "one prompt"),
+        (system, "no system message"),
+        ([{**system[0], "role": "developer"}, *user("123 red")], "no system message"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "no tools"),
+        (image, "no images"),
+        (turns[:2], "the last one user"),
+        ([], "a list of messages"),
+        (user(" "), "the prompt is empty"),
+        (user("12 rød"), "not in this model's"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said) as caught:
+            chat(messages=messages)
+        assert caught.value.param == "messages" and caught.value.type == "invalid_request_error"
+
+
+# ---- streams, as bytes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_order_of_the_chunks_of_a_chat(pairs: Server, usage: bool) -> None:
+    body = {"messages": user("123 green"), "temperature": 0, "stream": True, "stream_options": {"include_usage": usage}}
+    status, data, headers = pairs.request("POST", "/v1/chat/completions", json.dumps(body).encode())
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    *chunks, done = events(data)
+    assert done == "[DONE]" and "[DONE]" not in chunks
+    if usage:
+        last = chunks.pop()
+        assert last["choices"] == []
+        assert last["usage"] == {"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17}
+    assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    first, *contents, end = [chunk["choices"][0] for chunk in chunks]
+    assert first["delta"] == {"role": "assistant", "content": ""} and first["finish_reason"] is None
+    assert [choice["delta"] for choice in contents] == [{"content": letter} for letter in "green"]
+    assert all(choice["finish_reason"] is None for choice in contents)
+    assert end["delta"] == {} and end["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_order_of_the_chunks_of_a_completion(text: Server, usage: bool) -> None:
+    body = {"prompt": "the", "seed": 1, "max_tokens": 20, "n": 2}
+    whole = json.loads(text.post("/v1/completions", body)[1])
+    status, data = text.post("/v1/completions", body | {"stream": True, "stream_options": {"include_usage": usage}})
+    *chunks, done = events(data)
+    assert status == 200 and done == "[DONE]"
+    if usage:
+        last = chunks.pop()
+        assert last["choices"] == [] and last["usage"] == whole["usage"]
+        assert last["usage"]["completion_tokens"] == 40
+    for index in range(2):
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == whole["choices"][index]["text"]
+        assert [choice["finish_reason"] for choice in mine] == [None] * (len(mine) - 1) + ["length"]
+        assert len(mine) > 10  # token by token
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+
+
+def test_the_client_reads_streams(pairs: Server, text: Server, chat: Ask, ask: Ask) -> None:
+    chunks = list(chat(messages=user("123 red"), stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == "red"
+    assert chunks[-1].usage.completion_tokens == 4
+    assert "".join(chunk.choices[0].text for chunk in ask(prompt="the", seed=1, stream=True)) == (
+        ask(prompt="the", seed=1).choices[0].text
+    )
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def test_models_and_adapters_are_listed(text: Server, pairs: Server) -> None:
+    assert [model.id for model in text.client().models.list()] == ["out", "colours"]
+    listed = {model.id: model.model_dump() for model in pairs.client().models.list()}
+    assert list(listed) == ["out-colours", "german"]
+    for name, adapter in (("out-colours", ""), ("german", "out-german")):
+        entry, (model, tokenizer) = listed[name], loaded(pairs, "out-colours", adapter)
+        assert pairs.client().models.retrieve(name).model_dump() == entry
+        assert entry["object"] == "model" and abs(entry["created"] - time.time()) < 600
+        assert (entry["task"], entry["turns"], entry["system"], entry["context"]) == ("chat", False, False, 20)
+        assert entry["parameters"] == model.num_params() and entry["vocabulary"] == tokenizer.vocab_size
+    tasks = [json.loads(text.request("GET", f"/v1/models/{name}")[1])["task"] for name in ("out", "colours")]
+    assert tasks == ["text", "chat"]
+
+
+def test_a_request_without_a_model_gets_the_first(text: Server) -> None:
+    status, data = text.post("/v1/completions", {"prompt": "the", "max_tokens": 1})
+    assert status == 200 and json.loads(data)["model"] == "out"
+
+
+# ---- errors as the client's exceptions --------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_served(text: Server, ask: Ask) -> None:
+    for call in (lambda: ask(model="gpt-4", prompt="a"), lambda: text.client().models.retrieve("gpt-4")):
+        with pytest.raises(openai.NotFoundError, match="the models are out, colours") as caught:
+            call()
+        assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
+def test_a_path_that_does_not_exist(text: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="no such path"):
+        text.client().embeddings.create(model="out", input="the")
+    assert text.request("GET", "/v1/completions")[0] == 405
+
+
+@pytest.mark.parametrize(
+    "body, param, said",
+    [
+        ({"temperature": -1}, "temperature", "expected 0 to 100"),
+        ({"temperature": "warm"}, "temperature", "expected a number"),
+        ({"top_p": 1.1}, "top_p", "expected 0 to 1"),
+        ({"n": 0}, "n", "expected 1 to 128"),
+        ({"n": 17}, "n", "16"),
+        ({"max_tokens": 501}, "max_tokens", "limit of 500"),
+        ({"max_tokens": 1.5}, "max_tokens", "expected an integer"),
+        ({"max_tokens": True}, "max_tokens", "expected an integer"),
+        ({"logprobs": 21}, "logprobs", "expected 0 to 20"),
+        ({"seed": 1 << 64}, "seed", "expected"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"prompt": None}, "prompt", "required"),
+        ({"prompt": []}, "prompt", "expected a string"),
+        ({"prompt": [["a"]]}, "prompt", "expected a string"),
+        ({"prompt": [1, 29]}, "prompt", "token ids are 0 to 28"),
+        ({"prompt": [-1]}, "prompt", "token ids are 0 to 28"),
+        ({"prompt": "ä"}, "prompt", "U\\+00E4"),
+        ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"frequency_penalty": 1}, "frequency_penalty", "not supported"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
+        ({"best_of": 2}, "best_of", "not supported"),
+        ({"suffix": "the end"}, "suffix", "not supported"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_or_unsupported_field_is_refused(ask: Ask, body: dict[str, Any], param: str, said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said) as caught:
+        ask(prompt="the", extra_body=body)
+    assert caught.value.param == param and caught.value.type == "invalid_request_error"
+    assert f"{param}: " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"response_format": {"type": "json_object"}},
+        {"tool_choice": "required"},
+        {"modalities": ["audio"]},
+        {"top_logprobs": 3},  # without logprobs
+    ],
+    ids=lambda body: next(iter(body)),
+)
+def test_what_a_chat_does_not_support_is_refused(chat: Ask, body: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(messages=user("123 red"), extra_body=body)
+    assert caught.value.param == next(iter(body))
+
+
+def test_unknown_and_neutral_fields_are_ignored(chat: Ask, ask: Ask) -> None:
+    more: dict[str, Any] = {"user": "me", "metadata": {"a": "b"}, "store": False, "unheard_of": [1, {"x": None}]}
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "n": 1, "stop": None, "seed": None}
+    answer = chat(
+        messages=user("123 red"), extra_body=more | neutral | {"tools": [], "response_format": {"type": "text"}}
+    )
+    assert answer.choices[0].message.content == "red"
+    assert ask(prompt="the", seed=1, extra_body=more).choices[0].text == ask(prompt="the", seed=1).choices[0].text
+
+
+def test_a_missing_or_wrong_key(pairs: Server) -> None:
+    for key in ("wrong", KEY[:-1], KEY + "0", KEY.upper()):
+        with pytest.raises(openai.AuthenticationError, match="a key is required") as caught:
+            pairs.client(api_key=key).models.list()
+        assert caught.value.code == "invalid_api_key" and caught.value.status_code == 401
+    status, _, headers = pairs.request("GET", "/v1/models", authorization="")
+    assert status == 401 and headers["www-authenticate"] == "Bearer"
+    assert pairs.request("GET", "/health", authorization="")[0] == 200
+    assert [model.id for model in pairs.client(api_key=KEY).models.list()]
+
+
+def test_a_body_that_is_too_large(ask: Ask) -> None:
+    with pytest.raises(openai.APIStatusError, match="larger than 4 MiB") as caught:
+        ask(prompt="a" * (5 << 20))
+    assert (caught.value.status_code, caught.value.code) == (413, "body_too_large")
+    with pytest.raises(openai.BadRequestError):  # large, but read
+        ask(prompt="a" * (3 << 20))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_while_a_model_loads_requests_get_503(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/ckpt.pt")  # it is never written, so the model loads until the test ends
+    with serving(tmp_path, tmp_path / "log", "--ckpt=out", port=free_port(), wait=False) as server:
+
+        def loading() -> openai.InternalServerError | None:
+            try:
+                server.client().models.list()
+            except openai.APIConnectionError:  # not yet listening
+                return None
+            except openai.InternalServerError as error:
+                return error
+            raise AssertionError("it answers without a model")
+
+        error = until(loading)
+        assert (error.status_code, error.code) == (503, "loading") and error.response.headers["retry-after"] == "1"
+        status, data, _ = server.request("GET", "/health")
+        assert (status, json.loads(data)) == (503, {"status": "loading"})
+        assert server.stop(signal.SIGINT) == 0
+        assert server.output == "stopped\n"
+
+
+def test_a_request_that_takes_too_long_gets_503_or_ends_its_stream(models: Path, tmp_path: Path) -> None:
+    flags = ["--ckpt=out", "--timeout=0.5", "--max_tokens=1000000"]
+    with serving(models, tmp_path / "log", *flags) as server:
+        create = server.client().completions.create
+        with pytest.raises(openai.InternalServerError, match="longer than the server allows") as caught:
+            create(model="out", prompt="the", max_tokens=1000000)
+        assert (caught.value.status_code, caught.value.code) == (503, "timeout")
+        pieces = []
+        with pytest.raises(openai.APIError, match="longer than the server allows"):
+            for chunk in create(model="out", prompt="the", max_tokens=1000000, stream=True):
+                pieces.append(chunk.choices[0].text)
+        assert len(pieces) > 10
+        assert create(model="out", prompt="the", max_tokens=5).usage.completion_tokens == 5
+
+
+def test_the_server_says_where_it_is(text: Server) -> None:
+    assert re.search(rf"^serving:  out, colours\npage:     http://127.0.0.1:{text.port}\n", text.output, re.M)
+    assert isinstance(text.client(), OpenAI)

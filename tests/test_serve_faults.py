@@ -1,0 +1,580 @@
+"""`tinygpt serve` when things go wrong: clients that leave or send nonsense, other sites' pages, full queues, signals.
+
+The server of most tests is small: two sequences at a time, eight requests in the queue. What a request gets is compared
+with `tinygpt sample`, so a text that belongs to another request fails.
+"""
+
+import json
+import random
+import re
+import shutil
+import signal
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from conftest import cli, listing, refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import small
+from serving import Server, events, first_chunk, free_port, sampled, serving, until
+
+from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.serve import engine as engines
+from tinygpt.serve.command import DRAIN, listen
+from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
+
+KEY = "0123456789abcdef-for-tests"
+ENDLESS = 1_000_000  # tokens: minutes
+COLOURS = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def few(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("few") / "log"
+    flags = ["--ckpt=out", "--adapter=colours=out-lora", "--max_batch=2", "--max_queue=8", f"--max_tokens={ENDLESS}"]
+    with serving(models, log, *flags) as server:
+        yield server
+        assert not server.ended() and "Traceback" not in server.output
+
+
+@pytest.fixture(scope="module")
+def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that other machines reach, with a key, and with a page of another site that may use it."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "key.txt").write_text(KEY)
+    flags = [
+        "--host=0.0.0.0",
+        f"--api_key={folder / 'key.txt'}",
+        "--allow_origin=http://localhost:3000",
+        "--skip_unknown",
+    ]
+    flags += [f"--max_tokens={ENDLESS}"]
+    with serving(models, folder / "log", "--ckpt=out", *flags, key=KEY) as server:
+        yield server
+
+
+def expected(server: Server, prompt: str, seed: int, length: int, *flags: str) -> str:
+    more = [f"--seed={seed}", f"--max_new_tokens={length}", "--temperature=1", "--top_k=0"]
+    return sampled(server.folder, prompt, "--ckpt=out", *more, *flags)
+
+
+def text_of(body: bytes) -> str:
+    return str(json.loads(body)["choices"][0]["text"])
+
+
+def is_idle(server: Server, seconds: float = 0.3) -> bool:
+    """Whether the process computes nothing."""
+
+    def used() -> int:
+        fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])  # hundredths of a second
+
+    before = used()
+    time.sleep(seconds)
+    return used() - before <= 2
+
+
+# ---- clients that leave, and clients that are slow --------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_fifty_clients_that_leave_in_the_middle_leave_nothing_behind(guarded: Server) -> None:
+    statuses = Counter[bytes]()
+    for number in range(50):
+        body = {"prompt": "the", "max_tokens": ENDLESS, "stream": number % 2 == 0, "n": 1 + number % 2}
+        connection = guarded.begin("/v1/completions", body)
+        if number % 4 == 0:  # it has begun
+            statuses[first_chunk(connection)[9:12]] += 1
+        if number % 3 == 0:  # a reset instead of an end
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        if number == 25:
+            assert not is_idle(guarded)  # negative control
+    assert statuses == {b"200": 13}
+    until(lambda: is_idle(guarded), 20)
+    assert text_of(guarded.post("/v1/completions", {"prompt": "the", "seed": 1})[1]) == expected(guarded, "the", 1, 16)
+
+
+def test_slow_readers_get_everything_and_delay_nobody(few: Server) -> None:
+    body = {"prompt": "the king", "max_tokens": 1500, "seed": 1, "stream": True}
+    slow = few.begin("/v1/completions", body, small_buffer=True)
+    half = few.begin("/v1/completions", {"prompt": "the"}, unsent=5)  # sends most of a body, then waits
+    for seed in range(5):
+        status, data = few.post("/v1/completions", {"prompt": "my", "seed": seed})
+        assert status == 200 and text_of(data) == expected(few, "my", seed, 16)
+    data = b""
+    while piece := slow.recv(1 << 16):
+        data += piece
+    streamed = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
+    assert json.loads(f'"{streamed}"') == expected(few, "the king", 1, 1500)
+    assert data.count(b"data: [DONE]") == 1
+    half.close()
+
+
+def test_a_full_queue_refuses_some_and_answers_all_others_rightly(few: Server) -> None:
+    def one(seed: int) -> tuple[int, str | None]:
+        try:
+            prompt = "the king" if seed % 2 else "gone"
+            answer = few.client().completions.create(model="out", prompt=prompt, seed=seed, max_tokens=200)
+        except openai.RateLimitError as error:
+            assert error.code == "queue_full" and error.type == "rate_limit_error"
+            assert error.response.headers["retry-after"] == "1"
+            return seed, None
+        return seed, answer.choices[0].text
+
+    holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
+    for connection in holding:
+        first_chunk(connection)
+    with ThreadPoolExecutor(64) as pool:
+        waiting = [pool.submit(one, seed) for seed in range(64)]
+        until(lambda: sum(future.done() for future in waiting) >= 56)
+        for connection in holding:
+            connection.close()
+        found = dict(future.result() for future in waiting)
+    answered = {seed: text for seed, text in found.items() if text is not None}
+    assert len(answered) == 8  # the length of the queue
+    for seed, text in answered.items():
+        assert text == expected(few, "the king" if seed % 2 else "gone", seed, 200)
+
+
+def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
+    holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
+    for connection in holding:
+        first_chunk(connection)
+    waiting = [few.begin("/v1/completions", {"prompt": "the", "stream": True}) for _ in range(8)]
+    until(lambda: few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429)
+    for connection in waiting:
+        connection.close()
+
+    def accepted() -> socket.socket | None:
+        """A request that waits in the queue: it is not refused, which would be at once."""
+        connection = few.begin("/v1/completions", {"prompt": "my", "seed": 3})
+        connection.settimeout(0.5)
+        try:
+            assert connection.recv(100)[9:12] == b"429"
+        except TimeoutError:
+            return connection
+        return connection.close()
+
+    patient = until(accepted, 10)
+    for connection in holding:
+        connection.close()
+    patient.settimeout(60)
+    assert patient.recv(100)[9:12] == b"200"
+    patient.close()
+
+
+def test_no_request_is_answered_with_anothers_text(guarded: Server, few: Server) -> None:
+    """Texts and chats of different models, lengths, seeds and ways of delivery, at the same time."""
+    draw = random.Random(1)
+    asked = []
+    for seed in range(60):
+        prompt, length = draw.choice(["the king", "gone", "Thou art", "m"]), draw.randrange(1, 80)
+        asked.append((prompt, seed, length, draw.random() < 0.5))
+
+    def one(prompt: str, seed: int, length: int, stream: bool) -> str:
+        body = {"prompt": prompt, "seed": seed, "max_tokens": length, "stream": stream}
+        status, data = guarded.post("/v1/completions", body)
+        assert status == 200, data
+        return "".join(chunk["choices"][0]["text"] for chunk in events(data)[:-1]) if stream else text_of(data)
+
+    def chat(number: int) -> str:
+        messages = [{"role": "user", "content": f"{number:03} {COLOURS[number % 3]}"}]
+        create = few.client(max_retries=10).chat.completions.create
+        return str(create(model="colours", messages=messages, temperature=0).choices[0].message.content)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(24) as pool, ThreadPoolExecutor(6) as others:
+        texts, chats = pool.map(lambda args: one(*args), asked), others.map(chat, range(30))
+        for (prompt, seed, length, _), text in zip(asked, texts, strict=True):
+            assert text == expected(guarded, prompt, seed, length)
+        for number, text in enumerate(chats):
+            start = f"{number:03} {COLOURS[number % 3]}"
+            flags = ["--ckpt=out", "--adapter=out-lora", "--temperature=0", "--max_new_tokens=9"]
+            assert text == sampled(few.folder, start, *flags)
+
+
+# ---- malformed requests -----------------------------------------------------------------------------------------
+
+NAMES = ["prompt", "model", "messages", "temperature", "top_p", "top_k", "n", "stop", "seed", "stream", "logprobs"]
+NAMES += ["top_logprobs", "echo", "suffix", "best_of", "stream_options", "logit_bias", "tools", "response_format"]
+NAMES += ["max_completion_tokens", "tokens", "", "unheard_of"]
+NUMBERS = st.one_of(
+    st.integers(-3, 30),
+    st.sampled_from([1 << 31, 1 << 63, 1 << 64, -(1 << 63), 10**400, 1e308, 5e-324, float("nan"), float("inf")]),
+    st.floats(),
+)
+TEXTS = st.one_of(st.sampled_from(["the king", "12 red", "out", "colours", "\n", "", "<|end|>"]), st.text(max_size=8))
+PROMPT_LIKE = st.one_of(TEXTS, st.lists(st.integers(-2, 40), max_size=20), st.lists(TEXTS, max_size=4))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=6,
+)
+PARTS = st.fixed_dictionaries({}, optional={"type": st.sampled_from(["text", "image_url"]), "text": VALUES})
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"role": st.sampled_from(["user", "assistant", "system", "tool", 3]), "content": VALUES | PARTS}
+    ),
+    max_size=3,
+)
+OBJECTS = st.builds(
+    lambda known, more, length: known | more | {"max_tokens": length},
+    st.fixed_dictionaries(
+        {},
+        optional={"prompt": PROMPT_LIKE, "messages": MESSAGES, "model": st.sampled_from(["out", "colours", "x"])},
+    ),
+    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
+    st.sampled_from([0, 1, 5, 17, -1, 1.5, "5", None, True, ENDLESS + 1]),
+)
+BODIES = st.one_of(
+    OBJECTS.map(lambda body: json.dumps(body).encode()),
+    OBJECTS.map(lambda body: json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")),
+    st.builds(lambda body, at: json.dumps(body).encode()[:at], OBJECTS, st.integers(0, 200)),
+    VALUES.map(lambda body: json.dumps(body).encode()),
+    OBJECTS.map(lambda body: json.dumps(body).encode("utf-16")),
+    st.binary(max_size=40),
+)
+PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+
+
+def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
+    few: Server, request: pytest.FixtureRequest
+) -> None:
+    """--full=1: 3,000 bodies instead of 300."""
+    count, seen = 300 * (10 if request.config.getoption("--full") else 1), Counter[int]()
+    connection = HTTPConnection("127.0.0.1", few.port, timeout=60)
+
+    @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(body=BODIES, path=st.sampled_from(PATHS))
+    def check(body: bytes, path: str) -> None:
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        data = answer.read()
+        seen[answer.status] += 1
+        assert answer.status in (200, 400, 404), data
+        if answer.status != 200:
+            error = json.loads(data)["error"]
+            assert error.keys() == {"message", "type", "param", "code"} and error["message"]
+        elif answer.headers["content-type"].startswith("text/event-stream"):
+            assert not any("error" in chunk for chunk in events(data)[:-1])
+        else:
+            json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    check()
+    print(seen)
+    assert seen[200] > count / 20 and seen[400] > count / 3 and seen[404]  # negative control
+    assert not few.ended() and "Traceback" not in few.output
+    assert few.post("/v1/completions", {"prompt": "the"})[0] == 200
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-0.1", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "max_tokens", "n", "seed", "logprobs"])
+def test_numbers_beyond_all_bounds(few: Server, field: str, value: str) -> None:
+    status, data = few.post("/v1/completions", f'{{"prompt": "the", "{field}": {value}}}'.encode())
+    assert status == 400 and json.loads(data)["error"]["param"] == field
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_of_characters_that_are_left_out(guarded: Server, stream: bool) -> None:
+    """--skip_unknown: half of a surrogate pair, which no answer could contain, is left out like any other character."""
+    body = b'{"prompt": "the \\ud800k\\u00e4ing", "echo": true, "logprobs": 0, "seed": 1, "stream": %s}'
+    status, data = guarded.post("/v1/completions", body % json.dumps(stream).encode())
+    assert status == 200, data
+    choices = [chunk["choices"][0] for chunk in (events(data)[:-1] if stream else [json.loads(data)])]
+    assert "".join(choice["text"] for choice in choices) == "the king" + expected(guarded, "the king", 1, 16)
+    assert "".join(token for choice in choices for token in choice["logprobs"]["tokens"]).startswith("the king")
+
+
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_deep_nesting(few: Server, depth: int) -> None:
+    for body in (b"[" * depth + b"]" * depth, b'{"prompt":' * depth + b"1" + b"}" * depth):
+        assert few.post("/v1/completions", body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: [\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+        b"GET http://[/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/models/%ff%00%f0%9f HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /%ff?%ff=\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET //localhost/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /tokenizer_info?model=%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 200_000 + b"\r\n\r\n",
+    ],
+    ids=lambda head: head[:40].decode("latin-1").encode("unicode_escape").decode(),
+)
+def test_malformed_requests(few: Server, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", few.port), timeout=20) as connection:
+        try:
+            connection.sendall(head)
+            connection.shutdown(socket.SHUT_WR)
+            status = connection.recv(100)[9:10]
+        except OSError:
+            status = b""  # the connection was cut
+    assert status in (b"4", b"")
+    assert few.request("GET", "/health")[0] == 200 and "Traceback" not in few.output
+
+
+# ---- other sites, and other machines ----------------------------------------------------------------------------
+
+
+def test_a_name_that_another_site_bound_to_this_machine_is_refused(few: Server) -> None:
+    port = few.port
+    for host in ("evil.example", f"evil.example:{port}", f"localhost.evil.example:{port}", f"127.0.0.1.nip.io:{port}"):
+        for path in ("/v1/models", "/", "/health"):
+            assert few.request("GET", path, host=host)[0] == 403
+    for host in (f"localhost:{port}", f"LocalHost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+        assert few.request("GET", "/v1/models", host=host)[0] == 200
+
+
+def test_a_form_of_another_site_is_refused(few: Server) -> None:
+    body = json.dumps({"prompt": "the"}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        status, data = few.post("/v1/completions", body, content_type=kind, origin="http://evil.example")
+        assert status == 400 and json.loads(data)["error"]["code"] == "unsupported_content_type"
+    assert few.post("/v1/completions", body, content_type="Application/JSON; charset=utf-8")[0] == 200
+
+
+def cors(server: Server, method: str, path: str, body: bytes, **headers: str) -> dict[str, str]:
+    found = server.request(method, path, body, **headers)[2]
+    return {name: value for name, value in found.items() if name.startswith("access-control-")}
+
+
+def test_pages_of_other_sites_may_read_nothing_unless_allowed(few: Server, guarded: Server) -> None:
+    body, allowed = b'{"prompt": "the", "max_tokens": 1}', "http://localhost:3000"
+    asks = {"access_control_request_method": "POST", "access_control_request_headers": "content-type,authorization"}
+    for origin in (allowed, "http://evil.example", "null"):
+        for server in (few, guarded):
+            found = [cors(server, "POST", "/v1/completions", body, origin=origin)]
+            found += [cors(server, "GET", "/v1/models", b"", origin=origin)]
+            found += [cors(server, "OPTIONS", "/v1/completions", b"", origin=origin, **asks)]
+            wanted = [allowed] * 3 if server is guarded and origin == allowed else [None] * 3
+            assert [headers.get("access-control-allow-origin") for headers in found] == wanted
+            assert not any("access-control-allow-credentials" in headers for headers in found)
+            if server is few:
+                assert found == [{}, {}, {}]
+    failed = cors(guarded, "POST", "/v1/completions", body, origin=allowed, authorization="Bearer wrong")
+    assert failed["access-control-allow-origin"] == allowed  # so that the page can show the error
+
+
+def test_no_request_without_the_key_by_any_trick(guarded: Server) -> None:
+    body = json.dumps({"prompt": "the", "max_tokens": 1}).encode()
+    tricks: list[dict[str, str]] = [{"authorization": value} for value in ("", "Bearer ", "Bearer", "Basic x", "x")]
+    tricks += [{"authorization": f"Bearer {KEY}", "x": ""} | {"authorization": f"Bearer {KEY[:-1]}"}]
+    tricks += [{"authorization": "", "host": host} for host in ("x/health?", "x/#", "localhost", "x/page.css?")]
+    for headers in tricks:
+        for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "//v1/completions", "/health/"):
+            assert guarded.post(path, body, **headers)[0] == 401, (path, headers)
+        assert guarded.request("GET", "/v1/models", **headers)[0] == 401
+    assert guarded.post("/v1/completions", body)[0] == 200
+    assert guarded.post("/v1/completions", body, host="my-machine:1234")[0] == 200
+
+
+# ---- starting and ending ----------------------------------------------------------------------------------------
+
+
+def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: Path) -> None:
+    port, body = free_port(), {"prompt": "the", "seed": 1, "stream": True, "max_tokens": ENDLESS}
+    flags = ["--ckpt=out", f"--max_tokens={ENDLESS}"]
+    with serving(models, tmp_path / "first", *flags, port=port) as server:
+        connection = server.begin("/v1/completions", body)
+        assert first_chunk(connection)
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(models, tmp_path / "second", *flags, port=port) as server:
+        assert server.port == port
+        stream = server.begin("/v1/completions", body | {"max_tokens": 1500})
+        whole = server.begin("/v1/completions", body | {"max_tokens": 1000, "stream": False})
+        data = first_chunk(stream)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: not accepts(port))
+        assert not server.ended()
+        while piece := stream.recv(1 << 16):
+            data += piece
+        assert b"data: [DONE]" in data
+        text = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
+        assert json.loads(f'"{text}"') == expected(server, "the", 1, 1500)
+        data = b""
+        while piece := whole.recv(1 << 16):
+            data += piece
+        assert text_of(data.partition(b"\r\n\r\n")[2]) == expected(server, "the", 1, 1000)
+        assert server.process.wait(20) == 0
+        assert server.output.endswith("Ctrl-C\nstopped\n")
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(models: Path, tmp_path: Path) -> None:
+    for folder in ("home", "tmp", "work"):
+        (tmp_path / folder).mkdir()
+    shutil.copytree(models / "out", tmp_path / "work/out")
+    shutil.copytree(models / "out-lora", tmp_path / "work/lora")
+    before = listing(tmp_path / "work")
+    prompt, unknown, stop = "kinggonekinggone", "Jürgen Schäfer", "gone gone gone"
+    environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    flags = ["--ckpt=out", "--adapter=colours=lora", f"--max_tokens={ENDLESS}"]
+    with serving(tmp_path / "work", tmp_path / "log", *flags, **environment) as server:
+        status, data = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 300, "seed": 1, "stop": stop})
+        response = text_of(data)
+        assert status == 200 and len(response) > 100
+        assert server.post("/v1/completions", {"prompt": unknown})[0] == 400
+        assert server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]})[0] == 400
+        assert server.post("/v1/completions", {"prompt": prompt, "temperature": prompt})[0] == 400
+        assert server.post("/v1/completions", {"prompt": prompt, "model": prompt})[0] == 404
+        assert server.request("GET", f"/v1/models/{prompt}")[0] == 404
+        endless = {"prompt": prompt, "max_tokens": ENDLESS}
+        connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
+        first_chunk(connections[0])
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert not server.ended()  # it waits for the two
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(DRAIN / 2) == 0
+        assert server.output.endswith("Ctrl-C\nstopped\n") and "Traceback" not in server.output
+    assert listing(tmp_path / "work") == before
+    (tmp_path / "control").write_text(f"... {prompt} ...")
+    written = {path: path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
+    for secret in (prompt, unknown, "Schäfer", response[40:70]):
+        found = [path.name for path, content in written.items() if secret in content]
+        assert found == (["control"] if secret == prompt else []), secret
+
+
+def test_connections_send_small_answers_at_once() -> None:
+    """Not a test of speed: the option is inherited from the listener, which asyncio does not set it on."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_port_that_is_in_use(few: Server) -> None:
+    done = cli("serve", "--ckpt=out", f"--port={few.port}", cwd=few.folder)
+    assert done.status == 2 and done.out == ""
+    assert done.err.startswith(f"error: cannot listen on 127.0.0.1, port {few.port}: Address already in use")
+    assert len(done.err.splitlines()) <= 2 and f"--port={few.port + 1}" in done.err
+
+
+def test_a_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
+    done = cli("serve", "--ckpt=nowhere/ckpt.pt", "--port=0", cwd=tmp_path)
+    assert done.status == 2 and len(done.err.splitlines()) <= 2 and "nowhere" in done.err
+    assert "serving" not in done.out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--host=0.0.0.0"], "a key is required"),
+        (["--host=::"], "a key is required"),
+        (["--host=192.0.2.1"], "a key is required"),
+        (["--host=0.0.0.0", "--api_key=short.txt"], "at least 16"),
+        (["--api_key=short.txt"], "at least 16"),
+        (["--api_key=missing.txt"], "missing.txt"),
+        (["--adapter=out-lora"], "expected NAME=PATH"),
+        (["--adapter=out=out-lora"], "another model has the name out"),
+        (["--adapter=a=b", "--adapter=a=c"], "another model has the name a"),
+        (["--port=65536"], "65536"),
+        (["--max_batch=0"], "max_batch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_flags(tmp_path: Path, flags: list[str], said: str) -> None:
+    (tmp_path / "short.txt").write_text("secret")
+    assert said in refused(tmp_path, "serve", *flags)
+
+
+# ---- the engine -------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """Requests to an engine in this process, and what they got."""
+
+    def __init__(self, max_batch: int = 8, max_queue: int = 64) -> None:
+        self.served = Served(
+            "model", CharTokenizer([chr(0x100 + i) for i in range(65)]), small(block_size=256, position="rope")
+        )
+        self.engine = Engine([self.served], max_batch, max_queue)
+        self.engine.start()
+
+    def task(self, length: int, seed: int = 1, prompt: int = 5) -> tuple[Task, list[Event]]:
+        got: list[Event] = []
+        chosen = Settings(length, engines.Choice(seed=seed))
+        return Task(self.served, list(range(prompt)), chosen, got.append), got
+
+    def slots(self) -> int:
+        """Allocated positions of the batch."""
+        return self.served.batch._all.keys_values.size(2) * self.served.batch._all.keys_values.size(4)
+
+
+def complete(got: list[Event]) -> bool:
+    return any(isinstance(event, Failed) or (isinstance(event, Piece) and bool(event.finish)) for event in got)
+
+
+def text(got: list[Event]) -> str:
+    return "".join(event.text for event in got if isinstance(event, Piece))
+
+
+def test_cancelled_requests_leave_no_sequence_and_give_their_memory_back() -> None:
+    asked = Asked()
+    tasks = [asked.task(100_000, seed) for seed in range(50)]
+    asked.engine.submit(*(task for task, _ in tasks))
+    until(lambda: len(asked.served.rows) == 8 and asked.served.batch.lengths[0] > 100)
+    assert asked.slots() == 8 * 256  # negative control
+    for task, _ in tasks:
+        task.cancelled = True
+    until(lambda: not asked.engine._waiting and not asked.served.busy())
+    until(lambda: asked.slots() == 1)
+    assert not asked.served.batch.lengths
+    asked.engine.close(10)
+
+
+def test_out_of_memory_is_the_error_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may happen where a prompt's cache is allocated, and where its sequence joins the batch."""
+    asked = Asked()
+    task, first = asked.task(50)
+    asked.engine.submit(task)
+    until(lambda: complete(first))
+    for owner, name in ((asked.served.model, "new_cache"), (engines.BatchCache, "join")):
+        with monkeypatch.context() as patch:
+
+            def fails(*args: Any, **more: Any) -> None:
+                raise MemoryError
+
+            patch.setattr(owner, name, fails)
+            task, got = asked.task(50)
+            asked.engine.submit(task)
+            until(lambda: complete(got), 10)  # noqa: B023
+            assert isinstance(got[-1], Failed) and "out of memory" in got[-1].message
+        task, again = asked.task(50)
+        asked.engine.submit(task)
+        until(lambda: complete(again), 10)  # noqa: B023
+        assert text(again) == text(first) and len(text(first)) == 50
+    asked.engine.close(10)
+
+
+def test_an_engine_that_closes_refuses_new_requests_and_completes_the_others() -> None:
+    asked = Asked()
+    task, got = asked.task(500)
+    asked.engine.submit(task)
+    asked.engine.close(60)
+    assert complete(got) and len(text(got)) == 500
+    with pytest.raises(QueueFull):
+        asked.engine.submit(asked.task(1)[0])
