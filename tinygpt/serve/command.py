@@ -150,7 +150,7 @@ def read_key(config: ServeConfig) -> str:
         if not is_loopback(config.host):
             raise TinyGPTError(
                 f"--host={config.host} is reachable from other machines, so a key is required",
-                "--api_key FILE, where FILE contains a key: python -c 'import secrets; print(secrets.token_hex(16))'",
+                "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt, and --api_key key.txt",
             )
         return ""
     key = read_text(Path(config.api_key), "--api_key key.txt").strip()
@@ -196,7 +196,7 @@ def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:
             f"API:      {url}/v1 (OpenAI's protocol)",
             f"try:      curl {url}/v1/completions -H 'Content-Type: application/json'{key} "
             '-d \'{"prompt": "Once", "max_tokens": 40}\'',
-            "reach:    "
+            "access:   "
             + ("programs on this machine only" if local else "other machines, with the key")
             + "; prompts and responses are not logged",
             "stop:     Ctrl-C",
