@@ -250,7 +250,7 @@ def overhead(args: argparse.Namespace) -> None:
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.checkpoint.store import tokenizer_of
     from tinygpt.sample import Choice
-    from tinygpt.serve.engine import Reading, Row, Served, Settings, Task
+    from tinygpt.serve.engine import Prefill, Row, Served, Settings, Task
     from tinygpt.training import device
     from tinygpt.training.build import for_inference
 
@@ -260,7 +260,7 @@ def overhead(args: argparse.Namespace) -> None:
 
     def steps() -> float:
         task = Task(served, [1], Settings(300, Choice(seed=1)), lambda event: None)
-        served.readings.append(Reading([Row(task, 0)], task.prompt, False))
+        served.prefills.append(Prefill([Row(task, 0)], task.prompt, False))
         began = time.perf_counter()
         while served.busy():
             served.step()

@@ -79,7 +79,7 @@ class Batch:
     def join(self, text: int, length: int) -> None:
         cache = self.model.new_cache(1, length)
         self.model.next_logits(self.texts[text : text + 1, :length], cache)
-        self.cache.join(cache, longest=self.texts.size(1))
+        self.cache.join(cache)
         self.rows.append([text, length])
 
     def leave(self, row: int) -> None:
@@ -126,9 +126,21 @@ def test_rows_beyond_the_context_forget_their_oldest_position(position: str) -> 
     for row, length in enumerate(lengths):
         cache = model.new_cache(1, length)
         model.next_logits(idx[row : row + 1, :length], cache)
-        batch.join(cache, longest=60)
+        batch.join(cache)
     for step in range(40):
         ends = [length + step + 1 for length in lengths]
         logits = model.next_logits(torch.stack([idx[row, end - 1] for row, end in enumerate(ends)])[:, None], batch)
         fresh = torch.cat([model(idx[row : row + 1, max(0, end - 16) : end])[0][:, -1] for row, end in enumerate(ends)])
         assert largest(logits - fresh) < 1e-4 * largest(fresh)
+
+
+@torch.inference_mode()
+def test_a_sequence_with_nan_leaves_nothing_behind() -> None:
+    """A mask hides no NaN: 0 times NaN is NaN."""
+    batch = Batch(shaken(small()), ids(3, 16))
+    batch.join(0, 3)
+    batch.join(1, 9)
+    batch.cache._all.keys_values[:, :, 1] = float("nan")
+    batch.leave(1)
+    batch.join(2, 4)
+    assert batch.error() < 1e-5

@@ -25,8 +25,10 @@ from serving import Server, events, free_port, sampled, serving, until
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.prompts import encode_prompt
-from tinygpt.data.tokenizer import END, Tokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import END, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.model import GPT
+from tinygpt.serve.engine import Token
+from tinygpt.serve.protocol import TextOffsets, completion_logprobs
 
 KEY = "0123456789abcdef-for-tests"
 Ask = Callable[..., Any]
@@ -573,3 +575,25 @@ def test_a_request_that_takes_too_long_gets_503_or_ends_its_stream(models: Path,
 def test_the_server_says_where_it_is(text: Server) -> None:
     assert re.search(rf"^serving:  out, colours\npage:     http://127.0.0.1:{text.port}\n", text.output, re.M)
     assert isinstance(text.client(), OpenAI)
+
+
+def test_prompts_without_a_seed_differ(ask: Ask) -> None:
+    """Each sequence draws a seed of its own; with a seed, equal prompts get equal texts."""
+    drawn = [choice.text for choice in ask(prompt=["the"] * 6, max_tokens=30).choices]
+    assert len(set(drawn)) == 6
+    assert len({choice.text for choice in ask(prompt=["the"] * 6, max_tokens=30, seed=1).choices}) == 1
+
+
+def test_offsets_count_characters_not_tokens() -> None:
+    """`é` and the whale are one character each, in two and four tokens."""
+    tokenizer, offsets = GPT2Tokenizer(), TextOffsets()
+    ids = tokenizer.encode("aé🐳b").tolist()
+    told = completion_logprobs(tokenizer, [Token(id, -1.0, []) for id in ids], offsets)
+    assert told["text_offset"] == [len(tokenizer.decode(ids[:n]).rstrip("\ufffd")) for n in range(len(ids))]
+    assert completion_logprobs(tokenizer, [Token(ids[0], -1.0, [])], offsets)["text_offset"] == [4]
+
+
+def test_a_longer_stop_text_is_refused(ask: Ask) -> None:
+    assert ask(prompt="the", max_tokens=5, stop="x" * 1000, seed=1).choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="1,000 characters"):
+        ask(prompt="the", max_tokens=5, stop="x" * 1001)

@@ -30,9 +30,9 @@ QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 class Context:
     """Inputs of a forward pass that all blocks share."""
 
-    rotation: Tensor | None  # (2, T, head_dim): rotation of queries and keys
-    mask: Tensor | None  # (T, S) or (n_head, T, S), added to attention's scores; None: causal, and S = T
-    cache: Any = None  # a KVCache, or what takes its place in training (fast/prefix.py)
+    rotation: Tensor | None  # (2, T, head_dim), or (2, B, 1, T, head_dim): rotation of queries and keys
+    mask: Tensor | None  # (..., T, S), added to attention's scores (B, n_head, T, S); None: causal, and S = T
+    cache: Any = None  # a KVCache, or what takes its place (fast/prefix.py, serve/batch.py)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -176,7 +176,7 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+        self, idx: Tensor, targets: Tensor | None = None, cache: Any = None, last_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the logits and, given targets, the mean cross-entropy.
 
@@ -215,18 +215,19 @@ class GPT(nn.Module):
         If the sequences of a cache have different lengths, positions have the shape (B, 1, T), and masks (B, 1, T, S).
         """
         keys = queries if cache is None else cache.positions(queries.size(-1))
-        mask, later = self.position.bias(queries, keys), keys[..., None, :] > queries[..., None]
-        if cache is not None and mask is None:
-            mask = torch.zeros(later.shape, device=later.device)
-        if mask is not None:
-            mask = mask.masked_fill(later, -math.inf)
+        mask = self.position.bias(queries, keys)
+        if cache is not None or mask is not None:
+            later = keys[..., None, :] > queries[..., None]
+            mask = (torch.zeros(later.shape, device=later.device) if mask is None else mask).masked_fill(
+                later, -math.inf
+            )
         return Context(self.position.rotation(queries), mask, cache)
 
     def new_cache(self, batch_size: int, length: int = 0) -> KVCache:
         """Make an empty cache for decoding `batch_size` sequences of at most `length` tokens; 0: of any length."""
         return KVCache(self.config, batch_size, like=self.lm_head.weight, length=length)
 
-    def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, idx: Tensor, cache: Any = None) -> Tensor:
         """Logits (B, V) of the token after idx int64 (B, T), which continues the tokens that the cache has read."""
         return self(idx, cache=cache, last_only=True)[0][:, -1]
 

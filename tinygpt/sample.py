@@ -209,7 +209,10 @@ class TextStream:
         if found := [text.index(stop) for stop in self.stops if stop in text]:
             self.held, self.stopped = "", True
             return text[: min(found)]
-        keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        keep = max(
+            (n for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
+            default=0,
+        )
         self.held = text[len(text) - keep :]  # the beginning of a stop text, perhaps
         return text[: len(text) - keep]
 

@@ -20,7 +20,7 @@ class FastGPT(GPT):
     attention = FastSelfAttention
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+        self, idx: Tensor, targets: Tensor | None = None, cache: Any = None, last_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """GPT.forward, except that the logits of positions without a target are not computed.
 
@@ -44,7 +44,7 @@ class FastGPT(GPT):
         """Return whether dropout is on, of the model or of its adapters: its masks differ from row to row."""
         return self.training and any(getattr(module, "dropout", 0.0) for module in self.modules())
 
-    def next_logits(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, idx: Tensor, cache: Any = None) -> Tensor:
         return cache(idx) if isinstance(cache, Decoder) else super().next_logits(idx, cache)
 
     def new_cache(self, batch_size: int, length: int = 0) -> KVCache:

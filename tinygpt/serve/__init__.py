@@ -1,7 +1,8 @@
 """Serve a model on this machine: an API for clients of OpenAI's protocol, and a chat page.
 
     command.py      `tinygpt serve`: load the models, listen, end in order
-    app.py          the HTTP side: paths, streams, protection
+    app.py          the paths: requests to the engine, and its events to responses
+    http.py         JSON bodies, streams, errors, the page, protection
     protocol.py     request and response bodies of OpenAI's API
     chat.py         conversations as tokens
     engine.py       the inference thread: requests that are decoded together, token by token

@@ -1,8 +1,7 @@
-"""The HTTP side of the server: paths, streams, and what protects them. It never runs a model itself.
+"""The paths of the API: each request becomes tasks for the engine, and their events become its response.
 
-Each request becomes tasks for the engine (engine.py), whose events arrive in an asyncio queue. The middleware refuses
-what does not come from this machine's own clients: foreign Host headers (DNS rebinding), other content types than JSON
-(forms of other sites), bodies that are too large, and requests without the key.
+The events arrive in an asyncio queue, from the engine's thread (engine.py). What all paths share, such as streams and
+protection, is in http.py.
 
     app = make_app(state)                      # an ASGI application for uvicorn
 """
@@ -10,53 +9,34 @@ what does not come from this machine's own clients: foreign Host headers (DNS re
 import asyncio
 import contextlib
 import dataclasses
-import hmac
-import json
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.errors import TinyGPTError
 from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
 from tinygpt.serve.engine import Engine, Event, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
-from tinygpt.serve.protocol import ApiError
+from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, page, read_json, refused
+from tinygpt.serve.protocol import DOCUMENTS, ApiError
 
-MAX_BODY = 4 << 20  # bytes of a request
-BODY_SECONDS = 30.0  # for a client to send one
 MAX_PROMPTS = 128  # of a request
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
+GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
+TIMED_OUT = "the request took longer than the server allows (--timeout)"
+CLIENT_LEFT = Failed("the client has left", "")
 STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # HTTP status of each error code of the engine
-DOCUMENTS = "documents"  # the name of the model that answers from an index
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-SECURITY = {
-    "content-security-policy": CSP,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
 
 
 @dataclasses.dataclass
@@ -72,15 +52,34 @@ class Documents:
     """Answers from an index, one at a time, in one thread of their own. The index is opened in this thread, because a
     connection to SQLite works only in the thread that opened it."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]]) -> None:
+    def __init__(
+        self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]], max_queue: int
+    ) -> None:
         self._pool, self._opened = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack()
         self._respond = self._pool.submit(lambda: self._opened.enter_context(make())).result()
+        self._left, self._closed = max_queue, False
 
-    async def __call__(self, question: str) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
+    async def __call__(self, question: str, timeout: float) -> dict[str, Any]:
+        """Answer a question within so many seconds. Errors: ApiError; TinyGPTError for a question that is too long."""
+        if self._left == 0:
+            raise queue_full()
+        self._left -= 1
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, question)
+        except TimeoutError:
+            raise ApiError(503, TIMED_OUT, code="timeout") from None
+        finally:
+            self._left += 1
+
+    def _answer(self, question: str) -> dict[str, Any]:
+        if self._closed:
+            raise ApiError(503, "the server is ending", code="loading")
+        return self._respond(question)
 
     def close(self) -> None:
-        """Close the index, after the questions that are waiting."""
+        """Close the index, after the question that is being answered."""
+        self._closed = True
         self._pool.submit(self._opened.close).result()
         self._pool.shutdown()
 
@@ -102,10 +101,20 @@ class State:
         self.chats = {name: ChatFormat.of(model.tokenizer, skip_unknown) for name, model in self.models.items()}
         self.engine = engine
 
-    def served(self, name: str) -> Served:
-        """The model that a request names; the first one if it names none. Errors: ApiError."""
+    @property
+    def ready(self) -> bool:
+        return self.engine is not None and self.engine.alive
+
+    def require_ready(self) -> None:
+        """Errors: ApiError while the server loads, or if it has failed."""
         if self.engine is None:
             raise ApiError(503, "the model is loading; try again in a moment", code="loading")
+        if not self.engine.alive:
+            raise ApiError(503, "the server has failed, and must be started again", code="server_error")
+
+    def served(self, name: str) -> Served:
+        """The model that a request names; the first one if it names none. Errors: ApiError."""
+        self.require_ready()
         if not name:
             return next(iter(self.models.values()))
         if name not in self.models:
@@ -118,6 +127,10 @@ class State:
 
     def names(self) -> list[str]:
         return [*self.models, *([DOCUMENTS] if self.documents else [])]
+
+
+def queue_full() -> ApiError:
+    return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
 
 
 # ---- requests to the engine -------------------------------------------------------------------------------------
@@ -139,49 +152,63 @@ class Answer:
                     "context_length_exceeded",
                 )
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + state.limits.timeout
+        self._loop, self._timeout = asyncio.get_running_loop(), state.limits.timeout
+        deadline = time.monotonic() + self._timeout
 
         def deliver_to(number: int) -> Callable[[Event], None]:
             def deliver(event: Event) -> None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                    loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+                    self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
 
             return deliver
 
         self.tasks = [
             Task(served, prompt, settings, deliver_to(number), deadline) for number, prompt in enumerate(prompts)
         ]
-        self._left = len(prompts) * settings.n
+        self.n = settings.n
         try:
             state.engine.submit(*self.tasks)
         except QueueFull:
-            raise ApiError(429, "too many requests are waiting; try again later", code="queue_full") from None
+            raise queue_full() from None
 
     async def events(self, request: Request | None = None) -> AsyncIterator[tuple[int, Event]]:
         """The events until all sequences are complete. request: stop if its client has left.
 
         Errors: ApiError if a task fails; ClientDisconnect.
         """
-        look = time.monotonic() + POLL
+        left = len(self.tasks) * self.n
+        watcher = asyncio.create_task(self._watch(request)) if request else None
+        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, Failed(TIMED_OUT, "timeout")))
         try:
-            while self._left:
-                try:
-                    number, event = await asyncio.wait_for(self._queue.get(), POLL if request else None)
-                except TimeoutError:
-                    event = None
-                if request and time.monotonic() >= look:  # events may come without a pause
-                    look = time.monotonic() + POLL
-                    if await request.is_disconnected():
-                        raise ClientDisconnect
-                if event is None:
-                    continue
+            while left:
+                number, event = await self._queue.get()
+                if event is CLIENT_LEFT:
+                    raise ClientDisconnect
                 if isinstance(event, Failed):
                     raise ApiError(STATUS.get(event.code, 500), event.message, code=event.code)
-                self._left -= isinstance(event, Piece) and bool(event.finish)
+                left -= isinstance(event, Piece) and bool(event.finish)
                 yield number, event
         finally:
+            late.cancel()
+            if watcher:
+                watcher.cancel()
             self.cancel()
+
+    async def _watch(self, request: Request) -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(POLL)
+        self._queue.put_nowait((0, CLIENT_LEFT))
+
+    async def texts(self, request: Request) -> list["Text"]:
+        """All sequences, those of the first prompt first, when they are complete; their tokens with those of `echo`."""
+        found = [Text() for _ in range(len(self.tasks) * self.n)]
+        async for task, event in self.events(request):
+            if isinstance(event, Prompt):
+                for text in found[task * self.n : (task + 1) * self.n]:
+                    text.tokens += event.tokens
+            elif isinstance(event, Piece):
+                found[task * self.n + event.sequence].add(event)
+        return found
 
     def cancel(self) -> None:
         """End the tasks that are not complete."""
@@ -204,6 +231,11 @@ class Text:
         self.made, self.finish = piece.made, piece.finish or None
 
 
+def state_of(request: Request) -> State:
+    state: State = request.app.state.tinygpt
+    return state
+
+
 # ---- completions ------------------------------------------------------------------------------------------------
 
 
@@ -215,58 +247,53 @@ async def completions(request: Request) -> Response:
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
-    prompts = [as_ids(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
-    texts = [as_text(prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
-    answer = Answer(state, served, prompts, settings)
+    prompts = [await asyncio.to_thread(as_ids, prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
+    echoed = [  # as it was read: without the characters that --skip_unknown leaves out
+        prompt if isinstance(prompt, str) and not state.skip_unknown else served.text(ids)
+        for prompt, ids in zip(asked["prompt"], prompts, strict=True)
+    ]
+    answer, n = Answer(state, served, prompts, settings), settings.n
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": served.name,
     }
-    echo, n, tokenizer = asked["echo"], settings.n, served.tokenizer
+    offsets = [protocol.TextOffsets() for _ in range(len(prompts) * n)]
 
-    def choice(number: int, piece: Text, start: int, prompt: list[Token]) -> dict[str, Any]:
-        told = None
+    def choice(number: int, one: Text) -> dict[str, Any]:
+        logprobs = None
         if settings.logprobs >= 0:
-            told = protocol.completion_logprobs(tokenizer, [*prompt, *piece.tokens], start)
-        return {"text": piece.text, "index": number, "logprobs": told, "finish_reason": piece.finish}
+            logprobs = protocol.completion_logprobs(served.tokenizer, one.tokens, offsets[number])
+        return {"text": one.text, "index": number, "logprobs": logprobs, "finish_reason": one.finish}
+
+    def usage(made: int) -> dict[str, int]:
+        return protocol.usage(sum(map(len, prompts)), made)
 
     if asked["stream"]:
 
         async def chunks() -> AsyncIterator[dict[str, Any]]:
-            starts, made = dict[int, int](), dict[int, int]()
-            known = dict[int, list[Token]]()
+            made, first = dict[int, int](), dict[int, Text]()  # first: what comes before the first piece
             async for task, event in answer.events():
                 if isinstance(event, Prompt):
-                    known[task] = event.tokens
+                    for number in range(task * n, (task + 1) * n):
+                        first[number] = Text(echoed[task] * asked["echo"], list(event.tokens))
                 elif isinstance(event, Piece):
-                    number, one, start = task * n + event.sequence, Text(), 0
+                    number = task * n + event.sequence
+                    one = first.pop(number, Text())
                     one.add(event)
-                    if number in starts:
-                        prompt, start = [], starts[number]
-                    else:
-                        prompt = known[task]
-                        one.text = texts[task] * echo + one.text
-                    made[number], starts[number] = event.made, start + len(one.text)
-                    yield head | {"choices": [choice(number, one, start, prompt)]}
+                    made[number] = event.made
+                    yield head | {"choices": [choice(number, one)]}
             if asked["stream_options"]["include_usage"]:
-                yield head | {"choices": [], "usage": protocol.usage(sum(map(len, prompts)), sum(made.values()))}
+                yield head | {"choices": [], "usage": usage(sum(made.values()))}
 
         return Stream(chunks(), answer.cancel)
 
-    found = [Text() for _ in range(len(prompts) * n)]
-    known: dict[int, list[Token]] = {}
-    async for task, event in answer.events(request):
-        if isinstance(event, Prompt):
-            known[task] = event.tokens
-        elif isinstance(event, Piece):
-            found[task * n + event.sequence].add(event)
+    found = await answer.texts(request)
     for number, one in enumerate(found):
-        one.text = texts[number // n] * echo + one.text
-    choices = [choice(number, one, 0, known[number // n]) for number, one in enumerate(found)]
-    used = protocol.usage(sum(map(len, prompts)), sum(one.made for one in found))
-    return JSONResponse(head | {"choices": choices, "usage": used})
+        one.text = echoed[number // n] * asked["echo"] + one.text
+    choices = [choice(number, one) for number, one in enumerate(found)]
+    return JSONResponse(head | {"choices": choices, "usage": usage(sum(one.made for one in found))})
 
 
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
@@ -282,14 +309,6 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
     return prompt
 
 
-def as_text(prompt: str | list[int], served: Served, skip_unknown: bool) -> str:
-    """The text of a prompt that the model can read, for `echo`."""
-    if isinstance(prompt, str) and not skip_unknown:
-        return prompt
-    ids = served.tokenizer.encode(prompt, skip_unknown).tolist() if isinstance(prompt, str) else prompt
-    return served.tokenizer.decode(ids)
-
-
 # ---- chat -------------------------------------------------------------------------------------------------------
 
 
@@ -298,9 +317,9 @@ async def chat(request: Request) -> Response:
     state, body = state_of(request), await read_json(request)
     asked = protocol.read(protocol.CHAT, body)
     if asked["model"] == DOCUMENTS and state.documents:
-        return await ask_documents(state.documents, asked)
+        return await ask_documents(state, state.documents, asked)
     served = state.served(asked["model"])
-    prompt = state.chats[served.name].encode(asked["messages"])
+    prompt = await asyncio.to_thread(state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, room)
     answer = Answer(state, served, [prompt], settings)
@@ -333,10 +352,7 @@ async def chat(request: Request) -> Response:
 
         return Stream(chunks(), answer.cancel)
 
-    found = [Text() for _ in range(settings.n)]
-    async for _, event in answer.events(request):
-        if isinstance(event, Piece):
-            found[event.sequence].add(event)
+    found = await answer.texts(request)
     choices = [
         {
             "index": index,
@@ -354,13 +370,16 @@ def chat_head(model: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
-async def ask_documents(documents: Documents, asked: dict[str, Any]) -> Response:
+async def ask_documents(state: State, documents: Documents, asked: dict[str, Any]) -> Response:
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
     last = asked["messages"][-1]
     if last["role"] != "user" or not last["content"].strip():
         raise protocol.wrong("messages", "the last message must be the question, with the role user")
+    for name, neutral in (("n", 1), ("logprobs", False)):
+        if asked[name] != neutral:
+            raise protocol.wrong(name, f"not supported by the model {DOCUMENTS}")
     try:
-        outcome = await documents(last["content"])
+        outcome = await documents(last["content"], state.limits.timeout)
     except TinyGPTError as error:
         raise protocol.from_error(error, "messages") from None
     content = outcome["answer"] or "not in the documents"
@@ -387,7 +406,7 @@ async def ask_documents(documents: Documents, asked: dict[str, Any]) -> Response
 async def models(request: Request) -> Response:
     """GET /v1/models"""
     state = state_of(request)
-    state.served("")
+    state.require_ready()
     return JSONResponse({"object": "list", "data": [described(state, name) for name in state.names()]})
 
 
@@ -411,7 +430,7 @@ def described(state: State, name: str) -> dict[str, Any]:
         "turns": chats.between is not None,
         "system": chats.before_system is not None,
         "context": served.model.config.block_size,
-        "parameters": served.model.num_params(),
+        "parameters": served.parameters,
         "vocabulary": served.tokenizer.vocab_size,
     }
 
@@ -426,7 +445,7 @@ async def tokenize(request: Request) -> Response:
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
         else:
-            found = tokenizer.encode(text, state.skip_unknown).tolist()
+            found = (await asyncio.to_thread(tokenizer.encode, text, state.skip_unknown)).tolist()
     except TinyGPTError as error:
         raise protocol.from_error(error, "prompt") from None
     return JSONResponse({"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found})
@@ -461,116 +480,12 @@ async def tokenizer_info(request: Request) -> Response:
 
 async def health(request: Request) -> Response:
     """GET /health"""
-    ready = state_of(request).engine is not None
-    return JSONResponse({"status": "ready" if ready else "loading"}, 200 if ready else 503)
+    state = state_of(request)
+    status = "ready" if state.ready else "failed" if state.engine else "loading"
+    return JSONResponse({"status": status}, 200 if state.ready else 503)
 
 
-async def page(request: Request) -> Response:
-    """GET /: the chat page, and its style and program."""
-    name, kind = PAGE[request.scope["path"]]
-    return Response(files("tinygpt.serve").joinpath(name).read_bytes(), media_type=kind, headers=SECURITY)
-
-
-# ---- HTTP -------------------------------------------------------------------------------------------------------
-
-
-def state_of(request: Request) -> State:
-    state: State = request.app.state.tinygpt
-    return state
-
-
-async def read_json(request: Request) -> Any:
-    """Read a body as JSON. Errors: ApiError."""
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
-                chunks.append(chunk)
-    except TimeoutError:
-        raise ApiError(400, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
-    try:
-        return json.loads(b"".join(chunks))
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body is not valid JSON") from None
-
-
-class Stream(StreamingResponse):
-    """Chunks as server-sent events; an error is the last one. `close` is called when the client has left, too."""
-
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], close: Callable[[], None] = lambda: None) -> None:
-        super().__init__(as_lines(chunks), media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self.close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.close()
-
-
-async def as_lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    try:
-        async for chunk in chunks:
-            yield f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
-    except ApiError as error:
-        yield f"data: {json.dumps(error.body())}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def refusal(error: ApiError) -> JSONResponse:
-    headers = {429: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}
-    return JSONResponse(error.body(), error.status, headers.get(error.status))
-
-
-async def refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return refusal(error)
-
-
-async def client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
-
-
-async def no_such_path(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    told = f"{request.method} {request.scope['path']}: no such path; see GET /v1/models, POST /v1/chat/completions"
-    return refusal(ApiError(status, told))
-
-
-class Guard:
-    """Refuse requests that web sites could cause, and requests without the key."""
-
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self.app, self.state = app, state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            self.check(Request(scope))
-        except ApiError as error:
-            await refusal(error)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def check(self, request: Request) -> None:
-        """Errors: ApiError."""
-        # not request.url.path: it is parsed from a URL with the Host header in it, which the client chooses
-        state, path = self.state, request.scope["path"]
-        host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80
-        if state.hosts and host not in state.hosts:
-            raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
-        public = path in PAGE or path == "/health"
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if state.key and not public and not hmac.compare_digest(given, state.key.encode()):
-            raise ApiError(401, "a key is required: Authorization: Bearer KEY", code="invalid_api_key")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if request.method == "POST" and kind != "application/json":
-            raise ApiError(400, "the content type is not application/json", code="unsupported_content_type")
+# ---- the application ----------------------------------------------------------------------------------------------
 
 
 def make_app(state: State) -> Starlette:
@@ -592,7 +507,7 @@ def make_app(state: State) -> Starlette:
         cors = [Middleware(CORSMiddleware, allow_origins=[state.origin], allow_methods=methods, allow_headers=headers)]
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for path, endpoint, method in paths],
-        middleware=[*cors, Middleware(Guard, state=state)],
+        middleware=[*cors, Middleware(Guard, key=state.key, hosts=state.hosts)],
         exception_handlers={ApiError: refused, ClientDisconnect: client_left, 404: no_such_path, 405: no_such_path},
     )
     app.state.tinygpt = state

@@ -22,6 +22,20 @@ from tinygpt.serve.protocol import from_error, wrong
 SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
 
+RENDERED: dict[str, str] = {}  # by template and conversation: adapters have the template of their base model
+
+
+def rendered(template: str, bos: str, eos: str, messages: Conversation) -> str:
+    """The text of a conversation; empty if the template refuses it, or cannot be run."""
+    key = repr((template, bos, eos, messages))
+    if key not in RENDERED:
+        try:
+            RENDERED[key] = render(template, bos, eos, [messages])[0]
+        except TinyGPTError:
+            RENDERED[key] = ""
+    return RENDERED[key]
+
+
 class ChatFormat(NamedTuple):
     """The chat format of a model: token ids between the contents, or None for what the model does not support."""
 
@@ -40,17 +54,12 @@ class ChatFormat(NamedTuple):
         turn = [{"role": "user", "content": PROMPT}]
         second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
         system = [{"role": "system", "content": SYSTEM}, *turn]
-        bos = tokenizer.decode(tokenizer.start[:1])
-
-        def rendered(messages: Conversation) -> str:
-            try:
-                return render(tokenizer.chat_template, bos, tokenizer.eos, [messages])[0]
-            except TinyGPTError:  # it refuses system messages, or several turns
-                return ""
-
-        once = rendered(turn)
-        form = form._replace(between=form._between(once, rendered(second)))
-        return form._replace(**form._around_system(once, rendered(system)))
+        template = tokenizer.chat_template, tokenizer.decode(tokenizer.start[:1]), tokenizer.eos
+        once = rendered(*template, turn)
+        if PROMPT not in once:  # the template cannot be run here: one turn, as the checkpoint describes it
+            return form
+        form = form._replace(between=form._between(once, rendered(*template, second)))
+        return form._replace(**form._around_system(once, rendered(*template, system)))
 
     def _between(self, once: str, several: str) -> np.ndarray | None:
         assert isinstance(self.tokenizer, HuggingFaceTokenizer)

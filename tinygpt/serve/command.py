@@ -9,6 +9,7 @@ import dataclasses
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ from tinygpt.errors import TinyGPTError, missing
 from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
+from tinygpt.serve.protocol import DOCUMENTS
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
@@ -42,13 +44,14 @@ def serve(config: ServeConfig) -> int:
     except ImportError as error:
         raise missing(error.name or "starlette", "tinygpt serve", "serve") from None
     key = read_key(config)
+    check_origin(config)
     paths = adapters_of(config)
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     local = is_loopback(config.host)
-    hosts = LOCAL | {config.host.lower()} if local or not key else frozenset()
+    hosts = LOCAL | {config.host.lower()} if local else frozenset()  # with a key, DNS rebinding gains nothing
     state = State(Limits(config.max_tokens, config.max_batch, config.timeout), key, hosts, config.allow_origin)
-    server = Server(
+    server = quiet_server(
         uvicorn.Config(
             make_app(state),
             log_level="error",
@@ -66,7 +69,7 @@ def serve(config: ServeConfig) -> int:
     def load() -> None:
         try:
             models = load_models(config, paths)
-            documents = Documents(lambda: reader(config)) if config.index else None
+            documents = Documents(lambda: reader(config), config.max_queue) if config.index else None
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
             state.open(engine, documents, config.skip_unknown)
@@ -85,10 +88,10 @@ def serve(config: ServeConfig) -> int:
     ended = not loading.is_alive()
     if state.engine is not None:  # requests that were cut off are cancelled: its thread ends after a step
         ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and ended
-    if state.documents is not None:
+    if state.documents is not None and not server.force_exit:
         state.documents.close()
     print("stopped", flush=True)
-    if not ended:
+    if not ended or server.force_exit:
         os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
     return 0
 
@@ -97,13 +100,19 @@ def serve(config: ServeConfig) -> int:
 
 
 def adapters_of(config: ServeConfig) -> dict[str, str]:
-    """Names and paths of the adapters. Errors: TinyGPTError for one without a name, or with one that is taken."""
+    """Names and paths of the adapters. Errors: TinyGPTError for one without a name, and for two models of one name."""
     found: dict[str, str] = {}
+    taken = {base_name(config.ckpt)}
+    if config.index and DOCUMENTS in taken:
+        raise TinyGPTError(
+            f"--ckpt {config.ckpt}: its folder is called {DOCUMENTS}, which is the name of the model for --index",
+            "rename the folder, or serve without --index",
+        )
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
-        if name in found or name in (base_name(config.ckpt), "documents"):
+        if name in {*taken, *found, DOCUMENTS}:
             raise TinyGPTError(f"--adapter {text}: another model has the name {name}", "choose another name")
         found[name] = str(Path(path).expanduser())
     return found
@@ -123,8 +132,9 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-        model = pack(for_inference(checkpoint, compute, "False"))
-        found.append(Served(name or base_name(config.ckpt), tokenizer, model))
+        model = for_inference(checkpoint, compute, "False")
+        parameters = model.num_params()  # packed layers hide theirs
+        found.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
     return found
 
 
@@ -160,6 +170,17 @@ def read_key(config: ServeConfig) -> str:
             "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt",
         )
     return key
+
+
+def check_origin(config: ServeConfig) -> None:
+    """Errors: TinyGPTError if --allow_origin is not the origin of a web site, or is all of them without a key."""
+    origin, example = config.allow_origin, "--allow_origin=http://localhost:3000"
+    if origin == "*" and not config.api_key:
+        raise TinyGPTError(
+            "--allow_origin=* permits all web sites, so a key is required", f"--api_key FILE, or {example}"
+        )
+    if origin not in ("", "*") and not re.fullmatch(r"https?://[^/*\s]+", origin):
+        raise TinyGPTError(f"--allow_origin={origin}: expected http or https, and a host without a path", example)
 
 
 def is_loopback(host: str) -> bool:
@@ -221,7 +242,7 @@ def signals(server: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def Server(config: Any) -> Any:
+def quiet_server(config: Any) -> Any:
     """A uvicorn server that does not handle signals; uvicorn's own would raise them again when it has ended."""
     import uvicorn
 

@@ -1,8 +1,8 @@
 """The inference thread: it decodes the sequences of all requests together, token by token.
 
-A new task joins between two steps (continuous batching, Yu et al. 2022): the model reads its prompt, at most PREFILL
-tokens between two steps, and its sequences become rows of the model's batch. Each sequence has a random generator of
-its own, so what else is served changes nothing but the rounding of the logits.
+A new task joins between two steps (continuous batching, Yu et al. 2022): the model reads its prompt, at most
+PREFILL_TOKENS tokens between two steps, and its sequences become rows of the model's batch. Each sequence has a random
+generator of its own, so what else is served changes nothing but the rounding of the logits.
 
     engine = Engine([Served("out", tokenizer, model)], max_batch=16, max_queue=64)
     engine.start()
@@ -11,6 +11,7 @@ its own, so what else is served changes nothing but the rounding of the logits.
 """
 
 import collections
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +22,13 @@ from torch import Tensor
 
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.sample import Choice, TextStream, probabilities
 from tinygpt.serve.batch import BatchCache
 from tinygpt.training.device import is_out_of_memory
 
-PREFILL = 256  # tokens of prompts between two steps
+PREFILL_TOKENS = 256  # tokens of prompts between two steps
+NOT_FINITE = "the model's logits are not finite", "diverged"  # message and code of an error
 
 
 # ---- requests and what they get ---------------------------------------------------------------------------------
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
 
     max_tokens: int
     choice: Choice = Choice()  # its seed is that of the first sequence; the next ones add 1, 2, ...
+    seeded: bool = True  # False: each sequence draws a seed of its own instead
     n: int = 1
     stops: tuple[str, ...] = ()
     logprobs: int = -1  # return log probabilities, with so many alternatives for each token; -1: none
@@ -110,18 +112,19 @@ class Row:
         self.task, self.index, self.made, self.finish = task, index, 0, ""
         self.text = TextStream(served.tokenizer, (served.tokenizer.stop, *settings.stops))
         device = served.model.lm_head.weight.device
-        self.generator = torch.Generator(device).manual_seed((settings.choice.seed + index) % (1 << 63))
+        seed = settings.choice.seed + index if settings.seeded else secrets.randbits(63)
+        self.generator = torch.Generator(device).manual_seed(seed % (1 << 63))
         self.recent = collections.deque(task.prompt, maxlen=served.model.config.block_size)
         self.pending: list[Token] = []  # their text was not sent yet
 
-    def add(self, token: int, known: Token | None) -> None:
+    def add(self, token: int, detail: Token | None) -> None:
         """Add a generated token, and send its text as soon as it is certain."""
         settings = self.task.settings
         self.made += 1
         self.recent.append(token)
         text = self.text.feed(token)
-        if known is not None:
-            self.pending.append(known)
+        if detail is not None:
+            self.pending.append(detail)
         if self.text.stopped:
             self.finish = "stop"
         elif self.made == settings.max_tokens:
@@ -132,14 +135,14 @@ class Row:
         self.task.deliver(Piece(self.index, text, tokens, self.made, self.finish))
 
 
-class Reading:
+class Prefill:
     """A prompt that is being read (prefill): that of a new task, or the last half of a context that has become full."""
 
     def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
         self.rows, self.left, self.echo = rows, list(tokens), echo
         self.task = rows[0].task
         self.cache: KVCache | None = None  # allocated by the first `read`, in Served.step: it may run out of memory
-        self.known: list[Token] = []
+        self.tokens: list[Token] = []  # with `echo`
         self.logits: Tensor | None = None  # of the token after those that were read, (1, V)
 
     def read(self, count: int) -> int:
@@ -153,12 +156,16 @@ class Reading:
             self.logits = served.model.next_logits(idx, self.cache)[:, : served.tokenizer.vocab_size]
             return len(some)
         logits = served.model(idx, cache=self.cache)[0][0, :, : served.tokenizer.vocab_size]  # (T, V)
+        if not logits.isfinite().all():
+            fail(self.task, *NOT_FINITE)
+            self.left = []
+            return len(some)
         if self.logits is None:
-            self.known.append(Token(some[0], None, []))
-            told, before = some[1:], logits[:-1]
+            self.tokens.append(Token(some[0], None, []))
+            targets, before = some[1:], logits[:-1]
         else:
-            told, before = some, torch.cat((self.logits, logits[:-1]))
-        self.known += with_logprobs(before, told, self.task.settings.logprobs)
+            targets, before = some, torch.cat((self.logits, logits[:-1]))
+        self.tokens += with_logprobs(before, targets, self.task.settings.logprobs)
         self.logits = logits[-1:]
         return len(some)
 
@@ -166,89 +173,96 @@ class Reading:
 class Served:
     """A model that is served under a name."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, model: GPT) -> None:
-        self.name, self.tokenizer, self.model = name, tokenizer, model
+    def __init__(self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0) -> None:
+        """parameters: their number, for clients."""
+        self.name, self.tokenizer, self.model, self.parameters = name, tokenizer, model, parameters
         self.batch, self.rows = BatchCache(model), list[Row]()
-        self.readings: collections.deque[Reading] = collections.deque()
+        self.prefills: collections.deque[Prefill] = collections.deque()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a prompt, without the tokens that start every text."""
+        start = self.tokenizer.start.tolist()
+        return self.tokenizer.decode(ids[len(start) :] if list(ids[: len(start)]) == start else ids)
 
     def busy(self) -> int:
         """Number of sequences that are being generated."""
-        return len(self.rows) + sum(len(reading.rows) for reading in self.readings)
+        return len(self.rows) + sum(len(prefill.rows) for prefill in self.prefills)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read at most PREFILL tokens of prompts, and generate one token of each row."""
+        """Read at most PREFILL_TOKENS tokens of prompts, and generate one token of each row."""
         self._leave()
-        budget = PREFILL
-        while self.readings and budget > 0:
-            reading = self.readings[0]
-            budget -= reading.read(budget)
-            if not reading.left:
-                self._begin(reading)
-                self.readings.popleft()  # now, so that `clear` finds its request if `_begin` fails
+        budget = PREFILL_TOKENS
+        while self.prefills and budget > 0:
+            prefill = self.prefills[0]
+            budget -= prefill.read(budget)
+            if not prefill.left:
+                self._begin(prefill)
+                self.prefills.popleft()  # now, so that `clear` finds its request if `_begin` fails
         if self.rows:
             last = [[row.recent[-1]] for row in self.rows]
             idx = torch.tensor(last, device=self.model.lm_head.weight.device)
-            choose(self.rows, self.model.next_logits(idx, self.batch)[:, : self.tokenizer.vocab_size])
+            draw_tokens(self.rows, self.model.next_logits(idx, self.batch)[:, : self.tokenizer.vocab_size])
             self._leave()
 
-    def _begin(self, reading: Reading) -> None:
+    def _begin(self, prefill: Prefill) -> None:
         """Add the first token of each sequence after a prompt, and make it a row."""
-        task, rows, logits, cache = reading.task, reading.rows, reading.logits, reading.cache
+        task, rows, logits, cache = prefill.task, prefill.rows, prefill.logits, prefill.cache
+        if task.cancelled:
+            return
         assert logits is not None and cache is not None
         if not rows[0].made:
-            task.deliver(Prompt(reading.known))
+            task.deliver(Prompt(prefill.tokens))
         if task.settings.max_tokens == 0:
             for row in rows:
                 task.deliver(Piece(row.index, "", [], 0, "length"))
             return
-        choose(rows, logits.expand(len(rows), -1))
-        longest = cache.length + task.settings.max_tokens
+        draw_tokens(rows, logits.expand(len(rows), -1))
         for row in rows:
             if row.finish:
                 continue
             if self._full(cache.length):
-                self._read_again(row)
+                self._restart_context(row)
             else:
-                self.batch.join(cache, longest)
+                self.batch.join(cache)
                 self.rows.append(row)
 
     def _leave(self) -> None:
         """Remove the rows that have ended, that nobody waits for, or whose context is full."""
         now = time.monotonic()
-        for reading in list(self.readings):
-            if ended(reading.task, now):
-                self.readings.remove(reading)
+        for prefill in list(self.prefills):
+            if expired(prefill.task, now):
+                self.prefills.remove(prefill)
         for number in reversed(range(len(self.rows))):
             row = self.rows[number]
             full = self._full(self.batch.lengths[number])
-            if row.finish or full or ended(row.task, now):
+            if row.finish or full or expired(row.task, now):
                 if full and not row.finish and not row.task.cancelled:
-                    self._read_again(row)
+                    self._restart_context(row)
                 self.batch.leave(number)
                 self.rows[number] = self.rows[-1]
                 self.rows.pop()
-        if not self.rows:
+        if not self.rows and self.batch.slots > 1:
             self.batch = BatchCache(self.model)  # gives memory back
 
     def _full(self, length: int) -> bool:
         return length >= self.model.config.block_size and not self.model.position.relative
 
-    def _read_again(self, row: Row) -> None:
+    def _restart_context(self, row: Row) -> None:
         """Continue a row from the last half of its context, as `tinygpt sample` does."""
         half = max(1, self.model.config.block_size // 2)
-        self.readings.append(Reading([row], list(row.recent)[-half:], echo=False))
+        self.prefills.append(Prefill([row], list(row.recent)[-half:], echo=False))
 
-    def clear(self) -> list[Task]:
-        """Remove all sequences; returns their tasks."""
-        rows = [*self.rows, *(row for reading in self.readings for row in reading.rows)]
+    def fail(self, message: str) -> None:
+        """Fail the tasks of all sequences, and forget them."""
+        for row in [*self.rows, *(row for prefill in self.prefills for row in prefill.rows)]:
+            fail(row.task, message, "server_error")
         self.rows.clear()
-        self.readings.clear()
+        self.prefills.clear()
         self.batch = BatchCache(self.model)
-        return list({id(row.task): row.task for row in rows}.values())
 
 
-def ended(task: Task, now: float) -> bool:
+def expired(task: Task, now: float) -> bool:
     """Return whether a task is over: nobody waits for it, or its time is up. In the second case, deliver the error."""
     if now > task.deadline and not task.cancelled:
         task.cancelled = True
@@ -256,14 +270,14 @@ def ended(task: Task, now: float) -> bool:
     return task.cancelled
 
 
-def choose(rows: Sequence[Row], logits: Tensor) -> None:
+def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
     """Draw the next token of each row from its logits (B, V), with its own settings and generator."""
     finite = logits.isfinite().all(dim=-1).tolist()
     groups = collections.defaultdict(list)
     for number, row in enumerate(rows):
         choice = row.task.settings.choice
         if row.task.cancelled or not finite[number]:
-            fail(row.task, "the model's logits are not finite", "diverged")
+            fail(row.task, *NOT_FINITE)
         else:
             groups[choice.temperature, choice.top_k, choice.top_p].append(number)
     for (temperature, top_k, top_p), numbers in groups.items():
@@ -276,12 +290,12 @@ def choose(rows: Sequence[Row], logits: Tensor) -> None:
             drawn = [torch.multinomial(chances[i], 1, generator=one) for i, one in enumerate(generators)]
             tokens = torch.cat(drawn).tolist()
         most = max(rows[number].task.settings.logprobs for number in numbers)
-        known = with_logprobs(some, tokens, most) if most >= 0 else [None] * len(tokens)
-        for number, token, told in zip(numbers, tokens, known, strict=True):
+        details = with_logprobs(some, tokens, most) if most >= 0 else [None] * len(tokens)
+        for number, token, detail in zip(numbers, tokens, details, strict=True):
             wanted = rows[number].task.settings.logprobs
-            if told is not None:
-                told = told._replace(top=told.top[:wanted]) if wanted >= 0 else None
-            rows[number].add(token, told)
+            if detail is not None:
+                detail = detail._replace(top=detail.top[:wanted]) if wanted >= 0 else None
+            rows[number].add(token, detail)
 
 
 def fail(task: Task, message: str, code: str) -> None:
@@ -321,7 +335,7 @@ class Engine:
     def submit(self, *tasks: Task) -> None:
         """Queue the tasks of a request, all or none. Errors: QueueFull."""
         with self._changed:
-            self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)
+            self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)  # clients that left
             if self._closing or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
                 raise QueueFull
             self._waiting.extend(tasks)
@@ -338,33 +352,51 @@ class Engine:
         self._thread.join(seconds or None)
         return not self._thread.is_alive()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it answers requests."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
-        while True:
+        try:
+            while self._round():
+                pass
+        finally:  # an error that `_step` cannot handle, such as a broken GPU: nobody must wait for an answer
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
-                if self._closing and not self._waiting and not any(model.busy() for model in self.models):
-                    return
-                self._admit()
+                self._closing = True
+                for task in self._waiting:
+                    fail(task, "the server has failed", "server_error")
             for model in self.models:
                 if model.busy():
-                    self._step(model)
+                    model.fail("the server has failed")
+
+    def _round(self) -> bool:
+        """One step of each model. Returns False at the end: the engine is closing, and nothing is left to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
+            if self._closing and not self._waiting and not any(model.busy() for model in self.models):
+                return False
+            self._admit()
+        for model in self.models:
+            if model.busy():
+                self._step(model)
+        return True
 
     def _admit(self) -> None:
         """Move waiting tasks to their models, while there is room for their sequences."""
         now, busy = time.monotonic(), sum(model.busy() for model in self.models)
         while self._waiting and (not busy or busy + self._waiting[0].settings.n <= self.max_batch):
             task = self._waiting.popleft()
-            if not ended(task, now):
+            if not expired(task, now):
                 rows = [Row(task, index) for index in range(task.settings.n)]
-                task.served.readings.append(Reading(rows, task.prompt, task.settings.echo))
+                task.served.prefills.append(Prefill(rows, task.prompt, task.settings.echo))
                 busy += task.settings.n
 
     def _step(self, model: Served) -> None:
         try:
             model.step()
         except Exception as error:  # the thread must live on: whatever it was, the requests of this model are over
-            told = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}"
-            for task in model.clear():
-                fail(task, f"the model failed: {told}", "server_error")
-            if not isinstance(error, (RuntimeError, MemoryError, TinyGPTError)):
+            out_of_memory = is_out_of_memory(error)
+            if not out_of_memory:
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
+            model.fail("the model failed: " + ("out of memory" if out_of_memory else type(error).__name__))

@@ -6,20 +6,21 @@ that would change the answer and is not supported.
 Source: https://platform.openai.com/docs/api-reference (completions, chat, errors); vLLM's /tokenize.
 
     request = read(COMPLETION, body)                     # {"prompt": ..., "max_tokens": 16, ...}
-    settings(request, cap=4096)                          # of the engine
-    completion_choice(0, "text", tokens, "stop", ...)    # an entry of `choices`
+    settings(request, cap=4096, rows=16, room=0)         # of the engine
+    completion_logprobs(tokenizer, tokens, offsets)      # the field `logprobs` of a choice
 """
 
-import secrets
+import codecs
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.sample import Choice
 from tinygpt.serve.engine import Settings, Token
 
-MAX_STOPS, MAX_TOP = 4, 20  # stop texts; alternatives of a token
+DOCUMENTS = "documents"  # the name of the model that answers from an index
+MAX_STOPS, LONGEST_STOP, MAX_TOP = 4, 1000, 20  # stop texts, characters of one, alternatives of a token
 
 
 class ApiError(Exception):
@@ -74,22 +75,26 @@ def boolean(value: Any) -> bool:
 def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("expected a string")
+    if surrogate := lone_surrogate(value):
+        raise ValueError(f"contains {surrogate}, half of a surrogate pair")
     return value
 
 
 def stops(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts) or len(texts) > MAX_STOPS:
+    if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(one, str) for one in texts):
         raise ValueError(f"expected a string, or a list of at most {MAX_STOPS} strings")
-    return tuple(one for one in texts if one)
+    if max(map(len, texts), default=0) > LONGEST_STOP:
+        raise ValueError(f"a stop text has at most {LONGEST_STOP:,} characters")
+    return tuple(text(one) for one in texts if one)
 
 
 def prompts(value: Any) -> list[str | list[int]]:
-    """Read one or several prompts, each a text or a list of token ids."""
+    """A text, several, token ids, or several lists of them."""
     entries = [value] if isinstance(value, str) or is_ids(value) else value
     if not isinstance(entries, list) or not entries or not all(isinstance(one, str) or is_ids(one) for one in entries):
         raise ValueError("expected a string, a list of strings, a list of token ids, or a list of such lists")
-    return entries
+    return [text(one) if isinstance(one, str) else one for one in entries]
 
 
 def is_ids(value: Any) -> bool:
@@ -113,7 +118,7 @@ def messages(value: Any) -> list[dict[str, str]]:
             content = "".join(text(part.get("text")) for part in content)
         if not isinstance(content, str):
             raise ValueError("the content of each message is a string, or a list of parts")
-        found.append({"role": "system" if role == "developer" else role, "content": content})
+        found.append({"role": "system" if role == "developer" else role, "content": text(content)})
     return found
 
 
@@ -210,17 +215,16 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
         raise wrong("max_tokens", f"{asked:,} is above this server's limit of {cap:,} (--max_tokens)")
     if request["n"] > rows:
         raise wrong("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
-    if request["top_p"] == 0:
-        request = request | {"top_k": 1}  # the most probable token alone
-    seed = secrets.randbits(62) if request["seed"] is None else request["seed"] % (1 << 63)
-    choice = Choice(request["temperature"], request["top_k"], request["top_p"] or 1.0, seed)
+    seeded = request["seed"] is not None
+    seed = request["seed"] % (1 << 63) if seeded else 0
+    choice = Choice(request["temperature"], request["top_k"], request["top_p"], seed)
     if chat:
         if request["top_logprobs"] is not None and not request["logprobs"]:
             raise wrong("top_logprobs", "needs logprobs: true")
         top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
-        return Settings(asked, choice, request["n"], request["stop"], top)
+        return Settings(asked, choice, seeded, request["n"], request["stop"], top)
     top = -1 if request["logprobs"] is None else request["logprobs"]
-    return Settings(asked, choice, request["n"], request["stop"], top, request["echo"] and top >= 0)
+    return Settings(asked, choice, seeded, request["n"], request["stop"], top, request["echo"] and top >= 0)
 
 
 # ---- responses --------------------------------------------------------------------------------------------------
@@ -235,18 +239,26 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], start: int) -> dict[str, Any]:
-    """The field `logprobs` of a completion's choice. start: number of characters before these tokens."""
-    texts, offsets = [token_text(tokenizer, token.id) for token in tokens], []
-    for one in texts:
-        offsets.append(start)
-        start += len(one)
-    tops = [None if token.logprob is None else with_own(tokenizer, token) for token in tokens]
+class TextOffsets:
+    """Where each token of a text begins, in characters: a character may consist of several tokens."""
+
+    def __init__(self) -> None:
+        self._decoder, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def add(self, token: bytes) -> int:
+        """The place of the next token."""
+        place = self._end
+        self._end += len(self._decoder.decode(token))
+        return place
+
+
+def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: TextOffsets) -> dict[str, Any]:
+    """The field `logprobs` of a completion's choice. offsets: those of the choice, for a stream of all its chunks."""
     return {
-        "tokens": texts,
+        "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": tops,
-        "text_offset": offsets,
+        "top_logprobs": [None if token.logprob is None else with_own(tokenizer, token) for token in tokens],
+        "text_offset": [offsets.add(tokenizer.token_bytes(token.id)) for token in tokens],
     }
 
 

@@ -1,0 +1,149 @@
+"""What all paths of the server share: JSON bodies, streams, errors, the chat page, and protection.
+
+`Guard` refuses what does not come from this machine's own clients: foreign Host headers (DNS rebinding), other content
+types than JSON (forms of other sites), and requests without the key.
+
+    app = Guard(app, key="", hosts=frozenset({"localhost"}))
+    body = await read_json(request)
+    return Stream(chunks)                       # chunks: dictionaries, as they are made
+"""
+
+import asyncio
+import hmac
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tinygpt.serve.protocol import ApiError
+
+MAX_BODY = 4 << 20  # bytes of a request
+BODY_SECONDS = 30.0  # for a client to send one
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+
+
+async def read_json(request: Request) -> Any:
+    """Read a body as JSON. Errors: ApiError."""
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BODY:
+                    raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ApiError(400, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    try:
+        return json.loads(b"".join(chunks))
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not valid JSON") from None
+
+
+class Stream(StreamingResponse):
+    """Chunks as server-sent events; an error is the last one. `close` is called when the client has left, too."""
+
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], close: Callable[[], None] = lambda: None) -> None:
+        super().__init__(as_lines(chunks), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self.close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
+
+
+async def as_lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    try:
+        async for chunk in chunks:
+            yield f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    except ApiError as error:
+        yield f"data: {json.dumps(error.body())}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def refusal(error: ApiError) -> JSONResponse:
+    """The response for a refused request. Clients are told to try again only where it can help."""
+    headers = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    elif error.code in ("queue_full", "loading"):
+        headers["retry-after"] = "1"
+    elif error.status >= 500:
+        headers["x-should-retry"] = "false"  # OpenAI's client would send the same long request twice more
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return refusal(error)
+
+
+async def client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def no_such_path(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    told = f"{request.method} {request.scope['path']}: no such path; see GET /v1/models, POST /v1/chat/completions"
+    return refusal(ApiError(status, told))
+
+
+class Guard:
+    """Refuse requests that web sites could cause, and requests without the key."""
+
+    def __init__(self, app: ASGIApp, key: str, hosts: frozenset[str]) -> None:
+        """key: that each request must send; empty: none. hosts: permitted names in Host headers; empty: any."""
+        self.app, self.key, self.hosts = app, key, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self.check(Request(scope))
+        except ApiError as error:
+            await refusal(error)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def check(self, request: Request) -> None:
+        """Errors: ApiError."""
+        # not request.url.path: it is parsed from a URL with the Host header in it, which the client chooses
+        path = request.scope["path"]
+        host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80
+        if self.hosts and host not in self.hosts:
+            raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
+        public = path in PAGE or path == "/health"
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self.key and not public and not hmac.compare_digest(given, self.key.encode()):
+            raise ApiError(401, "a key is required: Authorization: Bearer KEY", code="invalid_api_key")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and kind != "application/json":
+            raise ApiError(400, "the content type is not application/json", code="unsupported_content_type")
+
+
+async def page(request: Request) -> Response:
+    """GET /: the chat page, and its style and program."""
+    name, kind = PAGE[request.scope["path"]]
+    return Response(files("tinygpt.serve").joinpath(name).read_bytes(), media_type=kind, headers=SECURITY)
