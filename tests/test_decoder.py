@@ -138,9 +138,9 @@ def test_rows_beyond_the_context_forget_their_oldest_position(position: str) -> 
 def test_a_sequence_with_nan_leaves_nothing_behind() -> None:
     """A mask hides no NaN: 0 times NaN is NaN."""
     batch = Batch(shaken(small()), ids(3, 16))
-    batch.join(0, 3)
+    batch.join(0, 9)
     batch.join(1, 9)
-    batch.cache._all.keys_values[:, :, 1] = float("nan")
+    batch.cache._all.keys_values[:, :, 1, :, :9] = float("nan")
     batch.leave(1)
     batch.join(2, 4)
     assert batch.error() < 1e-5

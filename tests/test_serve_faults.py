@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
 from serving import Server, events, first_chunk, free_port, sampled, serving, until
+from starlette.requests import HTTPConnection as Connection
 
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.serve import engine as engines
@@ -637,8 +638,9 @@ def test_a_request_with_nan_harms_no_later_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("host", ["x/health?", "localhost/page.js#", "localhost"])
-def test_the_guard_reads_the_path_that_was_asked_for(host: str) -> None:
-    """A URL that is put together with the Host header has another path: starlette's request.url, in some versions."""
+def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In some versions of starlette, request.url is put together with the Host header, and so has another path."""
+    monkeypatch.delattr(Connection, "url")
     sent: list[Any] = []
 
     async def never(*args: Any) -> None:
