@@ -55,6 +55,7 @@ class Timed(NamedTuple):
 async def ask(host: str, port: int, model: str, prompt: str, tokens: int, chat: bool) -> Timed:
     """Send a request, and time each chunk of the stream."""
     body = {"model": model, "max_tokens": tokens, "temperature": 1.0, "stream": True, "seed": 1, "ignore_eos": True}
+    body |= {"stream_options": {"include_usage": True}}
     body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     data = json.dumps(body).encode()
     path = "/v1/chat/completions" if chat else "/v1/completions"
@@ -62,18 +63,20 @@ async def ask(host: str, port: int, model: str, prompt: str, tokens: int, chat: 
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    times, status = [], await reader.readline()
+    times, made, status = list[float](), 0, await reader.readline()
     if b" 200 " not in status:
         raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(4000)).decode(errors='replace')}")
     async for line in reader:
         if line.startswith(b"data:") and (b'"text":"' in line or b'"content":"' in line or b'"content": "' in line):
             if b'"content":""' not in line:
                 times.append(time.perf_counter())
-        elif b"[DONE]" in line:
+        if usage := re.search(rb'"completion_tokens": ?(\d+)', line):
+            made = int(usage[1])
+        if b"[DONE]" in line:
             break
     writer.close()
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    return Timed(times[0] - began, gaps, times[-1] - began, len(times))
+    return Timed(times[0] - began, gaps, times[-1] - began, made or len(times))
 
 
 class Level(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any
 
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.config import suggest
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.errors import TinyGPTError, missing
@@ -73,7 +74,8 @@ def serve(config: ServeConfig) -> int:
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
             state.open(engine, documents, config.skip_unknown)
-            print(welcome(config, state.names(), host, port), flush=True)
+            answers = models[0].tokenizer.pair is not None
+            print(welcome(config, state.names(), answers, host, port), flush=True)
         except BaseException as error:
             problem.append(error)
             server.should_exit = True
@@ -204,19 +206,24 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def welcome(config: ServeConfig, names: list[str], host: str, port: int) -> str:
-    """What the command prints when the models are loaded: their names, and how to reach them."""
+def welcome(config: ServeConfig, names: list[str], answers: bool, host: str, port: int) -> str:
+    """What the command prints when the models are loaded: their names, and how to reach them.
+
+    answers: the first model answers prompts, instead of continuing text.
+    """
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
-    key = ' -H "Authorization: Bearer $(cat KEYFILE)"' if config.api_key else ""
+    key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
+    path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
+    if answers:
+        path, body = "chat/completions", '{"messages": [{"role": "user", "content": "Hello"}]}'
     local = is_loopback(config.host)
     return "\n".join(
         [
             f"serving:  {', '.join(names)}",
             f"page:     {url}",
             f"API:      {url}/v1 (OpenAI's protocol)",
-            f"try:      curl {url}/v1/completions -H 'Content-Type: application/json'{key} "
-            '-d \'{"prompt": "Once", "max_tokens": 40}\'',
+            f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'",
             "access:   "
             + ("programs on this machine only" if local else "other machines, with the key")
             + "; prompts and responses are not logged",
