@@ -67,9 +67,8 @@ async def ask(host: str, port: int, model: str, prompt: str, tokens: int, chat: 
     if b" 200 " not in status:
         raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(4000)).decode(errors='replace')}")
     async for line in reader:
-        if line.startswith(b"data:") and (b'"text":"' in line or b'"content":"' in line or b'"content": "' in line):
-            if b'"content":""' not in line:
-                times.append(time.perf_counter())
+        if re.search(rb'"(text|content)": ?"[^"]', line):
+            times.append(time.perf_counter())
         if usage := re.search(rb'"completion_tokens": ?(\d+)', line):
             made = int(usage[1])
         if b"[DONE]" in line:
