@@ -355,10 +355,10 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         start = time.perf_counter()
         rows = sample.new_tokens(generator, prompt, wanted, tokenizer.vocab_size)
         if samples == 1:
+            text = sample.TextStream(tokenizer, [wanted.stop])
             with contextlib.redirect_stdout(io.StringIO()):
-                writer = sample.StreamWriter(tokenizer, wanted.stop)
                 for row in rows:
-                    writer.feed(int(row[0]))
+                    sample.write(text.feed(int(row[0])))
         else:
             torch.stack(list(rows), dim=1).tolist()
         return samples * tokens / (time.perf_counter() - start)

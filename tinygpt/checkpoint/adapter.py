@@ -114,6 +114,11 @@ class Adapters:
 def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
     """Read an adapter for the base model `ckpt` with this fingerprint. Errors: TinyGPTError, also for another base."""
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
+    if not path.exists() and (Path(adapter) / "ckpt.pt").exists():
+        raise TinyGPTError(
+            f"{adapter}: contains no adapter, because its run has trained all weights: it is a model of its own",
+            f"--ckpt {suggest.quoted(adapter)}, or tinygpt finetune --lora_rank=8 for an adapter",
+        )
     state = checkpoint.read(path)
     if not _is_adapter(state):
         raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8 writes OUT_DIR/adapter.pt")

@@ -114,7 +114,7 @@ class CharTokenizer(BaseTokenizer):
                 raise TinyGPTError(
                     f"{describe(text[at])}, position {at}) is not in this model's "
                     f"{self.vocab_size}-character vocabulary",
-                    "leave it out, or pass --skip_unknown",
+                    "leave it out, or start the command with --skip_unknown",
                 )
             codes = codes[known]
         return self._ids[codes]

@@ -7,6 +7,7 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 import contextlib
 import dataclasses
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.checkpoint.adapter import Adapters
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError, missing
 from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
@@ -74,8 +76,7 @@ def serve(config: ServeConfig) -> int:
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
             state.open(engine, documents, config.skip_unknown)
-            answers = models[0].tokenizer.pair is not None
-            print(welcome(config, state.names(), answers, host, port), flush=True)
+            print(welcome(config, state.names(), example(config, models[0]), host, port), flush=True)
         except BaseException as error:
             problem.append(error)
             server.should_exit = True
@@ -138,6 +139,18 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
         parameters = model.num_params()  # packed layers hide theirs
         found.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
     return found
+
+
+def example(config: ServeConfig, served: Served) -> str | None:
+    """A prompt of the dataset that the model was trained on, if it is here; empty if not; None for a model of text."""
+    if served.tokenizer.pair is None:
+        return None
+    with contextlib.suppress(TinyGPTError, OSError):
+        dataset = Dataset(config.data_dir, str(load(config.ckpt).config.get("dataset", "")))
+        prompt = dataset.sources["val"].texts(dataset.tokenizer)[0][0]
+        served.tokenizer.encode(prompt)
+        return prompt
+    return ""
 
 
 @contextlib.contextmanager
@@ -206,24 +219,24 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def welcome(config: ServeConfig, names: list[str], answers: bool, host: str, port: int) -> str:
+def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str, port: int) -> str:
     """What the command prints when the models are loaded: their names, and how to reach them.
 
-    answers: the first model answers prompts, instead of continuing text.
+    prompt: one for the first model, if it answers prompts; empty: any.
     """
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
     path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
-    if answers:
-        path, body = "chat/completions", '{"messages": [{"role": "user", "content": "Hello"}]}'
+    if prompt is not None:
+        path, body = "chat/completions", json.dumps({"messages": [{"role": "user", "content": prompt or "Hello"}]})
     local = is_loopback(config.host)
     return "\n".join(
         [
             f"serving:  {', '.join(names)}",
             f"page:     {url}",
             f"API:      {url}/v1 (OpenAI's protocol)",
-            f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'",
+            f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {suggest.quoted(body)}",
             "access:   "
             + ("programs on this machine only" if local else "other machines, with the key")
             + "; prompts and responses are not logged",

@@ -13,6 +13,7 @@
 
   const ALTERNATIVES = 5; // of each token
   const LOADING = "The server is loading its models …";
+  const USUAL = "0.8"; // temperature, as in tinygpt sample
   const RETRY = 1000; // milliseconds until the page asks a loading server again
   const MOST_NATS = 6; // a loss at which a token has the full shade, as in the report
   const $ = (id) => document.getElementById(id);
@@ -131,6 +132,7 @@
   };
   let models = [];
   let model = null; // the chosen one
+  let temperature = USUAL; // that the page has set
 
   /** What a model does, and its size. */
   function described({ id, task, turns, parameters, context }) {
@@ -150,6 +152,9 @@
     $("send").textContent = send;
     $("hint").textContent = hint;
     $("system-row").hidden = !model.system;
+    // A model of pairs fills in a label or a form: greedy decoding, unless the user has chosen a temperature.
+    const greedy = model.task === "chat" && !model.turns;
+    if ($("temperature").value === temperature) $("temperature").value = temperature = greedy ? "0" : USUAL;
     for (const task in logs) logs[task].hidden = task !== model.task;
     refresh();
   }
