@@ -23,6 +23,7 @@ from typing import Any
 
 import openai
 import pytest
+import uvicorn
 from conftest import cli, cli_here, listing, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,9 @@ from serving import Server, events, first_chunk, free_port, sampled, serving, un
 from starlette.requests import HTTPConnection as Connection
 
 from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.serve import command as commands
 from tinygpt.serve import engine as engines
+from tinygpt.serve.app import Limits, State, make_app
 from tinygpt.serve.command import DRAIN, listen
 from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
 from tinygpt.serve.http import Guard
@@ -663,3 +666,40 @@ def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pyt
 def test_an_origin_that_matches_nothing_or_everything(models: Path, flags: list[str]) -> None:
     done = cli_here("serve", "--ckpt=out", *flags, cwd=models)
     assert done.status == 2 and done.err.startswith("error: --allow_origin=") and done.err.count("\n") == 2
+
+
+def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "IDLE", 0.3)
+    listener = listen("127.0.0.1", 0)
+    config = uvicorn.Config(make_app(State(Limits(1, 1, 1.0))), http=commands.protocol_that_hangs_up(), lifespan="off")
+    server = commands.quiet_server(config)
+    thread = threading.Thread(target=server.run, args=[[listener]])
+    thread.start()
+    with socket.create_connection(listener.getsockname(), timeout=10) as silent:
+        asked = HTTPConnection(*listener.getsockname(), timeout=10)
+        asked.request("GET", "/health")
+        assert asked.getresponse().read() == b'{"status":"loading"}'
+        began = time.monotonic()
+        assert silent.recv(1) == b"" and time.monotonic() - began < 5
+        asked.request("GET", "/health")  # this connection has sent a request, and stays
+        assert asked.getresponse().status == 503
+    server.should_exit = True
+    asked.close()
+    thread.join(10)
+    listener.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models/nobody", "/v1/nothing", "/v1/completions"])
+def test_a_path_that_does_not_exist(few: Server, path: str) -> None:
+    status, data, _ = few.request("GET", path)
+    assert status == (405 if path == "/v1/completions" else 404) and json.loads(data)["error"]["type"]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(few: Server) -> None:
+    """GPT-2's tokenizer would overflow its stack with a million spaces."""
+    for path, body in (
+        ("/v1/completions", {"prompt": " " * 1_000_000}),
+        ("/tokenize", {"prompt": " " * 1_000_000}),
+    ):
+        status, data = few.post(path, body)
+        assert status == 400 and json.loads(data)["error"]["code"] == "context_length_exceeded"

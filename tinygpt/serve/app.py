@@ -32,6 +32,7 @@ from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, p
 from tinygpt.serve.protocol import DOCUMENTS, ApiError
 
 MAX_PROMPTS = 128  # of a request
+MAX_TOKENIZE = 400_000  # bytes of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
 GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
 TIMED_OUT = "the request took longer than the server allows (--timeout)"
@@ -118,15 +119,18 @@ class State:
         if not name:
             return next(iter(self.models.values()))
         if name not in self.models:
-            known = ", ".join(self.names())
-            message = f"the model {name!r} is not served here; the models are {known}"
-            if name == DOCUMENTS and self.documents:
-                message = f"{DOCUMENTS!r} answers questions: use /v1/chat/completions"
-            raise ApiError(404, message, "model", "model_not_found")
+            raise no_such_model(self, name)
         return self.models[name]
 
     def names(self) -> list[str]:
         return [*self.models, *([DOCUMENTS] if self.documents else [])]
+
+
+def no_such_model(state: State, name: str) -> ApiError:
+    message = f"the model {name!r} is not served here; the models are {', '.join(state.names())}"
+    if name in state.names():
+        message = f"{name!r} answers questions: use /v1/chat/completions"
+    return ApiError(404, message, "model", "model_not_found")
 
 
 def queue_full() -> ApiError:
@@ -249,7 +253,7 @@ async def completions(request: Request) -> Response:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [await asyncio.to_thread(as_ids, prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
     echoed = [  # as it was read: without the characters that --skip_unknown leaves out
-        prompt if isinstance(prompt, str) and not state.skip_unknown else served.text(ids)
+        prompt if isinstance(prompt, str) and prompt and not state.skip_unknown else served.text(ids)
         for prompt, ids in zip(asked["prompt"], prompts, strict=True)
     ]
     answer, n = Answer(state, served, prompts, settings), settings.n
@@ -296,10 +300,18 @@ async def completions(request: Request) -> Response:
     return JSONResponse(head | {"choices": choices, "usage": usage(sum(one.made for one in found))})
 
 
+def require_length(text: str, most: int, param: str) -> None:
+    """Errors: ApiError for a text that is too long for the model, whatever its tokens are: it is not even encoded."""
+    if len(text) > most:
+        message = f"{param}: the text has {len(text):,} characters, too many for this model"
+        raise ApiError(400, message, param, "context_length_exceeded")
+
+
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
     """Ids of a prompt that is a text or ids already. Errors: ApiError."""
     size = served.tokenizer.vocab_size
     if isinstance(prompt, str):
+        require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
         try:
             return encode_prompt(prompt, served.tokenizer, skip_unknown, plain=True)
         except TinyGPTError as error:
@@ -319,6 +331,8 @@ async def chat(request: Request) -> Response:
     if asked["model"] == DOCUMENTS and state.documents:
         return await ask_documents(state, state.documents, asked)
     served = state.served(asked["model"])
+    for message in asked["messages"]:
+        require_length(message["content"], served.model.config.block_size * served.longest_token, "messages")
     prompt = await asyncio.to_thread(state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, room)
@@ -413,8 +427,9 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """GET /v1/models/NAME"""
     state, name = state_of(request), request.path_params["name"]
+    state.require_ready()
     if name not in state.names():
-        state.served(name)
+        raise no_such_model(state, name)
     return JSONResponse(described(state, name))
 
 
@@ -441,6 +456,7 @@ async def tokenize(request: Request) -> Response:
     asked = protocol.read(protocol.TOKENIZE, await read_json(request))
     served = state.served(asked["model"])
     tokenizer, text = served.tokenizer, asked["prompt"]
+    require_length(text, MAX_TOKENIZE, "prompt")
     try:
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
@@ -503,8 +519,8 @@ def make_app(state: State) -> Starlette:
     ]
     cors = []
     if state.origin:
-        methods, headers = ["GET", "POST"], ["authorization", "content-type"]
-        cors = [Middleware(CORSMiddleware, allow_origins=[state.origin], allow_methods=methods, allow_headers=headers)]
+        allowed = ["GET", "POST"]  # and any header: OpenAI's client in a browser sends several of its own
+        cors = [Middleware(CORSMiddleware, allow_origins=[state.origin], allow_methods=allowed, allow_headers=["*"])]
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for path, endpoint, method in paths],
         middleware=[*cors, Middleware(Guard, key=state.key, hosts=state.hosts)],

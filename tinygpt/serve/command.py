@@ -29,11 +29,13 @@ from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
 from tinygpt.serve.protocol import DOCUMENTS
+from tinygpt.terminal import escaped, print_error
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
+IDLE = 30  # seconds for a connection to send its first request
 LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
 
@@ -62,11 +64,12 @@ def serve(config: ServeConfig) -> int:
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=DRAIN,
-            limit_concurrency=None,
+            http=protocol_that_hangs_up(),
         )
     )
     # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    logging.getLogger("asyncio").addFilter(Once())
     problem: list[BaseException] = []
 
     def load() -> None:
@@ -125,7 +128,8 @@ def base_name(ckpt: str) -> str:
     """The name of the base model: its folder's, or the file's if it is in the current folder."""
     path = Path(ckpt)
     folder = path if path.is_dir() else path.parent
-    return folder.name or (path.stem if folder != path else folder.resolve().name) or "model"
+    name = Path(os.path.abspath(folder)).name if folder.name in ("..", "") and path.is_dir() else folder.name
+    return escaped(name or path.stem).encode("utf-8", "backslashreplace").decode() or "model"
 
 
 def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
@@ -212,7 +216,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
-        raise TinyGPTError(f"cannot listen on {host}, port {port}: {error.strerror or error}", hint) from None
+        raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
     # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
     # the acknowledgement of its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -260,6 +264,36 @@ def signals(server: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Once(logging.Filter):
+    """Report once that there are too many connections; asyncio would print a traceback for each further one."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "accept() out of system resource" not in record.getMessage():
+            return True
+        if not self.said:
+            print_error("note: too many connections; new ones have to wait")
+        self.said = True
+        return False
+
+
+def protocol_that_hangs_up() -> Any:
+    """uvicorn's HTTP protocol, but a connection that sends no request is closed after IDLE seconds."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(IDLE, self.hang_up)
+
+        def hang_up(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+    return Protocol
 
 
 def quiet_server(config: Any) -> Any:

@@ -105,8 +105,9 @@ async def client_left(request: Request, error: Exception) -> Response:
 
 async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    told = f"{request.method} {request.scope['path']}: no such path; see GET /v1/models, POST /v1/chat/completions"
-    return refusal(ApiError(status, told))
+    wrong = "this path has another method" if status == 405 else "no such path"
+    asked = f"{request.method} {request.scope['path']}"
+    return refusal(ApiError(status, f"{asked}: {wrong}; see GET /v1/models, POST /v1/chat/completions"))
 
 
 class Guard:
@@ -135,8 +136,9 @@ class Guard:
         if self.hosts and host not in self.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
         public = path in PAGE or path == "/health"
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if self.key and not public and not hmac.compare_digest(given, self.key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.key.encode())
+        if self.key and not public and not right:
             raise ApiError(401, "a key is required: Authorization: Bearer KEY", code="invalid_api_key")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if request.method == "POST" and kind != "application/json":

@@ -31,7 +31,7 @@ from tinygpt.training.build import Computing, build, model_class
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
 from tinygpt.training.processes import Processes, join_processes
-from tinygpt.training.sinks import TensorBoard, Wandb, require_packages
+from tinygpt.training.sinks import TensorBoard, Wandb, discard_events, require_packages
 from tinygpt.training.start import Start, make_model
 
 
@@ -244,6 +244,8 @@ def open_folder(run: Run, start: Start) -> None:
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
             remove(run.out / name)
+        for curves in ("train", "val"):
+            discard_events(run.out / "tensorboard" / curves)
     with replacing(run.out / "config.yaml") as file:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
