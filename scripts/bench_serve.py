@@ -54,7 +54,7 @@ class Timed(NamedTuple):
 
 async def ask(host: str, port: int, model: str, prompt: str, tokens: int, chat: bool) -> Timed:
     """Send a request, and time each chunk of the stream."""
-    body = {"model": model, "max_tokens": tokens, "temperature": 1.0, "stream": True, "seed": 1, "ignore_eos": True}
+    body = {"model": model, "max_tokens": tokens, "temperature": 1.0, "stream": True, "seed": 1}
     body |= {"stream_options": {"include_usage": True}}
     body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     data = json.dumps(body).encode()
