@@ -32,6 +32,7 @@ from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, p
 from tinygpt.serve.protocol import DOCUMENTS, ApiError
 
 MAX_PROMPTS = 128  # of a request
+LONG = 10_000  # characters that take more than some milliseconds to encode
 MAX_TOKENIZE = 400_000  # bytes of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
 GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
@@ -251,7 +252,7 @@ async def completions(request: Request) -> Response:
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
-    prompts = [await asyncio.to_thread(as_ids, prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
+    prompts = [await encoded(prompt, as_ids, prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
     echoed = [  # as it was read: without the characters that --skip_unknown leaves out
         prompt if isinstance(prompt, str) and prompt and not state.skip_unknown else served.text(ids)
         for prompt, ids in zip(asked["prompt"], prompts, strict=True)
@@ -300,6 +301,11 @@ async def completions(request: Request) -> Response:
     return JSONResponse(head | {"choices": choices, "usage": usage(sum(one.made for one in found))})
 
 
+async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that encodes a text; a long text in another thread, so that other requests go on meanwhile."""
+    return await asyncio.to_thread(encode, *arguments) if len(text) > LONG else encode(*arguments)
+
+
 def require_length(text: str, most: int, param: str) -> None:
     """Errors: ApiError for a text that is too long for the model, whatever its tokens are: it is not even encoded."""
     if len(text) > most:
@@ -333,7 +339,8 @@ async def chat(request: Request) -> Response:
     served = state.served(asked["model"])
     for message in asked["messages"]:
         require_length(message["content"], served.model.config.block_size * served.longest_token, "messages")
-    prompt = await asyncio.to_thread(state.chats[served.name].encode, asked["messages"])
+    whole = "".join(message["content"] for message in asked["messages"])
+    prompt = await encoded(whole, state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, room)
     answer = Answer(state, served, [prompt], settings)
@@ -461,7 +468,7 @@ async def tokenize(request: Request) -> Response:
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
         else:
-            found = (await asyncio.to_thread(tokenizer.encode, text, state.skip_unknown)).tolist()
+            found = (await encoded(text, tokenizer.encode, text, state.skip_unknown)).tolist()
     except TinyGPTError as error:
         raise protocol.from_error(error, "prompt") from None
     return JSONResponse({"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found})
