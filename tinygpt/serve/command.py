@@ -287,7 +287,11 @@ def protocol_that_hangs_up() -> Any:
     class Protocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(IDLE, self.hang_up)
+            self.idle = self.loop.call_later(IDLE, self.hang_up)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.idle.cancel()  # it would keep this object
+            super().connection_lost(exc)
 
         def hang_up(self) -> None:
             if self.cycle is None:
