@@ -111,6 +111,13 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
     return Result(status, out.getvalue(), err.getvalue())
 
 
+def trained(folder: Path, *args: str) -> Result:
+    """Train in this folder, with the settings of TINY_TRAIN."""
+    result = cli_here(*TINY_TRAIN, *args, cwd=folder)
+    assert result.status == 0, result.err
+    return result
+
+
 def listing(folder: Path) -> dict[str, bytes | str]:
     """Every file below `folder` with its content: unchanged if nothing was written."""
     return {
@@ -157,6 +164,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = cli_here("prepare", "tiny", "--input=text.txt", cwd=folder)
     assert result.status == 0, result.err
     return folder
+
+
+@pytest.fixture
+def work(tiny_data: Path, tmp_path: Path) -> Path:
+    """An empty working folder that sees data/tiny."""
+    (tmp_path / "data").symlink_to(tiny_data / "data")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch.utils.tensorboard
 from children import wait_for_lines
-from conftest import TINY_TRAIN, Result, cli_here, listing, refused
+from conftest import TINY_TRAIN, cli_here, listing, refused, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import BATCH, torchrun
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
@@ -27,19 +27,6 @@ import tinygpt.train
 
 ON = "--report_to=tensorboard"
 Point = tuple[str, str, int, float]  # run, tag, step, value
-
-
-@pytest.fixture
-def work(tiny_data: Path, tmp_path: Path) -> Path:
-    """An empty working folder that sees data/tiny."""
-    (tmp_path / "data").symlink_to(tiny_data / "data")
-    return tmp_path
-
-
-def trained(folder: Path, *args: str) -> Result:
-    result = cli_here(*TINY_TRAIN, *args, cwd=folder)
-    assert result.status == 0, result.err
-    return result
 
 
 def readers(out: Path) -> dict[str, EventAccumulator]:

@@ -9,24 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_TRAIN, Result, cli, cli_here, listing, tiny_text
+from conftest import TINY_TRAIN, cli, cli_here, listing, tiny_text, trained
 
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
 from tinygpt.training.schedule import learning_rate
-
-
-@pytest.fixture
-def work(tiny_data: Path, tmp_path: Path) -> Path:
-    """An empty working folder that sees data/tiny."""
-    (tmp_path / "data").symlink_to(tiny_data / "data")
-    return tmp_path
-
-
-def trained(folder: Path, *args: str) -> Result:
-    result = cli_here(*TINY_TRAIN, *args, cwd=folder)
-    assert result.status == 0, result.err
-    return result
 
 
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:

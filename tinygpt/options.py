@@ -146,9 +146,8 @@ class Rotary(Position):
 
     def rotation(self, positions: Tensor) -> Tensor:
         channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float()[..., None] * self.config.rope_base ** (
-            -channels / self.head_dim
-        )  # (..., head_dim / 2)
+        frequencies = self.config.rope_base ** (-channels / self.head_dim)
+        angles = positions.float()[..., None] * frequencies  # (..., T, head_dim / 2)
         cos, sin = angles.cos(), angles.sin()
         return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 

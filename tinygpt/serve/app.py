@@ -27,16 +27,27 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.errors import TinyGPTError
 from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
-from tinygpt.serve.engine import Engine, Event, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
+from tinygpt.serve.engine import (
+    TIMED_OUT,
+    Engine,
+    Event,
+    Failed,
+    Piece,
+    Prompt,
+    QueueFull,
+    Served,
+    Settings,
+    Task,
+    Token,
+)
 from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, page, read_json, refused
 from tinygpt.serve.protocol import DOCUMENTS, ApiError
 
 MAX_PROMPTS = 128  # of a request
 LONG = 10_000  # characters that take more than some milliseconds to encode
-MAX_TOKENIZE = 400_000  # bytes of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
+MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
 GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
-TIMED_OUT = "the request took longer than the server allows (--timeout)"
 CLIENT_LEFT = Failed("the client has left", "")
 STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # HTTP status of each error code of the engine
 
@@ -70,7 +81,7 @@ class Documents:
             async with asyncio.timeout(timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, question)
         except TimeoutError:
-            raise ApiError(503, TIMED_OUT, code="timeout") from None
+            raise ApiError(503, TIMED_OUT[0], code="timeout") from None
         finally:
             self._left += 1
 
@@ -183,7 +194,7 @@ class Answer:
         """
         left = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
-        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, Failed(TIMED_OUT, "timeout")))
+        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, Failed(*TIMED_OUT)))
         try:
             while left:
                 number, event = await self._queue.get()

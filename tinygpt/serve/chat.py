@@ -8,6 +8,7 @@ They are encoded separately from the contents, so a user's text cannot contain a
     form.encode([{"role": "user", "content": "Hello"}])         # ids up to where the response begins
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,24 +17,26 @@ import numpy as np
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.interop.chat import PROMPT, RESPONSE, Conversation, render
+from tinygpt.interop.chat import PROMPT, RESPONSE, render
 from tinygpt.serve.protocol import from_error, wrong
 
 SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
 
-RENDERED: dict[str, str] = {}  # by template and conversation: adapters have the template of their base model
-
-
-def rendered(template: str, bos: str, eos: str, messages: Conversation) -> str:
-    """The text of a conversation; empty if the template refuses it, or cannot be run."""
-    key = repr((template, bos, eos, messages))
-    if key not in RENDERED:
+@functools.cache  # adapters have the template of their base model
+def rendered(template: str, bos: str, eos: str) -> tuple[str, str, str]:
+    """A chat template with one turn, with two turns, and with a system message; each empty if it cannot be run so."""
+    turn = [{"role": "user", "content": PROMPT}]
+    second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
+    system = [{"role": "system", "content": SYSTEM}, *turn]
+    texts = []
+    for messages in (turn, second, system):
         try:
-            RENDERED[key] = render(template, bos, eos, [messages])[0]
+            texts += render(template, bos, eos, [messages])
         except TinyGPTError:
-            RENDERED[key] = ""
-    return RENDERED[key]
+            texts.append("")
+    once, several, with_system = texts
+    return once, several, with_system
 
 
 class ChatFormat(NamedTuple):
@@ -51,15 +54,12 @@ class ChatFormat(NamedTuple):
         form = cls(tokenizer, skip_unknown)
         if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
             return form
-        turn = [{"role": "user", "content": PROMPT}]
-        second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
-        system = [{"role": "system", "content": SYSTEM}, *turn]
-        template = tokenizer.chat_template, tokenizer.decode(tokenizer.start[:1]), tokenizer.eos
-        once = rendered(*template, turn)
+        bos = tokenizer.decode(tokenizer.start[:1])
+        once, several, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
         if PROMPT not in once:  # the template cannot be run here: one turn, as the checkpoint describes it
             return form
-        form = form._replace(between=form._between(once, rendered(*template, second)))
-        return form._replace(**form._around_system(once, rendered(*template, system)))
+        form = form._replace(between=form._between(once, several))
+        return form._replace(**form._around_system(once, with_system))
 
     def _between(self, once: str, several: str) -> np.ndarray | None:
         assert isinstance(self.tokenizer, HuggingFaceTokenizer)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.checkpoint.adapter import Adapters
-from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
@@ -74,12 +74,16 @@ def serve(config: ServeConfig) -> int:
 
     def load() -> None:
         try:
-            models = load_models(config, paths)
+            adapters = Adapters(config.ckpt, paths)
+            models = load_models(config, adapters)
             documents = Documents(lambda: reader(config), config.max_queue) if config.index else None
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
             state.open(engine, documents, config.skip_unknown)
-            print(welcome(config, state.names(), example(config, models[0]), host, port), flush=True)
+            print(
+                welcome(config, state.names(), example(config, adapters.checkpoint(), models[0]), host, port),
+                flush=True,
+            )
         except BaseException as error:
             problem.append(error)
             server.should_exit = True
@@ -132,10 +136,10 @@ def base_name(ckpt: str) -> str:
     return escaped(name or path.stem).encode("utf-8", "backslashreplace").decode() or "model"
 
 
-def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
+def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
     """The base model, then its adapters, each with its tokenizer. Errors: TinyGPTError."""
-    adapters, found = Adapters(config.ckpt, paths), []
-    for name in ["", *paths]:
+    found = []
+    for name in ["", *adapters.names]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
@@ -145,12 +149,12 @@ def load_models(config: ServeConfig, paths: dict[str, str]) -> list[Served]:
     return found
 
 
-def example(config: ServeConfig, served: Served) -> str | None:
+def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str | None:
     """A prompt of the dataset that the model was trained on, if it is here; empty if not; None for a model of text."""
     if served.tokenizer.pair is None:
         return None
     with contextlib.suppress(TinyGPTError, OSError):
-        dataset = Dataset(config.data_dir, str(load(config.ckpt).config.get("dataset", "")))
+        dataset = Dataset(config.data_dir, str(checkpoint.config.get("dataset", "")))
         prompt = dataset.sources["val"].texts(dataset.tokenizer)[0][0]
         served.tokenizer.encode(prompt)
         return prompt

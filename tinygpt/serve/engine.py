@@ -28,7 +28,9 @@ from tinygpt.serve.batch import BatchCache
 from tinygpt.training.device import is_out_of_memory
 
 PREFILL_TOKENS = 256  # tokens of prompts between two steps
-NOT_FINITE = "the model's logits are not finite", "diverged"  # message and code of an error
+# message and code of an error
+NOT_FINITE = "the model's logits are not finite", "diverged"
+TIMED_OUT = "the request took longer than the server allows (--timeout)", "timeout"
 
 
 # ---- requests and what they get ---------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ class Served:
             budget -= prefill.read(budget)
             if not prefill.left:
                 self._begin(prefill)
-                self.prefills.popleft()  # now, so that `clear` finds its request if `_begin` fails
+                self.prefills.popleft()  # now, so that `fail` finds its task if `_begin` raises
         if self.rows:
             last = [[row.recent[-1]] for row in self.rows]
             idx = torch.tensor(last, device=self.model.lm_head.weight.device)
@@ -265,9 +267,8 @@ class Served:
 
 def expired(task: Task, now: float) -> bool:
     """Return whether a task is over: nobody waits for it, or its time is up. In the second case, deliver the error."""
-    if now > task.deadline and not task.cancelled:
-        task.cancelled = True
-        task.deliver(Failed("the request took longer than the server allows (--timeout)", "timeout"))
+    if now > task.deadline:
+        fail(task, *TIMED_OUT)
     return task.cancelled
 
 
@@ -300,6 +301,7 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
 
 
 def fail(task: Task, message: str, code: str) -> None:
+    """End a task with an error, unless it has ended."""
     if not task.cancelled:
         task.cancelled = True
         task.deliver(Failed(message, code))
