@@ -7,6 +7,7 @@ with `tinygpt sample`, so a text that belongs to another request fails.
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import re
 import shutil
@@ -713,3 +714,15 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(few: Server) -> 
     ):
         status, data = few.post(path, body)
         assert status == 400 and json.loads(data)["error"]["code"] == "context_length_exceeded"
+
+
+def test_what_asyncio_says_of_connections(capsys: pytest.CaptureFixture[str]) -> None:
+    noise = commands.ConnectionNoise()
+
+    def passes(message: str) -> bool:
+        return noise.filter(logging.LogRecord("asyncio", logging.WARNING, "", 0, message, (), None))
+
+    assert not passes("socket.send() raised exception.") and capsys.readouterr().err == ""
+    assert not passes("socket.accept() out of system resource") and not passes("socket.accept() out of system resource")
+    assert capsys.readouterr().err == "note: too many connections; new ones have to wait\n"
+    assert passes("Task exception was never retrieved")  # a defect of the server is reported

@@ -145,7 +145,7 @@ def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | 
         script = "\n".join([read("model.js"), *own_scripts])
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         live = live | {"script": script, "checksum": checksum}
-    css, own = read("page.css"), read("page.css", "tinygpt.lab")
+    css, own = read("colours.css") + read("page.css"), read("page.css", "tinygpt.lab")
     data = base64.b64encode(picture).decode()
     template = templates("tinygpt.lab").get_template("page.html.j2")
     return str(template.render(summary=summary, css=css, own=own, picture=data, live=live, name=name))

@@ -5,7 +5,7 @@
     overlap.py      quotations from the training text in samples
     weights.py      the model as JSON
     model.js        the model in plain JavaScript
-    page.html.j2    the template; page.css and page.js belong to it
+    page.html.j2    the template; colours.css, page.css and page.js belong to it
 
 The page needs no other file: it contains the weights, the style, the script and the drawings. Its content security
 policy forbids every request, and allows only the script with the checksum that it names. So no value of a run can run
@@ -159,7 +159,7 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         note=note,
         embedding=embedding,
         data={"model": model, "answers": run.answers, "cells": cells},
-        css=read("page.css"),
+        css=read("colours.css") + read("page.css"),
         script=script,
         checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinygpt.errors import TinyGPTError
 
-RUN_COLOURS = 6  # in page.css: --run-0, --run-1, ...
+RUN_COLOURS = 6  # in colours.css: --run-0, --run-1, ...
 MOST_SHOWN = 4  # most evaluations with which the axis includes the first one, of the untrained model
 MOST_POINTS = 400  # about as many learning rates and gradient norms are drawn: of a longer run, every n-th
 INK, LINE = "#0a0b0c", "#1a1b1c"  # placeholders of the page's colours

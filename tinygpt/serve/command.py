@@ -69,7 +69,7 @@ def serve(config: ServeConfig) -> int:
     )
     # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    logging.getLogger("asyncio").addFilter(Once())
+    logging.getLogger("asyncio").addFilter(ConnectionNoise())
     problem: list[BaseException] = []
 
     def load() -> None:
@@ -237,7 +237,10 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
     path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
     if prompt is not None:
-        path, body = "chat/completions", json.dumps({"messages": [{"role": "user", "content": prompt or "Hello"}]})
+        path, body = (
+            "chat/completions",
+            json.dumps({"messages": [{"role": "user", "content": prompt or "Hello"}], "temperature": 0}),
+        )
     local = is_loopback(config.host)
     return "\n".join(
         [
@@ -270,18 +273,19 @@ def signals(server: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Once(logging.Filter):
-    """Report once that there are too many connections; asyncio would print a traceback for each further one."""
+class ConnectionNoise(logging.Filter):
+    """Leave out what asyncio says of connections: a line for each write to a client that has left, and a traceback for
+    each new connection when there are too many, of which one note is enough."""
 
     said = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "accept() out of system resource" not in record.getMessage():
-            return True
-        if not self.said:
+        message = record.getMessage()
+        too_many = "accept() out of system resource" in message
+        if too_many and not self.said:
             print_error("note: too many connections; new ones have to wait")
-        self.said = True
-        return False
+            self.said = True
+        return not too_many and "socket.send() raised exception" not in message
 
 
 def protocol_that_hangs_up() -> Any:

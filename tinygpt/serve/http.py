@@ -34,10 +34,10 @@ SECURITY = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+PAGE = {  # path: the files that it consists of, and its type
+    "/": (["serve/page.html"], "text/html"),
+    "/page.css": (["report/colours.css", "serve/page.css"], "text/css"),
+    "/page.js": (["serve/page.js"], "text/javascript"),
 }
 
 
@@ -147,5 +147,6 @@ class Guard:
 
 async def page(request: Request) -> Response:
     """GET /: the chat page, and its style and program."""
-    name, kind = PAGE[request.scope["path"]]
-    return Response(files("tinygpt.serve").joinpath(name).read_bytes(), media_type=kind, headers=SECURITY)
+    names, kind = PAGE[request.scope["path"]]
+    content = b"".join(files("tinygpt").joinpath(name).read_bytes() for name in names)
+    return Response(content, media_type=kind, headers=SECURITY)
