@@ -24,7 +24,6 @@ from models import small
 from test_files import windows  # noqa: F401 (a fixture)
 from test_finetune import FLAGS
 from test_pairs import json_lines
-from test_train import work  # noqa: F401 (a fixture)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinygpt import cli, terminal, train
