@@ -179,7 +179,7 @@ def pretend_mps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
-    work: Path,  # noqa: F811
+    work: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend_mps(monkeypatch)
@@ -195,7 +195,7 @@ def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
 def test_timing_changes_nothing_that_the_run_computes(
     optimizer: str,
     tiny_run: Path,
-    work: Path,  # noqa: F811
+    work: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The CPU stands in for MPS. The weights are those of a run without timing."""
@@ -455,7 +455,7 @@ OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_output_that_cannot_be_written_does_not_end_a_run(work: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_output_that_cannot_be_written_does_not_end_a_run(work: Path, tmp_path: Path, name: str) -> None:
     """The run completes normally; its samples contain characters that few encodings have."""
     (tmp_path / "greek.txt").write_text("μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n" * 30, encoding="utf-8")
     folder = tmp_path / "greek"
