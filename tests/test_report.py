@@ -521,7 +521,7 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
     for form in ("samples", "type", "loss", "memorised", "source", "text", "predictions"):
         assert len(quotations(plain[form])) > 5, form  # negative control: the search finds it in each form
     assert {form: quotations(text) for form, text in bare.items() if quotations(text)} == {}
-    assert json.loads(bare["JSON"])["model"] == json.loads(plain["JSON"])["model"]
+    assert json.loads(bare["JSON"])["models"] == json.loads(plain["JSON"])["models"]
     for section, what in (("samples", "Samples"), ("loss", "Passages of the dataset"), ("memorised", "Quotations")):
         assert f"{what} are left out: this page was made with --no_text." in bare[section]
     assert "% of" not in bare["samples"] and "best model" in bare["memorised"]  # the shares of quotations stay
@@ -535,7 +535,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
     result = cli_here("report", "text", "-o", tmp_path / "page.html", cwd=private)
     page = (tmp_path / "page.html").read_text("utf-8")
     data = json.loads(readings(page)["JSON"])
-    weights = sum(int(np.prod(tensor["shape"])) for tensor in data["model"]["tensors"].values())
+    weights = sum(int(np.prod(tensor["shape"])) for tensor in data["models"][0]["packed"]["tensors"].values())
     lines = map(json.loads, (private / "text/metrics.jsonl").read_text().splitlines())
     samples = [line["prompt"] + line["text"] for line in lines if line["kind"] == "sample"]
     opening = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)

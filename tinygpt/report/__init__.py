@@ -5,7 +5,7 @@
     overlap.py      quotations from the training text in samples
     weights.py      the model as JSON
     model.js        the model in plain JavaScript
-    page.html.j2    the template; colours.css, page.css and page.js belong to it
+    page.html.j2    the template; colours.css, page.css and the scripts of SCRIPTS belong to it
 
 The page needs no other file: it contains the weights, the style, the script and the drawings. Its content security
 policy forbids every request, and allows only the script with the checksum that it names. So no value of a run can run
@@ -32,6 +32,8 @@ from tinygpt.files import replacing, require_writable
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
+
+SCRIPTS = ("model.js", "page.js", "attention.js", "write.js")
 
 
 def report(config: ReportConfig) -> None:
@@ -133,8 +135,11 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in found]
         for split, found in values["passages"].items()
     }
-    script = "\n".join(read(name) for name in ("model.js", "page.js"))
+    script = "\n".join(read(name) for name in SCRIPTS)
     first = collect.opening(run) if model and opening else ""
+    models = []
+    if model:
+        models.append({"name": title(run), "step": run.checkpoint.step, "answers": run.answers, "packed": model})
     embedding = collect.embedding_map(run)
     omitted = {"attention": "attention"} if silent else {}  # sections, and what they would show
     omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
@@ -158,7 +163,7 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         contents=contents,
         note=note,
         embedding=embedding,
-        data={"model": model, "answers": run.answers, "cells": cells},
+        data={"models": models, "cells": cells},
         css=read("colours.css") + read("page.css"),
         script=script,
         checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -22,6 +22,9 @@
 //   data        base64 of all weights, one tensor after another, little-endian
 //   tensors     {name: {shape, offset}}: nanoGPT's names; the offset counts weights, not bytes. A matrix is (out, in),
 //               stored row by row. Without "lm_head.weight" the head is "transformer.wte.weight" (tied weights).
+//   snapshots   models of earlier and later steps of the training, or absent: a list of {step, from, scales, data}.
+//               `data` is base64 of int8, the difference from the weights of snapshots[from], or of the model itself if
+//               `from` is null; times `scales`, base64 of float32, one for each BLOCK weights
 //
 // Sizes: C = n_embd, V = vocab_size. Sums are in double precision, JavaScript's own.
 
@@ -29,20 +32,31 @@ const TinyGPT = (() => {
   "use strict";
 
   const QK_EPS = 1e-6; // of the normalisation of queries and keys
+  const BLOCK = 128; // weights that share the scale of a difference
 
   // ---- the packed weights ------------------------------------------------------------------------------------------
 
-  /** All weights as one Float32Array. */
-  function unpack({ dtype, data }) {
+  /** All weights as one Float32Array: those of the model, or of one of its snapshots. */
+  function unpack(packed, snapshot = null) {
+    if (snapshot === null) return numbers(packed.data, packed.dtype);
+    const { from, scales, data } = packed.snapshots[snapshot];
+    const weights = unpack(packed, from);
+    const [scale, difference] = [numbers(scales, "float32"), numbers(data, "int8")];
+    for (let i = 0; i < weights.length; i++) weights[i] += scale[Math.floor(i / BLOCK)] * difference[i];
+    return weights;
+  }
+
+  /** Numbers of a dtype, little-endian, from base64. */
+  function numbers(data, dtype) {
     const text = atob(data);
     const bytes = new DataView(new ArrayBuffer(text.length));
     for (let i = 0; i < text.length; i++) bytes.setUint8(i, text.charCodeAt(i));
-    const half = dtype === "float16";
-    const weights = new Float32Array(text.length / (half ? 2 : 4));
-    for (let i = 0; i < weights.length; i++) {
-      weights[i] = half ? fromHalf(bytes.getUint16(2 * i, true)) : bytes.getFloat32(4 * i, true);
-    }
-    return weights;
+    const [size, get] = {
+      float32: [4, (at) => bytes.getFloat32(at, true)],
+      float16: [2, (at) => fromHalf(bytes.getUint16(at, true))],
+      int8: [1, (at) => bytes.getInt8(at)],
+    }[dtype];
+    return Float32Array.from({ length: text.length / size }, (_, i) => get(size * i));
   }
 
   /** IEEE 754 half precision: a sign bit, 5 bits of exponent, 10 of fraction. (Infinities are never packed.) */
@@ -59,16 +73,16 @@ const TinyGPT = (() => {
     throw new Error(`${option}=${name}: the choices are ${Object.keys(table).join(", ")}`);
   }
 
-  /** A packed model. Errors: Error for an unknown norm or activation. */
+  /** A packed model, or one of its snapshots. Errors: Error for an unknown norm or activation. */
   class Model {
-    constructor(packed) {
+    constructor(packed, snapshot) {
       const { config, position, vocabulary, special, tensors } = packed;
       Object.assign(this, { config, position, vocabulary, special });
       this.idOf = new Map(vocabulary.map((token, id) => [token, id]));
       this.normalise = choose(NORMS, "norm", config.norm);
       this.activate = choose(ACTIVATIONS, "activation", config.activation);
 
-      const weights = unpack(packed);
+      const weights = unpack(packed, snapshot);
       const tensor = (name) => {
         if (!(name in tensors)) return null;
         const { shape, offset } = tensors[name];
@@ -485,7 +499,7 @@ const TinyGPT = (() => {
     return last;
   }
 
-  const load = (packed) => new Model(packed);
+  const load = (packed, snapshot = null) => new Model(packed, snapshot);
   return { load, probabilities, random, draw };
 })();
 

@@ -1,0 +1,263 @@
+// The sections in which the reader uses the model: type here, with its buttons, the bars of the next character and the
+// slider through training; and the ids of the text. They also say what the attention section shows.
+
+(() => {
+  "use strict";
+
+  const { $, make, shown, percent } = Page;
+  if (!$("text")) return; // the model is not in the page
+
+  const MOST_BARS = 10; // tokens with a row each; the others share one
+  const FRAME = 14; // milliseconds of each frame spent on new text
+  const CONTINUATION = 120; // characters
+  const box = $("text");
+  const random = TinyGPT.random(1337);
+  const history = []; // earlier texts, for Back
+  let caret = box.value.length; // kept here, since a browser may forget it when another element gets the focus
+  let reader = null; // it has read the text before the cursor
+  let running = false;
+  let version = null; // of the model: the best one, or a snapshot of its training
+  let model = null; // that version's
+
+  const idsBefore = (end) => Page.encode(version, $("prompt")?.value.trim() ?? "", box.value.slice(0, end));
+
+  /** Read only the new ids if they follow those already read and fit a window; otherwise read the last window again. */
+  function read(ids) {
+    const known = reader?.ids ?? [];
+    const added = ids.slice(known.length);
+    const follows = reader && added.length <= model.config.block_size && known.every((id, index) => id === ids[index]);
+    if (follows) added.forEach((id) => reader.push(id));
+    else reader = model.reader(ids);
+  }
+
+  const choice = () => ({
+    temperature: Number($("temperature").value),
+    topK: Number($("top-k").value),
+    topP: Number($("top-p").value),
+  });
+
+  function refresh() {
+    const { ids, unknown } = idsBefore(caret);
+    read(ids);
+    drawBars();
+    const inside = caret < box.value.length;
+    $("note").textContent = inside ? "The bars show the predictions at the cursor; a new character replaces the text after the cursor." : "";
+    if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in the model's vocabulary, and left out.`;
+    later();
+  }
+
+  /** The next token's probabilities after each stage. */
+  function drawBars() {
+    const stages = TinyGPT.probabilities(reader.logits, choice());
+    const columns = [stages.raw, stages.temperature, stages.topK, stages.topP, stages.topP];
+    const ids = [...stages.raw.keys()].sort((a, b) => stages.raw[b] - stages.raw[a]);
+    const row = (head, name, ps) => {
+      const cells = ps.map((p) => {
+        const cell = make("td", { "data-p": p, class: p > 0 ? "" : "gone" }, make("span", { class: "bar" }), percent(p));
+        cell.firstChild.style.setProperty("--p", p);
+        return cell;
+      });
+      return make("tr", { class: name }, make("th", { scope: "row" }, head), ...cells);
+    };
+    const rows = ids.slice(0, MOST_BARS).map((id) => {
+      const button = make("button", { type: "button", "data-id": id, "aria-label": `add ${shown(model.vocabulary[id])}` }, shown(model.vocabulary[id]));
+      return row(button, "", columns.map((p) => p[id]));
+    });
+    const others = ids.slice(MOST_BARS);
+    if (others.length) {
+      const sums = columns.map((p) => others.reduce((sum, id) => sum + p[id], 0));
+      rows.push(row(`${others.length} more`, "rest", sums));
+    }
+    $("bars").tBodies[0].replaceChildren(...rows);
+    $("temperature").nextElementSibling.value = choice().temperature.toFixed(2);
+    $("top-k").nextElementSibling.value = choice().topK || "all";
+    $("top-p").nextElementSibling.value = choice().topP.toFixed(2);
+  }
+
+  const remember = () => {
+    if (history.at(-1)?.text !== box.value) history.push({ text: box.value, prompt: $("prompt")?.value });
+    $("back").disabled = false;
+  };
+
+  const write = (text) => {
+    box.value = text;
+    caret = text.length;
+    box.setSelectionRange(caret, caret);
+    box.scrollTop = box.scrollHeight;
+  };
+
+  /** Insert text at the cursor, and delete the text after it. */
+  const put = (text) => write(box.value.slice(0, caret) + text);
+
+  /** Read one token; returns it, or an empty text at the end of a response. */
+  function take(id) {
+    if (id === model.special["<|end|>"]) return "";
+    reader.push(id);
+    return model.vocabulary[id];
+  }
+
+  /** Add the token that `choose` returns at the cursor. */
+  function step(choose) {
+    remember();
+    read(idsBefore(caret).ids);
+    const token = take(choose());
+    put(token);
+    $("speed").textContent = token ? "" : "the response ends here";
+    refresh();
+  }
+
+  const draw = () => TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
+
+  /** Continue the text, a few tokens per frame, until stopped. */
+  function run() {
+    remember();
+    read(idsBefore(caret).ids);
+    const started = performance.now();
+    let made = 0;
+    setRunning(true);
+    const frame = () => {
+      const until = performance.now() + FRAME;
+      let text = ""; // inserted once per frame: each insertion lays out the box again
+      while (running && performance.now() < until) {
+        const token = take(draw());
+        if (!token) setRunning(false);
+        else made += 1;
+        text += token;
+      }
+      put(text);
+      $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters per second`;
+      if (running) {
+        drawBars();
+        requestAnimationFrame(frame);
+      } else {
+        $("speed").textContent = made ? $("speed").textContent : "the response ends here";
+        refresh();
+      }
+    };
+    requestAnimationFrame(frame);
+  }
+
+  function setRunning(value) {
+    running = value;
+    $("continue").disabled = $("step").disabled = value;
+    $("stop").disabled = !value;
+  }
+
+  $("continue").addEventListener("click", run);
+  $("stop").addEventListener("click", () => setRunning(false));
+  $("step").addEventListener("click", () => step(draw));
+  $("back").addEventListener("click", () => {
+    const { text, prompt } = history.pop();
+    setRunning(false);
+    if (prompt !== undefined) $("prompt").value = prompt;
+    write(text);
+    $("back").disabled = !history.length;
+    refresh();
+  });
+  $("bars").addEventListener("click", ({ target }) => {
+    if (target.dataset.id === undefined) return;
+    setRunning(false);
+    step(() => Number(target.dataset.id));
+  });
+  for (const id of ["temperature", "top-k", "top-p"]) {
+    $(id).addEventListener("input", () => {
+      drawBars();
+      later();
+    });
+  }
+  for (const type of ["input", "keyup", "click"]) {
+    box.addEventListener(type, () => {
+      if (running) return;
+      caret = box.selectionEnd;
+      refresh();
+    });
+  }
+  $("prompt")?.addEventListener("input", refresh);
+
+  // ---- the slider through training -----------------------------------------------------------------------------------
+
+  const throughs = document.querySelectorAll(".through"); // the same slider in two sections
+
+  /** The versions that the slider goes through: snapshots of the training, and the best model. */
+  const snapshots = () => Page.versions.filter(({ run }) => run === 0);
+
+  function choose(index) {
+    const all = snapshots();
+    version = all[index];
+    model = version.model;
+    reader = null;
+    for (const through of throughs) {
+      const [input, output] = [through.querySelector("input"), through.querySelector("output")];
+      through.hidden = all.length < 2;
+      input.max = all.length - 1;
+      input.value = index;
+      output.value = version.main ? `${version.step.toLocaleString("en")}, best` : version.step.toLocaleString("en");
+      input.setAttribute("aria-valuetext", version.label);
+    }
+    $("continuation").hidden = all.length < 2;
+    if (running) read(idsBefore(caret).ids);
+    else refresh();
+  }
+
+  /** What the model at this step makes of the text, with the same random numbers at each step. */
+  function showContinuation() {
+    const { ids } = idsBefore(box.value.length);
+    const reader = model.reader(ids);
+    const random = TinyGPT.random(1337);
+    let text = "";
+    for (let made = 0; made < CONTINUATION; made++) {
+      const id = TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
+      if (id === model.special["<|end|>"]) break;
+      text += model.vocabulary[id];
+      reader.push(id);
+    }
+    const kind = version.answers ? "answers" : "continues the text";
+    $("continuation").replaceChildren(make("span", { class: "silent" }, `The model of ${version.label}, ${kind}: `), text);
+  }
+
+  for (const through of throughs) through.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));
+
+  // ---- tokens ------------------------------------------------------------------------------------------------------
+
+  const MOST_IDS = 200;
+
+  function showIds() {
+    const prompt = version.answers ? ["<|prompt|>", ...$("prompt").value.trim(), "<|response|>"] : [];
+    const unknown = new Set();
+    const items = [...prompt, ...box.value].slice(-MOST_IDS).map((character) => {
+      const id = model.special[character] ?? model.encode(character).ids[0]; // a special token's name is longer than a character
+      if (id === undefined) unknown.add(character);
+      return make("li", id === undefined ? { class: "unknown" } : {}, shown(character), make("small", {}, id ?? "none"));
+    });
+    $("ids").replaceChildren(...items);
+    const left = [...unknown].map((character) => `${shown(character)} (U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`);
+    $("unknown").textContent = left.length ? `Not in the model's vocabulary, and left out: ${left.join(", ")}.` : `All of these are in the model's vocabulary of ${model.vocabulary.length} tokens.`;
+  }
+
+  /** Update attention, ids and continuation 200 ms after the last change. */
+  let timer = 0;
+  function later() {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (running) return;
+      Attention.look(model, idsBefore(box.value.length).ids);
+      showIds();
+      if (snapshots().length > 1) showContinuation();
+    }, 200);
+  }
+
+  /** A newer page of the run has come: stay at the chosen step, or at the best model. */
+  function renew(newer) {
+    const all = snapshots();
+    const same = version.main ? -1 : all.findIndex(({ step, main }) => step === version.step && !main);
+    choose(same >= 0 ? same : all.findIndex(({ main }) => main));
+    const [map, newMap] = [document.querySelector(".map"), newer.querySelector(".map")];
+    if (map && newMap) map.replaceWith(document.importNode(newMap, true));
+  }
+
+  Page.parts.push({ renew });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", later);
+  $("top-k").max = Math.min(Page.versions[0].model.vocabulary.length, 40);
+  Attention.setup(Page.versions[0].model.config);
+  choose(snapshots().findIndex(({ main }) => main));
+})();
