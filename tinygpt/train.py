@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tinygpt.checkpoint import store
+from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
@@ -59,6 +60,7 @@ def loop(run: Run, stop: StopSignal) -> int:
     """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
+    snapshots = () if config.eval_only else snapshot_steps(config.snapshots, config.max_iters)
     run.log.start_bar(first, config.max_iters)
     data = batch(run, first)
     while True:
@@ -66,6 +68,9 @@ def loop(run: Run, stop: StopSignal) -> int:
             evaluate_and_save(run)
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
+        if progress.step in snapshots and run.ranks.is_main:
+            require_finite_weights(run)
+            save_snapshot(run.out, run.checkpoint(), run.log.next_step)
         if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
             return 0
 
@@ -199,8 +204,7 @@ def evaluate_and_save(run: Run) -> None:
 
 def save(run: Run, name: str) -> None:
     """Save the complete state before iteration `progress.step`. Errors: TinyGPTError if a weight is not finite."""
-    if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
-        raise not_finite(run, "a weight is")
+    require_finite_weights(run)
     if run.ranks.is_main:
         state = run.checkpoint()
         store.save(run.out / name, state, run.log.next_step)
@@ -209,6 +213,11 @@ def save(run: Run, name: str) -> None:
     if name == "last.pt":
         run.saved_at = run.progress.step
         run.log.next_step = f"resume: {run.resume_command}"
+
+
+def require_finite_weights(run: Run) -> None:
+    if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
+        raise not_finite(run, "a weight is")
 
 
 def show_sample(run: Run, length: int = 200) -> None:
@@ -239,7 +248,8 @@ def finish(run: Run) -> None:
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
     events = ", tensorboard/" if "TensorBoard" in run.log.sinks else ""
-    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{events}"
+    kept = ", snapshots/" if config.snapshots else ""
+    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{kept}{events}"
     run.log.say(f"written: {run.out}/{files}")
     if run.ranks.is_main:
         sizes = run.model.num_params(), len(run.dataset.splits["train"])

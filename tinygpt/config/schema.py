@@ -131,6 +131,9 @@ class TrainConfig:
     """iterations between short samples, which are generated at evaluations; 0: none"""
     checkpoint_interval: CountOrZero = 0
     """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
+    snapshots: CountOrZero = 0
+    """steps whose weights are kept in OUT_DIR/snapshots, from 0 to max_iters, most of them early; the report then has a
+    slider through the training; 0: none"""
     always_save_checkpoint: bool = False
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0

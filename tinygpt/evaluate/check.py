@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygpt.checkpoint.health import refuse_diverged
+from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
 from tinygpt.config.files import find_config, read_config
@@ -56,7 +57,8 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
 
 def check_run(folder: Path, config: CheckConfig) -> bool:
     """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
-    found = {path.name: check_checkpoint(path) for path in sorted(folder.glob("*.pt"))}
+    paths = [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
+    found = {path.name: check_checkpoint(path) for path in paths}
     ok = all(intact for intact, _ in found.values())
     best, last = (found.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
     if best and last and last.step < best.step:

@@ -2,6 +2,7 @@
 
     collect.py      the content of the page, as plain values
     curves.py       the loss curves as SVG
+    one_step.py     one training step with all its numbers
     overlap.py      quotations from the training text in samples
     weights.py      the model as JSON
     model.js        the model in plain JavaScript
@@ -33,7 +34,7 @@ from tinygpt.files import replacing, require_writable
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
 
-SCRIPTS = ("model.js", "page.js", "attention.js", "write.js")
+SCRIPTS = ("model.js", "page.js", "attention.js", "write.js", "compare.js")
 
 
 def report(config: ReportConfig) -> None:
@@ -42,6 +43,7 @@ def report(config: ReportConfig) -> None:
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
     from tinygpt.report.curves import RUN_COLOURS, draw_curves
+    from tinygpt.report.one_step import one_step
 
     folders = [Path(name) for name in config.runs]
     path = destination(config.output, folders[0], "report.html")
@@ -64,11 +66,13 @@ def report(config: ReportConfig) -> None:
             "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
             "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": {} if config.no_text else collect.passages(run),
+            "step": {} if config.no_text else one_step(run),
             "memorised": collect.memorised(run, training, quote=not config.no_text),
             "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
         }
-        write(environment, run, values, path, opening=not config.no_text)
+        others = collect.loadable(folders[1:], config)
+        write(environment, run, others, values, path, opening=not config.no_text)
 
 
 def export(config: ExportConfig) -> None:
@@ -82,9 +86,9 @@ def export(config: ExportConfig) -> None:
     run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    values |= {"memorised": {}, "no_text": False}
+    values |= {"memorised": {}, "step": {}, "no_text": False}
     with collect.few_threads(run.model):
-        write(environment, run, values, path, opening=not run.answers)  # a prompt would be text of the dataset
+        write(environment, run, [], values, path, opening=not run.answers)  # a prompt would be text of the dataset
 
 
 def destination(output: str, folder: Path, name: str) -> Path:
@@ -114,7 +118,7 @@ def templates(package: str = "tinygpt.report") -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "short": short}
     return environment
 
 
@@ -122,13 +126,27 @@ def percent(value: float, digits: int = 0) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
 
 
-def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path, opening: bool) -> None:
-    """Fill the template, write the file atomically, and list its contents. `opening`: put text into the text box."""
+def short(value: float) -> str:
+    """A number with four significant digits; in powers of ten if it is very large or very small."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        digits, _, power = f"{value:.3e}".partition("e")
+        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{float(digits):g} · 10{raised}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def write(
+    environment: Any, run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], path: Path, opening: bool
+) -> None:
+    """Fill the template, write the file atomically, and list its contents.
+
+    others: runs whose models are compared with that of `run`. opening: put text into the text box.
+    """
     from tinygpt.report import collect
 
-    model, silent = None, ""
+    models, silent = [], ""
     try:
-        model = collect.live_model(run)
+        models = collect.models(run, others)
     except TinyGPTError as error:
         silent = error.message
     cells = {
@@ -136,17 +154,14 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         for split, found in values["passages"].items()
     }
     script = "\n".join(read(name) for name in SCRIPTS)
-    first = collect.opening(run) if model and opening else ""
-    models = []
-    if model:
-        models.append({"name": title(run), "step": run.checkpoint.step, "answers": run.answers, "packed": model})
+    first = collect.opening(run) if models and opening else ""
     embedding = collect.embedding_map(run)
     omitted = {"attention": "attention"} if silent else {}  # sections, and what they would show
     omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
     omitted |= {"memorised": "memorised text"} if run.is_large else {}
-    contents = collect.contents(run, values, first, model)
+    contents = collect.contents(run, values, first, models)
     note = "whoever has this file has all of this"
-    if model:
+    if models:
         note += ", and a model can reproduce text that it has memorised"
     if values["kind"] == "report" and not values["no_text"]:
         note += "; report --no_text leaves out samples and all text of the dataset"
@@ -160,10 +175,12 @@ def write(environment: Any, run: "LoadedRun", values: dict[str, Any], path: Path
         omitted=omitted,
         missing=run.missing,
         opening=first,
+        comparable=len(models) > 1 or any(one["packed"].get("snapshots") for one in models),
+        any_answers=any(one["answers"] for one in models),
         contents=contents,
         note=note,
         embedding=embedding,
-        data={"models": models, "cells": cells},
+        data={"models": models, "cells": cells, "step": values["step"].get("cells", [])},
         css=read("colours.css") + read("page.css"),
         script=script,
         checksum=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

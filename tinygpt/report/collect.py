@@ -17,6 +17,7 @@ import yaml
 
 from tinygpt import __version__
 from tinygpt.checkpoint.health import refuse_diverged, require_finite
+from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ReportConfig
@@ -31,7 +32,7 @@ from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity,
 from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
-from tinygpt.report.weights import pack
+from tinygpt.report.weights import BLOCK, differences, pack
 from tinygpt.sample import Choice, answer, generate
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
@@ -46,6 +47,7 @@ WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on tw
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
+ROOM = 7_600_000  # bytes of models in a page, beyond which it gets no snapshots: 8 MB with everything else
 
 
 @dataclasses.dataclass
@@ -109,6 +111,15 @@ def load_run(path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpo
     except TinyGPTError as error:
         missing = error.message.replace(place, without_folders(place))
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
+
+
+def loadable(folders: list[Path], config: ReportConfig) -> list[LoadedRun]:
+    """Load the best models of those folders that have one, and whose model has not diverged."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(TinyGPTError):
+            found.append(load_run(str(folder), config))
+    return found
 
 
 def without_folders(value: Any) -> Any:
@@ -412,6 +423,36 @@ def live_model(run: LoadedRun) -> dict[str, Any]:
     return pack(run.model, run.tokenizer)
 
 
+def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
+    """Pack the models of the page: that of `run` with the snapshots of its training, and those to compare it with.
+
+    Returns {"name", "step", "answers", "packed"} for each, the model of `run` first. There are as many snapshots as fit
+    into the page. A model of `others` that cannot run in a page is left out. Errors: see `live_model`, for `run`.
+    """
+    found = [described(run, live_model(run))]
+    for other in others:
+        with contextlib.suppress(TinyGPTError):
+            found.append(described(other, live_model(other)))
+    main = found[0]["packed"]
+    size = math.ceil(sum(math.prod(tensor["shape"]) for tensor in main["tensors"].values()) * (1 + 2 / BLOCK) * 4 / 3)
+    room = max(0, ROOM - sum(len(one["packed"]["data"]) for one in found)) // size
+    kept = [step for step in snapshots(run.folder) if step != run.checkpoint.step]
+    chosen = [kept[i] for i in np.linspace(0, len(kept) - 1, min(len(kept), room)).round().astype(int)]
+    moments: dict[int, GPT] = {}
+    for step in chosen:
+        with contextlib.suppress(TinyGPTError):
+            state = load(snapshots(run.folder)[step])
+            if state.tokenizer == run.checkpoint.tokenizer and state.model_args == run.checkpoint.model_args:
+                moments[step] = state.build_model()
+    main["snapshots"] = differences(main, run.checkpoint.step, moments, run.tokenizer)
+    return found
+
+
+def described(run: LoadedRun, packed: dict[str, Any]) -> dict[str, Any]:
+    name = run.folder.name or run.folder.resolve().name
+    return {"name": name, "step": run.checkpoint.step, "answers": run.answers, "packed": packed}
+
+
 def opening(run: LoadedRun) -> str:
     """First content of the text box: words that the model generates, or a prompt of the validation split."""
     if run.answers:
@@ -421,15 +462,18 @@ def opening(run: LoadedRun) -> str:
     return text.rpartition(" ")[0] or text
 
 
-def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: dict[str, Any] | None) -> str:
+def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[dict[str, Any]]) -> str:
     """List what a reader of the page gets: weights, vocabulary, settings and text, with amounts.
 
-    values: those of the template; first: the opening of the text box; packed: the model, if it is in the page.
+    values: those of the template; first: the opening of the text box; packed: the page's models, from `models`.
     """
     found = []
-    if packed:
-        weights = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
-        found.append(f"all weights of the model ({weights:,} numbers)")
+    for index, one in enumerate(packed):
+        weights = sum(math.prod(tensor["shape"]) for tensor in one["packed"]["tensors"].values())
+        whose = f" of {one['name']}" if index else ""
+        found.append(f"all weights of the model{whose} ({weights:,} numbers)")
+        if count := len(one["packed"].get("snapshots", ())):
+            found.append(f"{amount(count, 'snapshot')} of them during training")
     if isinstance(run.tokenizer, CharTokenizer):
         found.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
     if runs := len(values["runs"]):
@@ -440,6 +484,9 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: dict[st
     for split, cells in values["passages"].items():
         length = sum(len(cell["text"]) for cell in cells if cell["text"] not in SPECIAL)
         found.append(f"{amount(length, 'character')} of the {'training' if split == 'train' else 'validation'} data")
+    if step := values["step"]:
+        length = sum(len(cell["text"]) for cell in step["cells"] if cell["text"] not in SPECIAL)
+        found.append(f"{amount(length, 'character')} of a training batch")
     if longest := values["memorised"].get("longest"):
         length = sum(size for size, _, _ in longest)
         found.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")

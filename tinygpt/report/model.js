@@ -24,7 +24,7 @@
 //               stored row by row. Without "lm_head.weight" the head is "transformer.wte.weight" (tied weights).
 //   snapshots   models of earlier and later steps of the training, or absent: a list of {step, from, scales, data}.
 //               `data` is base64 of int8, the difference from the weights of snapshots[from], or of the model itself if
-//               `from` is null; times `scales`, base64 of float32, one for each BLOCK weights
+//               `from` is null; times `scales`, base64 of float16, one for each BLOCK weights
 //
 // Sizes: C = n_embd, V = vocab_size. Sums are in double precision, JavaScript's own.
 
@@ -41,7 +41,7 @@ const TinyGPT = (() => {
     if (snapshot === null) return numbers(packed.data, packed.dtype);
     const { from, scales, data } = packed.snapshots[snapshot];
     const weights = unpack(packed, from);
-    const [scale, difference] = [numbers(scales, "float32"), numbers(data, "int8")];
+    const [scale, difference] = [numbers(scales, "float16"), numbers(data, "int8")];
     for (let i = 0; i < weights.length; i++) weights[i] += scale[Math.floor(i / BLOCK)] * difference[i];
     return weights;
   }

@@ -37,6 +37,27 @@ const Page = (() => {
     return { ids: [special["<|prompt|>"], ...before.ids, special["<|response|>"], ...ids], unknown: [...before.unknown, ...unknown] };
   }
 
+  /** `count` tokens that a model writes after `ids`, up to the end of a response: the same for the same random seed. */
+  function continued(model, ids, choice, count) {
+    const reader = model.reader(ids);
+    const random = TinyGPT.random(1337);
+    let text = "";
+    while (count--) {
+      const id = TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice).topP, random());
+      if (id === model.special["<|end|>"]) break;
+      text += model.vocabulary[id];
+      reader.push(id);
+    }
+    return text;
+  }
+
+  /** The settings of the sliders. */
+  const choice = () => ({
+    temperature: Number($("temperature").value),
+    topK: Number($("top-k").value),
+    topP: Number($("top-p").value),
+  });
+
   /** A token's text, with visible characters for white space and without the brackets of a special token. */
   function shown(token) {
     const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
@@ -83,7 +104,7 @@ const Page = (() => {
 
   function setupLosses() {
     if (!$("guess")) return;
-    for (const passage of document.querySelectorAll(".cells")) {
+    for (const passage of document.querySelectorAll(".cells[data-split]")) {
       const cells = data.cells[passage.dataset.split];
       choosable(passage, (span) => cells[span.dataset.i], (span) => describe(span.textContent, cells[span.dataset.i]));
     }
@@ -126,7 +147,30 @@ const Page = (() => {
     );
   }
 
-  parts.push({ setup: setupSamples }, { setup: setupLosses });
+  // ---- one step, explained -----------------------------------------------------------------------------------------
+
+  function setupStep() {
+    if (!$("step-text")) return;
+    const cells = data.step;
+    const choose = choosable($("step-text"), (span) => cells[span.dataset.i].top, (span) => explain(span.textContent, cells[span.dataset.i]));
+    const all = [...$("step-text").querySelectorAll("span[data-i]")].filter((span) => cells[span.dataset.i].top);
+    choose(all[Math.min(all.length - 1, 16)]); // some text precedes it
+  }
+
+  function explain(text, { p, loss, sum, top }) {
+    const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`;
+    const size = (x) => (x >= 1e5 || x < 1e-2 ? x.toExponential(2).replace("e+", " · 10^").replace("e-", " · 10^−") : x.toPrecision(4));
+    const rows = top.map(([token, z, chance, gradient]) => {
+      const row = make("tr", gradient < 0 ? { class: "own" } : {}, make("th", { scope: "row" }, shown(token)));
+      row.append(...[signed(z), size(Math.exp(z)), chance.toFixed(4), signed(gradient)].map((cell) => make("td", {}, cell)));
+      return row;
+    });
+    $("step-logits").tBodies[0].replaceChildren(...rows);
+    $("step-lead").replaceChildren("The model has read everything before ", make("b", {}, shown(text)), ". Its most probable predictions, and what really follows, in bold:");
+    $("step-loss").replaceChildren("The sum of e", make("sup", {}, "z"), ` over the vocabulary is ${size(sum)}, so the loss of “${shown(text)}” is −ln ${p.toFixed(4)} = `, make("b", {}, loss.toFixed(3)), ".");
+  }
+
+  parts.push({ setup: setupSamples }, { setup: setupLosses }, { setup: setupStep });
 
   // ---- a newer page of a run that is watched -----------------------------------------------------------------------
 
@@ -172,7 +216,7 @@ const Page = (() => {
   readData(document);
   for (const { setup } of parts) setup();
 
-  return { $, percent, make, shown, encode, choosable, parts, update, get data() { return data; }, get versions() { return versions; } };
+  return { $, percent, make, shown, encode, choice, continued, choosable, parts, update, get data() { return data; }, get versions() { return versions; } };
 })();
 
 const TinyPage = { update: Page.update }; // for live.js

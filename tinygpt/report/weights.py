@@ -6,6 +6,11 @@ model by at most 0.008 and a probability by 0.002; those of a fine-tuned model, 
 
     packed = pack(checkpoint.build_model(), tokenizer)
     json.dumps(packed)                                # 2.2 MB for 0.8 M parameters
+    packed["snapshots"] = differences(packed, step, {0: first_model, 100: later_model})    # 1.1 MB each
+
+A snapshot is stored as its difference from the next one towards the model itself, in 8 bits ("absmax" quantisation, as
+in checkpoint/eight_bits.py, but by blocks). The difference is taken from what the page has of the other one, so errors
+do not add up.
 """
 
 import base64
@@ -13,6 +18,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinygpt import lora
@@ -25,6 +31,7 @@ from tinygpt.options import Position
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
 EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
 EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps"}
+BLOCK = 128  # weights that share the scale of a difference, as in model.js
 VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", "relu2", "swiglu"}}
 
 
@@ -36,6 +43,27 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for LoRA
     adapters, for a model with fewer tokens than its tokenizer, and for weights that are not finite.
     """
+    weights = page_weights(model, tokenizer)
+    numbers = torch.cat([weight.flatten() for weight in weights.values()])
+    if half and numbers.half().isfinite().all():  # float16 ends at 65,504
+        numbers = numbers.half()
+    tensors, offset = {}, 0
+    for name, weight in weights.items():
+        tensors[name] = {"shape": list(weight.shape), "offset": offset}
+        offset += weight.numel()
+    return {
+        "config": dataclasses.asdict(model.config) | {"vocab_size": tokenizer.vocab_size},
+        "position": pack_position(model),
+        "vocabulary": tokenizer.symbols,
+        "special": tokenizer.special,
+        "dtype": str(numbers.dtype).removeprefix("torch."),
+        "tensors": tensors,
+        "data": encoded(numbers.numpy()),
+    }
+
+
+def page_weights(model: GPT, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """Return the weights that a page needs, in float32, without the rows that belong to no token. Errors: see `pack`."""
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
             "the model has a subword tokenizer, and a page can hold only models of characters",
@@ -55,26 +83,47 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     if model.config.bigram_table:  # rows of pairs: (token before, token)
         pairs = weights["transformer.wbe.weight"].view(padded, padded, -1)
         weights["transformer.wbe.weight"] = pairs[:size, :size].flatten(0, 1)
+    for weight in weights.values():
+        if not weight.isfinite().all():
+            raise diverged("the model's weights are", weight[~weight.isfinite()][0].item())
+    return weights
 
-    numbers = torch.cat([weight.flatten() for weight in weights.values()])
-    if not numbers.isfinite().all():
-        raise diverged("the model's weights are", numbers[~numbers.isfinite()][0].item())
-    if half and numbers.half().isfinite().all():  # float16 ends at 65,504
-        numbers = numbers.half()
-    tensors, offset = {}, 0
-    for name, weight in weights.items():
-        tensors[name] = {"shape": list(weight.shape), "offset": offset}
-        offset += weight.numel()
-    little_endian = numbers.numpy().astype(numbers.numpy().dtype.newbyteorder("<"))
-    return {
-        "config": dataclasses.asdict(model.config) | {"vocab_size": size},
-        "position": pack_position(model),
-        "vocabulary": tokenizer.symbols,
-        "special": tokenizer.special,
-        "dtype": str(numbers.dtype).removeprefix("torch."),
-        "tensors": tensors,
-        "data": base64.b64encode(little_endian.tobytes()).decode(),
-    }
+
+def differences(
+    packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Pack the models of other steps as differences, in ascending order of their steps. Errors: see `pack`.
+
+    packed: the model of `step`, from `pack`. models: of the same shape, by step.
+    """
+    dtype = np.dtype(packed["dtype"]).newbyteorder("<")
+    whole = np.frombuffer(base64.b64decode(packed["data"]), dtype).astype(np.float32)
+    order = sorted(models)
+    found: dict[int, dict[str, Any]] = {}
+    for way in (reversed([one for one in order if one < step]), [one for one in order if one > step]):
+        before, known = None, whole
+        for one in way:
+            weights = page_weights(models[one], tokenizer)
+            target = torch.cat([weight.flatten() for weight in weights.values()]).numpy()
+            scales, change = quantised(target - known)
+            known = known + np.repeat(scales.astype(np.float32), BLOCK)[: len(change)] * change
+            found[one] = {"step": one, "from": before, "scales": encoded(scales), "data": encoded(change)}
+            before = order.index(one)
+    return [found[one] for one in order]
+
+
+def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a float16 scale for each block of BLOCK values, and the values divided by it, int8 in -127 to 127."""
+    blocks = np.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
+    scales = np.minimum(np.abs(blocks).max(1) / 127, np.finfo(np.float16).max).astype(np.float16)
+    divisors = np.where(scales > 0, scales, 1).astype(np.float32)[:, None]
+    change = np.rint(blocks / divisors).clip(-127, 127).astype(np.int8)
+    return scales, change.reshape(-1)[: len(values)]
+
+
+def encoded(numbers: np.ndarray) -> str:
+    """Base64 of the numbers, little-endian."""
+    return base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
 
 
 def require_implemented(config: GPTConfig) -> None:

@@ -4,7 +4,7 @@
 (() => {
   "use strict";
 
-  const { $, make, shown, percent } = Page;
+  const { $, make, shown, percent, choice } = Page;
   if (!$("text")) return; // the model is not in the page
 
   const MOST_BARS = 10; // tokens with a row each; the others share one
@@ -29,12 +29,6 @@
     if (follows) added.forEach((id) => reader.push(id));
     else reader = model.reader(ids);
   }
-
-  const choice = () => ({
-    temperature: Number($("temperature").value),
-    topK: Number($("top-k").value),
-    topP: Number($("top-p").value),
-  });
 
   function refresh() {
     const { ids, unknown } = idsBefore(caret);
@@ -201,18 +195,9 @@
 
   /** What the model at this step makes of the text, with the same random numbers at each step. */
   function showContinuation() {
-    const { ids } = idsBefore(box.value.length);
-    const reader = model.reader(ids);
-    const random = TinyGPT.random(1337);
-    let text = "";
-    for (let made = 0; made < CONTINUATION; made++) {
-      const id = TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
-      if (id === model.special["<|end|>"]) break;
-      text += model.vocabulary[id];
-      reader.push(id);
-    }
-    const kind = version.answers ? "answers" : "continues the text";
-    $("continuation").replaceChildren(make("span", { class: "silent" }, `The model of ${version.label}, ${kind}: `), text);
+    const text = Page.continued(model, idsBefore(box.value.length).ids, choice(), CONTINUATION);
+    const name = version.main ? `The best model, of step ${version.step.toLocaleString("en")},` : `The model of ${version.label}`;
+    $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 
   for (const through of throughs) through.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));

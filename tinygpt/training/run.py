@@ -17,6 +17,7 @@ import torch
 import torch.nn as nn
 
 from tinygpt import __version__
+from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.files import to_yaml
@@ -244,6 +245,8 @@ def open_folder(run: Run, start: Start) -> None:
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
             remove(run.out / name)
+        for path in snapshots(run.out).values():
+            remove(path)
         for curves in ("train", "val"):
             discard_events(run.out / "tensorboard" / curves)
     with replacing(run.out / "config.yaml") as file:

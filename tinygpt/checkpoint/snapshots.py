@@ -1,0 +1,40 @@
+"""Snapshots: the weights of a few steps of a run in 8 bits, for the slider through training of `tinygpt report`.
+
+They are spaced logarithmically, since a model changes most at the beginning. Each is an ordinary checkpoint without the
+optimizer's state, so `sample` and `eval` read it, too:
+
+    snapshot_steps(6, 2000)                    # [0, 20, 63, 200, 632, 2000]
+    save_snapshot(Path("out"), checkpoint)     # out/snapshots/step-200.pt: 0.9 MB for 0.8 M parameters
+    snapshots(Path("out"))                     # {0: out/snapshots/step-0.pt, ...}
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from tinygpt.checkpoint.eight_bits import to_8_bits
+from tinygpt.checkpoint.store import Checkpoint, save
+from tinygpt.files import RUN_AGAIN
+
+FOLDER = "snapshots"
+RANGE = 100  # the last step divided by the first one after 0
+
+
+def snapshot_steps(count: int, max_iters: int) -> list[int]:
+    """Return at most `count` steps: 0, then a geometric sequence from max_iters / RANGE to max_iters."""
+    between = max(1, count - 2)
+    later = {round(max_iters * RANGE ** (-i / between)) for i in range(count - 1)}
+    return sorted({0, *later})[:count] if count else []
+
+
+def save_snapshot(folder: Path, state: Checkpoint, next_step: str = RUN_AGAIN) -> None:
+    """Write the snapshot of a run's state. Errors: TinyGPTError for a full disk; see `save`."""
+    path = folder / FOLDER / f"step-{state.step}.pt"
+    path.parent.mkdir(exist_ok=True)
+    save(path, dataclasses.replace(state, model=to_8_bits(state.model), training={}), next_step)
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """Return the snapshots of a run by step, in ascending order."""
+    found = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / FOLDER).glob("step-*.pt")}
+    return dict(sorted((int(step[1]), path) for path, step in found.items() if step))

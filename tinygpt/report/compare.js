@@ -1,0 +1,110 @@
+// Two models side by side: the same text, the probabilities of its next character, how each goes on, and a head's attention.
+
+(() => {
+  "use strict";
+
+  const { $, make, shown, percent } = Page;
+  if (!$("compare")) return; // the model is not in the page
+
+  const MOST_ROWS = 10; // characters with a row each
+  const LENGTH = 200; // characters of a continuation
+  const sides = ["left", "right"];
+  const chosen = { left: null, right: null }; // versions
+
+  /** The versions to choose from, with the chosen ones if they are still there. */
+  function list() {
+    const { versions } = Page;
+    $("compare").hidden = versions.length < 2;
+    const again = (side) => versions.find(({ run, step, main }) => chosen[side]?.run === run && chosen[side].step === step && chosen[side].main === main);
+    const best = versions.find(({ main }) => main);
+    chosen.right = (!chosen.right?.main && again("right")) || best;
+    chosen.left = (!chosen.left?.main && again("left")) || versions.find(({ run }) => run === 1) || versions[0];
+    for (const side of sides) {
+      $(side).replaceChildren(...versions.map(({ label }, index) => make("option", { value: index }, label)));
+      $(side).value = versions.indexOf(chosen[side]);
+    }
+    listHeads();
+    show();
+  }
+
+  function listHeads() {
+    const { n_layer, n_head } = chosen.left.model.config;
+    const before = $("compare-head").value;
+    const heads = Array.from({ length: n_layer * n_head }, (_, index) => [Math.floor(index / n_head), index % n_head]);
+    $("compare-head").replaceChildren(...heads.map(([layer, head]) => make("option", { value: `${layer} ${head}` }, `layer ${layer + 1}, head ${head + 1}`)));
+    if (heads.some((one) => one.join(" ") === before)) $("compare-head").value = before;
+  }
+
+  const idsOf = (version) => Page.encode(version, $("compare-prompt")?.value.trim() ?? "", $("compare-text").value);
+
+  function show() {
+    const read = sides.map((side) => {
+      const version = chosen[side];
+      const { ids, unknown } = idsOf(version);
+      const reader = version.model.reader(ids);
+      return { side, version, ids, unknown, raw: TinyGPT.probabilities(reader.logits).raw };
+    });
+    showProbabilities(read);
+    for (const { side, version } of read) {
+      $(`${side}-name`).textContent = $(`${side}-column`).textContent = version.label;
+      $(`${side}-text`).replaceChildren(make("span", { class: "silent" }, "press Continue both"));
+    }
+    const left = read.filter(({ unknown }) => unknown.length).map(({ version, unknown }) => `${version.label}: ${unknown.length} of the characters are not in its vocabulary, and left out.`);
+    $("compare-note").textContent = left.join(" ");
+    clearTimeout(timer);
+    timer = setTimeout(() => showAttention(read), 200);
+  }
+  let timer = 0;
+
+  /** By token, since two vocabularies may differ: 0 for one that a model does not have. */
+  function showProbabilities(read) {
+    const [left, right] = read.map(({ version, raw }) => new Map(version.model.vocabulary.map((token, id) => [token, raw[id]])));
+    const tokens = [...new Set([...left.keys(), ...right.keys()])];
+    const most = (token) => Math.max(left.get(token) ?? 0, right.get(token) ?? 0);
+    const first = tokens.sort((a, b) => most(b) - most(a)).slice(0, MOST_ROWS);
+    const cell = (p = 0) => {
+      const found = make("td", { "data-p": p }, make("span", { class: "bar" }), percent(p));
+      found.firstChild.style.setProperty("--p", p);
+      return found;
+    };
+    $("compare-bars").tBodies[0].replaceChildren(...first.map((token) => make("tr", {}, make("th", { scope: "row" }, shown(token)), cell(left.get(token)), cell(right.get(token)))));
+    const overlap = tokens.reduce((sum, token) => sum + Math.min(left.get(token) ?? 0, right.get(token) ?? 0), 0);
+    $("overlap").textContent = `The two distributions have ${percent(overlap)} of their probability in common.`;
+  }
+
+  function showAttention(read) {
+    const [layer, head] = $("compare-head").value.split(" ").map(Number);
+    for (const { side, version, ids } of read) {
+      const canvas = $(`${side}-matrix`);
+      const { n_layer, n_head } = version.model.config;
+      const exists = layer < n_layer && head < n_head;
+      canvas.hidden = !exists;
+      $(`${side}-head`).textContent = exists ? version.label : `${version.label} does not have this head`;
+      canvas.setAttribute("aria-label", `Attention weights of ${version.label}, layer ${layer + 1}, head ${head + 1}`);
+      if (exists) Attention.paint(canvas, Attention.weightsOf(version.model, ids), layer, head);
+    }
+  }
+
+  /** Both go on from the text, with the same random numbers and the settings of the sliders. */
+  function goOn() {
+    for (const side of sides) {
+      const text = Page.continued(chosen[side].model, idsOf(chosen[side]).ids, Page.choice(), LENGTH);
+      $(`${side}-text`).textContent = text || "(an empty response)";
+    }
+  }
+
+  for (const side of sides) {
+    $(side).addEventListener("change", () => {
+      chosen[side] = Page.versions[$(side).value];
+      listHeads();
+      show();
+    });
+  }
+  $("compare-head").addEventListener("change", show);
+  $("compare-text").addEventListener("input", show);
+  $("compare-prompt")?.addEventListener("input", show);
+  $("go-on").addEventListener("click", goOn);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  Page.parts.push({ renew: list });
+  list();
+})();

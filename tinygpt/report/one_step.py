@@ -1,0 +1,183 @@
+"""One training step with all its numbers: a batch, the logits, the loss, the gradient, and AdamW's update of three weights.
+
+The state is that of the run's best checkpoint, with the moments of its optimizer, and the update is made by the run's
+own optimizer. So the numbers are those of training, but for dropout, which is off, and for the precision: float32.
+
+    one_step(run)["weights"][0]["change"]     # what AdamW adds to this weight, Loshchilov & Hutter 2019
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.tokenizer import SPECIAL
+from tinygpt.errors import TinyGPTError
+from tinygpt.report.collect import LoadedRun
+from tinygpt.training.optimizer import TorchOptimizer, load_state
+from tinygpt.training.schedule import learning_rate
+
+SHOWN = 64  # most tokens of the first sequence that are shown
+ROWS = 5  # most probable tokens that are shown for each of them
+WORK = 10**10  # most parameters times tokens of the batch: 2 s on one core
+EPSILON = 1e-8  # AdamW's, in torch.optim
+NAMES = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
+NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "last norm", "lm_head": "output"}
+
+
+def one_step(run: LoadedRun) -> dict[str, Any]:
+    """Make the step that follows the best checkpoint, and return its numbers, as plain values for the template.
+
+    Returns {} for a run without its dataset or without the optimizer's state, and for a model too large for a page.
+    """
+    saved = run.checkpoint.training.get("optimizer")
+    if run.is_large or run.dataset is None or not saved:
+        return {}
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in known})
+    model = run.checkpoint.build_for_resuming().to(run.compute.device).eval()
+    optimizer = TorchOptimizer(model, config, run.compute)
+    try:
+        load_state(optimizer, saved)
+    except TinyGPTError:
+        return {}
+    step, source = run.checkpoint.step, run.dataset.sources["train"]
+    rate = learning_rate(step, config)
+    optimizer.set_learning_rate(rate)
+
+    whole = config.batch_size * config.gradient_accumulation_steps
+    rows = min(whole, max(1, WORK // model.num_params() // source.width(config.block_size)))
+    at = source.draw(config.seed, step, config.block_size, whole)[:rows]
+    inputs, targets = source.rows(at, source.width(config.block_size, at))
+    x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
+    logits, loss = model(x, y)
+    optimizer.backward(loss)
+    gradients = {name: weight.grad.clone() for name, weight in optimizer.named.items() if weight.grad is not None}
+    before = {name: weight.detach().clone() for name, weight in optimizer.named.items()}
+    moments = {name: {k: v.clone() for k, v in parts.items()} for name, parts in optimizer.moments().items()}
+    norm = optimizer.clip().item()
+    factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
+    chosen = [(name, int(gradients[name].abs().argmax())) for name in three(optimizer)]
+    times = optimizer.steps + 1
+    optimizer.update()
+    with torch.no_grad():
+        after = model(x, y)[1].item()
+        predicted = sum(
+            float(((weight - before[name]) * gradients[name]).sum())
+            for name, weight in optimizer.named.items()
+            if name in gradients
+        )
+    weights = []
+    for name, place in chosen:
+        group = next(
+            g for g in optimizer.optimizers[-1].param_groups if any(w is optimizer.named[name] for w in g["params"])
+        )
+        weights.append(
+            {
+                "name": described(name, place, before[name].shape, run),
+                "gradient": gradients[name].flatten()[place].item(),
+                "value": before[name].flatten()[place].item(),
+                "after": optimizer.named[name].detach().flatten()[place].item(),
+                "decay": group["weight_decay"],
+            }
+            | adamw(
+                before[name].flatten()[place].item(),
+                factor * gradients[name].flatten()[place].item(),
+                moments[name]["exp_avg"].flatten()[place].item(),
+                moments[name]["exp_avg_sq"].flatten()[place].item(),
+                times,
+                config,
+                rate,
+                group["weight_decay"],
+            )
+        )
+    return {
+        "step": step,
+        "rows": rows,
+        "whole": whole,
+        "width": x.shape[1],
+        "targets": int((y >= 0).sum()),
+        "cells": cells(run, x[0], y[0], logits[0].detach()),
+        "loss": loss.item(),
+        "after": after,
+        "predicted": predicted,
+        "norm": norm,
+        "clip": config.grad_clip,
+        "factor": factor,
+        "rate": rate,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "times": times,
+        "optimizer": config.optimizer,
+        "weights": weights,
+    }
+
+
+def three(optimizer: TorchOptimizer) -> list[str]:
+    """Choose three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such."""
+    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
+    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
+    return list(dict.fromkeys([*filter(None, kinds), *own]))[:3]
+
+
+def adamw(
+    value: float, gradient: float, m: float, v: float, times: int, config: TrainConfig, rate: float, decay: float
+) -> dict[str, float]:
+    """Compute AdamW's update of one weight by hand. m, v: its moments before; gradient: clipped; times: updates so far,
+    with this one."""
+    b1, b2 = config.beta1, config.beta2
+    new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+    m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
+    change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
+    old = {"m": m, "v": v, "clipped": gradient}
+    return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
+
+
+def described(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
+    """Name a weight in words: its part of the model, and its row and column, or the token whose row it is in."""
+    words = name.split(".")
+    layer = f"layer {int(words[2]) + 1}, " if words[1] == "h" else ""
+    part = next((text for key, text in NAMES.items() if key in words), name)
+    matrix = f" {words[4]}" if len(words) > 4 and words[1] == "h" else ""
+    if len(shape) < 2:
+        return f"{layer}{part}{matrix}: number {place + 1}"
+    row, column = divmod(place, shape[1])
+    if "wte" in words and shape[0] >= run.tokenizer.vocab_size > row:
+        token = run.tokenizer.decode([row])
+        return f"{part} of “{visible(token)}”: number {column + 1} of {shape[1]}"
+    return f"{layer}{part}{matrix}: row {row + 1}, column {column + 1}"
+
+
+def visible(token: str) -> str:
+    return {" ": "␣", "\n": "↵", "\t": "⇥"}.get(token, token[2:-2] if token in SPECIAL else token)
+
+
+def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> list[dict[str, Any]]:
+    """Make a cell for each of the first tokens of a sequence: {"text"}, and if it is a target also how its loss came
+    about: {"loss", "p", "sum" of the exponentials of all logits, "top": [(text, logit, p, gradient), ...]}.
+
+    x, y: (T) inputs and targets; logits: (T, V). "top" contains the target. The gradient is that of the token's loss.
+    """
+    last, size = int((y >= 0).nonzero().max()), run.tokenizer.vocab_size  # padding follows
+    found: list[dict[str, Any]] = [{"text": run.tokenizer.decode([int(x[0])])}]
+    for place in range(min(last + 1, SHOWN)):
+        target, row = int(y[place]), logits[place].double()
+        shown = target if target >= 0 else int(x[place + 1])
+        cell: dict[str, Any] = {"text": run.tokenizer.decode([shown])}
+        if target >= 0:
+            p = row.softmax(0)
+            best = row[:size].topk(min(ROWS, size)).indices.tolist()
+            ids = best if target in best else [*best[:-1], target]
+            cell |= {
+                "p": p[target].item(),
+                "loss": -math.log(max(p[target].item(), 1e-300)),
+                "sum": row.exp().sum().item(),
+            }
+            cell["top"] = [
+                (run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids
+            ]
+        found.append(cell)
+    return found
