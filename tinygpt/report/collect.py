@@ -444,6 +444,7 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
             state = load(snapshots(run.folder)[step])
             if state.tokenizer == run.checkpoint.tokenizer and state.model_args == run.checkpoint.model_args:
                 moments[step] = state.build_model()
+    assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
     main["snapshots"] = differences(main, run.checkpoint.step, moments, run.tokenizer)
     return found
 
