@@ -1,4 +1,4 @@
-"""One training step with all its numbers: a batch, the logits, the loss, the gradient, and AdamW's update of three weights.
+"""One training step with all its numbers: batch, logits, loss, gradient, and AdamW's update of three weights.
 
 The state is that of the run's best checkpoint, with the moments of its optimizer, and the update is made by the run's
 own optimizer. So the numbers are those of training, but for dropout, which is off, and for the precision: float32.

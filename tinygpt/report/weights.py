@@ -43,6 +43,11 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for LoRA
     adapters, for a model with fewer tokens than its tokenizer, and for weights that are not finite.
     """
+    if not isinstance(tokenizer, CharTokenizer):
+        raise TinyGPTError(
+            "the model has a subword tokenizer, and a page can hold only models of characters",
+            "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char",
+        )
     weights = page_weights(model, tokenizer)
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if half and numbers.half().isfinite().all():  # float16 ends at 65,504
@@ -62,13 +67,8 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     }
 
 
-def page_weights(model: GPT, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
-    """Return the weights that a page needs, in float32, without the rows that belong to no token. Errors: see `pack`."""
-    if not isinstance(tokenizer, CharTokenizer):
-        raise TinyGPTError(
-            "the model has a subword tokenizer, and a page can hold only models of characters",
-            "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char",
-        )
+def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor]:
+    """Return the weights that a page needs, in float32, without rows that belong to no token. Errors: see `pack`."""
     require_implemented(model.config)
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     if lora.is_adapted(weights):
@@ -90,7 +90,7 @@ def page_weights(model: GPT, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
 
 
 def differences(
-    packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: Tokenizer
+    packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: CharTokenizer
 ) -> list[dict[str, Any]]:
     """Pack the models of other steps as differences, in ascending order of their steps. Errors: see `pack`.
 
