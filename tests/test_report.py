@@ -295,7 +295,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     cells[40].click()
     cells[40].send_keys(Keys.ARROW_RIGHT)
     assert page.run("return document.activeElement.dataset.i") == "41"
-    assert len(page.all(".cells .at")) == 1 and len(page.find("#guess").text.split("Most probable:")[1].split("%")) == 6
+    assert len(page.all("#loss .at")) == 1 and len(page.find("#guess").text.split("Most probable:")[1].split("%")) == 6
 
 
 @in_a_browser
@@ -396,8 +396,8 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
     assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "eval" not in policy[1]
     assert not re.search(r"""<[^>]*\s(src|href)=(?!["']?(#|data:,))""", text)
     assert HOSTILE not in text and "</script><script>" not in text.partition('id="data"')[2].partition("</script>")[0]
-    sections = ["summary", "curves", "samples", "type", "attention", "loss", "tokens", "memorised", "reproduce"]
-    assert re.findall(r'<section id="(\w+)"', text) == sections
+    sections = ["summary", "curves", "samples", "type", "attention", "compare", "loss", "one-step", "tokens"]
+    assert re.findall(r'<section id="([\w-]+)"', text) == [*sections, "memorised", "reproduce"]
     assert text.count("How to read it.") >= 9
 
 
@@ -548,7 +548,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
         rf"the vocabulary \({len(data['models'][0]['packed']['vocabulary'])} tokens\), "
         r"the run's settings, column and file names, the losses of 1 run, "
         r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
-        r"600 characters of the validation data, (\d) quotations from the training data \(([\d,]+) characters\), "
+        r"600 characters of the validation data, \d\d characters of a training batch, (\d) quotations from the training data \(([\d,]+) characters\), "
         rf"{len(html.unescape(opening[1]))} characters of text that the model generated",
         contents[1],
     )
@@ -606,7 +606,7 @@ def test_absolute_paths_of_any_system_are_shortened() -> None:
 def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Path, run: str) -> None:
     assert cli_here("report", run, "-o", tmp_path / "bare.html", "--no_text", cwd=private).status == 0
     browser.open(tmp_path / "bare.html")
-    assert len(browser.all("section")) == 9 and browser.value("#text") == "" and not browser.all(".cells, #moments")
+    assert len(browser.all("section")) == 11 and browser.value("#text") == "" and not browser.all(".cells, #moments")
     assert np.allclose(browser.bars().sum(0), 1)
     browser.until(lambda: browser.all("#looked span"))
     if run == "pairs":
@@ -667,7 +667,7 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
-    assert f"T{what}, so it does not run here. Left out as well: attention, memorised text." in page
+    assert f"T{what}, so it does not run here. Left out as well: attention, one training step, memorised text." in page
     monkeypatch.delattr(collect, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
     monkeypatch.undo()

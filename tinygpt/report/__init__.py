@@ -158,7 +158,7 @@ def write(
     embedding = collect.embedding_map(run)
     omitted = {"attention": "attention"} if silent else {}  # sections, and what they would show
     omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
-    omitted |= {"memorised": "memorised text"} if run.is_large else {}
+    omitted |= {"one-step": "one training step", "memorised": "memorised text"} if run.is_large else {}
     contents = collect.contents(run, values, first, models)
     note = "whoever has this file has all of this"
     if models:

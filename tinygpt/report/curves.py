@@ -106,6 +106,7 @@ def themed(svg: str, colours: dict[str, str]) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="presentation"', svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)  # two drawings in one page would have the same ids
     svg = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
     for placeholder, colour in colours.items():
         svg = svg.replace(placeholder, colour)

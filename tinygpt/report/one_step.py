@@ -38,14 +38,15 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         return {}
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in known})
-    model = run.checkpoint.build_for_resuming().to(run.compute.device).eval()
+    own = {name: weight.clone() for name, weight in run.checkpoint.model.items()}  # the run's model shares its weights
+    model = dataclasses.replace(run.checkpoint, model=own).build_for_resuming().to(run.compute.device).eval()
     optimizer = TorchOptimizer(model, config, run.compute)
     try:
         load_state(optimizer, saved)
     except TinyGPTError:
         return {}
     step, source = run.checkpoint.step, run.dataset.sources["train"]
-    rate = learning_rate(step, config)
+    rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)
 
     whole = config.batch_size * config.gradient_accumulation_steps
@@ -96,6 +97,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         )
     return {
         "step": step,
+        "max_iters": config.max_iters,
         "rows": rows,
         "whole": whole,
         "width": x.shape[1],

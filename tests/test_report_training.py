@@ -1,0 +1,494 @@
+"""The page's slider through training, two models side by side, one step explained; the snapshots that they need."""
+
+import contextlib
+import dataclasses
+import html
+import importlib.resources
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_TRAIN, cli_here, refused, trained
+from models import largest
+from test_distributed import torchrun
+from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
+from test_report import Browser, browser, in_a_browser  # noqa: F401 (a fixture)
+from test_report_model import node
+
+from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
+from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.config.schema import ReportConfig
+from tinygpt.report import collect, short
+from tinygpt.report.one_step import one_step
+from tinygpt.report.weights import differences, pack, page_weights
+
+PLAIN = ["--fast=False", "--dropout=0", "--eval_interval=5"]
+
+
+def page_data(path: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+@pytest.fixture(scope="session")
+def scrubbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with out/, a run of 20 iterations with snapshots; other/, another one; and report.html."""
+    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("scrubbed") / "work"))
+    trained(folder, "--snapshots=5", *PLAIN)
+    trained(folder, "--out_dir=other", "--seed=8", "--n_head=1", *PLAIN)
+    result = cli_here("report", "out", "other", "-o", "report.html", cwd=folder)
+    assert result.status == 0, result.err
+    assert "3 snapshots of them during training, all weights of the model of other (" in result.out
+    return folder
+
+
+@pytest.fixture
+def page(scrubbed: Path, browser: Browser) -> Iterator[Browser]:  # noqa: F811
+    """The report of `scrubbed`, opened anew; after the test, the log has no error and no request."""
+    browser.open(scrubbed / "report.html")
+    yield browser
+    assert browser.driver.get_log("browser") == []
+    assert browser.requests() == []
+
+
+# ---- snapshots ---------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_are_spaced_logarithmically() -> None:
+    assert snapshot_steps(6, 2000) == [0, 20, 63, 200, 632, 2000]
+    assert snapshot_steps(0, 2000) == [] and snapshot_steps(1, 2000) == [0] and snapshot_steps(2, 2000) == [0, 2000]
+    for count in range(1, 12):
+        for last in (1, 2, 7, 210, 5000):
+            steps = snapshot_steps(count, last)
+            assert steps == sorted(set(steps)) and len(steps) <= count and steps[0] == 0
+            assert steps[-1] == (last if count > 1 else 0)
+
+
+def test_a_snapshot_is_the_model_of_its_step_in_8_bits(scrubbed: Path) -> None:
+    found = snapshots(scrubbed / "out")
+    assert list(found) == [0, 1, 4, 20]  # 0 and 20 · 100^(-i/3), of which 0.2 rounds to 0
+    last = load(scrubbed / "out/last.pt")
+    for step, path in found.items():
+        state = load(path)
+        assert state.step == step and not state.training
+        distance = max(largest(state.model[name] - weight) for name, weight in last.model.items())
+        assert (distance < 0.01) == (step == 20), (step, distance)
+    assert found[20].stat().st_size < 0.5 * (scrubbed / "out/last.pt").stat().st_size
+    assert cli_here("sample", "--ckpt", found[4], "--max_new_tokens=20", cwd=scrubbed).status == 0
+    result = cli_here("check", "out", cwd=scrubbed)
+    assert result.status == 0 and "out/snapshots/step-4.pt: intact" in result.out
+
+
+def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
+    """One that ended at 10 of 20 iterations and went on; and a new run removes those of the run that it replaces."""
+    flags = ["--snapshots=6", *PLAIN]
+    trained(work, *flags)
+    once = {step: path.read_bytes() for step, path in snapshots(work / "out").items()}
+    assert list(once) == [0, 1, 2, 6, 20]
+    trained(work, *flags, "--out_dir=twice", "--max_iters=10")
+    trained(work, "--init_from=resume", "--out_dir=twice", "--max_iters=20", *flags)
+    again = snapshots(work / "twice")
+    assert list(again) == [0, 1, 3, 10, 20]  # those of 10 iterations, and of 20
+    for step in (0, 1, 20):
+        first, second = load(work / f"out/snapshots/step-{step}.pt"), load(again[step])
+        assert all(torch.equal(weight, second.model[name]) for name, weight in first.model.items())
+    (work / "twice/snapshots/mine.txt").write_text("kept")
+    trained(work, "--out_dir=twice", *PLAIN)
+    assert [path.name for path in (work / "twice/snapshots").iterdir()] == ["mine.txt"]
+    assert not (work / "out/snapshots/step-0.pt").is_symlink() and once[0]
+
+
+def test_two_processes_write_the_snapshots_of_one(scrubbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+    result = torchrun(folder, *TINY_TRAIN, "--snapshots=5", "--out_dir=two", *PLAIN)
+    assert result.returncode == 0, result.stderr
+    for step, path in snapshots(folder / "two").items():
+        one = load(snapshots(folder / "out")[step])
+        assert max(largest(load(path).model[name] - weight) for name, weight in one.model.items()) < 0.01
+
+
+def test_bad_numbers_of_snapshots(work: Path) -> None:
+    assert "snapshots" in refused(work, *TINY_TRAIN, "--snapshots=-1")
+    assert "snapshots" in refused(work, *TINY_TRAIN, "--snapshots=many")
+
+
+# ---- in the page -------------------------------------------------------------------------------------------------
+
+
+def snapshot_logits(folder: Path, run: str, ids: list[int]) -> dict[int, torch.Tensor]:
+    with torch.inference_mode():
+        models = {step: load(path).build_model().eval() for step, path in snapshots(folder / run).items()}
+        return {step: model(torch.tensor([ids]))[0][0] for step, model in models.items()}
+
+
+def compare_with_pytorch(folder: Path, run: str, page: Path, ids: list[int]) -> None:
+    """Logits in Node of each snapshot in a page, with PyTorch's from the file; those of another step differ more."""
+    packed = page_data(page)["models"][0]["packed"]
+    steps = [one["step"] for one in packed["snapshots"]]
+    code = """return input.packed.snapshots.map((_, index) => {
+                const state = TinyGPT.load(input.packed, index).start();
+                return input.ids.map((id) => [...state.read(id)]);
+              });"""
+    found = dict(zip(steps, node(code, packed=packed, ids=ids), strict=True))
+    expected = snapshot_logits(folder, run, ids)
+    best = load(folder / run).step
+    assert steps and set(steps) == set(expected) - {best}
+    for step, logits in found.items():
+        size = len(logits[0])
+        errors = {one: largest(torch.tensor(logits) - rows[:, :size]) for one, rows in expected.items()}
+        assert errors[step] < 0.05
+        others = [error for one, error in errors.items() if abs(one - step) > 2]
+        assert min(others) > 2 * errors[step], (step, errors)
+
+
+def test_every_snapshot_computes_what_pytorch_computes(scrubbed: Path) -> None:
+    compare_with_pytorch(scrubbed, "out", scrubbed / "report.html", [3, 9, 5, 1, 12, 7, 7, 2])
+
+
+@pytest.mark.parametrize("more", [[], LORA], ids=["all weights", "LoRA"])
+def test_snapshots_of_pairs_with_and_without_an_adapter(tuned: Path, tmp_path: Path, more: list[str]) -> None:  # noqa: F811
+    folder = Path(shutil.copytree(tuned, tmp_path / "work"))
+    result = cli_here("finetune", *FLAGS, *more, "--snapshots=4", "--out_dir=new", cwd=folder)
+    assert result.status == 0, result.err
+    result = cli_here("report", "new", "-o", "page.html", cwd=folder)
+    assert result.status == 0 and "snapshots of them during training" in result.out, result.err
+    compare_with_pytorch(folder, "new", folder / "page.html", [3, 9, 5, 1, 12, 7])
+
+
+def test_the_scripts_weights_are_those_that_python_reconstructs(scrubbed: Path) -> None:
+    """Chains of differences in both directions, from a model in the middle of its training."""
+    states = {step: load(path) for step, path in snapshots(scrubbed / "out").items()}
+    tokenizer = tokenizer_of(states[0], "", "")
+    models = {step: state.build_model() for step, state in states.items()}
+    middle = models.pop(4)
+    packed = pack(middle, tokenizer)  # type: ignore[arg-type]
+    packed["snapshots"] = differences(packed, 4, models, tokenizer)  # type: ignore[arg-type]
+    assert [(one["step"], one["from"]) for one in packed["snapshots"]] == [(0, 1), (1, None), (20, None)]
+    code = "return input.packed.snapshots.map((_, index) => [...TinyGPT.load(input.packed, index).wte])"
+    for (step, model), wte in zip(models.items(), node(code, packed=packed), strict=True):
+        expected = page_weights(model, tokenizer)["transformer.wte.weight"].flatten()  # type: ignore[arg-type]
+        assert largest(torch.tensor(wte) - expected) < 2e-3, step
+        assert largest(torch.tensor(wte) - page_weights(middle, tokenizer)["transformer.wte.weight"].flatten()) > 2e-3  # type: ignore[arg-type]
+
+
+def test_a_page_gets_as_many_snapshots_as_fit(scrubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.chdir(scrubbed):
+        run = collect.load_run("out", ReportConfig())
+        size = len(collect.models(run, [])[0]["packed"]["data"])
+        for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
+            monkeypatch.setattr(collect, "ROOM", int(room))
+            assert [one["step"] for one in collect.models(run, [])[0]["packed"]["snapshots"]] == steps
+
+
+def test_a_model_that_cannot_run_in_a_page_is_not_compared(scrubbed: Path, tmp_path: Path) -> None:
+    """A damaged one, and a folder without a model: the curves are shown all the same."""
+    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+    (folder / "other/ckpt.pt").unlink()
+    (folder / "other/last.pt").unlink()
+    result = cli_here("report", "out", "other", "-o", "page.html", cwd=folder)
+    assert result.status == 0, result.err
+    assert (
+        len(page_data(folder / "page.html")["models"]) == 1 and ">other</caption>" in (folder / "page.html").read_text()
+    )
+
+
+# ---- in a browser -----------------------------------------------------------------------------------------------
+
+
+def bars(page: Browser, table: str = "bars") -> dict[str, list[float]]:
+    """Probabilities in a table, by character."""
+    rows = page.run(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not(.rest)`)].map(r => "
+        "[r.querySelector('th').textContent, ...[...r.querySelectorAll('td')].map(c => Number(c.dataset.p))])",
+        table,
+    )
+    return {row[0].replace("␣", " ").replace("↵", "\n"): row[1:] for row in rows}
+
+
+def probabilities(path: Path, text: str) -> dict[str, float]:
+    state = load(path)
+    tokenizer = tokenizer_of(state, "", "")
+    ids = torch.from_numpy(tokenizer.encode(text)[-16:].astype(np.int64))[None]
+    with torch.no_grad():
+        chances = state.build_model().eval()(ids)[0][0, -1].softmax(-1).tolist()
+    return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
+
+
+@in_a_browser
+def test_the_slider_shows_the_model_of_each_step(page: Browser, scrubbed: Path) -> None:
+    page.find("#text").clear()
+    page.find("#text").send_keys("The king of ")
+    pictures = set()
+    paths = {0: "out/snapshots/step-0.pt", 1: "out/snapshots/step-1.pt", 2: "out/snapshots/step-4.pt", 3: "out/ckpt.pt"}
+    steps = ["0", "1", "4", "20, best"]
+    slider = page.find("#through-type")
+    assert slider.get_property("max") == "3" and slider.get_property("value") == "3"  # the best model at first
+    for index, path in paths.items():
+        page.slide("#through-attention" if index % 2 else "#through-type", index)
+        expected = probabilities(scrubbed / path, "The king of ")
+        for token, row in bars(page).items():
+            assert row[0] == pytest.approx(expected[token], abs=2e-3), (index, token)
+        assert page.run("return document.querySelector('#through-type + output').value") == steps[index]
+        assert page.value("#through-type") == page.value("#through-attention") == str(index)
+        assert page.value("#text") == "The king of "
+        step = steps[index].removesuffix(", best")
+        page.until(lambda step=step: f"of step {step}" in page.find("#continuation").text)  # type: ignore[misc]
+        pictures.add(page.run("return document.getElementById('matrix').toDataURL()"))
+    assert len(pictures) >= 3  # the attention changes
+    slider.send_keys("\ue012")  # the left arrow key
+    assert page.value("#through-type") == "2" and slider.get_attribute("aria-valuetext") == "step 4"
+    page.click("#continue")
+    page.until(lambda: len(page.value("#text")) > 40)
+    page.slide("#through-type", 0)  # while it writes: the model is changed, the text stays
+    page.click("#stop")
+
+
+@in_a_browser
+def test_two_models_side_by_side(page: Browser, scrubbed: Path) -> None:
+    labels = [option.text for option in page.all("#left option")]
+    assert labels == ["step 0", "step 1", "step 4", "best model, step 20", "other, step 20"]
+    assert page.value("#left") == "4" and page.value("#right") == "3"
+    box = page.find("#compare-text")
+    box.clear()
+    box.send_keys("And thou ")
+    left, right = (probabilities(scrubbed / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
+    found = bars(page, "compare-bars")
+    assert len(found) == 10
+    for token, row in found.items():
+        assert row == pytest.approx([left[token], right[token]], abs=2e-3)
+        assert abs(left[token] - right[token]) > 2e-3 or row[0] == pytest.approx(row[1], abs=5e-3)
+    common = sum(min(left[token], right[token]) for token in left)
+    percent = re.search(r"have (\d+) %", page.find("#overlap").text)
+    assert percent and int(percent[1]) == pytest.approx(100 * common, abs=1)
+    page.click("#go-on")
+    texts = [page.find(f"#{side}-text").text for side in ("left", "right")]
+    assert len(texts[0]) > 100 and texts[0] != texts[1]
+    page.run("const e = document.getElementById('left'); e.value = 3; e.dispatchEvent(new Event('change'))")
+    assert all(row[0] == row[1] for row in bars(page, "compare-bars").values())  # the same model twice
+    assert "100 %" in page.find("#overlap").text
+    page.click("#go-on")
+    assert page.find("#left-text").text == page.find("#right-text").text
+    # out has two heads, other has one
+    head = [option.get_attribute("value") for option in page.all("#compare-head option")]
+    assert head == ["0 0", "0 1"]
+    page.run("const e = document.getElementById('right'); e.value = 4; e.dispatchEvent(new Event('change'))")
+    page.run("const e = document.getElementById('compare-head'); e.value = '0 1'; e.dispatchEvent(new Event('change'))")
+    page.until(lambda: "other, step 20 does not have this head" in page.find("#right-head").text)
+    assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
+
+
+@in_a_browser
+@pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
+def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
+    """A fine-tuned model reads prompt and response, its base model the same as text."""
+    assert cli_here("report", run, "out", "-o", tmp_path / "page.html", cwd=tuned).status == 0
+    browser.open(tmp_path / "page.html")
+    for name, text in (("prompt", "003 red"), ("text", "r")):
+        box = browser.find(f"#compare-{name}")
+        box.clear()
+        box.send_keys(text)
+    found = bars(browser, "compare-bars")
+    state = load(tuned / run)
+    tokenizer = tokenizer_of(state, "", "")
+    ids = [tokenizer.special["<|prompt|>"], *tokenizer.encode("003 red")]  # type: ignore[union-attr]
+    ids += [tokenizer.special["<|response|>"], *tokenizer.encode("r")]  # type: ignore[union-attr]
+    with torch.no_grad():
+        after = state.build_model().eval()(torch.tensor([[int(i) for i in ids]]))[0][0, -1].softmax(-1).tolist()
+    known = load(tuned / "out")
+    letters = [c for c in "003 red\nr" if c in tokenizer_of(known, "", "").symbols]  # type: ignore[union-attr]
+    before = probabilities(tuned / "out/ckpt.pt", "".join(letters))
+    symbols = tokenizer.symbols  # type: ignore[union-attr]
+    for token, row in found.items():
+        full = token if token in symbols else f"<|{token}|>"
+        assert row == pytest.approx([before.get(token, 0.0), after[symbols.index(full)]], abs=3e-3)
+    assert "not in its vocabulary" in browser.find("#compare-note").text  # the base model knows no digits
+    assert browser.driver.get_log("browser") == []
+
+
+@in_a_browser
+def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
+    assert cli_here("report", "out", "-o", "page.html", cwd=run_copy).status == 0
+    browser.open(run_copy / "page.html")
+    for selector in (".through", "#continuation", "#compare"):
+        assert not browser.find(selector).is_displayed()
+    assert "Compare" not in browser.find("nav").text
+    assert browser.driver.get_log("browser") == []
+
+
+@in_a_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_axe_has_no_serious_finding(page: Browser, width: int, dark: bool) -> None:
+    """axe-core checks contrast, names, roles and order; the negative control has a slider without a name."""
+    page.script.resize(page.driver, width, dark)
+    page.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
+    page.driver.set_script_timeout(60)
+    check = "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
+    found = page.driver.execute_async_script(check)
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    page.run("document.querySelector('label[for=temperature]').remove()")
+    found = page.driver.execute_async_script(check)
+    assert [(one["id"], one["impact"]) for one in found] == [("label", "critical")]
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+# ---- one step, explained -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with out/, whose last.pt is one iteration further than its best model, ckpt.pt."""
+    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("stepped") / "work"))
+    trained(folder, "--fast=False", "--dropout=0", "--eval_interval=20", "--lr_schedule=constant")
+    more = ["--init_from=resume", "--max_iters=21", "--eval_interval=100", "--quiet"]
+    shutil.copy(folder / "out/ckpt.pt", folder / "best.pt")
+    trained(folder, *more, "--fast=False", "--dropout=0", "--lr_schedule=constant")
+    shutil.copy(folder / "best.pt", folder / "out/ckpt.pt")
+    assert load(folder / "out").step == 20 and load(folder / "out/last.pt").step == 21
+    return folder
+
+
+def the_step(folder: Path, run: str = "out") -> dict[str, Any]:
+    with contextlib.chdir(folder):
+        return one_step(collect.load_run(run, ReportConfig()))
+
+
+def test_the_step_is_the_one_that_training_makes(stepped: Path) -> None:
+    found, before, after = the_step(stepped), load(stepped / "out"), load(stepped / "out/last.pt")
+    assert len(found["weights"]) == 3
+    for weight in found["weights"]:
+        name = {"token": "transformer.wte", "layer 1, attention": "transformer.h.0.attn.c_attn"}
+        key = next(
+            (value for start, value in name.items() if weight["name"].startswith(start)), "transformer.h.0.mlp.c_fc"
+        )
+        matrix = after.model[f"{key}.weight"]
+        place = int((before.model[f"{key}.weight"] - weight["value"]).abs().argmin())
+        assert matrix.flatten()[place].item() == pytest.approx(weight["after"], abs=1e-7), weight["name"]
+        assert weight["after"] != weight["value"]
+        assert weight["value"] + weight["change"] == pytest.approx(weight["after"], abs=2e-6)  # by hand and by torch
+    lines = [json.loads(line) for line in (stepped / "out/metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["kind"] == "train" and line["step"] == 20)
+    assert found["loss"] == pytest.approx(logged["loss"], abs=1e-4)
+    assert found["norm"] == pytest.approx(logged["grad_norm"], rel=1e-3) and found["rate"] == logged["lr"]
+    assert found["after"] < found["loss"] and found["after"] - found["loss"] == pytest.approx(
+        found["predicted"], rel=0.3
+    )
+
+
+def test_the_logits_give_the_loss_and_the_gradient(stepped: Path) -> None:
+    state = load(stepped / "out")
+    found = the_step(stepped)
+    tokenizer = tokenizer_of(state, "", "")
+    cells = [cell for cell in found["cells"] if "top" in cell]
+    assert len(cells) == 16 and found["targets"] == 8 * 16
+    ids = torch.from_numpy(tokenizer.encode("".join(cell["text"] for cell in found["cells"])).astype(np.int64))
+    logits = state.build_model().eval()(ids[None, :-1])[0][0].detach().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    losses.sum().backward()
+    assert logits.grad is not None
+    for place, cell in enumerate(cells):
+        assert cell["loss"] == pytest.approx(losses[place].item(), abs=1e-4)
+        assert cell["sum"] == pytest.approx(logits[place].exp().sum().item(), rel=1e-4)
+        assert cell["text"] in [token for token, *_ in cell["top"]]
+        for token, z, p, gradient in cell["top"]:
+            i = int(tokenizer.encode(token)[0])
+            assert (z, gradient) == pytest.approx((logits[place, i].item(), logits.grad[place, i].item()), abs=1e-4)
+            assert p == pytest.approx(math.exp(z) / cell["sum"], rel=1e-6)
+
+
+def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
+    """Each printed calculation, evaluated as printed, gives the printed result within its rounding."""
+    assert cli_here("report", "out", "-o", "page.html", cwd=stepped).status == 0
+    page = html.unescape((stepped / "page.html").read_text("utf-8"))
+    section = page[page.index('<section id="one-step"') :]
+    section = section[: section.index("</section>")]
+    sums = [line for line in re.findall(r"<dd>([^<]* = [^<]*)</dd>", section) if "β" not in line]
+    assert len(sums) == 9
+    for line in sums:
+        left, _, right = line.rpartition(" = ")
+        values = []
+        for part in (left, right):
+            python = part.translate(str.maketrans("−×", "-*")).replace("²", "**2")
+            python = re.sub(
+                r" · 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)",
+                lambda found: "e" + found[1].translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")),
+                python,
+            )
+            python = re.sub(r"√([\d.e-]+)", r"math.sqrt(\1)", python)
+            values.append(eval(python, {"math": math}))
+        assert values[0] == pytest.approx(values[1], rel=0.02, abs=1e-9), line
+
+
+@in_a_browser
+def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -> None:  # noqa: F811
+    assert cli_here("report", "out", "-o", "page.html", cwd=stepped).status == 0
+    browser.open(stepped / "page.html")
+    cells = the_step(stepped)["cells"]
+    span = browser.all("#step-text span[data-i]")[5]
+    span.click()
+    rows = browser.all("#step-logits tbody tr")
+    assert [row.find_element("css selector", "th").text for row in rows] == [
+        {" ": "␣", "\n": "↵"}.get(token, token) for token, *_ in cells[5]["top"]
+    ]
+    assert f"{cells[5]['loss']:.3f}" in browser.find("#step-loss").text
+    own = browser.find("#step-logits tr.own th").text
+    assert own == {" ": "␣", "\n": "↵"}.get(cells[5]["text"], cells[5]["text"])
+    browser.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
+    assert f"{cells[6]['loss']:.3f}" in browser.find("#step-loss").text
+    assert browser.driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
+def test_a_step_of_fine_tuning(tuned: Path, run: str) -> None:  # noqa: F811
+    found = the_step(tuned, run)
+    assert found["weights"] and found["after"] < found["loss"]
+    silent = [cell["text"] for cell in found["cells"] if "top" not in cell]
+    assert silent[0] == "<|prompt|>" and silent[-1] == "<|response|>"  # prompts have no loss
+    assert found["cells"][-1]["text"] == "<|end|>"
+    if run == "out-lora":
+        assert any("lora" in weight["name"] or "token embedding" in weight["name"] for weight in found["weights"])
+
+
+def test_a_step_with_muon(work: Path) -> None:
+    trained(work, "--optimizer=muon", *PLAIN)
+    found = the_step(work)
+    assert found["optimizer"] == "muon" and found["after"] < found["loss"]
+    assert not any("attention c_attn" in weight["name"] or "MLP c_fc" in weight["name"] for weight in found["weights"])
+
+
+def test_a_step_needs_dataset_optimizer_and_permission(scrubbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+    for flags, said in (([], "This is the step that follows"), (["--no_text"], "its numbers are left out")):
+        assert cli_here("report", "out", "-o", "page.html", *flags, cwd=folder).status == 0
+        assert said in (folder / "page.html").read_text("utf-8")
+    shutil.rmtree(folder / "data")
+    assert cli_here("report", "out", "-o", "page.html", cwd=folder).status == 0
+    assert "A step needs the run's dataset" in (folder / "page.html").read_text("utf-8")
+    state = load(folder / "out")
+    assert "optimizer" in state.training
+    with contextlib.chdir(scrubbed):
+        run = collect.load_run("out", ReportConfig())
+        run.checkpoint = dataclasses.replace(run.checkpoint, training={})
+        assert one_step(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, "0"),
+        (0.05007, "0.05007"),
+        (-1e-4, "−0.0001"),
+        (3.451e-5, "3.451 · 10⁻⁵"),
+        (-2.5e7, "−2.5 · 10⁷"),
+        (301, "301"),
+    ],
+)
+def test_numbers_for_people(value: float, expected: str) -> None:
+    assert short(value) == expected
