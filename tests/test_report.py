@@ -548,7 +548,8 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
         rf"the vocabulary \({len(data['models'][0]['packed']['vocabulary'])} tokens\), "
         r"the run's settings, column and file names, the losses of 1 run, "
         r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
-        r"600 characters of the validation data, \d\d characters of a training batch, (\d) quotations from the training data \(([\d,]+) characters\), "
+        r"600 characters of the validation data, \d\d characters of a training batch, "
+        r"(\d) quotations from the training data \(([\d,]+) characters\), "
         rf"{len(html.unescape(opening[1]))} characters of text that the model generated",
         contents[1],
     )

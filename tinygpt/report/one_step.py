@@ -144,6 +144,8 @@ def described(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
     layer = f"layer {int(words[2]) + 1}, " if words[1] == "h" else ""
     part = next((text for key, text in NAMES.items() if key in words), name)
     matrix = f" {words[4]}" if len(words) > 4 and words[1] == "h" else ""
+    if words[-1] in ("lora_A", "lora_B", "new_rows"):  # of a LoRA adapter
+        matrix += f", {words[-1].replace('_', ' ')}"
     if len(shape) < 2:
         return f"{layer}{part}{matrix}: number {place + 1}"
     row, column = divmod(place, shape[1])

@@ -154,12 +154,13 @@ const Page = (() => {
     const cells = data.step;
     const choose = choosable($("step-text"), (span) => cells[span.dataset.i].top, (span) => explain(span.textContent, cells[span.dataset.i]));
     const all = [...$("step-text").querySelectorAll("span[data-i]")].filter((span) => cells[span.dataset.i].top);
-    choose(all[Math.min(all.length - 1, 16)]); // some text precedes it
+    choose(all[Math.min(all.length >> 2, 16)]); // some text precedes it
   }
 
   function explain(text, { p, loss, sum, top }) {
     const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`;
-    const size = (x) => (x >= 1e5 || x < 1e-2 ? x.toExponential(2).replace("e+", " · 10^").replace("e-", " · 10^−") : x.toPrecision(4));
+    const raised = (power) => [...String(Number(power))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
+    const size = (x) => (x >= 1e5 || x < 1e-2 ? x.toExponential(2).replace(/e(.+)/, (_, power) => ` · 10${raised(power)}`) : x.toPrecision(4));
     const rows = top.map(([token, z, chance, gradient]) => {
       const row = make("tr", gradient < 0 ? { class: "own" } : {}, make("th", { scope: "row" }, shown(token)));
       row.append(...[signed(z), size(Math.exp(z)), chance.toFixed(4), signed(gradient)].map((cell) => make("td", {}, cell)));
