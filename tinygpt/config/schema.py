@@ -534,11 +534,11 @@ class ReportConfig:
 
     tinygpt report out/ -o report.html
 
-    tinygpt report out/ out-mine/ for the curves of several runs in one figure
+    tinygpt report out/ out-mine/ for the curves of several runs in one figure, and their models side by side
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
-    """run folders: the report describes the first; the curves show all"""
+    """run folders: the report describes the first; the curves show all, and their best models can be compared"""
     output: File = ""
     """the HTML file, also -o; empty: report.html in the first folder"""
     no_text: bool = False

@@ -11,20 +11,20 @@
   const sides = ["left", "right"];
   const chosen = { left: null, right: null }; // versions
 
-  /** The versions to choose from, with the chosen ones if they are still there. */
+  /** List the versions, and choose those that were chosen before: of a newer page, its best model for the earlier best. */
   function list() {
     const { versions } = Page;
     $("compare").hidden = versions.length < 2;
-    const again = (side) => versions.find(({ run, step, main }) => chosen[side]?.run === run && chosen[side].step === step && chosen[side].main === main);
-    const best = versions.find(({ main }) => main);
-    chosen.right = (!chosen.right?.main && again("right")) || best;
-    chosen.left = (!chosen.left?.main && again("left")) || versions.find(({ run }) => run === 1) || versions[0];
+    const same = (a, b) => a.run === b?.run && a.main === b.main && (a.main || a.step === b.step);
+    const again = (side) => versions.find((version) => same(version, chosen[side]));
+    chosen.right = again("right") ?? versions.find(({ main }) => main);
+    chosen.left = again("left") ?? versions.find(({ run }) => run === 1) ?? versions[0];
     for (const side of sides) {
       $(side).replaceChildren(...versions.map(({ label }, index) => make("option", { value: index }, label)));
       $(side).value = versions.indexOf(chosen[side]);
     }
     listHeads();
-    show();
+    read();
   }
 
   function listHeads() {
@@ -37,28 +37,31 @@
 
   const idsOf = (version) => Page.encode(version, $("compare-prompt")?.value.trim() ?? "", $("compare-text").value);
 
-  function show() {
-    const read = sides.map((side) => {
+  /** Both models read the text. */
+  function read() {
+    const both = sides.map((side) => {
       const version = chosen[side];
       const { ids, unknown } = idsOf(version);
-      const reader = version.model.reader(ids);
-      return { side, version, ids, unknown, raw: TinyGPT.probabilities(reader.logits).raw };
+      return { side, version, ids, unknown, raw: TinyGPT.probabilities(version.model.reader(ids).logits).raw };
     });
-    showProbabilities(read);
-    for (const { side, version } of read) {
-      $(`${side}-name`).textContent = $(`${side}-column`).textContent = version.label;
-      $(`${side}-text`).replaceChildren(make("span", { class: "silent" }, "press Continue both"));
-    }
-    const left = read.filter(({ unknown }) => unknown.length).map(({ version, unknown }) => `${version.label}: ${unknown.length} of the characters are not in its vocabulary, and left out.`);
-    $("compare-note").textContent = left.join(" ");
+    for (const { side, version } of both) $(`${side}-name`).textContent = $(`${side}-column`).textContent = version.label;
+    const partly = both.filter(({ unknown }) => unknown.length);
+    $("compare-note").textContent = partly.map(({ version, unknown }) => `${version.label}: ${unknown.length} of the characters are not in its vocabulary, and left out.`).join(" ");
+    showProbabilities(both);
     clearTimeout(timer);
-    timer = setTimeout(() => showAttention(read), 200);
+    timer = setTimeout(() => showAttention(both), 200);
   }
   let timer = 0;
 
+  /** The reader has changed something: what the models have written no longer belongs to it. */
+  function changed() {
+    for (const side of sides) $(`${side}-text`).replaceChildren(make("span", { class: "silent" }, "press Continue both"));
+    read();
+  }
+
   /** By token, since two vocabularies may differ: 0 for one that a model does not have. */
-  function showProbabilities(read) {
-    const [left, right] = read.map(({ version, raw }) => new Map(version.model.vocabulary.map((token, id) => [token, raw[id]])));
+  function showProbabilities(both) {
+    const [left, right] = both.map(({ version, raw }) => new Map(version.model.vocabulary.map((token, id) => [token, raw[id]])));
     const tokens = [...new Set([...left.keys(), ...right.keys()])];
     const most = (token) => Math.max(left.get(token) ?? 0, right.get(token) ?? 0);
     const first = tokens.sort((a, b) => most(b) - most(a)).slice(0, MOST_ROWS);
@@ -72,9 +75,9 @@
     $("overlap").textContent = `The two distributions have ${percent(overlap)} of their probability in common.`;
   }
 
-  function showAttention(read) {
+  function showAttention(both) {
     const [layer, head] = $("compare-head").value.split(" ").map(Number);
-    for (const { side, version, ids } of read) {
+    for (const { side, version, ids } of both) {
       const canvas = $(`${side}-matrix`);
       const { n_layer, n_head } = version.model.config;
       const exists = layer < n_layer && head < n_head;
@@ -97,14 +100,15 @@
     $(side).addEventListener("change", () => {
       chosen[side] = Page.versions[$(side).value];
       listHeads();
-      show();
+      changed();
     });
   }
-  $("compare-head").addEventListener("change", show);
-  $("compare-text").addEventListener("input", show);
-  $("compare-prompt")?.addEventListener("input", show);
+  $("compare-head").addEventListener("change", read);
+  $("compare-text").addEventListener("input", changed);
+  $("compare-prompt")?.addEventListener("input", changed);
   $("go-on").addEventListener("click", goOn);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", read);
   Page.parts.push({ renew: list });
   list();
+  changed();
 })();
