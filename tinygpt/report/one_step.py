@@ -16,6 +16,7 @@ import torch
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
+from tinygpt.model import VECTOR, kind
 from tinygpt.report.collect import LoadedRun
 from tinygpt.training.optimizer import TorchOptimizer, load_state
 from tinygpt.training.schedule import learning_rate
@@ -56,45 +57,27 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
     logits, loss = model(x, y)
     optimizer.backward(loss)
-    gradients = {name: weight.grad.clone() for name, weight in optimizer.named.items() if weight.grad is not None}
     before = {name: weight.detach().clone() for name, weight in optimizer.named.items()}
-    moments = {name: {k: v.clone() for k, v in parts.items()} for name, parts in optimizer.moments().items()}
+    gradients = {name: weight.grad.clone() for name, weight in optimizer.named.items() if weight.grad is not None}
+    moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
     norm = optimizer.clip().item()
     factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-    chosen = [(name, int(gradients[name].abs().argmax())) for name in three(optimizer)]
-    times = optimizer.steps + 1
+    chosen, times = three(optimizer), optimizer.steps + 1
     optimizer.update()
     with torch.no_grad():
         after = model(x, y)[1].item()
-        predicted = sum(
-            float(((weight - before[name]) * gradients[name]).sum())
-            for name, weight in optimizer.named.items()
-            if name in gradients
-        )
+    now = {name: weight.detach() for name, weight in optimizer.named.items()}
+    predicted = sum(((now[name] - before[name]) * gradient).sum().item() for name, gradient in gradients.items())
+
     weights = []
-    for name, place in chosen:
-        group = next(
-            g for g in optimizer.optimizers[-1].param_groups if any(w is optimizer.named[name] for w in g["params"])
-        )
-        weights.append(
-            {
-                "name": described(name, place, before[name].shape, run),
-                "gradient": gradients[name].flatten()[place].item(),
-                "value": before[name].flatten()[place].item(),
-                "after": optimizer.named[name].detach().flatten()[place].item(),
-                "decay": group["weight_decay"],
-            }
-            | adamw(
-                before[name].flatten()[place].item(),
-                factor * gradients[name].flatten()[place].item(),
-                moments[name]["exp_avg"].flatten()[place].item(),
-                moments[name]["exp_avg_sq"].flatten()[place].item(),
-                times,
-                config,
-                rate,
-                group["weight_decay"],
-            )
-        )
+    for name in chosen:
+        place = int(gradients[name].abs().argmax())
+        parts = before[name], gradients[name], now[name], *moments[name]
+        value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
+        decay = 0.0 if kind(name, before[name]) == VECTOR else config.weight_decay
+        words = described(name, place, before[name].shape, run)
+        found = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
+        weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
         "step": step,
         "max_iters": config.max_iters,
@@ -102,7 +85,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "whole": whole,
         "width": x.shape[1],
         "targets": int((y >= 0).sum()),
-        "cells": cells(run, x[0], y[0], logits[0].detach()),
+        "cells": cells(run, x[0].cpu(), y[0].cpu(), logits[0].detach().cpu()),
         "loss": loss.item(),
         "after": after,
         "predicted": predicted,
