@@ -76,7 +76,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
         decay = 0.0 if kind(name, before[name]) == VECTOR else config.weight_decay
         words = described(name, place, before[name].shape, run)
-        found = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
+        found: dict[str, Any] = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
         weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
         "step": step,
