@@ -27,7 +27,8 @@ from tinygpt.cli import main
 # The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("everyday")
-collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py"]  # they need os.fork
+NEED_FORK = ["test_reliability.py", "test_matrix.py", "test_watch.py"]  # os.fork
+collect_ignore = [] if hasattr(os, "fork") else NEED_FORK
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

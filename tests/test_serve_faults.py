@@ -25,7 +25,6 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from conftest import cli, cli_here, listing, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,12 +33,13 @@ from serving import Server, events, first_chunk, free_port, sampled, serving, un
 from starlette.requests import HTTPConnection as Connection
 
 from tinygpt.data.tokenizer import CharTokenizer
-from tinygpt.serve import command as commands
 from tinygpt.serve import engine as engines
+from tinygpt.serve import listen as listening
 from tinygpt.serve.app import Limits, State, make_app
-from tinygpt.serve.command import DRAIN, listen
+from tinygpt.serve.command import DRAIN
 from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
 from tinygpt.serve.http import Guard
+from tinygpt.serve.listen import listen, make_server
 
 KEY = "0123456789abcdef-for-tests"
 ENDLESS = 1_000_000  # tokens: minutes
@@ -680,10 +680,9 @@ def test_an_origin_that_matches_nothing_or_everything(models: Path, flags: list[
 
 
 def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "IDLE", 0.3)
+    monkeypatch.setattr(listening, "IDLE", 0.3)
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(State(Limits(1, 1, 1.0))), http=commands.protocol_that_hangs_up(), lifespan="off")
-    server = commands.quiet_server(config)
+    server = make_server(make_app(State(Limits(1, 1, 1.0))), drain=10)
     thread = threading.Thread(target=server.run, args=[[listener]])
     thread.start()
     with socket.create_connection(listener.getsockname(), timeout=10) as silent:
@@ -717,7 +716,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(few: Server) -> 
 
 
 def test_what_asyncio_says_of_connections(capsys: pytest.CaptureFixture[str]) -> None:
-    noise = commands.ConnectionNoise()
+    noise = listening.ConnectionNoise()
 
     def passes(message: str) -> bool:
         return noise.filter(logging.LogRecord("asyncio", logging.WARNING, "", 0, message, (), None))

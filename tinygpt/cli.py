@@ -24,6 +24,7 @@ GROUPS = {
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
+        "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
         "report": ("report:report", "ReportConfig", "write one HTML file of a run, in which its model answers"),
         "check": ("evaluate.check:check", "CheckConfig", "verify the files of runs and datasets, and exact resuming"),
     },

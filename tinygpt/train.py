@@ -28,6 +28,7 @@ from tinygpt.training.run import Method, Run, micro_steps, open_run
 from tinygpt.training.schedule import learning_rate
 from tinygpt.training.signals import StopSignal
 from tinygpt.training.start import starting_point
+from tinygpt.training.watch import Watcher
 
 
 def train(config: TrainConfig, method: Method = Method()) -> int:
@@ -41,6 +42,8 @@ def train(config: TrainConfig, method: Method = Method()) -> int:
             stop = stack.enter_context(StopSignal())
             if config.eval_only:
                 return loop(run, stop)
+            if config.watch and run.ranks.is_main:
+                stack.enter_context(Watcher(config, run.log, stop))
             method.before(run)
             status = loop(run, stop)
             if not status:

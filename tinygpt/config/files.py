@@ -1,7 +1,6 @@
 """Config files: YAML, or Python in nanoGPT's style, which is parsed and never executed."""
 
 import ast
-import dataclasses
 import difflib
 import operator
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from tinygpt.config.fields import keys
-from tinygpt.config.schema import FinetuneConfig
+from tinygpt.config.schema import FinetuneConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
@@ -155,5 +154,5 @@ def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: st
 
 def to_yaml(config: Any) -> str:
     """Format the resolved config as YAML that `parse` reads back; a run saves it next to its checkpoints."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key != "config"}
+    values = {key: value for key, value in run_settings(config).items() if key != "config"}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

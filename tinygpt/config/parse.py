@@ -165,6 +165,8 @@ def contradictions(config: Any) -> Iterator[str]:
         yield "positive and miss_cost are for an evaluation, and cannot be used with predict"
     if isinstance(config, ExportConfig) and "quantisation" in config.given and config.format != "gguf":  # type: ignore[attr-defined]
         yield f"quantisation needs format=gguf, but format is {config.format}"
+    if isinstance(config, TrainConfig) and config.watch and config.eval_only:
+        yield "watch shows a run while it trains, and cannot be used with eval_only"
     if isinstance(config, PlotConfig) and config.output and config.to != "png":
         yield f"output is the PNG file, and cannot be used with to={config.to}"
     if hasattr(config, "n_head") and config.n_head > 0:

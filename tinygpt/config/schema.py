@@ -21,6 +21,7 @@ from tinygpt.config.fields import (
     FolderName,
     Limit,
     NonNegative,
+    Port,
     Seed,
     Share,
     Switch,
@@ -239,6 +240,21 @@ class TrainConfig:
     """seed of the weights, the batches and dropout"""
     quiet: bool = False
     """print evaluations only, without progress bar and samples"""
+    watch: bool = False
+    """show the report of the run in a browser, at http://127.0.0.1:8001, while it trains, and write OUT_DIR/report.html
+    at its end; not stored with the run: give it again when resuming"""
+    watch_port: Port = 8001
+    """with watch: port of the page, or the next free one; 0: any free one"""
+
+
+# keys of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
+# from the command alone
+SESSION = ("watch", "watch_port")
+
+
+def run_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration of a run, as its checkpoints and config.yaml store it."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in SESSION}
 
 
 @dataclasses.dataclass
@@ -471,7 +487,7 @@ class ServeConfig:
     """the model that reads the passages of the index; empty: the tiny reader that ships with tinygpt"""
     host: str = "127.0.0.1"
     """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
-    port: Annotated[int, Limit(">=", 0), Limit("<", 65536)] = 8000
+    port: Port = 8000
     """port to listen on; 0: a free one"""
     api_key: File = ""
     """a file with a key that each request to the API must send (Authorization: Bearer KEY)"""
@@ -543,6 +559,29 @@ class ReportConfig:
     """the HTML file, also -o; empty: report.html in the first folder"""
     no_text: bool = False
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
+    data_dir: File = "data"
+    """folder that holds the datasets"""
+
+
+@dataclasses.dataclass
+class WatchConfig:
+    """Show the report of a run in a browser, and keep it up to date while the run trains.
+
+    tinygpt watch out
+
+    It needs nothing from the training process, which may start later, end, and be resumed. It only reads the run's
+    folder. The page is for this machine alone. Ctrl-C ends the server, not the run.
+    """
+
+    run: Annotated[File, POSITIONAL] = "out"
+    """the run's folder"""
+    port: Port = 8001
+    """port to listen on; 0: a free one"""
+    no_text: bool = False
+    """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
+    until_eof: bool = False
+    """for programs that start this command, as train --watch does: when standard input ends, write RUN/report.html and
+    exit; if the port is in use, take the next free one"""
     data_dir: File = "data"
     """folder that holds the datasets"""
 

@@ -145,7 +145,7 @@ def check_resume(config: CheckConfig) -> int:
         command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
         command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
-        command += ["--patience=0"]
+        command += ["--patience=0", "--watch=False"]
         if settings.get("init_from") in ("resume", "auto"):
             command.append("--init_from=scratch")
         for title in ("uninterrupted", "killed and resumed"):

@@ -44,6 +44,7 @@ EXAMPLES = 8  # examples of each split whose losses are shown, for prompts with 
 HELD_OUT = 20_000  # tokens of the validation text that are searched for quotations, to compare the samples with
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
 WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
+QUICK_WORK = WORK // 20  # the same for the page of a run that is training, which must not take time from it
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
@@ -89,7 +90,9 @@ class LoadedRun:
         return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
 
 
-def load_run(path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpoint | None = None) -> LoadedRun:
+def load_run(
+    path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpoint | None = None, device_name: str = "auto"
+) -> LoadedRun:
     """Load the best model of a folder, or `checkpoint`, and its dataset if that is here.
 
     Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
@@ -97,7 +100,7 @@ def load_run(path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpo
     checkpoint = checkpoint or load(path)
     place = data_dir(config, checkpoint.config)
     tokenizer = tokenizer_of(checkpoint, path, place)
-    compute = device.choose("auto", "float32")
+    compute = device.choose(device_name, "float32")
     model = for_inference(checkpoint, compute)
     refuse_diverged(model, path)
     missing, dataset = "", None
@@ -153,7 +156,9 @@ def few_threads(model: GPT) -> Iterator[None]:
 # ---- summary ----------------------------------------------------------------------------------------------------
 
 
-def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def summary(
+    run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any], work: int = WORK
+) -> dict[str, Any]:
     """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
     shape, parts = run.model.config, parameters(run.model)
     total, counted = sum(parts.values()), run.model.num_params()
@@ -172,7 +177,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    values = {"losses": losses(run), "before_after": before_after(entries)}
+    values = {"losses": losses(run, work), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **values}
 
 
@@ -207,12 +212,15 @@ def machine(folder: Path) -> str:
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
-def losses(run: LoadedRun) -> list[dict[str, Any]]:
-    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split."""
+def losses(run: LoadedRun, work: int = WORK) -> list[dict[str, Any]]:
+    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split.
+
+    work: limit of parameters times tokens; a larger validation split is measured in part.
+    """
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
-    rows = source.every(block_size)[: max(1, WORK // run.model.num_params() // source.width(block_size))]
+    rows = source.every(block_size)[: max(1, work // run.model.num_params() // source.width(block_size))]
     loss, error = measured_loss(run.model, source, rows, run.compute)
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)

@@ -1,6 +1,8 @@
 """Serve a model on this machine: an API for clients of OpenAI's protocol, and a chat page.
 
     command.py      `tinygpt serve`: load the models, listen, end in order
+    watch.py        `tinygpt watch`: the report of a run, kept up to date while it trains
+    listen.py       what both share: the socket, uvicorn, signals
     app.py          the paths: requests to the engine, and its events to responses
     http.py         JSON bodies, streams, errors, the page, protection
     protocol.py     request and response bodies of OpenAI's API

@@ -6,13 +6,9 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 
 import contextlib
 import dataclasses
-import ipaddress
 import json
-import logging
 import os
 import re
-import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,14 +24,13 @@ from tinygpt.errors import TinyGPTError, missing
 from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
+from tinygpt.serve.listen import LOCAL, is_loopback, listen, make_server, signals
 from tinygpt.serve.protocol import DOCUMENTS
-from tinygpt.terminal import escaped, print_error
+from tinygpt.terminal import escaped
 from tinygpt.training import device
 from tinygpt.training.build import for_inference
 
-LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
-IDLE = 30  # seconds for a connection to send its first request
 LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
 
@@ -43,7 +38,7 @@ SHORTEST_KEY = 16  # characters
 def serve(config: ServeConfig) -> int:
     """Serve until a signal. Returns the exit status."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from tinygpt.serve.app import Documents, Limits, State, make_app
     except ImportError as error:
@@ -56,20 +51,7 @@ def serve(config: ServeConfig) -> int:
     local = is_loopback(config.host)
     hosts = LOCAL | {config.host.lower()} if local else frozenset()  # with a key, DNS rebinding gains nothing
     state = State(Limits(config.max_tokens, config.max_batch, config.timeout), key, hosts, config.allow_origin)
-    server = quiet_server(
-        uvicorn.Config(
-            make_app(state),
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=DRAIN,
-            http=protocol_that_hangs_up(),
-        )
-    )
-    # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    logging.getLogger("asyncio").addFilter(ConnectionNoise())
+    server = make_server(make_app(state), DRAIN)
     problem: list[BaseException] = []
 
     def load() -> None:
@@ -206,27 +188,6 @@ def check_origin(config: ServeConfig) -> None:
         raise TinyGPTError(f"--allow_origin={origin}: expected http or https, and a host without a path", example)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address is one that only this machine reaches."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the socket. Errors: TinyGPTError if it is in use, or not allowed."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=512)
-    except OSError as error:
-        hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
-        raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
-    # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
-    # the acknowledgement of its headers
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
 def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str, port: int) -> str:
     """What the command prints when the models are loaded: their names, and how to reach them.
 
@@ -254,67 +215,3 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
             "stop:     Ctrl-C",
         ]
     )
-
-
-@contextlib.contextmanager
-def signals(server: Any) -> Iterator[None]:
-    """End the server in order at the first signal, and at once at the second."""
-
-    def stop(number: int, frame: Any) -> None:
-        if server.should_exit:
-            server.force_exit = True
-        server.should_exit = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class ConnectionNoise(logging.Filter):
-    """Leave out what asyncio says of connections: a line for each write to a client that has left, and a traceback for
-    each new connection when there are too many, of which one note is enough."""
-
-    said = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        too_many = "accept() out of system resource" in message
-        if too_many and not self.said:
-            print_error("note: too many connections; new ones have to wait")
-            self.said = True
-        return not too_many and "socket.send() raised exception" not in message
-
-
-def protocol_that_hangs_up() -> Any:
-    """uvicorn's HTTP protocol, but a connection that sends no request is closed after IDLE seconds."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Protocol(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.idle = self.loop.call_later(IDLE, self.hang_up)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.idle.cancel()  # it would keep this object
-            super().connection_lost(exc)
-
-        def hang_up(self) -> None:
-            if self.cycle is None:
-                self.transport.close()
-
-    return Protocol
-
-
-def quiet_server(config: Any) -> Any:
-    """A uvicorn server that does not handle signals; uvicorn's own would raise them again when it has ended."""
-    import uvicorn
-
-    class Quiet(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Quiet(config)

@@ -26,19 +26,23 @@ MAX_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30.0  # for a client to send one
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'"
 )
-SECURITY = {
-    "content-security-policy": CSP,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 PAGE = {  # path: the files that it consists of, and its type
     "/": (["serve/page.html"], "text/html"),
     "/page.css": (["report/colours.css", "serve/page.css"], "text/css"),
     "/page.js": (["serve/page.js"], "text/javascript"),
 }
+
+
+def security(policy: str) -> dict[str, str]:
+    """Headers of a page with this content security policy. No page of ours is shown inside another one."""
+    return {
+        "content-security-policy": f"{policy}; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-store",
+    }
 
 
 async def read_json(request: Request) -> Any:
@@ -149,4 +153,4 @@ async def page(request: Request) -> Response:
     """GET /: the chat page, and its style and program."""
     names, kind = PAGE[request.scope["path"]]
     content = b"".join(files("tinygpt").joinpath(name).read_bytes() for name in names)
-    return Response(content, media_type=kind, headers=SECURITY)
+    return Response(content, media_type=kind, headers=security(CSP))

@@ -178,17 +178,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
     Errors: TinyGPTError for a folder without the file.
     """
-    path, entries = folder / "metrics.jsonl", []
+    path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise file_error(path, error, "give the folder of a run, which contains metrics.jsonl") from None
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("kind"), str) and isinstance(entry.get("step"), int):
-                entries.append(entry)
-    return [entry for entry in entries if 0 <= entry["step"] < 1 << 53]
+    return [entry for line in lines if (entry := intact_entry(line))]
+
+
+def intact_entry(line: str) -> dict[str, Any] | None:
+    """Parse a line of metrics.jsonl: an object with a `kind` and a `step`; None for any other line."""
+    with contextlib.suppress(ValueError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("kind"), str) and isinstance(entry.get("step"), int):
+            return entry if 0 <= entry["step"] < 1 << 53 else None
+    return None
 
 
 def is_number(value: Any) -> TypeGuard[float]:

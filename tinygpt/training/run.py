@@ -21,13 +21,13 @@ from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.files import to_yaml
-from tinygpt.config.schema import TrainConfig
+from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.training import device
+from tinygpt.training import device, watch
 from tinygpt.training.build import Computing, build, model_class
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
@@ -137,7 +137,7 @@ class Run:
         return Checkpoint(
             model=self.model.state_dict(),
             model_args=dataclasses.asdict(self.model.config),
-            config=dataclasses.asdict(self.config) | {"config": list(self.config.config)},
+            config=run_settings(self.config) | {"config": list(self.config.config)},
             step=progress.step,
             best_val_loss=progress.best_val_loss,
             tokenizer=self.dataset.tokenizer.to_dict(),
@@ -166,6 +166,8 @@ def open_run(
     if config.group_by_length:
         source = source.grouped()
     require_packages(config)
+    if config.watch:
+        watch.require_packages()
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(Path(config.out_dir), "run"))
     ranks.wait()

@@ -7,13 +7,12 @@ A sink gets figures only. Samples, prompts and responses stay in metrics.jsonl.
 """
 
 import contextlib
-import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
 
 from tinygpt.config import suggest
-from tinygpt.config.schema import TrainConfig
+from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock, remove
 from tinygpt.training.log import is_number
@@ -37,7 +36,7 @@ class Wandb:
 
     def __init__(self, config: TrainConfig) -> None:
         self.wandb = import_wandb()
-        self.wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=dataclasses.asdict(config))
+        self.wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=run_settings(config))
 
     def write(self, entry: dict[str, Any]) -> None:
         keys = [key for key, value in entry.items() if key not in ("step", "seconds") and is_number(value)]

@@ -16,7 +16,7 @@ from tinygpt.checkpoint import store
 from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
-from tinygpt.config.schema import TrainConfig
+from tinygpt.config.schema import SESSION, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
@@ -92,8 +92,8 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
                 f"{name} is {wanted} here and {has} in the checkpoint",
                 f"drop {name}, or start from the weights alone: {from_weights}",
             )
-    # also not restored: output folder and logging, because the file may come from a stranger
-    kept = (given | {"config", "quiet", "out_dir", "wandb_log"}) - {"init_from", "ckpt"}
+    # also not restored: output folder, logging and watching, because the file may come from a stranger
+    kept = (given | {"config", "quiet", "out_dir", "wandb_log", *SESSION}) - {"init_from", "ckpt"}
     for field in dataclasses.fields(config):
         if field.name in state.config and field.name not in kept:
             setattr(config, field.name, state.config[field.name])

@@ -1,0 +1,486 @@
+"""`tinygpt watch` and `train --watch`: real runs that are started, stopped, killed and resumed, seen in Chromium.
+
+The runs are forked from this process (children.py); the servers are processes of their own.
+"""
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from children import Child, ranks
+from conftest import TINY_TRAIN, cli_here, listing, refused
+from serving import until
+from test_report import Browser, in_a_browser
+
+from tinygpt import train
+from tinygpt.checkpoint.store import load
+from tinygpt.training import progress, watch
+from tinygpt.training.progress import FollowedRun
+
+pytest.importorskip("uvicorn")
+
+LONG = ["--max_iters=1000000", "--eval_interval=50", "--log_interval=5", "--sample_interval=1000", "--quiet"]
+RESUME = ["train", "--init_from=resume", "--out_dir=out", "--quiet"]
+# as `tinygpt ARGS`, but without the rest between two pages
+RESTLESS = (
+    "import sys; from tinygpt.serve import watch; from tinygpt.cli import main; watch.REST = 0; main(sys.argv[1:])"
+)
+
+
+@contextlib.contextmanager
+def watching(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process `tinygpt watch` on a free port, and the port."""
+    command = [sys.executable, "-c", RESTLESS, "watch", "--port=0", *flags]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process:
+        try:
+            assert process.stdout
+            found = re.fullmatch(r"watch: http://127\.0\.0\.1:(\d+)\n", process.stdout.readline())
+            assert found
+            yield process, int(found[1])
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Any]:
+    """Start `tinygpt ARGS` in a forked process, in the folder `work`; at the end all are killed."""
+    children = []
+
+    def start(work: Path, *args: str, **options: Any) -> Child:
+        children.append(Child([*args], tmp_path / f"log-{len(children)}", work, **options))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+
+
+def slow() -> None:
+    """In the process of a trainer: make iterations of 10 ms that leave the processor to the others."""
+    draw = train.batch
+
+    def batch(*args: Any) -> Any:
+        time.sleep(0.01)
+        return draw(*args)
+
+    train.batch = batch
+
+
+def port_of(child: Child) -> int:
+    found = until(lambda: re.search(r"^watch: http://127\.0\.0\.1:(\d+)$", child.output, re.M) or child.wait(0))
+    assert isinstance(found, re.Match), child.output
+    return int(found[1])
+
+
+def get(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
+
+
+def state(port: int) -> dict[str, Any]:
+    return dict(json.loads(get(port, "/state")[1]))
+
+
+def is_closed(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = load(one).model, load(other).model
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ---- in a browser -----------------------------------------------------------------------------------------------
+
+
+class Page(Browser):
+    """The page of a run that is watched."""
+
+    def visit(self, port: int) -> None:
+        self.script.resize(self.driver, 1280)
+        self.driver.get(f"http://127.0.0.1:{port}/")
+
+    @property
+    def status(self) -> str:
+        return str(self.run("return document.getElementById('live').textContent.trim().replace(/\\s+/g, ' ')"))
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps of the evaluations that the page shows."""
+        return list(self.run("return [...document.querySelectorAll('#curves tbody th')].map(th => th.textContent)"))
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        found = until(lambda: re.search(pattern, self.status))
+        assert isinstance(found, re.Match)
+        return found
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
+
+    def write(self, text: str) -> None:
+        """Type a text, and choose a temperature and a head; the box keeps the focus."""
+        self.run("document.querySelectorAll('#heads button')[1].click()")
+        self.slide("#temperature", 1.5)
+        box = self.find("#text")
+        box.clear()
+        box.send_keys(text)
+
+    def written(self) -> list[Any]:
+        """What the reader has left on the page."""
+        return list(
+            self.run(
+                "return [document.getElementById('text').value, document.getElementById('temperature').value,"
+                "document.activeElement.id, document.activeElement.selectionEnd,"
+                "document.querySelector('#heads [aria-pressed=true]').ariaLabel,"
+                "Math.round(document.getElementById('type').getBoundingClientRect().top / 50)]"
+            )
+        )
+
+    def asked(self) -> set[str]:
+        """Where the pages since the last call sent requests."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("http://127.0.0.1:")]
+        assert any("/state" in url for url in urls)  # negative control: the log has them
+        return {url.split("/", 3)[2] for url in urls if not url.startswith("data:")}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    page = Page(tmp_path_factory.mktemp("chromium"), local=True)
+    yield page
+    page.driver.quit()
+
+
+@in_a_browser
+def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, trainer: Any) -> None:
+    (work / "out").mkdir()
+    with watching(work, "out") as (server, port):
+        page.visit(port)
+        page.wait("^waiting: no run has started in this folder$")
+        training = trainer(work, *TINY_TRAIN, *LONG, before=slow)
+        until(lambda: page.steps)  # the page has become the report
+        page.wait(
+            r"^training: step [\d,]+ of 1,000,000, loss \d\.\d\d, [\d,]+k? tokens per second, about \d+ \w+ left$"
+        )
+        page.write("The king")
+        left, version, before = page.written(), page.run("return document.title"), page.steps
+        assert left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
+        stamp = page.run("return (window.stamp = Math.random())")
+        until(lambda: len(page.steps) >= len(before) + 2)
+        assert (
+            page.steps[: len(before)] == before
+            and page.written() == left
+            and page.run("return document.title") == version
+        )
+        training.send(signal.SIGTERM)
+        assert training.wait() == 143, training.output
+        found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
+        until(lambda: "best model" in page.text("#memorised"))  # measured when the run has ended
+        more = int(found[1].replace(",", "")) + 60
+        assert trainer(work, *RESUME, f"--max_iters={more}", "--lr_schedule=constant").wait() == 0
+        page.wait(f"^finished at step {more:,}$")
+        until(lambda: page.steps[-1] == f"{more:,}")
+        assert page.written() == left and page.run("return window.stamp") == stamp  # it was never loaded again
+        assert page.run("return document.querySelectorAll('#bars tbody tr').length") == 11
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0 and server.stdout and server.stdout.read() == "stopped\n"
+    page.wait(f"^finished at step {more:,}$")
+    assert page.asked() == {f"127.0.0.1:{port}"}
+    assert not (work / "out/report.html").exists()  # it only reads
+    refused_only = [
+        entry for entry in page.driver.get_log("browser") if "ERR_CONNECTION_REFUSED" not in entry["message"]
+    ]
+    assert refused_only == []
+
+
+@in_a_browser
+def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Path, trainer: Any) -> None:
+    training = trainer(work, *TINY_TRAIN, *LONG, "--watch", "--watch_port=0", before=slow)
+    port = port_of(training)
+    page.visit(port)
+    until(lambda: page.steps)
+    page.write("The king")
+    left, stamp = page.written(), page.run("return (window.stamp = Math.random())")
+    training.kill()
+    found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
+    until(lambda: (work / "out/report.html").exists())  # by the server alone
+    until(lambda: is_closed(port))  # and it has ended
+    more = int(found[1].replace(",", "")) // 50 * 50 + 100
+    resumed = trainer(work, *RESUME, f"--max_iters={more}", "--watch", f"--watch_port={port}")
+    page.wait(f"^finished at step {more:,}$")
+    until(lambda: page.steps[-1] == f"{more:,}")
+    assert page.written() == left and page.run("return window.stamp") == stamp
+    assert resumed.wait() == 0 and port_of(resumed) == port
+    assert resumed.output.rstrip().endswith("page: out/report.html")
+    assert is_closed(port)
+    # the page is the one that `tinygpt report` writes, but for ids in the curves, which are different each time
+    assert cli_here("report", "out", "-o", "other.html", cwd=work).status == 0
+    one, other = (
+        re.sub(r'(id="|url\(#)p\w+', r"\1p", (work / name).read_text()) for name in ("out/report.html", "other.html")
+    )
+    assert one == other
+    page.open(work / "out/report.html")
+    assert page.requests() == [] and page.all("#live") == []
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------
+
+
+def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        number = taken.getsockname()[1]
+        training = trainer(work, *TINY_TRAIN, "--watch", f"--watch_port={number}")
+        assert training.wait() == 0, training.output
+        assert number < port_of(training) < number + 20 or number > 65000  # the next free one
+    assert training.output.count("watch: ") == 1 and training.output.endswith("page: out/report.html\n")
+    assert is_closed(port_of(training))
+    for name in ("ckpt.pt", "last.pt"):
+        assert_same_weights(work / "out" / name, tiny_run / "out" / name)
+        assert {"watch", "watch_port"}.isdisjoint(load(work / "out" / name).config)
+    one, other = ((folder / "out/config.yaml").read_text() for folder in (work, tiny_run))
+    assert one == other  # so it is not inherited, either
+
+
+@pytest.mark.parametrize("fault", ["no program", "ends at once", "is killed"])
+def test_a_server_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: Any, fault: str) -> None:
+    def before() -> None:
+        if fault != "is killed":
+            watch.sys = SimpleNamespace(executable="/bin/false" if fault == "ends at once" else "/nowhere")  # type: ignore[attr-defined]
+        else:
+            start = watch.Watcher.__enter__
+
+            def enter(self: watch.Watcher) -> None:
+                start(self)
+                assert self.child
+                self.child.kill()
+                self.reader.join()
+
+            watch.Watcher.__enter__ = enter  # type: ignore[method-assign]
+
+    training = trainer(work, *TINY_TRAIN, "--watch", "--watch_port=0", before=before)
+    assert training.wait() == 0, training.output
+    notes = re.findall(
+        r"^note: the page of this run is no longer updated \((.*)\); afterwards: tinygpt report out$",
+        training.output,
+        re.M,
+    )
+    assert len(notes) == 1 and training.output.count("note: ") == 1 and "page: " not in training.output
+    assert_same_weights(work / "out/last.pt", tiny_run / "out/last.pt")
+
+
+STAND_IN = """#!{python}
+import os, sys
+open(f"started-{{os.getpid()}}", "w")
+print("watch: http://127.0.0.1:1", flush=True)
+sys.stdin.read()
+print("page: out/report.html")
+"""
+
+
+def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
+    program = work / "python"  # it is only counted how often a server is started, and that it is told the end
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+
+    def before() -> None:
+        watch.sys = SimpleNamespace(executable=str(program))  # type: ignore[attr-defined]
+
+    flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--dropout=0", "--watch"]
+    both = [trainer(work, *TINY_TRAIN, *flags, before=before, **environment) for environment in ranks(2)]
+    assert [training.wait() for training in both] == [0, 0], both[0].output
+    assert both[0].output.count("watch: ") == 1 and both[0].output.endswith("page: out/report.html\n")
+    assert "watch: " not in both[1].output and len(list(work.glob("started-*"))) == 1
+
+
+def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, trainer: Any) -> None:
+    flags = [f"--ckpt={models}/out", f"--data_dir={models}/data", "--dataset=colours", "--out_dir=out", "--lora_rank=2"]
+    flags += ["--device=cpu", "--dtype=float32", "--max_iters=1000000", "--eval_interval=50", "--eval_iters=1"]
+    flags += ["--patience=0", "--batch_size=4", "--quiet", "--watch", "--watch_port=0"]
+    training = trainer(tmp_path, "finetune", *flags, before=slow)
+    port = port_of(training)
+    training.send(signal.SIGINT)
+    assert training.wait() == 130, training.output
+    assert training.output.endswith("page: out/report.html\n") and is_closed(port)
+    text = (tmp_path / "out/report.html").read_text("utf-8")
+    assert 'id="prompt"' in text and "connect-src" not in text and 'id="live"' not in text
+
+
+# ---- the server -------------------------------------------------------------------------------------------------
+
+
+def test_the_server_answers_to_this_machine_only(run_copy: Path) -> None:
+    before = listing(run_copy)
+    with watching(run_copy, "out", "--no_text") as (_, port):
+        until(lambda: "Passages of the dataset are left out" in get(port)[1])
+        status, text, headers = get(port)
+        known = state(port)
+        assert status == 200 and f'data-version="{known["version"]}"' in text
+        assert (known["phase"], known["step"], known["max_iters"], known["next"]) == ("finished", 20, 20, "")
+        for policy in (headers["content-security-policy"], re.search(r'Policy" content="([^"]*)"', text)[1]):  # type: ignore[index]
+            assert policy.startswith("default-src 'none'; script-src 'sha256-") and "connect-src 'self';" in policy
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers | get(port, "/state", Origin="http://evil.example")[2]
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
+            assert get(port, Host=host)[0] == get(port, "/state", Host=host)[0] == 403
+        assert get(port, "/state", Host=f"localhost:{port}")[0] == 200
+        assert get(port, "/out/ckpt.pt")[0] == get(port, "/%2e%2e/text.txt")[0] == 404
+        assert get(port, "/state", "POST", **{"Content-Type": "application/json"})[0] == 405
+    assert listing(run_copy) == before
+
+
+def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(tiny_run, "watch", "nowhere").startswith("error: nowhere: no such folder\n")
+    assert refused(tiny_run, "watch", "text.txt").startswith("error: text.txt: no such folder\n")
+    assert "port is 65536, but must be below 65536" in refused(tiny_run, "watch", "out", "--port=65536")
+    assert "watch_port is -1, but must be at least 0" in refused(tiny_run, *TINY_TRAIN, "--watch_port=-1")
+    assert "data: unexpected argument" in refused(tiny_run, "watch", "out", "data")
+    assert "--output: no such key" in refused(tiny_run, "watch", "out", "--output=page.html")
+    assert "cannot be used with eval_only" in refused(tiny_run, *TINY_TRAIN, "--watch", "--eval_only")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1, port {port}" in refused(tiny_run, "watch", "out", f"--port={port}")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "starlette" else find(name, *more)
+    )
+    assert "tinygpt watch needs the package starlette" in refused(tiny_run, "watch", "out")
+    message = refused(tiny_run, *TINY_TRAIN, "--out_dir=new", "--watch")
+    assert message == (
+        "error: --watch needs the package starlette\n"
+        "  try: pip install 'tinygpt[report,serve]', or train without --watch\n"
+    )
+
+
+# ---- the state of a run ------------------------------------------------------------------------------------------
+
+
+class Made:
+    """A run folder with made-up files."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: int) -> None:
+        self.folder, self.lock = folder, folder / ".lock"
+        self.run = FollowedRun(folder)
+        self.age = 0.0  # seconds since the last line
+        known = {"max_iters": 100, "eval_interval": 50, "log_interval": 10} | settings
+        (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in known.items()))
+        monkeypatch.setattr(progress.time, "time", lambda: os.stat(folder / "metrics.jsonl").st_mtime + self.age)
+
+    def add(self, kind: str, step: int, **values: Any) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "seconds": 2.0 * step, **values}) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        self.run.read()
+        return self.run.state()
+
+    @property
+    def phase(self) -> str:
+        return f"{self.state()['phase']} {self.state()['step']}"
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    return Made(tmp_path, monkeypatch)
+
+
+def test_the_phases_of_a_run(made: Made) -> None:
+    assert made.phase == "waiting 0"
+    made.lock.write_text(str(os.getpid()))
+    assert made.phase == "starting 0"
+    made.add("eval", 0, train_loss=4.0, val_loss=4.0)
+    assert made.phase == "training 0" and not made.run.is_saved
+    for step in range(0, 40, 10):
+        made.add("train", step, loss=3.5, tokens_per_second=41_000)
+    assert made.state() == {
+        "phase": "training", "step": 31, "max_iters": 100, "loss": 3.5, "tokens_per_second": 41_000,
+        "seconds_left": 138, "next": "",
+    }  # fmt: skip
+    assert made.run.is_saved
+    made.age = 60  # the iterations until the next line would take 20 seconds: this one is slow
+    assert made.phase == "training 31"
+    made.add("train", 40, loss=3.5)
+    made.age = 10  # nine iterations of two seconds, then the evaluation
+    assert made.phase == "training 41"
+    made.age = 30
+    assert made.phase == "evaluating 41"
+    made.add("eval", 50, train_loss=3.0, val_loss=3.0)
+    assert made.phase == "training 50" and made.run.evaluations == [(0, 4.0), (50, 3.0)]
+    made.lock.write_text("")
+    assert made.phase == "stopped 50" and made.state()["next"] == ""
+    (made.folder / "last.pt").touch()
+    assert made.state()["next"] == f"tinygpt train --init_from=resume --out_dir={made.folder}"
+    made.add("eval", 100, train_loss=3.0, val_loss=3.0)
+    assert made.phase == "finished 100"
+    made.add("diverged", 100, reason="the loss is NaN")
+    assert made.phase == "diverged 100"
+
+
+def test_a_killed_run_is_not_running(made: Made) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    made.lock.write_text(str(ended.pid))
+    made.add("train", 3, loss=1.0)
+    ended.wait()
+    assert made.phase == "stopped 4"
+
+
+def test_early_stopping_is_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path, monkeypatch, patience=2)
+    for step, loss in ((0, 4.0), (10, 3.0), (20, 3.5)):
+        made.add("eval", step, train_loss=loss, val_loss=loss)
+    assert made.phase == "stopped 20"
+    made.add("eval", 30, train_loss=3.0, val_loss=3.1)
+    assert made.phase == "finished 30"
+
+
+def test_lines_that_are_incomplete_damaged_or_replaced(made: Made) -> None:
+    path = made.folder / "metrics.jsonl"
+    made.add("eval", 0, train_loss=4.0, val_loss=4.0)
+    made.add("train", 10, loss=2.0)
+    assert made.phase == "stopped 11"
+    with open(path, "a") as file:
+        file.write('[1]\n\n{"kind": "train", "step": 20, "sec')
+    assert made.phase == "stopped 11"
+    with open(path, "a") as file:
+        file.write('onds": 40, "loss": null}\n')
+    assert made.phase == "stopped 21" and made.state()["loss"] is None
+    path.write_text("")  # a new run in the same folder, whose file is soon longer; perhaps with the same inode
+    for step in range(5):
+        made.add("train", step, loss=1.0, tokens_per_second=1)
+    assert made.phase == "stopped 5" and made.run.evaluations == []
+    path.unlink()
+    assert made.phase == "waiting 0"
+    for step in range(5):
+        made.add("train", step, loss=1.0, tokens_per_second=1)
+    path.write_text("".join(path.read_text().splitlines(True)[:2]))  # it was resumed
+    assert made.phase == "stopped 2"
+
+
+def test_a_long_log_is_read_once(made: Made) -> None:
+    for step in range(50):
+        made.add("train", step, loss=1.0)
+    made.run.read()
+    entries: list[dict[str, Any]] = []
+    made.run._add = entries.append  # type: ignore[method-assign]
+    made.add("train", 50, loss=1.0)
+    made.run.read()
+    assert [entry["step"] for entry in entries] == [50]

@@ -1,0 +1,124 @@
+"""What `tinygpt serve` and `tinygpt watch` share: the socket, uvicorn without its noise, and an orderly end.
+
+listener = listen("127.0.0.1", 8001)           # errors: TinyGPTError
+server = make_server(app, drain=5)
+with signals(server):
+    server.run([listener])
+"""
+
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.terminal import print_error
+
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
+IDLE = 30  # seconds for a connection to send its first request
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is one that only this machine reaches."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket. Errors: TinyGPTError if it is in use, or not allowed."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
+        raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
+    # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
+    # the acknowledgement of its headers
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def make_server(app: Any, drain: int) -> Any:
+    """Make a uvicorn server that logs nothing, handles no signal, and hangs up on connections that send no request.
+
+    drain: seconds for the requests that are running when the server is asked to end.
+    """
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:  # uvicorn's own would raise them again when it has ended
+            yield
+
+    server = Quiet(
+        uvicorn.Config(
+            app,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=drain,
+            http=protocol_that_hangs_up(),
+        )
+    )
+    # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    logging.getLogger("asyncio").addFilter(ConnectionNoise())
+    return server
+
+
+@contextlib.contextmanager
+def signals(server: Any) -> Iterator[None]:
+    """End the server in order at the first signal, and at once at the second."""
+
+    def stop(number: int, frame: Any) -> None:
+        if server.should_exit:
+            server.force_exit = True
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class ConnectionNoise(logging.Filter):
+    """Leave out what asyncio says of connections: a line for each write to a client that has left, and a traceback for
+    each new connection when there are too many, of which one note is enough."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        too_many = "accept() out of system resource" in message
+        if too_many and not self.said:
+            print_error("note: too many connections; new ones have to wait")
+            self.said = True
+        return not too_many and "socket.send() raised exception" not in message
+
+
+def protocol_that_hangs_up() -> Any:
+    """uvicorn's HTTP protocol, but a connection that sends no request is closed after IDLE seconds."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.idle = self.loop.call_later(IDLE, self.hang_up)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.idle.cancel()  # it would keep this object
+            super().connection_lost(exc)
+
+        def hang_up(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+    return Protocol

@@ -1,0 +1,103 @@
+"""`train --watch`: show the run in a browser while it trains, by a child process `tinygpt watch` (serve/watch.py).
+
+The child only reads the run's folder. A pipe is its standard input: end of file means that this process has ended,
+however it ended. Then the child writes OUT_DIR/report.html and exits. Nothing that it does, and no failure of it, ends
+or changes the run.
+
+    with Watcher(config, log, stop):        # prints "watch: http://127.0.0.1:8001" when the child listens
+        loop(run, stop)
+    # waits, and prints "page: out/report.html"
+"""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from tinygpt.config import suggest
+from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
+from tinygpt.terminal import escaped
+from tinygpt.training.log import RunLog
+from tinygpt.training.signals import StopSignal
+
+PACKAGES = ("starlette", "uvicorn", "jinja2", "matplotlib")
+LAST_PAGE = 20.0  # seconds to wait for the last page
+BACKGROUND = 0x4000 if os.name == "nt" else 0  # BELOW_NORMAL_PRIORITY_CLASS; on POSIX the child lowers its own priority
+SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without Ctrl-C
+
+
+def require_packages() -> None:
+    """Errors: TinyGPTError for a package that is not installed."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            hint = "pip install 'tinygpt[report,serve]', or train without --watch"
+            raise TinyGPTError(f"--watch needs the package {name}", hint)
+
+
+class Watcher:
+    """Context in which the child shows the run.
+
+    On leaving it, wait for the last page, except after an error, or if a signal asks to stop.
+    """
+
+    def __init__(self, config: TrainConfig, log: RunLog, stop: StopSignal) -> None:
+        self.config, self.log, self.stop = config, log, stop
+        self.child: subprocess.Popen[str] | None = None
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.ending = False  # the run has ended, and so will the child
+
+    def __enter__(self) -> None:
+        out = self.config.out_dir
+        command = [sys.executable, "-m", "tinygpt", "watch", f"./{out}" if out.startswith("-") else out]
+        command += ["--until_eof", f"--port={self.config.watch_port}", f"--data_dir={self.config.data_dir}"]
+        try:
+            self.child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+                start_new_session=True,  # Ctrl-C does not reach it
+                creationflags=BACKGROUND | SEPARATE,
+            )
+        except OSError as error:
+            self._note(str(error.strerror))
+            return
+        self.reader.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.child is None or self.child.stdin is None:
+            return
+        self.ending, asked = True, self.stop.status
+        with contextlib.suppress(OSError):
+            self.child.stdin.close()  # end of file
+        deadline = time.monotonic() + (0 if kind else LAST_PAGE)
+        while self.reader.is_alive() and time.monotonic() < deadline and self.stop.status == asked:
+            self.reader.join(0.05)
+        if self.reader.is_alive() and kind is None:
+            self.log.say(f"page: {self.config.out_dir}/report.html will be complete in a moment", always=True)
+
+    def _read(self) -> None:
+        """Pass on what the child prints, until it ends."""
+        assert self.child is not None and self.child.stdout is not None
+        last = ""
+        for line in self.child.stdout:
+            if line.startswith(("watch: ", "page: ", "note: ")):
+                self.log.say(line.rstrip(), always=True)
+            else:
+                last = line.strip() or last
+        status = self.child.wait()
+        if status or not self.ending:
+            self._note(last or f"it ended with status {status}")
+
+    def _note(self, reason: str) -> None:
+        afterwards = suggest.command("report", self.config.out_dir, *suggest.data_dir_flag(self.config.data_dir))
+        what = "the page of this run is no longer updated"
+        self.log.say(f"note: {what} ({escaped(reason)}); afterwards: {afterwards}", always=True)
