@@ -276,14 +276,14 @@ def curves(folder: Path) -> dict[str, Any]:
 
 def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
     """Samples that `train` generated, cut into pieces, each with whether it is a quotation from the training text."""
-    found = []
-    for entry in entries:
-        if entry["kind"] == "sample" and isinstance(entry.get("text"), str):
-            text = entry["text"]
-            stretches = training.stretches(text) if training else []
-            share = training.share(text) if training else math.nan
-            prompt = str(entry.get("prompt", first))
-            found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
+    found, made = [], [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
+    if training:
+        training.look_up(entry["text"] for entry in made)
+    for entry in made:
+        text, prompt = entry["text"], str(entry.get("prompt", first))
+        stretches = training.stretches(text) if training else []
+        share = training.share(text) if training else math.nan
+        found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
     return found
 
 

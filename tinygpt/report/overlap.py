@@ -3,11 +3,13 @@
 Short stretches agree by chance. Those of about 20 characters or more are quotations.
 
     training = Training(text)
+    training.look_up(samples)       # all at once, in one pass over the training text
     training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters or more
     training.share(sample)          # fraction of the sample's windows of 20 characters that are in the text
 """
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -23,25 +25,30 @@ class Training:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._seen: dict[str, np.ndarray] = {}
 
     def seen(self, text: str) -> np.ndarray:
-        """Find the windows of SHORTEST characters that are in the training text: bool, (max(len(text) - 19, 0),).
+        """Find the windows of SHORTEST characters that are in the training text: bool, (max(len(text) - 19, 0),)."""
+        self.look_up([text])
+        return self._seen[text]
 
-        The windows of both texts are hashed. Equal hashes are compared by their text, since hashes can collide.
+    def look_up(self, texts: Iterable[str]) -> None:
+        """Look up the windows of several texts in one pass over the training text.
+
+        The windows of all texts are hashed. Equal hashes are compared by their text, since hashes can collide.
         """
-        wanted = window_hashes(code_points(text))
-        order = np.argsort(wanted)
-        ordered = wanted[order]
+        new = {text: window_hashes(code_points(text)) for text in texts if text not in self._seen}
+        wanted = np.unique(np.concatenate([*new.values(), np.zeros(0, dtype=np.uint64)]))
         found = np.zeros(len(wanted), dtype=bool)
         for start in range(0, len(self.text) if len(wanted) else 0, CHUNK):
             hashes = window_hashes(code_points(self.text[start : start + CHUNK + SHORTEST - 1]))
-            at = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
-            found |= np.isin(ordered, hashes[ordered[at] == hashes])
-        seen = np.zeros(len(wanted), dtype=bool)
-        seen[order] = found
-        for place in np.flatnonzero(seen):
-            seen[place] = text[place : place + SHORTEST] in self.text
-        return seen
+            at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+            found[at[wanted[at] == hashes]] = True
+        for text, hashes in new.items():
+            seen = found[np.searchsorted(wanted, hashes)]
+            for place in np.flatnonzero(seen):
+                seen[place] = text[place : place + SHORTEST] in self.text
+            self._seen[text] = seen
 
     def stretches(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each quotation of SHORTEST or more characters that cannot be extended, in order."""
@@ -57,7 +64,8 @@ class Training:
 
     def share(self, *texts: str) -> float:
         """Fraction of all windows of SHORTEST characters that are in the training text; NaN without a window."""
-        seen = np.concatenate([self.seen(text) for text in texts]) if texts else np.zeros(0)
+        self.look_up(texts)
+        seen = np.concatenate([self._seen[text] for text in texts]) if texts else np.zeros(0)
         return float(seen.mean()) if len(seen) else float("nan")
 
 

@@ -6,7 +6,7 @@
 
 The run's folder is all that it knows of the run, and it only reads there. The page is made again when the run has been
 evaluated again, in a thread of low priority. After a page that took t seconds of computing the next one waits for 9 t,
-so that the pages take at most a tenth of one core.
+so that the pages, after the first one, take at most a tenth of one core.
 
 `train --watch` starts this command with --until_eof. Then the end of standard input is the end of the run, however its
 process ended: the last page is written to RUN/report.html, open pages get it, and the command ends.
@@ -170,7 +170,7 @@ class LivePage:
         from tinygpt.report import collect, one_step  # noqa: F401
 
         torch.set_num_threads(1)
-        began, ended = time.thread_time(), self.state["phase"] in ENDED
+        began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, not self.has_report
         self.shows = ([*self.run.evaluations], ended)
         values: dict[str, Any] = {}
         try:
@@ -182,7 +182,8 @@ class LivePage:
             self.has_report = True
         except Exception as error:
             self.fail(error)
-        self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
+        if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
+            self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
         return values
 
     def settings(self) -> ReportConfig:
