@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,788 +16,1265 @@
 # %% [markdown]
 # # GPT from an empty file
 #
-# Everything that a GPT is, built from nothing: text to numbers, a first model that counts, attention, the whole
-# transformer, its training, its voice, and what it takes to make it answer. Each part ends in a picture of *your own*
-# run and in one question; its answer is folded away below it.
+# You build a GPT one idea at a time. Each idea gets the same short training, so you see what it is worth. Then you
+# train the whole model, teach it a task, watch it fail, and compare it with the alternatives: when do you retrieve
+# documents, when do you fine-tune, and when do you train a model of your own?
 #
-# It runs from top to bottom in a few minutes on a laptop's processor, without a network. Change things and run it again:
-# every number that you see is computed here.
+# All cells run from top to bottom in about five minutes on a laptop, without a network. Every number that you see is
+# computed here: change something and run it again. Each part ends with a picture of *your* run and a question; a click
+# on "Answer" opens its answer.
 #
-# The same steps with checks that say whether what *you* wrote is right: `tinygpt exercise list`.
+# - **Short path** (20 minutes of reading): parts 1, 2, 4, 5, 7, 10, 12, 13, 15, 17, 19, 20 and 21.
+# - **Full path**: all parts. Below each heading you see which path it belongs to.
+#
+# Run all cells in either case: the short path uses code of the other parts.
+#
+# Choose the text in the next cell: `CORPUS = "shakespeare"`, or `"naics"` for descriptions of industries by the United
+# States Census Bureau. If tinygpt is not installed, the cell installs it from the clone that contains this notebook.
+
+# %%
+CORPUS = "shakespeare"  # or "naics"
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+found = importlib.util.find_spec("tinygpt")
+if found is None or found.origin is None:  # not installed (a folder named tinygpt has no origin)
+    here = Path.cwd()
+    clones = [folder for folder in (here, *here.parents, here / "tinygpt") if (folder / "pyproject.toml").exists()]
+    if not clones:
+        sys.exit("tinygpt is not installed: open this notebook inside a clone of tinygpt, then run this cell again.")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{clones[0]}[offline,report]"], check=True)
+    importlib.invalidate_caches()
+
+# %% [markdown]
+# The next cell loads the text. From tinygpt it takes only the function that writes the text to a file; you build the
+# rest yourself, until part 20 uses tinygpt's search and part 22 compares your model with tinygpt's.
 
 # %%
 import copy
+import html
+import json
 import math
-import subprocess
-import sys
+import random
 import tempfile
 import time
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from IPython.display import display
+from IPython.display import HTML, display
 
-from tinygpt.data.corpora import tiny_shakespeare  # only to fetch the text; and once more at the end, to compare
+from tinygpt.data.corpora import industries, tiny_shakespeare
 
-torch.manual_seed(1337)
-torch.set_num_threads(max(1, min(8, torch.get_num_threads())))
-plt.rcParams.update({"figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10})
 started = time.time()
+torch.set_num_threads(max(1, min(8, torch.get_num_threads())))
+colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"]  # Okabe & Ito: also for colour-blind readers
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 100})
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 
+# What suits each text: who writes the file, a line to look at, a start for samples, and a character that the text
+# hardly uses (part 17 needs one).
+write_text, line, start, MARK = {
+    "shakespeare": (tiny_shakespeare, "Speak, I charge thee, speak!", "ROMEO:\nWhat, shall I h", "$"),
+    "naics": (
+        industries,
+        "fish markets and meat markets",
+        "This industry comprises establishments primarily engaged in ",
+        "%",
+    ),
+}[CORPUS]
 folder = Path(tempfile.mkdtemp())
-tiny_shakespeare(folder / "input.txt")
-text = (folder / "input.txt").read_text()
+write_text(folder / "input.txt", None)
+text = (folder / "input.txt").read_text(encoding="utf-8")
 print(f"{len(text):,} characters")
 print(text[:170])
 
+
+def show(description: str) -> None:
+    """Show the current figure, with a description for readers who cannot see it."""
+    display(plt.gcf(), metadata={"image/png": {"alt": description}})
+    plt.close()
+
+
 # %% [markdown]
-# ## 1. Characters to numbers and back
+# ## 1. Three tools: vectors, softmax, gradient
+# *Short path.*
 #
-# A network works on numbers. The simplest way from text to numbers: list the distinct characters in a fixed order, and
-# call each by its position in the list.
+# 1. A **vector** is a list of numbers, such as the three ratios of a company: (margin, growth, debt).
+# 2. The model turns each character into a vector. The numbers are not chosen by hand; training finds them.
+# 3. The **dot product** of two vectors multiplies them number by number and adds: (1, 2) · (3, 4) = 1×3 + 2×4 = 11.
+# 4. It is large if two vectors point in the same direction, 0 at a right angle, negative if they oppose each other.
+# 5. So a dot product measures how well two things match. Attention (part 6) is built on this.
+# 6. A model gives **scores**, which may be any numbers. **Softmax** makes probabilities of them: take e to the power of
+#    each score, then divide by the sum. The results are positive and add up to 1.
+# 7. A **loss** says how bad a prediction was: −ln p, where p is the probability of what really happened. Certain and
+#    right costs 0, p = 50 % costs 0.69, p = 1 % costs 4.61. The unit is the nat.
+# 8. The **gradient** says, for each parameter, how much the loss changes if this parameter grows a little.
+# 9. **Training** moves each parameter a small step against its gradient. The step's size is the **learning rate**.
+# 10. Do this some hundred times with fresh examples each time: that is all training is.
 
 # %%
-symbols = sorted(set(text))
-V = len(symbols)
-number = {symbol: i for i, symbol in enumerate(symbols)}
+a, b, c = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0]), torch.tensor([-1.0, 3.0])
+print(f"a · b = {a @ b:.0f} (similar directions), a · c = {a @ c:.0f} (a right angle)")
+scores = torch.tensor([2.0, 1.0, 0.0, -1.0])
+p = scores.exp() / scores.exp().sum()
+assert torch.allclose(p, scores.softmax(0)) and abs(p.sum() - 1) < 1e-6
+print("softmax of", scores.tolist(), "is", [round(x, 2) for x in p.tolist()])
 
+w, path = torch.tensor(-1.5, requires_grad=True), []  # one parameter; its loss is (w - 1)²
+for _ in range(12):
+    loss = (w - 1) ** 2
+    path.append((w.item(), loss.item()))
+    loss.backward()  # puts the gradient into w.grad
+    with torch.no_grad():
+        w -= 0.15 * w.grad  # 0.15: the learning rate
+        w.grad = None
+print(f"after 12 steps w = {w.item():.2f}; the loss is lowest at w = 1")
+assert abs(w.item() - 1) < 0.1
 
-def encode(text: str) -> list[int]:
-    return [number[symbol] for symbol in text]
-
-
-def decode(ids) -> str:
-    return "".join(symbols[int(i)] for i in ids)
-
-
-line = "Speak, I charge thee, speak!"
-print(V, "symbols:", "".join(symbols[1:]))
-print(encode(line))
-assert decode(encode(text)) == text
-
-# %% [markdown]
-# There are other ways to cut a line. **Bytes**: UTF-8 has 256 of them, so nothing is ever unknown, but an `é` takes two.
-# **Byte-pair encoding** (Sennrich et al. 2016): begin with characters, and again and again join the pair that stands
-# side by side most often into a new symbol. Frequent words become one symbol; the list of symbols grows.
-
-
-# %%
-def learn_bpe(text: str, merges: int) -> list[tuple[str, str]]:
-    """The pairs that are joined, in order. Words keep the blank before them; pairs are counted within words."""
-    words = Counter(tuple(word) for word in text.replace(" ", "\n ").split("\n") if word)
-    learned = []
-    for _ in range(merges):
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += count
-        best = pairs.most_common(1)[0][0]
-        learned.append(best)
-        words = Counter({joined(word, best): count for word, count in words.items()})
-    return learned
-
-
-def joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    if pair[0] not in word:
-        return word
-    out, i = [], 0
-    while i < len(word):
-        if word[i : i + 2] == pair:
-            out.append(word[i] + word[i + 1])
-            i += 2
-        else:
-            out.append(word[i])
-            i += 1
-    return tuple(out)
-
-
-merges = learn_bpe(text[:150_000], 250)
-pieces = []
-for word in line.replace(" ", "\n ").split("\n"):
-    word = tuple(word)
-    for pair in merges:
-        word = joined(word, pair)
-    pieces += word
-print("the first merges:", ["".join(pair) for pair in merges[:12]])
-
-
-def boxes(axes, parts: list[str], title: str) -> None:
-    """Parts of a line as boxes, as wide as they are long."""
-    x = 0
-    for i, part in enumerate(parts):
-        axes.add_patch(plt.Rectangle((x, 0), len(part), 1, color=plt.cm.Pastel1(i % 9)))
-        axes.text(x + len(part) / 2, 0.5, part.replace(" ", "␣"), ha="center", va="center", family="monospace")
-        x += len(part)
-    axes.set(xlim=(0, x), ylim=(0, 1), title=title)
-    axes.axis("off")
-
-
-figure, rows = plt.subplots(3, 1, figsize=(9, 2.6), layout="constrained")
-boxes(rows[0], list(line), f"characters: {len(line)} symbols out of {V}")
-boxes(rows[1], [f"{b:02x}" for b in line.encode()], f"bytes (in hexadecimal): {len(line.encode())} symbols out of 256")
-boxes(rows[2], pieces, f"byte pairs after {len(merges)} merges: {len(pieces)} symbols out of {V + len(merges)}")
-plt.show()
-assert "".join(pieces) == line and len(pieces) < len(line)
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+for vector, name, colour in ((a, "a", colours[0]), (b, "b", colours[1]), (c, "c", colours[2])):
+    axes[0].annotate("", vector.tolist(), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
+    axes[0].text(*(1.1 * vector).tolist(), name, color=colour, fontsize=12, ha="center", va="center")
+axes[0].set(xlim=(-2, 4), ylim=(-0.5, 4), aspect="equal", title="vectors: a and b match, a and c do not")
+axes[1].bar(range(4), p, tick_label=[f"{score:g}" for score in scores.tolist()])
+axes[1].set(title="softmax: scores become probabilities", xlabel="score", ylabel="probability", ylim=(0, 1))
+grid = np.linspace(-2, 3.5, 50)
+axes[2].plot(grid, (grid - 1) ** 2, color=colours[4])
+axes[2].plot(*zip(*path), "o-", color=colours[1], markersize=4)
+axes[2].set(title="gradient: step by step downhill", xlabel="parameter w", ylabel="loss")
+show("Three panels: three vectors as arrows; four bars of a softmax; steps down a curve of the loss.")
 
 # %% [markdown]
-# **Question.** A byte-pair tokenizer makes the line shorter. Why does this notebook stay with characters all the same?
+# **Question.** You add 10 to all four scores. What happens to the probabilities?
 #
 # <details><summary>Answer</summary>
 #
-# The vocabulary is part of the model: each token has a row in the embedding and one in the output. GPT-2's 50,257
-# tokens at 128 channels are 6.4 million parameters, eight times this entire model, and most of them would be seen a few
-# times in a million characters. Short sequences pay when there is enough text to learn the tokens from.
+# Nothing. Each e^score becomes e¹⁰ times as large, and so does their sum. Only differences between scores count.
+# </details>
+#
+# **Exercise.** Replace the learning rate 0.15 by 1.05 and run the cell again.
+#
+# <details><summary>Answer</summary>
+#
+# Each step jumps over the minimum and lands farther away than before: w goes from −1.5 to 3.75, then to −2.0, and after
+# 12 steps it is at −6.8. The assert fails. Too large a learning rate makes the loss grow instead of fall.
 # </details>
 
 # %% [markdown]
-# ## 2. Batches
+# ## 2. Text to numbers, and back
+# *Short path* (byte-pair encoding, the second half, belongs to the full path).
 #
-# The model reads a window of T characters and guesses, at each position, the one that follows. So the target is the input
-# shifted by one, and a window of T characters is T exercises at once.
+# A network computes with numbers. The unit of text that it reads is a **token**; here each character is a token. The
+# list of all tokens is the **vocabulary**, and **V** is its size. A character's number, its id, is its place in the
+# list.
+
+# %%
+vocabulary = sorted(set(text))
+V = len(vocabulary)
+id_of = {character: i for i, character in enumerate(vocabulary)}
+
+
+def encode(text: str) -> list[int]:
+    return [id_of[character] for character in text]
+
+
+def decode(ids) -> str:
+    return "".join(vocabulary[int(i)] for i in ids)
+
+
+print(f"V = {V}:", "".join(vocabulary[1:]))
+print(line, "→", encode(line))
+assert decode(encode(text)) == text
+
+# %% [markdown]
+# Large models use longer tokens. **Byte-pair encoding** (Sennrich et al. 2016) starts with characters and repeatedly
+# merges the most frequent pair of neighbours into a new token, so frequent words become one token. (The middle row of
+# the picture shows bytes, the numbers in which a computer stores text: 256 of them suffice for all languages.)
+
+
+# %%
+def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Replace each occurrence of the pair in a word by one token."""
+    if pair[0] not in word:
+        return word
+    out = []
+    for token in word:
+        if out and (out[-1], token) == pair:
+            out[-1] += token
+        else:
+            out.append(token)
+    return tuple(out)
+
+
+def learn_merges(text: str, count: int) -> list[tuple[str, str]]:
+    """The pairs to merge, in order. A word keeps the space before it; pairs are counted within words."""
+    words = Counter(tuple(word) for word in text.replace(" ", "\n ").split("\n") if word)
+    merges = []
+    for _ in range(count):
+        pairs = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += times
+        merges.append(pairs.most_common(1)[0][0])
+        words = Counter({merge(word, merges[-1]): times for word, times in words.items()})
+    return merges
+
+
+merges = learn_merges(text[:150_000], 250)
+pieces = []
+for word in line.replace(" ", "\n ").split("\n"):
+    tokens = tuple(word)
+    for pair in merges:
+        tokens = merge(tokens, pair)
+    pieces += tokens
+print("first merges:", ["".join(pair) for pair in merges[:12]])
+
+
+def visible(text: str) -> str:
+    """Show spaces and line ends."""
+    return text.replace(" ", "␣").replace("\n", "⏎")
+
+
+def boxes(ax, parts: list[str], title: str) -> None:
+    """Draw the tokens of a line as boxes."""
+    widths = [max(1, len(part)) for part in parts]
+    for i, (part, width) in enumerate(zip(parts, widths)):
+        x = sum(widths[:i])
+        ax.add_patch(plt.Rectangle((x, 0), width, 1, facecolor=plt.cm.Pastel1(i % 9), edgecolor="white"))
+        ax.text(x + width / 2, 0.5, visible(part), ha="center", va="center", family="monospace", fontsize=9)
+    ax.set(xlim=(0, sum(widths)), ylim=(0, 1), title=title)
+    ax.axis("off")
+
+
+figure, axes = plt.subplots(3, 1, figsize=(10, 2.8), layout="constrained")
+boxes(axes[0], list(line), f"characters: {len(line)} tokens, a vocabulary of {V}")
+boxes(axes[1], [f"{byte:02x}" for byte in line.encode()], f"bytes: {len(line.encode())} tokens, a vocabulary of 256")
+boxes(axes[2], pieces, f"byte pairs, {len(merges)} merges: {len(pieces)} tokens, a vocabulary of {V + len(merges)}")
+show(f"One line cut into {len(line)} characters, as many bytes, and {len(pieces)} tokens of byte-pair encoding.")
+assert "".join(pieces) == line and len(pieces) < len(line)
+
+# %% [markdown]
+# **Question.** Byte-pair encoding makes the line shorter. Why does this notebook use characters all the same?
 #
-# The text is cut into a part to train on and a part to validate **before** any window is made.
+# <details><summary>Answer</summary>
+#
+# The vocabulary is part of the model: each token has a vector of its own. GPT-2's 50,257 tokens, with 128 numbers each,
+# would be 6.4 million parameters, eight times the whole model of part 13. Most of these tokens would occur a few times
+# in a million characters, too rarely to learn from.
+# </details>
+
+# %% [markdown]
+# ## 3. Batches, and an honest split
+# *Full path.*
+#
+# The model reads a **window** of **T** characters, and predicts the next character at each position. So the target `y`
+# is the input `x` shifted by one, and one window is T exercises at once. **B** windows together are a **batch**.
+#
+# The last tenth of the text is kept for **validation**: the model never trains on it, so the loss there measures what
+# it has learned rather than memorised. The text is split **before** any window is drawn.
 
 # %%
 data = torch.tensor(encode(text))
 cut = int(0.9 * len(data))
 train_data, val_data = data[:cut], data[cut:]
-T, B = 64, 12  # characters in a window, windows in a batch
+T, B = 64, 12
 
 
-def get_batch(data, generator, batch_size=B, block_size=T):
-    """x, y (B, T): windows at random positions, and the same windows one character later."""
-    starts = torch.randint(len(data) - block_size, (batch_size, 1), generator=generator)
-    windows = data[starts + torch.arange(block_size + 1)]
+def get_batch(data, generator, B=B, T=T):
+    """x, y (B, T): windows at random places, and the same windows one character later."""
+    starts = torch.randint(len(data) - T, (B, 1), generator=generator)
+    windows = data[starts + torch.arange(T + 1)]
     return windows[:, :-1], windows[:, 1:]
 
 
 x, y = get_batch(train_data, torch.Generator().manual_seed(1), 4, 16)
-figure, axes = plt.subplots(1, 2, figsize=(9, 1.9), layout="constrained")
-for ax, part, name in zip(axes, (x, y), ("x: what the model reads", "y: what it must guess, position by position")):
+figure, axes = plt.subplots(1, 2, figsize=(10, 2), layout="constrained")
+for ax, part, name in zip(axes, (x, y), ("x: what the model reads", "y: what it must predict, at each position")):
     ax.imshow(part, cmap="Pastel2", aspect="auto")
     for (b, t), i in np.ndenumerate(part.numpy()):
-        ax.text(t, b, decode([i]).replace("\n", "⏎").replace(" ", "␣"), ha="center", va="center", family="monospace")
+        ax.text(t, b, visible(decode([i])), ha="center", va="center", family="monospace")
     ax.set(title=name, xticks=[], yticks=range(4), ylabel="window")
-plt.show()
+show("Four windows of sixteen characters, and the same windows shifted by one character.")
 assert torch.equal(x[:, 1:], y[:, :-1])
 
-# What if the windows were made first, and then divided at random?
-shuffled = torch.randperm(len(data) - T, generator=torch.Generator().manual_seed(1))
-in_training = torch.zeros(len(data) - T, dtype=torch.bool)
-in_training[shuffled[: int(0.9 * len(shuffled))]] = True
-neighbours = [in_training[max(0, i - 8) : i + 9].any() for i in shuffled[int(0.9 * len(shuffled)) :][:2000].tolist()]
-print(f"validation windows that a training window covers but for 8 characters: {100 * np.mean(neighbours):.0f} %")
+# The mistake to avoid: draw the windows first, then divide them at random.
+shuffled = torch.randperm(len(data) - T, generator=torch.Generator().manual_seed(1)).tolist()
+ninety = int(0.9 * len(shuffled))
+in_training = np.zeros(len(shuffled), dtype=bool)
+in_training[shuffled[:ninety]] = True
+covered = np.mean([in_training[max(0, i - 8) : i + 9].any() for i in shuffled[ninety:][:2000]])
+print(f"validation windows that differ from a training window by at most 8 characters: {100 * covered:.0f} %")
+assert covered > 0.99
 
 # %% [markdown]
-# **Question.** What would the validation loss say if windows were divided at random instead?
+# **Question.** What would the validation loss tell you if the windows were divided at random?
 #
 # <details><summary>Answer</summary>
 #
-# Nearly the training loss, whatever happens: each validation window has been read in training, shifted by a few
-# characters. A model that has memorised the text would look perfect.
+# Almost nothing: it would be close to the training loss, whatever happens. The model has read each validation window in
+# training, shifted by a few characters. A model that has memorised the text would look perfect. This is data leakage.
+# Part 17 shows a less obvious kind.
 # </details>
 
 # %% [markdown]
-# ## 3. The first model: a bigram table
+# ## 4. The first model: a bigram table
+# *Short path.*
 #
-# Guess the next character from the last one alone. The model is a table with a row of 65 scores (logits) for each
-# character; softmax makes them probabilities, and the loss is the mean of $-\ln p$ of what really followed.
+# Predict the next character from the last one alone. The model is a table: a row of V scores for each character. In the
+# field's words the scores are **logits**; softmax turns them into probabilities; the loss is the mean of −ln p, the
+# **cross-entropy**. (In the code, `idx` holds ids in the shape (B, T), and the logits have the shape (B, T, V).)
 #
-# Before any training all are equally likely: $\ln 65 = 4.17$. And there is an exact answer to compare with: simply
-# count how often each character follows each.
+# Before training, all characters are equally probable, so the loss is ln V. For this model there is also an exact
+# answer: count how often each character follows each other one. Training must arrive at these frequencies.
+
 
 # %%
-counts = torch.zeros(V, V)
-counts.index_put_((train_data[:-1], train_data[1:]), torch.tensor(1.0), accumulate=True)
-chances = (counts + 1) / (counts + 1).sum(1, keepdim=True)  # one more for each pair: none is impossible
-# (`tinygpt eval` adds one observation per row, distributed like the unigram, and reaches 2.491)
-counted = -chances[val_data[:-1], val_data[1:]].log().mean().item()
-
-
 class Bigram(nn.Module):
     def __init__(self):
         super().__init__()
         self.table = nn.Embedding(V, V)
         nn.init.zeros_(self.table.weight)
 
-    def forward(self, idx, targets=None):
-        logits = self.table(idx)  # (B, T, V)
-        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    def forward(self, idx):
+        return self.table(idx)  # (B, T) to (B, T, V)
+
+
+def loss_of(model, x, y):
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1)  # -1: no target (part 17)
 
 
 @torch.no_grad()
-def whole_loss(model, data=None, block_size=T) -> float:
-    """The mean loss over all windows of the validation text."""
-    data = val_data if data is None else data
-    windows = data[: (len(data) - 1) // block_size * block_size].view(-1, block_size)
-    targets = data[1 : windows.numel() + 1].view(-1, block_size)
+def val_loss(model) -> float:
+    """The mean loss on the whole validation text, in nats per character."""
     model.eval()
-    losses = [model(a, b)[1] * len(a) for a, b in zip(windows.split(256), targets.split(256))]
-    return (sum(losses) / len(windows)).item()
+    count = (len(val_data) - 1) // T
+    x, y = val_data[: count * T].view(count, T), val_data[1 : count * T + 1].view(count, T)
+    return sum(loss_of(model, a, b).item() * len(a) for a, b in zip(x.split(256), y.split(256))) / count
 
 
-bigram, generator = Bigram(), torch.Generator().manual_seed(1337)
-first = whole_loss(bigram)
-optimizer = torch.optim.AdamW(bigram.parameters(), lr=0.1, weight_decay=0)
-for step in range(1500):
-    loss = bigram(*get_batch(train_data, generator, 32))[1]
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 1500)
-    optimizer.step()
-bigram_loss = whole_loss(bigram)
-print(f"before {first:.4f} (ln 65 = {math.log(65):.4f}); trained {bigram_loss:.4f}; counted {counted:.4f}")
-assert abs(first - math.log(65)) < 1e-3 and abs(bigram_loss - counted) < 0.02
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-for ax, table, name in (
-    (axes[0], chances, "counted"),
-    (axes[1], bigram.table.weight.detach().softmax(1), "trained"),
-):
-    ax.imshow(table.clamp(min=1e-4).log(), cmap="viridis")
-    ax.set(title=f"p(next | last), {name}", xlabel="next", ylabel="last")
-    ticks = [number[c] for c in "\n AEMTaeiot"]
-    ax.set_xticks(ticks, ["⏎", "␣", *"AEMTaeiot"])
-    ax.set_yticks(ticks, ["⏎", "␣", *"AEMTaeiot"])
-plt.show()
+def train_briefly(model, steps=400, lr=3e-3, batch_size=B):
+    """Train, and return the losses. The learning rate rises for 50 steps, then falls to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0)
+    generator, losses = torch.Generator().manual_seed(1), []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * (1 - step / steps)
+        loss = loss_of(model, *get_batch(train_data, generator, batch_size))  # predict and measure
+        optimizer.zero_grad()
+        loss.backward()  # find the gradient
+        optimizer.step()  # move each parameter a little against it
+        losses.append(loss.item())
+    return losses
 
 
 @torch.no_grad()
-def sample(model, start="\n", count=200, seed=1) -> str:
-    generator, idx = torch.Generator().manual_seed(seed), torch.tensor([encode(start)])
+def sample(model, count=150, seed=1) -> str:
+    """Draw one character after the other from the model's probabilities."""
     model.eval()
+    generator, idx = torch.Generator().manual_seed(seed), torch.tensor([encode("\n")])
     for _ in range(count):
-        p = model(idx[:, -T:])[0][:, -1].softmax(-1)
+        p = model(idx[:, -T:])[:, -1].softmax(-1)
         idx = torch.cat((idx, torch.multinomial(p, 1, generator=generator)), 1)
-    return decode(idx[0])
+    return decode(idx[0, 1:])
 
 
+counts = torch.zeros(V, V)
+counts.index_put_((train_data[:-1], train_data[1:]), torch.tensor(1.0), accumulate=True)
+frequencies = (counts + 1) / (counts + 1).sum(1, keepdim=True)  # add one: no pair is impossible
+counted_loss = -frequencies[val_data[:-1], val_data[1:]].log().mean().item()
+# (`tinygpt eval` smooths the counts in another way, so its bigram baseline differs by about 0.01.)
+
+bigram = Bigram()
+first_loss = val_loss(bigram)
+train_briefly(bigram, steps=1500, lr=0.1, batch_size=32)
+bigram_loss = val_loss(bigram)
+print(f"untrained {first_loss:.4f} (ln {V} = {math.log(V):.4f}), trained {bigram_loss:.4f}, counted {counted_loss:.4f}")
+assert abs(first_loss - math.log(V)) < 1e-3
+assert abs(bigram_loss - counted_loss) < 0.03
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+tables = {"counted": frequencies, "trained": bigram.table.weight.detach().softmax(1)}
+for ax, (name, table) in zip(axes, tables.items()):
+    picture = ax.imshow(table.clamp(min=1e-4).log10(), cmap="viridis", vmin=-4, vmax=0)
+    ticks = [id_of[character] for character in "\nAMTaeiot"]
+    ax.set_xticks(ticks, list("⏎AMTaeiot"))
+    ax.set_yticks(ticks, list("⏎AMTaeiot"))
+    ax.set(title=name, xlabel="next character", ylabel="last character")
+bar = figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[-4, -3, -2, -1, 0], label="probability")
+bar.ax.set_yticklabels(["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
+show("Two tables of probabilities of the next character given the last one, counted and trained: they look the same.")
 print(sample(bigram))
 
 # %% [markdown]
-# **Question.** Training ends where counting does. What is gained by training then?
+# **Question.** Training ends where counting does. What is gained by training, then?
 #
 # <details><summary>Answer</summary>
 #
-# For this table, nothing. But a table for the last *two* characters has 65 × 65 rows, for the last ten 65¹⁰, and most of
-# them are never seen. A network shares what it learns between contexts that are alike, and can be trained by the very
-# same four lines.
+# For this table, nothing. But a table for the last two characters has V × V rows, one for the last ten V¹⁰, and most
+# rows would never be seen. A network shares what it learns between contexts that are alike, and is trained by the same
+# lines.
+# </details>
+#
+# **Exercise.** In `train_briefly(bigram, ...)`, reduce 1500 steps to 15. What do you see?
+#
+# <details><summary>Answer</summary>
+#
+# The loss is 4.06 on Shakespeare: hardly below ln V, and the right table is nearly uniform. The assert fails: it
+# compares the trained loss with the counted one, and notices that the training was not finished.
 # </details>
 
 # %% [markdown]
-# ## 4. Positions
+# ## 5. More than one character: average the past
+# *Short path.*
 #
-# The next sections let each position look at all those before it. A sum over positions does not know their order: *on* and
-# *no* have the same sum.
+# The bigram forgets all but the last character. To use more, each position must collect information from the earlier
+# ones. The simplest way: take the mean of all vectors so far. Each character gets a vector of **C** numbers (its
+# **embedding**; C is the number of channels), so a window is a table of the shape (T, C). First as a loop:
 
 # %%
-embedding = nn.Embedding(V, 32)
-
-
-def bag(text: str):
-    return embedding(torch.tensor(encode(text))).mean(0)
-
-
-print("'on' and 'no' look alike:", torch.allclose(bag("on"), bag("no")))
+C = 64
+torch.manual_seed(1)
+vectors = torch.randn(8, C)  # 8 positions, a vector each
+by_loop = torch.zeros(8, C)
+for t in range(8):
+    by_loop[t] = vectors[: t + 1].mean(0)  # position t sees positions 0 to t, never a later one
 
 # %% [markdown]
-# Two ways to say where a character stands:
+# Then the same as a product of matrices. Row t of `weights` says how much position t takes from each position. Zeros
+# above the diagonal make the model **causal**: it must not look at the characters that it has to predict.
+
+# %%
+weights = torch.ones(8, 8).tril()  # 1 on and below the diagonal, 0 above
+weights = weights / weights.sum(1, keepdim=True)  # each row adds up to 1
+assert torch.allclose(weights @ vectors, by_loop, atol=1e-6)
+
+
+class AveragePast(nn.Module):
+    def forward(self, x):  # (B, T, C) to (B, T, C)
+        T = x.shape[1]
+        weights = torch.ones(T, T).tril()
+        return weights / weights.sum(1, keepdim=True) @ x
+
+
+class Model(nn.Module):
+    """Characters become vectors, `core` works on them, and each result becomes V logits."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.embedding, self.core, self.to_logits = nn.Embedding(V, C), core, nn.Linear(C, V, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, idx):
+        return self.to_logits(self.core(self.embedding(idx)))
+
+
+def parameters(model) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+ladder = [("bigram table", parameters(bigram), bigram_loss, sample(bigram, 60))]
+
+
+def climb(idea: str, make_model):
+    """One step of the ladder: the same short training for each idea, with the same batches."""
+    torch.manual_seed(1)
+    model = make_model()
+    losses = train_briefly(model)
+    ladder.append((idea, parameters(model), val_loss(model), sample(model, 60)))
+    print(f"{idea}: loss {ladder[-1][2]:.2f}, the bigram's is {bigram_loss:.2f}, {parameters(model):,} parameters")
+    print("   writes:", visible(ladder[-1][3]))
+    return model, losses
+
+
+averaging, _ = climb("average of the past", lambda: Model(AveragePast()))
+
+figure, ax = plt.subplots(figsize=(5.6, 4), layout="constrained")
+ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+for (t, s), weight in np.ndenumerate(weights.numpy()):
+    ax.text(
+        s,
+        t,
+        f"{weight:.2f}" if weight else "0",
+        ha="center",
+        va="center",
+        color="w" if weight > 0.6 else "k",
+        fontsize=8,
+    )
+ax.set(title="weights of the average", xlabel="position that is looked at", ylabel="position that looks")
+show("A triangle of weights: row t has t + 1 equal weights, and zeros to the right of the diagonal.")
+average_loss = ladder[-1][2]
+assert average_loss > bigram_loss + 0.2
+
+# %% [markdown]
+# The average is *worse* than the bigram table, although it sees more. It drowns the last character, which matters most,
+# among up to 63 others.
 #
-# - **learned** (GPT-2): a second table with a row for each position, added to the character's row;
-# - **rotary** (RoPE, Su et al. 2021): queries and keys, taken as pairs of numbers, are turned by an angle that grows with
-#   the position; each pair turns at another speed. The product of a query and a key then depends on their *distance* alone.
+# **Question.** Which words can a model not tell apart if it sees only an average?
+#
+# <details><summary>Answer</summary>
+#
+# Words with the same letters in another order, such as *on* and *no*. A mean has no order. Part 12 adds positions.
+# </details>
+
+# %% [markdown]
+# ## 6. Attention without parameters
+# *Full path.*
+#
+# A better average takes more from positions that matter. But which? Let the vectors decide: the dot product of two
+# vectors says how well they match (part 1). Softmax turns the scores of a row into weights. What lies in the future
+# gets the score **−∞** (minus infinity) before softmax: e^−∞ is 0, so its weight is exactly 0. This is the **causal
+# mask**.
 
 
 # %%
+def causal_softmax(scores):
+    """scores (..., T, T) to weights: no position looks at a later one, and each row adds up to 1."""
+    T = scores.shape[-1]
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)  # True above the diagonal
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+class PlainAttention(nn.Module):
+    def forward(self, x):
+        scores = x @ x.transpose(1, 2) / math.sqrt(x.shape[2])  # (B, T, T); part 7 explains the square root
+        self.weights = causal_softmax(scores)  # kept, to draw it
+        return self.weights @ x
+
+
+# With equal scores it is the average of part 5.
+equal = causal_softmax(torch.zeros(8, 8))
+assert torch.allclose(equal, weights)
+plain, _ = climb("attention without parameters", lambda: Model(PlainAttention()))
+
+
+def draw_weights(pictures, titles, line=line):
+    """Attention weights (T, T) of a line, one picture each. A row is the position that looks."""
+    figure, axes = plt.subplots(1, len(pictures), figsize=(11, 3.1), layout="constrained", squeeze=False)
+    for ax, picture, title in zip(axes[0], pictures, titles):
+        image = ax.imshow(picture, cmap="viridis", vmin=0, vmax=0.5)
+        ax.set_xticks(range(len(line)), visible(line), fontsize=5)
+        ax.set_yticks(range(len(line)), visible(line), fontsize=5)
+        ax.set_title(title)
+    figure.colorbar(image, ax=axes, shrink=0.8, extend="max", label="weight")
+
+
+with torch.no_grad():
+    plain(torch.tensor([encode(line)]))
+draw_weights([causal_softmax(torch.zeros(len(line), len(line))), plain.core.weights[0]], ["average", "attention"])
+show("Two triangles of weights for one line: equal weights, and weights that differ by character.")
+assert ladder[-1][2] > bigram_loss + 0.2
+
+# %% [markdown]
+# Not much is gained: a vector looks for vectors that resemble it, so an *e* looks at other *e*s. That is seldom what
+# the next character depends on.
+#
+# **Question.** Each row of weights adds up to 1. Why is that useful?
+#
+# <details><summary>Answer</summary>
+#
+# The result is then a weighted mean. It has about the same size, whether a position sees three characters or sixty.
+# </details>
+
+# %% [markdown]
+# ## 7. One head: query, key and value
+# *Short path.*
+#
+# What I look for differs from what I am. So each position makes three vectors of its own vector, each by a matrix that
+# training finds (Vaswani et al. 2017):
+#
+# - the **query** q: what do I look for?
+# - the **key** k: what do I offer?
+# - the **value** v: what do I pass on if someone looks at me?
+#
+# The weight depends on the query of the position that looks, and on the key of the position that is looked at. One such
+# unit is a **head**. First with loops, for 8 positions; `size` is the number of channels of q, k and v:
+
+# %%
+size = 16
+torch.manual_seed(2)
+Wq, Wk, Wv = (torch.randn(C, size) / math.sqrt(C) for _ in range(3))
+q, k, v = vectors @ Wq, vectors @ Wk, vectors @ Wv  # (8, size) each
+
+by_loop = torch.zeros(8, size)
+for t in range(8):  # the position that looks
+    scores = [float(q[t] @ k[s]) / math.sqrt(size) for s in range(t + 1)]  # only the past, and itself
+    total = sum(math.exp(score) for score in scores)
+    for s in range(t + 1):  # the position that is looked at
+        by_loop[t] += math.exp(scores[s]) / total * v[s]
+
+
+class Head(nn.Module):
+    """The same as three products of matrices."""
+
+    def __init__(self, size=C):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(C, size, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, size)
+        self.weights = causal_softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[2]))
+        return self.weights @ v
+
+
+head = Head(size)
+for linear, matrix in ((head.query, Wq), (head.key, Wk), (head.value, Wv)):
+    linear.weight.data = matrix.T
+by_matrix = head(vectors[None])[0]
+print("loops and matrices agree:", torch.allclose(by_matrix, by_loop, atol=1e-5))
+assert torch.allclose(by_matrix, by_loop, atol=1e-5)
+
+# %% [markdown]
+# **Why divide by √size?** A dot product of two vectors of independent random numbers grows like √size. Without the
+# division, large vectors give large scores, the largest takes nearly all the weight, and the gradient of the others
+# vanishes. The right panel shows it for random vectors.
+
+# %%
+one_head, _ = climb("one head", lambda: Model(Head()))
+
+sizes, largest = [4, 16, 64, 256], {"divided by √size": [], "not divided": []}
+for name, row in largest.items():
+    for d in sizes:
+        scores = (torch.randn(500, 1, d) * torch.randn(500, 16, d)).sum(-1) / (d**0.5 if name[:3] == "div" else 1)
+        row.append(scores.softmax(-1).max(-1).values.mean().item())
+with torch.no_grad():
+    one_head(torch.tensor([encode(line)]))
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+axes[0].imshow(one_head.core.weights[0], cmap="viridis", vmin=0, vmax=0.5)
+axes[0].set_xticks(range(len(line)), visible(line), fontsize=7)
+axes[0].set_yticks(range(len(line)), visible(line), fontsize=7)
+axes[0].set(title="weights of the trained head", xlabel="position that is looked at", ylabel="position that looks")
+for (name, row), mark in zip(largest.items(), "os"):
+    axes[1].plot(sizes, row, f"{mark}-", label=name)
+axes[1].set(xscale="log", title="largest of 16 weights, random vectors", xlabel="size", ylim=(0, 1))
+axes[1].set_xticks(sizes, sizes)
+axes[1].minorticks_off()
+axes[1].legend(frameon=False)
+show("Left: the weights of a trained head. Right: without the division the largest weight approaches 1.")
+assert largest["not divided"][-1] > 0.8 > 0.4 > largest["divided by √size"][-1]
+assert bigram_loss + 0.1 < ladder[-1][2] < average_loss - 0.2
+
+# %% [markdown]
+# Much better than the average: queries and keys let a position look for what it needs. It still does not reach the
+# bigram table. A head has to spend its look on the position itself to know the last character; part 10 solves this.
+#
+# **Question.** Which of the two may the model see when it predicts character 5: its own key, or the key of character 5?
+#
+# <details><summary>Answer</summary>
+#
+# Its own, that of character 4, and all earlier ones. Character 5 is what it must predict; the mask gives it the weight
+# 0.
+# </details>
+#
+# **Exercise.** Remove the mask: in `causal_softmax`, return `scores.softmax(-1)`. Run parts 6 to 12 again. What is the
+# loss of the last step of the ladder?
+#
+# <details><summary>Answer</summary>
+#
+# 0.04, on both texts. It looks like a triumph, but the model copies: it sees the next character, because the next
+# position shows it. A loss that is too good to be true is the best sign of a leak. When the model writes, there is no
+# next character to look at, so this loss says nothing about its text.
+# </details>
+
+# %% [markdown]
+# ## 8. Several heads
+# *Full path.*
+#
+# One head takes one weighted mean. A position may need several things at once: the last vowel, the last space, the
+# first letter of the word. So several heads work side by side, each with its own queries, keys and values of C / 4
+# channels. Their results are put next to each other, and a last matrix (the **projection**) mixes them.
+
+
+# %%
+class MultiHead(nn.Module):
+    def __init__(self, n_head=4, kind=Head):
+        super().__init__()
+        self.heads = nn.ModuleList(kind(C // n_head) for _ in range(n_head))
+        self.projection = nn.Linear(C, C, bias=False)
+
+    def forward(self, x):
+        return self.projection(torch.cat([head(x) for head in self.heads], -1))
+
+
+four_heads, _ = climb("four heads", lambda: Model(MultiHead()))
+with torch.no_grad():
+    four_heads(torch.tensor([encode(line)]))
+draw_weights([head.weights[0] for head in four_heads.core.heads], [f"head {i}" for i in range(4)])
+show("The attention weights of four heads on one line; each head looks at other characters.")
+four_heads_loss = ladder[-1][2]
+assert abs(four_heads_loss - ladder[-2][2]) < 0.2
+
+# %% [markdown]
+# At this size four heads are worth hardly more than one: the loss changes by less than 0.2. Without positions, the
+# heads cannot ask for "the character before me", so there is little for them to share out.
+#
+# **Question.** Four heads of 16 channels: how many more parameters is that than one head of 64 channels?
+#
+# <details><summary>Answer</summary>
+#
+# None in queries, keys and values: 4 × 3 × 64 × 16 = 3 × 64 × 64. Only the projection is new, with 64 × 64.
+# </details>
+
+# %% [markdown]
+# ## 9. A block: attention and an MLP
+# *Full path.*
+#
+# Attention moves information between positions, but it only takes means. An **MLP** (multi-layer perceptron) computes
+# with what has arrived, at each position by itself: a matrix to four times the channels, a function with a bend, and a
+# matrix back. The bend is essential: two matrices in a row are just one matrix. **GELU** (Hendrycks & Gimpel 2016) is
+# close to 0 for negative inputs, and lets positive ones pass.
+
+
+# %%
+class MLP(nn.Module):
+    def __init__(self, C=C):
+        super().__init__()
+        self.up, self.down = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+block, block_losses = climb("block: heads and MLP", lambda: Model(nn.Sequential(MultiHead(), MLP())))
+
+
+def draw_ladder(ax) -> None:
+    """The loss after each step of the ladder, and the bigram's as a line."""
+    bars = ax.barh([row[0] for row in ladder], [row[2] for row in ladder], color=colours[0])
+    ax.axvline(bigram_loss, color=colours[1], linestyle="--")
+    ax.bar_label(bars, fmt="%.2f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set(title="validation loss, nats per character (dashed: bigram)")
+
+
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", width_ratios=(1, 2))
+grid = torch.linspace(-4, 4, 100)
+axes[0].plot(grid, F.gelu(grid))
+axes[0].set(title="GELU: the bend", xlabel="input", ylabel="output")
+draw_ladder(axes[1])
+show("Left: the curve of GELU. Right: bars of the loss after each step so far.")
+assert abs(ladder[-1][2] - four_heads_loss) < 0.2
+
+# %% [markdown]
+# The MLP alone buys almost nothing here, although it more than doubles the parameters. The next part shows what is
+# missing.
+#
+# **Question.** Could an MLP replace attention?
+#
+# <details><summary>Answer</summary>
+#
+# No. It works on each position by itself. Without attention the model knows the current character only, and the bigram
+# table is the best it can reach.
+# </details>
+
+# %% [markdown]
+# ## 10. Residuals, and depth
+# *Short path.*
+#
+# Depth should help: a second block can work on what the first has found. Stack four blocks as they are, and see. Then
+# let each part *add* to its input instead of replacing it: x + part(x), a **residual connection** (He et al. 2016). The
+# vector that runs through the model, to which each part adds, is the **residual stream**.
+
+
+# %%
+class Residual(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return x + self.part(x)
+
+
+def stack(n_layer, wrap=lambda part: part, kind=Head):
+    """n_layer blocks of heads and an MLP, each part wrapped."""
+    parts = [wrap(make()) for _ in range(n_layer) for make in (lambda: MultiHead(kind=kind), MLP)]
+    return nn.Sequential(*parts)
+
+
+deep, deep_losses = climb("four blocks", lambda: Model(stack(4)))
+residual, residual_losses = climb("four blocks with residuals", lambda: Model(stack(4, Residual)))
+
+
+def smooth(losses, window=20):
+    return np.convolve(losses, np.ones(window) / window, "valid")
+
+
+figure, ax = plt.subplots(figsize=(8, 3), layout="constrained")
+runs = {"one block": block_losses, "four blocks": deep_losses, "four blocks with residuals": residual_losses}
+for (name, losses), style in zip(runs.items(), (":", "--", "-")):
+    ax.plot(smooth(losses), style, label=name)
+ax.axhline(bigram_loss, color=colours[4], linewidth=0.8)
+ax.text(0, bigram_loss + 0.03, "bigram", color=colours[4])
+ax.set(title="training loss (mean of 20 steps)", xlabel="step", ylabel="nats per character")
+ax.legend(frameon=False)
+show("Loss curves: four blocks without residuals stall high above the bigram, with residuals they fall below it.")
+deep_loss, residual_loss = ladder[-2][2], ladder[-1][2]
+how_frequent = (counts.sum(1) + 1) / (counts.sum() + V)
+unigram_loss = -how_frequent[val_data].log().mean().item()
+print(f"if one knows only how frequent each character is: {unigram_loss:.2f}")
+assert abs(deep_loss - unigram_loss) < 0.1
+assert residual_loss < bigram_loss < deep_loss - 0.5
+
+# %% [markdown]
+# Four blocks without residuals stall: the model learns how frequent each character is, and nothing else. With
+# residuals, the same blocks and the same number of parameters get below the bigram table, for two reasons. The last
+# character is still in the stream, whatever attention adds. And the gradient has a straight way back to the first
+# block, instead of through eight parts that each distort it.
+#
+# **Question.** Which step of the ladder so far has the best ratio of gain to new parameters?
+#
+# <details><summary>Answer</summary>
+#
+# This one: the residual connection has no parameters at all.
+# </details>
+#
+# **Exercise.** Use one block with residuals: `climb("one block with residuals", lambda: Model(stack(1, Residual)))`.
+#
+# <details><summary>Answer</summary>
+#
+# 2.49 on Shakespeare and 2.36 on the industries, compared with 2.8 without residuals: one block with residuals is as
+# good as the bigram table. The gain of the other three blocks is about 0.1 as long as no position is known.
+# </details>
+
+# %% [markdown]
+# ## 11. Norms
+# *Full path.*
+#
+# Each part adds to the stream, so it grows, and each part must cope with inputs of every size. **Layer normalisation**
+# (Ba et al. 2016) gives each part a copy of the stream that is shifted and scaled to mean 0 and variance 1; the stream
+# itself stays as it is (*pre-norm*, as in GPT-2). A last norm comes before the logits.
+
+
+# %%
+class NormResidual(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.norm, self.part = nn.LayerNorm(C, bias=False), part
+
+    def forward(self, x):
+        return x + self.part(self.norm(x))
+
+
+def normed_stack(n_layer, kind=Head):
+    return nn.Sequential(*stack(n_layer, NormResidual, kind), nn.LayerNorm(C, bias=False))
+
+
+normed, _ = climb("and norms", lambda: Model(normed_stack(4)))
+norm_loss = ladder[-1][2]
+
+fast = {}
+for name, core in (("without norms", lambda: stack(4, Residual)), ("with norms", lambda: normed_stack(4))):
+    torch.manual_seed(1)
+    model = Model(core())
+    train_briefly(model, steps=200, lr=3e-2)  # ten times the learning rate, half the steps
+    fast[name] = val_loss(model)
+print("at ten times the learning rate:", {name: round(loss, 2) for name, loss in fast.items()})
+
+
+@torch.no_grad()
+def stream_sizes(model):
+    """The standard deviation of the stream before the first part and after each part."""
+    x = model.embedding(get_batch(val_data, torch.Generator().manual_seed(1))[0])
+    sizes = [x.std().item()]
+    for part in list(model.core)[:8]:
+        x = part(x)
+        sizes.append(x.std().item())
+    return sizes
+
+
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.7), layout="constrained")
+for model, name, mark in ((residual, "without norms", "o-"), (normed, "with norms", "s-")):
+    axes[0].plot(stream_sizes(model), mark, label=name)
+axes[0].set(title="size of the stream", xlabel="after this many parts", ylabel="standard deviation", ylim=(0, None))
+axes[0].legend(frameon=False)
+labels = ["without norms", "with norms", "without norms,\n10 × learning rate", "with norms,\n10 × learning rate"]
+losses = [residual_loss, norm_loss, *fast.values()]
+bars = axes[1].barh(labels, np.minimum(losses, 5), color=[colours[0], colours[1]] * 2)  # a bar ends at 5
+axes[1].bar_label(bars, [f"{loss:.2f}" if loss < 5 else f"{loss:.0f}!" for loss in losses], padding=3)
+axes[1].invert_yaxis()
+axes[1].margins(x=0.15)
+axes[1].set(title="validation loss, nats per character")
+show("Left: the stream grows from part to part. Right: the loss with and without norms, at two learning rates.")
+assert norm_loss < residual_loss + 0.02 and residual_loss - norm_loss < 0.35
+assert fast["with norms"] < bigram_loss + 0.3 and fast["without norms"] > math.log(V)  # worse than no training
+
+# %% [markdown]
+# With four blocks and a careful learning rate norms buy little (less than 0.35). They pay when training is pushed: at
+# ten times the learning rate the model without norms ends worse than before training (its loss is above ln V), while
+# the model with norms learns. Large models are deep and are trained at high rates, so all of them have norms.
+#
+# **Question.** The norm divides by the stream's size. Why does this not erase what the model has computed?
+#
+# <details><summary>Answer</summary>
+#
+# Only the copy that a part reads is normalised. The stream keeps its size, and directions are kept in both: which
+# numbers are large compared with the others.
+# </details>
+#
+# **Exercise.** Put the norm behind the part: `return self.norm(x + self.part(x))` (*post-norm*, as in the first
+# transformer). What does the ladder say?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing: 2.33 instead of 2.35 on Shakespeare. With four blocks both work. In deep models the stream of post-norm is
+# rescaled at each part, the straight way back for the gradient is lost, and training needs more care (Xiong et al.
+# 2020).
+# </details>
+
+# %% [markdown]
+# ## 12. Positions: learned, then rotary
+# *Short path.*
+#
+# So far no model knows where a character stands, because a weighted mean has no order. Two ways to tell it:
+#
+# - **Learned positions** (GPT-2): a second table, with a vector for each of the T positions, added to the character's
+#   vector.
+# - **Rotary positions** (RoPE; Su et al. 2021): queries and keys are taken as pairs of numbers, and each pair is turned by an
+#   angle that grows with the position. Each pair turns at another speed, like the hands of a clock. If query and key turn
+#   together, their dot product does not change; so the score depends only on the *distance* between two positions.
+
+
+# %%
+class LearnedPositions(nn.Module):
+    def __init__(self, core):
+        super().__init__()
+        self.positions, self.core = nn.Embedding(T, C), core
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+    def forward(self, x):
+        return self.core(x + self.positions.weight[: x.shape[1]])
+
+
 def rotate(x, start: int = 0):
-    """x (..., T, size): pair i of position t is turned by the angle t / 10000^(2 i / size)."""
+    """x (..., T, size): turn pair i at position t by the angle t / 10000^(2 i / size). The first position is `start`."""
     T, size = x.shape[-2:]
     angles = torch.arange(start, start + T)[:, None] * 10000.0 ** (-torch.arange(0, size, 2) / size)
-    a, b = x[..., : size // 2], x[..., size // 2 :]
+    a, b = x[..., : size // 2], x[..., size // 2 :]  # pair i is (a[i], b[i])
     return torch.cat((a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()), -1)
 
 
-positions = nn.Embedding(T, 32)
-nn.init.normal_(positions.weight, std=0.02)
-q = rotate(torch.ones(64, 32))
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.1), layout="constrained")
-axes[0].imshow(positions.weight.detach(), aspect="auto", cmap="coolwarm")
-axes[0].set(title="learned: a row a position (here before training)", xlabel="channel", ylabel="position")
-angles = torch.arange(64)[:, None] * 10000.0 ** (-torch.arange(0, 32, 2) / 32)
-axes[1].imshow(angles.cos(), aspect="auto", cmap="coolwarm")
-axes[1].set(title="rotary: cosine of each pair's angle", xlabel="pair", ylabel="position")
-for position in (0, 20, 40):
-    axes[2].plot(np.arange(64) - position, (q @ q[position]).numpy(), label=f"query at {position}")
-axes[2].set(title="rotary: q · k by distance", xlabel="position of the key minus position of the query")
-axes[2].legend(frameon=False)
-plt.show()
-at_distance = [(q[t + 5] @ q[t]).item() for t in (0, 20, 40)]
+class RotaryHead(Head):
+    def forward(self, x):
+        q, k, v = rotate(self.query(x)), rotate(self.key(x)), self.value(x)
+        self.weights = causal_softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[2]))
+        return self.weights @ v
+
+
+learned, _ = climb("and learned positions", lambda: Model(LearnedPositions(normed_stack(4))))
+rotary, _ = climb("rotary positions instead", lambda: Model(normed_stack(4, RotaryHead)))
+
+ones = rotate(torch.ones(T, 32))  # the same query and key at each position
+figure, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
+for position, style in ((0, "-"), (20, "--"), (40, ":")):
+    distances = np.arange(T) - position
+    axes[0].plot(distances, ones @ ones[position], style, linewidth=4 - position / 15, label=f"query at {position}")
+axes[0].set(title="rotary: q · k by distance", xlabel="position of the key minus that of the query")
+axes[0].legend(frameon=False)
+with torch.no_grad():
+    rotary(torch.tensor([encode(line)]))
+closest = max(
+    (head for part in list(rotary.core)[:8:2] for head in part.part.heads),
+    key=lambda head: head.weights[0].diagonal(-1).mean(),
+)
+axes[1].imshow(closest.weights[0], cmap="viridis", vmin=0, vmax=0.5)
+axes[1].set_xticks(range(len(line)), visible(line), fontsize=7)
+axes[1].set_yticks(range(len(line)), visible(line), fontsize=7)
+axes[1].set(title="the head that looks most at the character before")
+show("Left: three curves of q times k by distance coincide. Right: a head with a bright line below the diagonal.")
+at_distance = [(ones[t + 5] @ ones[t]).item() for t in (0, 20, 40)]
 assert max(at_distance) - min(at_distance) < 1e-3
+assert ladder[-1][2] < ladder[-2][2] - 0.1 and ladder[-1][2] < bigram_loss - 0.2
+assert closest.weights[0].diagonal(-1).mean() > 0.3
 
 # %% [markdown]
-# **Question.** The three curves on the right lie on each other. Why is that useful for text?
+# Rotary positions are the best step since the residuals: a head can now ask for "the character before me", wherever
+# that is. Learned positions buy little in so short a training, because each position has to learn the same anew. The
+# whole ladder, with the same training for each step:
+
+
+# %%
+def table(head, rows) -> HTML:
+    """A table for the page."""
+    lines = ""
+    for tag, row in (("th", head), *(("td", row) for row in rows)):
+        cells = [f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row]
+        lines += f"<tr>{''.join(cells)}</tr>"
+    return HTML(f"<table>{lines}</table>")
+
+
+rows = [(idea, f"{count:,}", f"{loss:.2f}", visible(text)) for idea, count, loss, text in ladder]
+display(table(("idea", "parameters", "validation loss", "sample"), rows))
+figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
+draw_ladder(ax)
+show("Bars of the validation loss after each step of the ladder; the bigram's loss is a dashed line.")
+assert len(ladder) == 11 and min(row[2] for row in ladder) == ladder[-1][2]
+
+# %% [markdown]
+# **Question.** The three curves on the left coincide. Why is this useful for text?
 #
 # <details><summary>Answer</summary>
 #
-# Windows begin anywhere: that *q* is followed by *u* is true at position 3 and at position 40. With learned positions each
-# position has to learn it anew; with rotary ones it is learned once.
+# A window may begin anywhere. That *u* follows *q* is true at position 3 and at position 40. With rotary positions the
+# model learns it once.
 # </details>
 
 # %% [markdown]
-# ## 5. Self-attention
+# ## 13. The whole model, and its training
+# *Short path.*
 #
-# Each position asks a question (query *q*), offers a label (key *k*), and holds a content (value *v*), all three being
-# linear functions of what stands there. It takes the average of the contents, weighted by how well their labels
-# answer its question. First by hand, on eight characters, with loops:
-
-# %%
-size, C = 16, 32
-torch.manual_seed(0)
-x = embedding(torch.tensor(encode("to be or"))).detach()  # (8, C)
-Wq, Wk, Wv = (torch.randn(C, size) / C**0.5 for _ in range(3))
-q, k, v = x @ Wq, x @ Wk, x @ Wv
-
-by_hand = torch.zeros(8, size)
-for t in range(8):
-    scores = [float(q[t] @ k[s]) / math.sqrt(size) for s in range(t + 1)]  # only the past, and itself
-    weights = [math.exp(score) for score in scores]
-    for s in range(t + 1):
-        by_hand[t] += weights[s] / sum(weights) * v[s]
-
-# %% [markdown]
-# And as three matrix products. What must not be seen gets the score $-\infty$ before the softmax, so its weight is zero:
-
-# %%
-scores = q @ k.T / math.sqrt(size)  # (8, 8)
-future = torch.ones(8, 8).triu(1).bool()
-weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-print("the same:", torch.allclose(weights @ v, by_hand, atol=1e-5))
-assert torch.allclose(weights @ v, by_hand, atol=1e-5)
-
-# %% [markdown]
-# Why divide by $\sqrt{\text{size}}$? A product of two vectors of `size` independent numbers has a variance of `size`. Without
-# the division the largest score takes nearly everything, and where softmax is saturated the gradient vanishes.
-
-# %%
-sizes, largest = [4, 16, 64, 256], {True: [], False: []}
-for scaled in (True, False):
-    for d in sizes:
-        a, b = torch.randn(500, 1, d), torch.randn(500, 16, d)
-        s = (a * b).sum(-1) / (d**0.5 if scaled else 1)
-        largest[scaled].append(s.softmax(-1).max(-1).values.mean().item())
-
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-letters = ["␣" if c == " " else c for c in "to be or"]
-for ax, picture, name in ((axes[0], scores, "scores"), (axes[1], weights, "weights: masked, rows sum to one")):
-    ax.imshow(picture.detach(), cmap="viridis")
-    ax.set_xticks(range(8), letters)
-    ax.set_yticks(range(8), letters)
-    ax.set(title=name, xlabel="looked at", ylabel="looks")
-axes[2].plot(sizes, largest[True], "o-", label="divided by √size")
-axes[2].plot(sizes, largest[False], "o-", label="not divided")
-axes[2].set(xscale="log", title="largest of 16 weights, random vectors", xlabel="size", ylim=(0, 1))
-axes[2].legend(frameon=False)
-plt.show()
-assert largest[False][-1] > 0.8 > 0.4 > largest[True][-1]
-
-# %% [markdown]
-# Now heads that have learned something: a model of one attention layer and nothing else, trained for a moment.
+# Now everything together, twice as wide: C = 128, four blocks, four heads. Four changes make it practical:
+#
+# - One product of matrices computes q, k and v of all heads, which is faster than a loop over heads.
+# - The embedding and the last matrix share one table (Press & Wolf 2017).
+# - All matrices start small (standard deviation 0.02), so that the first predictions are even; those that write into the
+#   stream start even smaller (GPT-2).
+# - **Dropout** can set a random share of the numbers to zero in training. It is off until part 14.
 
 
 # %%
 class Attention(nn.Module):
-    """n_head heads at once: each works on its own C / n_head channels."""
+    """n_head rotary heads at once, of C / n_head channels each."""
 
-    def __init__(self, C, n_head, position="learned", dropout=0.0):
+    def __init__(self, C, n_head, dropout=0.0):
         super().__init__()
-        self.n_head, self.position, self.dropout = n_head, position, dropout
-        self.c_attn = nn.Linear(C, 3 * C, bias=False)  # q, k and v in one product
-        self.c_proj = nn.Linear(C, C, bias=False)
-        self.cache = None  # for part 8
+        self.n_head, self.dropout = n_head, nn.Dropout(dropout)
+        self.qkv, self.projection = nn.Linear(C, 3 * C, bias=False), nn.Linear(C, C, bias=False)
 
-    def forward(self, x):
+    def split(self, x, start=0):
+        """q, k, v, each (B, heads, T, size); x begins at position `start`."""
         B, T, C = x.shape
-        q, k, v = (
-            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, T, size)
-        past = 0 if self.cache is None else self.cache[0].shape[2]  # positions in the cache: x comes after them
-        if self.position == "rotary":
-            q, k = rotate(q, past), rotate(k, past)
-        if self.cache is not None:
-            k, v = (torch.cat(parts, 2) for parts in zip(self.cache, (k, v)))
-            self.cache = k, v
-        future = torch.ones(T, past + T, dtype=torch.bool).triu(past + 1)
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-        self.weights = weights = scores.masked_fill(future, -torch.inf).softmax(-1)  # kept to be drawn
-        weights = F.dropout(weights, self.dropout, self.training)
-        return F.dropout(self.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        return rotate(q, start), rotate(k, start), v
 
-
-class OneLayer(nn.Module):
-    def __init__(self, C=64, n_head=4):
-        super().__init__()
-        self.wte, self.wpe, self.attn = nn.Embedding(V, C), nn.Embedding(T, C), Attention(C, n_head)
-        self.head = nn.Linear(C, V)
-
-    def forward(self, idx, targets=None):
-        x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]
-        logits = self.head(x + self.attn(x))
-        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-torch.manual_seed(1337)
-one_layer = OneLayer()
-optimizer = torch.optim.AdamW(one_layer.parameters(), lr=1e-2)
-for step in range(500):
-    loss = one_layer(*get_batch(train_data, generator, 24))[1]
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 500)
-    optimizer.step()
-one_layer_loss = whole_loss(one_layer)
-print(f"one attention layer: {one_layer_loss:.3f}; bigram: {bigram_loss:.3f}")
-assert one_layer_loss < bigram_loss - 0.1
-
-
-def draw_heads(weights, line: str, title: str) -> None:
-    """weights (heads, T, T)"""
-    figure, axes = plt.subplots(1, len(weights), figsize=(11, 3), layout="constrained")
-    for h, ax in enumerate(axes):
-        ax.imshow(weights[h], cmap="viridis", vmin=0, vmax=max(0.5, weights[h].max().item()))
-        ax.set_xticks(range(len(line)), line.replace(" ", "␣"), fontsize=6)
-        ax.set_yticks(range(len(line)), line.replace(" ", "␣"), fontsize=6)
-        ax.set_title(f"head {h}")
-    figure.suptitle(title, fontsize=10)
-    plt.show()
-
-
-line = "Speak, I charge thee, speak!"
-with torch.no_grad():
-    one_layer(torch.tensor([encode(line)]))
-draw_heads(
-    one_layer.attn.weights[0], line, "one layer after 500 steps: each row is a position, bright is where it looks"
-)
-
-# %% [markdown]
-# **Question.** In some head there is a bright line just below the diagonal. What does that head do?
-#
-# <details><summary>Answer</summary>
-#
-# It looks at the character before: together with the character itself, which comes along in the sum `x + attn(x)`, the
-# model knows the last two. That alone makes it better than the bigram table.
-# </details>
-
-# %% [markdown]
-# ## 6. One block, and many of them
-#
-# A block is attention, which moves information between positions, and an MLP, which works on it at each position. Both *add*
-# to a stream that runs through the whole model (residuals: the gradient has a straight way back), and both read a
-# *normalised* copy of it (LayerNorm: however large the stream grows, what is read has the same size).
-
-
-# %%
-class LayerNorm(nn.Module):
-    def __init__(self, C):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(C))
+    def join(self, heads):
+        """(B, heads, T, size) to (B, T, C)"""
+        return self.dropout(self.projection(heads.transpose(1, 2).flatten(2)))
 
     def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight)
-
-
-class MLP(nn.Module):
-    def __init__(self, C, dropout=0.0):
-        super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
-        self.dropout = dropout
-
-    def forward(self, x):
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        q, k, v = self.split(x)
+        self.weights = causal_softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]))
+        return self.join(self.dropout(self.weights) @ v)
 
 
 class Block(nn.Module):
-    def __init__(self, C, n_head, position, dropout):
+    def __init__(self, C, n_head, dropout):
         super().__init__()
-        self.ln_1, self.attn = LayerNorm(C), Attention(C, n_head, position, dropout)
-        self.ln_2, self.mlp = LayerNorm(C), MLP(C, dropout)
+        self.norm_1, self.attention = nn.LayerNorm(C, bias=False), Attention(C, n_head, dropout)
+        self.norm_2, self.mlp, self.dropout = nn.LayerNorm(C, bias=False), MLP(C), nn.Dropout(dropout)
 
     def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attention(self.norm_1(x))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
 class GPT(nn.Module):
-    def __init__(self, n_layer=4, n_head=4, C=128, position="learned", dropout=0.0, block_size=T):
+    def __init__(self, n_layer=4, n_head=4, C=128, dropout=0.0):
         super().__init__()
-        self.position, self.dropout = position, dropout
-        self.wte = nn.Embedding(V, C)
-        self.wpe = nn.Embedding(block_size, C) if position == "learned" else None
-        self.h = nn.ModuleList(Block(C, n_head, position, dropout) for _ in range(n_layer))
-        self.ln_f = LayerNorm(C)
-        self.head = nn.Linear(C, V, bias=False)
-        self.head.weight = self.wte.weight  # one table for reading and writing (Press & Wolf 2017)
+        self.embedding, self.dropout = nn.Embedding(V, C), nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(C, n_head, dropout) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(C, bias=False)
         for name, weight in self.named_parameters():
-            if weight.dim() == 2:  # 2 n_layer projections add up in the stream, so they start smaller (GPT-2)
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * n_layer) if "c_proj" in name else 0.02)
+            if weight.dim() == 2:
+                into_stream = name.endswith(("projection.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * n_layer) if into_stream else 0.02)
 
-    def forward(self, idx, targets=None, start=0):
-        x = self.wte(idx)
-        if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + idx.shape[1]]
-        x = F.dropout(x, self.dropout, self.training)
-        for block in self.h:
+    def forward(self, idx):
+        x = self.dropout(self.embedding(idx))
+        for block in self.blocks:
             x = block(x)
-        logits = self.head(self.ln_f(x))
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return self.norm(x) @ self.embedding.weight.T  # one table to read and to write
 
 
-# %% [markdown]
-# How many numbers is that? By formula: a block has $4C^2$ in attention (q, k, v, projection), $8C^2$ in the MLP and $2C$
-# in its norms.
+# The fast attention computes the same as the heads of part 12.
+slow, quick = MultiHead(kind=RotaryHead), Attention(C, 4)
+thirds = [torch.cat([getattr(head, name).weight for head in slow.heads]) for name in ("query", "key", "value")]
+quick.qkv.weight.data, quick.projection = torch.cat(thirds), slow.projection
+assert torch.allclose(slow(vectors[None]), quick(vectors[None]), atol=1e-5)
 
-# %%
-C, L = 128, 4
-by_formula = {
-    "characters": V * C,
-    "positions": T * C,
-    "attention": L * 4 * C * C,
-    "MLP": L * 8 * C * C,
-    "norms": (2 * L + 1) * C,
-}
-by_code = sum(weight.numel() for weight in GPT().parameters())
-print(by_formula, sum(by_formula.values()), by_code)
-print(f"{by_code - by_formula['positions']:,} without the position embeddings, as nanoGPT and `tinygpt train` count")
-assert sum(by_formula.values()) == by_code
+C, L = 128, 4  # from now on; L is the number of blocks
+by_formula = {"embedding": V * C, "attention": L * 4 * C * C, "MLP": L * 8 * C * C, "norms": (2 * L + 1) * C}
+torch.manual_seed(1337)
+model = GPT()
+print(f"{parameters(model):,} parameters:", by_formula)
+assert sum(by_formula.values()) == parameters(model)
 
 # %% [markdown]
-# What are positions worth? Three small models, the same in all but that:
+# The training adds four habits of larger models to the few lines of part 4:
+#
+# - **AdamW** (Loshchilov & Hutter 2019) gives each parameter a step size of its own; **weight decay** pulls matrices
+#   towards zero.
+# - **Warm-up**: the first gradients mean little, so the learning rate rises from small to its peak.
+# - **Cosine decay**: then it falls along a cosine, so that the parameters settle.
+# - **Gradient clipping**: a gradient whose length (*norm*) is above 1 is shortened to 1, so one odd batch does no harm.
 
 
 # %%
-def quick(model, steps, seed=1, lr=3e-3):
-    """A short training; returns the validation loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        model.train()
-        loss = model(*get_batch(train_data, generator))[1]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
-        optimizer.step()
-    return whole_loss(model)
-
-
-position_losses = {}
-for position in ("none", "learned", "rotary"):
-    torch.manual_seed(1337)
-    position_losses[position] = quick(GPT(2, 4, 64, position), 500)
-print(position_losses)
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
-axes[0].barh(list(by_formula), by_formula.values(), color="C0")
-axes[0].set(title=f"{by_code:,} numbers: where they are")
-bars = axes[1].barh(list(position_losses), position_losses.values(), color="C1")
-axes[1].bar_label(bars, fmt="%.2f", padding=3)
-axes[1].margins(x=0.12)  # room for the labels
-axes[1].set(title="validation loss after 500 steps, by kind of position")
-plt.show()
-assert position_losses["rotary"] < min(position_losses["learned"], position_losses["none"])
-
-# %% [markdown]
-# **Question.** Without positions the model is not hopeless. How can it know any order at all?
-#
-# <details><summary>Answer</summary>
-#
-# Through the mask. Position 3 sees three characters, position 4 sees four: what a second layer finds at each position already
-# depends on how much of the text that position could see.
-# </details>
-
-# %% [markdown]
-# ## 7. The loop
-#
-# Guess, measure, find the gradient, take a step; 1,000 times. AdamW (Loshchilov & Hutter 2019) gives each number a step
-# size of its own, weight decay pulls matrices towards zero. The rate warms up, since the first gradients mean little,
-# and comes down along a cosine. A gradient that is longer than 1 is cut to that length.
-
-
-# %%
-def learning_rate(step, steps, peak=1e-3, least=1e-4, warmup=100):
+def learning_rate(step, steps, peak, warmup=100):
     if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return least + (peak - least) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
-def make_optimizer(model, lr=1e-3):
-    matrices = [w for w in model.parameters() if w.requires_grad and w.dim() >= 2]
-    vectors = [w for w in model.parameters() if w.requires_grad and w.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        return peak * (step + 1) / warmup
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2)
 
 
 @torch.no_grad()
-def estimate(model, data, batches=20):
-    model.eval()
+def estimate(model, data, batches=10):
+    model.eval()  # no dropout while we measure
     generator = torch.Generator().manual_seed(0)  # always the same windows
-    return np.mean([model(*get_batch(data, generator))[1].item() for _ in range(batches)])
+    return np.mean([loss_of(model, *get_batch(data, generator)).item() for _ in range(batches)])
 
 
-def train(model, steps, data=train_data, every=100, title="", peak=1e-3, seed=1337, patience=0):
-    """Trains, draws while it does, and returns the history: (step, train loss, validation loss) and gradient norms."""
-    optimizer, generator = make_optimizer(model), torch.Generator().manual_seed(seed)
-    history, norms, best, picture = [], [], (math.inf, None), display(display_id=True)
+def train(model, steps, data=train_data, peak=1e-3, every=100, keep=None):
+    """Returns the history (step, training loss, validation loss) and the gradient norms; `keep` gets the best model."""
+    matrices, vectors = ([w for w in model.parameters() if (w.dim() > 1) == two] for two in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.99), fused=True)
+    generator, history, norms = torch.Generator().manual_seed(1337), [], []
     for step in range(steps + 1):
         if step % every == 0:
             history.append((step, estimate(model, data), estimate(model, val_data)))
-            if history[-1][2] < best[0]:
-                best = history[-1][2], copy.deepcopy(model.state_dict())
-            picture.update(curves({title: history}, norms))
-            if patience and history[-1][2] > best[0] and step >= every * patience:
-                if all(entry[2] > best[0] for entry in history[-patience:]):
-                    break
+            if keep is not None and history[-1][2] == min(entry[2] for entry in history):
+                keep.load_state_dict(model.state_dict())
         if step == steps:
-            break
+            return history, norms
         model.train()
-        loss = model(*get_batch(data, generator))[1]
+        loss = loss_of(model, *get_batch(data, generator))
         optimizer.zero_grad()
         loss.backward()
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         optimizer.step()
-    if patience:
-        model.load_state_dict(best[1])  # early stopping: back to the best
-    return history
 
 
-def curves(runs, norms=()):
-    figure, axes = plt.subplots(1, 2 if len(norms) else 1, figsize=(9, 3), layout="constrained", squeeze=False)
-    for i, (title, history) in enumerate(runs.items()):
+def draw_curves(ax, runs):
+    """Validation loss as lines, training loss as thin dashes."""
+    for (name, history), colour, mark in zip(runs.items(), colours, "os^v"):
         steps, train_losses, val_losses = zip(*history)
-        axes[0, 0].plot(steps, train_losses, "--", color=f"C{i}")
-        axes[0, 0].plot(steps, val_losses, "-", color=f"C{i}", label=f"{title}: {val_losses[-1]:.2f}")
-    axes[0, 0].set(title="loss: validation (line) and training (dashes)", xlabel="step")
-    axes[0, 0].legend(frameon=False)
-    if len(norms):
-        axes[0, 1].plot(norms, linewidth=0.5)
-        axes[0, 1].set(title="length of the gradient, before it is cut", xlabel="step", yscale="log")
-    plt.close(figure)
-    return figure
+        ax.plot(steps, val_losses, f"{mark}-", color=colour, markersize=3, label=f"{name}: {val_losses[-1]:.2f}")
+        ax.plot(steps, train_losses, "--", color=colour, linewidth=0.8)
+    ax.set(title="loss: validation (line), training (dashes)", xlabel="step", ylabel="nats per character")
+    ax.legend(frameon=False)
 
 
-torch.manual_seed(1337)
-model = GPT()
 begun = time.time()
-history = train(model, 1000, title="4 layers, 128 channels")
-final_loss = whole_loss(model)
-print(f"{time.time() - begun:.0f} s; validation loss {final_loss:.3f} (bigram {bigram_loss:.3f})")
-assert abs(history[0][2] - math.log(V)) < 0.1  # an untrained model guesses evenly
-assert final_loss < 2.15
+history, norms = train(model, 1000)
+training_seconds = time.time() - begun
+final_loss = val_loss(model)
+print(f"{training_seconds:.0f} s; validation loss {final_loss:.3f}, bigram {bigram_loss:.3f}, perplexity e^loss:")
+print(f"as uncertain as between {math.exp(final_loss):.1f} equally probable characters")
 print(sample(model))
+figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained", width_ratios=(1.1, 1.3, 1))
+axes[0].barh(list(by_formula), by_formula.values())
+axes[0].set(title=f"{parameters(model):,} parameters")
+axes[0].set_xticks([0, 200_000, 400_000], ["0", "200,000", "400,000"])
+draw_curves(axes[1], {"GPT": history})
+axes[1].axhline(bigram_loss, color=colours[4], linewidth=0.8)
+axes[2].plot(norms, linewidth=0.5)
+axes[2].set(title="gradient norm, before clipping", xlabel="step", yscale="log")
+show("Three panels: where the parameters are, the loss curves, and the length of the gradient during training.")
+assert abs(history[0][2] - math.log(V)) < 0.15  # an untrained model finds all characters about equally probable
+assert final_loss < bigram_loss - 0.4 and final_loss < ladder[-1][2]
 
 # %%
-line = "Speak, I charge thee, speak!"
 with torch.no_grad():
     model(torch.tensor([encode(line)]))
-draw_heads(model.h[0].attn.weights[0], line, "your model, first layer")
-draw_heads(model.h[3].attn.weights[0], line, "your model, last layer")
+draw_weights(model.blocks[0].attention.weights[0], [f"first block, head {i}" for i in range(4)])
+show("The attention weights of the four heads of the first block.")
+draw_weights(model.blocks[3].attention.weights[0], [f"last block, head {i}" for i in range(4)])
+show("The attention weights of the four heads of the last block.")
 
 # %% [markdown]
-# ### Overfitting, provoked and cured
-#
-# Give a model half as deep, with rotary positions and a higher rate, only 10,000 characters. It will memorise them,
-# and the validation loss tells.
-
-# %%
-little = train_data[:10_000]
-
-
-def small(dropout=0.0):
-    return GPT(n_layer=2, position="rotary", dropout=dropout)
-
-
-torch.manual_seed(1337)
-overfit = train(small(), 500, little, title="10,000 characters", peak=3e-3, every=50)
-
-# %% [markdown]
-# Three cures: switch off a fifth of the channels at random in each step (dropout, Srivastava et al. 2014); stop when
-# the validation loss has not improved for three evaluations, and go back to the best; or simply more text.
-
-# %%
-torch.manual_seed(1337)
-dropped = train(small(dropout=0.2), 500, little, title="and dropout 0.2", peak=3e-3, every=50)
-torch.manual_seed(1337)
-stopped_model = small()
-stopped = train(stopped_model, 500, little, title="stopped early", peak=3e-3, every=50, patience=3)
-torch.manual_seed(1337)
-more = train(small(), 500, title="1,000,000 characters", peak=3e-3, every=50)
-
-# %%
-display(
-    curves({"10,000 characters": overfit, "with dropout": dropped, "stopped early": stopped, "all of the text": more})
-)
-least = min(entry[2] for entry in overfit)
-print(
-    f"best {least:.2f}, at the end {overfit[-1][2]:.2f}; with dropout {dropped[-1][2]:.2f}; all of the text {more[-1][2]:.2f}"
-)
-assert overfit[-1][2] > least + 0.2 and overfit[-1][1] < 1.4  # the training loss falls on, the validation loss rises
-assert dropped[-1][2] < overfit[-1][2] - 0.1 and more[-1][2] < least
-assert len(stopped) < len(overfit) and abs(estimate(stopped_model, val_data) - min(e[2] for e in stopped)) < 1e-6
-
-# %% [markdown]
-# **Question.** Which of the three cures makes the model *better*, and which only keep it from becoming worse?
+# **Question.** The loss of the untrained model is ln V. What would you suspect if it were 15 instead?
 #
 # <details><summary>Answer</summary>
 #
-# Stopping early finds the best that this much text allows and no more. Dropout moves that best a little. Only more text
-# changes what there is to know: its curve is the lowest of all.
+# The initial weights are too large: the untrained model is confident and wrong. It then spends its first steps
+# unlearning that.
 # </details>
 
 # %% [markdown]
-# ## 8. Generation
+# ## 14. Overfitting, provoked and cured
+# *Full path.*
 #
-# The model gives 65 probabilities; how the next character is drawn from them is our choice. **Temperature** divides the
-# logits: below 1 the likely becomes likelier. **Top-k** keeps the k likeliest. **Top-p** keeps the fewest that together
-# reach p.
+# Give a model of two blocks only 10,000 characters and a higher learning rate. It memorises them: the training loss
+# falls on, the validation loss rises. That is **overfitting**. Three cures:
+#
+# - **Dropout** (Srivastava et al. 2014): set a fifth of the numbers to zero at random in each step.
+# - **Early stopping**: keep the model of the best validation loss.
+# - **More data**: here, all of the training text.
+
+# %%
+little = train_data[:10_000]
+runs = {}
+for name, dropout, part in (
+    ("10,000 characters", 0, little),
+    ("and dropout", 0.2, little),
+    ("all of the text", 0, train_data),
+):
+    torch.manual_seed(1337)
+    small, best = GPT(n_layer=2, dropout=dropout), GPT(n_layer=2)
+    runs[name], _ = train(small, 400, part, peak=3e-3, every=50, keep=best)
+    if name == "10,000 characters":
+        stopped = best
+overfit, dropped, more = runs.values()
+least = min(entry[2] for entry in overfit)
+print(f"10,000 characters: training loss {overfit[-1][1]:.2f}, validation loss {overfit[-1][2]:.2f}")
+print(f"early stopping {least:.2f}, dropout {dropped[-1][2]:.2f}, all of the text {more[-1][2]:.2f}")
+figure, ax = plt.subplots(figsize=(9, 3.4), layout="constrained")
+draw_curves(ax, runs)
+at = min(overfit, key=lambda entry: entry[2])
+ax.annotate("early stopping", (at[0], at[2]), (at[0], at[2] + 0.9), ha="center", arrowprops={"arrowstyle": "->"})
+ax.set(ylim=(0, None))
+show("Loss curves: with little text the validation loss rises again; with dropout less; with all of the text it falls.")
+assert overfit[-1][2] > least + 0.05 and overfit[-1][1] < overfit[-1][2] - 1
+assert dropped[-1][2] < overfit[-1][2] - 0.05 and more[-1][2] < least - 0.3
+assert abs(estimate(stopped, val_data) - least) < 1e-6
+
+# %% [markdown]
+# **Question.** Which cure makes the model *better*, and which only keep it from becoming worse?
+#
+# <details><summary>Answer</summary>
+#
+# Early stopping finds the best that this much text allows, and no more. Dropout changes that best a little. Only more
+# text changes what there is to learn: its curve is by far the lowest.
+# </details>
+#
+# **Exercise.** Use 100,000 characters: `little = train_data[:100_000]`.
+#
+# <details><summary>Answer</summary>
+#
+# On Shakespeare the validation loss falls to the end, to 2.40, with a training loss of 1.78. The gap shows that the
+# model has begun to memorise, but ten times as much text is enough that this does no harm within 400 steps.
+# </details>
+
+# %% [markdown]
+# ## 15. Generation
+# *Short path.*
+#
+# The model gives V probabilities. How to choose the next character from them is up to you:
+#
+# - **Temperature** divides the logits before softmax. Below 1, probable characters become more probable.
+# - **Greedy decoding** always takes the most probable character (a temperature close to 0).
+# - **Top-k** draws only from the k most probable characters.
+# - **Top-p** draws only from the most probable ones that together reach the probability p (Holtzman et al. 2020).
 
 
 # %%
 def probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """logits (V,) to what is drawn from, (V,)"""
+    """logits (V,) to the probabilities (V,) from which the next character is drawn."""
     logits = logits / temperature
     if top_k:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
     p, order = logits.softmax(-1).sort(descending=True)
-    p[p.cumsum(0) - p >= top_p] = 0  # p was reached before this one
+    p[p.cumsum(0) - p >= top_p] = 0  # p was already reached before this one
     return torch.zeros_like(p).scatter(0, order, p / p.sum())
-
-
-with torch.no_grad():
-    logits = model(torch.tensor([encode("ROMEO:\nWhat, shall I h")]))[0][0, -1]
-choices = {
-    "as it is": {},
-    "temperature 0.5": {"temperature": 0.5},
-    "top_k 5": {"top_k": 5},
-    "top_p 0.6": {"top_p": 0.6},
-}
-order = logits.argsort(descending=True)[:12]
-figure, axes = plt.subplots(1, 4, figsize=(11, 2.4), layout="constrained", sharey=True)
-for ax, (name, choice) in zip(axes, choices.items()):
-    p = probabilities(logits, **choice)
-    ax.bar(range(12), p[order], color="C0")
-    ax.set_xticks(range(12), [decode([i]).replace("\n", "⏎").replace(" ", "␣") for i in order])
-    ax.set_title(name)
-    assert abs(p.sum().item() - 1) < 1e-5
-figure.suptitle("What, shall I h...", fontsize=10)
-plt.show()
 
 
 @torch.no_grad()
@@ -803,225 +1282,389 @@ def write(model, start, count, seed=1, **choice) -> str:
     model.eval()
     generator, idx = torch.Generator().manual_seed(seed), torch.tensor([encode(start)])
     for _ in range(count):
-        p = probabilities(model(idx[:, -T:])[0][0, -1], **choice)
+        p = probabilities(model(idx[:, -T:])[0, -1], **choice)
         idx = torch.cat((idx, torch.multinomial(p, 1, generator=generator)[None]), 1)
     return decode(idx[0])
 
 
-print("the likeliest, always:\n", write(model, "\n", 160, temperature=1e-3))
-print("\ntemperature 0.8:\n", write(model, "\n", 160, temperature=0.8))
+with torch.no_grad():
+    logits = model(torch.tensor([encode(start)]))[0, -1]
+choices = {
+    "temperature 1": {},
+    "temperature 0.5": {"temperature": 0.5},
+    "top-k 5": {"top_k": 5},
+    "top-p 0.6": {"top_p": 0.6},
+}
+order = logits.argsort(descending=True)[:12]
+figure, axes = plt.subplots(1, 4, figsize=(11, 2.6), layout="constrained", sharey=True)
+for ax, (name, choice) in zip(axes, choices.items()):
+    p = probabilities(logits, **choice)
+    ax.bar(range(12), p[order])
+    ax.set_xticks(range(12), [visible(decode([i])) for i in order])
+    ax.set_title(name)
+    assert abs(p.sum().item() - 1) < 1e-5
+axes[0].set(ylabel="probability")
+figure.suptitle(f"{visible(start[-20:])} ... and then?", fontsize=10)
+show("Four bar charts of the probabilities of the next character: temperature 1 and 0.5, top-k, top-p.")
+print("greedy decoding:\n", write(model, "\n", 200, temperature=1e-3))
+print("\ntemperature 0.8:\n", write(model, "\n", 200, temperature=0.8))
 
 # %% [markdown]
-# Taking the likeliest each time ends in a circle. And there is waste in the loop: for each new character everything
-# before it is computed again, though keys and values of earlier positions never change. Keep them (`cache` in
-# `Attention`), and a step costs one position:
+# **Question.** Greedy decoding soon repeats itself. Why?
+#
+# <details><summary>Answer</summary>
+#
+# The most probable continuation of common words is again common words. Once a phrase is in the window, the same phrase
+# becomes the most probable one, and nothing random leads out of the loop.
+# </details>
+#
+# **Exercise.** Add `print(write(model, "\n", 200, temperature=2.0))`.
+#
+# <details><summary>Answer</summary>
+#
+# Hardly a word is left: at temperature 2 the rare characters together take a large share of the probability, and one of
+# them is enough to lead the model astray.
+# </details>
+
+# %% [markdown]
+# ## 16. A cache for keys and values
+# *Full path.*
+#
+# To write one more character, `write` computes everything before it again, though the keys and values of earlier
+# positions never change: the mask keeps them from seeing anything later. Keep them in a **cache**, and a step costs one
+# position. A key is rotated by its own position before it is stored, a query by its own; their score depends on the
+# distance alone, so nothing has to be rotated again.
 
 
 # %%
-def set_cache(model, on: bool) -> None:
-    """Give each block an empty cache, or remove the caches."""
-    for block in model.h:
-        block.attn.cache = tuple(torch.zeros(1, 4, 0, 32) for _ in range(2)) if on else None
-
-
 @torch.no_grad()
-def write_cached(model, start, count) -> str:
-    """Greedy, up to the end of the window."""
+def cached_logits(model, ids, first=0, window=None):
+    """Logits (len(ids), V), one position at a time; the text begins at position `first`."""
     model.eval()
-    set_cache(model, True)
-    ids, new = encode(start), encode(start)
-    for _ in range(count):
-        new = [int(model(torch.tensor([new]), start=len(ids) - len(new))[0][0, -1].argmax())]
-        ids += new
-    set_cache(model, False)
-    return decode(ids)
+    caches, out = [None] * len(model.blocks), []
+    for t, i in enumerate(ids, first):
+        x = model.embedding(torch.tensor([[i]]))  # (1, 1, C): the new position only
+        for n, block in enumerate(model.blocks):
+            q, k, v = block.attention.split(block.norm_1(x), start=t)
+            if caches[n] is not None:
+                k, v = (torch.cat(pair, 2)[:, :, -(window or len(ids)) :] for pair in zip(caches[n], (k, v)))
+            caches[n] = k, v
+            weights = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(-1)  # all of them are in the past
+            x = x + block.attention.join(weights @ v)
+            x = x + block.mlp(block.norm_2(x))
+        out.append((model.norm(x) @ model.embedding.weight.T)[0, 0])
+    return torch.stack(out)
 
 
-@torch.no_grad()
-def cached_logits(model, ids, first):
-    """Logits (len(ids), V): computed in one call for the first positions, then one at a time."""
-    model.eval()
-    set_cache(model, True)
-    logits = [model(torch.tensor([ids[:first]]))[0][0]]
-    for t in range(first, len(ids)):
-        logits.append(model(torch.tensor([ids[t : t + 1]]), start=t)[0][0])
-    set_cache(model, False)
-    return torch.cat(logits)
-
-
-# The cache must not change the logits, whatever the kind of position.
 ids = val_data[:T].tolist()
-for one in (model, stopped_model):
-    with torch.no_grad():
-        difference = (cached_logits(one, ids, 8) - one(torch.tensor([ids]))[0][0]).abs().max().item()
-    print(f"{one.position} positions: logits with and without a cache differ by at most {difference:.0e}")
-    assert difference < 1e-3
-assert {model.position, stopped_model.position} == {"learned", "rotary"}
+with torch.no_grad():
+    direct = model(torch.tensor([ids]))[0]
+difference = (cached_logits(model, ids) - direct).abs().max().item()
+moved = (cached_logits(model, ids, first=1000) - direct).abs().max().item()
+print(
+    f"logits with and without a cache differ by at most {difference:.0e}; if the text begins at position 1000, {moved:.0e}"
+)
+assert difference < 1e-3 and moved < 1e-2
+
+longer = val_data[: 4 * T + 1]
+sliding = cached_logits(model, longer[:-1].tolist(), window=T)  # beyond the window: the oldest keys and values go
+fresh = torch.stack([model(longer[t - T : t][None])[0, -1] for t in range(T, 4 * T + 1)]).detach()
+losses = [F.cross_entropy(each, longer[T : 4 * T + 1]).item() for each in (sliding[T - 1 :], fresh)]
+print(f"past the window: loss {losses[0]:.3f} with a sliding cache, {losses[1]:.3f} if the last {T} are read afresh")
+assert abs(losses[0] - losses[1]) < 0.1
 
 
 def seconds(function) -> float:
     times = []
-    for _ in range(5):
-        begun = time.time()
+    for _ in range(3):
+        begun = time.perf_counter()
         function()
-        times.append(time.time() - begun)
+        times.append(time.perf_counter() - begun)
     return min(times)
 
 
-assert write_cached(model, "ROMEO:", 55) == write(model, "ROMEO:", 55, temperature=1e-3)
-times = {
-    "all again": seconds(lambda: write(model, "ROMEO:", 55, temperature=1e-3)),
-    "with a cache": seconds(lambda: write_cached(model, "ROMEO:", 55)),
-}
-figure, ax = plt.subplots(figsize=(6, 1.4), layout="constrained")
-ax.barh(list(times), [1000 * t / 55 for t in times.values()])
-ax.set(title="milliseconds a character")
-plt.show()
+def uncached_logits():
+    with torch.no_grad():
+        return [model(torch.tensor([ids[: t + 1]]))[0, -1] for t in range(T)]
+
+
+times = {"without a cache": seconds(uncached_logits), "with a cache": seconds(lambda: cached_logits(model, ids))}
+works = {"without a cache": sum(range(1, T + 1)), "with a cache": T}
+figure, axes = plt.subplots(1, 2, figsize=(10, 1.7), layout="constrained")
+for ax, row, title in zip(
+    axes,
+    (works, {k: 1000 * v / T for k, v in times.items()}),
+    (f"positions computed for {T} characters", "milliseconds per character"),
+):
+    ax.bar_label(ax.barh(list(row), row.values(), color=[colours[4], colours[0]]), fmt="%.3g", padding=3)
+    ax.margins(x=0.15)
+    ax.set(title=title)
+show("Bars: positions computed and milliseconds per character, with and without a cache.")
 
 # %% [markdown]
-# **Question.** With learned positions the cache works up to the end of the window and no further. Why?
+# **Question.** With learned positions the window could not slide like this. Why?
 #
 # <details><summary>Answer</summary>
 #
-# To go on, the window has to slide: what stood at position 1 must now stand at position 0 and gets another position's row, so
-# every key and value changes.
-#
-# With rotary positions the window can slide. A key is rotated by its absolute position before it enters the cache, and a
-# query by its own position; their score depends only on the difference between the two positions. So the oldest keys and
-# values can be dropped without changing the other scores, provided that new positions are still counted from the beginning
-# of the text, not of the cache. The result differs slightly from reading the last 64 characters afresh: above the first
-# layer, the keys and values that are kept still contain information from characters that have been dropped.
+# When the window slides by one, what stood at position 1 stands at position 0 and gets another position's vector, so
+# each key and value changes. With rotary positions only distances count, and those stay. The result still differs a
+# little from reading the last T characters afresh: above the first block, the kept keys and values have seen characters
+# that have since been dropped.
 # </details>
 
 # %% [markdown]
-# ## 9. Supervised fine-tuning
+# ## 17. Fine-tuning, and what a split hides
+# *Short path.*
 #
-# The model continues text. To make it *answer*, show it pairs of prompt and response, and let only the response count:
-# the prompt is given, so learning to guess it is effort spent on the wrong thing.
+# The model continues text. To make it *answer*, continue its training on pairs of **prompt** and **response**
+# (**fine-tuning**). Only the response counts in the loss: the prompt is given, so learning to predict it is wasted
+# effort. Here a prompt is a line of a card statement, and the response is its spending category. A special token
+# separates them. `tinygpt finetune` adds one to the vocabulary; here a character that the text hardly uses will do
+# (`MARK`).
 #
-# Our pairs: a line of a bank statement, and what the money was spent on. Between prompt and response stands a mark that
-# is no text: `tinygpt finetune` adds a symbol for it, here `$` will do, which occurs once in all of Shakespeare's text. A
-# line end says that the answer is over.
+# How to split the pairs? Each line is an owner and a shop word, such as RIVER BAKERY. There are two tests:
+#
+# - **New combinations**: a random sample of the lines. RIVER BAKERY is new, but training has seen KENT BAKERY. Each shop
+#   word of this test occurs in training.
+# - **New words**: four shop words per category are held out. No line with them occurs in training.
 
 # %%
-shops = {
-    "food": "BAKERY,GROCER,MARKET,BUTCHER,DELI,FARM SHOP,FISHMONGER,DAIRY",
-    "travel": "AIRLINE,RAILWAY,TAXI,HOTEL,FERRY,HOSTEL,COACH LINES,CAR HIRE",
-    "health": "PHARMACY,DENTIST,CLINIC,OPTICIAN,HOSPITAL,PHYSIO,CHEMIST,DOCTOR",
-    "home": "FURNITURE,HARDWARE,PLUMBER,PAINTS,GARDEN CENTRE,LIGHTING,CARPETS,ROOFING",
+shops = {  # category: words for training and the first test | words that are held out
+    "food": "BAKERY,GROCER,MARKET,BUTCHER,DELI,FARM SHOP,FISHMONGER,DAIRY|GREENGROCER,CAFE,PIZZERIA,TEA ROOM",
+    "travel": "AIRLINE,RAILWAY,TAXI,HOTEL,FERRY,HOSTEL,COACH LINES,CAR HIRE|BUS LINES,AIRPORT,TRAM,CRUISES",
+    "health": "PHARMACY,DENTIST,CLINIC,OPTICIAN,HOSPITAL,PHYSIO,CHEMIST,DOCTOR|DENTAL CARE,SURGERY,NURSE,VACCINES",
+    "home": "FURNITURE,HARDWARE,PLUMBER,PAINTS,GARDEN CENTRE,LIGHTING,CARPETS,ROOFING|FURNISHINGS,KITCHENS,BEDS,TILES",
 }
 owners = "SMITH,JONES,NORTH,RIVER,ROYAL,CITY,GREEN,LONDON,KENT,YORK,BRISTOL,HARBOUR".split(",")
-pairs = [(f"{owner} {shop}", kind) for kind, names in shops.items() for shop in names.split(",") for owner in owners]
-order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1)).tolist()
-train_pairs, val_pairs = [pairs[i] for i in order[60:]], [pairs[i] for i in order[:60]]
-MARK = "$"  # once in the whole text
+labels = list(shops)
 
 
-def example(prompt: str, response: str, masked=True):
-    """x, y (40,): y is x one later; -1 where the target belongs to the prompt, and in the padding."""
-    ids = encode(prompt + MARK + response + "\n")
-    x, y = torch.zeros(40, dtype=torch.long), torch.full((40,), -1)
+def lines_of(part: int):
+    return [(f"{owner} {shop}", label) for label, words in shops.items()
+            for shop in words.split("|")[part].split(",") for owner in owners]  # fmt: skip
+
+
+train_pairs, tests = [], {"new combinations": [], "new words": lines_of(1)}
+for label in labels:
+    lines = [pair for pair in lines_of(0) if pair[1] == label]
+    random.Random(label).shuffle(lines)
+    tests["new combinations"] += lines[:16]
+    train_pairs += lines[16:]
+
+
+def word(pair):
+    return pair[0].partition(" ")[2]
+
+
+for name, pairs in tests.items():
+    seen = np.mean([word(pair) in {word(other) for other in train_pairs} for pair in pairs])
+    print(f"{name}: {len(pairs)} lines, {100 * seen:.0f} % of their shop words occur in training")
+    assert seen == (name == "new combinations")
+
+
+def example(prompt: str, response: str, masked=True, length=40):
+    """x, y (length,): y is x one character later, and -1 (no target) in the prompt and in the padding behind."""
+    ids = encode(prompt + MARK + response + "\n")  # a line end says that the response is complete
+    x, y = torch.zeros(length, dtype=torch.long), torch.full((length,), -1)
     x[: len(ids) - 1], y[: len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
     if masked:
-        y[: len(prompt)] = -1  # all targets up to and including the mark
+        y[: len(prompt)] = -1
     return x, y
 
 
-def pair_batch(pairs, masked=True):
+def batch_of(pairs, masked=True):
     return (torch.stack(parts) for parts in zip(*(example(*pair, masked) for pair in pairs)))
 
 
-@torch.no_grad()
-def answer(model, prompt: str) -> str:
-    out = write(model, prompt + MARK, 8, temperature=1e-3)
-    return out.partition(MARK)[2].partition("\n")[0]
+x, y = example(*train_pairs[0])
+print("x:", visible(decode(x[:28])))
+print("y:", "".join("·" if i < 0 else visible(decode([i])) for i in y[:28]))
 
 
-@torch.no_grad()
-def pair_loss(model, masked=True) -> float:
-    model.eval()
-    return model(*pair_batch(val_pairs, masked))[1].item()
-
-
-x, y = example("RIVER BAKERY", "food")
-print("x:", decode(x[:17]).replace("\n", "⏎"))
-print("y:", "".join("·" if i < 0 else decode([i]).replace("\n", "⏎") for i in y[:17]))
-
-
-def finetune(model, steps=300, lr=1e-3, masked=True, seed=1):
-    trained = [w for w in model.parameters() if w.requires_grad]
-    optimizer, generator = torch.optim.AdamW(trained, lr=lr), torch.Generator().manual_seed(seed)
+def finetune(model, pairs, steps=300, lr=1e-3, masked=True):
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer, draw = torch.optim.AdamW(trained, lr=lr, fused=True), random.Random(1)
     for step in range(steps):
         model.train()
-        chosen = torch.randint(len(train_pairs), (16,), generator=generator).tolist()
-        loss = model(*pair_batch([train_pairs[i] for i in chosen], masked))[1]
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
+        loss = loss_of(model, *batch_of(draw.choices(pairs, k=16), masked))
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
         optimizer.step()
     return model
 
 
-def report(name, model):
-    right = np.mean([answer(model, prompt) == response for prompt, response in val_pairs])
-    row = {
-        "right": right,
-        "response loss": pair_loss(model),
-        "all-positions loss": pair_loss(model, False),
-        "Shakespeare": whole_loss(model),
-    }
-    print(f"{name:<24}" + "   ".join(f"{key} {value:.2f}" for key, value in row.items()))
-    return row
+@torch.no_grad()
+def label_probabilities(model, prompts):
+    """(N, 4): the probability of each label as the complete response. What is missing to 1 goes to other texts."""
+    model.eval()
+    columns = []
+    for label in labels:
+        x, y = batch_of([(prompt, label) for prompt in prompts])
+        losses = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+        columns.append((-losses.view(y.shape).sum(1)).exp())
+    return torch.stack(columns, 1)
 
 
-before = report("before", model)
-masked_model = finetune(copy.deepcopy(model))
-after = report("after, masked", masked_model)
-unmasked_model = finetune(copy.deepcopy(model), masked=False)
-unmasked = report("after, not masked", unmasked_model)
-for prompt, response in val_pairs[:3]:
-    print(
-        f"{prompt} (right: {response})\n   before: {answer(model, prompt)!r}   after: {answer(masked_model, prompt)!r}"
-    )
-assert after["right"] > 0.9 > before["right"] and after["response loss"] < 0.2
-assert unmasked["all-positions loss"] < after["all-positions loss"]  # it has learned to guess prompts, too
-assert after["Shakespeare"] > before["Shakespeare"] + 0.3  # and what it knew before is going
+@torch.no_grad()
+def answers(model, prompts, count=14) -> list[str]:
+    """Greedy decoding of the responses."""
+    model.eval()
+    out = []
+    for prompt in prompts:
+        idx = torch.tensor([encode(prompt + MARK)])
+        for _ in range(count):
+            idx = torch.cat((idx, model(idx[:, -T:])[:, -1:].argmax(-1)), 1)
+            if decode(idx[0, -1:]) == "\n":
+                break
+        out.append(decode(idx[0]).partition(MARK)[2].partition("\n")[0])
+    return out
 
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-rows = {"before": before, "masked": after, "not masked": unmasked}
-for ax, key in zip(axes, ("response loss", "Shakespeare")):
-    ax.barh(list(rows), [row[key] for row in rows.values()], color=["C7", "C0", "C1"])
-    ax.invert_yaxis()
-    ax.set(
-        title={"response loss": "loss on the responses", "Shakespeare": "loss on Shakespeare: what was forgotten"}[key]
-    )
-plt.show()
 
 # %% [markdown]
-# **Question.** The loss over all positions and the loss on the responses differ by far. Which of the two would you watch?
+# A result means little without baselines. Three comparisons, from cheap to dear:
+#
+# - the **majority baseline** always gives the most frequent label of the training lines;
+# - the **n-gram baseline** looks at pieces of one to four characters: one weight per piece and label (logistic
+#   regression), trained in a second;
+# - **training from scratch**: the same model, the same training, but starting from random parameters.
+
+
+# %%
+def pieces_of(prompt: str) -> set[str]:
+    return {prompt[i : i + n] for n in (1, 2, 3, 4) for i in range(len(prompt) - n + 1)}
+
+
+def ngram_baseline(pairs):
+    """Train on pairs; returns a function from prompts to probabilities (N, 4)."""
+    pieces = {piece: i for i, piece in enumerate(sorted(set().union(*(pieces_of(prompt) for prompt, _ in pairs))))}
+
+    def features(prompts):
+        x = torch.zeros(len(prompts), len(pieces))
+        for row, prompt in zip(x, prompts):
+            row[[pieces[piece] for piece in pieces_of(prompt) if piece in pieces]] = 1
+        return x / x.norm(dim=1, keepdim=True).clamp(min=1)
+
+    x, y = features([prompt for prompt, _ in pairs]), torch.tensor([labels.index(label) for _, label in pairs])
+    linear = nn.Linear(len(pieces), len(labels))
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=0.05)
+    for _ in range(200):
+        loss = F.cross_entropy(linear(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return lambda prompts: linear(features(prompts)).softmax(1).detach(), parameters(linear)
+
+
+def accuracy(classify) -> dict[str, float]:
+    """The share of the lines of each test whose most probable label is the right one."""
+    shares = {}
+    for name, pairs in tests.items():
+        best = classify([prompt for prompt, _ in pairs]).argmax(1)
+        shares[name] = np.mean([labels[i] == label for i, (_, label) in zip(best, pairs)])
+    return shares
+
+
+results, took, trained_parameters = {}, {}, {}
+
+
+def note(name, classify, begun, trained):
+    """Note the seconds since `begun`, the number of trained parameters, and the accuracy on both tests."""
+    took[name], trained_parameters[name], results[name] = time.time() - begun, trained, accuracy(classify)
+    print(f"{name:<22}" + "   ".join(f"{test}: {100 * share:3.0f} %" for test, share in results[name].items()))
+
+
+most_frequent = labels.index(Counter(label for _, label in train_pairs).most_common(1)[0][0])
+note("majority baseline", lambda prompts: torch.eye(4)[[most_frequent] * len(prompts)], time.time(), 0)
+
+torch.manual_seed(1)
+begun = time.time()
+ngram, count = ngram_baseline(train_pairs)
+note("n-gram baseline", ngram, begun, count)
+
+begun = time.time()
+scratch_model = finetune(GPT(), train_pairs)
+note(
+    "training from scratch",
+    lambda prompts: label_probabilities(scratch_model, prompts),
+    begun,
+    parameters(scratch_model),
+)
+
+begun = time.time()
+tuned_model = finetune(copy.deepcopy(model), train_pairs)
+note("fine-tuning", lambda prompts: label_probabilities(tuned_model, prompts), begun, parameters(tuned_model))
+print(f"the loss on {CORPUS} rises from {final_loss:.2f} to {val_loss(tuned_model):.2f}: this is forgetting")
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", width_ratios=(1, 1.1))
+place = np.arange(len(results))
+for i, (test, colour) in enumerate(zip(tests, colours)):
+    bars = axes[0].barh(place + 0.4 * i, [100 * row[test] for row in results.values()], 0.38, color=colour, label=test)
+    axes[0].bar_label(bars, fmt="%.0f", padding=3)
+axes[0].set_yticks(place + 0.2, results)
+axes[0].invert_yaxis()
+axes[0].set(xlim=(0, 112), title="correct answers, %")
+axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2)
+best = label_probabilities(tuned_model, [prompt for prompt, _ in tests["new words"]]).argmax(1)
+right = Counter()
+for pair, i in zip(tests["new words"], best):
+    right[word(pair)] += labels[i] == pair[1]
+axes[1].bar(list(right), [100 * count / len(owners) for count in right.values()], color=colours[1])
+axes[1].tick_params(axis="x", rotation=90, labelsize=8)
+axes[1].set(title="fine-tuned model, new words: correct answers, %", ylim=(0, 105))
+show("Left: accuracy of four methods on new combinations and on new words. Right: accuracy for each new word.")
+for prompt, label in (tests["new combinations"][0], *tests["new words"][::40]):
+    print(f"{prompt}: {answers(tuned_model, [prompt])[0]!r} (correct: {label})")
+assert set(results["majority baseline"].values()) == {0.25}
+for name in ("n-gram baseline", "training from scratch", "fine-tuning"):
+    assert results[name]["new combinations"] > 0.9, name
+    assert results[name]["new words"] < 0.6, name
+assert results["n-gram baseline"]["new words"] > results["fine-tuning"]["new words"] - 0.1
+assert val_loss(tuned_model) > final_loss + 0.3
+
+# %% [markdown]
+# One model, two results. On new combinations it looks perfect: every shop word of that test occurs in training, so the
+# test asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words it is
+# hardly better than guessing (25 %), and the n-gram baseline, which takes seconds, does about as well or better: it at
+# least knows GROCER in GREENGROCER. **The split decides what the number means**: test on what will be new when the
+# model is in use. (And the 192 lines of the second test are 16 words, so its uncertainty is large: some ten percentage
+# points.)
+#
+# **Question.** Your colleague reports 100 % on a random split of last year's transactions. What do you ask?
 #
 # <details><summary>Answer</summary>
 #
-# The one on the responses. Most positions belong to prompts, where much cannot be guessed at all (who owns the shop?), so the
-# other number is mostly about them, and about padding if that counts too. It can fall while the answers become worse.
+# How many of the test's merchants occur in training? What does the model score on merchants that do not, or on the
+# following month? And what do the majority and the n-gram baseline score on the same test?
+# </details>
+#
+# **Exercise.** Let training see one line of each new word: add `train_pairs += [pair for pair in tests["new words"] if
+# pair[0].startswith("KENT")]` before the baselines.
+#
+# <details><summary>Answer</summary>
+#
+# With Shakespeare, the fine-tuned model gets 84 % of the other lines with new words right, instead of 27 %, and the
+# n-gram baseline 100 %, instead of 38 %. Sixteen lines, one for each word, are worth more than any change of the model:
+# what was missing was the knowledge that a nurse belongs to health.
 # </details>
 
 # %% [markdown]
-# ## 10. LoRA
+# ## 18. LoRA
+# *Full path.*
 #
-# A copy of all weights for each task is a lot to keep, and everything old is overwritten. LoRA (Hu et al. 2021) freezes
-# a matrix W and learns a small difference next to it, as the product of two thin matrices: $W + \frac{\alpha}{r} B A$.
+# A complete copy of the parameters for each task is large. **LoRA** (Hu et al. 2021) freezes a matrix W and trains a
+# small difference next to it, the product of two thin matrices: W + (α / r) · B A. The **rank** r is their shared inner
+# dimension, here 8; α (alpha) scales the difference. The trained matrices are the **adapter**.
 
 
 # %%
 class LoRA(nn.Module):
     def __init__(self, linear, rank=8, alpha=16):
         super().__init__()
-        self.linear = linear.requires_grad_(False)
+        self.linear, self.scale = linear.requires_grad_(False), alpha / rank
         self.A = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
         self.B = nn.Parameter(torch.zeros(linear.out_features, rank))  # zero: at first nothing changes
-        self.scale = alpha / rank
 
     def forward(self, x):
         return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)
@@ -1031,97 +1674,372 @@ class LoRA(nn.Module):
         return self.linear
 
 
-def layers(model):
-    return [(part, name) for block in model.h for part, name in
-            ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj"))]  # fmt: skip
+def matrices(model):
+    return [(part, name) for block in model.blocks for part, name in
+            ((block.attention, "qkv"), (block.attention, "projection"), (block.mlp, "up"), (block.mlp, "down"))]  # fmt: skip
 
 
 torch.manual_seed(1)
 adapted = copy.deepcopy(model).requires_grad_(False)
-for part, name in layers(adapted):
+for part, name in matrices(adapted):
     setattr(part, name, LoRA(getattr(part, name)))
 probe = torch.tensor([encode(line)])
 with torch.no_grad():
-    assert torch.equal(adapted(probe)[0], model(probe)[0])  # at first nothing changes
+    assert torch.equal(adapted(probe), model(probe))  # at first nothing changes
 
-finetune(adapted, lr=5e-3)
-lora = report("LoRA, rank 8", adapted)
-trained = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
-print(f"{trained:,} trainable parameters instead of {by_code:,}: {100 * trained / by_code:.0f} %")
 
+begun = time.time()
+finetune(adapted, train_pairs, lr=5e-3)
+adapter_parameters = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+note("LoRA", lambda prompts: label_probabilities(adapted, prompts), begun, adapter_parameters)
 with torch.no_grad():
-    unmerged = adapted(probe)[0]
-    for part, name in layers(adapted):
+    before = adapted(probe)
+    for part, name in matrices(adapted):
         setattr(part, name, getattr(part, name).merged())
-    assert torch.allclose(adapted(probe)[0], unmerged, atol=1e-3)  # merged at the end: an ordinary model again
-assert lora["right"] > 0.85
+    assert torch.allclose(adapted(probe), before, atol=1e-3)  # merged: an ordinary model again
 
-# %%
-figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-for name, row, numbers in (("all weights", after, by_code), ("LoRA, rank 8", lora, trained)):
-    ax.scatter(row["Shakespeare"] - before["Shakespeare"], 100 * row["right"], s=numbers / 800, alpha=0.5)
-    ax.annotate(
-        f"{name}\n{numbers:,} numbers", (row["Shakespeare"] - before["Shakespeare"], 100 * row["right"]), fontsize=8
-    )
-ax.set(
-    xlabel="forgotten: loss on Shakespeare, after minus before",
-    ylabel="right answers, %",
-    ylim=(50, 115),
-    xlim=(0, 1.4 * (after["Shakespeare"] - before["Shakespeare"])),
-)
-plt.show()
+guessed = accuracy(lambda prompts: label_probabilities(model, prompts))["new combinations"]
+panels = {
+    "trained parameters": [0, parameters(model), trained_parameters["LoRA"]],
+    f"loss on {CORPUS} (forgetting)": [final_loss, val_loss(tuned_model), val_loss(adapted)],
+    "new combinations correct, %": [
+        100 * share
+        for share in (guessed, results["fine-tuning"]["new combinations"], results["LoRA"]["new combinations"])
+    ],
+}
+figure, axes = plt.subplots(1, 3, figsize=(11, 1.9), layout="constrained", sharey=True)
+for ax, (title, values) in zip(axes, panels.items()):
+    bars = ax.barh(["base model", "fine-tuning", "LoRA"], values, color=colours[:3])
+    ax.bar_label(bars, [f"{value:.2f}" if "loss" in title else f"{value:,.0f}" for value in values], padding=3)
+    ax.margins(x=0.3)
+    ax.set(title=title, xticks=[])
+axes[0].invert_yaxis()
+show("Bars for the base model, fine-tuning and LoRA: trained parameters, forgetting, and correct answers.")
+assert results["LoRA"]["new combinations"] > 0.85
+assert trained_parameters["LoRA"] < 0.1 * parameters(model)
 
 # %% [markdown]
-# **Question.** A *and* B at zero would change nothing at first, too. Why is only B zero?
+# LoRA trains less than a tenth of the parameters. The adapter can be removed at any time, and then nothing is
+# forgotten; while it is in place, the model forgets, too.
+#
+# **Question.** With A *and* B at zero, nothing would change at first, too. Why is only B zero?
 #
 # <details><summary>Answer</summary>
 #
-# The gradient of B is a product with A, that of A a product with B. If both are zero, both gradients are, for ever.
+# The gradient of B is a product with A, that of A a product with B. If both are zero, both gradients are zero, and the
+# adapter never learns.
 # </details>
 
 # %% [markdown]
-# ## 11. The same model through `tinygpt train`
+# ## 19. Confidently wrong
+# *Short path.*
 #
-# The configuration `shakespeare_char.yaml` describes the model and the loop of part 7. So the curves should lie on each
-# other, but for noise: other random numbers, and on many processors another precision.
-
+# What does the fine-tuned model say outside its task? It gets pieces of the corpus, in capitals like a card statement
+# but with nothing to do with spending, and the new words of part 17. Its **confidence** is the probability of its most
+# probable label.
 
 # %%
-def tinygpt(*args):
-    done = subprocess.run([sys.executable, "-m", "tinygpt", *args], cwd=folder, capture_output=True, text=True)
+passages = [" ".join(decode(val_data[i : i + 20]).split()).upper() for i in range(0, 100 * 500, 500)]
+groups = {name: [prompt for prompt, _ in pairs] for name, pairs in tests.items()} | {"outside the task": passages}
+confidence, chosen = {}, {}
+for name, prompts in groups.items():
+    best = label_probabilities(tuned_model, prompts).max(1)
+    confidence[name], chosen[name] = best.values, [labels[i] for i in best.indices]
+wrong = [answer != label for answer, (_, label) in zip(chosen["new words"], tests["new words"])]
+wrong_confidence = confidence["new words"][wrong]
+for prompt, answer, sure in list(zip(passages, chosen["outside the task"], confidence["outside the task"]))[:4]:
+    print(f"{prompt!r}: {answer}, confidence {100 * sure:.0f} %")
+print(f"mean confidence: {', '.join(f'{name} {100 * values.mean():.0f} %' for name, values in confidence.items())};"
+      f" wrong answers to new words {100 * wrong_confidence.mean():.0f} %")  # fmt: skip
+
+# A remedy: answer only above a threshold, and abstain otherwise. Take the one that keeps 95 % of the known words.
+threshold = confidence["new combinations"].quantile(0.05).item()
+answered = {name: (values >= threshold).float().mean().item() for name, values in confidence.items()}
+print(
+    f"above a threshold of {threshold:.3f} it answers "
+    + ", ".join(f"{100 * share:.0f} % ({name})" for name, share in answered.items())
+)
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.9), layout="constrained", width_ratios=(1.6, 1))
+for (name, values), colour, hatch in zip(confidence.items(), colours, ("", "//", "..")):
+    share = np.histogram(values, 10, (0, 1))[0] / len(values)
+    at = np.arange(10) / 10 + 0.02 + 0.028 * list(confidence).index(name)
+    axes[0].bar(
+        at, 100 * share, 0.028, color=colour, hatch=hatch, edgecolor="white", linewidth=0, align="edge", label=name
+    )
+axes[0].set(title="how confident are the answers?", xlabel="confidence", ylabel="% of the prompts", xlim=(0, 1))
+axes[0].legend(frameon=False, loc="upper left")
+bars = axes[1].barh(list(answered), [100 * share for share in answered.values()], color=colours)
+axes[1].bar_label(bars, fmt="%.0f", padding=3)
+axes[1].invert_yaxis()
+axes[1].set(title="answered above the threshold, %", xlim=(0, 112))
+show("Left: confidence for known words, new words and lines outside the task. Right: the share above the threshold.")
+assert confidence["outside the task"].mean() > 0.4  # no answer is right there; four equal chances would be 0.25
+assert wrong_confidence.mean() > 0.5
+
+# %% [markdown]
+# Every line gets a spending category: the model has learned four responses and nothing else, so it has no way to say
+# "none of these". Confidence says how the model compares its four answers, not whether the question makes sense. A
+# threshold helps, but look at what still passes it in the right panel. (Hendrycks & Gimpel 2017; the lab `tinygpt lab
+# confidence` measures it at full size.)
+#
+# **Question.** What would a fifth label, "other", change?
+#
+# <details><summary>Answer</summary>
+#
+# It helps for prompts like those that you collect for it. Training on lines of the corpus as "other" would catch such
+# lines, but not the next kind of unexpected prompt. It is worth doing, and no guarantee.
+# </details>
+#
+# **Exercise.** What does it say if there is no shop at all? Try `label_probabilities(tuned_model, ["QQQQ ZZZZ",
+# "SMITH"])`.
+#
+# <details><summary>Answer</summary>
+#
+# In the run with Shakespeare: QQQQ ZZZZ is food, with a confidence of 50 %, and SMITH, an owner without a shop, is
+# health with 89 %. Nothing in SMITH speaks for health. The model has to choose one of four responses, and does.
+# </details>
+
+# %% [markdown]
+# ## 20. Retrieval: the answer is in a document
+# *Short path.*
+#
+# Facts change, and a model's parameters do not. **Retrieval** (Lewis et al. 2020) keeps facts in documents: search for
+# passages with the question's words, then let a model *read* them. `tinygpt index` and `tinygpt ask` do both. The
+# **reader** that ships with tinygpt is a GPT like yours, trained to copy the answer from a passage or to say that there
+# is none.
+#
+# The competitor is a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters alone.
+
+# %%
+companies = (
+    "Norvik Foods,Calder Steel,Aldora Bank,Brenta Motors,Tavor Energy,Kestrel Air,Lumen Glass,Orsini Wines".split(",")
+)
+people = "Ana Torres,Jan Berg,Mia Okoro,Leo Brandt,Ines Duarte,Paul Keller,Nora Lind,Omar Haddad".split(",")
+places = "Oslo,Leeds,Porto,Turin,Bergen,Lyon,Graz,Siena".split(",")
+cfo, base = dict(zip(companies, people)), dict(zip(companies, places))
+
+
+def write_documents():
+    (folder / "documents").mkdir(exist_ok=True)
+    for name in companies:
+        document = f"# {name}\n\nThe CFO of {name} is {cfo[name]}. {name} is based in {base[name]}.\n"
+        (folder / "documents" / f"{name.split()[0]}.md").write_text(document, encoding="utf-8")
+
+
+def questions():
+    """question for the reader, prompt for the closed-book model, answer"""
+    return [(f"Who is the CFO of {name}?", f"CFO of {name}", cfo[name]) for name in companies] + [
+        (f"Where is {name} based?", f"base of {name}", base[name]) for name in companies
+    ]
+
+
+def tinygpt(*args, questions=()):
+    command = [sys.executable, "-m", "tinygpt", *args]
+    done = subprocess.run(
+        command, cwd=folder, input="\n".join(questions), capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-tinygpt("prepare", "shakespeare_char")
+def ask(*asked):
+    out = tinygpt("ask", "--index=index.db", "--json=True", "--device=cpu", questions=asked)
+    return [json.loads(row) for row in out.splitlines()]
+
+
+def index() -> float:
+    begun = time.time()
+    tinygpt("index", "documents", "--out=index.db", "--embeddings=none")  # keyword search alone
+    return time.time() - begun
+
+
+write_documents()
+took["retrieval"] = index()
+first = ask(*(question for question, _, _ in questions()), "Who is the CFO of Velmar Rail?")
+unknown = first.pop()
 begun = time.time()
-tinygpt(
-    "train",
-    "configs/shakespeare_char.yaml",
-    "--device=cpu",
-    "--max_iters=1000",
-    "--eval_interval=100",
-)
-print(f"{time.time() - begun:.0f} s")
+torch.manual_seed(1)
+facts_model = finetune(copy.deepcopy(model), [(prompt, answer) for _, prompt, answer in questions()], steps=300)
+took["closed book"] = time.time() - begun
 
-import json
 
-entries = [json.loads(row) for row in (folder / "out/metrics.jsonl").read_text().splitlines()]
-theirs = [(e["step"], e["train_loss"], e["val_loss"]) for e in entries if e["kind"] == "eval"]
-display(curves({"this notebook": history, "tinygpt train": theirs}))
-measured = json.loads(tinygpt("eval", "--ckpt", "out/last.pt", "--json", "--device=cpu"))["loss"]
-print(f"the whole validation text: {final_loss:.3f} here, {measured:.3f} there")
-assert abs(final_loss - measured) < 0.05
-print(f"all of it took {(time.time() - started) / 60:.1f} minutes")
+def shares(asked):
+    """The share of the correct answers: search alone, search and reader, closed book; and those about new CFOs."""
+    truth = [answer for _, _, answer in questions()]
+    systems = {
+        "search alone": [truth[i] in row["passages"][0]["text"] for i, row in enumerate(asked)],
+        "search and reader": [row["answer"] == answer for row, answer in zip(asked, truth)],
+        "closed book": [a == answer for a, answer in zip(answers(facts_model, [p for _, p, _ in questions()]), truth)],
+    }
+    return {name: (np.mean(right), np.mean(right[:3])) for name, right in systems.items()}
+
+
+before = shares(first)
+print(first[0]["question"], "→", first[0]["answer"], "| passage:", first[0]["passages"][0]["text"])
+print(unknown["question"], "→", unknown["answer"] or "not in the documents")
+print("closed book, a company that does not exist →", answers(facts_model, ["CFO of Velmar Rail"])[0])
+
+# Three companies get a new CFO. The documents are corrected and indexed again; the parameters stay.
+cfo |= {"Norvik Foods": "Rita Moreau", "Calder Steel": "Tom Ashby", "Aldora Bank": "Vera Novak"}
+write_documents()
+took["new index"] = index()
+second = ask(*(question for question, _, _ in questions()))
+after = shares(second)
+print("after the change:", second[0]["question"], "→", second[0]["answer"])
+print("closed book, after the change →", answers(facts_model, ["CFO of Norvik Foods"])[0])
+figure, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
+for i, (title, column) in enumerate((("before the change, all questions", [row[0] for row in before.values()]),
+                                     ("after, all questions", [row[0] for row in after.values()]),
+                                     ("after, the three facts that changed", [row[1] for row in after.values()]))):  # fmt: skip
+    bars = ax.bar(np.arange(3) + 0.27 * i, [100 * share for share in column], 0.25, label=title)
+    ax.bar_label(bars, fmt="%.0f")
+ax.set_xticks(np.arange(3) + 0.27, before)
+ax.set(ylabel="correct answers, %", ylim=(0, 112))
+ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+show("Bars of correct answers before and after the facts change: search, search and reader, closed book.")
+assert before["closed book"][0] > 0.9 and after["closed book"][1] == 0
+assert before["search and reader"][0] > 0.8 and after["search and reader"][1] > 0.6
+assert before["search alone"][0] > 0.9 and after["search alone"][1] > 0.9
+assert answers(facts_model, ["CFO of Velmar Rail"]) != [""]
+assert unknown["answer"] == "" and second[0]["answer"] != first[0]["answer"]
 
 # %% [markdown]
-# **Question.** Where would you look first if the two curves did *not* lie on each other?
+# The closed-book model knows its facts, until they change: then it states the old ones, as fluently as before. It also
+# answers for a company that does not exist. With retrieval, a corrected document suffices, the passage can be checked,
+# and the reader abstains. (These sentences are as plain as the reader's training examples. On longer documents it
+# answers 71 to 74 % of the questions: docs/RETRIEVAL.md.)
+#
+# **Question.** Search alone already finds every passage. What does the reader add?
 #
 # <details><summary>Answer</summary>
 #
-# At step 0: both must begin at ln 65, or the initial weights differ. Then at the first 100 steps: the learning rate. Then at
-# the distance between training and validation: dropout, weight decay, the split. The gradient's length tells the rest.
+# The answer instead of a text to read, and "not in the documents" if there is none. Whether that is worth the risk of a
+# misreading depends on who reads the passages.
 # </details>
 #
-# Next: `tinygpt exercise list`, to write all of this yourself and have it checked; `configs/shakespeare_char_fast.yaml`,
-# which reaches the same loss in 210 iterations instead of 2,000 and explains why.
+# **Exercise.** Fine-tune the closed-book model on the three new facts alone, for 100 steps, then ask all questions.
+#
+# <details><summary>Answer</summary>
+#
+# With Shakespeare: the three new facts are right, and the other thirteen are all wrong. Most answers are now made of
+# the new names ("Ria Novak"). A closed-book model has to be trained again on all its facts, not only on those that
+# changed.
+# </details>
+
+# %% [markdown]
+# ## 21. Which method?
+# *Short path.*
+#
+# The table that this course ends with, filled in from *your* run. "–" means that a method does not do this.
+
+
+# %%
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
+def again(name):
+    return f"train again: {took[name]:.0f} s"
+
+
+def labelled(name):
+    return [percent(share) for share in results[name].values()]
+
+
+def known_facts(name):
+    return [percent(before[name][0]), percent(after[name][1])]
+
+
+no, reindex, full = ["–", "–"], f"index again: {took['new index']:.1f} s", f"{parameters(model):,}"
+few = {name: f"{trained_parameters[name]:,}" for name in ("n-gram baseline", "LoRA")}
+rows = [
+    ("n-gram baseline", *labelled("n-gram baseline"), *no, few["n-gram baseline"], again("n-gram baseline")),
+    ("training from scratch", *labelled("training from scratch"), *no, full, again("training from scratch")),
+    ("fine-tuning", *labelled("fine-tuning"), *known_facts("closed book"), full, again("closed book")),
+    ("fine-tuning with LoRA", *labelled("LoRA"), *no, few["LoRA"], again("LoRA")),
+    ("retrieval (a person reads the passage)", *no, *known_facts("search alone"), "0", reindex),
+    ("combining: retrieval and a model trained to read", *no, *known_facts("search and reader"), "0 of yours", reindex),
+]
+head = (
+    "method",
+    "labels: new combinations",
+    "labels: new words",
+    "facts",
+    "facts that changed",
+    "trained parameters",
+    "what a change costs",
+)
+display(table(head, rows))
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained")
+for ax, columns, title in ((axes[0], (1, 2), "labels"), (axes[1], (3, 4), "facts")):
+    shown = [row for row in rows if row[columns[0]] != "–"]
+    names = [row[0].partition(" (")[0].partition(":")[0] for row in shown]
+    for i, column in enumerate(columns):
+        values = [float(row[column].split()[0]) for row in shown]
+        bars = ax.barh(np.arange(len(shown)) + 0.4 * i, values, 0.38, label=head[column].removeprefix("labels: "))
+        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    ax.set_yticks(np.arange(len(shown)) + 0.2, names)
+    ax.invert_yaxis()
+    ax.set(title=f"{title}: correct, %", xlim=(0, 115))
+    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2)
+show("Bars: correct labels by four methods, and correct facts by three methods, before and after a change.")
+assert len(rows) == 6
+
+# %% [markdown]
+# Read it by asking what is new when the system is in use:
+#
+# - **A skill with a fixed form** (a label, a style, a format): start with the n-gram baseline. Fine-tune if it is measurably
+#   better on a test with new words. Train from scratch if the task is narrow and you have examples enough; here the start from
+#   your base model gains little or nothing, since its text says little about shops.
+# - **Facts, above all facts that change**: retrieval. A correction costs seconds, and every answer has its source.
+# - **Both** (an answer in your form, from today's facts): combine them: retrieve, and train a model to read.
+# - **Prompts outside the task**: no method protects you by itself (part 19). Abstain below a threshold, and test with such prompts.
+#
+# Your numbers are from one small run. The labs measure the same questions at full size, with three seeds: `tinygpt lab
+# methods`, `tinygpt lab facts`, `tinygpt lab confidence`.
+#
+# **Question.** A bank wants a model that writes client letters in its tone and quotes today's interest rates. Which
+# method?
+#
+# <details><summary>Answer</summary>
+#
+# Both. The tone is a form, which fine-tuning teaches with a few hundred examples. The rates change, so they come from a
+# document with each request, and a check compares the letter's numbers with it.
+# </details>
+
+# %% [markdown]
+# ## 22. The same model with `tinygpt train`
+# *Full path.*
+#
+# The preset `shakespeare_char.yaml`, with rotary positions, describes the model and the training of part 13. So both
+# curves should agree, except for noise: other random numbers, and on some processors numbers of lower precision.
+
+# %%
+dataset = {"shakespeare": "shakespeare_char", "naics": "naics"}[CORPUS]
+tinygpt("prepare", dataset)
+begun = time.time()
+tinygpt("train", "configs/shakespeare_char.yaml", f"--dataset={dataset}", "--position=rope", "--device=cpu",
+        "--max_iters=1000", "--eval_interval=100")  # fmt: skip
+print(f"{time.time() - begun:.0f} s, and {training_seconds:.0f} s in part 13")
+entries = [json.loads(row) for row in (folder / "out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+theirs = [(e["step"], e["train_loss"], e["val_loss"]) for e in entries if e["kind"] == "eval"]
+measured = json.loads(tinygpt("eval", "--ckpt", "out/last.pt", "--json=True", "--device=cpu"))["loss"]
+print(f"whole validation text: {final_loss:.3f} in this notebook, {measured:.3f} with tinygpt train")
+figure, ax = plt.subplots(figsize=(8, 3), layout="constrained")
+draw_curves(ax, {"this notebook": history, "tinygpt train": theirs})
+show("Two pairs of loss curves, of this notebook and of tinygpt train: they nearly coincide.")
+assert abs(final_loss - measured) < 0.08
+print(f"all cells took {(time.time() - started) / 60:.1f} minutes")
+
+# %% [markdown]
+# **Question.** Where would you look first if the curves did *not* agree?
+#
+# <details><summary>Answer</summary>
+#
+# At step 0: both must start at ln V, or the initial parameters differ. Then at the first 100 steps: the learning rate.
+# Then at the distance between training and validation: dropout, weight decay, the split.
+# </details>
+#
+# Next: `tinygpt exercise list`, to write all of this yourself and have it checked; and
+# `configs/shakespeare_char_fast.yaml`, which reaches the loss of the preset in 210 iterations instead of 2,000 and
+# explains why.

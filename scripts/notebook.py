@@ -1,0 +1,117 @@
+"""Run the notebook and write it as one page with all outputs, which needs no network: gpt_from_scratch.html.
+
+python scripts/notebook.py                       # Shakespeare; about five minutes on two cores
+python scripts/notebook.py --corpus naics --out naics.html
+python scripts/notebook.py --until 5             # only the parts before part 5
+
+The kernel is that of this Python interpreter, whatever kernels the user has installed. nbconvert's full templates load
+scripts from other servers, so the page has its own head around the template `basic`.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from unittest import mock
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from pygments.formatters import HtmlFormatter
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks/gpt_from_scratch.ipynb"
+CHOICE = 'CORPUS = "shakespeare"'  # the line of the first cell that chooses the text
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>GPT from an empty file</title>
+<style>
+body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 system-ui, sans-serif; color: #222; }}
+h2 {{ margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }}
+pre {{ overflow-x: auto; font-size: 13px; line-height: 1.4; margin: 0; }}
+.highlight {{ background: #f6f8fa; border: 1px solid #ddd; border-radius: 4px; padding: .6rem; margin: .6rem 0; }}
+.jp-OutputArea-output pre, .output_text pre {{ padding: .3rem .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
+img {{ max-width: 100%; height: auto; }}
+table {{ border-collapse: collapse; font-size: 14px; margin: .6rem 0; display: block; overflow-x: auto; }}
+th, td {{ border: 1px solid #ccc; padding: .25rem .5rem; text-align: left; }}
+details {{ background: #f3f7fb; border-left: 3px solid #0072B2; padding: .4rem .8rem; margin: .4rem 0 1rem; }}
+summary {{ cursor: pointer; font-weight: 600; }}
+.prompt, .jp-InputPrompt, .jp-OutputPrompt, .anchor-link {{ display: none; }}
+{code}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def load(corpus: str = "shakespeare", until: int | None = None) -> nbformat.NotebookNode:
+    """The notebook, with the corpus chosen; until: only the cells before this part."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    if until is not None:
+        end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith(f"## {until}."))
+        notebook.cells = notebook.cells[:end]
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert CHOICE in first.source
+    first.source = first.source.replace(CHOICE, f'CORPUS = "{corpus}"')
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Run all cells, with `folder` as the working folder, and store their outputs in the notebook."""
+    places = {"JUPYTER_PATH": str(folder / "jupyter"), "IPYTHONDIR": str(folder / "ipython")}
+    install = [sys.executable, "-m", "ipykernel", "install", "--prefix", str(folder), "--name", "python3"]
+    subprocess.run(install, check=True, capture_output=True, env=os.environ | places)
+    shutil.move(folder / "share/jupyter", folder / "jupyter")
+    with mock.patch.dict(os.environ, places):
+        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
+    """How long the cells of each part took."""
+    taken, part = {"start": 0.0}, "start"
+    for cell in notebook.cells:
+        if cell.source.startswith("## "):
+            part = cell.source.splitlines()[0].removeprefix("## ")
+            taken[part] = 0.0
+        timing = cell.metadata.get("execution", {})
+        if "shell.execute_reply" in timing:
+            begun, ended = (
+                datetime.fromisoformat(timing[key]) for key in ("iopub.execute_input", "shell.execute_reply")
+            )
+            taken[part] += (ended - begun).total_seconds()
+    return taken
+
+
+def page(notebook: nbformat.NotebookNode) -> str:
+    """The notebook with its outputs as one HTML page."""
+    exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="")
+    body, _ = exporter.from_notebook_node(notebook)
+    return PAGE.format(code=HtmlFormatter(style="tango").get_style_defs(".highlight"), body=body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the notebook, and write it as one page with all outputs.")
+    parser.add_argument("--corpus", choices=("shakespeare", "naics"), default="shakespeare")
+    parser.add_argument("--until", type=int, help="only the parts before this one")
+    parser.add_argument("--out", type=Path, default=Path(f"{NOTEBOOK.stem}.html"))
+    args = parser.parse_args()
+    notebook = load(args.corpus, args.until)
+    with tempfile.TemporaryDirectory() as folder:
+        execute(notebook, Path(folder))
+    args.out.write_text(page(notebook), encoding="utf-8")
+    for part, taken in seconds(notebook).items():
+        print(f"{taken:6.1f} s  {part}")
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
