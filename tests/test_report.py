@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.resources
 import importlib.util
 import json
 import os
@@ -113,6 +114,15 @@ class Browser:
         urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("file:")]
         assert any(url.endswith(".html") for url in urls)  # negative control: the log has the page
         return [url for url in urls if not url.startswith("data:") and not url.endswith(".html")]
+
+    def violations(self) -> list[tuple[str, str, str]]:
+        """What axe-core objects to (contrast, names, roles, order): rule, impact, first element."""
+        self.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
+        self.driver.set_script_timeout(60)
+        found = self.driver.execute_async_script(
+            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
+        )
+        return [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found]
 
     def bars(self) -> np.ndarray:
         """Probabilities in the table: (10 characters and the sum of the others, stages)."""

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import html
-import importlib.resources
 import json
 import math
 import re
@@ -24,7 +23,10 @@ from test_report_model import node
 
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
 from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.config.files import read_config
 from tinygpt.config.schema import ReportConfig
+from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.model import GPT, GPTConfig
 from tinygpt.report import collect, short
 from tinygpt.report.one_step import one_step
 from tinygpt.report.weights import differences, pack, page_weights
@@ -188,6 +190,19 @@ def test_a_page_gets_as_many_snapshots_as_fit(scrubbed: Path, monkeypatch: pytes
             assert [one["step"] for one in collect.models(run, [])[0]["packed"]["snapshots"]] == steps
 
 
+def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb(tiny_data: Path) -> None:
+    """configs/shakespeare_char.yaml, whose best model is usually the last one, so that five differ from it."""
+    settings = read_config(Path(__file__).parent.parent / "configs/shakespeare_char.yaml")
+    known = {field.name for field in dataclasses.fields(GPTConfig)}
+    model = GPT(GPTConfig(**{key: value for key, value in settings.items() if key in known}, vocab_size=65))
+    symbols = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))
+    packed = pack(model, symbols)
+    packed["snapshots"] = differences(packed, 5, dict.fromkeys(range(5), model), symbols)
+    models = len(json.dumps(packed))
+    assert 7_000_000 < models < collect.ROOM  # none is left out
+    assert models < 8_000_000 - 350_000  # the rest of a page takes 350,000 bytes with eight samples
+
+
 def test_a_model_that_cannot_run_in_a_page_is_not_compared(scrubbed: Path, tmp_path: Path) -> None:
     """A damaged one, and a folder without a model: the curves are shown all the same."""
     folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
@@ -326,16 +341,11 @@ def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) 
 @in_a_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_axe_has_no_serious_finding(page: Browser, width: int, dark: bool) -> None:
-    """axe-core checks contrast, names, roles and order; the negative control has a slider without a name."""
+    """The negative control has a slider without a name."""
     page.script.resize(page.driver, width, dark)
-    page.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
-    page.driver.set_script_timeout(60)
-    check = "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
-    found = page.driver.execute_async_script(check)
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert page.violations() == []
     page.run("document.querySelector('label[for=temperature]').remove()")
-    found = page.driver.execute_async_script(check)
-    assert [(one["id"], one["impact"]) for one in found] == [("label", "critical")]
+    assert [(rule, impact) for rule, impact, _ in page.violations()] == [("label", "critical")]
     assert page.run("return document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -182,6 +182,7 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         page.wait(
             r"^training: step [\d,]+ of 1,000,000, loss \d\.\d\d, [\d,]+k? tokens per second, about \d+ \w+ left$"
         )
+        assert page.violations() == []
         page.write("The king")
         left, version, before = page.written(), page.run("return document.title"), page.steps
         assert left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
