@@ -1,5 +1,6 @@
 """The page's slider through training, two models side by side, one step explained; the snapshots that they need."""
 
+import base64
 import contextlib
 import dataclasses
 import html
@@ -22,14 +23,15 @@ from test_report import Browser, browser, in_a_browser  # noqa: F401 (a fixture)
 from test_report_model import node
 
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
-from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.checkpoint.store import load, save, tokenizer_of
 from tinygpt.config.files import read_config
 from tinygpt.config.schema import ReportConfig
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.report import collect, short
+from tinygpt.report import collect
 from tinygpt.report.one_step import one_step
-from tinygpt.report.weights import differences, pack, page_weights
+from tinygpt.report.page import short
+from tinygpt.report.weights import BLOCK, differences, pack, page_weights
 
 PLAIN = ["--fast=False", "--dropout=0", "--eval_interval=5"]
 
@@ -66,6 +68,7 @@ def page(scrubbed: Path, browser: Browser) -> Iterator[Browser]:  # noqa: F811
 
 def test_the_steps_are_spaced_logarithmically() -> None:
     assert snapshot_steps(6, 2000) == [0, 20, 63, 200, 632, 2000]
+    assert len(snapshot_steps(10**9, 100)) == 56  # at most every step, and at once
     assert snapshot_steps(0, 2000) == [] and snapshot_steps(1, 2000) == [0] and snapshot_steps(2, 2000) == [0, 2000]
     for count in range(1, 12):
         for last in (1, 2, 7, 210, 5000):
@@ -115,6 +118,42 @@ def test_two_processes_write_the_snapshots_of_one(scrubbed: Path, tmp_path: Path
     for step, path in snapshots(folder / "two").items():
         one = load(snapshots(folder / "out")[step])
         assert max(largest(load(path).model[name] - weight) for name, weight in one.model.items()) < 0.01
+
+
+def test_a_step_that_diverges_is_shown(stepped: Path, tmp_path: Path) -> None:
+    """With a learning rate of 10^30, as if the run had diverged right after its best model."""
+    folder = Path(shutil.copytree(stepped, tmp_path / "work"))
+    state = load(folder / "out")
+    save(folder / "out/ckpt.pt", dataclasses.replace(state, config=state.config | {"learning_rate": 1e30}))
+    found = the_step(folder)
+    assert found["diverged"] and not the_step(stepped)["diverged"]
+    assert cli_here("report", "out", "-o", "page.html", cwd=folder).status == 0
+    page = (folder / "page.html").read_text("utf-8")
+    assert "This step diverges" in page and "not a finite number" in page
+
+
+def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(scrubbed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+    trained(folder, "--out_dir=third", "--n_embd=32", "--snapshots=2", *PLAIN)
+    found = folder / "out/snapshots"
+    shutil.copy(folder / "third/snapshots/step-0.pt", found / "step-0.pt")  # another shape
+    shutil.copy(found / "step-4.pt", found / "step-7.pt")  # another step
+    (found / "step-1.pt").write_bytes(b"damaged")
+    (found / "step-9.pt").mkdir()
+    result = cli_here("report", "out", "-o", "page.html", cwd=folder)
+    assert result.status == 0 and "1 snapshot of them during training, not 3 snapshots, damaged or of" in result.out
+    packed = page_data(folder / "page.html")["models"][0]["packed"]
+    assert [one["step"] for one in packed["snapshots"]] == [4]
+
+
+def test_a_place_for_snapshots_that_cannot_be_used_is_found_before_training(work: Path) -> None:
+    (work / "out").mkdir()
+    (work / "out/snapshots").touch()
+    assert "is a file, but is needed as a folder" in refused(work, *TINY_TRAIN, "--snapshots=5")
+    (work / "out/snapshots").unlink()
+    (work / "elsewhere").mkdir()
+    (work / "out/snapshots").symlink_to(work / "elsewhere")
+    assert "is a link" in refused(work, *TINY_TRAIN, "--snapshots=5")
 
 
 def test_bad_numbers_of_snapshots(work: Path) -> None:
@@ -175,6 +214,12 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(scrubbed: Path) 
     packed["snapshots"] = differences(packed, 4, models, tokenizer)  # type: ignore[arg-type]
     assert [(one["step"], one["from"]) for one in packed["snapshots"]] == [(0, 1), (1, None), (20, None)]
     code = "return input.packed.snapshots.map((_, index) => [...TinyGPT.load(input.packed, index).wte])"
+    whole = node("return input.packed.snapshots.map((_, i) => [...TinyGPT.weights(input.packed, i)])", packed=packed)
+    for one, numbers in zip(packed["snapshots"], whole, strict=True):  # errors do not add up along the chain
+        expected = torch.cat([weight.flatten() for weight in page_weights(models[one["step"]], tokenizer).values()])  # type: ignore[arg-type]
+        scales = torch.from_numpy(np.frombuffer(base64.b64decode(one["scales"]), "<f2").astype(np.float32))
+        bound = 0.52 * scales.repeat_interleave(BLOCK)[: len(expected)] + 1e-6
+        assert ((torch.tensor(numbers) - expected).abs() <= bound).all(), one["step"]
     for (step, model), wte in zip(models.items(), node(code, packed=packed), strict=True):
         expected = page_weights(model, tokenizer)["transformer.wte.weight"].flatten()  # type: ignore[arg-type]
         assert largest(torch.tensor(wte) - expected) < 2e-3, step
@@ -185,6 +230,12 @@ def test_a_page_gets_as_many_snapshots_as_fit(scrubbed: Path, monkeypatch: pytes
     with contextlib.chdir(scrubbed):
         run = collect.load_run("out", ReportConfig())
         size = len(collect.models(run, [])[0]["packed"]["data"])
+        small = collect.load_run("other", ReportConfig())
+        both = size + len(collect.models(small, [])[0]["packed"]["data"])
+        monkeypatch.setattr(collect, "ROOM", int(2.3 * size))
+        assert [len(one["packed"].get("snapshots", ())) for one in collect.models(run, [small])] == [0, 0]
+        monkeypatch.setattr(collect, "MOST", both - 1)
+        assert [one["name"] for one in collect.models(run, [small])] == ["out"]
         for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
             monkeypatch.setattr(collect, "ROOM", int(room))
             assert [one["step"] for one in collect.models(run, [])[0]["packed"]["snapshots"]] == steps
@@ -269,7 +320,7 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, scrubbed: Path) 
 @in_a_browser
 def test_two_models_side_by_side(page: Browser, scrubbed: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
-    assert labels == ["step 0", "step 1", "step 4", "best model, step 20", "other, step 20"]
+    assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, best model, step 20"]
     assert page.value("#left") == "4" and page.value("#right") == "3"
     box = page.find("#compare-text")
     box.clear()
@@ -296,7 +347,7 @@ def test_two_models_side_by_side(page: Browser, scrubbed: Path) -> None:
     assert head == ["0 0", "0 1"]
     page.run("const e = document.getElementById('right'); e.value = 4; e.dispatchEvent(new Event('change'))")
     page.run("const e = document.getElementById('compare-head'); e.value = '0 1'; e.dispatchEvent(new Event('change'))")
-    page.until(lambda: "other, step 20 does not have this head" in page.find("#right-head").text)
+    page.until(lambda: "other, best model, step 20 does not have this head" in page.find("#right-head").text)
     assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
 
 
@@ -453,6 +504,26 @@ def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -
     browser.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
     assert f"{cells[6]['loss']:.3f}" in browser.find("#step-loss").text
     assert browser.driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--grad_clip=0.01"], ["--optimizer=muon"], ["--dtype=bfloat16"], ["--batch_size=2"], ["--weight_decay=0.5"]],
+    ids=str,
+)
+def test_loss_and_norm_are_those_that_training_logs(work: Path, flags: list[str]) -> None:
+    """The best model is that of step 10, and the run goes on to 20: the log has the loss of the batch of step 10."""
+    trained(work, "--dropout=0", "--max_iters=10", "--lr_schedule=constant", *flags)
+    best = (work / "out/ckpt.pt").read_bytes()
+    trained(work, "--init_from=resume", "--dropout=0", "--max_iters=11", "--lr_schedule=constant", *flags)
+    (work / "out/ckpt.pt").write_bytes(best)
+    found, lines = the_step(work), (work / "out/metrics.jsonl").read_text().splitlines()
+    logged = [line for line in map(json.loads, lines) if line["kind"] == "train" and line["step"] == 10][-1]
+    near = 0.02 if "--dtype=bfloat16" in flags else 1e-3
+    assert (found["loss"], found["norm"]) == pytest.approx((logged["loss"], logged["grad_norm"]), rel=near)
+    for weight in found["weights"]:
+        assert weight["value"] + weight["change"] == pytest.approx(weight["after"], abs=1e-6)
+    assert (found["factor"] < 0.1) == ("--grad_clip=0.01" in flags)
 
 
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])

@@ -63,7 +63,7 @@ def loop(run: Run, stop: StopSignal) -> int:
     """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
-    snapshots = () if config.eval_only else snapshot_steps(config.snapshots, config.max_iters)
+    snapshot_at = snapshot_steps(config.snapshots, config.max_iters)
     run.log.start_bar(first, config.max_iters)
     data = batch(run, first)
     while True:
@@ -71,9 +71,8 @@ def loop(run: Run, stop: StopSignal) -> int:
             evaluate_and_save(run)
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
-        if progress.step in snapshots and run.ranks.is_main:
-            require_finite_weights(run)
-            save_snapshot(run.out, run.checkpoint(), run.log.next_step)
+        if progress.step in snapshot_at and not config.eval_only:
+            keep_snapshot(run)
         if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
             return 0
 
@@ -216,6 +215,13 @@ def save(run: Run, name: str) -> None:
     if name == "last.pt":
         run.saved_at = run.progress.step
         run.log.next_step = f"resume: {run.resume_command}"
+
+
+def keep_snapshot(run: Run) -> None:
+    """Keep the weights of this step for the report's slider. Errors: as in `save`."""
+    require_finite_weights(run)
+    if run.ranks.is_main:
+        save_snapshot(run.out, run.checkpoint(), run.log.next_step)
 
 
 def require_finite_weights(run: Run) -> None:

@@ -22,9 +22,9 @@ RANGE = 100  # the last step divided by the first one after 0
 
 def snapshot_steps(count: int, max_iters: int) -> list[int]:
     """Return at most `count` steps: 0, then a geometric sequence from max_iters / RANGE to max_iters."""
-    between = max(1, count - 2)
-    later = {round(max_iters * RANGE ** (-i / between)) for i in range(count - 1)}
-    return sorted({0, *later})[:count] if count else []
+    count = min(count, max_iters + 1)
+    later = {round(max_iters * RANGE ** (-i / max(1, count - 2))) for i in range(count - 1)}
+    return sorted({0, *later})[:count]
 
 
 def save_snapshot(folder: Path, state: Checkpoint, next_step: str = RUN_AGAIN) -> None:
@@ -37,4 +37,4 @@ def save_snapshot(folder: Path, state: Checkpoint, next_step: str = RUN_AGAIN) -
 def snapshots(folder: Path) -> dict[int, Path]:
     """Return the snapshots of a run by step, in ascending order."""
     found = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / FOLDER).glob("step-*.pt")}
-    return dict(sorted((int(step[1]), path) for path, step in found.items() if step))
+    return dict(sorted((int(step[1]), path) for path, step in found.items() if step and path.is_file()))

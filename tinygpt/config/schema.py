@@ -133,7 +133,7 @@ class TrainConfig:
     checkpoint_interval: CountOrZero = 0
     """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
     snapshots: CountOrZero = 0
-    """steps whose weights are kept in OUT_DIR/snapshots, from 0 to max_iters, most of them early; the report then has a
+    """largest number of steps, most of them early, whose weights are saved in OUT_DIR/snapshots; the report then has a
     slider through the training; 0: none"""
     always_save_checkpoint: bool = False
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing
-from tinygpt.report import read, templates
+from tinygpt.report.page import read, templates
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 

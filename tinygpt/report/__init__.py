@@ -6,7 +6,8 @@
     overlap.py      quotations from the training text in samples
     weights.py      the model as JSON
     model.js        the model in plain JavaScript
-    page.html.j2    the template; colours.css, page.css and the scripts of SCRIPTS belong to it
+    page.py         from values to the page
+    page.html.j2    its template; colours.css, page.css and the scripts of SCRIPTS belong to it
     live.js         keeps a page that `tinygpt watch` serves up to date; live.css, live.html.j2 and waiting.html.j2
                     belong to it
 
@@ -22,31 +23,16 @@ The package imports evaluate, finetune, sample and the modules below them. Heavy
     tinygpt report out
 """
 
-import base64
-import hashlib
-import importlib.resources
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from tinygpt.config.schema import ExportConfig, ReportConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import replacing, require_writable
 from tinygpt.report.curves import RUN_COLOURS, draw_curves
+from tinygpt.report.page import announce, destination, render, templates, write
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
-
-SCRIPTS = ("model.js", "page.js", "attention.js", "write.js", "compare.js")
-
-
-class Page(NamedTuple):
-    """A page, and what it contains, for the command to print."""
-
-    content: bytes
-    policy: str  # its content security policy
-    contents: str
-    note: str
 
 
 def report(config: ReportConfig) -> None:
@@ -57,7 +43,7 @@ def report(config: ReportConfig) -> None:
         raise TinyGPTError(
             f"one figure cannot show the curves of {len(config.runs)} runs", f"name at most {RUN_COLOURS} run folders"
         )
-    page = render(gather(config))
+    page = render(gather([Path(name) for name in config.runs], config))
     write(page, path)
     announce(page, path)
 
@@ -72,24 +58,23 @@ def export(config: ExportConfig) -> None:
     path = destination(config.output, folder, "model.html")
     run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
-    values: dict[str, Any] = {"kind": "export", "title": title(run), "samples": [], "passages": {}, "runs": []}
-    values |= {"memorised": {}, "step": {}, "no_text": False}
     with collect.few_threads(run.model):
-        page = render(complete(run, [], values, opening=not run.answers))  # a prompt would be text of the dataset
+        page = render(complete(run, [], {"kind": "export"}, opening=not run.answers))  # not text of the dataset
     write(page, path)
     announce(page, path)
 
 
-def gather(config: ReportConfig, device_name: str = "auto", quick: bool = False) -> dict[str, Any]:
-    """Collect the values of a run's page for the template.
+def gather(
+    folders: list[Path], config: ReportConfig | WatchConfig, device_name: str = "auto", quick: bool = False
+) -> dict[str, Any]:
+    """Collect the values of a page for the template: it describes the run in the first folder.
 
-    quick: for a run that is training: the loss on a part of the validation split, and no new samples.
+    quick: for a run that is training: measured on less text, and without new samples.
     """
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
     from tinygpt.report.one_step import one_step
 
-    folders = [Path(name) for name in config.runs]
     entries, settings = read_run(folders[0])
     settings = collect.without_folders(settings)
     run = collect.load_run(str(folders[0]), config, device_name=device_name)
@@ -98,28 +83,19 @@ def gather(config: ReportConfig, device_name: str = "auto", quick: bool = False)
         training = collect.training_text(run)
         values: dict[str, Any] = {
             "kind": "report",
-            "title": title(run),
-            "summary": collect.summary(run, entries, settings, collect.QUICK_WORK if quick else collect.WORK),
+            "summary": collect.summary(run, entries, settings, quick),
             "runs": drawn,
             "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
             "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
             "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": {} if config.no_text else collect.passages(run),
-            "step": {} if config.no_text else one_step(run),
+            "step": {} if config.no_text else one_step(run, quick),
             "memorised": {} if quick else collect.memorised(run, training, quote=not config.no_text),
             "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
+            "quick": quick,
         }
-        others = collect.loadable(folders[1:], config)
-        return complete(run, others, values, opening=not config.no_text) | {"quick": quick}
-
-
-def destination(output: str, folder: Path, name: str) -> Path:
-    """Choose the path of the page. Errors: TinyGPTError, before any work, if no file can be written there."""
-    path = Path(output) if output else folder / name
-    if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
-        require_writable(path, f"-o {name}")
-    return path
+        return complete(run, collect.loadable(folders[1:], config), values, opening=not config.no_text)
 
 
 def title(run: "LoadedRun") -> str:
@@ -128,43 +104,23 @@ def title(run: "LoadedRun") -> str:
     return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
 
 
-def templates(package: str = "tinygpt.report") -> Any:
-    """Create Jinja2's environment for the templates of a package. Errors: TinyGPTError if Jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError:
-        raise TinyGPTError("a report needs the package jinja2", "pip install jinja2") from None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "short": short}
-    return environment
-
-
-def percent(value: float, digits: int = 0) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
-
-
-def short(value: float) -> str:
-    """A number with four significant digits; in powers of ten if it is very large or very small."""
-    if value and not 1e-4 <= abs(value) < 1e6:
-        digits, _, power = f"{value:.3e}".partition("e")
-        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{float(digits):g} · 10{raised}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
-
-
 def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:
-    """Add what the pages of runs and of models share.
+    """Add what the pages of runs and of models share, and empty values for what the page of a model does not have.
 
     others: runs whose models are compared with that of `run`. opening: put text into the text box.
     """
     from tinygpt.report import collect
 
+    nothing: dict[str, Any] = {
+        "samples": [],
+        "passages": {},
+        "runs": [],
+        "memorised": {},
+        "step": {},
+        "no_text": False,
+        "quick": False,
+    }
+    values = nothing | values
     models, silent = [], ""
     try:
         models = collect.models(run, others)
@@ -184,8 +140,9 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         note += ", and a model can reproduce text that it has memorised"
     if values["kind"] == "report" and not values["no_text"]:
         note += "; report --no_text leaves out samples and all text of the dataset"
+    shown = [one["name"] for one in models]
     return values | {
-        "quick": False,
+        "title": title(run),
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),
@@ -197,37 +154,8 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         "contents": collect.contents(run, values, first, models),
         "note": note,
         "embedding": embedding,
+        "not_compared": [one["name"] for one in values["runs"] if one["name"] not in shown] if models else [],
         "comparable": len(models) > 1 or any(one["packed"].get("snapshots") for one in models),
         "any_answers": any(one["answers"] for one in models),
         "data": {"models": models, "cells": cells, "step": values["step"].get("cells", [])},
     }
-
-
-def render(values: dict[str, Any], version: str = "", template: str = "page.html.j2") -> Page:
-    """Fill the template. `version`: of a page that `tinygpt watch` serves and updates; empty for a file."""
-    live = bool(version)
-    scripts = [*(SCRIPTS if "data" in values else ()), *(("live.js",) if live else ())]
-    script = "\n".join(read(name) for name in scripts)
-    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; script-src 'sha256-{checksum}'; style-src 'unsafe-inline'; img-src data:; "
-    policy += "connect-src 'self'; " * live + "base-uri 'none'; form-action 'none'"
-    css = read("colours.css") + read("page.css") + (read("live.css") if live else "")
-    page = templates().get_template(template).render(values, version=version, policy=policy, css=css, script=script)
-    return Page(page.encode("utf-8", "replace"), policy, values.get("contents", ""), values.get("note", ""))
-
-
-def write(page: Page, path: Path) -> None:
-    """Write the file atomically."""
-    with replacing(path) as file:
-        file.write(page.content)
-
-
-def announce(page: Page, path: Path) -> None:
-    """Print the path of the file and what it contains."""
-    print(f"written: {path}, {len(page.content) / 1e6:.1f} MB; open it in any browser")
-    print(f"contains: {page.contents}")
-    print(f"note: {page.note}")
-
-
-def read(name: str, package: str = "tinygpt.report") -> str:
-    return (importlib.resources.files(package) / name).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from tinygpt.checkpoint.health import refuse_diverged, require_finite
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
-from tinygpt.config.schema import ExportConfig, ReportConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.prompts import answers
 from tinygpt.data.rows import PairRows
@@ -44,10 +44,11 @@ EXAMPLES = 8  # examples of each split whose losses are shown, for prompts with 
 HELD_OUT = 20_000  # tokens of the validation text that are searched for quotations, to compare the samples with
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
 WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
-QUICK_WORK = WORK // 20  # the same for the page of a run that is training, which must not take time from it
+QUICK = 20  # a page of a run that is training, which must not take time from it, may cost WORK / QUICK
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
+MOST = 25_000_000  # bytes of models in a page: others beyond it are not compared
 ROOM = 7_600_000  # bytes of models in a page, beyond which it gets no snapshots: 8 MB with everything else
 
 
@@ -62,6 +63,10 @@ class LoadedRun:
     compute: device.Compute
     dataset: Dataset | None
     missing: str  # why there is no dataset, or in what the dataset differs from that of the run
+
+    @property
+    def name(self) -> str:
+        return self.folder.name or self.folder.resolve().name
 
     @property
     def answers(self) -> bool:
@@ -91,7 +96,10 @@ class LoadedRun:
 
 
 def load_run(
-    path: str, config: ReportConfig | ExportConfig, checkpoint: Checkpoint | None = None, device_name: str = "auto"
+    path: str,
+    config: ReportConfig | ExportConfig | WatchConfig,
+    checkpoint: Checkpoint | None = None,
+    device_name: str = "auto",
 ) -> LoadedRun:
     """Load the best model of a folder, or `checkpoint`, and its dataset if that is here.
 
@@ -116,7 +124,7 @@ def load_run(
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
 
 
-def loadable(folders: list[Path], config: ReportConfig) -> list[LoadedRun]:
+def loadable(folders: list[Path], config: ReportConfig | WatchConfig) -> list[LoadedRun]:
     """Load the best models of those folders that have one, and whose model has not diverged."""
     found = []
     for folder in folders:
@@ -157,7 +165,7 @@ def few_threads(model: GPT) -> Iterator[None]:
 
 
 def summary(
-    run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any], work: int = WORK
+    run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any], quick: bool = False
 ) -> dict[str, Any]:
     """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
     shape, parts = run.model.config, parameters(run.model)
@@ -177,7 +185,7 @@ def summary(
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    values = {"losses": losses(run, work), "before_after": before_after(entries)}
+    values = {"losses": losses(run, quick), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **values}
 
 
@@ -212,15 +220,17 @@ def machine(folder: Path) -> str:
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
-def losses(run: LoadedRun, work: int = WORK) -> list[dict[str, Any]]:
+def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
     """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split.
 
-    work: limit of parameters times tokens; a larger validation split is measured in part.
+    A validation split that is too large for WORK is measured in part; quick: see QUICK.
     """
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
-    rows = source.every(block_size)[: max(1, work // run.model.num_params() // source.width(block_size))]
+    rows = source.every(block_size)
+    work = WORK // QUICK if quick else WORK
+    rows = rows[: max(1, work // run.model.num_params() // source.width(block_size))]
     loss, error = measured_loss(run.model, source, rows, run.compute)
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
@@ -265,7 +275,7 @@ def curves(folder: Path) -> dict[str, Any]:
         if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
     ]
     return {
-        "name": folder.name or str(folder.resolve().name),
+        "name": folder.name or folder.resolve().name,
         "steps": steps,
         "train": train.tolist(),
         "val": val.tolist(),
@@ -435,31 +445,44 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
     """Pack the models of the page: that of `run` with the snapshots of its training, and those to compare it with.
 
     Returns {"name", "step", "answers", "packed"} for each, the model of `run` first. There are as many snapshots as fit
-    into the page. A model of `others` that cannot run in a page is left out. Errors: see `live_model`, for `run`.
+    into the page. A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see
+    `live_model`, for `run`.
     """
-    found = [described(run, live_model(run))]
-    for other in others:
-        with contextlib.suppress(TinyGPTError):
-            found.append(described(other, live_model(other)))
-    main = found[0]["packed"]
-    size = math.ceil(sum(math.prod(tensor["shape"]) for tensor in main["tensors"].values()) * (1 + 2 / BLOCK) * 4 / 3)
-    room = max(0, ROOM - sum(len(one["packed"]["data"]) for one in found)) // size
-    kept = [step for step in snapshots(run.folder) if step != run.checkpoint.step]
-    chosen = [kept[i] for i in np.linspace(0, len(kept) - 1, min(len(kept), room)).round().astype(int)]
-    moments: dict[int, GPT] = {}
-    for step in chosen:
-        with contextlib.suppress(TinyGPTError):
-            state = load(snapshots(run.folder)[step])
-            if state.tokenizer == run.checkpoint.tokenizer and state.model_args == run.checkpoint.model_args:
-                moments[step] = state.build_model()
-    assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
-    main["snapshots"] = differences(main, run.checkpoint.step, moments, run.tokenizer)
+    found: list[dict[str, Any]] = []
+    size = 0
+    for one in (run, *others):
+        try:
+            packed = live_model(one)
+        except TinyGPTError:
+            if one is run:
+                raise
+            continue
+        size += len(packed["data"])
+        if one is run or size <= MOST:
+            found.append({"name": one.name, "step": one.checkpoint.step, "answers": one.answers, "packed": packed})
+    main = found[0]
+    main["packed"]["snapshots"], main["unreadable"] = moments(run, main["packed"], ROOM - size)
     return found
 
 
-def described(run: LoadedRun, packed: dict[str, Any]) -> dict[str, Any]:
-    name = run.folder.name or run.folder.resolve().name
-    return {"name": name, "step": run.checkpoint.step, "answers": run.answers, "packed": packed}
+def moments(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
+    """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes.
+
+    Also returns how many of them were left out because they are damaged or another run's.
+    """
+    paths = snapshots(run.folder)
+    steps = [step for step in paths if step != run.checkpoint.step]
+    numbers = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
+    count = min(len(steps), max(0, room) // math.ceil(numbers * (1 + 2 / BLOCK) * 4 / 3))
+    found: dict[int, GPT] = {}
+    for step in (steps[i] for i in np.linspace(0, len(steps) - 1, count).round().astype(int)):
+        with contextlib.suppress(TinyGPTError):
+            state = load(paths[step])
+            own = run.checkpoint
+            if (state.step, state.tokenizer, state.model_args) == (step, own.tokenizer, own.model_args):
+                found[step] = state.build_model()
+    assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
+    return differences(packed, run.checkpoint.step, found, run.tokenizer), count - len(found)
 
 
 def opening(run: LoadedRun) -> str:
@@ -483,6 +506,10 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
         found.append(f"all weights of the model{whose} ({weights:,} numbers)")
         if count := len(one["packed"].get("snapshots", ())):
             found.append(f"{amount(count, 'snapshot')} of them during training")
+        if one.get("unreadable"):
+            found.append(f"not {amount(one['unreadable'], 'snapshot')}, damaged or of another run")
+        if index:
+            found.append(f"its vocabulary ({len(one['packed']['vocabulary']):,} tokens)")
     if isinstance(run.tokenizer, CharTokenizer):
         found.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
     if runs := len(values["runs"]):

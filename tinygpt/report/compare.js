@@ -3,7 +3,7 @@
 (() => {
   "use strict";
 
-  const { $, make, shown, percent } = Page;
+  const { $, make, barCell, shown, percent } = Page;
   if (!$("compare")) return; // the model is not in the page
 
   const MOST_ROWS = 10; // characters with a row each
@@ -65,12 +65,7 @@
     const tokens = [...new Set([...left.keys(), ...right.keys()])];
     const most = (token) => Math.max(left.get(token) ?? 0, right.get(token) ?? 0);
     const first = tokens.sort((a, b) => most(b) - most(a)).slice(0, MOST_ROWS);
-    const cell = (p = 0) => {
-      const found = make("td", { "data-p": p }, make("span", { class: "bar" }), percent(p));
-      found.firstChild.style.setProperty("--p", p);
-      return found;
-    };
-    $("compare-bars").tBodies[0].replaceChildren(...first.map((token) => make("tr", {}, make("th", { scope: "row" }, shown(token)), cell(left.get(token)), cell(right.get(token)))));
+    $("compare-bars").tBodies[0].replaceChildren(...first.map((token) => make("tr", {}, make("th", { scope: "row" }, shown(token)), barCell(left.get(token)), barCell(right.get(token)))));
     const overlap = tokens.reduce((sum, token) => sum + Math.min(left.get(token) ?? 0, right.get(token) ?? 0), 0);
     $("overlap").textContent = `The two distributions have ${percent(overlap)} of their probability in common.`;
   }

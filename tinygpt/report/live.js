@@ -74,28 +74,11 @@
     const { version, step } = next.getElementById("live").dataset;
     const other = typeof TinyPage === "undefined" || program(next) !== program(document) || next.title !== document.title;
     if (other) return location.reload();
-    await keepingPlace(() => TinyPage.update(next));
+    TinyPage.update(next);
     Object.assign(shown, { version, step: Number(step) });
   }
 
   const program = (page) => [...page.scripts].filter((script) => !script.type).map((script) => script.textContent).join();
-
-  /** Change the page, but neither where in the window the reader is nor which element has the focus. */
-  async function keepingPlace(change) {
-    const { activeElement: active } = document;
-    const selection = [active?.selectionStart, active?.selectionEnd];
-    const top = (element) => element.getBoundingClientRect().top;
-    const seen = active?.id && top(active) > 0 && top(active) < innerHeight;
-    const at = seen ? active : [...document.querySelectorAll("section[id]")].findLast((section) => top(section) <= innerHeight / 3);
-    const before = at && top(at);
-    await change();
-    const same = at && $(at.id);
-    if (same) scrollBy({ top: top(same) - before, behavior: "instant" });
-    const again = active?.id && $(active.id);
-    if (!again || again === document.activeElement) return;
-    again.focus({ preventScroll: true });
-    if (selection[0] !== null && again.setSelectionRange) again.setSelectionRange(...selection);
-  }
 
   document.addEventListener("visibilitychange", () => document.hidden || poll());
   poll();

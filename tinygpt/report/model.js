@@ -500,7 +500,7 @@ const TinyGPT = (() => {
   }
 
   const load = (packed, snapshot = null) => new Model(packed, snapshot);
-  return { load, probabilities, random, draw };
+  return { load, weights: unpack, probabilities, random, draw };
 })();
 
 if (typeof module !== "undefined") module.exports = TinyGPT;

@@ -8,6 +8,7 @@ own optimizer. So the numbers are those of training, but for dropout, which is o
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,24 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import VECTOR, kind
-from tinygpt.report.collect import LoadedRun
+from tinygpt.report.collect import QUICK, LoadedRun
 from tinygpt.training.optimizer import TorchOptimizer, load_state
 from tinygpt.training.schedule import learning_rate
 
 SHOWN = 64  # most tokens of the first sequence that are shown
 ROWS = 5  # most probable tokens that are shown for each of them
-WORK = 10**10  # most parameters times tokens of the batch: 2 s on one core
+WORK = 4 * 10**9  # most parameters times tokens of the batch: 2 s on one core
 EPSILON = 1e-8  # AdamW's, in torch.optim
 NAMES = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
 NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "last norm", "lm_head": "output"}
 
 
-def one_step(run: LoadedRun) -> dict[str, Any]:
+def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     """Make the step that follows the best checkpoint, and return its numbers, as plain values for the template.
 
-    Returns {} for a run without its dataset or without the optimizer's state, and for a model too large for a page.
+    Of a batch that is too large for WORK, the first sequences make the step; quick: see QUICK. Replayed sequences (see
+    `finetune --replay`) are left out. Returns {} for a run without its dataset or without the optimizer's state, and
+    for a model too large for a page.
     """
     saved = run.checkpoint.training.get("optimizer")
     if run.is_large or run.dataset is None or not saved:
@@ -47,16 +50,28 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     except TinyGPTError:
         return {}
     step, source = run.checkpoint.step, run.dataset.sources["train"]
+    if config.group_by_length:
+        source = source.grouped()
     rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)
 
     whole = config.batch_size * config.gradient_accumulation_steps
-    rows = min(whole, max(1, WORK // model.num_params() // source.width(config.block_size)))
+    work = WORK // QUICK if quick else WORK
+    rows = min(whole, max(1, work // model.num_params() // source.width(config.block_size)))
     at = source.draw(config.seed, step, config.block_size, whole)[:rows]
     inputs, targets = source.rows(at, source.width(config.block_size, at))
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
-    logits, loss = model(x, y)
-    optimizer.backward(loss)
+    total = int((y >= 0).sum())
+
+    def micro_losses() -> Iterator[torch.Tensor]:
+        """The share of each micro-step in the batch's loss, as in training."""
+        for a, b in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
+            yield model(a, b)[1] * ((b >= 0).sum() / total)
+
+    logits, loss = model(x[:1])[0][0].detach(), 0.0
+    for share in micro_losses():
+        optimizer.backward(share)
+        loss += share.item()
     before = {name: weight.detach().clone() for name, weight in optimizer.named.items()}
     gradients = {name: weight.grad.clone() for name, weight in optimizer.named.items() if weight.grad is not None}
     moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
@@ -65,7 +80,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     chosen, times = three(optimizer), optimizer.steps + 1
     optimizer.update()
     with torch.no_grad():
-        after = model(x, y)[1].item()
+        after = sum(share.item() for share in micro_losses())
     now = {name: weight.detach() for name, weight in optimizer.named.items()}
     predicted = sum(((now[name] - before[name]) * gradient).sum().item() for name, gradient in gradients.items())
 
@@ -75,7 +90,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
         decay = 0.0 if kind(name, before[name]) == VECTOR else config.weight_decay
-        words = described(name, place, before[name].shape, run)
+        words = in_words(name, place, before[name].shape, run)
         found: dict[str, Any] = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
         weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
@@ -84,10 +99,12 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "rows": rows,
         "whole": whole,
         "width": x.shape[1],
-        "targets": int((y >= 0).sum()),
-        "cells": cells(run, x[0].cpu(), y[0].cpu(), logits[0].detach().cpu()),
-        "loss": loss.item(),
+        "targets": total,
+        "replay": bool(run.checkpoint.config.get("replay")),
+        "cells": cells(run, x[0].cpu(), y[0].cpu(), logits.cpu()),
+        "loss": loss,
         "after": after,
+        "diverged": not math.isfinite(after),
         "predicted": predicted,
         "norm": norm,
         "clip": config.grad_clip,
@@ -121,7 +138,7 @@ def adamw(
     return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
 
 
-def described(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
+def in_words(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
     """Name a weight in words: its part of the model, and its row and column, or the token whose row it is in."""
     words = name.split(".")
     layer = f"layer {int(words[2]) + 1}, " if words[1] == "h" else ""

@@ -13,6 +13,7 @@ const Page = (() => {
 
   const $ = (id) => document.getElementById(id);
   const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "<0.1 %" : "–");
+  const number = (value) => value.toLocaleString("en");
   const clamp = (x, low, high) => Math.max(low, Math.min(x, high));
 
   /** A new element with attributes, holding texts and other elements. */
@@ -24,7 +25,7 @@ const Page = (() => {
   }
 
   function readData(page) {
-    data = JSON.parse(page.getElementById("data").textContent);
+    data = dataOf(page);
     listVersions();
   }
 
@@ -58,6 +59,13 @@ const Page = (() => {
     topP: Number($("top-p").value),
   });
 
+  /** A cell of a table with a probability as a bar and in percent. */
+  function barCell(p = 0) {
+    const cell = make("td", { "data-p": p, class: p > 0 ? "" : "gone" }, make("span", { class: "bar" }), percent(p));
+    cell.firstChild.style.setProperty("--p", p);
+    return cell;
+  }
+
   /** A token's text, with visible characters for white space and without the brackets of a special token. */
   function shown(token) {
     const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
@@ -76,12 +84,12 @@ const Page = (() => {
 
   function listVersions() {
     versions = data.models.flatMap(({ name, step, answers, packed }, run) => {
-      const best = run === 0 ? `best model, step ${step.toLocaleString("en")}` : `${name}, step ${step.toLocaleString("en")}`;
+      const best = `${data.models.length > 1 ? `${name}, ` : ""}best model, step ${number(step)}`;
       const version = (label, at, snapshot) => {
         let model = null;
         return { label, run, step: at, main: run === 0 && snapshot === null, answers, get model() { return (model ??= TinyGPT.load(packed, snapshot)); } };
       };
-      const snapshots = (packed.snapshots ?? []).map((one, index) => version(`step ${one.step.toLocaleString("en")}`, one.step, index));
+      const snapshots = (packed.snapshots ?? []).map((one, index) => version(`step ${number(one.step)}`, one.step, index));
       return [...snapshots, version(best, step, null)].sort((a, b) => a.step - b.step);
     });
   }
@@ -175,12 +183,22 @@ const Page = (() => {
 
   // ---- a newer page of a run that is watched -----------------------------------------------------------------------
 
-  const keptSections = (page) => [...page.querySelectorAll("[data-kept]")].map(({ id }) => id).join();
+  const dataOf = (page) => JSON.parse(page.getElementById("data").textContent);
+
+  /** What the sections that are kept were made for: their names, and the shape, format and vocabulary of the models. */
+  function shape(page) {
+    const kept = [...page.querySelectorAll("[data-kept]")].map(({ id }) => id);
+    const models = dataOf(page).models.map(({ answers, packed: { config, vocabulary } }) => [answers, config, vocabulary]);
+    return JSON.stringify([kept, models]);
+  }
 
   /** Show the contents of a newer page; the text, the choices and the place of the reader stay. */
   function update(newer) {
-    if (keptSections(document) !== keptSections(newer)) return location.reload(); // its first model has come
-    const [focused, top] = [selectorOf(document.activeElement), window.scrollY];
+    if (shape(document) !== shape(newer)) return location.reload(); // the first model has come, or that of another run
+    keepingPlace(() => replace(newer));
+  }
+
+  function replace(newer) {
     const when = $("when") && { value: $("when").value, last: $("when").value === $("when").max };
     const opened = [...document.querySelectorAll("section:has(details[open])")].map(({ id }) => id);
     readData(newer);
@@ -201,8 +219,21 @@ const Page = (() => {
       $("when").dispatchEvent(new Event("input"));
     }
     for (const id of opened) for (const one of $(id)?.querySelectorAll("details") ?? []) one.open = true;
-    if (focused) document.querySelector(focused)?.focus({ preventScroll: true });
-    window.scrollTo({ top, behavior: "instant" });
+    $("data").textContent = newer.getElementById("data").textContent;
+  }
+
+  /** Change the page, but neither where in the window the reader is nor which element has the focus. */
+  function keepingPlace(change) {
+    const active = document.activeElement;
+    const focused = selectorOf(active);
+    const top = (element) => element.getBoundingClientRect().top;
+    const inside = focused && top(active) > 0 && top(active) < innerHeight;
+    const at = inside ? focused : selectorOf([...document.querySelectorAll("section[id]")].findLast((section) => top(section) <= innerHeight / 3));
+    const before = at && top(document.querySelector(at));
+    change();
+    const same = at && document.querySelector(at);
+    if (same) scrollBy({ top: top(same) - before, behavior: "instant" });
+    if (focused && active !== document.activeElement) document.querySelector(focused)?.focus({ preventScroll: true });
   }
 
   /** A selector that finds the corresponding element of a newer page, or an empty text. */
@@ -217,7 +248,7 @@ const Page = (() => {
   readData(document);
   for (const { setup } of parts) setup();
 
-  return { $, percent, make, shown, encode, choice, continued, choosable, parts, update, get data() { return data; }, get versions() { return versions; } };
+  return { $, percent, number, make, barCell, shown, encode, choice, continued, choosable, parts, update, get data() { return data; }, get versions() { return versions; } };
 })();
 
 const TinyPage = { update: Page.update }; // for live.js

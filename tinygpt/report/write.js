@@ -4,7 +4,7 @@
 (() => {
   "use strict";
 
-  const { $, make, shown, percent, choice } = Page;
+  const { $, make, barCell, shown, number, choice } = Page;
   if (!$("text")) return; // the model is not in the page
 
   const MOST_BARS = 10; // tokens with a row each; the others share one
@@ -46,12 +46,7 @@
     const columns = [stages.raw, stages.temperature, stages.topK, stages.topP, stages.topP];
     const ids = [...stages.raw.keys()].sort((a, b) => stages.raw[b] - stages.raw[a]);
     const row = (head, name, ps) => {
-      const cells = ps.map((p) => {
-        const cell = make("td", { "data-p": p, class: p > 0 ? "" : "gone" }, make("span", { class: "bar" }), percent(p));
-        cell.firstChild.style.setProperty("--p", p);
-        return cell;
-      });
-      return make("tr", { class: name }, make("th", { scope: "row" }, head), ...cells);
+      return make("tr", { class: name }, make("th", { scope: "row" }, head), ...ps.map(barCell));
     };
     const rows = ids.slice(0, MOST_BARS).map((id) => {
       const button = make("button", { type: "button", "data-id": id, "aria-label": `add ${shown(model.vocabulary[id])}` }, shown(model.vocabulary[id]));
@@ -185,7 +180,7 @@
       through.hidden = all.length < 2;
       input.max = all.length - 1;
       input.value = index;
-      output.value = version.main ? `${version.step.toLocaleString("en")}, best` : version.step.toLocaleString("en");
+      output.value = `${number(version.step)}${version.main ? ", best" : ""}`;
       input.setAttribute("aria-valuetext", version.label);
     }
     $("continuation").hidden = all.length < 2;
@@ -196,7 +191,7 @@
   /** What the model at this step makes of the text, with the same random numbers at each step. */
   function showContinuation() {
     const text = Page.continued(model, idsBefore(box.value.length).ids, choice(), CONTINUATION);
-    const name = version.main ? `The best model, of step ${version.step.toLocaleString("en")},` : `The model of ${version.label}`;
+    const name = version.main ? `The best model, of step ${number(version.step)},` : `The model of ${version.label}`;
     $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 

@@ -13,10 +13,8 @@ process ended: the last page is written to RUN/report.html, open pages get it, a
 """
 
 import contextlib
-import importlib.util
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -24,13 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt import report
-from tinygpt.config.schema import ReportConfig, WatchConfig
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.config.schema import WatchConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.files import WINDOWS, lock_owner, require_writable
+from tinygpt.report import gather
+from tinygpt.report.page import Page, render, write
 from tinygpt.serve.listen import LOCAL, listen, make_server, signals
 from tinygpt.terminal import escaped, reader_has_left, silence
-from tinygpt.training.progress import ENDED, FollowedRun
+from tinygpt.training.follow import ENDED, FollowedRun
+from tinygpt.training.watch import require_packages
 
 HOST = "127.0.0.1"
 DRAIN = 2  # seconds for the answers that are being sent when the server is asked to end
@@ -46,16 +46,7 @@ LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 def watch(config: WatchConfig) -> int:
     """Serve until a signal, or with --until_eof until standard input ends. Returns the exit status."""
-    if config.until_eof and hasattr(signal, "SIGINT"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then ends standard input
-    for package, extra in (
-        ("starlette", "serve"),
-        ("uvicorn", "serve"),
-        ("jinja2", "report"),
-        ("matplotlib", "report"),
-    ):
-        if importlib.util.find_spec(package) is None:
-            raise missing(package, "tinygpt watch", extra)
+    require_packages("tinygpt watch")
     folder = Path(config.run)
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", "give the folder of a run, which may still be empty")
@@ -110,7 +101,7 @@ class LivePage:
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
         self.asked_at = self.asked_old_at = 0.0  # when an open page asked, and one that is not up to date
-        self.version, self.page = "", report.Page(b"", "", "", "")
+        self.version, self.page = "", Page(b"", "", "", "")
         self.has_report = False  # else the page says what is missing
         self.looking = threading.Lock()
         self.state: dict[str, Any] = {}
@@ -132,14 +123,18 @@ class LivePage:
     def work(self, server: Any) -> None:
         """Follow the run until the server ends; with --until_eof, end it after the last page."""
         while not server.should_exit:
-            self.look()
-            if self.ended.is_set():
-                self.finish()
-                server.should_exit = True
-            elif self.is_due():
-                self.make()
-            else:
-                self.ended.wait(TICK)
+            try:
+                self.look()
+                if self.ended.is_set():
+                    try:
+                        self.finish()
+                    finally:
+                        server.should_exit = True
+                elif self.is_due():
+                    self.make()
+            except Exception as error:  # the next look may succeed
+                self.fail(error)
+            time.sleep(TICK)
 
     def look(self) -> None:
         """Read the state of the run."""
@@ -170,32 +165,28 @@ class LivePage:
         from tinygpt.report import collect, one_step  # noqa: F401
 
         torch.set_num_threads(1)
-        began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, not self.has_report
+        began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.shows is None
         self.shows = ([*self.run.evaluations], ended)
         values: dict[str, Any] = {}
         try:
             if ended:
                 with contextlib.suppress(TinyGPTError):
                     self.run.saved = load(self.folder / "last.pt").step
-            values = report.gather(self.settings(), device_name="cpu", quick=not ended)
+            values = gather([self.folder], self.config, device_name="cpu", quick=not ended)
             self.show(values)
             self.has_report = True
         except Exception as error:
+            values = {}
             self.fail(error)
         if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
             self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
         return values
 
-    def settings(self) -> ReportConfig:
-        settings = ReportConfig(runs=(self.config.run,), no_text=self.config.no_text, data_dir=self.config.data_dir)
-        settings.given = getattr(self.config, "given", set())  # type: ignore[attr-defined]
-        return settings
-
     def show(self, values: dict[str, Any], template: str = "page.html.j2") -> None:
         """Serve a new version of the page."""
         self.count += 1
         version = f"{self.session}-{self.count}"
-        self.page = report.render(values, version=version, template=template)
+        self.page = render(values, version=version, template=template)
         self.version = version
         self.problem = ""
 
@@ -241,9 +232,9 @@ class LivePage:
         if values := self.make():
             try:
                 require_writable(path, "")
-                report.write(report.render(values), path)
+                write(render(values), path)
                 say(f"page: {path}")
-            except (TinyGPTError, OSError) as error:
+            except TinyGPTError as error:
                 self.fail(error)
         made = time.monotonic()
         while self.asked_at > made - OPEN and time.monotonic() < made + NEWS:

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 
 from tinygpt import __version__
-from tinygpt.checkpoint.snapshots import snapshots
+from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.files import to_yaml
@@ -158,8 +158,10 @@ def open_run(
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = Dataset(config.data_dir, config.dataset)
     check_processes(config, ranks)
-    for name in ("ckpt.pt", "last.pt", "adapter.pt"):
+    for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(Path(config.out_dir) / name)
+    if (folder := Path(config.out_dir) / FOLDER).is_file() and config.snapshots:
+        raise TinyGPTError(f"{folder} is a file, but is needed as a folder for snapshots", "remove or rename it")
     model, new_tokens = make_model(config, dataset, start, model_class(config.fast, compute))
     method.adapt(model, new_tokens, start)
     source = method.rows(dataset, start)
@@ -167,7 +169,7 @@ def open_run(
         source = source.grouped()
     require_packages(config)
     if config.watch:
-        watch.require_packages()
+        watch.require_packages("--watch", ", or train without --watch")
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(Path(config.out_dir), "run"))
     ranks.wait()

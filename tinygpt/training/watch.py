@@ -31,18 +31,18 @@ BACKGROUND = 0x4000 if os.name == "nt" else 0  # BELOW_NORMAL_PRIORITY_CLASS; on
 SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without Ctrl-C
 
 
-def require_packages() -> None:
-    """Errors: TinyGPTError for a package that is not installed."""
+def require_packages(what: str, otherwise: str = "") -> None:
+    """Errors: TinyGPTError for a package that `what` needs and that is not installed."""
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
-            hint = "pip install 'tinygpt[report,serve]', or train without --watch"
-            raise TinyGPTError(f"--watch needs the package {name}", hint)
+            raise TinyGPTError(f"{what} needs the package {name}", f"pip install 'tinygpt[report,serve]'{otherwise}")
 
 
 class Watcher:
     """Context in which the child shows the run.
 
-    On leaving it, wait for the last page, except after an error, or if a signal asks to stop.
+    On leaving it, wait for the last page, except after an error, or if a signal asks to stop. The child then lives a
+    few seconds longer than this process, so that open pages get the last page.
     """
 
     def __init__(self, config: TrainConfig, log: RunLog, stop: StopSignal) -> None:
@@ -50,6 +50,7 @@ class Watcher:
         self.child: subprocess.Popen[str] | None = None
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.ending = False  # the run has ended, and so will the child
+        self.written = threading.Event()  # the last page, or there will be none
 
     def __enter__(self) -> None:
         out = self.config.out_dir
@@ -79,9 +80,10 @@ class Watcher:
         with contextlib.suppress(OSError):
             self.child.stdin.close()  # end of file
         deadline = time.monotonic() + (0 if kind else LAST_PAGE)
-        while self.reader.is_alive() and time.monotonic() < deadline and self.stop.status == asked:
-            self.reader.join(0.05)
-        if self.reader.is_alive() and kind is None:
+        while time.monotonic() < deadline and self.stop.status == asked:
+            if self.written.wait(0.05):
+                return
+        if not self.written.is_set():
             self.log.say(f"page: {self.config.out_dir}/report.html will be complete in a moment", always=True)
 
     def _read(self) -> None:
@@ -93,6 +95,9 @@ class Watcher:
                 self.log.say(line.rstrip(), always=True)
             else:
                 last = line.strip() or last
+            if line.startswith("page: "):
+                self.written.set()
+        self.written.set()
         status = self.child.wait()
         if status or not self.ending:
             self._note(last or f"it ended with status {status}")
