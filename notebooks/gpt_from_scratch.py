@@ -16,15 +16,15 @@
 # %% [markdown]
 # # GPT from an empty file
 #
-# You build a GPT one idea at a time. Each idea gets the same short training, so you see what it is worth. Then you
-# train the whole model, teach it a task, watch it fail, and compare it with the alternatives: when do you retrieve
-# documents, when do you fine-tune, and when do you train a model of your own?
+# You build a GPT one idea at a time. Each idea gets the same short training, so you see how much it lowers the loss.
+# Then you train the whole model, teach it a task, watch it fail, and compare it with the alternatives: when do you
+# retrieve documents, when do you fine-tune, and when do you train a model of your own?
 #
-# All cells run from top to bottom in about five minutes on a laptop, without a network. Every number that you see is
-# computed here: change something and run it again. Each part ends with a picture of *your* run and a question; a click
-# on "Answer" opens its answer.
+# All cells run from top to bottom in about five minutes on two processor cores, without a network once tinygpt is
+# installed. Every number that you see is computed here: change something and run it again. Each part ends with a
+# picture of *your* run and a question; a click on "Answer" opens its answer.
 #
-# - **Short path** (20 minutes of reading): parts 1, 2, 4, 5, 7, 10, 12, 13, 15, 17, 19, 20 and 21.
+# - **Short path** (about 20 minutes of reading): parts 1, 2, 4, 5, 7, 10, 12, 13, 15, 17, 19, 20 and 21.
 # - **Full path**: all parts. Below each heading you see which path it belongs to.
 #
 # Run all cells in either case: the short path uses code of the other parts.
@@ -81,7 +81,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 
 # What suits each text: who writes the file, a line to look at, a start for samples, and a character that the text
 # hardly uses (part 17 needs one).
-write_text, line, start, MARK = {
+write_text, line, start, SEPARATOR = {
     "shakespeare": (tiny_shakespeare, "Speak, I charge thee, speak!", "ROMEO:\nWhat, shall I h", "$"),
     "naics": (
         industries,
@@ -112,13 +112,14 @@ def show(description: str) -> None:
 # 3. The **dot product** of two vectors multiplies them number by number and adds: (1, 2) · (3, 4) = 1×3 + 2×4 = 11.
 # 4. It is large if two vectors point in the same direction, 0 at a right angle, negative if they oppose each other.
 # 5. So a dot product measures how well two things match. Attention (part 6) is built on this.
-# 6. A model gives **scores**, which may be any numbers. **Softmax** makes probabilities of them: take e to the power of
-#    each score, then divide by the sum. The results are positive and add up to 1.
-# 7. A **loss** says how bad a prediction was: −ln p, where p is the probability of what really happened. Certain and
-#    right costs 0, p = 50 % costs 0.69, p = 1 % costs 4.61. The unit is the nat.
+# 6. A model gives **scores**, which may be any numbers. **Softmax** turns them into probabilities: take e (about
+#    2.718) to the power of each score, then divide by the sum. The results are positive and add up to 1.
+# 7. A **loss** says how bad a prediction was: −ln p, where p is the probability of what really happened and ln is the
+#    natural logarithm. Certain and right costs 0, p = 50 % costs 0.69, p = 1 % costs 4.61. The unit is the nat.
 # 8. The **gradient** says, for each parameter, how much the loss changes if this parameter grows a little.
-# 9. **Training** moves each parameter a small step against its gradient. The step's size is the **learning rate**.
-# 10. Do this some hundred times with fresh examples each time: that is all training is.
+# 9. **Training** moves each parameter a small step against its gradient: the gradient times a small number, the
+#    **learning rate**.
+# 10. Repeat this hundreds or thousands of times, each time with other examples: that is all training is.
 
 # %%
 a, b, c = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0]), torch.tensor([-1.0, 3.0])
@@ -275,8 +276,9 @@ assert "".join(pieces) == line and len(pieces) < len(line)
 # ## 3. Batches, and an honest split
 # *Full path.*
 #
-# The model reads a **window** of **T** characters, and predicts the next character at each position. So the target `y`
-# is the input `x` shifted by one, and one window is T exercises at once. **B** windows together are a **batch**.
+# The model reads a **window** of **T** characters, and predicts the next character at each position. So the target
+# `y` is the input `x` shifted by one, and one window gives T predictions to learn from. **B** windows together are a
+# **batch**.
 #
 # The last tenth of the text is kept for **validation**: the model never trains on it, so the loss there measures what
 # it has learned rather than memorised. The text is split **before** any window is drawn.
@@ -319,21 +321,22 @@ assert covered > 0.99
 #
 # <details><summary>Answer</summary>
 #
-# Almost nothing: it would be close to the training loss, whatever happens. The model has read each validation window in
-# training, shifted by a few characters. A model that has memorised the text would look perfect. This is data leakage.
-# Part 17 shows a less obvious kind.
+# Almost nothing: it would be close to the training loss, whatever happens. The model has read each validation window
+# in training, shifted by a few characters. A model that has memorised the text would look perfect. This is data
+# leakage. Part 17 shows a less obvious kind.
 # </details>
 
 # %% [markdown]
 # ## 4. The first model: a bigram table
 # *Short path.*
 #
-# Predict the next character from the last one alone. The model is a table: a row of V scores for each character. In the
-# field's words the scores are **logits**; softmax turns them into probabilities; the loss is the mean of −ln p, the
+# Predict the next character from the last one alone. The model is a table: a row of V scores for each character.
+# These scores are called **logits**; softmax turns them into probabilities; the loss is the mean of −ln p, the
 # **cross-entropy**. (In the code, `idx` holds ids in the shape (B, T), and the logits have the shape (B, T, V).)
 #
-# Before training, all characters are equally probable, so the loss is ln V. For this model there is also an exact
-# answer: count how often each character follows each other one. Training must arrive at these frequencies.
+# Before training, all characters are equally probable (p = 1 / V), so the loss is ln V. For this model there is also
+# an exact answer: count how often each character follows each other one. Training must come close to these
+# frequencies.
 
 
 # %%
@@ -418,23 +421,23 @@ print(sample(bigram))
 # <details><summary>Answer</summary>
 #
 # For this table, nothing. But a table for the last two characters has V × V rows, one for the last ten V¹⁰, and most
-# rows would never be seen. A network shares what it learns between contexts that are alike, and is trained by the same
-# lines.
+# rows would never be seen. A network shares what it learns between contexts that are alike, and the same code trains
+# it.
 # </details>
 #
 # **Exercise.** In `train_briefly(bigram, ...)`, reduce 1500 steps to 15. What do you see?
 #
 # <details><summary>Answer</summary>
 #
-# The loss is 4.06 on Shakespeare: hardly below ln V, and the right table is nearly uniform. The assert fails: it
-# compares the trained loss with the counted one, and notices that the training was not finished.
+# The loss is 4.06 on Shakespeare: hardly below ln V, and the table on the right is nearly uniform. The assert fails:
+# it compares the trained loss with the counted one, and notices that the training was not finished.
 # </details>
 
 # %% [markdown]
 # ## 5. More than one character: average the past
 # *Short path.*
 #
-# The bigram forgets all but the last character. To use more, each position must collect information from the earlier
+# The bigram table uses only the last character. To use more, each position must collect information from the earlier
 # ones. The simplest way: take the mean of all vectors so far. Each character gets a vector of **C** numbers (its
 # **embedding**; C is the number of channels), so a window is a table of the shape (T, C). First as a loop:
 
@@ -475,25 +478,25 @@ class Model(nn.Module):
         return self.to_logits(self.core(self.embedding(idx)))
 
 
-def parameters(model) -> int:
+def num_params(model) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-ladder = [("bigram table", parameters(bigram), bigram_loss, sample(bigram, 60))]
+ideas = [("bigram table", num_params(bigram), bigram_loss, sample(bigram, 60))]
 
 
-def climb(idea: str, make_model):
-    """One step of the ladder: the same short training for each idea, with the same batches."""
+def try_idea(idea: str, make_model):
+    """Train a model with one more idea: each gets the same short training, with the same batches."""
     torch.manual_seed(1)
     model = make_model()
     losses = train_briefly(model)
-    ladder.append((idea, parameters(model), val_loss(model), sample(model, 60)))
-    print(f"{idea}: loss {ladder[-1][2]:.2f}, the bigram's is {bigram_loss:.2f}, {parameters(model):,} parameters")
-    print("   writes:", visible(ladder[-1][3]))
+    ideas.append((idea, num_params(model), val_loss(model), sample(model, 60)))
+    print(f"{idea}: loss {ideas[-1][2]:.2f}, the bigram's is {bigram_loss:.2f}, {num_params(model):,} parameters")
+    print("   writes:", visible(ideas[-1][3]))
     return model, losses
 
 
-averaging, _ = climb("average of the past", lambda: Model(AveragePast()))
+averaging, _ = try_idea("average of the past", lambda: Model(AveragePast()))
 
 figure, ax = plt.subplots(figsize=(5.6, 4), layout="constrained")
 ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
@@ -509,12 +512,12 @@ for (t, s), weight in np.ndenumerate(weights.numpy()):
     )
 ax.set(title="weights of the average", xlabel="position that is looked at", ylabel="position that looks")
 show("A triangle of weights: row t has t + 1 equal weights, and zeros to the right of the diagonal.")
-average_loss = ladder[-1][2]
+average_loss = ideas[-1][2]
 assert average_loss > bigram_loss + 0.2
 
 # %% [markdown]
-# The average is *worse* than the bigram table, although it sees more. It drowns the last character, which matters most,
-# among up to 63 others.
+# The average is *worse* than the bigram table, although it sees more. It gives the last character, which matters
+# most, no more weight than each of up to 63 others.
 #
 # **Question.** Which words can a model not tell apart if it sees only an average?
 #
@@ -527,10 +530,10 @@ assert average_loss > bigram_loss + 0.2
 # ## 6. Attention without parameters
 # *Full path.*
 #
-# A better average takes more from positions that matter. But which? Let the vectors decide: the dot product of two
-# vectors says how well they match (part 1). Softmax turns the scores of a row into weights. What lies in the future
-# gets the score **−∞** (minus infinity) before softmax: e^−∞ is 0, so its weight is exactly 0. This is the **causal
-# mask**.
+# A better average takes more from positions that matter. But which are these? The vectors themselves can tell: the
+# dot product of two vectors says how well they match (part 1). Softmax turns the scores of a row into weights. What
+# lies in the future gets the score **−∞** (minus infinity) before softmax: e^−∞ is 0, so its weight is exactly 0.
+# This is the **causal mask**.
 
 
 # %%
@@ -551,7 +554,7 @@ class PlainAttention(nn.Module):
 # With equal scores it is the average of part 5.
 equal = causal_softmax(torch.zeros(8, 8))
 assert torch.allclose(equal, weights)
-plain, _ = climb("attention without parameters", lambda: Model(PlainAttention()))
+plain, _ = try_idea("attention without parameters", lambda: Model(PlainAttention()))
 
 
 def draw_weights(pictures, titles, line=line):
@@ -569,7 +572,7 @@ with torch.no_grad():
     plain(torch.tensor([encode(line)]))
 draw_weights([causal_softmax(torch.zeros(len(line), len(line))), plain.core.weights[0]], ["average", "attention"])
 show("Two triangles of weights for one line: equal weights, and weights that differ by character.")
-assert ladder[-1][2] > bigram_loss + 0.2
+assert ideas[-1][2] > bigram_loss + 0.2
 
 # %% [markdown]
 # Not much is gained: a vector looks for vectors that resemble it, so an *e* looks at other *e*s. That is seldom what
@@ -586,12 +589,12 @@ assert ladder[-1][2] > bigram_loss + 0.2
 # ## 7. One head: query, key and value
 # *Short path.*
 #
-# What I look for differs from what I am. So each position makes three vectors of its own vector, each by a matrix that
-# training finds (Vaswani et al. 2017):
+# What a position looks for differs from what it contains. So each position computes three vectors from its own
+# vector, each with a matrix that training finds (Vaswani et al. 2017):
 #
-# - the **query** q: what do I look for?
-# - the **key** k: what do I offer?
-# - the **value** v: what do I pass on if someone looks at me?
+# - the **query** q: what does this position look for?
+# - the **key** k: what does it offer to positions that look?
+# - the **value** v: what does it pass on to a position that looks at it?
 #
 # The weight depends on the query of the position that looks, and on the key of the position that is looked at. One such
 # unit is a **head**. First with loops, for 8 positions; `size` is the number of channels of q, k and v:
@@ -631,12 +634,12 @@ print("loops and matrices agree:", torch.allclose(by_matrix, by_loop, atol=1e-5)
 assert torch.allclose(by_matrix, by_loop, atol=1e-5)
 
 # %% [markdown]
-# **Why divide by √size?** A dot product of two vectors of independent random numbers grows like √size. Without the
-# division, large vectors give large scores, the largest takes nearly all the weight, and the gradient of the others
-# vanishes. The right panel shows it for random vectors.
+# **Why divide by √size?** The typical size of the dot product of two vectors of independent random numbers grows like
+# √size. Without the division, large vectors give large scores, the largest takes nearly all the weight, and the
+# gradient of the others vanishes. The right panel shows it for random vectors.
 
 # %%
-one_head, _ = climb("one head", lambda: Model(Head()))
+one_head, _ = try_idea("one head", lambda: Model(Head()))
 
 sizes, largest = [4, 16, 64, 256], {"divided by √size": [], "not divided": []}
 for name, row in largest.items():
@@ -658,28 +661,29 @@ axes[1].minorticks_off()
 axes[1].legend(frameon=False)
 show("Left: the weights of a trained head. Right: without the division the largest weight approaches 1.")
 assert largest["not divided"][-1] > 0.8 > 0.4 > largest["divided by √size"][-1]
-assert bigram_loss + 0.1 < ladder[-1][2] < average_loss - 0.2
+assert bigram_loss + 0.1 < ideas[-1][2] < average_loss - 0.2
 
 # %% [markdown]
 # Much better than the average: queries and keys let a position look for what it needs. It still does not reach the
-# bigram table. A head has to spend its look on the position itself to know the last character; part 10 solves this.
+# bigram table. To know the last character, a head has to give most of its weight to its own position, and little is
+# left for the others; part 10 solves this.
 #
-# **Question.** Which of the two may the model see when it predicts character 5: its own key, or the key of character 5?
+# **Question.** Position 4 predicts character 5. Which key may it see: that of character 4, or that of character 5?
 #
 # <details><summary>Answer</summary>
 #
-# Its own, that of character 4, and all earlier ones. Character 5 is what it must predict; the mask gives it the weight
-# 0.
+# That of character 4, its own, and all earlier ones. Character 5 is what it must predict; the mask gives it the
+# weight 0.
 # </details>
 #
-# **Exercise.** Remove the mask: in `causal_softmax`, return `scores.softmax(-1)`. Run parts 6 to 12 again. What is the
-# loss of the last step of the ladder?
+# **Exercise.** Remove the mask: in `causal_softmax`, return `scores.softmax(-1)`. Run parts 6 to 12 again. What is
+# the loss of the last idea?
 #
 # <details><summary>Answer</summary>
 #
-# 0.04, on both texts. It looks like a triumph, but the model copies: it sees the next character, because the next
-# position shows it. A loss that is too good to be true is the best sign of a leak. When the model writes, there is no
-# next character to look at, so this loss says nothing about its text.
+# 0.04, on both texts. This looks excellent, but the model copies: it sees the next character at the next position. A
+# loss that is too good to be true usually means a leak. When the model writes, there is no next character to look at,
+# so this loss says nothing about its text.
 # </details>
 
 # %% [markdown]
@@ -702,17 +706,17 @@ class MultiHead(nn.Module):
         return self.projection(torch.cat([head(x) for head in self.heads], -1))
 
 
-four_heads, _ = climb("four heads", lambda: Model(MultiHead()))
+four_heads, _ = try_idea("four heads", lambda: Model(MultiHead()))
 with torch.no_grad():
     four_heads(torch.tensor([encode(line)]))
 draw_weights([head.weights[0] for head in four_heads.core.heads], [f"head {i}" for i in range(4)])
 show("The attention weights of four heads on one line; each head looks at other characters.")
-four_heads_loss = ladder[-1][2]
-assert abs(four_heads_loss - ladder[-2][2]) < 0.2
+four_heads_loss = ideas[-1][2]
+assert abs(four_heads_loss - ideas[-2][2]) < 0.2
 
 # %% [markdown]
 # At this size four heads are worth hardly more than one: the loss changes by less than 0.2. Without positions, the
-# heads cannot ask for "the character before me", so there is little for them to share out.
+# heads cannot ask for "the character before me", so dividing the work among several heads gains little.
 #
 # **Question.** Four heads of 16 channels: how many more parameters is that than one head of 64 channels?
 #
@@ -726,9 +730,9 @@ assert abs(four_heads_loss - ladder[-2][2]) < 0.2
 # *Full path.*
 #
 # Attention moves information between positions, but it only takes means. An **MLP** (multi-layer perceptron) computes
-# with what has arrived, at each position by itself: a matrix to four times the channels, a function with a bend, and a
-# matrix back. The bend is essential: two matrices in a row are just one matrix. **GELU** (Hendrycks & Gimpel 2016) is
-# close to 0 for negative inputs, and lets positive ones pass.
+# with the collected information, at each position separately: a matrix to four times the channels, a nonlinear
+# function, and a matrix back. The nonlinear function is essential: without it, the two matrices would equal a single
+# one. **GELU** (Hendrycks & Gimpel 2016) is close to 0 for negative inputs, and lets positive ones pass.
 
 
 # %%
@@ -741,12 +745,12 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-block, block_losses = climb("block: heads and MLP", lambda: Model(nn.Sequential(MultiHead(), MLP())))
+block, block_losses = try_idea("block: heads and MLP", lambda: Model(nn.Sequential(MultiHead(), MLP())))
 
 
-def draw_ladder(ax) -> None:
-    """The loss after each step of the ladder, and the bigram's as a line."""
-    bars = ax.barh([row[0] for row in ladder], [row[2] for row in ladder], color=colours[0])
+def draw_ideas(ax) -> None:
+    """The loss with each idea, and the bigram's as a line."""
+    bars = ax.barh([row[0] for row in ideas], [row[2] for row in ideas], color=colours[0])
     ax.axvline(bigram_loss, color=colours[1], linestyle="--")
     ax.bar_label(bars, fmt="%.2f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.invert_yaxis()
@@ -757,14 +761,14 @@ def draw_ladder(ax) -> None:
 figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", width_ratios=(1, 2))
 grid = torch.linspace(-4, 4, 100)
 axes[0].plot(grid, F.gelu(grid))
-axes[0].set(title="GELU: the bend", xlabel="input", ylabel="output")
-draw_ladder(axes[1])
-show("Left: the curve of GELU. Right: bars of the loss after each step so far.")
-assert abs(ladder[-1][2] - four_heads_loss) < 0.2
+axes[0].set(title="GELU: a nonlinear function", xlabel="input", ylabel="output")
+draw_ideas(axes[1])
+show("Left: the curve of GELU. Right: bars of the loss with each idea so far.")
+assert abs(ideas[-1][2] - four_heads_loss) < 0.2
 
 # %% [markdown]
-# The MLP alone buys almost nothing here, although it more than doubles the parameters. The next part shows what is
-# missing.
+# The MLP hardly changes the loss here (by less than 0.2), although it more than doubles the parameters. The next part
+# shows what is missing.
 #
 # **Question.** Could an MLP replace attention?
 #
@@ -778,9 +782,9 @@ assert abs(ladder[-1][2] - four_heads_loss) < 0.2
 # ## 10. Residuals, and depth
 # *Short path.*
 #
-# Depth should help: a second block can work on what the first has found. Stack four blocks as they are, and see. Then
-# let each part *add* to its input instead of replacing it: x + part(x), a **residual connection** (He et al. 2016). The
-# vector that runs through the model, to which each part adds, is the **residual stream**.
+# Depth should help: a second block can work on what the first has found. First stack four blocks as they are. Then
+# let each part *add* to its input instead of replacing it: x + part(x), a **residual connection** (He et al. 2016).
+# The vector that runs through the model, to which each part adds, is the **residual stream**.
 
 
 # %%
@@ -799,8 +803,8 @@ def stack(n_layer, wrap=lambda part: part, kind=Head):
     return nn.Sequential(*parts)
 
 
-deep, deep_losses = climb("four blocks", lambda: Model(stack(4)))
-residual, residual_losses = climb("four blocks with residuals", lambda: Model(stack(4, Residual)))
+deep, deep_losses = try_idea("four blocks", lambda: Model(stack(4)))
+residual, residual_losses = try_idea("four blocks with residuals", lambda: Model(stack(4, Residual)))
 
 
 def smooth(losses, window=20):
@@ -816,9 +820,9 @@ ax.text(0, bigram_loss + 0.03, "bigram", color=colours[4])
 ax.set(title="training loss (mean of 20 steps)", xlabel="step", ylabel="nats per character")
 ax.legend(frameon=False)
 show("Loss curves: four blocks without residuals stall high above the bigram, with residuals they fall below it.")
-deep_loss, residual_loss = ladder[-2][2], ladder[-1][2]
-how_frequent = (counts.sum(1) + 1) / (counts.sum() + V)
-unigram_loss = -how_frequent[val_data].log().mean().item()
+deep_loss, residual_loss = ideas[-2][2], ideas[-1][2]
+unigram = (counts.sum(1) + 1) / (counts.sum() + V)
+unigram_loss = -unigram[val_data].log().mean().item()
 print(f"if one knows only how frequent each character is: {unigram_loss:.2f}")
 assert abs(deep_loss - unigram_loss) < 0.1
 assert residual_loss < bigram_loss < deep_loss - 0.5
@@ -826,22 +830,22 @@ assert residual_loss < bigram_loss < deep_loss - 0.5
 # %% [markdown]
 # Four blocks without residuals stall: the model learns how frequent each character is, and nothing else. With
 # residuals, the same blocks and the same number of parameters get below the bigram table, for two reasons. The last
-# character is still in the stream, whatever attention adds. And the gradient has a straight way back to the first
-# block, instead of through eight parts that each distort it.
+# character is still in the stream, whatever attention adds. And the gradient has a direct path back to the first
+# block; without residuals it has to pass through eight parts, each of which distorts it.
 #
-# **Question.** Which step of the ladder so far has the best ratio of gain to new parameters?
+# **Question.** Which idea so far has the best ratio of gain to new parameters?
 #
 # <details><summary>Answer</summary>
 #
 # This one: the residual connection has no parameters at all.
 # </details>
 #
-# **Exercise.** Use one block with residuals: `climb("one block with residuals", lambda: Model(stack(1, Residual)))`.
+# **Exercise.** Use one block with residuals: `try_idea("one block with residuals", lambda: Model(stack(1, Residual)))`.
 #
 # <details><summary>Answer</summary>
 #
 # 2.49 on Shakespeare and 2.36 on the industries, compared with 2.8 without residuals: one block with residuals is as
-# good as the bigram table. The gain of the other three blocks is about 0.1 as long as no position is known.
+# good as the bigram table. The gain of the other three blocks is only 0.1 to 0.2 as long as no position is known.
 # </details>
 
 # %% [markdown]
@@ -867,8 +871,8 @@ def normed_stack(n_layer, kind=Head):
     return nn.Sequential(*stack(n_layer, NormResidual, kind), nn.LayerNorm(C, bias=False))
 
 
-normed, _ = climb("and norms", lambda: Model(normed_stack(4)))
-norm_loss = ladder[-1][2]
+normed, _ = try_idea("and norms", lambda: Model(normed_stack(4)))
+norm_loss = ideas[-1][2]
 
 fast = {}
 for name, core in (("without norms", lambda: stack(4, Residual)), ("with norms", lambda: normed_stack(4))):
@@ -898,7 +902,7 @@ axes[0].legend(frameon=False)
 labels = ["without norms", "with norms", "without norms,\n10 × learning rate", "with norms,\n10 × learning rate"]
 losses = [residual_loss, norm_loss, *fast.values()]
 bars = axes[1].barh(labels, np.minimum(losses, 5), color=[colours[0], colours[1]] * 2)  # a bar ends at 5
-axes[1].bar_label(bars, [f"{loss:.2f}" if loss < 5 else f"{loss:.0f}!" for loss in losses], padding=3)
+axes[1].bar_label(bars, [f"{loss:.2f}" if loss < 5 else f"{loss:.0f} (cut off)" for loss in losses], padding=3)
 axes[1].invert_yaxis()
 axes[1].margins(x=0.15)
 axes[1].set(title="validation loss, nats per character")
@@ -907,39 +911,41 @@ assert norm_loss < residual_loss + 0.02 and residual_loss - norm_loss < 0.35
 assert fast["with norms"] < bigram_loss + 0.3 and fast["without norms"] > math.log(V)  # worse than no training
 
 # %% [markdown]
-# With four blocks and a careful learning rate norms buy little (less than 0.35). They pay when training is pushed: at
-# ten times the learning rate the model without norms ends worse than before training (its loss is above ln V), while
-# the model with norms learns. Large models are deep and are trained at high rates, so all of them have norms.
+# With four blocks and a moderate learning rate, norms help less than residuals: the loss falls by less than 0.35.
+# They matter when the learning rate is high: at ten times the learning rate the model without norms ends worse than
+# before training (its loss is above ln V), while the model with norms learns. Norms also keep the training of deep
+# models stable, so practically all large models have them.
 #
 # **Question.** The norm divides by the stream's size. Why does this not erase what the model has computed?
 #
 # <details><summary>Answer</summary>
 #
-# Only the copy that a part reads is normalised. The stream keeps its size, and directions are kept in both: which
+# Only the copy that a part reads is normalised; the stream itself does not change. And the copy still shows which
 # numbers are large compared with the others.
 # </details>
 #
 # **Exercise.** Put the norm behind the part: `return self.norm(x + self.part(x))` (*post-norm*, as in the first
-# transformer). What does the ladder say?
+# transformer). How does the loss change?
 #
 # <details><summary>Answer</summary>
 #
-# Nothing: 2.33 instead of 2.35 on Shakespeare. With four blocks both work. In deep models the stream of post-norm is
-# rescaled at each part, the straight way back for the gradient is lost, and training needs more care (Xiong et al.
-# 2020).
+# Hardly at all: 2.33 instead of 2.35 on Shakespeare. With four blocks both work. In deep models the stream of
+# post-norm is rescaled at each part, the direct path back for the gradient is lost, and training needs more care
+# (Xiong et al. 2020).
 # </details>
 
 # %% [markdown]
 # ## 12. Positions: learned, then rotary
 # *Short path.*
 #
-# So far no model knows where a character stands, because a weighted mean has no order. Two ways to tell it:
+# So far no model knows the position of a character, because a weighted mean has no order. There are two methods:
 #
 # - **Learned positions** (GPT-2): a second table, with a vector for each of the T positions, added to the character's
 #   vector.
-# - **Rotary positions** (RoPE; Su et al. 2021): queries and keys are taken as pairs of numbers, and each pair is turned by an
-#   angle that grows with the position. Each pair turns at another speed, like the hands of a clock. If query and key turn
-#   together, their dot product does not change; so the score depends only on the *distance* between two positions.
+# - **Rotary positions** (RoPE; Su et al. 2021): queries and keys are taken as pairs of numbers, and each pair is
+#   turned by an angle that grows with the position. Each pair turns at its own speed, like the hands of a clock. If
+#   query and key turn together, their dot product does not change; so the score depends only on the *distance*
+#   between two positions.
 
 
 # %%
@@ -968,8 +974,8 @@ class RotaryHead(Head):
         return self.weights @ v
 
 
-learned, _ = climb("and learned positions", lambda: Model(LearnedPositions(normed_stack(4))))
-rotary, _ = climb("rotary positions instead", lambda: Model(normed_stack(4, RotaryHead)))
+learned, _ = try_idea("and learned positions", lambda: Model(LearnedPositions(normed_stack(4))))
+rotary, _ = try_idea("rotary positions instead", lambda: Model(normed_stack(4, RotaryHead)))
 
 ones = rotate(torch.ones(T, 32))  # the same query and key at each position
 figure, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
@@ -987,17 +993,19 @@ closest = max(
 axes[1].imshow(closest.weights[0], cmap="viridis", vmin=0, vmax=0.5)
 axes[1].set_xticks(range(len(line)), visible(line), fontsize=7)
 axes[1].set_yticks(range(len(line)), visible(line), fontsize=7)
-axes[1].set(title="the head that looks most at the character before")
+axes[1].set(title="the head that looks most at the previous character")
 show("Left: three curves of q times k by distance coincide. Right: a head with a bright line below the diagonal.")
 at_distance = [(ones[t + 5] @ ones[t]).item() for t in (0, 20, 40)]
 assert max(at_distance) - min(at_distance) < 1e-3
-assert ladder[-1][2] < ladder[-2][2] - 0.1 and ladder[-1][2] < bigram_loss - 0.2
+assert ideas[-1][2] < ideas[-2][2] - 0.1 and ideas[-1][2] < bigram_loss - 0.2
+gains = [earlier[2] - later[2] for earlier, later in pairwise(ideas[-4:])]  # of norms, learned and rotary positions
+assert gains[2] == max(gains)
 assert closest.weights[0].diagonal(-1).mean() > 0.3
 
 # %% [markdown]
-# Rotary positions are the best step since the residuals: a head can now ask for "the character before me", wherever
-# that is. Learned positions buy little in so short a training, because each position has to learn the same anew. The
-# whole ladder, with the same training for each step:
+# Since the residuals, no idea has lowered the loss as much as rotary positions: a head can now ask for "the character
+# before me", wherever that is. Learned positions help little or not at all in so short a training, because the model
+# has to learn the same thing separately for each position. All ideas, each with the same training:
 
 
 # %%
@@ -1010,12 +1018,12 @@ def table(head, rows) -> HTML:
     return HTML(f"<table>{lines}</table>")
 
 
-rows = [(idea, f"{count:,}", f"{loss:.2f}", visible(text)) for idea, count, loss, text in ladder]
+rows = [(idea, f"{count:,}", f"{loss:.2f}", visible(text)) for idea, count, loss, text in ideas]
 display(table(("idea", "parameters", "validation loss", "sample"), rows))
 figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
-draw_ladder(ax)
-show("Bars of the validation loss after each step of the ladder; the bigram's loss is a dashed line.")
-assert len(ladder) == 11 and min(row[2] for row in ladder) == ladder[-1][2]
+draw_ideas(ax)
+show("Bars of the validation loss with each idea; the bigram's loss is a dashed line.")
+assert len(ideas) == 11 and min(row[2] for row in ideas) == ideas[-1][2]
 
 # %% [markdown]
 # **Question.** The three curves on the left coincide. Why is this useful for text?
@@ -1034,8 +1042,8 @@ assert len(ladder) == 11 and min(row[2] for row in ladder) == ladder[-1][2]
 #
 # - One product of matrices computes q, k and v of all heads, which is faster than a loop over heads.
 # - The embedding and the last matrix share one table (Press & Wolf 2017).
-# - All matrices start small (standard deviation 0.02), so that the first predictions are even; those that write into the
-#   stream start even smaller (GPT-2).
+# - All matrices start small (standard deviation 0.02), so that the first predictions are nearly uniform; those that
+#   write into the stream start smaller still (GPT-2).
 # - **Dropout** can set a random share of the numbers to zero in training. It is off until part 14.
 
 
@@ -1103,17 +1111,18 @@ C, L = 128, 4  # from now on; L is the number of blocks
 by_formula = {"embedding": V * C, "attention": L * 4 * C * C, "MLP": L * 8 * C * C, "norms": (2 * L + 1) * C}
 torch.manual_seed(1337)
 model = GPT()
-print(f"{parameters(model):,} parameters:", by_formula)
-assert sum(by_formula.values()) == parameters(model)
+print(f"{num_params(model):,} parameters:", by_formula)
+assert sum(by_formula.values()) == num_params(model)
 
 # %% [markdown]
-# The training adds four habits of larger models to the few lines of part 4:
+# The training adds four methods that are usual for larger models to the few lines of part 4:
 #
 # - **AdamW** (Loshchilov & Hutter 2019) gives each parameter a step size of its own; **weight decay** pulls matrices
 #   towards zero.
-# - **Warm-up**: the first gradients mean little, so the learning rate rises from small to its peak.
+# - **Warm-up**: the first gradients are unreliable, so the learning rate rises from nearly 0 to its peak.
 # - **Cosine decay**: then it falls along a cosine, so that the parameters settle.
-# - **Gradient clipping**: a gradient whose length (*norm*) is above 1 is shortened to 1, so one odd batch does no harm.
+# - **Gradient clipping**: a gradient whose length (*norm*) is above 1 is shortened to 1, so that one unusual batch
+#   has less effect.
 
 
 # %%
@@ -1172,7 +1181,7 @@ print(f"as uncertain as between {math.exp(final_loss):.1f} equally probable char
 print(sample(model))
 figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained", width_ratios=(1.1, 1.3, 1))
 axes[0].barh(list(by_formula), by_formula.values())
-axes[0].set(title=f"{parameters(model):,} parameters")
+axes[0].set(title=f"{num_params(model):,} parameters")
 axes[0].set_xticks([0, 200_000, 400_000], ["0", "200,000", "400,000"])
 draw_curves(axes[1], {"GPT": history})
 axes[1].axhline(bigram_loss, color=colours[4], linewidth=0.8)
@@ -1180,7 +1189,7 @@ axes[2].plot(norms, linewidth=0.5)
 axes[2].set(title="gradient norm, before clipping", xlabel="step", yscale="log")
 show("Three panels: where the parameters are, the loss curves, and the length of the gradient during training.")
 assert abs(history[0][2] - math.log(V)) < 0.15  # an untrained model finds all characters about equally probable
-assert final_loss < bigram_loss - 0.4 and final_loss < ladder[-1][2]
+assert final_loss < bigram_loss - 0.4 and final_loss < ideas[-1][2]
 
 # %%
 with torch.no_grad():
@@ -1195,8 +1204,8 @@ show("The attention weights of the four heads of the last block.")
 #
 # <details><summary>Answer</summary>
 #
-# The initial weights are too large: the untrained model is confident and wrong. It then spends its first steps
-# unlearning that.
+# The initial weights are too large: the untrained model is confident and wrong. It then needs its first steps to
+# unlearn that.
 # </details>
 
 # %% [markdown]
@@ -1204,10 +1213,10 @@ show("The attention weights of the four heads of the last block.")
 # *Full path.*
 #
 # Give a model of two blocks only 10,000 characters and a higher learning rate. It memorises them: the training loss
-# falls on, the validation loss rises. That is **overfitting**. Three cures:
+# keeps falling, the validation loss rises. That is **overfitting**. Three cures:
 #
 # - **Dropout** (Srivastava et al. 2014): set a fifth of the numbers to zero at random in each step.
-# - **Early stopping**: keep the model of the best validation loss.
+# - **Early stopping**: keep the model with the best validation loss.
 # - **More data**: here, all of the training text.
 
 # %%
@@ -1242,8 +1251,8 @@ assert abs(estimate(stopped, val_data) - least) < 1e-6
 #
 # <details><summary>Answer</summary>
 #
-# Early stopping finds the best that this much text allows, and no more. Dropout changes that best a little. Only more
-# text changes what there is to learn: its curve is by far the lowest.
+# Early stopping keeps the best model of this run, and dropout slows overfitting down. Only more text makes the model
+# much better: it changes what there is to learn, and its curve is by far the lowest.
 # </details>
 #
 # **Exercise.** Use 100,000 characters: `little = train_data[:100_000]`.
@@ -1322,8 +1331,8 @@ print("\ntemperature 0.8:\n", write(model, "\n", 200, temperature=0.8))
 #
 # <details><summary>Answer</summary>
 #
-# Hardly a word is left: at temperature 2 the rare characters together take a large share of the probability, and one of
-# them is enough to lead the model astray.
+# Hardly a word is left: at temperature 2 the rare characters together take a large share of the probability, and
+# after one of them the context is unlike any text that the model was trained on.
 # </details>
 
 # %% [markdown]
@@ -1370,7 +1379,9 @@ longer = val_data[: 4 * T + 1]
 sliding = cached_logits(model, longer[:-1].tolist(), window=T)  # beyond the window: the oldest keys and values go
 fresh = torch.stack([model(longer[t - T : t][None])[0, -1] for t in range(T, 4 * T + 1)]).detach()
 losses = [F.cross_entropy(each, longer[T : 4 * T + 1]).item() for each in (sliding[T - 1 :], fresh)]
-print(f"past the window: loss {losses[0]:.3f} with a sliding cache, {losses[1]:.3f} if the last {T} are read afresh")
+print(
+    f"past the window: loss {losses[0]:.3f} with a sliding cache, {losses[1]:.3f} if the last {T} are read again each time"
+)
 assert abs(losses[0] - losses[1]) < 0.1
 
 
@@ -1408,8 +1419,8 @@ show("Bars: positions computed and milliseconds per character, with and without 
 #
 # When the window slides by one, what stood at position 1 stands at position 0 and gets another position's vector, so
 # each key and value changes. With rotary positions only distances count, and those stay. The result still differs a
-# little from reading the last T characters afresh: above the first block, the kept keys and values have seen characters
-# that have since been dropped.
+# little from reading the last T characters again: above the first block, the kept keys and values have seen
+# characters that have since been dropped.
 # </details>
 
 # %% [markdown]
@@ -1417,10 +1428,10 @@ show("Bars: positions computed and milliseconds per character, with and without 
 # *Short path.*
 #
 # The model continues text. To make it *answer*, continue its training on pairs of **prompt** and **response**
-# (**fine-tuning**). Only the response counts in the loss: the prompt is given, so learning to predict it is wasted
-# effort. Here a prompt is a line of a card statement, and the response is its spending category. A special token
+# (**fine-tuning**). Only the response counts in the loss: the prompt is given, so the model need not learn to predict
+# it. Here a prompt is a line of a card statement, and the response is its spending category. A special token
 # separates them. `tinygpt finetune` adds one to the vocabulary; here a character that the text hardly uses will do
-# (`MARK`).
+# (`SEPARATOR`).
 #
 # How to split the pairs? Each line is an owner and a shop word, such as RIVER BAKERY. There are two tests:
 #
@@ -1464,7 +1475,7 @@ for name, pairs in tests.items():
 
 def example(prompt: str, response: str, masked=True, length=40):
     """x, y (length,): y is x one character later, and -1 (no target) in the prompt and in the padding behind."""
-    ids = encode(prompt + MARK + response + "\n")  # a line end says that the response is complete
+    ids = encode(prompt + SEPARATOR + response + "\n")  # a line end says that the response is complete
     x, y = torch.zeros(length, dtype=torch.long), torch.full((length,), -1)
     x[: len(ids) - 1], y[: len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
     if masked:
@@ -1512,21 +1523,21 @@ def answers(model, prompts, count=14) -> list[str]:
     model.eval()
     out = []
     for prompt in prompts:
-        idx = torch.tensor([encode(prompt + MARK)])
+        idx = torch.tensor([encode(prompt + SEPARATOR)])
         for _ in range(count):
             idx = torch.cat((idx, model(idx[:, -T:])[:, -1:].argmax(-1)), 1)
             if decode(idx[0, -1:]) == "\n":
                 break
-        out.append(decode(idx[0]).partition(MARK)[2].partition("\n")[0])
+        out.append(decode(idx[0]).partition(SEPARATOR)[2].partition("\n")[0])
     return out
 
 
 # %% [markdown]
-# A result means little without baselines. Three comparisons, from cheap to dear:
+# A result means little without baselines. Three of them, from cheap to expensive:
 #
 # - the **majority baseline** always gives the most frequent label of the training lines;
 # - the **n-gram baseline** looks at pieces of one to four characters: one weight per piece and label (logistic
-#   regression), trained in a second;
+#   regression), trained within seconds;
 # - **training from scratch**: the same model, the same training, but starting from random parameters.
 
 
@@ -1553,7 +1564,7 @@ def ngram_baseline(pairs):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return lambda prompts: linear(features(prompts)).softmax(1).detach(), parameters(linear)
+    return lambda prompts: linear(features(prompts)).softmax(1).detach(), num_params(linear)
 
 
 def accuracy(classify) -> dict[str, float]:
@@ -1588,12 +1599,12 @@ note(
     "training from scratch",
     lambda prompts: label_probabilities(scratch_model, prompts),
     begun,
-    parameters(scratch_model),
+    num_params(scratch_model),
 )
 
 begun = time.time()
 tuned_model = finetune(copy.deepcopy(model), train_pairs)
-note("fine-tuning", lambda prompts: label_probabilities(tuned_model, prompts), begun, parameters(tuned_model))
+note("fine-tuning", lambda prompts: label_probabilities(tuned_model, prompts), begun, num_params(tuned_model))
 print(f"the loss on {CORPUS} rises from {final_loss:.2f} to {val_loss(tuned_model):.2f}: this is forgetting")
 
 # %%
@@ -1624,12 +1635,12 @@ assert results["n-gram baseline"]["new words"] > results["fine-tuning"]["new wor
 assert val_loss(tuned_model) > final_loss + 0.3
 
 # %% [markdown]
-# One model, two results. On new combinations it looks perfect: every shop word of that test occurs in training, so the
-# test asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words it is
-# hardly better than guessing (25 %), and the n-gram baseline, which takes seconds, does about as well or better: it at
-# least knows GROCER in GREENGROCER. **The split decides what the number means**: test on what will be new when the
-# model is in use. (And the 192 lines of the second test are 16 words, so its uncertainty is large: some ten percentage
-# points.)
+# One model, two results. On new combinations it looks perfect: every shop word of that test occurs in training, so
+# the test asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words
+# it is far worse (guessing would reach 25 %), and the n-gram baseline, which takes seconds, does about as well or
+# better: it recognises GROCER in GREENGROCER, for example. **The split decides what the number means**: test on what
+# will be new when the model is in use. (And the 192 lines of the second test are 16 words, so its uncertainty is
+# large: some ten percentage points.)
 #
 # **Question.** Your colleague reports 100 % on a random split of last year's transactions. What do you ask?
 #
@@ -1654,8 +1665,8 @@ assert val_loss(tuned_model) > final_loss + 0.3
 # *Full path.*
 #
 # A complete copy of the parameters for each task is large. **LoRA** (Hu et al. 2021) freezes a matrix W and trains a
-# small difference next to it, the product of two thin matrices: W + (α / r) · B A. The **rank** r is their shared inner
-# dimension, here 8; α (alpha) scales the difference. The trained matrices are the **adapter**.
+# small difference next to it, the product of two thin matrices B and A: W + (α / r) · B A. The **rank** r is their
+# shared inner dimension, here 8; α (alpha) scales the difference. The trained matrices are the **adapter**.
 
 
 # %%
@@ -1700,7 +1711,7 @@ with torch.no_grad():
 
 guessed = accuracy(lambda prompts: label_probabilities(model, prompts))["new combinations"]
 panels = {
-    "trained parameters": [0, parameters(model), trained_parameters["LoRA"]],
+    "trained parameters": [0, num_params(model), trained_parameters["LoRA"]],
     f"loss on {CORPUS} (forgetting)": [final_loss, val_loss(tuned_model), val_loss(adapted)],
     "new combinations correct, %": [
         100 * share
@@ -1716,7 +1727,7 @@ for ax, (title, values) in zip(axes, panels.items()):
 axes[0].invert_yaxis()
 show("Bars for the base model, fine-tuning and LoRA: trained parameters, forgetting, and correct answers.")
 assert results["LoRA"]["new combinations"] > 0.85
-assert trained_parameters["LoRA"] < 0.1 * parameters(model)
+assert trained_parameters["LoRA"] < 0.1 * num_params(model)
 
 # %% [markdown]
 # LoRA trains less than a tenth of the parameters. The adapter can be removed at any time, and then nothing is
@@ -1787,7 +1798,7 @@ assert wrong_confidence.mean() > 0.5
 # <details><summary>Answer</summary>
 #
 # It helps for prompts like those that you collect for it. Training on lines of the corpus as "other" would catch such
-# lines, but not the next kind of unexpected prompt. It is worth doing, and no guarantee.
+# lines, but not the next kind of unexpected prompt. It is worth doing, but guarantees nothing.
 # </details>
 #
 # **Exercise.** What does it say if there is no shop at all? Try `label_probabilities(tuned_model, ["QQQQ ZZZZ",
@@ -1808,7 +1819,8 @@ assert wrong_confidence.mean() > 0.5
 # **reader** that ships with tinygpt is a GPT like yours, trained to copy the answer from a passage or to say that there
 # is none.
 #
-# The competitor is a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters alone.
+# It is compared with a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters
+# alone.
 
 # %%
 companies = (
@@ -1950,7 +1962,7 @@ def known_facts(name):
     return [percent(before[name][0]), percent(after[name][1])]
 
 
-no, reindex, full = ["–", "–"], f"index again: {took['new index']:.1f} s", f"{parameters(model):,}"
+no, reindex, full = ["–", "–"], f"index again: {took['new index']:.1f} s", f"{num_params(model):,}"
 few = {name: f"{trained_parameters[name]:,}" for name in ("n-gram baseline", "LoRA")}
 rows = [
     ("n-gram baseline", *labelled("n-gram baseline"), *no, few["n-gram baseline"], again("n-gram baseline")),
@@ -1958,7 +1970,13 @@ rows = [
     ("fine-tuning", *labelled("fine-tuning"), *known_facts("closed book"), full, again("closed book")),
     ("fine-tuning with LoRA", *labelled("LoRA"), *no, few["LoRA"], again("LoRA")),
     ("retrieval (a person reads the passage)", *no, *known_facts("search alone"), "0", reindex),
-    ("combining: retrieval and a model trained to read", *no, *known_facts("search and reader"), "0 of yours", reindex),
+    (
+        "combining: retrieval and a model trained to read",
+        *no,
+        *known_facts("search and reader"),
+        "0 (the reader is trained)",
+        reindex,
+    ),
 ]
 head = (
     "method",
@@ -1988,12 +2006,14 @@ assert len(rows) == 6
 # %% [markdown]
 # Read it by asking what is new when the system is in use:
 #
-# - **A skill with a fixed form** (a label, a style, a format): start with the n-gram baseline. Fine-tune if it is measurably
-#   better on a test with new words. Train from scratch if the task is narrow and you have examples enough; here the start from
-#   your base model gains little or nothing, since its text says little about shops.
+# - **A skill with a fixed form** (a label, a style, a format): fine-tune. For labels, start with the n-gram baseline,
+#   and fine-tune only if that is measurably better on a test with new words. Train from scratch if the task is narrow
+#   and you have enough examples; here, starting from your base model gains little or nothing, since its text says
+#   little about shops.
 # - **Facts, above all facts that change**: retrieval. A correction costs seconds, and every answer has its source.
 # - **Both** (an answer in your form, from today's facts): combine them: retrieve, and train a model to read.
-# - **Prompts outside the task**: no method protects you by itself (part 19). Abstain below a threshold, and test with such prompts.
+# - **Prompts outside the task**: a fine-tuned model answers them all the same (part 19). Abstain below a threshold,
+#   and test with such prompts.
 #
 # Your numbers are from one small run. The labs measure the same questions at full size, with three seeds: `tinygpt lab
 # methods`, `tinygpt lab facts`, `tinygpt lab confidence`.

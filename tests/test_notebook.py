@@ -135,7 +135,7 @@ def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tm
     if os.environ.get("NOTEBOOK_PAGE"):  # .github/workflows/test.yml keeps it
         (ROOT / os.environ["NOTEBOOK_PAGE"]).write_text(page, encoding="utf-8")
     assert check_page(page) >= PARTS
-    assert "<th>sample</th>" in page and page.count("<tr><td>") == 11 + 6  # the ladder, and which method
+    assert "<th>sample</th>" in page and page.count("<tr><td>") == 11 + 6  # the table of ideas, and which method
     assert "<td>combining: retrieval and a model trained to read</td>" in page
     assert page.count("<details>") == sum(part.count("<details>") for part in parts())
 

@@ -43,21 +43,21 @@ def page_data(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def scrubbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_snapshots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with out/, a run of 20 iterations with snapshots; other/, another one; and report.html."""
-    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("scrubbed") / "work"))
+    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("with_snapshots") / "work"))
     trained(folder, "--snapshots=5", *PLAIN)
     trained(folder, "--out_dir=other", "--seed=8", "--n_head=1", *PLAIN)
     result = cli_here("report", "out", "other", "-o", "report.html", cwd=folder)
     assert result.status == 0, result.err
-    assert "3 snapshots of them during training, all weights of the model of other (" in result.out
+    assert "3 snapshots of its training, all weights of the model in other (" in result.out
     return folder
 
 
 @pytest.fixture
-def page(scrubbed: Path, browser: Browser) -> Iterator[Browser]:  # noqa: F811
-    """The report of `scrubbed`, opened anew; after the test, the log has no error and no request."""
-    browser.open(scrubbed / "report.html")
+def page(with_snapshots: Path, browser: Browser) -> Iterator[Browser]:  # noqa: F811
+    """The report of `with_snapshots`, opened anew; after the test, the log has no error and no request."""
+    browser.open(with_snapshots / "report.html")
     yield browser
     assert browser.driver.get_log("browser") == []
     assert browser.requests() == []
@@ -77,18 +77,18 @@ def test_the_steps_are_spaced_logarithmically() -> None:
             assert steps[-1] == (last if count > 1 else 0)
 
 
-def test_a_snapshot_is_the_model_of_its_step_in_8_bits(scrubbed: Path) -> None:
-    found = snapshots(scrubbed / "out")
+def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path) -> None:
+    found = snapshots(with_snapshots / "out")
     assert list(found) == [0, 1, 4, 20]  # 0 and 20 · 100^(-i/3), of which 0.2 rounds to 0
-    last = load(scrubbed / "out/last.pt")
+    last = load(with_snapshots / "out/last.pt")
     for step, path in found.items():
         state = load(path)
         assert state.step == step and not state.training
         distance = max(largest(state.model[name] - weight) for name, weight in last.model.items())
         assert (distance < 0.01) == (step == 20), (step, distance)
-    assert found[20].stat().st_size < 0.5 * (scrubbed / "out/last.pt").stat().st_size
-    assert cli_here("sample", "--ckpt", found[4], "--max_new_tokens=20", cwd=scrubbed).status == 0
-    result = cli_here("check", "out", cwd=scrubbed)
+    assert found[20].stat().st_size < 0.5 * (with_snapshots / "out/last.pt").stat().st_size
+    assert cli_here("sample", "--ckpt", found[4], "--max_new_tokens=20", cwd=with_snapshots).status == 0
+    result = cli_here("check", "out", cwd=with_snapshots)
     assert result.status == 0 and "out/snapshots/step-4.pt: intact" in result.out
 
 
@@ -111,8 +111,8 @@ def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
     assert not (work / "out/snapshots/step-0.pt").is_symlink() and once[0]
 
 
-def test_two_processes_write_the_snapshots_of_one(scrubbed: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+def test_two_processes_write_the_snapshots_of_one(with_snapshots: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     result = torchrun(folder, *TINY_TRAIN, "--snapshots=5", "--out_dir=two", *PLAIN)
     assert result.returncode == 0, result.stderr
     for step, path in snapshots(folder / "two").items():
@@ -132,8 +132,8 @@ def test_a_step_that_diverges_is_shown(stepped: Path, tmp_path: Path) -> None:
     assert "This step diverges" in page and "not a finite number" in page
 
 
-def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(scrubbed: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(with_snapshots: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     trained(folder, "--out_dir=third", "--n_embd=32", "--snapshots=2", *PLAIN)
     found = folder / "out/snapshots"
     shutil.copy(folder / "third/snapshots/step-0.pt", found / "step-0.pt")  # another shape
@@ -141,7 +141,7 @@ def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(scrubbed: Pat
     (found / "step-1.pt").write_bytes(b"damaged")
     (found / "step-9.pt").mkdir()
     result = cli_here("report", "out", "-o", "page.html", cwd=folder)
-    assert result.status == 0 and "1 snapshot of them during training, not 3 snapshots, damaged or of" in result.out
+    assert result.status == 0 and "1 snapshot of its training, not 3 snapshots, damaged or of" in result.out
     packed = page_data(folder / "page.html")["models"][0]["packed"]
     assert [one["step"] for one in packed["snapshots"]] == [4]
 
@@ -190,8 +190,8 @@ def compare_with_pytorch(folder: Path, run: str, page: Path, ids: list[int]) -> 
         assert min(others) > 2 * errors[step], (step, errors)
 
 
-def test_every_snapshot_computes_what_pytorch_computes(scrubbed: Path) -> None:
-    compare_with_pytorch(scrubbed, "out", scrubbed / "report.html", [3, 9, 5, 1, 12, 7, 7, 2])
+def test_every_snapshot_computes_what_pytorch_computes(with_snapshots: Path) -> None:
+    compare_with_pytorch(with_snapshots, "out", with_snapshots / "report.html", [3, 9, 5, 1, 12, 7, 7, 2])
 
 
 @pytest.mark.parametrize("more", [[], LORA], ids=["all weights", "LoRA"])
@@ -200,13 +200,13 @@ def test_snapshots_of_pairs_with_and_without_an_adapter(tuned: Path, tmp_path: P
     result = cli_here("finetune", *FLAGS, *more, "--snapshots=4", "--out_dir=new", cwd=folder)
     assert result.status == 0, result.err
     result = cli_here("report", "new", "-o", "page.html", cwd=folder)
-    assert result.status == 0 and "snapshots of them during training" in result.out, result.err
+    assert result.status == 0 and "snapshots of its training" in result.out, result.err
     compare_with_pytorch(folder, "new", folder / "page.html", [3, 9, 5, 1, 12, 7])
 
 
-def test_the_scripts_weights_are_those_that_python_reconstructs(scrubbed: Path) -> None:
+def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: Path) -> None:
     """Chains of differences in both directions, from a model in the middle of its training."""
-    states = {step: load(path) for step, path in snapshots(scrubbed / "out").items()}
+    states = {step: load(path) for step, path in snapshots(with_snapshots / "out").items()}
     tokenizer = tokenizer_of(states[0], "", "")
     models = {step: state.build_model() for step, state in states.items()}
     middle = models.pop(4)
@@ -226,8 +226,8 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(scrubbed: Path) 
         assert largest(torch.tensor(wte) - page_weights(middle, tokenizer)["transformer.wte.weight"].flatten()) > 2e-3  # type: ignore[arg-type]
 
 
-def test_a_page_gets_as_many_snapshots_as_fit(scrubbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.chdir(scrubbed):
+def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.chdir(with_snapshots):
         run = collect.load_run("out", ReportConfig())
         size = len(collect.models(run, [])[0]["packed"]["data"])
         small = collect.load_run("other", ReportConfig())
@@ -254,9 +254,9 @@ def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb(tiny_data: P
     assert models < 8_000_000 - 350_000  # the rest of a page takes 350,000 bytes with eight samples
 
 
-def test_a_model_that_cannot_run_in_a_page_is_not_compared(scrubbed: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_run_in_a_page_is_not_compared(with_snapshots: Path, tmp_path: Path) -> None:
     """A damaged one, and a folder without a model: the curves are shown all the same."""
-    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     (folder / "other/ckpt.pt").unlink()
     (folder / "other/last.pt").unlink()
     result = cli_here("report", "out", "other", "-o", "page.html", cwd=folder)
@@ -289,43 +289,43 @@ def probabilities(path: Path, text: str) -> dict[str, float]:
 
 
 @in_a_browser
-def test_the_slider_shows_the_model_of_each_step(page: Browser, scrubbed: Path) -> None:
+def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: Path) -> None:
     page.find("#text").clear()
     page.find("#text").send_keys("The king of ")
     pictures = set()
     paths = {0: "out/snapshots/step-0.pt", 1: "out/snapshots/step-1.pt", 2: "out/snapshots/step-4.pt", 3: "out/ckpt.pt"}
     steps = ["0", "1", "4", "20, best"]
-    slider = page.find("#through-type")
+    slider = page.find("#step-slider-type")
     assert slider.get_property("max") == "3" and slider.get_property("value") == "3"  # the best model at first
     for index, path in paths.items():
-        page.slide("#through-attention" if index % 2 else "#through-type", index)
-        expected = probabilities(scrubbed / path, "The king of ")
+        page.slide("#step-slider-attention" if index % 2 else "#step-slider-type", index)
+        expected = probabilities(with_snapshots / path, "The king of ")
         for token, row in bars(page).items():
             assert row[0] == pytest.approx(expected[token], abs=2e-3), (index, token)
-        assert page.run("return document.querySelector('#through-type + output').value") == steps[index]
-        assert page.value("#through-type") == page.value("#through-attention") == str(index)
+        assert page.run("return document.querySelector('#step-slider-type + output').value") == steps[index]
+        assert page.value("#step-slider-type") == page.value("#step-slider-attention") == str(index)
         assert page.value("#text") == "The king of "
         step = steps[index].removesuffix(", best")
         page.until(lambda step=step: f"of step {step}" in page.find("#continuation").text)  # type: ignore[misc]
         pictures.add(page.run("return document.getElementById('matrix').toDataURL()"))
     assert len(pictures) >= 3  # the attention changes
     slider.send_keys("\ue012")  # the left arrow key
-    assert page.value("#through-type") == "2" and slider.get_attribute("aria-valuetext") == "step 4"
+    assert page.value("#step-slider-type") == "2" and slider.get_attribute("aria-valuetext") == "step 4"
     page.click("#continue")
     page.until(lambda: len(page.value("#text")) > 40)
-    page.slide("#through-type", 0)  # while it writes: the model is changed, the text stays
+    page.slide("#step-slider-type", 0)  # while it writes: the model is changed, the text stays
     page.click("#stop")
 
 
 @in_a_browser
-def test_two_models_side_by_side(page: Browser, scrubbed: Path) -> None:
+def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
-    assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, best model, step 20"]
+    assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, step 20"]
     assert page.value("#left") == "4" and page.value("#right") == "3"
     box = page.find("#compare-text")
     box.clear()
     box.send_keys("And thou ")
-    left, right = (probabilities(scrubbed / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
+    left, right = (probabilities(with_snapshots / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
     found = bars(page, "compare-bars")
     assert len(found) == 10
     for token, row in found.items():
@@ -334,20 +334,20 @@ def test_two_models_side_by_side(page: Browser, scrubbed: Path) -> None:
     common = sum(min(left[token], right[token]) for token in left)
     percent = re.search(r"have (\d+) %", page.find("#overlap").text)
     assert percent and int(percent[1]) == pytest.approx(100 * common, abs=1)
-    page.click("#go-on")
+    page.click("#continue-both")
     texts = [page.find(f"#{side}-text").text for side in ("left", "right")]
     assert len(texts[0]) > 100 and texts[0] != texts[1]
     page.run("const e = document.getElementById('left'); e.value = 3; e.dispatchEvent(new Event('change'))")
     assert all(row[0] == row[1] for row in bars(page, "compare-bars").values())  # the same model twice
     assert "100 %" in page.find("#overlap").text
-    page.click("#go-on")
+    page.click("#continue-both")
     assert page.find("#left-text").text == page.find("#right-text").text
     # out has two heads, other has one
     head = [option.get_attribute("value") for option in page.all("#compare-head option")]
     assert head == ["0 0", "0 1"]
     page.run("const e = document.getElementById('right'); e.value = 4; e.dispatchEvent(new Event('change'))")
     page.run("const e = document.getElementById('compare-head'); e.value = '0 1'; e.dispatchEvent(new Event('change'))")
-    page.until(lambda: "other, best model, step 20 does not have this head" in page.find("#right-head").text)
+    page.until(lambda: "other, step 20 does not have this head" in page.find("#right-head").text)
     assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
 
 
@@ -383,7 +383,7 @@ def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: P
 def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
     assert cli_here("report", "out", "-o", "page.html", cwd=run_copy).status == 0
     browser.open(run_copy / "page.html")
-    for selector in (".through", "#continuation", "#compare"):
+    for selector in (".step-slider", "#continuation", "#compare"):
         assert not browser.find(selector).is_displayed()
     assert "Compare" not in browser.find("nav").text
     assert browser.driver.get_log("browser") == []
@@ -391,7 +391,7 @@ def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) 
 
 @in_a_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_axe_has_no_serious_finding(page: Browser, width: int, dark: bool) -> None:
+def test_axe_finds_no_violation(page: Browser, width: int, dark: bool) -> None:
     """The negative control has a slider without a name."""
     page.script.resize(page.driver, width, dark)
     assert page.violations() == []
@@ -544,8 +544,8 @@ def test_a_step_with_muon(work: Path) -> None:
     assert not any("attention c_attn" in weight["name"] or "MLP c_fc" in weight["name"] for weight in found["weights"])
 
 
-def test_a_step_needs_dataset_optimizer_and_permission(scrubbed: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(scrubbed, tmp_path / "work"))
+def test_a_step_needs_dataset_optimizer_and_permission(with_snapshots: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     for flags, said in (([], "This is the step that follows"), (["--no_text"], "its numbers are left out")):
         assert cli_here("report", "out", "-o", "page.html", *flags, cwd=folder).status == 0
         assert said in (folder / "page.html").read_text("utf-8")
@@ -554,7 +554,7 @@ def test_a_step_needs_dataset_optimizer_and_permission(scrubbed: Path, tmp_path:
     assert "A step needs the run's dataset" in (folder / "page.html").read_text("utf-8")
     state = load(folder / "out")
     assert "optimizer" in state.training
-    with contextlib.chdir(scrubbed):
+    with contextlib.chdir(with_snapshots):
         run = collect.load_run("out", ReportConfig())
         run.checkpoint = dataclasses.replace(run.checkpoint, training={})
         assert one_step(run) == {}
@@ -571,5 +571,5 @@ def test_a_step_needs_dataset_optimizer_and_permission(scrubbed: Path, tmp_path:
         (301, "301"),
     ],
 )
-def test_numbers_for_people(value: float, expected: str) -> None:
+def test_short_numbers_have_four_significant_digits(value: float, expected: str) -> None:
     assert short(value) == expected

@@ -35,8 +35,8 @@ pytest.importorskip("uvicorn")
 
 LONG = ["--max_iters=1000000", "--eval_interval=50", "--log_interval=5", "--sample_interval=1000", "--quiet"]
 RESUME = ["train", "--init_from=resume", "--out_dir=out", "--quiet"]
-# as `tinygpt ARGS`, but without the rest between two pages
-RESTLESS = (
+# as `tinygpt ARGS`, but without the pause between two pages
+WITHOUT_PAUSES = (
     "import sys; from tinygpt.serve import watch; from tinygpt.cli import main; watch.REST = 0; main(sys.argv[1:])"
 )
 
@@ -44,7 +44,7 @@ RESTLESS = (
 @contextlib.contextmanager
 def watching(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process `tinygpt watch` on a free port, and the port."""
-    command = [sys.executable, "-c", RESTLESS, "watch", "--port=0", *flags]
+    command = [sys.executable, "-c", WITHOUT_PAUSES, "watch", "--port=0", *flags]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with process:
         try:
@@ -299,7 +299,7 @@ print("page: out/report.html")
 
 
 def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
-    program = work / "python"  # it is only counted how often a server is started, and that it is told the end
+    program = work / "python"  # it shows how often a server is started, and that its input is closed
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(0o755)
 

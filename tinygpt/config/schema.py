@@ -133,8 +133,8 @@ class TrainConfig:
     checkpoint_interval: CountOrZero = 0
     """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
     snapshots: CountOrZero = 0
-    """largest number of steps, most of them early, whose weights are saved in OUT_DIR/snapshots; the report then has a
-    slider through the training; 0: none"""
+    """largest number of steps whose weights are saved in OUT_DIR/snapshots, most of them early; the report then has a
+    slider through training; 0: none"""
     always_save_checkpoint: bool = False
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0
@@ -244,7 +244,7 @@ class TrainConfig:
     """show the report of the run in a browser, at http://127.0.0.1:8001, while it trains, and write OUT_DIR/report.html
     at its end; not stored with the run: give it again when resuming"""
     watch_port: Port = 8001
-    """with watch: port of the page, or the next free one; 0: any free one"""
+    """with watch: port of the page; if it is in use, the next free one; 0: any free one"""
 
 
 # keys of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
@@ -570,7 +570,7 @@ class WatchConfig:
     tinygpt watch out
 
     It needs nothing from the training process, which may start later, end, and be resumed. It only reads the run's
-    folder. The page is for this machine alone. Ctrl-C ends the server, not the run.
+    folder. The page can be opened on this machine only. Ctrl-C ends the server, not the run.
     """
 
     run: Annotated[File, POSITIONAL] = "out"

@@ -2,7 +2,7 @@
 
     collect.py      the content of the page, as plain values
     curves.py       the loss curves as SVG
-    one_step.py     one training step with all its numbers
+    one_step.py     one training step with its numbers
     overlap.py      quotations from the training text in samples
     weights.py      the model as JSON
     model.js        the model in plain JavaScript

@@ -461,11 +461,11 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
         if one is run or size <= MOST:
             found.append({"name": one.name, "step": one.checkpoint.step, "answers": one.answers, "packed": packed})
     main = found[0]
-    main["packed"]["snapshots"], main["unreadable"] = moments(run, main["packed"], ROOM - size)
+    main["packed"]["snapshots"], main["unreadable"] = packed_snapshots(run, main["packed"], ROOM - size)
     return found
 
 
-def moments(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
+def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
     """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes.
 
     Also returns how many of them were left out because they are damaged or another run's.
@@ -502,10 +502,10 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
     found = []
     for index, one in enumerate(packed):
         weights = sum(math.prod(tensor["shape"]) for tensor in one["packed"]["tensors"].values())
-        whose = f" of {one['name']}" if index else ""
+        whose = f" in {one['name']}" if index else ""
         found.append(f"all weights of the model{whose} ({weights:,} numbers)")
         if count := len(one["packed"].get("snapshots", ())):
-            found.append(f"{amount(count, 'snapshot')} of them during training")
+            found.append(f"{amount(count, 'snapshot')} of its training")
         if one.get("unreadable"):
             found.append(f"not {amount(one['unreadable'], 'snapshot')}, damaged or of another run")
         if index:

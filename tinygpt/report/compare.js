@@ -1,4 +1,4 @@
-// Two models side by side: the same text, the probabilities of its next character, how each goes on, and a head's attention.
+// Two models side by side: the same text, the probabilities of its next character, how each continues it, and the attention of a head.
 
 (() => {
   "use strict";
@@ -46,7 +46,7 @@
     });
     for (const { side, version } of both) $(`${side}-name`).textContent = $(`${side}-column`).textContent = version.label;
     const partly = both.filter(({ unknown }) => unknown.length);
-    $("compare-note").textContent = partly.map(({ version, unknown }) => `${version.label}: ${unknown.length} of the characters are not in its vocabulary, and left out.`).join(" ");
+    $("compare-note").textContent = partly.map(({ version, unknown }) => `${version.label}: ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in its vocabulary, and left out.`).join(" ");
     showProbabilities(both);
     clearTimeout(timer);
     timer = setTimeout(() => showAttention(both), 200);
@@ -83,8 +83,8 @@
     }
   }
 
-  /** Both go on from the text, with the same random numbers and the settings of the sliders. */
-  function goOn() {
+  /** Both continue the text, with the same random numbers and the settings of the sliders. */
+  function continueBoth() {
     for (const side of sides) {
       const text = Page.continued(chosen[side].model, idsOf(chosen[side]).ids, Page.choice(), LENGTH);
       $(`${side}-text`).textContent = text || "(an empty response)";
@@ -101,7 +101,7 @@
   $("compare-head").addEventListener("change", read);
   $("compare-text").addEventListener("input", changed);
   $("compare-prompt")?.addEventListener("input", changed);
-  $("go-on").addEventListener("click", goOn);
+  $("continue-both").addEventListener("click", continueBoth);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", read);
   Page.parts.push({ renew: list });
   list();

@@ -1,5 +1,5 @@
 // Keeps a page that `tinygpt watch` serves up to date: it asks for the state of the run, shows it in the status line,
-// and gets the page again when there is a newer version. `TinyPage` (page.js) replaces the content.
+// and fetches the page again when there is a newer version. `TinyPage` (page.js) replaces the content.
 
 (() => {
   "use strict";

@@ -1,7 +1,7 @@
-"""One training step with all its numbers: batch, logits, loss, gradient, and AdamW's update of three weights.
+"""One training step with its numbers: batch, logits, loss, gradient, and AdamW's update of three weights.
 
 The state is that of the run's best checkpoint, with the moments of its optimizer, and the update is made by the run's
-own optimizer. So the numbers are those of training, but for dropout, which is off, and for the precision: float32.
+own optimizer. So the numbers are those of training, except that dropout is off and the precision is float32.
 
     one_step(run)["weights"][0]["change"]     # what AdamW adds to this weight, Loshchilov & Hutter 2019
 """
@@ -27,7 +27,7 @@ ROWS = 5  # most probable tokens that are shown for each of them
 WORK = 4 * 10**9  # most parameters times tokens of the batch: 2 s on one core
 EPSILON = 1e-8  # AdamW's, in torch.optim
 NAMES = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
-NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "last norm", "lm_head": "output"}
+NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "final norm", "lm_head": "output"}
 
 
 def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
     norm = optimizer.clip().item()
     factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-    chosen, times = three(optimizer), optimizer.steps + 1
+    chosen, times = choose_three(optimizer), optimizer.steps + 1
     optimizer.update()
     with torch.no_grad():
         after = sum(share.item() for share in micro_losses())
@@ -90,7 +90,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
         decay = 0.0 if kind(name, before[name]) == VECTOR else config.weight_decay
-        words = in_words(name, place, before[name].shape, run)
+        words = weight_name(name, place, before[name].shape, run)
         found: dict[str, Any] = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
         weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
@@ -118,7 +118,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def three(optimizer: TorchOptimizer) -> list[str]:
+def choose_three(optimizer: TorchOptimizer) -> list[str]:
     """Choose three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such."""
     own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
     kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
@@ -128,8 +128,10 @@ def three(optimizer: TorchOptimizer) -> list[str]:
 def adamw(
     value: float, gradient: float, m: float, v: float, times: int, config: TrainConfig, rate: float, decay: float
 ) -> dict[str, float]:
-    """Compute AdamW's update of one weight by hand. m, v: its moments before; gradient: clipped; times: updates so far,
-    with this one."""
+    """Compute AdamW's update of one weight from its formula.
+
+    m, v: its moments before; gradient: clipped; times: number of updates, including this one.
+    """
     b1, b2 = config.beta1, config.beta2
     new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
     m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
@@ -138,7 +140,7 @@ def adamw(
     return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
 
 
-def in_words(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
+def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
     """Name a weight in words: its part of the model, and its row and column, or the token whose row it is in."""
     words = name.split(".")
     layer = f"layer {int(words[2]) + 1}, " if words[1] == "h" else ""

@@ -1,7 +1,7 @@
 // What all parts of the page share, and the sections that need no model: samples, and the loss of each token. Everything
 // shown is inserted as text, never as HTML. The other parts: write.js (type here, attention, tokens), compare.js.
 //
-// A page that is watched gets newer contents while its run trains (`update`). A section with data-kept keeps its
+// The page of a run that is watched gets newer contents while the run trains (`update`). A section with data-kept keeps its
 // contents, since the reader's text and choices are in it: its part's `renew` is called. The others are replaced, and
 // their `setup` is called again.
 
@@ -84,7 +84,8 @@ const Page = (() => {
 
   function listVersions() {
     versions = data.models.flatMap(({ name, step, answers, packed }, run) => {
-      const best = `${data.models.length > 1 ? `${name}, ` : ""}best model, step ${number(step)}`;
+      const names = [...(data.models.length > 1 ? [name] : []), ...(run === 0 ? ["best model"] : [])];
+      const best = [...names, `step ${number(step)}`].join(", ");
       const version = (label, at, snapshot) => {
         let model = null;
         return { label, run, step: at, main: run === 0 && snapshot === null, answers, get model() { return (model ??= TinyGPT.load(packed, snapshot)); } };
@@ -175,7 +176,7 @@ const Page = (() => {
       return row;
     });
     $("step-logits").tBodies[0].replaceChildren(...rows);
-    $("step-lead").replaceChildren("The model has read everything before ", make("b", {}, shown(text)), ". Its most probable predictions, and what really follows, in bold:");
+    $("step-lead").replaceChildren("The model has read everything before ", make("b", {}, shown(text)), ". The table shows its most probable predictions; what really follows is in bold:");
     $("step-loss").replaceChildren("The sum of e", make("sup", {}, "z"), ` over the vocabulary is ${size(sum)}, so the loss of “${shown(text)}” is −ln ${p.toFixed(4)} = `, make("b", {}, loss.toFixed(3)), ".");
   }
 

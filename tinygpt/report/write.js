@@ -165,7 +165,7 @@
 
   // ---- the slider through training -----------------------------------------------------------------------------------
 
-  const throughs = document.querySelectorAll(".through"); // the same slider in two sections
+  const stepSliders = document.querySelectorAll(".step-slider"); // the same slider in two sections
 
   /** The versions that the slider goes through: snapshots of the training, and the best model. */
   const snapshots = () => Page.versions.filter(({ run }) => run === 0);
@@ -175,9 +175,9 @@
     version = all[index];
     model = version.model;
     reader = null;
-    for (const through of throughs) {
-      const [input, output] = [through.querySelector("input"), through.querySelector("output")];
-      through.hidden = all.length < 2;
+    for (const slider of stepSliders) {
+      const [input, output] = [slider.querySelector("input"), slider.querySelector("output")];
+      slider.hidden = all.length < 2;
       input.max = all.length - 1;
       input.value = index;
       output.value = `${number(version.step)}${version.main ? ", best" : ""}`;
@@ -188,14 +188,14 @@
     else refresh();
   }
 
-  /** What the model at this step makes of the text, with the same random numbers at each step. */
+  /** Show how the model of this step continues the text, with the same random numbers at each step. */
   function showContinuation() {
     const text = Page.continued(model, idsBefore(box.value.length).ids, choice(), CONTINUATION);
     const name = version.main ? `The best model, of step ${number(version.step)},` : `The model of ${version.label}`;
     $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 
-  for (const through of throughs) through.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));
+  for (const slider of stepSliders) slider.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));
 
   // ---- tokens ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What `tinygpt serve` and `tinygpt watch` share: the socket, uvicorn without its noise, and an orderly end.
+"""What `tinygpt serve` and `tinygpt watch` share: the socket, uvicorn without its log lines, and an orderly shutdown.
 
 listener = listen("127.0.0.1", 8001)           # errors: TinyGPTError
 server = make_server(app, drain=5)
@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Any, drain: int) -> Any:
-    """Make a uvicorn server that logs nothing, handles no signal, and hangs up on connections that send no request.
+    """Make a uvicorn server that logs nothing, handles no signal, and closes connections that send no request.
 
     drain: seconds for the requests that are running when the server is asked to end.
     """

@@ -4,9 +4,9 @@
     GET /state      {"version", "is_waiting", "phase", "step", "max_iters", "loss", "tokens_per_second", "seconds_left",
                     "next"}; FollowedRun.state explains them
 
-The run's folder is all that it knows of the run, and it only reads there. The page is made again when the run has been
+All that it knows of the run is in the run's folder, which it only reads. The page is made again when the run has been
 evaluated again, in a thread of low priority. After a page that took t seconds of computing the next one waits for 9 t,
-so that the pages, after the first one, take at most a tenth of one core.
+so that the pages, after the first one and before the last one, take at most a tenth of one core on average.
 
 `train --watch` starts this command with --until_eof. Then the end of standard input is the end of the run, however its
 process ended: the last page is written to RUN/report.html, open pages get it, and the command ends.
@@ -90,7 +90,7 @@ def say(text: str) -> None:
 
 
 class LivePage:
-    """The page of a run, its state, and the thread that makes them."""
+    """The page of a run, its state, and the thread that keeps them up to date."""
 
     def __init__(self, config: WatchConfig) -> None:
         self.config, self.folder = config, Path(config.run)
@@ -149,9 +149,9 @@ class LivePage:
             return False
         if ended:
             return not self.run.is_running
-        return self.run.is_saved and time.monotonic() >= self.rest_until and not self.would_be_in_the_way()
+        return self.run.is_saved and time.monotonic() >= self.rest_until and not self.would_block_saving()
 
-    def would_be_in_the_way(self) -> bool:
+    def would_block_saving(self) -> bool:
         """On Windows a run cannot replace a checkpoint that is being read; reading a large one would take too long."""
         path = self.folder / "ckpt.pt"
         return WINDOWS and path.exists() and path.stat().st_size > LARGE

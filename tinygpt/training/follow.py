@@ -1,4 +1,4 @@
-"""How far a run is, read from its folder by another process while the run trains.
+"""The progress of a run, read from its folder by another process while the run trains.
 
     progress = FollowedRun(Path("out"))
     progress.read()                     # the lines of metrics.jsonl that are new
@@ -61,7 +61,7 @@ class FollowedRun:
         except OSError:  # it does not exist yet
             self._forget()
             return
-        complete = content[: content.rfind(b"\n") + 1]  # a line may be in the making
+        complete = content[: content.rfind(b"\n") + 1]  # the last line may not be complete yet
         self._offset += len(complete)
         for line in complete.decode("utf-8", "replace").splitlines():
             if entry := intact_entry(line):
@@ -94,7 +94,8 @@ class FollowedRun:
         """Return plain values. `ended`: it is known that no process trains this run.
 
         phase: waiting (for a run to start), starting, training, evaluating, finished, stopped or diverged; step:
-        iterations done; loss: of the last logged batch; seconds_left: at the present pace; next: a command, after stop.
+        iterations done; loss: of the last logged batch; seconds_left: at the present pace; next: the command that
+        resumes a stopped run.
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)

@@ -1,8 +1,8 @@
-"""`train --watch`: show the run in a browser while it trains, by a child process `tinygpt watch` (serve/watch.py).
+"""`train --watch`: show the run in a browser while it trains, with a child process `tinygpt watch` (serve/watch.py).
 
 The child only reads the run's folder. A pipe is its standard input: end of file means that this process has ended,
-however it ended. Then the child writes OUT_DIR/report.html and exits. Nothing that it does, and no failure of it, ends
-or changes the run.
+however it ended. Then the child writes OUT_DIR/report.html and exits. The child cannot
+change the run, and the run continues if the child fails.
 
     with Watcher(config, log, stop):        # prints "watch: http://127.0.0.1:8001" when the child listens
         loop(run, stop)
@@ -84,7 +84,7 @@ class Watcher:
             if self.written.wait(0.05):
                 return
         if not self.written.is_set():
-            self.log.say(f"page: {self.config.out_dir}/report.html will be complete in a moment", always=True)
+            self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
     def _read(self) -> None:
         """Pass on what the child prints, until it ends."""
