@@ -321,7 +321,8 @@ def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, t
     port = port_of(training)
     training.send(signal.SIGINT)
     assert training.wait() == 130, training.output
-    assert training.output.endswith("page: out/report.html\n") and is_closed(port)
+    assert training.output.endswith("page: out/report.html\n")
+    until(lambda: is_closed(port))
     text = (tmp_path / "out/report.html").read_text("utf-8")
     assert 'id="prompt"' in text and "connect-src" not in text and 'id="live"' not in text
 

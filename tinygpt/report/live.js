@@ -39,7 +39,8 @@
     if (ENDED.includes(phase)) {
       const code = document.createElement("code");
       code.textContent = next;
-      return show(phase, `at step ${number(step)}`, ...(next ? ["; next: ", code] : []));
+      const later = state.is_last ? "" : "; the last page is being made";
+      return show(phase, `at step ${number(step)}${later}`, ...(next ? ["; next: ", code] : []));
     }
     if (tokens_per_second) facts.push(`${speed(tokens_per_second)} tokens per second`);
     if (seconds_left !== null) facts.push(`about ${duration(seconds_left)} left`);

@@ -110,6 +110,8 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         "clip": config.grad_clip,
         "factor": factor,
         "rate": rate,
+        "decay": config.weight_decay,
+        "lora": any("lora_" in name for name in now),
         "beta1": config.beta1,
         "beta2": config.beta2,
         "times": times,

@@ -1,7 +1,7 @@
 """`tinygpt watch`: serve the report of a run, and keep it up to date while the run trains in another process.
 
     GET /           the page, which live.js updates
-    GET /state      {"version", "is_waiting", "phase", "step", "max_iters", "loss", "tokens_per_second", "seconds_left",
+    GET /state      {"version", "is_waiting", "is_last", "phase", "step", "max_iters", "loss", "tokens_per_second", "seconds_left",
                     "next"}; FollowedRun.state explains them
 
 All that it knows of the run is in the run's folder, which it only reads. The page is made again when the run has been
@@ -97,6 +97,7 @@ class LivePage:
         self.run = FollowedRun(self.folder)
         self.session, self.count = secrets.token_hex(4), 0  # a version is never that of an earlier server
         self.shows: Any = None  # what the run was like when the page was made
+        self.is_last = False  # the page shows the end of the run
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
@@ -116,7 +117,8 @@ class LivePage:
         self.asked_at = time.monotonic()
         if have != self.version:
             self.asked_old_at = self.asked_at
-        return {"version": self.version, "is_waiting": not self.has_report, **self.state}
+        is_last = self.is_last or not self.run.evaluations
+        return {"version": self.version, "is_waiting": not self.has_report, "is_last": is_last, **self.state}
 
     # ---- the thread ----
 
@@ -168,6 +170,8 @@ class LivePage:
         began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.shows is None
         self.shows = ([*self.run.evaluations], ended)
         values: dict[str, Any] = {}
+        if not self.has_report:
+            self.show_waiting("The page is being made")
         try:
             if ended:
                 with contextlib.suppress(TinyGPTError):
@@ -178,6 +182,7 @@ class LivePage:
         except Exception as error:
             values = {}
             self.fail(error)
+        self.is_last = ended
         if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
             self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
         return values

@@ -79,10 +79,13 @@ class Watcher:
         self.ending, asked = True, self.stop.status
         with contextlib.suppress(OSError):
             self.child.stdin.close()  # end of file
-        deadline = time.monotonic() + (0 if kind else LAST_PAGE)
-        while time.monotonic() < deadline and self.stop.status == asked:
+        began, said = time.monotonic(), False
+        while time.monotonic() < began + (0 if kind else LAST_PAGE) and self.stop.status == asked:
             if self.written.wait(0.05):
                 return
+            if not said and time.monotonic() > began + 1:
+                self.log.say("page: the last one is being made", always=True)
+                said = True
         if not self.written.is_set():
             self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
