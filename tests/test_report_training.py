@@ -379,6 +379,39 @@ def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: P
     assert browser.driver.get_log("browser") == []
 
 
+UPDATE = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
+
+
+@in_a_browser
+def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Path) -> None:
+    """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
+    newer = (with_snapshots / "report.html").read_text("utf-8").replace("<h2 id=", '<h2 data-newer="" id=')
+    page.slide("#step-slider-type", 1)
+    for name, index in (("left", 2), ("right", 4), ("compare-head", 1)):
+        choose = f"const e = document.getElementById('{name}'); e.selectedIndex = {index};"
+        page.run(f"{choose} e.dispatchEvent(new Event('change'))")
+    for name, text in (("text", "The king"), ("compare-text", "And thou")):
+        page.find(f"#{name}").clear()
+        page.find(f"#{name}").send_keys(text)
+    page.run("document.querySelector('#curves details').open = true")
+    page.run("const e = document.querySelector('#loss [data-split=val] [data-i=\"40\"]'); e.click(); e.focus()")
+    chosen = (
+        "return [...['step-slider-type', 'left', 'right', 'compare-head', 'text', 'compare-text']"
+        ".map(id => document.getElementById(id).value), document.querySelector('#curves details').open, "
+        "document.activeElement.dataset.i, Math.round(document.activeElement.getBoundingClientRect().top / 4)]"
+    )
+    before = page.run(chosen)
+    assert before[:8] == ["1", "2", "4", "0 1", "The king", "And thou", True, "40"]
+    page.run(UPDATE, newer)
+    assert page.run(chosen) == before
+    replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")
+    assert replaced == ["summary", "curves", "samples", "loss", "one-step", "memorised", "reproduce"]
+    page.run("window.stamp = 1")
+    assert cli_here("report", "other", "-o", "other.html", cwd=with_snapshots).status == 0
+    page.run(UPDATE, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
+    page.until(lambda: page.run("return window.stamp") is None)  # it was loaded anew
+
+
 @in_a_browser
 def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
     assert cli_here("report", "out", "-o", "page.html", cwd=run_copy).status == 0

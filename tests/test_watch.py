@@ -254,7 +254,7 @@ def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: 
         assert training.wait() == 0, training.output
         assert number < port_of(training) < number + 20 or number > 65000  # the next free one
     assert training.output.count("watch: ") == 1 and training.output.endswith("page: out/report.html\n")
-    assert is_closed(port_of(training))
+    until(lambda: is_closed(port_of(training)))
     for name in ("ckpt.pt", "last.pt"):
         assert_same_weights(work / "out" / name, tiny_run / "out" / name)
         assert {"watch", "watch_port"}.isdisjoint(load(work / "out" / name).config)

@@ -234,7 +234,10 @@ const Page = (() => {
     change();
     const same = at && document.querySelector(at);
     if (same) scrollBy({ top: top(same) - before, behavior: "instant" });
-    if (focused && active !== document.activeElement) document.querySelector(focused)?.focus({ preventScroll: true });
+    const again = focused && active !== document.activeElement && document.querySelector(focused);
+    if (!again) return;
+    if ("i" in again.dataset) again.click(); // chosen again, it can have the focus
+    again.focus({ preventScroll: true });
   }
 
   /** A selector that finds the corresponding element of a newer page, or an empty text. */

@@ -1,8 +1,8 @@
 """`tinygpt watch`: serve the report of a run, and keep it up to date while the run trains in another process.
 
     GET /           the page, which live.js updates
-    GET /state      {"version", "is_waiting", "is_last", "phase", "step", "max_iters", "loss", "tokens_per_second", "seconds_left",
-                    "next"}; FollowedRun.state explains them
+    GET /state      {"version", "is_waiting", "is_last", "phase", "step", "max_iters", "loss", "tokens_per_second",
+                    "seconds_left", "next"}; FollowedRun.state explains those from "phase" on
 
 All that it knows of the run is in the run's folder, which it only reads. The page is made again when the run has been
 evaluated again, in a thread of low priority. After a page that took t seconds of computing the next one waits for 9 t,
