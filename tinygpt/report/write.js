@@ -183,7 +183,7 @@
       output.value = `${number(version.step)}${version.main ? ", best" : ""}`;
       input.setAttribute("aria-valuetext", version.label);
     }
-    $("continuation").hidden = all.length < 2;
+    $("through").hidden = all.length < 2;
     if (running) read(idsBefore(caret).ids);
     else refresh();
   }
