@@ -156,7 +156,10 @@ def check_page(page: str) -> int:
 
 
 @pytest.mark.timeout(1500)
-def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tmp_path: Path) -> None:
+def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # all cores, as for a reader
     module = script()
     notebook = module.load()
     module.execute(notebook, tmp_path)
