@@ -156,10 +156,7 @@ def check_page(page: str) -> int:
 
 
 @pytest.mark.timeout(1500)
-def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # all cores, as for a reader
+def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tmp_path: Path) -> None:
     module = script()
     notebook = module.load()
     module.execute(notebook, tmp_path)
