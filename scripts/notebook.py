@@ -10,10 +10,13 @@ scripts from other servers, so the page has its own head around the template `ba
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from unittest import mock
@@ -38,6 +41,10 @@ pre {{ overflow-x: auto; font-size: 13px; line-height: 1.4; margin: 0; }}
 .highlight {{ background: #f6f8fa; border: 1px solid #ddd; border-radius: 4px; padding: .6rem; margin: .6rem 0; }}
 .jp-OutputArea-output pre, .output_text pre {{ padding: .3rem .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 img {{ max-width: 100%; height: auto; }}
+.output_png {{ overflow-x: auto; }}
+@media (max-width: 50rem) {{ img {{ max-width: none; }} }} /* phone: scroll, do not shrink */
+nav {{ font-size: 14px; columns: 18rem; }}
+nav a {{ display: block; }}
 table {{ border-collapse: collapse; font-size: 14px; margin: .6rem 0; display: block; overflow-x: auto; }}
 th, td {{ border: 1px solid #ccc; padding: .25rem .5rem; text-align: left; }}
 details {{ background: #f3f7fb; border-left: 3px solid #0072B2; padding: .4rem .8rem; margin: .4rem 0 1rem; }}
@@ -47,6 +54,9 @@ summary {{ cursor: pointer; font-weight: 600; }}
 </style>
 </head>
 <body>
+<nav aria-label="Contents">
+{contents}
+</nav>
 {body}
 </body>
 </html>
@@ -65,14 +75,31 @@ def load(corpus: str = "shakespeare", until: int | None = None) -> nbformat.Note
     return notebook
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run all cells, with `folder` as the working folder, and store their outputs in the notebook."""
+def execute(notebook: nbformat.NotebookNode, folder: Path, say: Callable[[str], object] = lambda text: None) -> None:
+    """Run all cells, with `folder` as the working folder, and store their outputs in the notebook.
+
+    say: gets the heading of each part when it begins, with the minutes so far.
+    """
+    begun = time.monotonic()
+
+    def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if cell.source.startswith("## "):
+            say(f"{(time.monotonic() - begun) / 60:4.1f} min  {heading(cell)}")
+
     places = {"JUPYTER_PATH": str(folder / "jupyter"), "IPYTHONDIR": str(folder / "ipython")}
     install = [sys.executable, "-m", "ipykernel", "install", "--prefix", str(folder), "--name", "python3"]
     subprocess.run(install, check=True, capture_output=True, env=os.environ | places)
     shutil.move(folder / "share/jupyter", folder / "jupyter")
     with mock.patch.dict(os.environ, places):
-        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}).execute()
+        resources = {"metadata": {"path": str(folder)}}
+        quiet = ["--IPKernelApp.log_level=40"]  # it warns that it listens on a local port
+        NotebookClient(
+            notebook, timeout=1800, resources=resources, extra_arguments=quiet, on_cell_start=announce
+        ).execute()
+
+
+def heading(cell: nbformat.NotebookNode) -> str:
+    return cell.source.splitlines()[0].removeprefix("## ")
 
 
 def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
@@ -80,7 +107,7 @@ def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
     taken, part = {"start": 0.0}, "start"
     for cell in notebook.cells:
         if cell.source.startswith("## "):
-            part = cell.source.splitlines()[0].removeprefix("## ")
+            part = heading(cell)
             taken[part] = 0.0
         timing = cell.metadata.get("execution", {})
         if "shell.execute_reply" in timing:
@@ -95,7 +122,10 @@ def page(notebook: nbformat.NotebookNode) -> str:
     """The notebook with its outputs as one HTML page."""
     exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="")
     body, _ = exporter.from_notebook_node(notebook)
-    return PAGE.format(code=HtmlFormatter(style="tango").get_style_defs(".highlight"), body=body)
+    headings = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', body)
+    contents = "\n".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in headings)
+    code = HtmlFormatter(style="tango").get_style_defs(".highlight")
+    return PAGE.format(code=code, contents=contents, body=body)
 
 
 def main() -> None:
@@ -106,7 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     notebook = load(args.corpus, args.until)
     with tempfile.TemporaryDirectory() as folder:
-        execute(notebook, Path(folder))
+        execute(notebook, Path(folder), lambda text: print(text, flush=True))
     args.out.write_text(page(notebook), encoding="utf-8")
     for part, taken in seconds(notebook).items():
         print(f"{taken:6.1f} s  {part}")

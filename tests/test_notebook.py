@@ -7,7 +7,9 @@ import io
 import os
 import re
 import subprocess
+import symtable
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +77,35 @@ def test_the_list_of_the_short_path_agrees_with_the_marks_of_the_parts() -> None
     assert [int(number) for number in re.findall(r"\d+", listed[1])] == short
 
 
+AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr", "lambda")  # what reads its names while its cell runs
+
+
+def test_no_part_rebinds_a_name_that_another_part_uses() -> None:
+    """So a part can run again after all the others."""
+    part, bound, used = 0, defaultdict(set), []
+
+    def used_in_functions(scope: symtable.SymbolTable) -> None:
+        for inner in scope.get_children():
+            runs_at_once = inner.get_type() == "class" or inner.get_name() in AT_ONCE
+            for symbol in inner.get_symbols():
+                name = symbol.get_name()
+                if symbol.is_global() and symbol.is_referenced() and not (runs_at_once and name in here):
+                    used.append((name, part))
+            used_in_functions(inner)
+
+    for cell in nbformat.read(NOTEBOOK, 4).cells:
+        if heading := re.match(r"## (\d+)\. ", cell.source):
+            part = int(heading[1])
+        if cell.cell_type == "code":
+            scope = symtable.symtable(cell.source, "cell", "exec")
+            here = {s.get_name() for s in scope.get_symbols() if s.is_assigned() or s.is_imported()}
+            for name in here:
+                bound[name].add(part)
+            used += [(s.get_name(), part) for s in scope.get_symbols() if s.get_name() not in here]
+            used_in_functions(scope)
+    assert not sorted({(name, part, *bound[name]) for name, part in used if len(bound[name]) > 1})
+
+
 def test_no_formula_needs_a_typesetter() -> None:
     """The page has none, so that it loads nothing."""
     for cell in nbformat.read(NOTEBOOK, 4).cells:
@@ -135,7 +166,7 @@ def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tm
     if os.environ.get("NOTEBOOK_PAGE"):  # .github/workflows/test.yml keeps it
         (ROOT / os.environ["NOTEBOOK_PAGE"]).write_text(page, encoding="utf-8")
     assert check_page(page) >= PARTS
-    assert "<th>sample</th>" in page and page.count("<tr><td>") == 11 + 6  # the table of ideas, and which method
+    assert "<th>sample</th>" in page and page.count("<tr><td>") == 11 + 7  # the table of ideas, and which method
     assert "<td>combining: retrieval and a model trained to read</td>" in page
     assert page.count("<details>") == sum(part.count("<details>") for part in parts())
 
@@ -143,9 +174,24 @@ def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tm
 def test_the_first_parts_run_with_the_descriptions_of_industries(tmp_path: Path) -> None:
     module = script()
     notebook = module.load("naics", until=8)
-    module.execute(notebook, tmp_path)
+    said: list[str] = []
+    module.execute(notebook, tmp_path, said.append)
+    assert [re.search(r"min +(\d+)\. ", text)[1] for text in said] == list("1234567")  # type: ignore[index]
     page = module.page(notebook)
     assert "Court Reporting" in page and check_page(page) == 7
+    contents = re.findall(r'<a href="#(.*?)">', page.partition("</nav>")[0])
+    assert len(contents) == 7 and all(f'<h2 id="{anchor}">' in page for anchor in contents)
+
+
+def test_cells_can_run_again(tmp_path: Path) -> None:
+    """Parts 4 to 7 after themselves, and a row of the list of ideas is replaced."""
+    module = script()
+    notebook = module.load(until=8)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    begin = next(i for i, cell in enumerate(code) if cell.source.startswith("class Bigram"))
+    again = nbformat.v4.new_code_cell("assert len(ideas) == 4 and C == 64")
+    notebook.cells += [*(nbformat.v4.new_code_cell(cell.source) for cell in code[begin:]), again]
+    module.execute(notebook, tmp_path)
 
 
 def test_a_number_that_does_not_hold_would_be_noticed(tmp_path: Path) -> None:
