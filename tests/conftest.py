@@ -4,6 +4,7 @@ The folders of `tiny_data` and `tiny_run` are made once per session and only rea
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -117,6 +118,16 @@ def trained(folder: Path, *args: str) -> Result:
     result = cli_here(*TINY_TRAIN, *args, cwd=folder)
     assert result.status == 0, result.err
     return result
+
+
+def script(name: str) -> ModuleType:
+    """Import a file of scripts/, which is not a package."""
+    path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def listing(folder: Path) -> dict[str, bytes | str]:

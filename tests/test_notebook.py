@@ -12,24 +12,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import jupytext
 import nbformat
 import pytest
+from conftest import script
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks/gpt_from_scratch.ipynb"
 PARTS = 22
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebook_script", ROOT / "scripts/notebook.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parts() -> list[str]:
@@ -157,7 +149,7 @@ def check_page(page: str) -> int:
 
 @pytest.mark.timeout(1500)
 def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tmp_path: Path) -> None:
-    module = script()
+    module = script("notebook")
     notebook = module.load()
     module.execute(notebook, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -172,7 +164,7 @@ def test_it_runs_from_top_to_bottom_its_numbers_hold_and_the_page_is_complete(tm
 
 
 def test_the_first_parts_run_with_the_descriptions_of_industries(tmp_path: Path) -> None:
-    module = script()
+    module = script("notebook")
     notebook = module.load("naics", until=8)
     said: list[str] = []
     module.execute(notebook, tmp_path, said.append)
@@ -185,7 +177,7 @@ def test_the_first_parts_run_with_the_descriptions_of_industries(tmp_path: Path)
 
 def test_cells_can_run_again(tmp_path: Path) -> None:
     """Parts 4 to 7 after themselves, and a row of the list of ideas is replaced."""
-    module = script()
+    module = script("notebook")
     notebook = module.load(until=8)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     begin = next(i for i, cell in enumerate(code) if cell.source.startswith("class Bigram"))
@@ -196,7 +188,7 @@ def test_cells_can_run_again(tmp_path: Path) -> None:
 
 def test_a_number_that_does_not_hold_would_be_noticed(tmp_path: Path) -> None:
     """Negative control: the first four parts, with a bigram that is not trained."""
-    module = script()
+    module = script("notebook")
     notebook = module.load(until=5)
     spoil: Callable[[str], str] = lambda source: source.replace("steps=1500, lr=0.1", "steps=15, lr=0.1")  # noqa: E731
     assert sum(spoil(cell.source) != cell.source for cell in notebook.cells) == 1

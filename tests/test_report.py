@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing
+from conftest import TINY_TRAIN, cli_here, listing, script
 from test_finetune import tuned  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
@@ -75,10 +75,7 @@ class Browser:
     """Headless Chromium without a network, and what it logs; local: it reaches servers of this machine."""
 
     def __init__(self, profile: Path, local: bool = False) -> None:
-        spec = importlib.util.spec_from_file_location("screenshot", ROOT / "scripts/screenshot.py")
-        assert spec and spec.loader
-        self.script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.script)
+        self.script = script("screenshot")
         self.driver = self.script.chromium(profile, local)
 
     def open(self, page: Path, width: int = 1280) -> None:

@@ -5,17 +5,15 @@ table, and the table against the package that it is derived from, where that is 
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing
+from conftest import cli_here, listing, script
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
@@ -233,14 +231,6 @@ def test_names_are_shown_as_statements_show_them(name: str, shown: str) -> None:
     assert merchants.descriptor(name) == shown
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("merchants_script", ROOT / "scripts/merchants.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_what_the_script_takes_from_the_index() -> None:
     index: dict[str, dict[str, list]] = {category: {"items": []} for category in merchants.LABELS}
 
@@ -259,14 +249,14 @@ def test_what_the_script_takes_from_the_index() -> None:
     add("transit/route/bus", "network", "OCTA", "us")
     add("transit/route/bus", "network", "MHD", "001")
     add("operators/man_made/water_works", "operator", "City of Austin", "us")
-    lines = [line for line in script().table(index).splitlines() if not line.startswith("#")]
+    lines = [line for line in script("merchants").table(index).splitlines() if not line.startswith("#")]
     assert lines == ["Costa\tgb", "OCTA\tus", "Shell\t001 ie us"]
 
 
 @pytest.mark.skipif(not INDEX.exists(), reason="needs npm install --no-save name-suggestion-index@8.0.20260918")
 def test_the_script_makes_the_table_again() -> None:
     index = json.loads((INDEX / "dist/json/nsi.json").read_text(encoding="utf-8"))["nsi"]
-    assert script().table(index) == merchants.TABLE.read_text(encoding="utf-8")
+    assert script("merchants").table(index) == merchants.TABLE.read_text(encoding="utf-8")
     notice = merchants.TABLE.with_suffix(".LICENSE").read_text(encoding="utf-8")
     assert notice == (INDEX / "LICENSE.md").read_text(encoding="utf-8")
     for (label, _), names in BRANDS.items():

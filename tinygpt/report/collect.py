@@ -457,8 +457,8 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
             if one is run:
                 raise
             continue
-        size += len(packed["data"])
-        if one is run or size <= MOST:
+        if one is run or size + len(packed["data"]) <= MOST:
+            size += len(packed["data"])
             found.append({"name": one.name, "step": one.checkpoint.step, "answers": one.answers, "packed": packed})
     main = found[0]
     main["packed"]["snapshots"], main["unreadable"] = packed_snapshots(run, main["packed"], ROOM - size)
