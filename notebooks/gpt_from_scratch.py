@@ -20,7 +20,7 @@
 # Then you train the whole model, teach it a task, watch it fail, and compare it with the alternatives: when do you
 # retrieve documents, when do you fine-tune, and when do you train a model of your own?
 #
-# All cells run from top to bottom in about five minutes on two processor cores, without a network once tinygpt is
+# All cells run from top to bottom in five and a half minutes on two processor cores, without a network once tinygpt is
 # installed. Every number that you see is computed here: change something and run it again. Each part ends with a
 # picture of *your* run and a question; a click on "Answer" opens its answer.
 #
