@@ -464,5 +464,6 @@ def test_a_page_can_inline_the_file() -> None:
               return [[...names], [...logits], run("eval('1')"), run("document")];"""
     packed = pack(small(), SYMBOLS)
     names, logits, *refused = node(code, source=source, packed=json.dumps(packed))
-    assert names == ["load", "weights", "probabilities", "random", "draw"] and refused == ["EvalError", "ReferenceError"]
+    assert names == ["load", "weights", "probabilities", "random", "draw"]
+    assert refused == ["EvalError", "ReferenceError"]
     assert [logits] == node("return read(input.packed, [3])", packed=packed)
