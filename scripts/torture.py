@@ -21,18 +21,22 @@ class Table:
 
     titles: dict[str, str]
 
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         docs = {item.nodeid: getattr(item, "function", item).__doc__ or item.name for item in items}
         self.titles = {nodeid: doc.partition("\n")[0] for nodeid, doc in docs.items()}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        figures = dict(report.user_properties).get("figures", {})
-        if (report.when == "call" and figures) or report.failed:
-            counts = ", ".join(f"{name} {count:,}" for name, count in figures.items())
-            verdict = "FAIL" if report.failed else "PASS"
-            print(f"{verdict}  {self.titles[report.nodeid]}\n      {counts}", flush=True)
         if report.failed:
+            self.failed.add(report.nodeid)
             print(report.longreprtext, flush=True)
+        figures = dict(report.user_properties).get("figures", {})
+        if report.when == "teardown" and (figures or report.nodeid in self.failed):
+            counts = ", ".join(f"{name} {count:,}" for name, count in figures.items())
+            verdict = "FAIL" if report.nodeid in self.failed else "PASS"
+            print(f"{verdict}  {self.titles[report.nodeid]}\n      {counts}", flush=True)
 
 
 def main() -> int:

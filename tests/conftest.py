@@ -236,10 +236,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def harness(request: pytest.FixtureRequest, tmp_path: Path, record_property: Callable[[str, object], None]) -> Any:
+def harness(
+    request: pytest.FixtureRequest, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> Iterator[Any]:
     """A folder in which child processes run, see children.py; its figures become a property of the test's report."""
     from children import Harness
 
     made = Harness(tmp_path, share=request.config.getoption("--full"))
-    record_property("figures", made.figures)
-    return made
+    yield made
+    record_property("figures", dict(made.figures))  # a plain dict, which pytest-xdist can pass to the main process
