@@ -1,7 +1,27 @@
 """Predict runs with `tinygpt plan`, make them, and compare: the table of docs/SCALING.md.
 
-The configurations were chosen, and committed, before any prediction was fitted.
+    python scripts/bench_plan.py --data_dir=data --out_dir=out-bench-plan      # about an hour on two quiet cores
+    python scripts/bench_plan.py --out_dir=out-bench-plan --table              # the table alone
+
+The configurations were chosen, and committed, before any prediction was fitted. Results are kept in OUT_DIR, one file
+per configuration, so the script continues where it was stopped. It needs the datasets shakespeare_char, shakespeare,
+naics and sql.
 """
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinygpt.data.dataset import Dataset
+from tinygpt.evaluate.loss import validation_loss
+from tinygpt.evaluate.process import run
+from tinygpt.files import replacing, strict_json
 
 # name: arguments of tinygpt train
 HELD_OUT = {
@@ -20,3 +40,73 @@ HELD_OUT = {
     "dropout, repeated data": "configs/shakespeare_char_best.yaml --n_layer=3 --n_head=3 --n_embd=96 --dropout=0.1 "
     "--max_iters=6000 --eval_interval=2000",
 }
+GOALS = {"seconds": 0.15, "memory_mb": 0.10, "loss": 0.02}  # largest relative errors
+
+
+def measured(name: str, data_dir: str, folder: Path) -> dict[str, Any]:
+    """Plan and make a run."""
+    out = folder / name.replace(" ", "-").replace(",", "")
+    shutil.rmtree(out, ignore_errors=True)
+    arguments = [*HELD_OUT[name].split(), "--device=cpu", f"--data_dir={data_dir}", f"--out_dir={out}"]
+    began = time.monotonic()
+    plan = [sys.executable, "-m", "tinygpt", "plan", *arguments, "--json"]
+    said = subprocess.run(plan, stdout=subprocess.PIPE, check=True).stdout
+    cost = time.monotonic() - began
+    done = run(out / "train.log", "train", *arguments)
+    dataset = next((word[10:] for word in arguments if word.startswith("--dataset=")), None)
+    dataset = dataset or json.loads((out / "plan.json").read_text())["settings"]["dataset"]
+    loss = validation_loss(out / "last.pt", Dataset(data_dir, dataset))
+    actual = {"seconds": done.seconds, "memory_mb": done.memory / 1e6, "loss": loss}
+    return {"predicted": json.loads(said), "actual": actual, "cost": cost}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results in Markdown, and how many reach each goal."""
+    forms: dict[str, Callable[[float], str]] = {
+        "seconds": "{:,.0f}".format, "memory_mb": "{:,.0f}".format, "loss": "{:.3f}".format
+    }  # fmt: skip
+    lines = [
+        "| run | seconds: predicted | actual | MB: predicted | actual | loss: predicted | actual | pilots / run |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    close, inside = dict.fromkeys(GOALS, 0), dict.fromkeys(GOALS, 0)
+    for name, result in results.items():
+        cells = [name]
+        for key, goal in GOALS.items():
+            said, was = result["predicted"][f"predicted_{key}"], result["actual"][key]
+            if said is None:
+                cells += ["not predicted", forms[key](was)]
+                continue
+            error = said["value"] / was - 1
+            close[key] += abs(error) <= goal
+            inside[key] += said["low"] <= was <= said["high"]
+            value, low, high = (forms[key](said[part]) for part in ("value", "low", "high"))
+            cells += [f"{value} ({low} to {high})", f"{forms[key](was)} ({100 * error:+.1f} %)"]
+        lines.append(f"| {' | '.join([*cells, format(result['cost'] / result['actual']['seconds'], '.0%')])} |")
+    for key, goal in GOALS.items():
+        lines.append(
+            f"\n{key}: {close[key]} of {len(results)} within {goal:.0%}, {inside[key]} inside the 80 % interval"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--out_dir", default="out-bench-plan")
+    parser.add_argument("--table", action="store_true", help="print the table of the results so far")
+    options = parser.parse_args()
+    folder, results = Path(options.out_dir), {}
+    for name in HELD_OUT:
+        path = folder / f"{name}.json"
+        if not path.exists() and not options.table:
+            print(f"{name} ...", flush=True)
+            with replacing(path) as file:
+                file.write(strict_json(measured(name, options.data_dir, folder)).encode())
+        if path.exists():
+            results[name] = json.loads(path.read_text())
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -264,9 +264,10 @@ def wait_for_lines(child: Any, out: Path, more_than: int) -> None:
 
 
 def history(out: Path) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl without times and speeds."""
+    """The entries of metrics.jsonl without times, speeds and memory."""
     entries = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in entry.items() if k not in ("seconds", "tokens_per_second")} for entry in entries]
+    measured = ("seconds", "tokens_per_second", "memory_mb")
+    return [{k: v for k, v in entry.items() if k not in measured} for entry in entries]
 
 
 def digest(path: Path) -> str:

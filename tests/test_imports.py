@@ -16,7 +16,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "data options cache model lora fast",
     "checkpoint training evaluate",
     "prepare train sample finetune report exercise interop retrieve",
-    "quickstart lab serve",
+    "quickstart lab serve plan",
     "cli __main__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}

@@ -19,13 +19,14 @@ from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a
 from tinygpt.data.tasks import reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.process import duration
 from tinygpt.files import folder_lock
 from tinygpt.lab import methods, stages
 from tinygpt.lab.facts import experiment, systems, world
 from tinygpt.lab.facts.summary import Measured, Row
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
-from tinygpt.lab.stages import Identity, Stage, duration
+from tinygpt.lab.stages import Identity, Stage
 from tinygpt.lab.summary import Share
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index

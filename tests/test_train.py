@@ -52,7 +52,7 @@ def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
     lines = [json.loads(line) for line in (tiny_run / "out/metrics.jsonl").read_text().splitlines()]
     keys = {
         "train": {"kind", "step", "seconds", "loss", "lr", "grad_norm", "tokens_per_second"},
-        "eval": {"kind", "step", "seconds", "train_loss", "val_loss", "val_loss_se"},
+        "eval": {"kind", "step", "seconds", "train_loss", "val_loss", "val_loss_se", "memory_mb"},
     }
     assert all(line.keys() == keys[line["kind"]] for line in lines)
     train, evaluations = (entries(tiny_run / "out", kind) for kind in ("train", "eval"))

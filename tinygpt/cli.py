@@ -20,7 +20,8 @@ GROUPS = {
         "train": ("train:train", "TrainConfig", "train a GPT on a prepared dataset"),
         "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
     },
-    "examine a run": {
+    "plan and examine a run": {
+        "plan": ("plan.command:plan", "PlanConfig", "predict time, memory and loss of a training run"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),

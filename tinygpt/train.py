@@ -19,6 +19,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
+from tinygpt.evaluate.process import peak_memory
 from tinygpt.sample import Choice, generate
 from tinygpt.training import device
 from tinygpt.training.build import choose_compute
@@ -190,8 +191,9 @@ def evaluate_and_save(run: Run) -> None:
         f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
         always=True,
     )
-    error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
-    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"], **error)
+    more = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
+    more |= {"memory_mb": round(peak_memory() / 1e6)}
+    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"], **more)
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])

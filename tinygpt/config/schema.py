@@ -258,6 +258,24 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 @dataclasses.dataclass
+class PlanConfig(TrainConfig):
+    """Predict time, memory and final loss of a training run, from short pilot runs on this machine.
+
+    tinygpt plan configs/shakespeare_char.yaml --device=cpu
+
+    tinygpt plan configs/shakespeare_char.yaml --max_iters=20000 --time_only
+
+    The time needs 25 iterations; the loss needs complete runs at 1/32, 1/16 and 1/8 of the length, about a quarter of
+    the run's time. All keys of tinygpt train are accepted. A plan that was stopped continues.
+    """
+
+    time_only: bool = False
+    """predict time and memory, not the loss"""
+    json: bool = False
+    """print the predictions as JSON, and everything else on standard error"""
+
+
+@dataclasses.dataclass
 class FinetuneConfig(TrainConfig):
     """Fine-tune a trained model on a few thousand examples and write OUT_DIR/{ckpt.pt, last.pt, ...}.
 
@@ -703,6 +721,8 @@ class LabConfig:
     """a short form for a lesson, with less data, shorter trainings and one seed; lab methods has none"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
+    dataset: DatasetName = "shakespeare_char"
+    """lab scale: the text to train on"""
     ckpt: File = "out-fast/ckpt.pt"
     """lab methods: the small base model, a checkpoint or its folder"""
     pretrained: File = ""

@@ -21,6 +21,7 @@ from tinygpt.config.files import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.origin import data_dir
 from tinygpt.training.log import is_number, read_metrics
 
@@ -82,6 +83,8 @@ def doctor(config: DoctorConfig) -> None:
     entries, settings = read_run(folder)
     verdict = judge(entries, settings, str(folder), *sizes(folder, settings, data_dir(config, settings)))
     print("\n".join(verdict.lines()))
+    for each in compared(folder, entries, settings):
+        print(f"predicted:   {each}")
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -5,16 +5,18 @@ bits = bits_per_character(loss, dataset)
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
 from tinygpt.training import device
-from tinygpt.training.build import Computing
+from tinygpt.training.build import Computing, for_inference
 from tinygpt.training.processes import Processes
 
 
@@ -68,6 +70,13 @@ def measured_loss(
         return mean, math.inf
     residuals = max(square - 2 * mean * mixed + mean**2 * counts_square, 0.0)  # sum of (loss - mean * targets)^2
     return mean, math.sqrt(residuals * rows / (rows - 1)) / count
+
+
+def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute | None = None) -> float:
+    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None."""
+    compute = compute or device.choose("cpu", "auto")
+    model, source = for_inference(load(checkpoint), compute), dataset.sources["val"]
+    return mean_loss(model, source, source.every(model.config.block_size), compute)
 
 
 def row_losses(model: Computing, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ and a verdict.
     command.py     the command, and what all labs have in common: the folder, the table, the end
     lab.py         what a lab is
     stages.py      run each stage once, with the expected time
-    processes.py   run a command of tinygpt as a process of its own, and measure its seconds and its memory
+    processes.py   the trainings of a lab, as processes of their own
     models.py      write a lab's own datasets, and ask its models
     summary.py     the tables, the picture, the verdicts and the page of a lab
     facts/         lab facts: retrieve, fine-tune or train?
@@ -20,6 +20,7 @@ and a verdict.
     canary.py      lab canary: what a model memorises of its training text
     arithmetic.py  lab arithmetic: sums as long as those in training, and longer
     cascade.py     lab cascade: n-gram baseline, tiny model, pretrained model, person
+    scale.py       lab scale: how the loss depends on the size of a model and the length of its training
 
     tinygpt lab                      # lists the labs
     tinygpt lab methods --seeds=1

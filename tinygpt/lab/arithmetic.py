@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
+from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
 
 LEARNED = 3  # most digits of a number in training

@@ -25,9 +25,10 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.corpora import NAICS
 from tinygpt.data.tasks.generate import digits, words
+from tinygpt.evaluate.process import run
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model
-from tinygpt.lab.processes import run, train
+from tinygpt.lab.processes import train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, spread
 

@@ -15,7 +15,20 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
-from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, summary
+from tinygpt.lab import (
+    arithmetic,
+    canary,
+    cascade,
+    confidence,
+    domain,
+    drift,
+    facts,
+    labels,
+    methods,
+    reports,
+    scale,
+    summary,
+)
 from tinygpt.lab.stages import Identity, run
 
 LABS = {
@@ -29,6 +42,7 @@ LABS = {
     "canary": canary.LAB,
     "arithmetic": arithmetic.LAB,
     "cascade": cascade.LAB,
+    "scale": scale.LAB,
 }
 
 

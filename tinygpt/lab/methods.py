@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
+from tinygpt.evaluate.process import duration, run
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, run, trained
-from tinygpt.lab.stages import Results, Stage, duration
+from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, trained
+from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.training.log import read_metrics
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.process import duration
 from tinygpt.files import read_text, replacing, strict_json
 
 VERSION = 1  # of lab.json
@@ -103,11 +104,3 @@ def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:
     done = [stage for stage in stages if stage.name in known]
     expected = sum(stage.seconds for stage in done)
     return sum(known[stage.name]["seconds"] for stage in done) / expected if expected > 5 else 1.0
-
-
-def duration(seconds: float) -> str:
-    """As a person would say it: `40 s`, `12 min`, `1 h 20 min`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds)):.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))

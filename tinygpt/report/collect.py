@@ -28,6 +28,7 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
+from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
 from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT
@@ -185,6 +186,8 @@ def summary(
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
+    for each in compared(run.folder, entries, settings):
+        facts[f"predicted {each.what}"] = f"{each.predicted}; actual {each.actual}"
     values = {"losses": losses(run, quick), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **values}
 

@@ -29,6 +29,7 @@ from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.process import run
 from tinygpt.lab.facts.systems import (
     System,
     best_passage,
@@ -41,7 +42,7 @@ from tinygpt.lab.facts.systems import (
 )
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
 from tinygpt.lab.lab import seeds
-from tinygpt.lab.processes import Trained, require_pretrained, run, train
+from tinygpt.lab.processes import Trained, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder

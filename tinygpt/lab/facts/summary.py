@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
+from tinygpt.evaluate.process import duration
 from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
-from tinygpt.lab.stages import Results, duration
+from tinygpt.lab.stages import Results
 from tinygpt.lab.summary import Share, Summary, Table, Verdict
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good

@@ -1,0 +1,118 @@
+"""The stored plan of a run, OUT_DIR/plan.json, and its comparison with what the run became.
+
+`tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show predicted against actual.
+
+    compared(Path("out"), entries, settings)      # [Comparison("time", "2 min (110 s to 130 s)", "115 s"), ...]
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.config.schema import SESSION
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.process import duration
+from tinygpt.files import read_text
+from tinygpt.training.log import is_number
+
+FILE = "plan.json"
+# keys of TrainConfig that change none of what is predicted
+IRRELEVANT = {*SESSION, "config", "out_dir", "data_dir", "init_from", "quiet", "report_to"}
+IRRELEVANT |= {"wandb_log", "wandb_project", "wandb_run_name"}
+
+
+class Interval(NamedTuple):
+    """A prediction, and the interval that contains the result with a probability of 80 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def contains(self, result: float) -> bool:
+        return self.low <= result <= self.high
+
+
+class Forecast(NamedTuple):
+    """What `tinygpt plan` predicts of a run."""
+
+    seconds: Interval  # of the command, from its start to its end
+    memory_mb: Interval | None  # peak, 10^6 bytes; None on Windows
+    loss: Interval | None  # of the last weights on the complete validation split, in nats per token
+    no_loss: str  # why there is none
+    start: float  # seconds before the first iteration, which metrics.jsonl does not count
+    unsteady: bool  # the speed of the pilots varied much
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of plan.json and of `tinygpt plan --json`."""
+        made: dict[str, Any] = {}
+        for name in ("seconds", "memory_mb", "loss"):
+            interval = getattr(self, name)
+            made[f"predicted_{name}"] = interval and interval._asdict()
+        return made | {"no_loss": self.no_loss, "start": self.start, "unsteady": self.unsteady}
+
+    def lines(self) -> list[str]:
+        """Format for the terminal."""
+        low, high = duration(self.seconds.low), duration(self.seconds.high)
+        lines = [f"time:        {duration(self.seconds.value)} ({low} to {high})"]
+        if self.unsteady:
+            lines.append("note:        the pilots' speed varied by more than 30 %, so the time is a range")
+        if self.memory_mb:
+            low, high = f"{self.memory_mb.low:,.0f}", f"{self.memory_mb.high:,.0f}"
+            lines.append(f"memory:      {self.memory_mb.value:,.0f} MB ({low} to {high})")
+        if self.loss:
+            interval = f"{self.loss.value:.3f} ({self.loss.low:.3f} to {self.loss.high:.3f})"
+            lines.append(f"loss:        {interval} on the validation split")
+        else:
+            lines.append(f"loss:        not predicted: {self.no_loss}")
+        return lines
+
+
+def relevant(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings on which the time, the memory or the loss of a run depend."""
+    return {key: value for key, value in settings.items() if key not in IRRELEVANT}
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The content of plan.json; None without one, or for a file that is not one."""
+    try:
+        content = json.loads(read_text(folder / FILE, "tinygpt plan"))
+        return content if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
+    except (TinyGPTError, ValueError):
+        return None
+
+
+class Comparison(NamedTuple):
+    """A prediction of a plan, and the result; both as text."""
+
+    what: str
+    predicted: str
+    actual: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.predicted}, actual {self.actual}"
+
+
+def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any]) -> list[Comparison]:
+    """Compare the plan in a run's folder with the run: nothing without a plan of these settings, or before the end."""
+    plan = read_plan(folder)
+    if plan is None or relevant(plan["settings"]) != relevant(settings):
+        return []
+    ends = [e for e in entries if e["kind"] == "eval" and e["step"] == settings.get("max_iters")]
+    if not ends or not is_number(ends[-1].get("seconds")):
+        return []
+    end, made = ends[-1], []
+    for what, key, actual, form in (
+        ("time", "predicted_seconds", end["seconds"] + number(plan.get("start")), duration),
+        ("memory", "predicted_memory_mb", end.get("memory_mb"), "{:,.0f} MB".format),
+        ("validation loss", "predicted_loss", end.get("val_loss"), "{:.3f}".format),
+    ):
+        values = plan.get(key)
+        found: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
+        if len(found) == 3 and all(map(is_number, found)) and is_number(actual) and actual:
+            value, low, high = map(form, found)
+            made.append(Comparison(what, f"{value} ({low} to {high})", form(actual)))
+    return made
+
+
+def number(value: Any) -> float:
+    return value if is_number(value) else 0.0

@@ -1,0 +1,84 @@
+"""Run a command of tinygpt as a process of its own, and measure what it costs.
+
+A process of its own can be measured, and its memory is free again when it ends. Its progress bar and its errors appear
+on the terminal; what it prints goes into a log.
+
+    done = run(Path("out-lab/train.log"), "train", "configs/shakespeare_char.yaml", "--quiet")
+    done.seconds, done.memory, done.output
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import writing
+
+MEASURED = """
+import sys
+from pathlib import Path
+from tinygpt.cli import main
+from tinygpt.evaluate.process import peak_memory
+status = main(sys.argv[2:])
+Path(sys.argv[1]).write_text(str(peak_memory()))
+sys.exit(status)
+"""
+
+
+class Done(NamedTuple):
+    """A command that has succeeded."""
+
+    output: str  # what it printed
+    seconds: float
+    memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
+
+
+def run(log: Path, *args: str) -> Done:
+    """Run `tinygpt ARGS`. Errors: TinyGPTError with the status of the command, which has printed its own error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began, memory = time.monotonic(), log.with_suffix(".memory")
+    with writing(log), open(log, "w+", encoding="utf-8") as file:
+        group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
+        command = [sys.executable, "-X", "utf8", "-c", MEASURED, str(memory), *args]
+        child = subprocess.Popen(command, stdout=file, process_group=group)
+        try:
+            status = child.wait()
+        except BaseException:  # Ctrl-C, or SIGTERM: the command is told once, and saves what it can
+            if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
+                child.terminate()
+            child.wait()
+            raise
+        file.seek(0)
+        output = file.read()
+    if status:
+        status = status if status > 0 else 128 - status  # a signal, as shells count it
+        raise TinyGPTError(
+            f"tinygpt {args[0]} failed with status {status}; its output is in {log}",
+            "fix the cause, and run the same command again: it continues where it stopped",
+            status,
+        )
+    return Done(output, time.monotonic() - began, int(memory.read_text()))
+
+
+def peak_memory() -> int:
+    """The largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
+        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)):.0f} s"
+    if seconds >= 72 * 3600:
+        return f"{seconds / 86400:,.0f} days"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))

@@ -1,0 +1,319 @@
+"""`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
+
+Models of several sizes are trained for several lengths on one text, each with a complete schedule. A law is fitted,
+
+    L(N, D) = E + A / N^alpha + B / D^beta        N parameters, D training tokens    (Hoffmann et al. 2022, approach 3)
+
+and says how to divide compute, C = 6 N D FLOP (Kaplan et al. 2020), between size and length. The fit is by variable
+projection: for each pair of exponents, E, A and B are the solution of a linear problem, so that only two numbers are
+searched. Parabolas through the losses of equal compute, another common method, are biased: tests/test_scale.py.
+
+The last run is larger than all others and not in the fit: the law predicts it.
+
+    size                                          {"tokens": of the training split}
+    width W, P passes, seed S                     {"parameters", "tokens", "loss", "seconds"}
+
+    tinygpt lab scale --dataset=mine --quick
+"""
+
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.loss import validation_loss
+from tinygpt.evaluate.process import duration
+from tinygpt.lab.lab import Lab, seeds
+from tinygpt.lab.processes import prepared, train
+from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.summary import Summary, Table, Verdict, spread
+
+TOKENS = 2048  # of a batch
+MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
+LEAST_TOKENS = 50_000
+LAYERS = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 160: 4}  # by width
+TARGETS = {"10 M": 10e6, "124 M (GPT-2)": 124e6}  # parameters
+SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
+
+
+class Size(NamedTuple):
+    """How large the lab is."""
+
+    widths: tuple[int, ...]
+    passes: tuple[float, ...]
+    last: tuple[int, float]  # width and passes of the run that is predicted
+
+
+FULL = Size((32, 48, 64, 96, 128), (0.25, 0.5, 1, 2, 4), (160, 4))
+QUICK = Size((32, 48, 64, 96), (0.25, 0.5, 1), (128, 1))
+
+
+class Law(NamedTuple):
+    """L(N, D) = E + A N^-alpha + B D^-beta, in nats per token; all five are positive or 0."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: Any, tokens: Any) -> Any:
+        return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
+
+    def best_tokens(self, parameters: float) -> float:
+        """The length at which a model of this size is the best use of the compute 6 N D: there, the derivatives of the
+        loss by log N and by log D are equal."""
+        return float((self.beta * self.B / (self.alpha * self.A) * parameters**self.alpha) ** (1 / self.beta))
+
+    def best_parameters(self, compute: float) -> float:
+        """The size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
+
+
+# ---- stages -----------------------------------------------------------------------------------------------------
+
+
+def size_of(config: LabConfig) -> Size:
+    return QUICK if config.quick else FULL
+
+
+def stages(config: LabConfig, folder: Path) -> list[Stage]:
+    """All stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
+    size, found = size_of(config), []
+    if config.dataset == "shakespeare_char":
+        found.append(prepared(config, folder, config.dataset))
+        tokens = 1_003_854
+    else:
+        tokens = len(Dataset(config.data_dir, config.dataset).splits["train"])
+        if Dataset(config.data_dir, config.dataset).pairs:
+            raise TinyGPTError(f"lab scale needs plain text, and {config.dataset} has pairs", "another --dataset")
+        if tokens < LEAST_TOKENS:
+            raise TinyGPTError(
+                f"{config.dataset} has {tokens:,} training tokens, and lab scale needs {LEAST_TOKENS:,}",
+                "prepare more text",
+            )
+    one_pass = min(tokens, MOST_TOKENS)
+    runs = [(seed, *cell) for seed in seeds(config) for cell in product(size.widths, size.passes)]
+    for seed, width, passes in [*runs, (1, *size.last)]:
+        iterations = round(passes * one_pass / TOKENS)
+        parameters = 12 * LAYERS[width] * width**2
+        seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
+        compute = partial(fit_one, config, folder, seed, width, iterations)
+        found.append(Stage(name(width, passes, seed), seconds, compute))
+    return found
+
+
+def name(width: int, passes: float, seed: int) -> str:
+    return f"width {width}, {passes:g} passes, seed {seed}"
+
+
+def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: int) -> dict[str, float]:
+    """Train a model; return its size, its length and its loss on the complete validation split."""
+    shape = [f"--n_layer={LAYERS[width]}", f"--n_head={width // 16}", f"--n_embd={width}"]
+    length = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={seed}"]
+    data, out = (
+        [f"--dataset={config.dataset}", f"--data_dir={config.data_dir}"],
+        folder / f"{width}-{iterations}-{seed}",
+    )
+    cost = train(folder / "train.log", "train", "lab_scale", out, *shape, *length, *data)
+    loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
+    for path in ("ckpt.pt", "last.pt"):
+        (out / path).unlink()
+    return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
+
+
+# ---- the fit --------------------------------------------------------------------------------------------------------
+
+
+def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
+    """The law with the least squared relative error, by variable projection (Golub & Pereyra 1973).
+
+    All three arrays are float64 (runs,). The exponents are searched on a grid that is refined twice.
+    """
+    units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
+    n, d = np.log(parameters / units[0]), np.log(tokens / units[1])
+    low, high = np.array([0.02, 0.02]), np.array([2.0, 2.0])
+    for _ in range(3):
+        alphas, betas = (np.geomspace(*ends, 25) for ends in zip(low, high, strict=True))
+        grid = np.stack(np.meshgrid(alphas, betas, indexing="ij"), -1).reshape(-1, 2)
+        columns = np.stack(
+            [np.ones((len(grid), len(n))), np.exp(-grid[:, :1] * n), np.exp(-grid[:, 1:] * d)], -1
+        )  # (grid, runs, 3)
+        weights, errors = nonnegative(columns / losses[:, None], np.ones(len(losses)))
+        best = int(errors.argmin())
+        step = (high / low) ** (1 / 24)
+        low, high = grid[best] / step, grid[best] * step
+    alpha, beta = grid[best]
+    E, A, B = weights[best]
+    return Law(float(E), float(A * units[0] ** alpha), float(B * units[1] ** beta), float(alpha), float(beta))
+
+
+def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with three weights that are not negative, for many problems: (P, 3), and squared errors (P,).
+
+    The solution is the best of those with some weights at 0 and the others free, among those without negative weights.
+    """
+    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), np.inf)
+    for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
+        some = columns[:, :, kept]
+        square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))
+        found = np.linalg.solve(square, np.swapaxes(some, 1, 2) @ target[:, None])[:, :, 0]
+        error = ((some @ found[:, :, None])[:, :, 0] - target).__pow__(2).sum(1)
+        better = (found >= 0).all(1) & (error < errors)
+        best[better] = 0
+        best[np.ix_(better, kept)] = found[better]
+        errors[better] = error[better]
+    return best, errors
+
+
+def resampled(columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
+    """Laws of resampled runs: the bootstrap (Efron 1979), for intervals. columns: the arguments of `fit`."""
+    rng, runs = np.random.default_rng(1), len(columns[0])
+    return [fit(*(column[some] for column in columns)) for some in rng.integers(runs, size=(count, runs))]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The middle 80 %."""
+    low, high = np.quantile(values, [0.1, 0.9])
+    return float(low), float(high)
+
+
+# ---- what the lab says ----------------------------------------------------------------------------------------------
+
+
+def summarise(results: Results, config: LabConfig) -> Summary:
+    size = size_of(config)
+    last = results[name(*size.last, 1)]
+    cells = list(product(size.widths, size.passes))
+    runs = {cell: [results[name(*cell, seed)] for seed in seeds(config)] for cell in cells}
+    every = [run for some in runs.values() for run in some]
+    columns = [np.array([float(run[key]) for run in every]) for key in ("parameters", "tokens", "loss")]
+    law, others = fit(*columns), resampled(columns)
+
+    def ranged(value: Any, form: str) -> str:
+        """A figure of the law, with its interval."""
+        low, high = interval([value(each) for each in others])
+        return f"{value(law):{form}} ({low:{form}} to {high:{form}})"
+
+    speed = statistics.median(6 * run["parameters"] * run["tokens"] / run["seconds"] for run in runs[cells[-1]])
+    grid = [
+        [f"{width} x {LAYERS[width]}", f"{runs[width, size.passes[0]][0]['parameters']:,}"]
+        + [spread([run["loss"] for run in runs[width, passes]], ".3f") for passes in size.passes]
+        for width in size.widths
+    ]
+    said = [
+        [
+            title,
+            ranged(lambda each, n=n: each.best_tokens(n) / n, ".3g"),
+            ranged(lambda each, n=n: each.loss(n, each.best_tokens(n)), ".2f"),
+            f"{6 * n * law.best_tokens(n):.1e}",
+            duration(6 * n * law.best_tokens(n) / speed),
+        ]
+        for title, n in TARGETS.items()
+    ]
+    tables = [
+        Table(
+            "Loss by size and length",
+            ["width x layers", "parameters", *(f"{passes:g} passes" for passes in size.passes)],
+            grid,
+            "Validation loss in nats per token, on the complete split"
+            + (": median (minimum to maximum) of the seeds." if len(seeds(config)) > 1 else "."),
+        ),
+        Table(
+            "The law: loss = E + A / N^alpha + B / D^beta",
+            ["E", "alpha", "beta", "growth of the best size"],
+            [[ranged(lambda each: each.E, ".2f"), ranged(lambda each: each.alpha, ".2f"),
+              ranged(lambda each: each.beta, ".2f"),
+              ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
+            f"Fitted to {len(every)} runs; intervals of 80 % from {len(others)} resamples of them. Growth: how many "
+            "times as large the best model is for ten times the compute.",
+        ),
+        Table(
+            "What it says about larger models",
+            ["parameters", "best tokens per parameter", "loss", "FLOP", "time on this machine"],
+            said,
+            f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
+            f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one here. The intervals "
+            "contain the error of the fit, and not that the law may end: it holds for new tokens of this text, of "
+            "which there are not so many.",
+        ),
+    ]  # fmt: skip
+
+    def draw(axes: Any) -> None:
+        for index, width in enumerate(size.widths):
+            n = runs[width, size.passes[0]][0]["parameters"]
+            d = np.geomspace(min(columns[1]), max(columns[1]), 50)
+            axes.plot(6 * n * d, law.loss(n, d), color=f"C{index}", alpha=0.6)
+            some = [run for passes in size.passes for run in runs[width, passes]]
+            axes.plot(
+                [6 * run["parameters"] * run["tokens"] for run in some], [run["loss"] for run in some], "o",
+                color=f"C{index}", markersize=4, label=f"{n / 1e3:,.0f} k parameters",
+            )  # fmt: skip
+        compute = np.geomspace(6 * min(columns[0] * columns[1]), 6 * last["parameters"] * last["tokens"], 50)
+        best = np.array([law.best_parameters(each) for each in compute])
+        axes.plot(compute, law.loss(best, compute / 6 / best), "--", color="gray", label="best size for the compute")
+        axes.plot(
+            [6 * last["parameters"] * last["tokens"]], [last["loss"]], "*", color="black", markersize=10,
+            label="not in the fit",
+        )  # fmt: skip
+        axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+
+    return Summary(
+        "How does the loss depend on size and length?",
+        f"Models of {columns[0].min():,.0f} to {columns[0].max():,.0f} parameters, trained on {config.dataset} with "
+        f"{columns[1].min():,.0f} to {columns[1].max():,.0f} tokens.",
+        tables,
+        [predicted(law, others, last), divided(law, others), spent(law, columns)],
+        "Loss against compute; lines: the law",
+        draw,
+    )
+
+
+def predicted(law: Law, others: Sequence[Law], last: dict[str, float]) -> Verdict:
+    """Whether the law predicts the largest run, which it was not fitted to."""
+    said, was = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
+    error = abs(said / was - 1)
+    return Verdict(
+        f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, of {last['parameters']:,} "
+        f"parameters, which is not in the fit: {said:.3f}, and it was {was:.3f} ({100 * error:.1f} %).",
+        "the error is below 2 %",
+    )
+
+
+def divided(law: Law, others: Sequence[Law]) -> Verdict:
+    """How to divide more compute."""
+    low, high = interval([each.beta / (each.alpha + each.beta) for each in others])
+    size = "size and length grow alike"
+    if low > 0.5:
+        size = "the size grows faster than the length"
+    elif high < 0.5:
+        size = "the length grows faster than the size"
+    return Verdict(
+        f"With more compute C, {size}: the best size grows as C^{law.beta / (law.alpha + law.beta):.2f} "
+        f"({low:.2f} to {high:.2f}).",
+        "the 80 % interval of the exponent is above or below 0.5; Hoffmann et al. (2022) found 0.5 for large models",
+    )
+
+
+def spent(law: Law, columns: Sequence[np.ndarray]) -> Verdict:
+    """What limits the largest model at the longest training: its size or its data."""
+    n, d = columns[0].max(), columns[1].max()
+    size, length = law.A * n**-law.alpha, law.B * d**-law.beta
+    gain = "more data" if length > size else "a larger size"
+    return Verdict(
+        f"The largest model in the fit, trained longest, would gain more from {gain}: of its loss of "
+        f"{law.loss(n, d):.2f}, {size:.2f} are due to its size and {length:.2f} to its data; {law.E:.2f} would remain.",
+        "the larger of the two terms A / N^alpha and B / D^beta",
+    )
+
+
+LAB = Lab("how the loss depends on size and length: a scaling law", stages, summarise, ("dataset",), quick=True)

@@ -1,0 +1,180 @@
+"""The time pilot: a short run of the configuration itself, which shows what each part of a run costs.
+
+It makes WARM_UP + STEPS iterations with two evaluations and their saves, as `tinygpt train` in a process of its own, so
+its start and its peak memory are those of the run. All times are differences of the `seconds` in its metrics.jsonl.
+
+    costs = measure(config, Path("out/plan"))
+    costs.step, costs.evaluation              # seconds
+    parts(config, costs)                      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
+"""
+
+import dataclasses
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.checkpoint.snapshots import snapshot_steps
+from tinygpt.config.files import to_yaml
+from tinygpt.config.schema import TrainConfig
+from tinygpt.evaluate.forecast import Interval
+from tinygpt.evaluate.process import run
+from tinygpt.files import writing
+from tinygpt.training.log import read_metrics
+
+WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
+SAVE_AT = 15  # the iteration before which last.pt is saved once more
+TIME_ERROR = 0.08  # relative, at least
+MEMORY_ERROR = 0.05  # relative
+UNSTEADY = 0.3  # (slowest - fastest) / median of the blocks of iterations, from which the time is a range
+
+
+class Block(NamedTuple):
+    """Consecutive iterations without an evaluation."""
+
+    iterations: int
+    seconds: float
+
+
+class Costs(NamedTuple):
+    """What the parts of a run cost on this machine, in seconds and bytes."""
+
+    start: float  # imports, data and model: until metrics.jsonl begins to count
+    warm_up: float  # what the first evaluation and the first iterations take longer
+    step: float
+    evaluation: float  # of both splits
+    save: float  # of one checkpoint
+    sample: float
+    memory: int  # peak of the process; 0 on Windows
+    checkpoint: int  # size of one
+    blocks: list[Block]
+
+
+class Part(NamedTuple):
+    """A part of a run: how often, and seconds each."""
+
+    times: int
+    each: float
+
+    @property
+    def seconds(self) -> float:
+        return self.times * self.each
+
+
+def measure(config: TrainConfig, folder: Path) -> Costs:
+    """Run the time pilot in the folder. Errors: TinyGPTError as in evaluate/process.py; the pilot has said why."""
+    length = WARM_UP + STEPS
+    pilot = dataclasses.replace(
+        config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
+        sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0,
+        out_dir=str(folder / "time"), report_to="", wandb_log=False, quiet=True,
+    )  # fmt: skip
+    settings = folder / "time.yaml"
+    with writing(settings):
+        settings.write_text(to_yaml(pilot), encoding="utf-8")
+    done = run(folder / "time.log", "train", str(settings))
+    size = (folder / "time/last.pt").stat().st_size
+    return costs_of(read_metrics(folder / "time"), done.seconds)._replace(memory=done.memory, checkpoint=size)
+
+
+def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
+    """The costs, from the metrics of a time pilot and the seconds that its process took; without memory and size."""
+    length = WARM_UP + STEPS
+    at = {(entry["kind"], entry["step"]): entry["seconds"] for entry in entries}
+    took = {i: at["train", i] - at["train", i - 1] for i in range(WARM_UP, length)}
+    with_save = took.pop(SAVE_AT)
+    steady = list(took.values())
+    step = statistics.median(steady)
+    save = max(0.0, with_save - step)
+    evaluation = at["eval", length] - at["train", length - 1]
+    sample = at["sample", length] - at["eval", length] if ("sample", length) in at else 0.0
+    end = at["eval", length] + sample + 2 * save
+    warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
+    blocks = [Block(5, 5 * statistics.median(steady[i : i + 5])) for i in range(0, len(steady) - 4, 5)]
+    return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
+
+
+def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
+    """The parts of the complete run. With `patience` it may end earlier."""
+    evaluated = {*range(0, config.max_iters + 1, config.eval_interval), config.max_iters}
+    between = range(
+        config.checkpoint_interval or config.max_iters + 1, config.max_iters, config.checkpoint_interval or 1
+    )
+    saves = 2 * len(evaluated) + len(set(between) - evaluated)  # ckpt.pt, if each evaluation is the best, and last.pt
+    saves += len(snapshot_steps(config.snapshots, config.max_iters)) if config.snapshots else 0
+    samples = sum(step % config.sample_interval == 0 for step in evaluated) if config.sample_interval else 0
+    found = {
+        "start": Part(1, costs.start + costs.warm_up),
+        "iterations": Part(config.max_iters, costs.step),
+        "evaluations": Part(len(evaluated), costs.evaluation),
+        "saves": Part(saves, costs.save),
+        "samples": Part(samples, costs.sample),
+    }
+    return {name: part for name, part in found.items() if part.times}
+
+
+def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
+    """The costs, with the step time of all blocks that were measured since: their mean."""
+    if not blocks:
+        return costs
+    step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
+    return costs._replace(step=step, blocks=[*costs.blocks, *blocks])
+
+
+def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
+    """The iterations of a run that has evaluated at its start and its end only, in blocks of about so many seconds."""
+    entries = [entry for entry in read_metrics(folder) if entry["kind"] == "train" and entry["step"] >= WARM_UP]
+    found: list[Block] = []
+    first = entries[0] if entries else None
+    for entry in entries[1:]:
+        assert first is not None
+        if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not found):
+            found.append(Block(entry["step"] - first["step"], took))
+            first = entry
+    return found
+
+
+def spread(costs: Costs) -> float:
+    """(slowest - fastest) / median of the step times of the blocks."""
+    times = [block.seconds / block.iterations for block in costs.blocks]
+    return (max(times) - min(times)) / statistics.median(times)
+
+
+def seconds(config: TrainConfig, costs: Costs) -> Interval:
+    """Time of the complete run, with its 80 % interval, see docs/SCALING.md."""
+    total = sum(part.seconds for part in parts(config, costs).values())
+    times = [block.seconds / block.iterations for block in costs.blocks]
+    if spread(costs) > UNSTEADY:
+        moving = config.max_iters * costs.step
+        low, high = (total - moving + config.max_iters * time for time in (min(times), max(times)))
+        return Interval(total, min(low, total), max(high, total))
+    half = total * max(TIME_ERROR, 1.28 * statistics.pstdev(times) / costs.step)
+    return Interval(total, total - half, total + half)
+
+
+def memory_mb(costs: Costs) -> Interval:
+    """Peak memory of the process, in 10^6 bytes."""
+    value = costs.memory / 1e6
+    return Interval(value, value * (1 - MEMORY_ERROR), value * (1 + MEMORY_ERROR))
+
+
+def disk(config: TrainConfig, costs: Costs) -> int:
+    """The largest amount that the run's folder takes, in bytes: both checkpoints, a third while one is replaced, the
+    snapshots, which have a byte instead of twelve for each weight, and a line of the log for each iteration logged."""
+    snapshots = len(snapshot_steps(config.snapshots, config.max_iters)) if config.snapshots else 0
+    return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
+
+
+def from_json(content: dict[str, Any]) -> Costs:
+    """Read what `Costs._asdict` has become in a file. Errors: TypeError for other content."""
+    costs = Costs(**content)
+    return costs._replace(blocks=[Block(*block) for block in costs.blocks])
+
+
+def busy() -> float:
+    """Processes that wait for the cores of this machine, per core, in the last minute; 0 where that is unknown."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (OSError, AttributeError):
+        return 0.0

@@ -1,0 +1,64 @@
+"""A power law through the losses of the pilots, extended to the length of the run.
+
+    L(D) = E + A / D^alpha       D iterations, E the irreducible loss     (Hestness et al. 2017; Hoffmann et al. 2022)
+
+Three pilots do not determine three numbers, so all pairs of E and alpha on a grid are weighted by how well they fit the
+pilots and by a prior on alpha; E lies between 0 and the lowest loss. The prior and the noise were chosen on runs other
+than those of the table in docs/SCALING.md. The law holds only after a model knows more than pairs and triples of
+tokens: before that its loss stays near the bigram baseline, and then falls by an amount that the pilots cannot show.
+
+    predict([62, 125, 250], [2.06, 1.94, 1.84], 2000)       # Interval(value=1.63, low=1.56, high=1.71)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tinygpt.evaluate.forecast import Interval
+
+FURTHEST = 8.5  # times the longest pilot; 8 and what rounding adds
+ALPHA, ALPHA_SPREAD = 0.7, 0.8  # prior: log-normal, its median and the standard deviation of the logarithm
+ALPHAS = np.geomspace(0.03, 2, 80)
+IRREDUCIBLE = np.linspace(0, 0.95, 60)  # E, as a share of the lowest loss
+NOISE = 0.01  # relative standard deviation of a loss: seeds, and how far a pilot is from the law
+BEND = 1.5  # a fall that grows by more than this factor from one doubling to the next is not that of a power law
+
+
+def refusal(losses: Sequence[float], baseline: float) -> str:
+    """Why the law does not hold for these pilots, ordered by length; empty if it may.
+
+    baseline: the loss of the best n-gram baseline, in nats per token.
+    """
+    if losses[-1] >= losses[0]:
+        return f"the loss does not fall with longer pilots: {losses[0]:.3f}, then {losses[-1]:.3f}"
+    if losses[-1] > baseline:
+        return (
+            f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f}), so most of the "
+            "fall is still to come, and cannot be seen"
+        )
+    first, second = -np.diff(np.log(losses))
+    if second > BEND * first:
+        return (
+            f"the loss falls faster with each pilot ({100 * first:.0f}, then {100 * second:.0f} %), unlike a power law"
+        )
+    return ""
+
+
+def predict(lengths: Sequence[int], losses: Sequence[float], length: int) -> Interval:
+    """Predict the loss at a length, with its 80 % interval. Errors: ValueError beyond 8 times the longest pilot."""
+    if length > FURTHEST * max(lengths):
+        raise ValueError(f"{length:,} iterations are more than 8 times the longest pilot, {max(lengths):,}")
+    d, loss = np.array(lengths) / max(lengths), np.array(losses)
+    alpha, E = np.meshgrid(ALPHAS, IRREDUCIBLE * loss.min(), indexing="ij")
+    falls = d ** -alpha[..., None]  # (alphas, Es, pilots)
+    above = loss - E[..., None]
+    A = (falls * above / loss**2).sum(-1) / (falls**2 / loss**2).sum(-1)  # least squares of the relative errors
+    errors = (above - A[..., None] * falls) / loss
+    prior = np.log(alpha / ALPHA) / ALPHA_SPREAD
+    fit = -0.5 * (errors**2).sum(-1) / NOISE**2 - 0.5 * prior**2
+    weights = np.exp(fit - fit.max())
+    weights = (weights / weights.sum()).ravel()
+    values = (E + A * (length / max(lengths)) ** -alpha).ravel()
+    order = np.argsort(values)
+    low, high = np.interp([0.1, 0.9], np.cumsum(weights[order]), values[order])
+    return Interval(float(weights @ values), float(low), float(high))

@@ -1,0 +1,107 @@
+"""The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, each with its own warm-up and decay.
+
+A run cannot be predicted from its own beginning: most of the loss falls while the learning rate decays, at its end. A
+short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et al.
+2024). Its loss is measured on the complete validation split.
+
+    config = shortened(config, 32, Path("out/plan/pilot-62"))
+    pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
+"""
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.loss import validation_loss
+from tinygpt.files import writing
+from tinygpt.plan.cost import Block, Costs, blocks_of
+from tinygpt.train import train
+from tinygpt.training.build import choose_compute
+
+PARTS = (32, 16, 8)  # of the length; the last one is the longest pilot
+SHORTEST = 20  # iterations of a pilot: fewer are all warm-up
+MOST_PASSES = 16  # over the training data
+
+
+class Pilot(NamedTuple):
+    """A loss pilot that has ended."""
+
+    iterations: int
+    loss: float  # on the complete validation split, in nats per token
+    blocks: list[Block]  # for the step time
+
+
+def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
+    """Why the loss of this run cannot be predicted, whatever the pilots find; empty if it may."""
+    if pairs:
+        return "pairs are a task, which a model learns in steps, and not by a power law"
+    shortest = config.max_iters // PARTS[0]
+    if shortest < SHORTEST:
+        return f"the shortest pilot would have {shortest} iterations, and needs {SHORTEST}"
+    if passes > MOST_PASSES:
+        return f"the run makes {passes:.0f} passes over its data; with more than {MOST_PASSES} the fit does not hold"
+    return ""
+
+
+def ngram_loss(config: TrainConfig) -> float:
+    """The loss of the best n-gram baseline on the validation split, in nats per token."""
+    dataset = Dataset(config.data_dir, config.dataset)
+    splits = dataset.splits
+    return min(ngram_baselines(splits["train"], splits["val"], dataset.tokenizer.vocab_size).values())
+
+
+def seconds(config: TrainConfig, costs: Costs) -> float:
+    """About how long the loss pilots take."""
+    return sum(config.max_iters // part for part in PARTS) * costs.step
+
+
+def from_json(content: dict[str, Any]) -> Pilot:
+    """Read what `Pilot._asdict` has become in a file. Errors: TypeError for other content."""
+    pilot = Pilot(**content)
+    return pilot._replace(blocks=[Block(*block) for block in pilot.blocks])
+
+
+def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
+    """The configuration of a run that is `part` times as short, with the same schedule in proportion."""
+    length = config.max_iters // part
+    pilot = dataclasses.replace(
+        config, max_iters=length, warmup_iters=round(config.warmup_iters / part),
+        lr_decay_iters=round(config.lr_decay_iters / part), eval_interval=length, eval_iters=1, sample_interval=0,
+        checkpoint_interval=0, patience=0, snapshots=0, always_save_checkpoint=False, report_to="", wandb_log=False,
+        watch=False, quiet=False, init_from="auto" if config.init_from == "scratch" else config.init_from,
+        out_dir=str(folder / f"pilot-{length}"),
+    )  # fmt: skip
+    pilot.given = set()  # type: ignore[attr-defined]
+    return pilot
+
+
+def run_pilot(config: TrainConfig, log: Path) -> Pilot:
+    """Train a pilot, or continue one that was stopped; what it prints goes into the log.
+
+    Errors: TinyGPTError for a pilot that diverges, with its learning rate; SystemExit after a signal.
+    """
+    lower = f"the run would diverge, too: try a lower learning_rate than {config.learning_rate:g}, or a longer warm-up"
+    with writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            status = train(config)
+        except TinyGPTError as error:
+            if error.status != 1 or not Path(config.out_dir, "metrics.jsonl").exists():
+                raise
+            raise TinyGPTError(
+                f"the pilot of {config.max_iters:,} iterations failed: {error.message}", lower, 1
+            ) from None
+    if status:
+        raise SystemExit(status)
+    dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
+    loss = validation_loss(Path(config.out_dir) / "last.pt", dataset, compute)
+    if not math.isfinite(loss):
+        raise TinyGPTError(
+            f"the pilot of {config.max_iters:,} iterations has no finite loss", "a lower learning rate", 1
+        )
+    return Pilot(config.max_iters, loss, blocks_of(Path(config.out_dir)))
