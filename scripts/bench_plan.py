@@ -101,8 +101,9 @@ def main() -> None:
         path = folder / f"{name}.json"
         if not path.exists() and not options.table:
             print(f"{name} ...", flush=True)
+            result = measured(name, options.data_dir, folder)
             with replacing(path) as file:
-                file.write(strict_json(measured(name, options.data_dir, folder)).encode())
+                file.write(strict_json(result).encode())
         if path.exists():
             results[name] = json.loads(path.read_text())
     print(table(results))

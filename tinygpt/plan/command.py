@@ -56,9 +56,7 @@ def make_plan(config: PlanConfig) -> Forecast:
     with folder_lock(run.folder, "plan"):
         measured = unfinished(run)
         if cost.busy() > 0.5:
-            print(
-                "note:        programs have used the cores of this machine in the last minute; the time depends on them, too"
-            )
+            print("note:        other programs have used the cores in the last minute; the time depends on them")
         if measured.costs is None:
             print(f"time pilot:  {cost.WARM_UP + cost.STEPS} iterations and two evaluations", flush=True)
             measured = Measured(cost.measure(run.config, run.folder))
