@@ -265,12 +265,20 @@ class PlanConfig(TrainConfig):
 
     tinygpt plan configs/shakespeare_char.yaml --max_iters=20000 --time_only
 
+    tinygpt plan configs/lab_scale.yaml --budget=10m
+
     The time needs 25 iterations; the loss needs complete runs at 1/32, 1/16 and 1/8 of the length, about a quarter of
     the run's time. All keys of tinygpt train are accepted. A plan that was stopped continues.
     """
 
     time_only: bool = False
     """predict time and memory, not the loss"""
+    budget: str = ""
+    """choose the size of the model and the length that reach the lowest loss in this time, for example 10m or 1h"""
+    target: NonNegative = 0.0
+    """choose the size and the length that reach this validation loss soonest, in nats per token; 0: no target"""
+    law: File = ""
+    """with budget or target: folder of the tinygpt lab scale whose law is used; empty: the law of Tiny Shakespeare"""
     json: bool = False
     """print the predictions as JSON, and everything else on standard error"""
 

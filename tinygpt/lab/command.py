@@ -70,7 +70,9 @@ def lab(config: LabConfig) -> None:
         found = chosen.summarise(results, config)
         print(f"\n{found.as_text()}\n")
         live = chosen.live(config, folder, results) if chosen.live else None
-        for path in summary.write(found, folder, config.name, live):
+        written = summary.write(found, folder, config.name, live)
+        written += [chosen.more(results, config, folder)] if chosen.more else []
+        for path in written:
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
 

@@ -25,6 +25,7 @@ class Lab(NamedTuple):
     others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
+    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes one more file into the folder
 
     @property
     def keys(self) -> set[str]:

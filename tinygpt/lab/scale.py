@@ -1,17 +1,10 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
-Models of several sizes are trained for several lengths on one text, each with a complete schedule. A law is fitted,
+Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
+fitted (evaluate/law.py). It says how to divide compute, C = 6 N D FLOP (Kaplan et al. 2020), between size and length.
+The last run is larger and longer than all others and not in the fit: the law predicts it.
 
-    L(N, D) = E + A / N^alpha + B / D^beta        N parameters, D training tokens    (Hoffmann et al. 2022, approach 3)
-
-and says how to divide compute, C = 6 N D FLOP (Kaplan et al. 2020), between size and length. The fit is by variable
-projection: for each pair of exponents, E, A and B are the solution of a linear problem, so that only two numbers are
-searched. Parabolas through the losses of equal compute, another common method, are biased: tests/test_scale.py.
-
-The last run is larger than all others and not in the fit: the law predicts it.
-
-    size                                          {"tokens": of the training split}
-    width W, P passes, seed S                     {"parameters", "tokens", "loss", "seconds"}
+    width W, P passes, seed S         {"parameters", "tokens", "loss", "seconds"}
 
     tinygpt lab scale --dataset=mine --quick
 """
@@ -28,6 +21,7 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
@@ -38,7 +32,6 @@ from tinygpt.lab.summary import Summary, Table, Verdict, spread
 TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
 LEAST_TOKENS = 50_000
-LAYERS = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 160: 4}  # by width
 TARGETS = {"10 M": 10e6, "124 M (GPT-2)": 124e6}  # parameters
 SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
 
@@ -51,31 +44,8 @@ class Size(NamedTuple):
     last: tuple[int, float]  # width and passes of the run that is predicted
 
 
-FULL = Size((32, 48, 64, 96, 128), (0.25, 0.5, 1, 2, 4), (160, 4))
+FULL = Size((32, 48, 64, 96, 128), (0.25, 0.5, 1, 2), (160, 4))
 QUICK = Size((32, 48, 64, 96), (0.25, 0.5, 1), (128, 1))
-
-
-class Law(NamedTuple):
-    """L(N, D) = E + A N^-alpha + B D^-beta, in nats per token; all five are positive or 0."""
-
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-
-    def loss(self, parameters: Any, tokens: Any) -> Any:
-        return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
-
-    def best_tokens(self, parameters: float) -> float:
-        """The length at which a model of this size is the best use of the compute 6 N D: there, the derivatives of the
-        loss by log N and by log D are equal."""
-        return float((self.beta * self.B / (self.alpha * self.A) * parameters**self.alpha) ** (1 / self.beta))
-
-    def best_parameters(self, compute: float) -> float:
-        """The size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
 
 
 # ---- stages -----------------------------------------------------------------------------------------------------
@@ -104,7 +74,7 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     runs = [(seed, *cell) for seed in seeds(config) for cell in product(size.widths, size.passes)]
     for seed, width, passes in [*runs, (1, *size.last)]:
         iterations = round(passes * one_pass / TOKENS)
-        parameters = 12 * LAYERS[width] * width**2
+        parameters = 12 * SHAPES[width][0] * width**2
         seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
         compute = partial(fit_one, config, folder, seed, width, iterations)
         found.append(Stage(name(width, passes, seed), seconds, compute))
@@ -117,12 +87,11 @@ def name(width: int, passes: float, seed: int) -> str:
 
 def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: int) -> dict[str, float]:
     """Train a model; return its size, its length and its loss on the complete validation split."""
-    shape = [f"--n_layer={LAYERS[width]}", f"--n_head={width // 16}", f"--n_embd={width}"]
+    layers, heads = SHAPES[width]
+    shape = [f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
     length = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={seed}"]
-    data, out = (
-        [f"--dataset={config.dataset}", f"--data_dir={config.data_dir}"],
-        folder / f"{width}-{iterations}-{seed}",
-    )
+    data = [f"--dataset={config.dataset}", f"--data_dir={config.data_dir}", "--eval_iters=1"]
+    out = folder / f"{width}-{iterations}-{seed}"
     cost = train(folder / "train.log", "train", "lab_scale", out, *shape, *length, *data)
     loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
     for path in ("ckpt.pt", "last.pt"):
@@ -130,54 +99,22 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
 
 
-# ---- the fit --------------------------------------------------------------------------------------------------------
+# ---- what the lab says ----------------------------------------------------------------------------------------------
 
 
-def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
-    """The law with the least squared relative error, by variable projection (Golub & Pereyra 1973).
-
-    All three arrays are float64 (runs,). The exponents are searched on a grid that is refined twice.
-    """
-    units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
-    n, d = np.log(parameters / units[0]), np.log(tokens / units[1])
-    low, high = np.array([0.02, 0.02]), np.array([2.0, 2.0])
-    for _ in range(3):
-        alphas, betas = (np.geomspace(*ends, 25) for ends in zip(low, high, strict=True))
-        grid = np.stack(np.meshgrid(alphas, betas, indexing="ij"), -1).reshape(-1, 2)
-        columns = np.stack(
-            [np.ones((len(grid), len(n))), np.exp(-grid[:, :1] * n), np.exp(-grid[:, 1:] * d)], -1
-        )  # (grid, runs, 3)
-        weights, errors = nonnegative(columns / losses[:, None], np.ones(len(losses)))
-        best = int(errors.argmin())
-        step = (high / low) ** (1 / 24)
-        low, high = grid[best] / step, grid[best] * step
-    alpha, beta = grid[best]
-    E, A, B = weights[best]
-    return Law(float(E), float(A * units[0] ** alpha), float(B * units[1] ** beta), float(alpha), float(beta))
+def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
+    """The arguments of `fit`: parameters, tokens and losses of all runs but the last."""
+    cells = product(size_of(config).widths, size_of(config).passes, seeds(config))
+    every = [results[name(*cell)] for cell in cells]
+    return [np.array([float(run[key]) for run in every]) for key in ("parameters", "tokens", "loss")]
 
 
-def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares with three weights that are not negative, for many problems: (P, 3), and squared errors (P,).
-
-    The solution is the best of those with some weights at 0 and the others free, among those without negative weights.
-    """
-    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), np.inf)
-    for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
-        some = columns[:, :, kept]
-        square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))
-        found = np.linalg.solve(square, np.swapaxes(some, 1, 2) @ target[:, None])[:, :, 0]
-        error = ((some @ found[:, :, None])[:, :, 0] - target).__pow__(2).sum(1)
-        better = (found >= 0).all(1) & (error < errors)
-        best[better] = 0
-        best[np.ix_(better, kept)] = found[better]
-        errors[better] = error[better]
-    return best, errors
-
-
-def resampled(columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
-    """Laws of resampled runs: the bootstrap (Efron 1979), for intervals. columns: the arguments of `fit`."""
-    rng, runs = np.random.default_rng(1), len(columns[0])
-    return [fit(*(column[some] for column in columns)) for some in rng.integers(runs, size=(count, runs))]
+def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
+    """Laws of losses to which residuals of the fit were added at random: the bootstrap (Efron 1979), for intervals."""
+    rng, (parameters, tokens, losses) = np.random.default_rng(1), columns
+    fitted = law.loss(parameters, tokens)
+    residuals = (losses / fitted - 1) * np.sqrt(len(losses) / max(1, len(losses) - len(law)))
+    return [fit(parameters, tokens, fitted * (1 + rng.choice(residuals, len(losses)))) for _ in range(count)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -186,17 +123,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# ---- what the lab says ----------------------------------------------------------------------------------------------
-
-
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = size_of(config)
     last = results[name(*size.last, 1)]
     cells = list(product(size.widths, size.passes))
     runs = {cell: [results[name(*cell, seed)] for seed in seeds(config)] for cell in cells}
-    every = [run for some in runs.values() for run in some]
-    columns = [np.array([float(run[key]) for run in every]) for key in ("parameters", "tokens", "loss")]
-    law, others = fit(*columns), resampled(columns)
+    columns = columns_of(results, config)
+    law = fit(*columns)
+    others = resampled(law, columns)
 
     def ranged(value: Any, form: str) -> str:
         """A figure of the law, with its interval."""
@@ -205,7 +139,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     speed = statistics.median(6 * run["parameters"] * run["tokens"] / run["seconds"] for run in runs[cells[-1]])
     grid = [
-        [f"{width} x {LAYERS[width]}", f"{runs[width, size.passes[0]][0]['parameters']:,}"]
+        [f"{width} x {SHAPES[width][0]}", f"{runs[width, size.passes[0]][0]['parameters']:,}"]
         + [spread([run["loss"] for run in runs[width, passes]], ".3f") for passes in size.passes]
         for width in size.widths
     ]
@@ -233,8 +167,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             [[ranged(lambda each: each.E, ".2f"), ranged(lambda each: each.alpha, ".2f"),
               ranged(lambda each: each.beta, ".2f"),
               ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
-            f"Fitted to {len(every)} runs; intervals of 80 % from {len(others)} resamples of them. Growth: how many "
-            "times as large the best model is for ten times the compute.",
+            f"Fitted to {len(columns[0])} runs; intervals of 80 % from {len(others)} bootstrap samples. Growth: how "
+            "many times as large the best model is for ten times the compute.",
         ),
         Table(
             "What it says about larger models",
@@ -316,4 +250,11 @@ def spent(law: Law, columns: Sequence[np.ndarray]) -> Verdict:
     )
 
 
-LAB = Lab("how the loss depends on size and length: a scaling law", stages, summarise, ("dataset",), quick=True)
+def law_file(results: Results, config: LabConfig, folder: Path) -> Path:
+    """Write law.json, for `tinygpt plan --law`."""
+    return fit(*columns_of(results, config)).write(folder, dataset=config.dataset)
+
+
+LAB = Lab(
+    "how the loss depends on size and length: a scaling law", stages, summarise, ("dataset",), quick=True, more=law_file
+)

@@ -21,6 +21,7 @@ from tinygpt.evaluate.forecast import FILE, Forecast, read_plan, relevant
 from tinygpt.evaluate.process import duration
 from tinygpt.files import folder_lock, replacing, strict_json
 from tinygpt.plan import cost, fit, pilots
+from tinygpt.plan.choose import choose
 from tinygpt.training.build import choose_compute, model_class
 from tinygpt.training.start import make_model, starting_point
 
@@ -29,7 +30,7 @@ class Planned(NamedTuple):
     """The run that is planned."""
 
     config: TrainConfig
-    arguments: list[str]  # of `tinygpt train`, for the next command
+    flags: list[str]  # those of tinygpt train that the command has
     folder: Path  # of the pilots
     passes: float  # over the training data
     pairs: bool  # the dataset has prompts and responses
@@ -45,14 +46,15 @@ class Measured(NamedTuple):
 def plan(config: PlanConfig) -> None:
     """Run the command. Errors: TinyGPTError for a run that cannot be planned, and those of the pilots."""
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
-        forecast = make_plan(config)
+        run = planned(config)
+        choosing = bool(config.budget or config.target)
+        found = choose(config, run.config, run.flags) if choosing else make_plan(run, config.time_only).as_json()
     if config.json:
-        print(strict_json(forecast.as_json()))
+        print(strict_json(found))
 
 
-def make_plan(config: PlanConfig) -> Forecast:
+def make_plan(run: Planned, time_only: bool) -> Forecast:
     """Measure, predict, store and print."""
-    run = planned(config)
     with folder_lock(run.folder, "plan"):
         measured = unfinished(run)
         if cost.busy() > 0.5:
@@ -62,15 +64,15 @@ def make_plan(config: PlanConfig) -> Forecast:
             measured = Measured(cost.measure(run.config, run.folder))
             store(run, measured)
         show_costs(run, measured)
-        no_loss = "--time_only was given" if config.time_only else pilots.refusal(run.config, run.passes, run.pairs)
+        no_loss = "--time_only was given" if time_only else pilots.refusal(run.config, run.passes, run.pairs)
         if not no_loss:
             measured = with_loss_pilots(run, measured)
         forecast = predicted(run, measured, no_loss)
         store(run, measured, forecast)
     shutil.rmtree(run.folder, ignore_errors=True)
     print("\n".join(forecast.lines()))
-    print(f"stored:      {Path(config.out_dir) / FILE}; tinygpt doctor and report compare it with the run")
-    print(f"\nnext: {suggest.command('train', *run.arguments)}")
+    print(f"stored:      {Path(run.config.out_dir) / FILE}; tinygpt doctor and report compare it with the run")
+    print(f"\nnext: {suggest.command('train', *run.config.config, *run.flags)}")
     return forecast
 
 
@@ -97,7 +99,7 @@ def planned(config: PlanConfig) -> Planned:
     print(f"dataset:     {dataset.folder}: {source.describe()}")
     print(f"model:       {model.num_params():,} parameters")
     print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
-    return Planned(run, [*run.config, *flags], Path(run.out_dir) / "plan", passes, dataset.pairs)
+    return Planned(run, flags, Path(run.out_dir) / "plan", passes, dataset.pairs)
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------

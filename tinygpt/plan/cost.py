@@ -27,7 +27,7 @@ WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
-UNSTEADY = 0.3  # (slowest - fastest) / median of the blocks of iterations, from which the time is a range
+UNSTEADY = 0.3  # (slow - fast) / mean time of the blocks of iterations, from which the time is called a range
 
 
 class Block(NamedTuple):
@@ -135,22 +135,24 @@ def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
     return found
 
 
-def spread(costs: Costs) -> float:
-    """(slowest - fastest) / median of the step times of the blocks."""
-    times = [block.seconds / block.iterations for block in costs.blocks]
-    return (max(times) - min(times)) / statistics.median(times)
+def slow_and_fast(costs: Costs) -> tuple[float, float]:
+    """Seconds of an iteration in the fast and in the slow blocks: the first and the last tenth of them."""
+    times = sorted(block.seconds / block.iterations for block in costs.blocks)
+    return times[len(times) // 10], times[-1 - len(times) // 10]
+
+
+def unsteady(costs: Costs) -> bool:
+    """Whether the speed of the pilots varied so much that the time is a range."""
+    fast, slow = slow_and_fast(costs)
+    return slow - fast > UNSTEADY * costs.step
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Time of the complete run, with its 80 % interval, see docs/SCALING.md."""
+    """Time of the complete run, with its 80 % interval: if it were as fast as the fast blocks, or as slow as the slow
+    ones, but at least TIME_ERROR to either side."""
     total = sum(part.seconds for part in parts(config, costs).values())
-    times = [block.seconds / block.iterations for block in costs.blocks]
-    if spread(costs) > UNSTEADY:
-        moving = config.max_iters * costs.step
-        low, high = (total - moving + config.max_iters * time for time in (min(times), max(times)))
-        return Interval(total, min(low, total), max(high, total))
-    half = total * max(TIME_ERROR, 1.28 * statistics.pstdev(times) / costs.step)
-    return Interval(total, total - half, total + half)
+    fast, slow = (total + config.max_iters * (step - costs.step) for step in slow_and_fast(costs))
+    return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
 
 
 def memory_mb(costs: Costs) -> Interval:

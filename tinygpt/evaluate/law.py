@@ -1,0 +1,120 @@
+"""A scaling law: the loss of a model as a function of its size and of the length of its training.
+
+    L(N, D) = E + A / N^alpha + B / D^beta        N parameters, D training tokens    (Hoffmann et al. 2022, approach 3)
+
+`tinygpt lab scale` fits one and writes it to law.json; `tinygpt plan --budget` chooses a size and a length by one.
+
+    law = fit(parameters, tokens, losses)
+    law.loss(0.8e6, 4e6), law.best_tokens(0.8e6)
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.errors import TinyGPTError
+from tinygpt.files import read_text, replacing, strict_json
+from tinygpt.training.log import is_number
+
+FILE = "law.json"
+
+
+class Law(NamedTuple):
+    """L(N, D) = E + A N^-alpha + B D^-beta, in nats per token. alpha, beta > 0; E, A, B >= 0."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: Any, tokens: Any) -> Any:
+        """Numbers or arrays."""
+        return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
+
+    def best_tokens(self, parameters: float) -> float:
+        """The length at which a model of this size is the best use of the compute 6 N D: there, the derivatives of the
+        loss by log N and by log D are equal. 1 if the length does not matter, infinite if the size does not."""
+        if not self.A:
+            return float("inf")
+        best = (self.beta * self.B / (self.alpha * self.A) * parameters**self.alpha) ** (1 / self.beta)
+        return float(max(1.0, best))
+
+    def best_parameters(self, compute: float) -> float:
+        """The size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
+        if not self.B:
+            return float("inf")
+        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
+
+    def write(self, folder: Path, **more: Any) -> Path:
+        """Write law.json. Errors: TinyGPTError for a full disk."""
+        with replacing(folder / FILE) as file:
+            file.write(strict_json(self._asdict() | more).encode() + b"\n")
+        return folder / FILE
+
+
+# measured by `tinygpt lab scale` on Tiny Shakespeare, see docs/SCALING.md
+SHAKESPEARE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.35)
+# layers and heads of the sizes, by width
+SHAPES = {
+    32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10), 192: (6, 6), 256: (6, 8), 384: (6, 6)
+}  # fmt: skip
+
+
+def read_law(path: Path) -> Law:
+    """Read law.json, or the one in a folder. Errors: TinyGPTError for a file that is missing or is not one."""
+    path = path / FILE if path.is_dir() else path
+    hint = "tinygpt lab scale writes one"
+    try:
+        content = json.loads(read_text(path, hint))
+        law = Law(**{name: content[name] for name in Law._fields})
+        if not all(map(is_number, law)) or min(law.alpha, law.beta) <= 0 or min(law[:3]) < 0:
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise TinyGPTError(f"{path} is not a scaling law", hint) from None
+    return law
+
+
+def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
+    """The law with the least squared relative error, by variable projection (Golub & Pereyra 1973): for each pair of
+    exponents, E, A and B solve a linear problem, so that only two numbers are searched, on a grid refined twice.
+
+    All three arrays are float64 (runs,), with at least two sizes and two lengths. Parabolas through the losses of equal
+    compute, another common method, are biased (tests/test_law.py).
+    """
+    units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
+    n, d = np.log(parameters / units[0]), np.log(tokens / units[1])
+    low, high = np.array([0.02, 0.02]), np.array([2.0, 2.0])
+    for _ in range(3):
+        alphas, betas = (np.geomspace(*ends, 25) for ends in zip(low, high, strict=True))
+        grid = np.stack(np.meshgrid(alphas, betas, indexing="ij"), -1).reshape(-1, 2)
+        columns = np.stack([np.ones((len(grid), len(n))), np.exp(-grid[:, :1] * n), np.exp(-grid[:, 1:] * d)], -1)
+        weights, errors = nonnegative(columns / losses[:, None], np.ones(len(losses)))
+        best = int(errors.argmin())
+        step = (high / low) ** (1 / 24)
+        low, high = grid[best] / step, grid[best] * step
+    alpha, beta = map(float, grid[best])
+    E, A, B = map(float, weights[best])
+    return Law(E, float(A * units[0] ** alpha), float(B * units[1] ** beta), alpha, beta)
+
+
+def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with three weights that are not negative, for many problems: (P, 3), and squared errors (P,).
+
+    columns: (P, runs, 3). The solution is the best of those with some weights at 0 and the others free, among those
+    without negative weights.
+    """
+    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), np.inf)
+    for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
+        some = columns[:, :, kept]
+        square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))
+        found = np.linalg.solve(square, np.swapaxes(some, 1, 2) @ target[:, None])[:, :, 0]
+        error = ((some @ found[:, :, None])[:, :, 0] - target).__pow__(2).sum(1)
+        better = (found >= 0).all(1) & (error < errors)
+        best[better] = 0
+        best[np.ix_(better, kept)] = found[better]
+        errors[better] = error[better]
+    return best, errors
