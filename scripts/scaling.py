@@ -7,7 +7,7 @@ Nothing is measured here: all figures follow from the constants below and from t
 
 from typing import NamedTuple
 
-from tinygpt.evaluate.process import duration
+from tinygpt.terminal import duration
 
 SHARE = 0.4  # of the peak that training reaches; published runs: 0.3 to 0.6, see PUBLISHED
 LINK = 250e9  # bytes per second and direction between the GPUs of a machine (NVLink of an A100: 300e9 at most)

@@ -19,7 +19,6 @@ from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a
 from tinygpt.data.tasks import reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.process import duration
 from tinygpt.files import folder_lock
 from tinygpt.lab import methods, stages
 from tinygpt.lab.facts import experiment, systems, world
@@ -30,6 +29,7 @@ from tinygpt.lab.stages import Identity, Stage
 from tinygpt.lab.summary import Share
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
+from tinygpt.terminal import duration
 from tinygpt.training.log import read_metrics
 
 # ---- stages ----------------------------------------------------------------------------------------------------------

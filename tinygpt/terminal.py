@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters in text.
+"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters in text; times.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -6,8 +6,10 @@ print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
 
 import contextlib
 import errno
+import math
 import os
 import sys
+from collections.abc import Sequence
 
 
 def prepare() -> None:
@@ -45,3 +47,23 @@ def print_error(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         silence("stderr")
+
+
+def duration(seconds: float) -> str:
+    """As a person would say it: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)):.0f} s"
+    if seconds >= 72 * 3600:
+        return f"{seconds / 86400:,.0f} days"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
+
+
+def durations(values: Sequence[float]) -> list[str]:
+    """Several times in the same unit, with enough digits to tell them apart: `110`, `130`, `120 s`. The last one has
+    the unit."""
+    highest = max(values)
+    units = (("s", 1, 300), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
+    unit, size = next((unit, size) for unit, size, up_to in units if highest < up_to * size)
+    texts = [f"{value / size:,.{1 if highest < 20 * size and size > 1 else 0}f}" for value in values]
+    return [*texts[:-1], f"{texts[-1]} {unit}"]

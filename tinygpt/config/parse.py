@@ -16,7 +16,15 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys
-from tinygpt.config.schema import EvalConfig, ExportConfig, FinetuneConfig, PlotConfig, PrepareConfig, TrainConfig
+from tinygpt.config.schema import (
+    EvalConfig,
+    ExportConfig,
+    FinetuneConfig,
+    PlanConfig,
+    PlotConfig,
+    PrepareConfig,
+    TrainConfig,
+)
 from tinygpt.errors import TinyGPTError
 
 ConfigType = TypeVar("ConfigType")
@@ -37,7 +45,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
 
         for path in map(find_config, values["config"]):
             for name, value in read_config(path).items():
-                if kind is TrainConfig and is_left_over(name, value):
+                if kind in (TrainConfig, PlanConfig) and is_left_over(name, value):
                     continue
                 from_files[name] = converted(find_key(kind, name, f"{path}: "), value, f"{path}: ", prog)
     config = kind(**values | from_files | flags)
@@ -104,7 +112,7 @@ def placed(kind: type, texts: list[str], prog: str) -> dict[str, Any]:
 def find_key(kind: type, name: str, where: str) -> Key:
     """Return the key of that name, unless it is positional. Errors: TinyGPTError that suggests the nearest name."""
     known = {key.name: key for key in keys(kind).values() if POSITIONAL not in key.marks}
-    if name not in known and kind is TrainConfig and name in keys(FinetuneConfig):
+    if name not in known and kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
         raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", "tinygpt finetune --ckpt BASE/ckpt.pt")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -167,6 +175,12 @@ def contradictions(config: Any) -> Iterator[str]:
         yield f"quantisation needs format=gguf, but format is {config.format}"
     if isinstance(config, TrainConfig) and config.watch and config.eval_only:
         yield "watch shows a run while it trains, and cannot be used with eval_only"
+    if isinstance(config, PlanConfig):
+        choosing = bool(config.budget or config.target)
+        if config.law and not choosing:
+            yield "law is used with budget or target only"
+        if config.time_only and choosing:
+            yield "time_only cannot be used with budget or target, which run no pilots"
     if isinstance(config, PlotConfig) and config.output and config.to != "png":
         yield f"output is the PNG file, and cannot be used with to={config.to}"
     if hasattr(config, "n_head") and config.n_head > 0:

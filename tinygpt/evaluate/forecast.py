@@ -2,7 +2,7 @@
 
 `tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show predicted against actual.
 
-    compared(Path("out"), entries, settings)      # [Comparison("time", "2 min (110 s to 130 s)", "115 s"), ...]
+    compared(Path("out"), entries, settings)      # [Comparison("time", "120 s (110 to 130)", "115 s"), ...]
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from tinygpt.config.schema import SESSION
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.process import duration
 from tinygpt.files import read_text
+from tinygpt.terminal import durations
 from tinygpt.training.log import is_number
 
 FILE = "plan.json"
 # keys of TrainConfig that change none of what is predicted
-IRRELEVANT = {*SESSION, "config", "out_dir", "data_dir", "init_from", "quiet", "report_to"}
+IRRELEVANT = {*SESSION, "config", "out_dir", "data_dir", "quiet", "report_to"}
 IRRELEVANT |= {"wandb_log", "wandb_project", "wandb_run_name"}
 
 
@@ -52,19 +52,29 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        low, high = duration(self.seconds.low), duration(self.seconds.high)
-        lines = [f"time:        {duration(self.seconds.value)} ({low} to {high})"]
+        lines = [f"time:        {time_text(self.seconds)}"]
         if self.unsteady:
-            lines.append("note:        the pilots' speed varied by more than 30 %, so the time is a range")
+            lines.append("note:        the speed of the pilots varied by more than 30 %, so the interval is wide")
         if self.memory_mb:
-            low, high = f"{self.memory_mb.low:,.0f}", f"{self.memory_mb.high:,.0f}"
-            lines.append(f"memory:      {self.memory_mb.value:,.0f} MB ({low} to {high})")
+            lines.append(f"memory:      {memory_text(self.memory_mb)}")
         if self.loss:
-            interval = f"{self.loss.value:.3f} ({self.loss.low:.3f} to {self.loss.high:.3f})"
-            lines.append(f"loss:        {interval} on the validation split")
+            lines.append(f"loss:        {loss_text(self.loss)} on the validation split")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")
         return lines
+
+
+def time_text(seconds: Interval) -> str:
+    low, high, value = durations([seconds.low, seconds.high, seconds.value])
+    return f"{value} ({low} to {high})"
+
+
+def memory_text(mb: Interval) -> str:
+    return f"{mb.value:,.0f} MB ({mb.low:,.0f} to {mb.high:,.0f})"
+
+
+def loss_text(loss: Interval) -> str:
+    return f"{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
 
 
 def relevant(settings: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +99,7 @@ class Comparison(NamedTuple):
     actual: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.predicted}, actual {self.actual}"
+        return f"{self.what} {self.predicted}, measured {self.actual}"
 
 
 def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any]) -> list[Comparison]:
@@ -101,17 +111,21 @@ def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, An
     if not ends or not is_number(ends[-1].get("seconds")):
         return []
     end, made = ends[-1], []
-    for what, key, actual, form in (
-        ("time", "predicted_seconds", end["seconds"] + number(plan.get("start")), duration),
-        ("memory", "predicted_memory_mb", end.get("memory_mb"), "{:,.0f} MB".format),
-        ("validation loss", "predicted_loss", end.get("val_loss"), "{:.3f}".format),
+    estimated = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
+    for what, key, actual, form, text in (
+        ("time", "predicted_seconds", end["seconds"] + number(plan.get("start")), time_text, seconds_text),
+        ("memory", "predicted_memory_mb", end.get("memory_mb"), memory_text, "{:,.0f} MB".format),
+        ("validation loss", "predicted_loss", end.get("val_loss"), loss_text, f"{{:.3f}}{estimated}".format),
     ):
         values = plan.get(key)
         found: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
         if len(found) == 3 and all(map(is_number, found)) and is_number(actual) and actual:
-            value, low, high = map(form, found)
-            made.append(Comparison(what, f"{value} ({low} to {high})", form(actual)))
+            made.append(Comparison(what, form(Interval(*found)), text(actual)))
     return made
+
+
+def seconds_text(seconds: float) -> str:
+    return durations([seconds])[0]
 
 
 def number(value: Any) -> float:

@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from tinygpt.files import read_text, replacing, strict_json
 from tinygpt.training.log import is_number
 
 FILE = "law.json"
+LARGEST = 300.0  # logarithm of the largest number of tokens: more is as good as infinite
 
 
 class Law(NamedTuple):
@@ -38,14 +40,25 @@ class Law(NamedTuple):
         """The length at which a model of this size is the best use of the compute 6 N D: there, the derivatives of the
         loss by log N and by log D are equal. 1 if the length does not matter, infinite if the size does not."""
         if not self.A:
-            return float("inf")
-        best = (self.beta * self.B / (self.alpha * self.A) * parameters**self.alpha) ** (1 / self.beta)
-        return float(max(1.0, best))
+            return math.inf
+        if not self.B:
+            return 1.0
+        logarithm = (
+            math.log(self.beta * self.B / (self.alpha * self.A)) + self.alpha * math.log(parameters)
+        ) / self.beta
+        return math.exp(min(max(logarithm, 0.0), LARGEST))
+
+    def tokens_for(self, loss: float, parameters: float) -> float:
+        """The length at which a model of this size reaches a loss; infinite if it never does."""
+        rest = loss - self.E - self.A * parameters**-self.alpha
+        if rest <= 0:
+            return math.inf
+        return math.exp(min(math.log(self.B / rest) / self.beta, LARGEST)) if self.B else 1.0
 
     def best_parameters(self, compute: float) -> float:
         """The size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
         if not self.B:
-            return float("inf")
+            return math.inf
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
 
@@ -64,8 +77,11 @@ SHAPES = {
 }  # fmt: skip
 
 
-def read_law(path: Path) -> Law:
-    """Read law.json, or the one in a folder. Errors: TinyGPTError for a file that is missing or is not one."""
+def read_law(path: Path) -> tuple[Law, str]:
+    """Read law.json, or the one in a folder: the law, and the dataset that it was measured on.
+
+    Errors: TinyGPTError for a file that is missing or is not one.
+    """
     path = path / FILE if path.is_dir() else path
     hint = "tinygpt lab scale writes one"
     try:
@@ -75,7 +91,7 @@ def read_law(path: Path) -> Law:
             raise ValueError
     except (ValueError, TypeError, KeyError):
         raise TinyGPTError(f"{path} is not a scaling law", hint) from None
-    return law
+    return law, str(content.get("dataset"))
 
 
 def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:

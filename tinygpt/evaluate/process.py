@@ -68,17 +68,9 @@ def peak_memory() -> int:
         return 0
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
-        return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def duration(seconds: float) -> str:
-    """As a person would say it: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds)):.0f} s"
-    if seconds >= 72 * 3600:
-        return f"{seconds / 86400:,.0f} days"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.terminal import duration
 
 LEARNED = 3  # most digits of a number in training
 WEIGHTS = (1, 2, 4)  # of numbers with 1, 2 and 3 digits in training: there are more long numbers than short ones

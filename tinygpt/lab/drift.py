@@ -23,13 +23,13 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
-from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.labels import accuracy
 from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.terminal import duration
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
 LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used

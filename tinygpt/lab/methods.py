@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.evaluate.process import duration, run
+from tinygpt.evaluate.process import run
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, trained
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.terminal import duration
 from tinygpt.training.log import read_metrics
 
 FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora", "_pretrained"))

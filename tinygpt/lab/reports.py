@@ -21,12 +21,12 @@ from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import facts, style
-from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import Trained, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.terminal import duration
 
 FIRMS = {"a": "firm A", "b": "firm B"}
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}

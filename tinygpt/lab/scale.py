@@ -2,7 +2,7 @@
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
 fitted (evaluate/law.py). It says how to divide compute, C = 6 N D FLOP (Kaplan et al. 2020), between size and length.
-The last run is larger and longer than all others and not in the fit: the law predicts it.
+The last run is larger and longer than all others, and held out: the law predicts it.
 
     width W, P passes, seed S         {"parameters", "tokens", "loss", "seconds"}
 
@@ -23,11 +23,11 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
-from tinygpt.evaluate.process import duration
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.processes import prepared, train
 from tinygpt.lab.stages import Results, Stage
 from tinygpt.lab.summary import Summary, Table, Verdict, spread
+from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
@@ -94,7 +94,7 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     out = folder / f"{width}-{iterations}-{seed}"
     cost = train(folder / "train.log", "train", "lab_scale", out, *shape, *length, *data)
     loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
-    for path in ("ckpt.pt", "last.pt"):
+    for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
 
@@ -196,7 +196,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         axes.plot(compute, law.loss(best, compute / 6 / best), "--", color="gray", label="best size for the compute")
         axes.plot(
             [6 * last["parameters"] * last["tokens"]], [last["loss"]], "*", color="black", markersize=10,
-            label="not in the fit",
+            label="held out",
         )  # fmt: skip
         axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
         axes.legend(frameon=False, fontsize=8, ncols=2)
@@ -206,19 +206,19 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"Models of {columns[0].min():,.0f} to {columns[0].max():,.0f} parameters, trained on {config.dataset} with "
         f"{columns[1].min():,.0f} to {columns[1].max():,.0f} tokens.",
         tables,
-        [predicted(law, others, last), divided(law, others), spent(law, columns)],
+        [predicted(law, last), divided(law, others), spent(law, columns)],
         "Loss against compute; lines: the law",
         draw,
     )
 
 
-def predicted(law: Law, others: Sequence[Law], last: dict[str, float]) -> Verdict:
+def predicted(law: Law, last: dict[str, float]) -> Verdict:
     """Whether the law predicts the largest run, which it was not fitted to."""
     said, was = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
     error = abs(said / was - 1)
     return Verdict(
         f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, of {last['parameters']:,} "
-        f"parameters, which is not in the fit: {said:.3f}, and it was {was:.3f} ({100 * error:.1f} %).",
+        f"parameters, which is held out: predicted {said:.3f}, measured {was:.3f} ({100 * error:.1f} %).",
         "the error is below 2 %",
     )
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.process import duration
 from tinygpt.files import read_text, replacing, strict_json
+from tinygpt.terminal import duration
 
 VERSION = 1  # of lab.json
 FILE = "lab.json"

@@ -1,10 +1,10 @@
 """`tinygpt plan --budget` and `--target`: the size and the length that suit this machine, by a scaling law.
 
 For each size the time of an iteration is measured here; the law (evaluate/law.py) says which loss the model reaches
-in the budget, or how long it needs to reach the target.
+in the budget, or how long it needs to reach the target. Its losses order the sizes; the pilots of a plan are nearer.
 
-    sizes = measured(config)                                   # [Size(width=32, ...), ...]
-    within(sizes, config, law, seconds=600)                    # the lengths that fit 10 minutes, with their losses
+    sizes = measured(config)                        # [Size(width=32, parameters=28160, step=0.004), ...]
+    iterations(sizes[0], 2048, law, 600, 0.0)       # of batches of 2,048 tokens in ten minutes
 """
 
 import dataclasses
@@ -18,14 +18,16 @@ from tinygpt.config.schema import PlanConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
-from tinygpt.evaluate.process import duration
 from tinygpt.plan.pilots import MOST_PASSES
+from tinygpt.terminal import duration
 from tinygpt.training.build import choose_compute, model_class, seconds_per_batch
 from tinygpt.training.start import Start, make_model
 
-REST = 5.0  # seconds: the start of the process
-SHARE = 0.9  # of the other time is spent on iterations; evaluations, saves and samples take the rest
+START = 5.0  # seconds until the first iteration
+SHARE = 0.9  # of the rest is iterations; EVALUATIONS and their saves take the other tenth
+EVALUATIONS = 4
 FEWEST = 100  # iterations that are worth a run
+SLOWEST = 2.0  # seconds an iteration; larger models need hours
 
 
 class Size(NamedTuple):
@@ -33,13 +35,15 @@ class Size(NamedTuple):
 
     width: int
     parameters: int
-    step: float  # seconds of an iteration
+    step: float  # seconds an iteration
 
 
 class Choice(NamedTuple):
     """A size and a length."""
 
-    size: Size
+    width: int
+    parameters: int
+    step: float
     iterations: int
     passes: float  # over the training data
     seconds: float
@@ -48,25 +52,19 @@ class Choice(NamedTuple):
 
 def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[str, Any]:
     """Print the choices and the best one; return them for --json. Errors: TinyGPTError if none fits."""
-    law = read_law(Path(config.law)) if config.law else SHAKESPEARE
-    if run.dataset != "shakespeare_char" and not config.law:
-        if config.target:
-            raise TinyGPTError(
-                f"a target needs the scaling law of {run.dataset}",
-                f"{suggest.command('lab', 'scale', f'--dataset={run.dataset}')}, then --law=out-lab-scale",
-            )
-        print("note:        sizes are compared by the law of Tiny Shakespeare; --law=FOLDER is that of a lab scale")
-    sizes, tokens = measured(run), len(Dataset(run.data_dir, run.dataset).splits["train"])
-    batch = run.batch_size * run.gradient_accumulation_steps * run.block_size
     asked = budget_seconds(config.budget) if config.budget else math.inf
+    dataset = Dataset(run.data_dir, run.dataset)
+    if run.init_from != "scratch" or dataset.pairs:
+        raise TinyGPTError("a size can be chosen for a new model of plain text only", "plan without budget and target")
+    law = the_law(config, run)
+    tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     found = []
-    for size in sizes:
-        iterations = length_for(size, batch, law, asked, config.target)
-        if iterations < FEWEST or iterations * batch > MOST_PASSES * tokens:
-            continue
-        seconds = REST + iterations * size.step / SHARE
-        loss = float(law.loss(size.parameters, iterations * batch))
-        found.append(Choice(size, iterations, iterations * batch / tokens, seconds, loss))
+    for size in measured(run, dataset):
+        count = iterations(size, batch, law, asked, config.target)
+        passes = count * batch / tokens
+        if count >= FEWEST and passes <= MOST_PASSES:
+            loss = float(law.loss(size.parameters, count * batch))
+            found.append(Choice(*size, count, passes, START + count * size.step / SHARE, loss))
     if not found:
         raise TinyGPTError(
             f"no size fits: each needs at least {FEWEST} iterations and at most {MOST_PASSES} passes over the data",
@@ -74,44 +72,66 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
         )
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
     print(
-        f"{'width x layers':>16}{'parameters':>12}{'ms each':>9}{'iterations':>12}{'passes':>8}{'time':>12}{'loss':>7}"
+        f"{'width x layers':>14}{'parameters':>12}{'ms each':>9}{'iterations':>12}{'passes':>8}{'about':>13}{'loss':>7}"
     )
     for choice in found:
-        size = choice.size
+        name = f"{choice.width} x {SHAPES[choice.width][0]}"
         print(
-            f"{f'{size.width} x {SHAPES[size.width][0]}':>16}{size.parameters:>12,}{1000 * size.step:>9.1f}"
-            f"{choice.iterations:>12,}{choice.passes:>8.1f}{duration(choice.seconds):>12}{choice.loss:>7.2f}"
-            f"{'  best' if choice is best else ''}"
+            f"{name:>14}{choice.parameters:>12,}{1000 * choice.step:>9.1f}{choice.iterations:>12,}{choice.passes:>8.1f}"
+            f"{duration(choice.seconds):>13}{choice.loss:>7.2f}{'  best' if choice is best else ''}"
         )
-    layers, heads = SHAPES[best.size.width]
-    shape = [f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={best.size.width}"]
-    arguments = [*run.config, *flags, *shape, f"--max_iters={best.iterations}"]
-    print(f"\nnext: {suggest.command('plan', *arguments)}")
-    print(f"or:   {suggest.command('train', *arguments)}")
-    rows = [choice.size._asdict() | choice._asdict() | {"size": None} for choice in found]
-    return {"choices": rows, "best": best.size.width, "command": suggest.command("train", *arguments)}
+    command = arguments(run, flags, best)
+    print(f"\nnext: {suggest.command('plan', *command)}")
+    print(f"or:   {suggest.command('train', *command)}")
+    choices = [choice._asdict() for choice in found]
+    return {"choices": choices, "best": best._asdict(), "command": suggest.command("train", *command)}
 
 
-def length_for(size: Size, batch: int, law: Law, seconds: float, target: float) -> int:
-    """Iterations: as many as fit the seconds, or as few as reach the target; 0 if it cannot be reached in them."""
-    most = (seconds - REST) * SHARE / size.step
+def the_law(config: PlanConfig, run: TrainConfig) -> Law:
+    """The law that the command names, or that of Tiny Shakespeare; a note says where it was measured."""
+    law, measured_on = read_law(Path(config.law)) if config.law else (SHAKESPEARE, "shakespeare_char")
+    if config.target and measured_on != run.dataset:
+        lab = suggest.command("lab", "scale", f"--dataset={run.dataset}")
+        raise TinyGPTError(f"a target needs the scaling law of {run.dataset}", f"{lab}, then --law=out-lab-scale")
+    where = (
+        "this text" if measured_on == run.dataset else f"{measured_on}; on {run.dataset} it can only order the sizes"
+    )
+    print(f"law:         measured with the recipe configs/lab_scale.yaml on {where}")
+    return law
+
+
+def iterations(size: Size, batch: int, law: Law, seconds: float, target: float) -> int:
+    """As many iterations as fit the seconds, or as few as reach the target; 0 if it is not reached in that time."""
+    most = max(0.0, (seconds - START) * SHARE / size.step)
     if not target:
-        return max(0, int(most))
-    rest = target - law.E - law.A * size.parameters**-law.alpha  # what is left for the data's term
-    needed = (law.B / rest) ** (1 / law.beta) / batch if rest > 0 else math.inf
-    return math.ceil(needed) if needed <= most else 0
+        return int(most)
+    needed = law.tokens_for(target, size.parameters) / batch
+    return math.ceil(needed) if math.isfinite(needed) and needed <= most else 0
 
 
-def measured(run: TrainConfig) -> list[Size]:
-    """The time of an iteration for each size, on one batch."""
-    dataset, compute = Dataset(run.data_dir, run.dataset), choose_compute(run, {})
-    found = []
-    for width, (layers, heads) in SHAPES.items():
-        config = dataclasses.replace(run, n_layer=layers, n_head=heads, n_embd=width, n_kv_head=0, mlp_width=0)
+def shape(width: int) -> dict[str, Any]:
+    """The keys of a size."""
+    layers, heads = SHAPES[width]
+    return {"n_layer": layers, "n_head": heads, "n_embd": width, "n_kv_head": 0, "mlp_width": 0}
+
+
+def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]:
+    """The arguments of `tinygpt train` for a choice: the command's own, and those that differ from them."""
+    values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
+    values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
+    kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
+    return [*run.config, *kept, *(f"--{key}={value}" for key, value in values.items() if value != getattr(run, key))]
+
+
+def measured(run: TrainConfig, dataset: Dataset) -> list[Size]:
+    """The time of an iteration for each size, on one batch: the shortest of a few."""
+    compute, found = choose_compute(run, {}), []
+    for width in SHAPES:
+        config = dataclasses.replace(run, **shape(width))
         model, _ = make_model(config, dataset, Start(), model_class(config.fast, compute))
         step = seconds_per_batch(config, dataset, compute) * run.gradient_accumulation_steps
         found.append(Size(width, model.num_params(), step))
-        if found[-1].step > 2:  # larger ones need hours here
+        if step > SLOWEST:
             break
     return found
 
@@ -125,4 +145,4 @@ def budget_seconds(text: str) -> float:
             return seconds
     except (KeyError, ValueError):
         pass
-    raise TinyGPTError(f"--budget={text}: not a time from 10 seconds on", "for example --budget=90s, 10m or 1.5h")
+    raise TinyGPTError(f"--budget={text}: not a time of 10 seconds or more", "for example --budget=90s, 10m or 1.5h")

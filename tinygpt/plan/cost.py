@@ -67,7 +67,7 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
     length = WARM_UP + STEPS
     pilot = dataclasses.replace(
         config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
-        sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0,
+        sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0, always_save_checkpoint=True,
         out_dir=str(folder / "time"), report_to="", wandb_log=False, quiet=True,
     )  # fmt: skip
     settings = folder / "time.yaml"
@@ -85,13 +85,13 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
     took = {i: at["train", i] - at["train", i - 1] for i in range(WARM_UP, length)}
     with_save = took.pop(SAVE_AT)
     steady = list(took.values())
-    step = statistics.median(steady)
+    step = statistics.fmean(sorted(steady)[1:-1])  # lengths of pairs vary, so this is not their median
     save = max(0.0, with_save - step)
     evaluation = at["eval", length] - at["train", length - 1]
     sample = at["sample", length] - at["eval", length] if ("sample", length) in at else 0.0
     end = at["eval", length] + sample + 2 * save
     warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
-    blocks = [Block(5, 5 * statistics.median(steady[i : i + 5])) for i in range(0, len(steady) - 4, 5)]
+    blocks = [Block(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
     return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
 
 
@@ -169,9 +169,17 @@ def disk(config: TrainConfig, costs: Costs) -> int:
 
 
 def from_json(content: dict[str, Any]) -> Costs:
-    """Read what `Costs._asdict` has become in a file. Errors: TypeError for other content."""
+    """Read what `Costs._asdict` has become in a file. Errors: TypeError, ValueError for other content."""
     costs = Costs(**content)
-    return costs._replace(blocks=[Block(*block) for block in costs.blocks])
+    return costs._replace(blocks=blocks_from_json(costs.blocks, least=1))
+
+
+def blocks_from_json(content: Any, least: int = 0) -> list[Block]:
+    """Read what a list of blocks has become in a file. Errors: TypeError, ValueError for other content."""
+    blocks = [Block(int(iterations), float(seconds)) for iterations, seconds in content]
+    if len(blocks) < least or not all(block.iterations > 0 and block.seconds > 0 for block in blocks):
+        raise ValueError("blocks")
+    return blocks
 
 
 def busy() -> float:

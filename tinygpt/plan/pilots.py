@@ -4,7 +4,7 @@ A run cannot be predicted from its own beginning: most of the loss falls while t
 short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et al.
 2024). Its loss is measured on the complete validation split.
 
-    config = shortened(config, 32, Path("out/plan/pilot-62"))
+    config = shortened(config, 32, Path("out/.plan-pilots"))
     pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
 """
 
@@ -20,9 +20,10 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import Block, Costs, blocks_of
+from tinygpt.plan.cost import Block, blocks_from_json, blocks_of
 from tinygpt.train import train
 from tinygpt.training.build import choose_compute
+from tinygpt.training.log import read_metrics
 
 PARTS = (32, 16, 8)  # of the length; the last one is the longest pilot
 SHORTEST = 20  # iterations of a pilot: fewer are all warm-up
@@ -39,6 +40,8 @@ class Pilot(NamedTuple):
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
     """Why the loss of this run cannot be predicted, whatever the pilots find; empty if it may."""
+    if config.init_from != "scratch":
+        return f"it starts from trained weights ({config.init_from}), and not from a loss that a power law describes"
     if pairs:
         return "pairs are a task, which a model learns in steps, and not by a power law"
     shortest = config.max_iters // PARTS[0]
@@ -56,15 +59,12 @@ def ngram_loss(config: TrainConfig) -> float:
     return min(ngram_baselines(splits["train"], splits["val"], dataset.tokenizer.vocab_size).values())
 
 
-def seconds(config: TrainConfig, costs: Costs) -> float:
-    """About how long the loss pilots take."""
-    return sum(config.max_iters // part for part in PARTS) * costs.step
-
-
 def from_json(content: dict[str, Any]) -> Pilot:
-    """Read what `Pilot._asdict` has become in a file. Errors: TypeError for other content."""
+    """Read what `Pilot._asdict` has become in a file. Errors: TypeError, ValueError for other content."""
     pilot = Pilot(**content)
-    return pilot._replace(blocks=[Block(*block) for block in pilot.blocks])
+    if not (isinstance(pilot.iterations, int) and 0 < pilot.loss < math.inf):
+        raise ValueError("pilot")
+    return pilot._replace(blocks=blocks_from_json(pilot.blocks))
 
 
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
@@ -74,7 +74,7 @@ def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
         config, max_iters=length, warmup_iters=round(config.warmup_iters / part),
         lr_decay_iters=round(config.lr_decay_iters / part), eval_interval=length, eval_iters=1, sample_interval=0,
         checkpoint_interval=0, patience=0, snapshots=0, always_save_checkpoint=False, report_to="", wandb_log=False,
-        watch=False, quiet=False, init_from="auto" if config.init_from == "scratch" else config.init_from,
+        watch=False, quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), init_from="auto",
         out_dir=str(folder / f"pilot-{length}"),
     )  # fmt: skip
     pilot.given = set()  # type: ignore[attr-defined]
@@ -84,24 +84,30 @@ def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:
     """Train a pilot, or continue one that was stopped; what it prints goes into the log.
 
-    Errors: TinyGPTError for a pilot that diverges, with its learning rate; SystemExit after a signal.
+    Errors: TinyGPTError for a pilot that diverges, with its learning rate, or that a signal has stopped.
     """
-    lower = f"the run would diverge, too: try a lower learning_rate than {config.learning_rate:g}, or a longer warm-up"
+    folder, length = Path(config.out_dir), f"{config.max_iters:,}"
     with writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
             status = train(config)
         except TinyGPTError as error:
-            if error.status != 1 or not Path(config.out_dir, "metrics.jsonl").exists():
+            metrics = folder / "metrics.jsonl"
+            if not (metrics.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(folder))):
                 raise
-            raise TinyGPTError(
-                f"the pilot of {config.max_iters:,} iterations failed: {error.message}", lower, 1
-            ) from None
+            raise diverges(config, error.message) from None
     if status:
-        raise SystemExit(status)
+        raise TinyGPTError(f"stopped in the pilot of {length} iterations", "the same command continues it", status)
     dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
-    loss = validation_loss(Path(config.out_dir) / "last.pt", dataset, compute)
+    loss = validation_loss(folder / "last.pt", dataset, compute)
     if not math.isfinite(loss):
-        raise TinyGPTError(
-            f"the pilot of {config.max_iters:,} iterations has no finite loss", "a lower learning rate", 1
-        )
-    return Pilot(config.max_iters, loss, blocks_of(Path(config.out_dir)))
+        raise diverges(config, "its loss is not finite")
+    return Pilot(config.max_iters, loss, blocks_of(folder))
+
+
+def diverges(config: TrainConfig, why: str) -> TinyGPTError:
+    """The finding that a pilot diverged."""
+    return TinyGPTError(
+        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and so would the run",
+        f"a lower learning_rate than {config.learning_rate:g}, or a longer warmup_iters",
+        1,
+    )

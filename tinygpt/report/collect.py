@@ -187,7 +187,7 @@ def summary(
         "machine": machine(run.folder),
     }
     for each in compared(run.folder, entries, settings):
-        facts[f"predicted {each.what}"] = f"{each.predicted}; actual {each.actual}"
+        facts[f"predicted {each.what}"] = f"{each.predicted}; measured {each.actual}"
     values = {"losses": losses(run, quick), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **values}
 

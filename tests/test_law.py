@@ -1,0 +1,134 @@
+"""The scaling law of `tinygpt lab scale`: the fit against laws that are known, its optimum against a search."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import cli_here, refused, script, tiny_text
+
+from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, fit, nonnegative, read_law
+from tinygpt.lab import scale
+
+TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)
+SIZES, LENGTHS = np.array([27e3, 60e3, 150e3, 340e3, 800e3]), np.array([0.25e6, 0.5e6, 1e6, 2e6, 4e6])
+GRID = [part.ravel() for part in np.meshgrid(SIZES, LENGTHS)]
+
+
+def test_the_fit_recovers_a_law() -> None:
+    found = fit(*GRID, TRUE.loss(*GRID))
+    assert found == pytest.approx(TRUE, rel=0.02)
+    assert found.loss(10e6, 100e6) == pytest.approx(TRUE.loss(10e6, 100e6), rel=1e-3)
+
+
+def test_with_noise_the_intervals_contain_the_law() -> None:
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(10):
+        losses = TRUE.loss(*GRID) * (1 + 0.005 * rng.standard_normal(len(GRID[0])))
+        law = fit(*GRID, losses)
+        growth = [each.beta / (each.alpha + each.beta) for each in scale.resampled(law, [*GRID, losses], count=50)]
+        low, high = scale.interval(growth)
+        inside += low <= TRUE.beta / (TRUE.alpha + TRUE.beta) <= high
+    assert inside >= 5  # of 10, with intervals of 80 %
+
+
+def test_parabolas_through_equal_compute_are_biased() -> None:
+    """The reason for variable projection: without any noise, the parabolas miss the growth of the best size."""
+    best, computes = [], np.geomspace(1e11, 1e14, 7)
+    for compute in computes:
+        exact = TRUE.best_parameters(compute)
+        sizes = exact * np.geomspace(1 / 8, 4, 7)  # a grid is rarely centred
+        a, b, _ = np.polyfit(np.log(sizes), TRUE.loss(sizes, compute / 6 / sizes), 2)
+        best.append(np.exp(-b / 2 / a))
+        assert abs(best[-1] / exact - 1) > 0.1
+    fitted = fit(*GRID, TRUE.loss(*GRID))
+    for compute in computes:
+        assert fitted.best_parameters(compute) == pytest.approx(TRUE.best_parameters(compute), rel=0.05)
+
+
+def test_the_best_size_and_length_against_a_search() -> None:
+    for compute in (1e11, 1e13, 1e18):
+        sizes = np.geomspace(1e3, 1e9, 20_000)
+        searched = sizes[TRUE.loss(sizes, compute / 6 / sizes).argmin()]
+        assert TRUE.best_parameters(compute) == pytest.approx(searched, rel=0.01)
+        assert 6 * searched * TRUE.best_tokens(searched) == pytest.approx(compute, rel=0.05)
+    assert TRUE._replace(A=0.0).best_tokens(1e6) == np.inf and TRUE._replace(B=0.0).best_tokens(1e6) == 1
+
+
+def test_a_loss_gives_the_length_that_reaches_it() -> None:
+    assert TRUE.loss(1e5, TRUE.tokens_for(2.0, 1e5)) == pytest.approx(2.0)
+    assert TRUE.tokens_for(0.9, 1e5) == TRUE.tokens_for(TRUE.E, 1e9) == np.inf
+    steep = Law(1.0, 1e-3, 60.0, 0.4, 0.02)  # overflows as a power
+    assert 1e6 < steep.best_tokens(124e6) < np.inf and 1e6 < steep.tokens_for(1.1, 1e6) < np.inf
+
+
+def test_nonnegative_least_squares_against_a_search() -> None:
+    rng = np.random.default_rng(1)
+    columns, target = rng.standard_normal((20, 6, 3)), rng.standard_normal(6)
+    found, errors = nonnegative(columns, target)
+    assert (found >= 0).all()
+    for some, weights, error in zip(columns, found, errors, strict=True):
+        assert ((some @ weights - target) ** 2).sum() == pytest.approx(error)
+        tries = np.abs(weights + rng.standard_normal((2000, 3)) * rng.choice([0.01, 0.1, 1], (2000, 1)))
+        assert error <= ((tries @ some.T - target) ** 2).sum(1).min() + 1e-9
+
+
+def test_law_json(tmp_path: Path) -> None:
+    TRUE.write(tmp_path, dataset="tiny")
+    assert read_law(tmp_path) == (TRUE, "tiny") == read_law(tmp_path / "law.json")
+    assert min(SHAKESPEARE) >= 0 and all(width % (2 * heads) == 0 for width, (_, heads) in SHAPES.items())
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"E": 1, "A": 1, "B": 1, "alpha": 0, "beta": 1}', '{"E": "1"}'])
+def test_a_file_that_is_no_law(tmp_path: Path, work: Path, content: str) -> None:
+    (work / "law.json").write_text(content)
+    message = refused(work, "plan", "--dataset=tiny", "--block_size=16", "--budget=1m", "--law=law.json")
+    assert "is not a scaling law" in message
+
+
+# ---- the lab --------------------------------------------------------------------------------------------------------
+
+
+def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "QUICK", scale.Size((32, 48), (0.25, 0.5), (64, 0.5)))
+    (tmp_path / "text.txt").write_text(tiny_text(lines=1800))
+    assert cli_here("prepare", "mine", "--input=text.txt", cwd=tmp_path).status == 0
+    result = cli_here("lab", "scale", "--quick", "--dataset=mine", cwd=tmp_path)
+    assert result.status == 0, result.err
+    folder = tmp_path / "out-lab-scale-quick"
+    assert {"scale.html", "scale.png", "law.json", "lab.json"} <= {path.name for path in folder.iterdir()}
+    stages = {name: each["result"] for name, each in json.loads((folder / "lab.json").read_text())["stages"].items()}
+    assert len(stages) == 5 and all(1 < run["loss"] < 5 for run in stages.values())
+    assert stages["width 32, 0.25 passes, seed 1"]["tokens"] * 2 == pytest.approx(
+        stages["width 32, 0.5 passes, seed 1"]["tokens"], rel=0.1
+    )
+    law, dataset = read_law(folder)
+    kept = [run for name, run in stages.items() if "width 64" not in name]
+    columns = [np.array([float(run[key]) for run in kept]) for key in ("parameters", "tokens", "loss")]
+    assert law == fit(*columns) and dataset == "mine"
+    assert "held out" in result.out and "verdict" in result.out
+    again = cli_here("lab", "scale", "--quick", "--dataset=mine", cwd=tmp_path)
+    assert again.status == 0 and "stage 1 of" not in again.out  # everything is kept
+
+
+def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(models / "data")
+    for name, message in (("nowhere", "nowhere"), ("colours", "plain text"), ("tiny", "needs 50,000")):
+        result = cli_here("lab", "scale", f"--dataset={name}", cwd=tmp_path)
+        assert result.status == 2 and message in result.err, result.err
+
+
+# ---- on paper -------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_the_page_are_those_of_the_script() -> None:
+    page = (Path(__file__).parent.parent / "docs/SCALING.md").read_text(encoding="utf-8")
+    for table in script("scaling").tables().values():
+        assert table in page, "run: python scripts/scaling.py"
+
+
+def test_published_runs_are_computed_within_a_factor_of_one_and_a_half() -> None:
+    scaling = script("scaling")
+    for run in scaling.PUBLISHED.values():
+        hours = scaling.gpu_hours(scaling.MODELS[run.model], run.tokens, scaling.GPUS["A100"])
+        assert 1 / 1.5 < hours / run.gpu_hours < 1.5

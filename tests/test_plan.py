@@ -1,0 +1,405 @@
+"""`tinygpt plan`: costs by hand and against real runs, the fit against a law that is known, refusals, and resuming."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import cli_here, refused, trained
+
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import TrainConfig
+from tinygpt.evaluate.doctor import read_run
+from tinygpt.evaluate.forecast import Interval, compared, time_text
+from tinygpt.files import file_lock
+from tinygpt.plan import cost, fit, pilots
+from tinygpt.plan.cost import Block, Costs
+from tinygpt.training.log import read_metrics
+
+SMALL = ["--dataset=tiny", "--device=cpu", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16"]
+SMALL += ["--batch_size=8", "--gradient_accumulation_steps=1", "--warmup_iters=40", "--learning_rate=1e-2"]
+SMALL += ["--eval_interval=400", "--eval_iters=2", "--log_interval=10", "--max_iters=800", "--optimizer=muon"]
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data/tiny, out/plan.json and plan.txt, what the command printed."""
+    folder = tmp_path_factory.mktemp("planned")
+    shutil.copytree(tiny_data / "data", folder / "data")
+    result = cli_here("plan", *SMALL, "--sample_interval=400", cwd=folder)
+    assert result.status == 0, result.err
+    (folder / "plan.txt").write_text(result.out)
+    return folder
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_stored_and_its_pilots_are_removed(planned: Path) -> None:
+    assert {path.name for path in (planned / "out").iterdir()} - {".plan.json.lock"} == {"plan.json"}
+    content = json.loads((planned / "out/plan.json").read_text())
+    assert content["settings"]["max_iters"] == 800
+    assert [pilot["iterations"] for pilot in content["pilots"]] == [25, 50, 100]
+    for key in ("predicted_seconds", "predicted_memory_mb", "predicted_loss"):
+        part = content[key]
+        assert part is None or part["low"] <= part["value"] <= part["high"]
+    assert content["predicted_seconds"] and (content["predicted_loss"] or content["no_loss"])
+
+
+def test_what_it_prints(planned: Path) -> None:
+    text = (planned / "plan.txt").read_text()
+    for row in (r"iterations: +800", r"evaluations: +3", r"saves: +6", r"samples: +3"):
+        assert re.search(row, text), text
+    command = shlex.split(text.rpartition("next: tinygpt train ")[2])
+    assert vars(parse(TrainConfig, command)) == vars(parse(TrainConfig, [*SMALL, "--sample_interval=400"]))
+
+
+def test_doctor_and_report_compare_it_with_the_run(planned: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planned, tmp_path / "work"))
+    assert cli_here("doctor", "out", cwd=folder).status == 2  # no run yet
+    assert cli_here("train", *SMALL, "--sample_interval=400", "--quiet", cwd=folder).status == 0
+    found = {each.what: each for each in compared(folder / "out", *read_run(folder / "out"))}
+    assert {"time", "memory"} <= found.keys()
+    said = cli_here("doctor", "out", cwd=folder).out
+    assert re.search(r"^predicted: +time \d+ s \(\d+ to \d+\), measured \d+ s$", said, re.MULTILINE), said
+    assert re.search(r"^predicted: +memory [\d,]+ MB \([\d,]+ to [\d,]+\), measured [\d,]+ MB$", said, re.MULTILINE)
+    page = cli_here("report", "out", cwd=folder)
+    assert page.status == 0, page.err
+    assert "predicted time" in (folder / "out/report.html").read_text()
+
+
+def test_a_plan_of_other_settings_is_not_compared(planned: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planned, tmp_path / "work"))
+    assert cli_here("train", *SMALL, "--max_iters=40", "--quiet", cwd=folder).status == 0
+    assert compared(folder / "out", *read_run(folder / "out")) == []
+    assert "predicted" not in cli_here("doctor", "out", cwd=folder).out
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 1}', '{"settings": {}, "predicted_seconds": "x"}'])
+def test_a_damaged_plan_harms_nothing(run_copy: Path, content: str) -> None:
+    (run_copy / "out/plan.json").write_text(content)
+    assert cli_here("doctor", "out", cwd=run_copy).status == 0
+    settings = read_run(run_copy / "out")[1]
+    odd = {"settings": settings, "predicted_seconds": {"value": "x"}, "predicted_loss": [1], "start": None}
+    (run_copy / "out/plan.json").write_text(json.dumps(odd))
+    assert cli_here("doctor", "out", cwd=run_copy).status == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"costs": {"blocks": []}},
+        {"costs": {"blocks": [[0, 1.0]]}},
+        {"costs": {"blocks": "x"}},
+        {"costs": 3},
+        {"pilots": [{"iterations": 1}]},
+        {"pilots": [{"iterations": 25, "loss": "low", "blocks": []}]},
+        {"settings": []},
+        {"data": None},
+    ],
+)
+def test_an_interrupted_plan_that_was_edited_starts_again(planned: Path, work: Path, change: dict[str, Any]) -> None:
+    content = json.loads((planned / "out/plan.json").read_text())
+    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
+    for key, value in change.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    (work / "out").mkdir()
+    (work / "out/plan.json").write_text(json.dumps(content))
+    result = cli_here("plan", *SMALL, "--sample_interval=400", "--time_only", cwd=work)
+    assert result.status == 0 and "time pilot" in result.out, result.err
+
+
+def test_json_is_all_that_standard_output_gets(work: Path) -> None:
+    result = cli_here("plan", *SMALL, "--time_only", "--json", cwd=work)
+    made = json.loads(result.out)
+    assert made["predicted_loss"] is None and "time_only" in made["no_loss"]
+    assert made["predicted_seconds"]["low"] < made["predicted_seconds"]["value"]
+    assert "time pilot" in result.err
+
+
+def test_pairs_have_a_time_but_no_loss(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(models / "data")
+    flags = [flag for flag in SMALL if not flag.startswith(("--dataset", "--block_size"))]
+    result = cli_here("plan", *flags, "--dataset=colours", "--block_size=20", "--group_by_length", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "not predicted: pairs are a task" in result.out
+
+
+def test_a_model_that_starts_from_weights_has_no_loss(planned: Path, run_copy: Path) -> None:
+    flags = [flag for flag in SMALL if not flag.startswith(("--n_", "--block_size", "--batch"))]
+    result = cli_here("plan", *flags, "--init_from=out/ckpt.pt", "--out_dir=new", cwd=run_copy)
+    assert result.status == 0, result.err
+    assert "starts from trained weights" in result.out and not (run_copy / "new/last.pt").exists()
+
+
+def test_nothing_of_the_user_is_removed(work: Path) -> None:
+    """OUT_DIR may be any folder, even one with a folder called plan."""
+    for name in ("plan", "other"):
+        (work / name).mkdir()
+        (work / name / "notes.txt").write_text("mine")
+    assert cli_here("plan", *SMALL, "--time_only", "--out_dir=.", cwd=work).status == 0
+    assert (work / "plan/notes.txt").read_text() == (work / "other/notes.txt").read_text() == "mine"
+
+
+def test_two_plans_in_one_folder(work: Path) -> None:
+    (work / "out").mkdir()
+    with file_lock(work / "out/plan.json", "plan"):
+        result = cli_here("plan", *SMALL, "--time_only", cwd=work)
+    assert result.status == 2 and "in use by process" in result.err
+
+
+# ---- costs ----------------------------------------------------------------------------------------------------------
+
+
+def pilot_entries(step: float, evaluation: float, save: float, sample: float, warm: float) -> list[dict[str, Any]]:
+    """The metrics of a time pilot on a machine with these costs: at iteration 0 it saves twice, and is slow."""
+    clock, entries = 0.5 + evaluation, []  # something before the first evaluation ends
+
+    def note(kind: str, at: int) -> None:
+        entries.append({"kind": kind, "step": at, "seconds": clock})
+
+    note("eval", 0)
+    clock += sample
+    note("sample", 0)
+    clock += 2 * save
+    for i in range(25):
+        clock += step + (warm if i == 0 else 0) + (save if i == cost.SAVE_AT else 0)
+        note("train", i)
+    clock += evaluation
+    note("eval", 25)
+    clock += sample
+    note("sample", 25)
+    return entries
+
+
+def test_costs_by_hand() -> None:
+    entries = pilot_entries(step=0.02, evaluation=0.3, save=0.05, sample=0.4, warm=0.25)
+    found = cost.costs_of(entries, seconds=entries[-1]["seconds"] + 2 * 0.05 + 3)
+    assert found.step == pytest.approx(0.02) and found.evaluation == pytest.approx(0.3)
+    assert found.save == pytest.approx(0.05) and found.sample == pytest.approx(0.4)
+    assert found.start == pytest.approx(3) and found.warm_up == pytest.approx(0.75)  # 0.5 before, 0.25 at iteration 0
+    config = TrainConfig(max_iters=100, eval_interval=40, sample_interval=80, checkpoint_interval=30, snapshots=4)
+    parts = cost.parts(config, found)
+    # evaluations at 0, 40, 80, 100; last.pt also at 30, 60, 90; snapshots at 0, 1, 10, 100; samples at 0, 80
+    assert {name: part.times for name, part in parts.items()} == {
+        "start": 1, "iterations": 100, "evaluations": 4, "saves": 2 * 4 + 3 + 4, "samples": 2
+    }  # fmt: skip
+    total = 3.75 + 100 * 0.02 + 4 * 0.3 + 15 * 0.05 + 2 * 0.4
+    assert cost.seconds(config, found).value == pytest.approx(total)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max_iters=50", "--eval_interval=20", "--sample_interval=40", "--checkpoint_interval=15"],
+        ["--max_iters=40", "--eval_interval=20", "--sample_interval=0"],
+        ["--max_iters=7", "--eval_interval=100", "--sample_interval=7", "--checkpoint_interval=7"],
+    ],
+)
+def test_the_parts_are_those_of_a_real_run(work: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    from tinygpt.checkpoint import store
+
+    save = store.save
+    monkeypatch.setattr(store, "save", lambda path, *rest: (saved.append(path), save(path, *rest)))
+    trained(work, *flags, "--always_save_checkpoint=True")
+    kinds = [entry["kind"] for entry in read_metrics(work / "out")]
+    values = {flag[2:].split("=")[0]: int(flag.split("=")[1]) for flag in flags}
+    parts = cost.parts(TrainConfig(**values), Costs(0, 0, 0, 0, 0, 0, 0, 0, []))  # type: ignore[arg-type]
+    assert parts["evaluations"].times == kinds.count("eval") and parts["saves"].times == len(saved)
+    assert (parts["samples"].times if "samples" in parts else 0) == kinds.count("sample")
+
+
+def test_the_interval_of_the_time_follows_the_blocks() -> None:
+    config = TrainConfig(max_iters=1000, eval_interval=1000)
+    even = Costs(1, 0, 0.01, 0.1, 0.01, 0, 10**6, 10**6, [Block(10, 0.1)] * 20)
+    value, low, high = cost.seconds(config, even)
+    assert not cost.unsteady(even) and high - low == pytest.approx(
+        2 * cost.TIME_ERROR * cost.seconds(config, even).value
+    )
+    uneven = cost.with_blocks(even, [Block(10, 0.1)] * 10 + [Block(10, 0.3)] * 10)
+    assert uneven.step == pytest.approx(0.02) and len(uneven.blocks) == 40
+    value, low, high = cost.seconds(config, uneven)
+    assert cost.unsteady(uneven)
+    assert high - value == pytest.approx(1000 * 0.01) and value - low == pytest.approx(1000 * 0.01)
+
+
+# ---- the fit --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("E", "A", "alpha"), [(1.0, 3.0, 0.5), (0.5, 4.0, 0.3), (1.3, 30.0, 0.8)])
+def test_a_power_law_is_recovered(E: float, A: float, alpha: float) -> None:
+    law = lambda steps: E + A * steps**-alpha  # noqa: E731
+    found = fit.predict([100, 200, 400], [law(100), law(200), law(400)], 3200)
+    assert found.value == pytest.approx(law(3200), rel=0.06) and found.contains(law(3200))
+    nearer = fit.predict([100, 200, 400], [law(100), law(200), law(400)], 800)
+    assert nearer.value == pytest.approx(law(800), rel=0.02)
+    assert nearer.high - nearer.low < found.high - found.low
+
+
+def test_it_does_not_predict_beyond_8_times_the_longest_pilot() -> None:
+    fit.predict([31, 62, 125], [2.0, 1.9, 1.8], 1000)
+    with pytest.raises(ValueError, match="more than 8 times"):
+        fit.predict([31, 62, 125], [2.0, 1.9, 1.8], 1100)
+
+
+def test_pilots_that_no_power_law_fits_are_refused() -> None:
+    assert not fit.refusal([2.0, 1.8, 1.65], baseline=2.07)
+    assert "has not beaten the n-gram baseline" in fit.refusal([2.67, 2.53, 2.43], baseline=2.07)
+    assert "does not fall" in fit.refusal([2.0, 1.9, 2.01], baseline=9)
+    assert "grows with the length" in fit.refusal([2.0, 1.95, 1.7], baseline=9)
+
+
+def test_the_pilots_have_the_schedule_in_proportion(tmp_path: Path) -> None:
+    config = TrainConfig(max_iters=3200, warmup_iters=160, lr_decay_iters=1600, patience=3, wandb_log=True)
+    pilot = pilots.shortened(config, 16, tmp_path)
+    assert (pilot.max_iters, pilot.warmup_iters, pilot.lr_decay_iters) == (200, 10, 100)
+    assert pilot.eval_interval == 200 and not pilot.patience and not pilot.wandb_log
+    assert pilot.learning_rate == config.learning_rate and pilot.seed == config.seed
+
+
+def test_the_loss_of_a_pilot_is_that_of_tinygpt_eval(planned: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planned / "data", tmp_path / "data")).parent
+    short = ["--max_iters=100", "--warmup_iters=5", "--eval_interval=100"]
+    assert cli_here("train", *SMALL, *short, "--quiet", cwd=folder).status == 0
+    said = json.loads(cli_here("eval", "--ckpt=out/last.pt", "--json", cwd=folder).out)
+    pilot = json.loads((planned / "out/plan.json").read_text())["pilots"][2]
+    assert pilot["iterations"] == 100 and pilot["loss"] == pytest.approx(said["loss"], abs=1e-4)
+
+
+# ---- mistakes, and interruptions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--init_from=resume"], "predicts a new run"),
+        (["--law=law.json"], "with budget or target only"),
+        (["--time_only", "--budget=10m"], "time_only cannot be used"),
+        (["--eval_only"], "predicts a new run"),
+        (["--max_iters=0"], "predicts a new run"),
+        (["--dataset=nowhere"], "nowhere"),
+        (["--block_size=100000"], "block_size"),
+        (["--n_head=3"], "n_head 3 does not divide"),
+        (["--lora_rank=4"], "a key of tinygpt finetune"),
+        (["--budget=soon"], "--budget=soon"),
+        (["--budget=1s"], "--budget=1s"),
+        (["--target=1.5"], "needs the scaling law of tiny"),
+        (["--budget=10m", "--law=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes(work: Path, flags: list[str], message: str) -> None:
+    assert message in refused(work, "plan", *SMALL, *flags)
+
+
+def test_several_processes_are_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in refused(work, "plan", *SMALL)
+
+
+def test_short_runs_and_repeated_data_have_no_loss() -> None:
+    assert "needs 20" in pilots.refusal(TrainConfig(max_iters=210), 1, pairs=False)
+    assert "passes over its data" in pilots.refusal(TrainConfig(max_iters=9000), 40, pairs=False)
+    assert not pilots.refusal(TrainConfig(max_iters=9000), 4, pairs=False)
+
+
+def test_a_run_that_diverges_is_a_finding(work: Path) -> None:
+    result = cli_here("plan", *SMALL, "--learning_rate=1e30", "--optimizer=adamw", "--grad_clip=0", cwd=work)
+    assert result.status == 1, (result.out, result.err)
+    assert re.search(r"diverged|NaN", result.err) and "1e+30" in result.err
+
+
+def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None:
+    """A process that is stopped in its longest pilot; the next one ends with the losses of an uninterrupted plan."""
+    shutil.copytree(planned / "data", tmp_path / "data")
+    command = [sys.executable, "-m", "tinygpt", "plan", *SMALL, "--sample_interval=400"]
+    file = tmp_path / "out/plan.json"
+    for wanted, number in ((0, signal.SIGKILL), (1, signal.SIGTERM), (2, signal.SIGKILL)):
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and child.poll() is None:
+                if file.exists() and len(json.loads(file.read_text())["pilots"]) >= wanted:
+                    break
+                time.sleep(0.005)
+            child.send_signal(number)
+            status = child.wait(60)
+            assert status in (-number, 128 + number, 0)
+    if "predicted_seconds" not in (content := json.loads(file.read_text())):
+        content["pilots"][0]["loss"] += 1e-9  # a mark: it is measured once
+        file.write_text(json.dumps(content))
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    losses = [[p["loss"] for p in json.loads((f / "out/plan.json").read_text())["pilots"]] for f in (planned, tmp_path)]
+    assert losses[1][1:] == losses[0][1:] and losses[1][0] - losses[0][0] == pytest.approx(1e-9)
+    assert not (tmp_path / "out/.plan-pilots").exists()
+
+
+def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(work: Path) -> None:
+    assert cli_here("plan", *SMALL, "--time_only", cwd=work).status == 0
+    content = json.loads((work / "out/plan.json").read_text())
+    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
+    content["costs"]["step"] = 1e6
+    (work / "out/plan.json").write_text(json.dumps(content))
+    same = cli_here("plan", *SMALL, "--time_only", "--json", cwd=work)
+    assert json.loads(same.out)["predicted_seconds"]["value"] > 1e6  # the measurement of the interrupted plan is used
+    (work / "out/plan.json").write_text(json.dumps(content))
+    other = cli_here("plan", *SMALL, "--n_embd=32", "--time_only", "--json", cwd=work)
+    assert json.loads(other.out)["predicted_seconds"]["value"] < 1e6
+
+
+# ---- choosing a size ------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_gives_a_command_that_fits_it(work: Path) -> None:
+    (work / "law.json").write_text(
+        json.dumps({"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"})
+    )
+    result = cli_here("plan", *SMALL, "--batch_size=1", "--budget=12s", "--law=law.json", "--json", cwd=work)
+    assert result.status == 0, result.err
+    made = json.loads(result.out)
+    assert made["choices"] and made["command"].startswith("tinygpt train --")
+    assert all(choice["seconds"] <= 12.5 and choice["passes"] <= pilots.MOST_PASSES for choice in made["choices"])
+    best = min(made["choices"], key=lambda choice: choice["loss"])
+    assert best == made["best"] and f"--n_embd={best['width']}" in made["command"]
+    assert set(os.listdir(work)) == {"law.json", "data"}
+    assert parse(TrainConfig, shlex.split(made["command"])[2:]).n_embd == best["width"]
+
+
+def test_a_target_takes_the_soonest(work: Path) -> None:
+    (work / "law.json").write_text(
+        json.dumps({"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"})
+    )
+    flags = [*SMALL, "--law=law.json", "--json"]
+    made = json.loads(cli_here("plan", *flags, "--target=2.5", cwd=work).out)
+    assert all(choice["loss"] <= 2.5 for choice in made["choices"])
+    assert made["best"] == min(made["choices"], key=lambda choice: choice["seconds"])
+    assert "no size fits" in refused(work, "plan", *flags, "--target=0.9")  # below the irreducible loss
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (Interval(120, 110.4, 129.6), "120 s (110 to 130)"),
+        (Interval(3, 2.8, 3.2), "3 s (3 to 3)"),
+        (Interval(600, 552, 648), "10.0 min (9.2 to 10.8)"),
+        (Interval(7200, 6624, 7776), "120 min (110 to 130)"),
+        (Interval(36000, 30000, 43000), "10.0 h (8.3 to 11.9)"),
+        (Interval(1e6, 9e5, 1.1e6), "11.6 days (10.4 to 12.7)"),
+    ],
+)
+def test_times_are_told_apart(interval: Interval, text: str) -> None:
+    assert time_text(interval) == text
+
+
+def test_intervals() -> None:
+    assert Interval(1, 0.5, 2).contains(2) and not Interval(1, 0.5, 2).contains(2.01)
+    assert np.isfinite(fit.predict([20, 40, 80], [3.0, 1.0, 0.1], 640)).all()
