@@ -143,10 +143,10 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
     costs, loss = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]), None
     if not no_loss:
         lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
-        no_loss = fit.refusal(losses, pilots.ngram_loss(run.config))
-        if not no_loss:
-            loss = fit.predict(lengths, losses, run.config.max_iters)
+        loss = fit.predict(lengths, losses, run.config.max_iters)
+        no_loss = fit.refusal(losses, pilots.ngram_loss(run.config), loss.value)
     memory = cost.memory_mb(costs) if costs.memory else None
+    loss = None if no_loss else loss
     return Forecast(cost.seconds(run.config, costs), memory, loss, no_loss, costs.start, cost.unsteady(costs))
 
 

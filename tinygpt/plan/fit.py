@@ -24,17 +24,17 @@ NOISE = 0.01  # relative standard deviation of a loss: seeds, and how far a pilo
 BEND = 1.5  # a fall that grows by more than this factor from one doubling to the next is not that of a power law
 
 
-def refusal(losses: Sequence[float], baseline: float) -> str:
+def refusal(losses: Sequence[float], baseline: float, end: float) -> str:
     """Why the law does not hold for these pilots, ordered by length; empty if it may.
 
-    baseline: the loss of the best n-gram baseline, in nats per token.
+    baseline: the loss of the best n-gram baseline, in nats per token. end: where a power law would end.
     """
     if losses[-1] >= losses[0]:
         return f"the loss does not fall with longer pilots: {losses[0]:.3f}, then {losses[-1]:.3f}"
     if losses[-1] > baseline:
         return (
             f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f}), so most of the "
-            "fall is still to come, and cannot be seen"
+            f"fall is still to come; it probably ends below {end:.2f}, where a power law would end"
         )
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:
