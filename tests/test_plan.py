@@ -150,6 +150,12 @@ def test_nothing_of_the_user_is_removed(work: Path) -> None:
     assert (work / "plan/notes.txt").read_text() == (work / "other/notes.txt").read_text() == "mine"
 
 
+def test_a_run_that_is_shorter_than_its_pilot(work: Path) -> None:
+    result = cli_here("plan", *SMALL, "--max_iters=3", "--eval_interval=100", cwd=work)
+    assert result.status == 0 and "the time pilot is longer than this run" in result.out, result.err
+    assert "would have 0 iterations" in result.out
+
+
 def test_two_plans_in_one_folder(work: Path) -> None:
     (work / "out").mkdir()
     with file_lock(work / "out/plan.json", "plan"):

@@ -62,6 +62,8 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         costs, done = unfinished(run)
         if cost.busy() > BUSY:
             print("note:        the cores of this machine were busy in the last minute; the time depends on that")
+        if run.config.max_iters < cost.WARM_UP + cost.STEPS:
+            print("note:        the time pilot is longer than this run")
         if costs is None:
             print(f"time pilot:  {cost.WARM_UP + cost.STEPS} iterations and two evaluations", flush=True)
             costs = cost.measure(run.config, run.out / FOLDER)
