@@ -1,4 +1,4 @@
-"""Training of GPTs of 124 M, 1 B and 7 B parameters on paper: the tables of docs/SCALING.md.
+"""Compute on paper what the training of GPTs of 124 M, 1 B and 7 B parameters takes: the tables of docs/SCALING.md.
 
     python scripts/scaling.py
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tinygpt.terminal import duration
 
-SHARE = 0.4  # of the peak that training reaches; published runs: 0.3 to 0.6, see PUBLISHED
+SHARE = 0.4  # of the GPU's peak that training reaches (model FLOP utilisation, MFU); 0.3 to 0.6 in PUBLISHED
 LINK = 250e9  # bytes per second and direction between the GPUs of a machine (NVLink of an A100: 300e9 at most)
 NETWORK = 25e9  # bytes per second and GPU between machines (InfiniBand, 200 Gbit/s)
 OPTIMAL = 20  # training tokens per parameter (Hoffmann et al. 2022)
@@ -26,8 +26,8 @@ class Shape(NamedTuple):
     context: int
 
     def flop_per_token(self) -> float:
-        """Of a forward and a backward pass: 6 per parameter, and the scores and sums of attention (Chowdhery et al.
-        2022, appendix B)."""
+        """FLOP of the forward and the backward pass: 6 per parameter, and the scores and weighted sums of attention
+        (Chowdhery et al. 2022, appendix B)."""
         return 6 * self.parameters + 12 * self.layers * self.width * self.context
 
 

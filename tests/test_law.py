@@ -1,4 +1,4 @@
-"""The scaling law of `tinygpt lab scale`: the fit against laws that are known, its optimum against a search."""
+"""The scaling law of `tinygpt lab scale`: the fit against known laws, its optimum against a search."""
 
 import json
 from pathlib import Path

@@ -21,7 +21,7 @@ GROUPS = {
         "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
     },
     "plan and examine a run": {
-        "plan": ("plan.command:plan", "PlanConfig", "predict time, memory and loss of a training run"),
+        "plan": ("plan.command:plan", "PlanConfig", "predict the time, memory and loss of a training run"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters in text; times.
+"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters; durations.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -60,8 +60,7 @@ def duration(seconds: float) -> str:
 
 
 def durations(values: Sequence[float]) -> list[str]:
-    """Several times in the same unit, with enough digits to tell them apart: `110`, `130`, `120 s`. The last one has
-    the unit."""
+    """Format durations in a common unit, which only the last one names: `110`, `130`, `120 s`."""
     highest = max(values)
     units = (("s", 1, 300), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
     unit, size = next((unit, size) for unit, size, up_to in units if highest < up_to * size)

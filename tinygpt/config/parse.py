@@ -178,7 +178,7 @@ def contradictions(config: Any) -> Iterator[str]:
     if isinstance(config, PlanConfig):
         choosing = bool(config.budget or config.target)
         if config.law and not choosing:
-            yield "law is used with budget or target only"
+            yield "law needs budget or target"
         if config.time_only and choosing:
             yield "time_only cannot be used with budget or target, which run no pilots"
     if isinstance(config, PlotConfig) and config.output and config.to != "png":

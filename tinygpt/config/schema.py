@@ -259,7 +259,7 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class PlanConfig(TrainConfig):
-    """Predict time, memory and final loss of a training run, from short pilot runs on this machine.
+    """Predict the time, memory and final loss of a training run from short pilot runs on this machine.
 
     tinygpt plan configs/shakespeare_char.yaml --device=cpu
 
@@ -267,18 +267,19 @@ class PlanConfig(TrainConfig):
 
     tinygpt plan configs/lab_scale.yaml --budget=10m
 
-    The time needs 25 iterations; the loss needs complete runs at 1/32, 1/16 and 1/8 of the length, about a quarter of
-    the run's time. All keys of tinygpt train are accepted. A plan that was stopped continues.
+    To predict the time, it runs 25 iterations. To predict the loss, it makes complete runs of 1/32, 1/16 and 1/8 of
+    max_iters, which take about a quarter of the time of the run. With budget or target it chooses a model size instead,
+    and makes no pilot runs. It accepts all keys of tinygpt train. The same command continues a plan that was stopped.
     """
 
     time_only: bool = False
     """predict time and memory, not the loss"""
     budget: str = ""
-    """choose the size of the model and the length that reach the lowest loss in this time, for example 10m or 1h"""
+    """choose the model size and max_iters that reach the lowest loss in this time, for example 90s, 10m or 1h"""
     target: NonNegative = 0.0
-    """choose the size and the length that reach this validation loss soonest, in nats per token; 0: no target"""
+    """choose the model size and max_iters that reach this validation loss soonest, in nats per token; 0: no target"""
     law: File = ""
-    """with budget or target: folder of the tinygpt lab scale whose law is used; empty: the law of Tiny Shakespeare"""
+    """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
     """print the predictions as JSON, and everything else on standard error"""
 
@@ -730,7 +731,7 @@ class LabConfig:
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
     dataset: DatasetName = "shakespeare_char"
-    """lab scale: the text to train on"""
+    """lab scale: the dataset to train on, which must be plain text"""
     ckpt: File = "out-fast/ckpt.pt"
     """lab methods: the small base model, a checkpoint or its folder"""
     pretrained: File = ""

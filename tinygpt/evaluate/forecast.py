@@ -1,6 +1,6 @@
-"""The stored plan of a run, OUT_DIR/plan.json, and its comparison with what the run became.
+"""The stored plan of a run, OUT_DIR/plan.json, and its comparison with the result of the run.
 
-`tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show predicted against actual.
+`tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show the predictions next to the results.
 
     compared(Path("out"), entries, settings)      # [Comparison("time", "120 s (110 to 130)", "115 s"), ...]
 """
@@ -16,13 +16,13 @@ from tinygpt.terminal import durations
 from tinygpt.training.log import is_number
 
 FILE = "plan.json"
-# keys of TrainConfig that change none of what is predicted
+# keys of TrainConfig that affect none of the predictions
 IRRELEVANT = {*SESSION, "config", "out_dir", "data_dir", "quiet", "report_to"}
 IRRELEVANT |= {"wandb_log", "wandb_project", "wandb_run_name"}
 
 
 class Interval(NamedTuple):
-    """A prediction, and the interval that contains the result with a probability of 80 %."""
+    """A prediction, and its interval: it should contain the result of four in five runs (80 %)."""
 
     value: float
     low: float
@@ -33,17 +33,17 @@ class Interval(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What `tinygpt plan` predicts of a run."""
+    """The predictions of `tinygpt plan` for a run."""
 
-    seconds: Interval  # of the command, from its start to its end
-    memory_mb: Interval | None  # peak, 10^6 bytes; None on Windows
+    seconds: Interval  # of the command tinygpt train, from its start to its end
+    memory_mb: Interval | None  # peak, in 10^6 bytes; None on Windows
     loss: Interval | None  # of the last weights on the complete validation split, in nats per token
-    no_loss: str  # why there is none
+    no_loss: str  # why there is no prediction of the loss; empty if there is one
     start: float  # seconds before the first iteration, which metrics.jsonl does not count
-    unsteady: bool  # the speed of the pilots varied much
+    unsteady: bool  # the time per iteration varied by more than 30 % in the pilots
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of plan.json and of `tinygpt plan --json`."""
+        """The predictions as in plan.json and `tinygpt plan --json`."""
         made: dict[str, Any] = {}
         for name in ("seconds", "memory_mb", "loss"):
             interval = getattr(self, name)
@@ -52,13 +52,13 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        lines = [f"time:        {time_text(self.seconds)}"]
+        lines = ["predictions, with 80 % intervals:", f"time:        {time_text(self.seconds)}"]
         if self.unsteady:
-            lines.append("note:        the speed of the pilots varied by more than 30 %, so the interval is wide")
+            lines.append("note:        the time per iteration varied by more than 30 %, so the interval is wide")
         if self.memory_mb:
             lines.append(f"memory:      {memory_text(self.memory_mb)}")
         if self.loss:
-            lines.append(f"loss:        {loss_text(self.loss)} on the validation split")
+            lines.append(f"loss:        {loss_text(self.loss)} nats per token, on the validation split")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")
         return lines
@@ -78,12 +78,12 @@ def loss_text(loss: Interval) -> str:
 
 
 def relevant(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings on which the time, the memory or the loss of a run depend."""
+    """The settings on which the time, the memory or the loss of a run depends."""
     return {key: value for key, value in settings.items() if key not in IRRELEVANT}
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The content of plan.json; None without one, or for a file that is not one."""
+    """Read plan.json. None if it is missing or damaged."""
     try:
         content = json.loads(read_text(folder / FILE, "tinygpt plan"))
         return content if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
@@ -92,7 +92,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 
 class Comparison(NamedTuple):
-    """A prediction of a plan, and the result; both as text."""
+    """A prediction and its result, both as text."""
 
     what: str
     predicted: str
@@ -103,7 +103,7 @@ class Comparison(NamedTuple):
 
 
 def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any]) -> list[Comparison]:
-    """Compare the plan in a run's folder with the run: nothing without a plan of these settings, or before the end."""
+    """Compare the plan in a run's folder with the run. Empty without a plan of these settings, or before its end."""
     plan = read_plan(folder)
     if plan is None or relevant(plan["settings"]) != relevant(settings):
         return []

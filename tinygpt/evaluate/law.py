@@ -1,8 +1,12 @@
 """A scaling law: the loss of a model as a function of its size and of the length of its training.
 
-    L(N, D) = E + A / N^alpha + B / D^beta        N parameters, D training tokens    (Hoffmann et al. 2022, approach 3)
+    L(N, D) = E + A / N^alpha + B / D^beta                                     (Hoffmann et al. 2022, approach 3)
 
-`tinygpt lab scale` fits one and writes it to law.json; `tinygpt plan --budget` chooses a size and a length by one.
+N is the number of parameters, D the number of training tokens, E the irreducible loss: what would remain with an
+infinitely large model and infinitely many tokens. A and alpha say what the limited size adds to the loss, B and beta
+what the limited training adds.
+
+`tinygpt lab scale` fits a law and writes it to law.json; `tinygpt plan --budget` uses it to choose a size and a length.
 
     law = fit(parameters, tokens, losses)
     law.loss(0.8e6, 4e6), law.best_tokens(0.8e6)
@@ -20,7 +24,7 @@ from tinygpt.files import read_text, replacing, strict_json
 from tinygpt.training.log import is_number
 
 FILE = "law.json"
-LARGEST = 300.0  # logarithm of the largest number of tokens: more is as good as infinite
+LARGEST = 300.0  # upper limit of the logarithm of a number of tokens, so that none overflows
 
 
 class Law(NamedTuple):
@@ -33,12 +37,15 @@ class Law(NamedTuple):
     beta: float
 
     def loss(self, parameters: Any, tokens: Any) -> Any:
-        """Numbers or arrays."""
+        """Predict the loss, for numbers or arrays."""
         return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
 
     def best_tokens(self, parameters: float) -> float:
-        """The length at which a model of this size is the best use of the compute 6 N D: there, the derivatives of the
-        loss by log N and by log D are equal. 1 if the length does not matter, infinite if the size does not."""
+        """The compute-optimal length for a size: with the same compute, 6 N D, no other size reaches a lower loss.
+
+        There, the derivatives of the loss with respect to log N and log D are equal. 1 if the loss does not depend on
+        the length, infinite if it does not depend on the size.
+        """
         if not self.A:
             return math.inf
         if not self.B:
@@ -49,14 +56,14 @@ class Law(NamedTuple):
         return math.exp(min(max(logarithm, 0.0), LARGEST))
 
     def tokens_for(self, loss: float, parameters: float) -> float:
-        """The length at which a model of this size reaches a loss; infinite if it never does."""
+        """The number of training tokens with which a model of this size reaches a loss; infinite if it never does."""
         rest = loss - self.E - self.A * parameters**-self.alpha
         if rest <= 0:
             return math.inf
         return math.exp(min(math.log(self.B / rest) / self.beta, LARGEST)) if self.B else 1.0
 
     def best_parameters(self, compute: float) -> float:
-        """The size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
+        """The compute-optimal size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
         if not self.B:
             return math.inf
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
@@ -71,16 +78,16 @@ class Law(NamedTuple):
 
 # measured by `tinygpt lab scale` on Tiny Shakespeare, see docs/SCALING.md
 SHAKESPEARE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.35)
-# layers and heads of the sizes, by width
+# the model sizes: width (n_embd), and its layers and heads
 SHAPES = {
     32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10), 192: (6, 6), 256: (6, 8), 384: (6, 6)
 }  # fmt: skip
 
 
 def read_law(path: Path) -> tuple[Law, str]:
-    """Read law.json, or the one in a folder: the law, and the dataset that it was measured on.
+    """Read law.json, given the file or its folder. Return the law and the name of the dataset it was measured on.
 
-    Errors: TinyGPTError for a file that is missing or is not one.
+    Errors: TinyGPTError for a file that is missing or is not a law.
     """
     path = path / FILE if path.is_dir() else path
     hint = "tinygpt lab scale writes one"
@@ -95,11 +102,11 @@ def read_law(path: Path) -> tuple[Law, str]:
 
 
 def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
-    """The law with the least squared relative error, by variable projection (Golub & Pereyra 1973): for each pair of
-    exponents, E, A and B solve a linear problem, so that only two numbers are searched, on a grid refined twice.
+    """Fit the law by least squares of the relative errors, with variable projection (Golub & Pereyra 1973).
 
-    All three arrays are float64 (runs,), with at least two sizes and two lengths. Parabolas through the losses of equal
-    compute, another common method, are biased (tests/test_law.py).
+    For given exponents, E, A and B solve a linear least-squares problem, so only alpha and beta are searched, on a grid
+    that is refined twice. All three arrays are float64 (runs,), with at least two sizes and two lengths. Another common
+    method, a parabola through the losses at equal compute, can be biased (tests/test_law.py).
     """
     units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
     n, d = np.log(parameters / units[0]), np.log(tokens / units[1])
@@ -118,10 +125,10 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
 
 
 def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares with three weights that are not negative, for many problems: (P, 3), and squared errors (P,).
+    """Solve P least-squares problems with three non-negative weights each: return weights (P, 3), squared errors (P,).
 
-    columns: (P, runs, 3). The solution is the best of those with some weights at 0 and the others free, among those
-    without negative weights.
+    columns: (P, runs, 3), target: (runs,). For each choice of the weights that are 0, the others are solved for without
+    a constraint; of the solutions without negative weights, the one with the smallest error is taken.
     """
     best, errors = np.zeros((len(columns), 3)), np.full(len(columns), np.inf)
     for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):

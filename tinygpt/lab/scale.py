@@ -1,8 +1,9 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
-fitted (evaluate/law.py). It says how to divide compute, C = 6 N D FLOP (Kaplan et al. 2020), between size and length.
-The last run is larger and longer than all others, and held out: the law predicts it.
+fitted (evaluate/law.py). It says how to divide compute between size and length: C = 6 N D FLOP for N parameters and D
+training tokens (Kaplan et al. 2020). The last run needs more compute than all others, and is held out from the fit: it
+tests whether the law predicts it.
 
     width W, P passes, seed S         {"parameters", "tokens", "loss", "seconds"}
 
@@ -41,7 +42,7 @@ class Size(NamedTuple):
 
     widths: tuple[int, ...]
     passes: tuple[float, ...]
-    last: tuple[int, float]  # width and passes of the run that is predicted
+    last: tuple[int, float]  # width and passes of the held-out run
 
 
 FULL = Size((32, 48, 64, 96, 128), (0.25, 0.5, 1, 2), (160, 4))
@@ -64,10 +65,10 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     else:
         tokens = len(Dataset(config.data_dir, config.dataset).splits["train"])
         if Dataset(config.data_dir, config.dataset).pairs:
-            raise TinyGPTError(f"lab scale needs plain text, and {config.dataset} has pairs", "another --dataset")
+            raise TinyGPTError(f"lab scale needs plain text, but {config.dataset} has pairs", "another --dataset")
         if tokens < LEAST_TOKENS:
             raise TinyGPTError(
-                f"{config.dataset} has {tokens:,} training tokens, and lab scale needs {LEAST_TOKENS:,}",
+                f"{config.dataset} has {tokens:,} training tokens, but lab scale needs {LEAST_TOKENS:,}",
                 "prepare more text",
             )
     one_pass = min(tokens, MOST_TOKENS)
@@ -110,7 +111,7 @@ def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
 
 
 def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
-    """Laws of losses to which residuals of the fit were added at random: the bootstrap (Efron 1979), for intervals."""
+    """Fit laws to losses with resampled residuals: the residual bootstrap (Efron 1979), for the intervals."""
     rng, (parameters, tokens, losses) = np.random.default_rng(1), columns
     fitted = law.loss(parameters, tokens)
     residuals = (losses / fitted - 1) * np.sqrt(len(losses) / max(1, len(losses) - len(law)))
@@ -118,7 +119,7 @@ def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The middle 80 %."""
+    """The 10 % and the 90 % quantile: an interval of 80 %."""
     low, high = np.quantile(values, [0.1, 0.9])
     return float(low), float(high)
 
@@ -156,7 +157,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     tables = [
         Table(
             "Loss by size and length",
-            ["width x layers", "parameters", *(f"{passes:g} passes" for passes in size.passes)],
+            ["width x layers", "parameters", *(f"passes: {passes:g}" for passes in size.passes)],
             grid,
             "Validation loss in nats per token, on the complete split"
             + (": median (minimum to maximum) of the seeds." if len(seeds(config)) > 1 else "."),
@@ -167,17 +168,18 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             [[ranged(lambda each: each.E, ".2f"), ranged(lambda each: each.alpha, ".2f"),
               ranged(lambda each: each.beta, ".2f"),
               ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
-            f"Fitted to {len(columns[0])} runs; intervals of 80 % from {len(others)} bootstrap samples. Growth: how "
-            "many times as large the best model is for ten times the compute.",
+            f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
+            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Growth: by which factor the best "
+            "size N grows with ten times the compute.",
         ),
         Table(
-            "What it says about larger models",
+            "What the law says about larger models",
             ["parameters", "best tokens per parameter", "loss", "FLOP", "time on this machine"],
             said,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
-            f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one here. The intervals "
-            "contain the error of the fit, and not that the law may end: it holds for new tokens of this text, of "
-            "which there are not so many.",
+            f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
+            "intervals contain the error of the fit only. The law may not hold so far out, and it assumes new tokens "
+            "of the same kind of text, of which this dataset has too few.",
         ),
     ]  # fmt: skip
 
@@ -226,11 +228,11 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
 def divided(law: Law, others: Sequence[Law]) -> Verdict:
     """How to divide more compute."""
     low, high = interval([each.beta / (each.alpha + each.beta) for each in others])
-    size = "size and length grow alike"
+    size = "it is not clear whether the best size or the best length grows faster"
     if low > 0.5:
-        size = "the size grows faster than the length"
+        size = "the best size grows faster than the best length"
     elif high < 0.5:
-        size = "the length grows faster than the size"
+        size = "the best length grows faster than the best size"
     return Verdict(
         f"With more compute C, {size}: the best size grows as C^{law.beta / (law.alpha + law.beta):.2f} "
         f"({low:.2f} to {high:.2f}).",
@@ -244,8 +246,8 @@ def spent(law: Law, columns: Sequence[np.ndarray]) -> Verdict:
     size, length = law.A * n**-law.alpha, law.B * d**-law.beta
     gain = "more data" if length > size else "a larger size"
     return Verdict(
-        f"The largest model in the fit, trained longest, would gain more from {gain}: of its loss of "
-        f"{law.loss(n, d):.2f}, {size:.2f} are due to its size and {length:.2f} to its data; {law.E:.2f} would remain.",
+        f"The largest model in the fit, trained longest, could gain more from {gain}: of its loss of "
+        f"{law.loss(n, d):.2f}, {size:.2f} is due to its size, {length:.2f} to its data; {law.E:.2f} is irreducible.",
         "the larger of the two terms A / N^alpha and B / D^beta",
     )
 

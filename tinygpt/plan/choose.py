@@ -1,10 +1,11 @@
-"""`tinygpt plan --budget` and `--target`: the size and the length that suit this machine, by a scaling law.
+"""`tinygpt plan --budget` and `--target`: choose a model size and a number of iterations for this machine.
 
-For each size the time of an iteration is measured here; the law (evaluate/law.py) says which loss the model reaches
-in the budget, or how long it needs to reach the target. Its losses order the sizes; the pilots of a plan are nearer.
+The time of an iteration is measured for each size; a scaling law (evaluate/law.py) says which loss the model reaches in
+the budget, or how long it needs to reach the target. Its losses serve to rank the sizes. To predict the loss of the
+chosen one, plan that run: its loss pilots measure its own recipe.
 
-    sizes = measured(config)                        # [Size(width=32, parameters=28160, step=0.004), ...]
-    iterations(sizes[0], 2048, law, 600, 0.0)       # of batches of 2,048 tokens in ten minutes
+    sizes = measured(config, dataset)               # [Size(width=32, parameters=28160, step=0.004), ...]
+    iterations(sizes[0], 2048, law, 600, 0.0)       # how many batches of 2,048 tokens fit into ten minutes
 """
 
 import dataclasses
@@ -24,22 +25,22 @@ from tinygpt.training.build import choose_compute, model_class, seconds_per_batc
 from tinygpt.training.start import Start, make_model
 
 START = 5.0  # seconds until the first iteration
-SHARE = 0.9  # of the rest is iterations; EVALUATIONS and their saves take the other tenth
+SHARE = 0.9  # of the remaining time for iterations; the other tenth is for EVALUATIONS and their saves
 EVALUATIONS = 4
-FEWEST = 100  # iterations that are worth a run
-SLOWEST = 2.0  # seconds an iteration; larger models need hours
+FEWEST = 100  # iterations of a run that is suggested
+SLOWEST = 2.0  # seconds per iteration; no size beyond the first that takes longer is measured
 
 
 class Size(NamedTuple):
-    """A size of model on this machine."""
+    """A model size, measured on this machine."""
 
     width: int
     parameters: int
-    step: float  # seconds an iteration
+    step: float  # seconds per iteration
 
 
 class Choice(NamedTuple):
-    """A size and a length."""
+    """A model size with the length of its run, its time, and its loss by the scaling law."""
 
     width: int
     parameters: int
@@ -47,20 +48,22 @@ class Choice(NamedTuple):
     iterations: int
     passes: float  # over the training data
     seconds: float
-    loss: float  # by the law
+    loss: float  # in nats per token
 
 
 def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[str, Any]:
     """Print the choices and the best one; return them for --json. Errors: TinyGPTError if none fits."""
-    asked = budget_seconds(config.budget) if config.budget else math.inf
+    seconds = budget_seconds(config.budget) if config.budget else math.inf
     dataset = Dataset(run.data_dir, run.dataset)
     if run.init_from != "scratch" or dataset.pairs:
-        raise TinyGPTError("a size can be chosen for a new model of plain text only", "plan without budget and target")
-    law = the_law(config, run)
+        raise TinyGPTError(
+            "a size can be chosen for a new model of plain text only", "the same command without --budget and --target"
+        )
+    law = chosen_law(config, run)
     tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     found = []
     for size in measured(run, dataset):
-        count = iterations(size, batch, law, asked, config.target)
+        count = iterations(size, batch, law, seconds, config.target)
         passes = count * batch / tokens
         if count >= FEWEST and passes <= MOST_PASSES:
             loss = float(law.loss(size.parameters, count * batch))
@@ -72,7 +75,7 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
         )
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
     print(
-        f"{'width x layers':>14}{'parameters':>12}{'ms each':>9}{'iterations':>12}{'passes':>8}{'about':>13}{'loss':>7}"
+        f"{'width x layers':>14}{'parameters':>12}{'ms/iter':>9}{'iterations':>12}{'passes':>8}{'time':>13}{'loss':>7}"
     )
     for choice in found:
         name = f"{choice.width} x {SHAPES[choice.width][0]}"
@@ -87,21 +90,19 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
     return {"choices": choices, "best": best._asdict(), "command": suggest.command("train", *command)}
 
 
-def the_law(config: PlanConfig, run: TrainConfig) -> Law:
-    """The law that the command names, or that of Tiny Shakespeare; a note says where it was measured."""
+def chosen_law(config: PlanConfig, run: TrainConfig) -> Law:
+    """Return the law that --law names, or that of Tiny Shakespeare, and print where it was measured."""
     law, measured_on = read_law(Path(config.law)) if config.law else (SHAKESPEARE, "shakespeare_char")
     if config.target and measured_on != run.dataset:
         lab = suggest.command("lab", "scale", f"--dataset={run.dataset}")
         raise TinyGPTError(f"a target needs the scaling law of {run.dataset}", f"{lab}, then --law=out-lab-scale")
-    where = (
-        "this text" if measured_on == run.dataset else f"{measured_on}; on {run.dataset} it can only order the sizes"
-    )
+    where = measured_on if measured_on == run.dataset else f"{measured_on}; on {run.dataset} it can only rank the sizes"
     print(f"law:         measured with the recipe configs/lab_scale.yaml on {where}")
     return law
 
 
 def iterations(size: Size, batch: int, law: Law, seconds: float, target: float) -> int:
-    """As many iterations as fit the seconds, or as few as reach the target; 0 if it is not reached in that time."""
+    """How many iterations fit into the time, or how few reach the target; 0 if the time is too short."""
     most = max(0.0, (seconds - START) * SHARE / size.step)
     if not target:
         return int(most)
@@ -110,13 +111,13 @@ def iterations(size: Size, batch: int, law: Law, seconds: float, target: float) 
 
 
 def shape(width: int) -> dict[str, Any]:
-    """The keys of a size."""
+    """The keys of TrainConfig for the model of a width."""
     layers, heads = SHAPES[width]
     return {"n_layer": layers, "n_head": heads, "n_embd": width, "n_kv_head": 0, "mlp_width": 0}
 
 
 def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]:
-    """The arguments of `tinygpt train` for a choice: the command's own, and those that differ from them."""
+    """The arguments of `tinygpt train` for a choice: those of this command, with the keys that the choice changes."""
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
     kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
@@ -124,7 +125,7 @@ def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]
 
 
 def measured(run: TrainConfig, dataset: Dataset) -> list[Size]:
-    """The time of an iteration for each size, on one batch: the shortest of a few."""
+    """Measure the time of an iteration for each size: the shortest of a few on one batch."""
     compute, found = choose_compute(run, {}), []
     for width in SHAPES:
         config = dataclasses.replace(run, **shape(width))

@@ -1,8 +1,8 @@
 """`tinygpt plan`: the stages of a plan, what it prints, and plan.json.
 
 The time pilot comes first and takes seconds; the loss pilots take about a quarter of the run. Each result is stored in
-OUT_DIR/plan.json at once, so a plan that was stopped continues with the pilot it was in. The pilots' own files are in
-OUT_DIR/.plan-pilots, which is removed at the end.
+OUT_DIR/plan.json at once, so a plan that was stopped continues with the pilot that it had begun. The pilots' own
+files are in OUT_DIR/.plan-pilots, which is removed at the end.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from tinygpt.training.build import choose_compute, model_class
 from tinygpt.training.start import make_model, resumes, starting_point
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
-BUSY = 0.5  # processes that wait for a core, per core
+BUSY = 0.5  # load average per core, from which the machine counts as busy
 ELSEWHERE = ("config", "out_dir", "quiet")  # settings on which no measurement depends
 
 
 class Planned(NamedTuple):
-    """The run that is planned."""
+    """The run to be planned."""
 
     config: TrainConfig
-    flags: list[str]  # those of tinygpt train that the command has
+    flags: list[str]  # of tinygpt train, as given on the command line
     passes: float  # over the training data
     pairs: bool  # the dataset has prompts and responses
     data: dict[str, str]  # SHA-256 of the dataset's files
@@ -60,10 +60,12 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
     """Measure, predict, store and print."""
     with file_lock(run.out / FILE, "plan"):
         costs, done = unfinished(run)
-        if cost.busy() > BUSY:
-            print("note:        the cores of this machine were busy in the last minute; the time depends on that")
+        if cost.load_per_core() > BUSY:
+            print(
+                "note:        this machine was busy in the last minute; for the time when it is idle, plan again later"
+            )
         if run.config.max_iters < cost.WARM_UP + cost.STEPS:
-            print("note:        the time pilot is longer than this run")
+            print("note:        the time pilot has more iterations than this run")
         if costs is None:
             print(f"time pilot:  {cost.WARM_UP + cost.STEPS} iterations and two evaluations", flush=True)
             costs = cost.measure(run.config, run.out / FOLDER)
@@ -76,7 +78,7 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         store(run, costs, done, forecast)
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     print("\n".join(forecast.lines()))
-    print(f"stored:      {run.out / FILE}; tinygpt doctor and report compare it with the run")
+    print(f"stored:      {run.out / FILE}; tinygpt doctor and tinygpt report will compare it with the run")
     print(f"\nnext: {suggest.command('train', *run.config.config, *run.flags)}")
     return forecast
 
@@ -93,7 +95,7 @@ def planned(config: PlanConfig) -> Planned:
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
         what = "eval_only" if run.eval_only else "max_iters=0" if not run.max_iters else f"init_from={run.init_from}"
-        raise TinyGPTError(f"plan predicts a new run, but this one has {what}", "drop it, or use another --out_dir")
+        raise TinyGPTError(f"plan predicts a new run, but this one has {what}", "remove it, or use another --out_dir")
     dataset = Dataset(run.data_dir, run.dataset)
     start, compute = starting_point(run), choose_compute(run, {})
     model, _ = make_model(run, dataset, start, model_class(run.fast, compute))
@@ -112,7 +114,7 @@ def planned(config: PlanConfig) -> Planned:
 
 
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
-    """What an interrupted plan of the same run has measured. What another one has left is removed."""
+    """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
     content = read_plan(run.out) or {}
     if "predicted_seconds" not in content and identity(content) == identity(record(run)):
         with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
@@ -127,7 +129,7 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...]) -> tuple[Pi
     listed = ", ".join(f"{length:,}" for length in lengths[:-1])
     took = duration(sum(lengths) * costs.step)
     print(
-        f"loss pilots: runs of {listed} and {lengths[-1]:,} iterations, about {took}, and an evaluation each",
+        f"loss pilots: runs of {listed} and {lengths[-1]:,} iterations, about {took} in all, and an evaluation each",
         flush=True,
     )
     for part, length in zip(pilots.PARTS, lengths, strict=True):
@@ -141,7 +143,7 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...]) -> tuple[Pi
 
 
 def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str) -> Forecast:
-    """The predictions of the run."""
+    """Predict the time, the memory and the loss of the run from the measurements."""
     costs, loss = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]), None
     if not no_loss:
         lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
@@ -173,11 +175,11 @@ def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecas
 
 
 def show_costs(run: Planned, costs: Costs) -> None:
-    """Print what each part of the run costs, by the time pilot."""
+    """Print what each part of the run costs, according to the time pilot."""
     found = cost.parts(run.config, costs)
     total = sum(part.seconds for part in found.values())
     print(f"{'':13}{'count':>9}{'ms each':>12}{'total':>12}{'share':>8}")
     for name, part in found.items():
         share = f"{part.seconds / total:.0%}"
         print(f"{name + ':':13}{part.times:>9,}{1000 * part.each:>12,.1f}{duration(part.seconds):>12}{share:>8}")
-    print(f"disk:        {cost.disk(run.config, costs) / 1e6:,.0f} MB in {run.out}")
+    print(f"disk:        up to {cost.disk(run.config, costs) / 1e6:,.0f} MB in {run.out}")

@@ -27,7 +27,7 @@ WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
-UNSTEADY = 0.3  # (slow - fast) / mean time of the blocks of iterations, from which the time is called a range
+UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
 
 
 class Block(NamedTuple):
@@ -41,8 +41,8 @@ class Costs(NamedTuple):
     """What the parts of a run cost on this machine, in seconds and bytes."""
 
     start: float  # imports, data and model: until metrics.jsonl begins to count
-    warm_up: float  # what the first evaluation and the first iterations take longer
-    step: float
+    warm_up: float  # extra time of the first evaluation and the first iterations
+    step: float  # one iteration
     evaluation: float  # of both splits
     save: float  # of one checkpoint
     sample: float
@@ -52,7 +52,7 @@ class Costs(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a run: how often, and seconds each."""
+    """A part of a run: how often it occurs, and how many seconds it takes each time."""
 
     times: int
     each: float
@@ -63,7 +63,7 @@ class Part(NamedTuple):
 
 
 def measure(config: TrainConfig, folder: Path) -> Costs:
-    """Run the time pilot in the folder. Errors: TinyGPTError as in evaluate/process.py; the pilot has said why."""
+    """Run the time pilot in the folder. Errors: TinyGPTError as in evaluate/process.py; the pilot has printed why."""
     length = WARM_UP + STEPS
     pilot = dataclasses.replace(
         config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
@@ -79,13 +79,13 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
 
 
 def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
-    """The costs, from the metrics of a time pilot and the seconds that its process took; without memory and size."""
+    """Derive the costs, without memory and size, from the metrics of a time pilot and the seconds its process took."""
     length = WARM_UP + STEPS
     at = {(entry["kind"], entry["step"]): entry["seconds"] for entry in entries}
     took = {i: at["train", i] - at["train", i - 1] for i in range(WARM_UP, length)}
     with_save = took.pop(SAVE_AT)
     steady = list(took.values())
-    step = statistics.fmean(sorted(steady)[1:-1])  # lengths of pairs vary, so this is not their median
+    step = statistics.fmean(sorted(steady)[1:-1])  # not the median: batches of pairs differ in length
     save = max(0.0, with_save - step)
     evaluation = at["eval", length] - at["train", length - 1]
     sample = at["sample", length] - at["eval", length] if ("sample", length) in at else 0.0
@@ -115,7 +115,7 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
 
 
 def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
-    """The costs, with the step time of all blocks that were measured since: their mean."""
+    """The costs with the time per iteration of later blocks, which are those of the loss pilots, if there are any."""
     if not blocks:
         return costs
     step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
@@ -123,7 +123,7 @@ def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
 
 
 def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
-    """The iterations of a run that has evaluated at its start and its end only, in blocks of about so many seconds."""
+    """The iterations of a run without evaluations but at its start and its end, in blocks of at least these seconds."""
     entries = [entry for entry in read_metrics(folder) if entry["kind"] == "train" and entry["step"] >= WARM_UP]
     found: list[Block] = []
     first = entries[0] if entries else None
@@ -135,23 +135,23 @@ def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
     return found
 
 
-def slow_and_fast(costs: Costs) -> tuple[float, float]:
-    """Seconds of an iteration in the fast and in the slow blocks: the first and the last tenth of them."""
+def fast_and_slow(costs: Costs) -> tuple[float, float]:
+    """Seconds per iteration in fast and in slow blocks: about the 10th and the 90th percentile."""
     times = sorted(block.seconds / block.iterations for block in costs.blocks)
     return times[len(times) // 10], times[-1 - len(times) // 10]
 
 
 def unsteady(costs: Costs) -> bool:
-    """Whether the speed of the pilots varied so much that the time is a range."""
-    fast, slow = slow_and_fast(costs)
+    """Whether the time per iteration of the pilots varied by more than UNSTEADY."""
+    fast, slow = fast_and_slow(costs)
     return slow - fast > UNSTEADY * costs.step
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Time of the complete run, with its 80 % interval: if it were as fast as the fast blocks, or as slow as the slow
-    ones, but at least TIME_ERROR to either side."""
+    """Predict the time of the complete run. The interval reaches from the speed of fast blocks to that of slow ones,
+    and extends by at least TIME_ERROR to either side."""
     total = sum(part.seconds for part in parts(config, costs).values())
-    fast, slow = (total + config.max_iters * (step - costs.step) for step in slow_and_fast(costs))
+    fast, slow = (total + config.max_iters * (step - costs.step) for step in fast_and_slow(costs))
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
 
 
@@ -162,28 +162,28 @@ def memory_mb(costs: Costs) -> Interval:
 
 
 def disk(config: TrainConfig, costs: Costs) -> int:
-    """The largest amount that the run's folder takes, in bytes: both checkpoints, a third while one is replaced, the
-    snapshots, which have a byte instead of twelve for each weight, and a line of the log for each iteration logged."""
+    """The largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the snapshots,
+    which have one byte instead of twelve per weight, and a line of the log for each logged iteration."""
     snapshots = len(snapshot_steps(config.snapshots, config.max_iters)) if config.snapshots else 0
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
 
 def from_json(content: dict[str, Any]) -> Costs:
-    """Read what `Costs._asdict` has become in a file. Errors: TypeError, ValueError for other content."""
+    """Read the costs from the JSON of `Costs._asdict`. Errors: TypeError, ValueError for other content."""
     costs = Costs(**content)
     return costs._replace(blocks=blocks_from_json(costs.blocks, least=1))
 
 
 def blocks_from_json(content: Any, least: int = 0) -> list[Block]:
-    """Read what a list of blocks has become in a file. Errors: TypeError, ValueError for other content."""
+    """Read a list of blocks from JSON. Errors: TypeError, ValueError for other content."""
     blocks = [Block(int(iterations), float(seconds)) for iterations, seconds in content]
     if len(blocks) < least or not all(block.iterations > 0 and block.seconds > 0 for block in blocks):
         raise ValueError("blocks")
     return blocks
 
 
-def busy() -> float:
-    """Processes that wait for the cores of this machine, per core, in the last minute; 0 where that is unknown."""
+def load_per_core() -> float:
+    """The load average of the last minute, divided by the number of cores; 0 where it is unknown."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (OSError, AttributeError):

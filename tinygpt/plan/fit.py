@@ -1,11 +1,14 @@
 """A power law through the losses of the pilots, extended to the length of the run.
 
-    L(D) = E + A / D^alpha       D iterations, E the irreducible loss     (Hestness et al. 2017; Hoffmann et al. 2022)
+    L(D) = E + A / D^alpha                                                (Hestness et al. 2017; Hoffmann et al. 2022)
 
-Three pilots do not determine three numbers, so all pairs of E and alpha on a grid are weighted by how well they fit the
-pilots and by a prior on alpha; E lies between 0 and the lowest loss. The prior and the noise were chosen on runs other
-than those of the table in docs/SCALING.md. The law holds only after a model knows more than pairs and triples of
-tokens: before that its loss stays near the bigram baseline, and then falls by an amount that the pilots cannot show.
+D is the number of iterations, E the irreducible loss, A and alpha the height and the steepness of the fall. Three noisy
+pilots determine E, A and alpha only poorly. So all pairs of E and alpha on a grid are weighted by how well they fit the
+pilots, and by a prior on alpha; E lies between 0 and the lowest loss. The prediction is the weighted mean. The prior
+and the noise were chosen on the development runs of docs/SCALING.md, not on the twelve runs that test the predictions.
+
+The law holds only for a model that has beaten the n-gram baselines. Before that, its loss stays near the bigram
+baseline, and then falls by an amount that the pilots cannot show.
 
     predict([62, 125, 250], [2.06, 1.94, 1.84], 2000)       # Interval(value=1.63, low=1.56, high=1.71)
 """
@@ -17,29 +20,30 @@ import numpy as np
 from tinygpt.evaluate.forecast import Interval
 
 FURTHEST = 8.5  # times the longest pilot; 8 and what rounding adds
-ALPHA, ALPHA_SPREAD = 0.7, 0.8  # prior: log-normal, its median and the standard deviation of the logarithm
+ALPHA, ALPHA_SPREAD = 0.7, 0.8  # prior on alpha: log-normal, its median and the standard deviation of its logarithm
 ALPHAS = np.geomspace(0.03, 2, 80)
 IRREDUCIBLE = np.linspace(0, 0.95, 60)  # E, as a share of the lowest loss
-NOISE = 0.01  # relative standard deviation of a loss: seeds, and how far a pilot is from the law
+NOISE = 0.01  # relative standard deviation of a pilot's loss: the seed, and the distance from the law
 BEND = 1.5  # a fall that grows by more than this factor from one doubling to the next is not that of a power law
 
 
 def refusal(losses: Sequence[float], baseline: float, end: float) -> str:
-    """Why the law does not hold for these pilots, ordered by length; empty if it may.
+    """Say why the law does not hold for these pilots, ordered by length; empty if it may hold.
 
-    baseline: the loss of the best n-gram baseline, in nats per token. end: where a power law would end.
+    baseline: the loss of the best n-gram baseline, in nats per token. end: the loss that a power law predicts.
     """
     if losses[-1] >= losses[0]:
         return f"the loss does not fall with longer pilots: {losses[0]:.3f}, then {losses[-1]:.3f}"
     if losses[-1] > baseline:
         return (
             f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f}), so most of the "
-            f"fall is still to come; it probably ends below {end:.2f}, where a power law would end"
+            f"fall is still to come; the run probably ends below {end:.2f}, which a power law would predict"
         )
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:
         return (
-            f"the loss falls faster with each pilot ({100 * first:.0f}, then {100 * second:.0f} %), unlike a power law"
+            f"the loss falls faster with each doubling of the length ({100 * first:.0f} %, then {100 * second:.0f} %), "
+            "unlike a power law"
         )
     return ""
 

@@ -1,8 +1,8 @@
 """The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, each with its own warm-up and decay.
 
-A run cannot be predicted from its own beginning: most of the loss falls while the learning rate decays, at its end. A
-short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et al.
-2024). Its loss is measured on the complete validation split.
+A run cannot be predicted from its own beginning, because the decay of the learning rate lowers the loss towards the
+end. A short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et
+al. 2024). Its loss is measured on the complete validation split.
 
     config = shortened(config, 32, Path("out/.plan-pilots"))
     pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
@@ -25,8 +25,8 @@ from tinygpt.train import train
 from tinygpt.training.build import choose_compute
 from tinygpt.training.log import read_metrics
 
-PARTS = (32, 16, 8)  # of the length; the last one is the longest pilot
-SHORTEST = 20  # iterations of a pilot: fewer are all warm-up
+PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
+SHORTEST = 20  # iterations of a pilot; a shorter one is little more than its warm-up
 MOST_PASSES = 16  # over the training data
 
 
@@ -39,16 +39,19 @@ class Pilot(NamedTuple):
 
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
-    """Why the loss of this run cannot be predicted, whatever the pilots find; empty if it may."""
+    """Say why the loss of this run cannot be predicted, whatever the pilots find; empty if it may be."""
     if config.init_from != "scratch":
-        return f"it starts from trained weights ({config.init_from}), and not from a loss that a power law describes"
+        return (
+            f"the run starts from trained weights ({config.init_from}), and the power law is for training from scratch"
+        )
     if pairs:
-        return "pairs are a task, which a model learns in steps, and not by a power law"
+        return "the dataset has pairs, and the loss of such a task may fall suddenly, unlike a power law"
     shortest = config.max_iters // PARTS[0]
     if shortest < SHORTEST:
-        return f"the shortest pilot would have {shortest} iterations, and needs {SHORTEST}"
+        needed = f"it needs {SHORTEST} (max_iters={PARTS[0] * SHORTEST})"
+        return f"the shortest pilot would have {shortest} iterations; {needed}"
     if passes > MOST_PASSES:
-        return f"the run makes {passes:.0f} passes over its data; with more than {MOST_PASSES} the fit does not hold"
+        return f"the run makes {passes:.0f} passes over its data; the fit is for at most {MOST_PASSES}"
     return ""
 
 
@@ -68,7 +71,7 @@ def from_json(content: dict[str, Any]) -> Pilot:
 
 
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
-    """The configuration of a run that is `part` times as short, with the same schedule in proportion."""
+    """The configuration of a run with 1/`part` of the iterations, and a schedule that is shortened in proportion."""
     length = config.max_iters // part
     pilot = dataclasses.replace(
         config, max_iters=length, warmup_iters=round(config.warmup_iters / part),
@@ -84,7 +87,7 @@ def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:
     """Train a pilot, or continue one that was stopped; what it prints goes into the log.
 
-    Errors: TinyGPTError for a pilot that diverges, with its learning rate, or that a signal has stopped.
+    Errors: TinyGPTError for a pilot that diverges, or that a signal stops.
     """
     folder, length = Path(config.out_dir), f"{config.max_iters:,}"
     with writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -105,9 +108,9 @@ def run_pilot(config: TrainConfig, log: Path) -> Pilot:
 
 
 def diverges(config: TrainConfig, why: str) -> TinyGPTError:
-    """The finding that a pilot diverged."""
+    """Make the error for a pilot that diverged."""
     return TinyGPTError(
-        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and so would the run",
-        f"a lower learning_rate than {config.learning_rate:g}, or a longer warmup_iters",
+        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too",
+        f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters",
         1,
     )
