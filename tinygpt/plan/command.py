@@ -79,9 +79,7 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     print("\n".join(forecast.lines()))
     if run.pairs:
-        print(
-            "note:        batches of pairs differ in length, so the memory of the whole run may be more than twice as much"
-        )
+        print("note:        batches of pairs differ in length, so the run may need more than twice the memory")
     print(f"stored:      {run.out / FILE}; tinygpt doctor and tinygpt report will compare it with the run")
     print(f"\nnext: {suggest.command('train', *run.config.config, *run.flags)}")
     return forecast
