@@ -72,6 +72,7 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
     )  # fmt: skip
     settings = folder / "time.yaml"
     with writing(settings):
+        folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(to_yaml(pilot), encoding="utf-8")
     done = run(folder / "time.log", "train", str(settings))
     size = (folder / "time/last.pt").stat().st_size
