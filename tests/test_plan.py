@@ -280,7 +280,7 @@ def test_the_loss_of_a_pilot_is_that_of_tinygpt_eval(planned: Path, tmp_path: Pa
     assert cli_here("train", *SMALL, *short, "--quiet", cwd=folder).status == 0
     said = json.loads(cli_here("eval", "--ckpt=out/last.pt", "--json", cwd=folder).out)
     pilot = json.loads((planned / "out/plan.json").read_text())["pilots"][2]
-    assert pilot["iterations"] == 100 and pilot["loss"] == pytest.approx(said["loss"], abs=1e-4)
+    assert pilot["iterations"] == 100 and pilot["loss"] == pytest.approx(said["loss"], abs=1e-3)  # bfloat16
 
 
 # ---- mistakes, and interruptions ------------------------------------------------------------------------------------
@@ -386,10 +386,10 @@ def test_a_target_chooses_the_run_that_reaches_it_soonest(work: Path) -> None:
         json.dumps({"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"})
     )
     flags = [*SMALL, "--law=law.json", "--json"]
-    made = json.loads(cli_here("plan", *flags, "--target=2.5", cwd=work).out)
-    assert all(choice["loss"] <= 2.5 for choice in made["choices"])
+    made = json.loads(cli_here("plan", *flags, "--target=1.9", cwd=work).out)
+    assert all(choice["loss"] <= 1.9 for choice in made["choices"])
     assert made["best"] == min(made["choices"], key=lambda choice: choice["seconds"])
-    assert "no size fits" in refused(work, "plan", *flags, "--target=0.9")  # below the irreducible loss
+    assert "no size fits" in refused(work, "plan", *flags[:-1], "--target=0.9")  # below the irreducible loss
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
     columns: (P, runs, 3), target: (runs,). For each choice of the weights that are 0, the others are solved for without
     a constraint; of the solutions without negative weights, the one with the smallest error is taken.
     """
-    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), np.inf)
+    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), target @ target)  # all weights at 0
     for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
         some = columns[:, :, kept]
         square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tinygpt.checkpoint.snapshots import snapshot_steps
 from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import Interval
 from tinygpt.evaluate.process import run
 from tinygpt.files import writing
@@ -74,7 +75,12 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
     with writing(settings):
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(to_yaml(pilot), encoding="utf-8")
-    done = run(folder / "time.log", "train", str(settings))
+    try:
+        done = run(folder / "time.log", "train", str(settings))
+    except TinyGPTError:
+        if has_diverged(folder / "time"):
+            raise diverges(pilot, "at the beginning") from None
+        raise
     size = (folder / "time/last.pt").stat().st_size
     return costs_of(read_metrics(folder / "time"), done.seconds)._replace(memory=done.memory, checkpoint=size)
 
@@ -189,3 +195,18 @@ def load_per_core() -> float:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (OSError, AttributeError):
         return 0.0
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a run has noted that it diverged."""
+    exists = (folder / "metrics.jsonl").exists()
+    return exists and any(entry["kind"] == "diverged" for entry in read_metrics(folder))
+
+
+def diverges(config: TrainConfig, why: str) -> TinyGPTError:
+    """Make the error for a pilot that diverged."""
+    return TinyGPTError(
+        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too",
+        f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters",
+        1,
+    )

@@ -20,10 +20,9 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import Block, blocks_from_json, blocks_of
+from tinygpt.plan.cost import Block, blocks_from_json, blocks_of, diverges, has_diverged
 from tinygpt.train import train
 from tinygpt.training.build import choose_compute
-from tinygpt.training.log import read_metrics
 
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
 SHORTEST = 20  # iterations of a pilot; a shorter one is little more than its warm-up
@@ -94,10 +93,9 @@ def run_pilot(config: TrainConfig, log: Path) -> Pilot:
         try:
             status = train(config)
         except TinyGPTError as error:
-            metrics = folder / "metrics.jsonl"
-            if not (metrics.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(folder))):
-                raise
-            raise diverges(config, error.message) from None
+            if has_diverged(folder):
+                raise diverges(config, error.message) from None
+            raise
     if status:
         raise TinyGPTError(f"stopped in the pilot of {length} iterations", "the same command continues it", status)
     dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
@@ -105,12 +103,3 @@ def run_pilot(config: TrainConfig, log: Path) -> Pilot:
     if not math.isfinite(loss):
         raise diverges(config, "its loss is not finite")
     return Pilot(config.max_iters, loss, blocks_of(folder))
-
-
-def diverges(config: TrainConfig, why: str) -> TinyGPTError:
-    """Make the error for a pilot that diverged."""
-    return TinyGPTError(
-        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too",
-        f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters",
-        1,
-    )
