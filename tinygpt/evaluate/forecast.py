@@ -119,8 +119,15 @@ def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, An
     ):
         values = plan.get(key)
         found: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
-        if len(found) == 3 and all(map(is_number, found)) and is_number(actual) and actual:
-            made.append(Comparison(what, form(Interval(*found)), text(actual)))
+        if not (is_number(actual) and actual):
+            continue
+        if len(found) == 3 and all(map(is_number, found)):
+            said = Interval(*found)
+            error = f"{100 * (said.value / actual - 1):+.0f} %"
+            inside = error if said.contains(actual) else f"{error}, outside the interval"
+            made.append(Comparison(what, form(said), f"{text(actual)} ({inside})"))
+        elif what == "validation loss" and plan.get("no_loss"):
+            made.append(Comparison(what, f"not predicted: {plan['no_loss']}", text(actual)))
     return made
 
 

@@ -10,6 +10,7 @@ tests whether the law predicts it.
     tinygpt lab scale --dataset=mine --quick
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +35,7 @@ TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
 LEAST_TOKENS = 50_000
 TARGETS = {"10 M": 10e6, "124 M (GPT-2)": 124e6}  # parameters
+UNKNOWN = 10  # a figure whose interval is wider than this factor is not determined
 SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
 
 
@@ -124,6 +126,22 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def computes(columns: Sequence[np.ndarray]) -> list[float]:
+    """Powers of ten within the compute of the runs."""
+    flop = 6 * columns[0] * columns[1]
+    return [10.0**n for n in range(math.ceil(math.log10(flop.min())), math.floor(math.log10(flop.max())) + 1)]
+
+
+def power(value: float) -> str:
+    return f"10^{round(math.log10(value))}"
+
+
+def best_loss(law: Law, compute: float) -> float:
+    """The loss of the best size for a compute in FLOP."""
+    best = law.best_parameters(compute)
+    return float(law.loss(best, compute / 6 / best))
+
+
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = size_of(config)
     last = results[name(*size.last, 1)]
@@ -134,8 +152,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     others = resampled(law, columns)
 
     def ranged(value: Any, form: str) -> str:
-        """A figure of the law, with its interval."""
+        """A figure of the law, with its interval, if these runs determine it."""
         low, high = interval([value(each) for each in others])
+        if not 0 < high < UNKNOWN * low:
+            return "not determined"
         return f"{value(law):{form}} ({low:{form}} to {high:{form}})"
 
     speed = statistics.median(6 * run["parameters"] * run["tokens"] / run["seconds"] for run in runs[cells[-1]])
@@ -147,13 +167,17 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     said = [
         [
             title,
-            ranged(lambda each, n=n: each.best_tokens(n) / n, ".3g"),
+            per_parameter := ranged(lambda each, n=n: each.best_tokens(n) / n, ",.0f"),
             ranged(lambda each, n=n: each.loss(n, each.best_tokens(n)), ".2f"),
-            f"{6 * n * law.best_tokens(n):.1e}",
-            duration(6 * n * law.best_tokens(n) / speed),
+            duration(6 * n * law.best_tokens(n) / speed) if "(" in per_parameter else "not determined",
         ]
         for title, n in TARGETS.items()
     ]
+    best_sizes = []
+    for compute in computes(columns):
+        best = law.best_parameters(compute)
+        loss = ranged(lambda each, c=compute: best_loss(each, c), ".2f")
+        best_sizes.append([power(compute), f"{best:,.0f}", f"{compute / 6 / best:,.0f}", loss])
     tables = [
         Table(
             "Loss by size and length",
@@ -169,12 +193,19 @@ def summarise(results: Results, config: LabConfig) -> Summary:
               ranged(lambda each: each.beta, ".2f"),
               ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
-            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Growth: by which factor the best "
-            "size N grows with ten times the compute.",
+            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval reaches "
+            f"down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the best size "
+            "N grows with ten times the compute.",
+        ),
+        Table(
+            "The best size for a compute, by the law",
+            ["compute C in FLOP", "parameters N", "training tokens D", "loss"],
+            best_sizes,
+            "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter.",
         ),
         Table(
             "What the law says about larger models",
-            ["parameters", "best tokens per parameter", "loss", "FLOP", "time on this machine"],
+            ["parameters", "best tokens per parameter", "loss", "time on this machine"],
             said,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
             f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
@@ -193,12 +224,15 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 [6 * run["parameters"] * run["tokens"] for run in some], [run["loss"] for run in some], "o",
                 color=f"C{index}", markersize=4, label=f"{n / 1e3:,.0f} k parameters",
             )  # fmt: skip
+        n, d = last["parameters"], np.geomspace(max(columns[1]) / 4, last["tokens"], 50)
+        axes.plot(6 * n * d, law.loss(n, d), ":", color="black", label=f"{n / 1e3:,.0f} k, predicted")
         compute = np.geomspace(6 * min(columns[0] * columns[1]), 6 * last["parameters"] * last["tokens"], 50)
-        best = np.array([law.best_parameters(each) for each in compute])
-        axes.plot(compute, law.loss(best, compute / 6 / best), "--", color="gray", label="best size for the compute")
+        axes.plot(
+            compute, [best_loss(law, each) for each in compute], "--", color="gray", label="best size, by the law"
+        )
         axes.plot(
             [6 * last["parameters"] * last["tokens"]], [last["loss"]], "*", color="black", markersize=10,
-            label="held out",
+            label="held-out run",
         )  # fmt: skip
         axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
         axes.legend(frameon=False, fontsize=8, ncols=2)
@@ -208,8 +242,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"Models of {columns[0].min():,.0f} to {columns[0].max():,.0f} parameters, trained on {config.dataset} with "
         f"{columns[1].min():,.0f} to {columns[1].max():,.0f} tokens.",
         tables,
-        [predicted(law, last), divided(law, others), spent(law, columns)],
-        "Loss against compute; lines: the law",
+        [predicted(law, last), divided(law, others), spent(law, others, columns)],
+        "Validation loss against compute; points: runs, lines: the fitted law",
         draw,
     )
 
@@ -240,14 +274,16 @@ def divided(law: Law, others: Sequence[Law]) -> Verdict:
     )
 
 
-def spent(law: Law, columns: Sequence[np.ndarray]) -> Verdict:
+def spent(law: Law, others: Sequence[Law], columns: Sequence[np.ndarray]) -> Verdict:
     """What limits the largest model at the longest training: its size or its data."""
     n, d = columns[0].max(), columns[1].max()
     size, length = law.A * n**-law.alpha, law.B * d**-law.beta
-    gain = "more data" if length > size else "a larger size"
+    low, high = interval([each.E for each in others])
+    gain = "from more data" if length > size else "from more parameters"
     return Verdict(
-        f"The largest model in the fit, trained longest, could gain more from {gain}: of its loss of "
-        f"{law.loss(n, d):.2f}, {size:.2f} is due to its size, {length:.2f} to its data; {law.E:.2f} is irreducible.",
+        f"The largest model in the fit, trained longest, could gain most {gain}: of the law's loss of "
+        f"{law.loss(n, d):.2f}, {size:.2f} is due to its size and {length:.2f} to its data. The rest, {law.E:.2f} "
+        f"({low:.2f} to {high:.2f}), is irreducible.",
         "the larger of the two terms A / N^alpha and B / D^beta",
     )
 

@@ -64,14 +64,16 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
     found = []
     for size in measured(run, dataset):
         count = iterations(size, batch, law, seconds, config.target)
+        if not config.target:
+            count = min(count, MOST_PASSES * tokens // batch)
         passes = count * batch / tokens
         if count >= FEWEST and passes <= MOST_PASSES:
             loss = float(law.loss(size.parameters, count * batch))
             found.append(Choice(*size, count, passes, START + count * size.step / SHARE, loss))
     if not found:
         raise TinyGPTError(
-            f"no size fits: each needs at least {FEWEST} iterations and at most {MOST_PASSES} passes over the data",
-            "a larger budget, a higher target, or more text",
+            f"no size fits: each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data",
+            "a higher target, or more text" if config.target else "a larger budget, or more text",
         )
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
     print(
@@ -83,6 +85,8 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
             f"{name:>14}{choice.parameters:>12,}{1000 * choice.step:>9.1f}{choice.iterations:>12,}{choice.passes:>8.1f}"
             f"{duration(choice.seconds):>13}{choice.loss:>7.2f}{'  best' if choice is best else ''}"
         )
+    if any(choice.passes > MOST_PASSES - 0.1 for choice in found):
+        print(f"note:        no run is longer than {MOST_PASSES} passes over the data, so some leave time unused")
     command = arguments(run, flags, best)
     print(f"\nnext: {suggest.command('plan', *command)}")
     print(f"or:   {suggest.command('train', *command)}")
@@ -146,4 +150,4 @@ def budget_seconds(text: str) -> float:
             return seconds
     except (KeyError, ValueError):
         pass
-    raise TinyGPTError(f"--budget={text}: not a time of 10 seconds or more", "for example --budget=90s, 10m or 1.5h")
+    raise TinyGPTError(f"--budget={text}: needs a time of 10 s or more with its unit", "--budget=90s, 10m or 1.5h")

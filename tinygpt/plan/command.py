@@ -77,6 +77,9 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         forecast = predicted(run, costs, done, no_loss)
         store(run, costs, done, forecast)
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
+    if done:
+        step = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]).step
+        print(f"loss pilots: {1000 * step:.1f} ms per iteration, with which the time is predicted")
     print("\n".join(forecast.lines()))
     if run.pairs:
         print("note:        batches of pairs differ in length, so the run may need more than twice the memory")
@@ -149,10 +152,9 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
     costs, loss = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]), None
     if not no_loss:
         lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
-        loss = fit.predict(lengths, losses, run.config.max_iters)
-        no_loss = fit.refusal(losses, pilots.ngram_loss(run.config), loss.value)
+        no_loss = fit.refusal(losses, pilots.ngram_loss(run.config))
+        loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
     memory = cost.memory_mb(costs) if costs.memory else None
-    loss = None if no_loss else loss
     return Forecast(cost.seconds(run.config, costs), memory, loss, no_loss, costs.start, cost.unsteady(costs))
 
 

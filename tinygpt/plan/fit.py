@@ -27,17 +27,17 @@ NOISE = 0.01  # relative standard deviation of a pilot's loss: the seed, and the
 BEND = 1.5  # a fall that grows by more than this factor from one doubling to the next is not that of a power law
 
 
-def refusal(losses: Sequence[float], baseline: float, end: float) -> str:
+def refusal(losses: Sequence[float], baseline: float) -> str:
     """Say why the law does not hold for these pilots, ordered by length; empty if it may hold.
 
-    baseline: the loss of the best n-gram baseline, in nats per token. end: the loss that a power law predicts.
+    baseline: the loss of the best n-gram baseline, in nats per token.
     """
     if losses[-1] >= losses[0]:
         return f"the loss does not fall with longer pilots: {losses[0]:.3f}, then {losses[-1]:.3f}"
     if losses[-1] > baseline:
         return (
             f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f}), so most of the "
-            f"fall is still to come; the run probably ends below {end:.2f}, which a power law would predict"
+            "fall is still to come, and a power law does not hold yet"
         )
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:

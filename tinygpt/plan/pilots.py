@@ -26,7 +26,7 @@ from tinygpt.training.build import choose_compute
 
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
 SHORTEST = 20  # iterations of a pilot; a shorter one is little more than its warm-up
-MOST_PASSES = 16  # over the training data
+MOST_PASSES = 8  # over the training data; see docs/SCALING.md
 
 
 class Pilot(NamedTuple):
