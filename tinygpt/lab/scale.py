@@ -193,9 +193,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
               ranged(lambda each: each.beta, ".2f"),
               ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
-            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval reaches "
-            f"down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the best size "
-            "N grows with ten times the compute.",
+            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval "
+            f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
+            "best size N grows with ten times the compute.",
         ),
         Table(
             "The best size for a compute, by the law",
