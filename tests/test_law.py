@@ -90,7 +90,7 @@ def test_a_file_that_is_no_law(tmp_path: Path, work: Path, content: str) -> None
 
 def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "QUICK", scale.Size((32, 48), (0.25, 0.5), (64, 0.5)))
-    (tmp_path / "text.txt").write_text(tiny_text(lines=1800))
+    (tmp_path / "text.txt").write_text(tiny_text(lines=4800))
     assert cli_here("prepare", "mine", "--input=text.txt", cwd=tmp_path).status == 0
     result = cli_here("lab", "scale", "--quick", "--dataset=mine", cwd=tmp_path)
     assert result.status == 0, result.err
@@ -112,7 +112,7 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
 
 def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(models / "data")
-    for name, message in (("nowhere", "nowhere"), ("colours", "plain text"), ("tiny", "needs 50,000")):
+    for name, message in (("nowhere", "nowhere"), ("colours", "plain text"), ("tiny", "needs 150,000")):
         result = cli_here("lab", "scale", f"--dataset={name}", cwd=tmp_path)
         assert result.status == 2 and message in result.err, result.err
 

@@ -17,7 +17,7 @@ from tinygpt.training.log import is_number
 
 FILE = "plan.json"
 # keys of TrainConfig that affect none of the predictions
-IRRELEVANT = {*SESSION, "config", "out_dir", "data_dir", "quiet", "report_to"}
+IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to"}
 IRRELEVANT |= {"wandb_log", "wandb_project", "wandb_run_name"}
 
 
@@ -87,7 +87,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(read_text(folder / FILE, "tinygpt plan"))
         return content if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
-    except (TinyGPTError, ValueError):
+    except (TinyGPTError, ValueError, RecursionError):
         return None
 
 

@@ -96,7 +96,7 @@ def read_law(path: Path) -> tuple[Law, str]:
         law = Law(**{name: content[name] for name in Law._fields})
         if not all(map(is_number, law)) or min(law.alpha, law.beta) <= 0 or min(law[:3]) < 0:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise TinyGPTError(f"{path} is not a scaling law", hint) from None
     return law, str(content.get("dataset"))
 

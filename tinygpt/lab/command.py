@@ -3,17 +3,15 @@
 tinygpt lab methods --seeds=1
 """
 
-import contextlib
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.files import folder_lock
 from tinygpt.lab import (
     arithmetic,
@@ -63,6 +61,9 @@ def lab(config: LabConfig) -> None:
     stages = chosen.stages(config, folder)
     settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
     models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
+    data = Path(config.data_dir, config.dataset)
+    if "dataset" in chosen.settings and (data / "meta.json").exists():
+        models[str(data)] = str(Dataset(config.data_dir, config.dataset).meta["sha256"]["train"])
     identity = Identity(config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
@@ -75,16 +76,6 @@ def lab(config: LabConfig) -> None:
         for path in written:
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that the command that a lab runs ends, too."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def listing() -> str:

@@ -33,7 +33,7 @@ from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
-LEAST_TOKENS = 50_000
+LEAST_TOKENS = 150_000
 TARGETS = {"10 M": 10e6, "124 M (GPT-2)": 124e6}  # parameters
 UNKNOWN = 10  # a figure whose interval is wider than this factor is not determined
 SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
@@ -94,6 +94,7 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     shape = [f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
     length = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={seed}"]
     data = [f"--dataset={config.dataset}", f"--data_dir={config.data_dir}", "--eval_iters=1"]
+    data.append(f"--warmup_iters={max(1, min(20, iterations // 5))}")
     out = folder / f"{width}-{iterations}-{seed}"
     cost = train(folder / "train.log", "train", "lab_scale", out, *shape, *length, *data)
     loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
@@ -294,5 +295,11 @@ def law_file(results: Results, config: LabConfig, folder: Path) -> Path:
 
 
 LAB = Lab(
-    "how the loss depends on size and length: a scaling law", stages, summarise, ("dataset",), quick=True, more=law_file
+    "how the loss depends on size and length: a scaling law",
+    stages,
+    summarise,
+    ("dataset",),
+    others=("data_dir",),
+    quick=True,
+    more=law_file,
 )

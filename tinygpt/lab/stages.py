@@ -35,7 +35,7 @@ class Identity(NamedTuple):
 
     lab: str
     settings: dict[str, Any]
-    models: dict[str, str]  # path of each base model: fingerprint of its weights
+    models: dict[str, str]  # path of each base model, or dataset of the user: its fingerprint
 
 
 def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
@@ -84,7 +84,7 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
         )
     for model, fingerprint in identity.models.items():
         if models.get(model, fingerprint) != fingerprint:
-            raise TinyGPTError(f"{model} is not the model that {folder} was made with", elsewhere)
+            raise TinyGPTError(f"{model} is not the one that {folder} was made with", elsewhere)
     return {**content, "models": models | identity.models}
 
 

@@ -73,7 +73,7 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
     if not found:
         raise TinyGPTError(
             f"no size fits: each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data",
-            "a higher target, or more text" if config.target else "a larger budget, or more text",
+            "another target, or more text" if config.target else "a larger budget, or more text",
         )
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
     print(
@@ -121,11 +121,13 @@ def shape(width: int) -> dict[str, Any]:
 
 
 def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]:
-    """The arguments of `tinygpt train` for a choice: those of this command, with the keys that the choice changes."""
+    """The arguments of `tinygpt train` for a choice: those of the command, with the keys of the choice in place of its
+    own. A key that is 0 in all choices is repeated if a file or a flag gives it."""
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
     kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
-    return [*run.config, *kept, *(f"--{key}={value}" for key, value in values.items() if value != getattr(run, key))]
+    chosen = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]  # type: ignore[attr-defined]
+    return [*run.config, *kept, *chosen]
 
 
 def measured(run: TrainConfig, dataset: Dataset) -> list[Size]:

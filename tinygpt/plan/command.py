@@ -100,13 +100,17 @@ def planned(config: PlanConfig) -> Planned:
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
         what = "eval_only" if run.eval_only else "max_iters=0" if not run.max_iters else f"init_from={run.init_from}"
-        raise TinyGPTError(f"plan predicts a new run, but this one has {what}", "remove it, or use another --out_dir")
+        raise TinyGPTError(
+            f"plan predicts a new run, but this one has {what}", "plan a new run, with at least one iteration"
+        )
     dataset = Dataset(run.data_dir, run.dataset)
     start, compute = starting_point(run), choose_compute(run, {})
     model, _ = make_model(run, dataset, start, model_class(run.fast, compute))
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
+    if compute.device.type != "cpu":
+        print("note:        the memory is that of the process; the memory of the GPU is not predicted")
     print(f"dataset:     {dataset.folder}: {source.describe()}")
     if not (config.budget or config.target):
         print(f"model:       {model.num_params():,} parameters")

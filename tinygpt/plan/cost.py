@@ -9,6 +9,7 @@ its start and its peak memory are those of the run. All times are differences of
 """
 
 import dataclasses
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import Interval
-from tinygpt.evaluate.process import run
+from tinygpt.evaluate.process import ended_by_sigterm, run
 from tinygpt.files import writing
-from tinygpt.training.log import read_metrics
+from tinygpt.training.log import is_number, read_metrics
 
 WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
@@ -76,7 +77,8 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(to_yaml(pilot), encoding="utf-8")
     try:
-        done = run(folder / "time.log", "train", str(settings))
+        with ended_by_sigterm():
+            done = run(folder / "time.log", "train", str(settings))
     except TinyGPTError:
         if has_diverged(folder / "time"):
             raise diverges(pilot, "at the beginning") from None
@@ -104,17 +106,22 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
 
 def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     """The parts of the complete run. With `patience` it may end earlier."""
-    evaluated = {*range(0, config.max_iters + 1, config.eval_interval), config.max_iters}
-    between = range(
-        config.checkpoint_interval or config.max_iters + 1, config.max_iters, config.checkpoint_interval or 1
-    )
-    saves = 2 * len(evaluated) + len(set(between) - evaluated)  # ckpt.pt, if each evaluation is the best, and last.pt
-    saves += len(snapshot_steps(config.snapshots, config.max_iters)) if config.snapshots else 0
-    samples = sum(step % config.sample_interval == 0 for step in evaluated) if config.sample_interval else 0
+    end, interval = config.max_iters, config.eval_interval
+    extra = end % interval > 0  # the evaluation at the end is not at a multiple of eval_interval
+    evaluations = end // interval + 1 + extra
+    saves = 2 * evaluations  # ckpt.pt, if each evaluation is the best one so far, and last.pt
+    if config.checkpoint_interval:
+        between = (end - 1) // config.checkpoint_interval
+        saves += between - (end - 1) // math.lcm(config.checkpoint_interval, interval)
+    saves += len(snapshot_steps(config.snapshots, end)) if config.snapshots else 0
+    samples = 0
+    if config.sample_interval:
+        samples = end // math.lcm(interval, config.sample_interval) + 1
+        samples += extra and end % config.sample_interval == 0
     found = {
         "start": Part(1, costs.start + costs.warm_up),
         "iterations": Part(config.max_iters, costs.step),
-        "evaluations": Part(len(evaluated), costs.evaluation),
+        "evaluations": Part(evaluations, costs.evaluation),
         "saves": Part(saves, costs.save),
         "samples": Part(samples, costs.sample),
     }
@@ -178,6 +185,8 @@ def disk(config: TrainConfig, costs: Costs) -> int:
 def from_json(content: dict[str, Any]) -> Costs:
     """Read the costs from the JSON of `Costs._asdict`. Errors: TypeError, ValueError for other content."""
     costs = Costs(**content)
+    if not all(is_number(value) and value >= 0 for value in costs[:-1]) or not costs.step:
+        raise ValueError("costs")
     return costs._replace(blocks=blocks_from_json(costs.blocks, least=1))
 
 
