@@ -1,14 +1,20 @@
 """The scaling law of `tinygpt lab scale`: the fit against known laws, its optimum against a search."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import cli_here, refused, script, tiny_text
 
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, fit, nonnegative, read_law
 from tinygpt.lab import scale
+from tinygpt.model import GPT, GPTConfig
 
 TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)
 SIZES, LENGTHS = np.array([27e3, 60e3, 150e3, 340e3, 800e3]), np.array([0.25e6, 0.5e6, 1e6, 2e6, 4e6])
@@ -115,6 +121,27 @@ def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:
     for name, message in (("nowhere", "nowhere"), ("colours", "plain text"), ("tiny", "needs 150,000")):
         result = cli_here("lab", "scale", f"--dataset={name}", cwd=tmp_path)
         assert result.status == 2 and message in result.err, result.err
+
+
+def test_the_law_of_tiny_shakespeare_is_that_of_the_measured_losses() -> None:
+    page = (Path(__file__).parent.parent / "docs/SCALING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) x (\d) \| [\d.]+ million \|((?: [\d.]+ \|){4})$", page, re.MULTILINE)
+    assert [(int(width), int(layers)) for width, layers, _ in rows] == [(w, SHAPES[w][0]) for w in scale.FULL.widths]
+    columns: list[tuple[float, float, float]] = []
+    for width, layers, losses in rows:
+        heads = SHAPES[int(width)][1]
+        args = ["configs/lab_scale.yaml", f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
+        config = parse(TrainConfig, args)
+        names = {field.name for field in dataclasses.fields(GPTConfig)} & vars(config).keys()
+        with torch.device("meta"):
+            model = GPT(GPTConfig(vocab_size=65, **{name: getattr(config, name) for name in names}))
+        for passes, loss in zip(scale.FULL.passes, losses.split("|"), strict=False):
+            tokens = round(passes * scale.MOST_TOKENS / scale.TOKENS) * scale.TOKENS
+            columns.append((model.num_params(), tokens, float(loss)))
+    found = fit(*np.array(columns).T)
+    parameters, tokens_of, measured = np.array(columns).T
+    assert SHAKESPEARE.loss(parameters, tokens_of) == pytest.approx(found.loss(parameters, tokens_of), rel=2e-3)
+    assert SHAKESPEARE.loss(parameters, tokens_of) == pytest.approx(measured, rel=0.06)
 
 
 # ---- on paper -------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Law(NamedTuple):
 
 
 # measured by `tinygpt lab scale` on Tiny Shakespeare, see docs/SCALING.md
-SHAKESPEARE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.35)
+SHAKESPEARE = Law(E=1.1653, A=18.644, B=869.63, alpha=0.35329, beta=0.58386)
 # the model sizes: width (n_embd), and its layers and heads
 SHAPES = {
     32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10), 192: (6, 6), 256: (6, 8), 384: (6, 6)

@@ -63,7 +63,7 @@ def lab(config: LabConfig) -> None:
     models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
-        models[str(data)] = str(Dataset(config.data_dir, config.dataset).meta["sha256"]["train"])
+        models[str(data)] = " ".join(map(str, Dataset(config.data_dir, config.dataset).meta["sha256"].values()))
     identity = Identity(config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
