@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused, trained
+from conftest import cli_here, refused, script, trained
 
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
@@ -414,3 +414,22 @@ def test_times_have_one_unit(interval: Interval, text: str) -> None:
 def test_intervals() -> None:
     assert Interval(1, 0.5, 2).contains(2) and not Interval(1, 0.5, 2).contains(2.01)
     assert np.isfinite(fit.predict([20, 40, 80], [3.0, 1.0, 0.1], 640)).all()
+
+
+# ---- the table of docs/SCALING.md -----------------------------------------------------------------------------------
+
+
+def test_the_table_counts_what_is_near_and_what_is_inside() -> None:
+    bench = script("bench_plan")
+    loss = {"value": 1.5, "low": 1.4, "high": 1.6}
+    predicted = {"predicted_seconds": {"value": 110, "low": 105, "high": 115}, "predicted_loss": loss}
+    predicted["predicted_memory_mb"] = {"value": 300, "low": 280, "high": 320}
+    one = {"predicted": predicted, "actual": {"seconds": 100, "memory_mb": 310, "loss": 1.58}, "cost": 25}
+    other = one | {"predicted": predicted | {"predicted_loss": None}}
+    text = bench.table({"one": one, "other": other})
+    assert (
+        "| one | 110 (105 to 115) | 100 (+10.0 %) | 300 (280 to 320) | 310 (-3.2 %) | 1.500 (1.400 to 1.600) |" in text
+    )
+    assert re.search(r"seconds: 2 of 2 predicted.* 2 within 15 % and 0 inside", text)
+    assert re.search(r"loss: 1 of 2 predicted.* 0 within 2 % and 1 inside", text)
+    assert [parse(TrainConfig, arguments.split()).max_iters for arguments in bench.HELD_OUT.values()]
