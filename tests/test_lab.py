@@ -83,7 +83,7 @@ def test_a_stage_that_failed_runs_again_and_those_before_it_do_not(
         ({"stages": {"a": {"result": 1, "seconds": "x"}}}, "is damaged"),
         ({"stages": {"a": {"result": 1, "seconds": float("nan")}}}, "is damaged"),
         ({"settings": 5}, "is damaged"),
-        ({"models": {"out": "abd"}}, "out is not the model"),
+        ({"models": {"out": "abd"}}, "out is not the one"),
         (None, "is damaged"),
     ],
 )

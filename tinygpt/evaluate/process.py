@@ -71,7 +71,7 @@ def peak_memory() -> int:
         return 0
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) << 10
     import resource
