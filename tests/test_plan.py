@@ -354,6 +354,18 @@ def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out/.plan-pilots").exists()
 
 
+def test_an_interrupted_plan_of_which_only_plan_json_is_left(planned: Path, work: Path) -> None:
+    content = json.loads((planned / "out/plan.json").read_text())
+    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
+    measured = [pilot["loss"] for pilot in content["pilots"]]
+    content["pilots"] = content["pilots"][:1]
+    (work / "out").mkdir()
+    (work / "out/plan.json").write_text(json.dumps(content))
+    result = cli_here("plan", *SMALL, "--sample_interval=400", cwd=work)
+    assert result.status == 0 and "time pilot" not in result.out, result.err
+    assert [pilot["loss"] for pilot in json.loads((work / "out/plan.json").read_text())["pilots"]] == measured
+
+
 def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(work: Path) -> None:
     assert cli_here("plan", *SMALL, "--time_only", cwd=work).status == 0
     content = json.loads((work / "out/plan.json").read_text())

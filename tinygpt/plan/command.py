@@ -74,12 +74,12 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         no_loss = "--time_only was given" if time_only else pilots.refusal(run.config, run.passes, run.pairs)
         if not no_loss:
             done = loss_pilots(run, costs, done)
-        forecast = predicted(run, costs, done, no_loss)
+        latest = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks])
+        forecast = predicted(run, latest, done, no_loss)
         store(run, costs, done, forecast)
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     if done:
-        step = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]).step
-        print(f"loss pilots: {1000 * step:.1f} ms per iteration, with which the time is predicted")
+        print(f"             {1000 * latest.step:.1f} ms per iteration, with which the time is predicted")
     print("\n".join(forecast.lines()))
     if run.pairs:
         print("note:        batches of pairs differ in length, so the run may need more than twice the memory")
@@ -153,7 +153,7 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...]) -> tuple[Pi
 
 def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str) -> Forecast:
     """Predict the time, the memory and the loss of the run from the measurements."""
-    costs, loss = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks]), None
+    loss = None
     if not no_loss:
         lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
         no_loss = fit.refusal(losses, pilots.ngram_loss(run.config))

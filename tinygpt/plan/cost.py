@@ -3,7 +3,7 @@
 It makes WARM_UP + STEPS iterations with two evaluations and their saves, as `tinygpt train` in a process of its own, so
 its start and its peak memory are those of the run. All times are differences of the `seconds` in its metrics.jsonl.
 
-    costs = measure(config, Path("out/plan"))
+    costs = measure(config, Path("out/.plan-pilots"))
     costs.step, costs.evaluation              # seconds
     parts(config, costs)                      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
 """

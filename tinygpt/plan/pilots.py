@@ -89,6 +89,7 @@ def run_pilot(config: TrainConfig, log: Path) -> Pilot:
     Errors: TinyGPTError for a pilot that diverges, or that a signal stops.
     """
     folder, length = Path(config.out_dir), f"{config.max_iters:,}"
+    log.parent.mkdir(parents=True, exist_ok=True)  # it was removed, if only plan.json is left of an interrupted plan
     with writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
             status = train(config)
