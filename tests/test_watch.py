@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from test_report import Browser, in_a_browser
 
 from tinygpt import train
 from tinygpt.checkpoint.store import load
+from tinygpt.config.schema import WatchConfig
+from tinygpt.serve.watch import LivePage
 from tinygpt.training import follow, watch
 from tinygpt.training.follow import FollowedRun
 
@@ -328,6 +331,21 @@ def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, t
 
 
 # ---- the server -------------------------------------------------------------------------------------------------
+
+
+def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path) -> None:
+    shutil.copytree(tiny_run / "out", work / "out")
+    live = LivePage(WatchConfig(run=str(work / "out")))
+    said = [live.answer("")]
+    live.make()
+    said.append(live.answer(""))
+    run = cli_here(*RESUME, "--max_iters=80", "--lr_schedule=constant", cwd=work)  # too short to be seen in between
+    assert run.status == 0, run.err
+    said.append(live.answer(""))
+    live.make()
+    said.append(live.answer(""))
+    assert [(one["phase"], one["is_last"]) for one in said] == [("finished", False), ("finished", True)] * 2
+    assert said[0]["step"] < 80 and said[2]["step"] == said[3]["step"] == 80
 
 
 def test_the_server_answers_to_this_machine_only(run_copy: Path) -> None:

@@ -62,8 +62,8 @@
       const worse = state.is_waiting && $("data"); // a run that is resumed has no page at first: keep this one
       if (state.version !== shown.version && !worse) await update();
     } catch {
-      // after the end of a run, its server ends too
-      if (!ENDED.includes(state?.phase)) show("lost", `the page shows step ${number(shown.step)}`);
+      // after the end of a run and its last page, the server ends too
+      if (!ENDED.includes(state?.phase) || !state.is_last) show("lost", `the page shows step ${number(shown.step)}`);
       wait = SELDOM;
     }
     timer = setTimeout(poll, wait);

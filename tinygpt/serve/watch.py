@@ -96,8 +96,8 @@ class LivePage:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
         self.session, self.count = secrets.token_hex(4), 0  # a version is never that of an earlier server
-        self.shows: Any = None  # what the run was like when the page was made
-        self.is_last = False  # the page shows the end of the run
+        self.shows: Any = None  # what the run was like when the newest page was begun
+        self.shown: Any = None  # and when the page that is served was begun
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
@@ -117,7 +117,7 @@ class LivePage:
         self.asked_at = time.monotonic()
         if have != self.version:
             self.asked_old_at = self.asked_at
-        is_last = self.is_last or not self.run.evaluations
+        is_last = not self.run.evaluations or self.shown == (self.run.evaluations, True)
         return {"version": self.version, "is_waiting": not self.has_report, "is_last": is_last, **self.state}
 
     # ---- the thread ----
@@ -182,7 +182,7 @@ class LivePage:
         except Exception as error:
             values = {}
             self.fail(error)
-        self.is_last = ended
+        self.shown = self.shows
         if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
             self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
         return values
