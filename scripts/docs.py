@@ -6,12 +6,12 @@ python scripts/docs.py --check    # exit 1 if they would change (tests/test_docs
 
 import ast
 import dataclasses
-import itertools
 import re
 import sys
 from pathlib import Path
 
 from tinygpt.config import schema
+from tinygpt.config.fields import meanings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
@@ -21,20 +21,9 @@ IN_A_LINE = {  # folders that are not listed file by file
 }
 
 
-def field_docs(name: str) -> dict[str, str]:
-    """Return the text under each field of a dataclass in tinygpt/config/schema.py."""
-    tree = ast.parse((ROOT / "tinygpt/config/schema.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    docs = {}
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            docs[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return docs
-
-
 def key_table() -> str:
     """Return a table of every key of `tinygpt train` and the keys that `tinygpt finetune` adds."""
-    docs = field_docs("FinetuneConfig") | field_docs("TrainConfig")
+    docs = meanings(schema.FinetuneConfig) | meanings(schema.TrainConfig)
     own = {field.name for field in dataclasses.fields(schema.TrainConfig)}
     lines = ["| key | default | meaning |", "|---|---|---|"]
     added = [field for field in dataclasses.fields(schema.FinetuneConfig) if field.name not in own]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import string
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tinygpt import cli
 from tinygpt.config import files as configfile
 from tinygpt.config import schema
-from tinygpt.config.fields import POSITIONAL, keys
+from tinygpt.config.fields import POSITIONAL, keys, meanings
 from tinygpt.config.files import read_python, read_yaml, to_yaml
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
@@ -441,17 +442,29 @@ def test_help_does_not_wait_for_torch() -> None:
 @pytest.mark.parametrize(
     ("command", "kind"), [(name, getattr(schema, entry[1])) for name, entry in cli.COMMANDS.items()]
 )
-def test_help_explains_every_option(command: str, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_option(
+    command: str, kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert not stop.value.code
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    shown = capsys.readouterr().out
     assert "(default: )" not in shown
+    assert all(text in shown for text in meanings(kind).values())  # each in one line, since a line is long enough
     for key in keys(kind).values():
         if POSITIONAL not in key.marks:
             assert f"--{key.name}" in shown
         elif not get_args(key.type):
             assert key.name.upper() in shown
+
+
+def test_help_begins_with_the_keys_of_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, first, later in (("plan", "--budget", "--out_dir"), ("finetune", "--ckpt", "--n_layer")):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        options = re.findall(r"^\W*(--\w+) ", capsys.readouterr().out, re.MULTILINE)
+        assert options.index(first) < options.index(later)
 
 
 def test_help_shows_limits_and_the_names_of_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -485,15 +498,10 @@ def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_every_key_has_a_help_text() -> None:
-    """The text below each field, without which --help would show only a name."""
-    import ast
-    import inspect
-
-    for node in ast.parse(inspect.getsource(schema)).body:
-        if isinstance(node, ast.ClassDef):
-            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
-                if isinstance(field, ast.AnnAssign):
-                    assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant), ast.unparse(field)
+    """The text below each field, without which there is no --help."""
+    for _, name, _ in cli.COMMANDS.values():
+        kind = getattr(schema, name)
+        assert meanings(kind).keys() == keys(kind).keys() and all(meanings(kind).values())
 
 
 def test_configs_of_every_command_have_valid_defaults() -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused, script, trained
+from conftest import cli_here, refused, script, tiny_text, trained
 
+from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import read_run
@@ -67,7 +68,7 @@ def test_doctor_and_report_compare_it_with_the_run(planned: Path, tmp_path: Path
     folder = Path(shutil.copytree(planned, tmp_path / "work"))
     assert cli_here("doctor", "out", cwd=folder).status == 2  # no run yet
     assert cli_here("train", *SMALL, "--sample_interval=400", "--quiet", cwd=folder).status == 0
-    found = {each.what: each for each in compared(folder / "out", *read_run(folder / "out"))}
+    found = {each.what: each for each in compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data)}
     assert {"time", "memory"} <= found.keys()
     said = cli_here("doctor", "out", cwd=folder).out
     assert re.search(r"^predicted: +time \d+ s \(\d+ to \d+\), measured \d+ s \([+-]\d+ %.*\)$", said, re.MULTILINE), (
@@ -81,10 +82,16 @@ def test_doctor_and_report_compare_it_with_the_run(planned: Path, tmp_path: Path
     assert "predicted time" in (folder / "out/report.html").read_text()
 
 
-def test_a_plan_of_other_settings_is_not_compared(planned: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["settings", "text"])
+def test_a_plan_of_another_run_is_not_compared(planned: Path, tmp_path: Path, other: str) -> None:
     folder = Path(shutil.copytree(planned, tmp_path / "work"))
-    assert cli_here("train", *SMALL, "--max_iters=40", "--quiet", cwd=folder).status == 0
-    assert compared(folder / "out", *read_run(folder / "out")) == []
+    if other == "text":
+        (folder / "text.txt").write_text(tiny_text()[::-1])
+        assert cli_here("prepare", "tiny", "--input=text.txt", cwd=folder).status == 0
+    iterations = 40 if other == "settings" else 800
+    run = cli_here("train", *SMALL, "--sample_interval=400", f"--max_iters={iterations}", "--quiet", cwd=folder)
+    assert run.status == 0, run.err
+    assert compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data) == []
     assert "predicted" not in cli_here("doctor", "out", cwd=folder).out
 
 

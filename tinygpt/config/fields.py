@@ -4,8 +4,11 @@ batch_size: Annotated[int, Limit(">=", 1)] = 12       # in schema.py
 keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)
 """
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import math
 import operator
 import re
@@ -82,4 +85,15 @@ def keys(kind: type) -> dict[str, Key]:
         plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         required = field.default is dataclasses.MISSING
         found[field.name] = Key(field.name, tuple if get_origin(plain) is tuple else plain, tuple(marks), required)
+    return found
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Return the text below each key of a configuration, by name."""
+    found = {}
+    for each in reversed(kind.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
     return found

@@ -8,6 +8,7 @@ message. tyro prints --help and the shell completion; nothing else needs it.
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 import math
 import os
@@ -15,7 +16,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Key, Limit, Switch, keys, meanings
 from tinygpt.config.schema import (
     EvalConfig,
     ExportConfig,
@@ -209,21 +210,24 @@ def show_help(kind: type, prog: str) -> NoReturn:
 
 
 def for_tyro(kind: type) -> type:
-    """Translate a configuration class for tyro."""
+    """Translate a configuration class for tyro; a command's own keys come before those that it shares with `train`."""
     import tyro
 
+    texts, own = meanings(kind), list(inspect.get_annotations(kind))
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     annotations, defaults = {}, {}
-    for key, field in zip(keys(kind).values(), dataclasses.fields(kind), strict=True):  # type: ignore[arg-type]
-        marks = [tyro.conf.Positional] if POSITIONAL in key.marks else []
+    for field in sorted(fields, key=lambda field: own.index(field.name) if field.name in own else len(own)):
+        key = keys(kind)[field.name]
+        marks: list[Any] = [tyro.conf.Positional] if POSITIONAL in key.marks else []
         empty = field.default == () or (key.type is tuple and key.required)
         empty = empty or (POSITIONAL in key.marks and field.default == "")
         hint: dict[str, Any] = {"help_behavior_hint": ""} if empty else {}  # not "(default: )"
-        marks += [tyro.conf.arg(metavar=metavar(key), **hint)] if metavar(key) else []
+        marks.append(tyro.conf.arg(help=texts[key.name], metavar=metavar(key) or None, **hint))
         plain = tuple[str, ...] if key.type is tuple else key.type
-        annotations[key.name] = Annotated[(plain, *marks)] if marks else plain
+        annotations[key.name] = Annotated[(plain, *marks)]
         if not key.required:
             defaults[key.name] = field.default
-    shown = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__annotations__": annotations, **defaults})
+    shown = type(kind.__name__, (), {"__doc__": kind.__doc__, "__annotations__": annotations, **defaults})
     return dataclasses.dataclass(shown)
 
 

@@ -81,9 +81,16 @@ def doctor(config: DoctorConfig) -> None:
     """Print the verdict on a run."""
     folder = Path(config.run)
     entries, settings = read_run(folder)
-    verdict = judge(entries, settings, str(folder), *sizes(folder, settings, data_dir(config, settings)))
-    print("\n".join(verdict.lines()))
-    for each in compared(folder, entries, settings):
+    parameters = tokens = 0  # not known
+    data: dict[str, str] = {}
+    with contextlib.suppress(TinyGPTError):
+        checkpoint = load(folder)
+        parameters, data = checkpoint.build_model().num_params(), checkpoint.data
+    with contextlib.suppress(TinyGPTError):
+        dataset = Dataset(data_dir(config, settings), str(settings.get("dataset", "")))
+        tokens = len(dataset.splits["train"])
+    print("\n".join(judge(entries, settings, str(folder), parameters, tokens).lines()))
+    for each in compared(folder, entries, settings, data):
         print(f"predicted:   {each}")
 
 
@@ -97,16 +104,6 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return entries, read_config(folder / "config.yaml")
     except (OSError, TinyGPTError):
         return entries, {}
-
-
-def sizes(folder: Path, settings: dict[str, Any], place: str) -> tuple[int, int]:
-    """Parameters of the model and tokens of its training split, or 0 if one cannot be read."""
-    parameters = tokens = 0
-    with contextlib.suppress(TinyGPTError):
-        parameters = load(folder).build_model().num_params()
-    with contextlib.suppress(TinyGPTError):
-        tokens = len(Dataset(place, str(settings.get("dataset", ""))).splits["train"])
-    return parameters, tokens
 
 
 # ---- the rules --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 `tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show the predictions next to the results.
 
-    compared(Path("out"), entries, settings)      # [Comparison("time", "120 s (110 to 130)", "115 s"), ...]
+    compared(Path("out"), entries, settings, data)      # [Comparison("time", "120 s (110 to 130)", "115 s"), ...]
 """
 
 import json
@@ -102,10 +102,16 @@ class Comparison(NamedTuple):
         return f"{self.what} {self.predicted}, measured {self.actual}"
 
 
-def compared(folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any]) -> list[Comparison]:
-    """Compare the plan in a run's folder with the run. Empty without a plan of these settings, or before its end."""
+def compared(
+    folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], data: dict[str, str]
+) -> list[Comparison]:
+    """Compare the plan in a run's folder with the run.
+
+    data: SHA-256 of the run's token files, which its checkpoints have. Returns nothing without a plan of these settings
+    and this data, and before the end of the run.
+    """
     plan = read_plan(folder)
-    if plan is None or relevant(plan["settings"]) != relevant(settings):
+    if plan is None or relevant(plan["settings"]) != relevant(settings) or plan.get("data") != data:
         return []
     ends = [e for e in entries if e["kind"] == "eval" and e["step"] == settings.get("max_iters")]
     if not ends or not is_number(ends[-1].get("seconds")):

@@ -186,7 +186,7 @@ def summary(
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    for each in compared(run.folder, entries, settings):
+    for each in compared(run.folder, entries, settings, run.checkpoint.data):
         facts[f"predicted {each.what}"] = f"{each.predicted}; measured {each.actual}"
     values = {"losses": losses(run, quick), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **values}
