@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from typing import Any
 import requests  # noqa: F401 (these imports would take seconds in each child)
 import torch
 import torch._dynamo
-from conftest import TINY_TRAIN
+from conftest import TINY_TRAIN, free_port
 from tqdm import tqdm
 
 import tinygpt.evaluate.loss
@@ -91,7 +90,7 @@ class Child:
                 sys.stdout.flush()
             os._exit(status)
 
-    def wait(self, seconds: float = 60, otherwise: int = 0) -> int | None:
+    def wait(self, seconds: float = 180, otherwise: int = 0) -> int | None:
         """Return the exit status. After `seconds` send the signal `otherwise`; without one, return None."""
         end = time.monotonic() + seconds
         while self.status is None:
@@ -135,9 +134,7 @@ def ranks(count: int) -> list[dict[str, str]]:
     """The environment of each of `count` processes that train together, as torchrun sets it."""
     if count == 1:
         return [{}]
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     return [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 

@@ -6,12 +6,15 @@ The folders of `tiny_data` and `tiny_run` are made once per session and only rea
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,8 @@ TINY_TRAIN = [
     *("--gradient_accumulation_steps=2", "--dropout=0.1", "--learning_rate=1e-2", "--min_lr=1e-3"),
     *("--warmup_iters=2", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2"),
 ]
+PATIENCE = 120.0  # seconds to wait for what takes a fraction of one, on a machine that is busy
+PORTS = itertools.count(20000 + os.getpid() * 50 % 12000)  # below those that systems give to other programs
 
 
 @dataclass
@@ -118,6 +123,23 @@ def trained(folder: Path, *args: str) -> Result:
     result = cli_here(*TINY_TRAIN, *args, cwd=folder)
     assert result.status == 0, result.err
     return result
+
+
+def until(condition: Any, seconds: float = PATIENCE) -> Any:
+    """The first true value of `condition()`. Fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    """A port that no other test takes, for a process that opens it later."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
+            return port
+    raise AssertionError
 
 
 def script(name: str) -> ModuleType:

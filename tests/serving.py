@@ -13,17 +13,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from conftest import cli_here
+from conftest import PATIENCE, cli_here, until
 from openai import OpenAI
 
 CPU = ["--device=cpu", "--dtype=float32"]
-PATIENCE = 60.0  # seconds to wait for what takes a fraction of one, on a machine that is busy
 
 
 class Server:
@@ -99,15 +97,6 @@ def first_chunk(connection: socket.socket) -> bytes:
     return data
 
 
-def until(condition: Any, seconds: float = PATIENCE) -> Any:
-    """The first true value of `condition()`. Fails after so many seconds."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
-
-
 @contextlib.contextmanager
 def serving(
     folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", wait: bool = True, **env: str
@@ -118,12 +107,6 @@ def serving(
     finally:
         server.process.kill()
         server.process.wait()
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def sampled(folder: Path, start: str, *flags: str) -> str:

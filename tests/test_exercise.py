@@ -249,7 +249,7 @@ def test_starting_again_overwrites_nothing(tmp_path: Path) -> None:
 def test_what_the_file_does_on_import_is_survived(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runner, "LIMIT", 5)
+    monkeypatch.setattr(runner, "LIMIT", 15)
     file = tmp_path / "my_gpt.py"
     file.write_text(f"{SOURCE}\n{code}\n")
     status = main(["exercise", "check", "1", str(file)])
@@ -324,7 +324,7 @@ WRONG_TOKENIZER = solution_of(1).replace("sorted(set(text))", "sorted(text)")
 CLASS = {  # file: source, the results of its steps, the first failed check, words of the message
     "anna_17_file/my_gpt.py": (solution_of(1, 3), "1 PASS, 3 PASS", "", ""),
     "Zoë Müller_18_file/my gpt.py": (solution_of(4).replace(" / math.sqrt(size)", ""), "4 FAIL", "step 4: scores are scaled by 1 / sqrt(head_size)", "0.7311"),
-    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    while True:\n        pass\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", "step 2: the validation part is the end of the data, without overlap", "got: still running after 10 seconds line "),
+    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    while True:\n        pass\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", "step 2: the validation part is the end of the data, without overlap", "got: still running after 20 seconds line "),
     "exit.py": ("raise SystemExit(0)\n" + solution_of(1, 3), "1 FAIL, 3 FAIL", "step 1: the file can be imported", "got: SystemExit: 0 line"),
     "os_exit.py": (solution_of(1).replace("self.vocab_size =", "import os; os._exit(0); self.vocab_size =") + solution_of(3), "1 FAIL, 3 PASS", "step 1: vocab_size is the number of distinct characters", "exit status 0"),
     "flood.py": ("import os\nfor _ in range(200):\n    print('x' * 100_000)\n    os.write(1, b'y' * 100_000)\n" + solution_of(1), "1 PASS", "", ""),
@@ -363,7 +363,7 @@ def test_a_class_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One file per kind of mistake; none has an effect on another file, or on the other steps of its own file."""
-    monkeypatch.setattr(runner, "LIMIT", 10)
+    monkeypatch.setattr(runner, "LIMIT", 20)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     folder, grades = tmp_path / "my class", tmp_path / "grades.csv"
     for name, (source, *_) in CLASS.items():

@@ -343,7 +343,7 @@ def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None
     file = tmp_path / "out/plan.json"
     for wanted, number in ((0, signal.SIGKILL), (1, signal.SIGTERM), (2, signal.SIGKILL)):
         with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while time.monotonic() < deadline and child.poll() is None:
                 if file.exists() and len(json.loads(file.read_text())["pilots"]) >= wanted:
                     break
@@ -351,13 +351,14 @@ def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None
             child.send_signal(number)
             status = child.wait(60)
             assert status in (-number, 128 + number, 0)
-    if "predicted_seconds" not in (content := json.loads(file.read_text())):
-        content["pilots"][0]["loss"] += 1e-9  # changed, to see that it is not measured again
+    content, change = json.loads(file.read_text()), 0.0
+    if "predicted_seconds" not in content:  # else it ended before the last signal
+        content["pilots"][0]["loss"] += (change := 1e-9)  # to see that it is not measured again
         file.write_text(json.dumps(content))
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     losses = [[p["loss"] for p in json.loads((f / "out/plan.json").read_text())["pilots"]] for f in (planned, tmp_path)]
-    assert losses[1][1:] == losses[0][1:] and losses[1][0] - losses[0][0] == pytest.approx(1e-9)
+    assert losses[1][1:] == losses[0][1:] and losses[1][0] - losses[0][0] == pytest.approx(change)
     assert not (tmp_path / "out/.plan-pilots").exists()
 
 

@@ -313,7 +313,7 @@ def test_garbage(harness: Harness) -> None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, used + 2 * 10**9))
         for index in range(start, stop):
-            signal.setitimer(signal.ITIMER_REAL, 5)
+            signal.setitimer(signal.ITIMER_REAL, 30)
             args, seen = mutants.write(kind, index, random.Random(f"{seed} {index}")), io.StringIO()
             os.write(1, f"{kind} {index}\n".encode())  # the last line, if this mutant ends the process
             try:
@@ -470,11 +470,11 @@ def test_signals(harness: Harness) -> None:
         while child.wait(0) is None and "in an iteration" not in child.output:
             time.sleep(0.002)
         child.send(number)
-        assert child.wait(0.2) is None, f"the first {number.name} ended the iteration: {child.output}"
+        assert child.wait(2) is None, f"the first {number.name} ended the iteration: {child.output}"
         child.send(number)
         started = time.monotonic()
         child.wait(20, otherwise=signal.SIGKILL)
-        assert child.status == 128 + number and time.monotonic() - started < 2, f"{number.name}: not at once"
+        assert child.status == 128 + number and time.monotonic() - started < 10, f"{number.name}: not at once"
         assert_intact(out)
         harness.figures["second signals"] += 1
 
@@ -584,7 +584,7 @@ def kill_downloads(harness: Harness, content: bytes, wanted: int) -> None:
 
 def prepare_under_a_run(harness: Harness) -> None:
     """Prepare other text while a run trains on the dataset, read into memory or mapped."""
-    text, flags = harness.text(), ["--dataset=moving", "--max_iters=100"]
+    text, flags = harness.text(), ["--dataset=moving", "--max_iters=500"]
     for before in (lambda: None, faults.map_token_files):
         harness.dataset("moving", text)
         undisturbed, _ = harness.undisturbed(*flags, before=before)

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing, script
+from conftest import TINY_TRAIN, cli_here, listing, script, until
 from test_finetune import tuned  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
@@ -98,11 +97,7 @@ class Browser:
         return self.find(selector).get_property("value")
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        for _ in range(200):
-            if found := condition():
-                return found
-            time.sleep(0.05)
-        raise AssertionError("waited 10 seconds in vain")
+        return until(condition)
 
     def requests(self) -> list[str]:
         """Requests of pages from disk since the last call, except for the page itself and data inside it."""

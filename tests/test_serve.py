@@ -19,9 +19,9 @@ from typing import Any
 import openai
 import pytest
 import torch
-from conftest import GERMAN
+from conftest import GERMAN, free_port, until
 from openai import OpenAI
-from serving import Server, events, free_port, sampled, serving, until
+from serving import Server, events, sampled, serving
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.prompts import encode_prompt
@@ -558,7 +558,7 @@ def test_while_a_model_loads_requests_get_503(tmp_path: Path) -> None:
 
 
 def test_a_request_that_takes_too_long_gets_503_or_ends_its_stream(models: Path, tmp_path: Path) -> None:
-    flags = ["--ckpt=out", "--timeout=0.5", "--max_tokens=1000000"]
+    flags = ["--ckpt=out", "--timeout=3", "--max_tokens=1000000"]
     with serving(models, tmp_path / "log", *flags) as server:
         create = server.client().completions.create
         with pytest.raises(openai.InternalServerError, match="longer than the server allows") as caught:

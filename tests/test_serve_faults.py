@@ -25,11 +25,11 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import cli, cli_here, listing, refused
+from conftest import cli, cli_here, free_port, listing, refused, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
-from serving import Server, events, first_chunk, free_port, sampled, serving, until
+from serving import Server, events, first_chunk, sampled, serving
 from starlette.requests import HTTPConnection as Connection
 
 from tinygpt.data.tokenizer import CharTokenizer
@@ -108,9 +108,9 @@ def test_fifty_clients_that_leave_in_the_middle_leave_nothing_behind(guarded: Se
         connection.close()
     with guarded.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) as stays:
         first_chunk(stays)
-        assert not is_idle(guarded)  # negative control
+        until(lambda: not is_idle(guarded))  # negative control
     assert statuses == {b"200": 13}
-    until(lambda: is_idle(guarded), 20)
+    until(lambda: is_idle(guarded))
     assert text_of(guarded.post("/v1/completions", {"prompt": "the", "seed": 1})[1]) == expected(guarded, "the", 1, 16)
 
 
@@ -177,14 +177,14 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     def accepted() -> socket.socket | None:
         """A request that waits in the queue: it is not refused, which would be at once."""
         connection = few.begin("/v1/completions", {"prompt": "my", "seed": 3})
-        connection.settimeout(0.5)
+        connection.settimeout(5)
         try:
             assert connection.recv(100)[9:12] == b"429"
         except TimeoutError:
             return connection
         return connection.close()
 
-    patient = until(accepted, 10)
+    patient = until(accepted)
     for connection in holding:
         connection.close()
     patient.settimeout(60)
@@ -468,7 +468,7 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
         connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
         first_chunk(connections[0])
         server.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        time.sleep(2)
         assert not server.ended()  # it waits for the two
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(DRAIN / 2) == 0

@@ -5,17 +5,15 @@ import contextlib
 import http.client
 import json
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_TRAIN, cli_here, tiny_text
+from conftest import TINY_TRAIN, cli_here, free_port, tiny_text, until
 from test_import import imported  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 from test_report import Browser, in_a_browser
@@ -40,8 +38,7 @@ class Server:
     """A process `tinygpt serve` on a free port."""
 
     def __init__(self, folder: Path, *flags: str, key: str = "") -> None:
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.url, self.key = f"http://127.0.0.1:{port}/", key
         command = [
             sys.executable,
@@ -59,12 +56,14 @@ class Server:
 
     def wait(self, path: str = "health") -> None:
         """Wait until the server answers; by default, until its models are loaded."""
-        for _ in range(600):
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path):
-                return
+
+        def answers() -> bool:
             assert self.process.poll() is None, self.errors.read_text()
-            time.sleep(0.05)
-        raise AssertionError("waited 30 seconds in vain")
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path):
+                return True
+            return False
+
+        until(answers)
 
     def ask(self, path: str, **body: Any) -> Any:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}

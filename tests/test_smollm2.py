@@ -110,7 +110,7 @@ def test_merged_weights_answer_as_base_and_adapter_do(adapted: Path) -> None:
     assert both in LABELS and both == said(adapted, "--ckpt=out-merged", prompt=prompt)
 
 
-@pytest.mark.timeout(60)  # a model that ran in the page, or generated text for it, would take minutes
+@pytest.mark.timeout(120, func_only=True)  # a model that ran in the page, or generated text for it, would take minutes
 def test_the_report_of_the_run_leaves_the_model_out(adapted: Path) -> None:
     made = ok(adapted, "report", "out-lora", "--no_text", "-o", "report.html")
     assert "all weights of the model" not in made.out

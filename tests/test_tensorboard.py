@@ -24,6 +24,7 @@ from test_distributed import BATCH, torchrun
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 
 import tinygpt.train
+from tinygpt.training.log import read_metrics
 
 ON = "--report_to=tensorboard"
 Point = tuple[str, str, int, float]  # run, tag, step, value
@@ -113,6 +114,8 @@ def test_a_killed_run_that_is_resumed_shows_each_step_once(work: Path) -> None:
         running = readers(out)
         scalars(running)
         wait_for_lines(process, out, 80)
+        while not 10 < read_metrics(out)[-1]["step"] % 50 < 40:  # well after an evaluation, which saves
+            time.sleep(0.001)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     last = torch.load(out / "last.pt", weights_only=True)["step"]

@@ -5,7 +5,7 @@
   "use strict";
 
   const OFTEN = 1000; // milliseconds between questions
-  const SELDOM = 3000; // in a hidden tab, and when the run has ended or the server does not answer
+  const SELDOM = 3000; // in a hidden tab, and when the server does not answer
   const ENDED = ["finished", "stopped", "diverged"];
   const $ = (id) => document.getElementById(id);
   const { version, step } = $("live").dataset;

@@ -101,7 +101,8 @@ class LivePage:
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
-        self.asked_at = self.asked_old_at = 0.0  # when an open page asked, and one that is not up to date
+        self.asked_old_at = 0.0  # when an open page asked that was not up to date
+        self.asked_at = time.monotonic()  # when any did; a page of an earlier server may not have asked yet
         self.version, self.page = "", Page(b"", "", "", "")
         self.has_report = False  # else the page says what is missing
         self.looking = threading.Lock()
