@@ -51,13 +51,13 @@ def config(name: str, content: str) -> Callable[[Path], object]:
     return lambda work: (work / name).write_text(content)
 
 
-def state(change: Callable[[dict], object]) -> Callable[[Path], object]:
-    """Write out/ckpt.pt again, complete and sealed, with other content."""
+def state(change: Callable[[dict], object], name: str = "ckpt.pt") -> Callable[[Path], object]:
+    """Write a checkpoint of out/ again, complete and sealed, with other content."""
 
     def set_up(work: Path) -> None:
-        content = torch.load(work / "out/ckpt.pt", weights_only=True)
+        content = torch.load(work / "out" / name, weights_only=True)
         change(content)
-        with open(work / "out/ckpt.pt", "w+b") as file:
+        with open(work / "out" / name, "w+b") as file:
             torch.save(content, file)
             checkpoint._seal(file)
 
@@ -257,6 +257,27 @@ MISTAKES = {
         r"out/ckpt\.pt: damaged \(its checksum does not match",
         r"out/last\.pt is intact",
         change("out/ckpt.pt", flip(9000)),
+    ),
+    "a name that is not a checkpoint's": Mistake(
+        [*SAMPLE, "--ckpt=out/nothing"], r"nothing: no such file", r"tinygpt train"
+    ),
+    "an imported model would be overwritten": Mistake(
+        TINY_TRAIN,
+        r"out/ckpt\.pt is not of a training run",
+        r"--out_dir=out-new",
+        lambda work: [(work / "out" / name).unlink() for name in ("config.yaml", "last.pt")],
+    ),
+    "no progress": Mistake(
+        RESUME,
+        r"does not say how far",
+        r"--init_from=PATH",
+        state(lambda content: content["training"].pop("progress"), "last.pt"),
+    ),
+    "progress that is text": Mistake(
+        RESUME,
+        r"does not say how far",
+        r"--init_from=PATH",
+        state(lambda content: content["training"]["progress"].update(step="9"), "last.pt"),
     ),
     "foreign file": Mistake([*SAMPLE, "--ckpt=text.txt"], r"text\.txt: not a checkpoint", r"train"),
     "foreign archive": Mistake(

@@ -230,8 +230,8 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_good_neighbour_is_named_and_a_bad_one_is_not(tmp_path: Path) -> None:
     save(tmp_path / "last.pt", example())
     good = (tmp_path / "last.pt").read_bytes()
-    for name in ("ckpt.pt", "aaa.pt"):
-        (tmp_path / name).write_bytes(good[:3000])
+    (tmp_path / "ckpt.pt").write_bytes(good[:3000])
+    (tmp_path / "aaa.pt").write_bytes(good)  # of another run
     assert refusal(tmp_path / "ckpt.pt").hint == f"{tmp_path}/last.pt is intact"
     assert refusal(tmp_path / "gone.pt").hint == f"{tmp_path}/last.pt is intact"
     (tmp_path / "last.pt").write_bytes(good[:3000])  # now all are damaged

@@ -32,15 +32,15 @@ def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
 
 
 @pytest.mark.parametrize(
-    "activation,T", [("gelu", 16), ("relu2", 16), ("gelu", 600)], ids=["gelu", "relu2", "long context"]
+    "activation,T",
+    [("gelu_new", 16), ("gelu", 16), ("relu2", 16), ("gelu_new", 600)],
+    ids=["OpenAI's", "gelu", "relu2", "long context"],
 )
 @every_path
 @torch.inference_mode()
 def test_logits_equal_huggingface_gpt2(activation: str, T: int, kind: type[GPT]) -> None:
     theirs = huggingface_gpt2(activation, n_positions=T)
-    checkpoint = from_huggingface(theirs)
-    checkpoint.model_args["activation"] = activation
-    ours = checkpoint.build_model(kind).eval()
+    ours = from_huggingface(theirs).build_model(kind).eval()
     idx = ids(2, T)
     assert largest(theirs(idx).logits) > 1  # there is something to compare
     assert largest(ours(idx)[0] - theirs(idx).logits) < 1e-5

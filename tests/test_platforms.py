@@ -342,6 +342,18 @@ def test_a_checkpoint_that_a_scanner_keeps_open_is_named_and_kept(
     assert (run_copy / "out/last.pt").read_bytes() == last
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_that_has_nothing_to_do_with_standard_output_is_not_blamed_on_it(
+    debug: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: list[str]) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(cli, "run", fail)
+    with pytest.raises(ConnectionResetError):
+        cli.main(["train", *debug])
+
+
 def test_a_closed_pipe_is_einval_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:

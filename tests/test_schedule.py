@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,3 +68,15 @@ def test_the_decay_follows_max_iters() -> None:
 def test_a_run_that_is_shorter_than_its_warm_up_only_warms_up() -> None:
     trial = dataclasses.replace(CONFIG, max_iters=3, lr_decay_iters=0)
     assert [learning_rate(it, trial) for it in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.1])
+
+
+@pytest.mark.parametrize("iterations,noted", [(20, False), (2, True)])
+def test_a_run_shows_its_schedule_and_notes_a_warm_up_that_does_not_end(
+    work: Path, iterations: int, noted: bool
+) -> None:
+    said = trained(work, f"--max_iters={iterations}", "--lr_decay_iters=0").out  # 2 iterations of warm-up
+    line = (
+        f"adamw, learning rate 0.01, after a warm-up of 2 iterations, then a cosine to 0.001 at iteration {iterations}"
+    )
+    assert re.search(rf"^optimizer: +{re.escape(line)}$", said, re.MULTILINE), said
+    assert ("the learning rate never reaches 0.01" in said) == noted

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except OSError as error:  # an error of standard output has no file name
-        if error.filename is not None:
+        if error.filename is not None or not terminal.stdout_is_broken():
             raise
         terminal.silence("stdout")
         if terminal.reader_has_left(error):  # `head` for example

@@ -35,6 +35,15 @@ def reader_has_left(error: OSError, system: str = os.name) -> bool:
     return isinstance(error, BrokenPipeError) or (system == "nt" and error.errno == errno.EINVAL)
 
 
+def stdout_is_broken() -> bool:
+    """Return whether standard output cannot be written to. If it can be, this writes a line end."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
 def silence(name: str) -> None:
     """Redirect a broken standard stream to the null device, which discards pending and later output."""
     with contextlib.suppress(OSError, ValueError):

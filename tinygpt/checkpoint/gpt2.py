@@ -48,6 +48,7 @@ def from_huggingface(model: Any) -> Checkpoint:
             "block_size": args.n_positions,
             "vocab_size": args.vocab_size,
             "bias": True,
+            "activation": {"gelu_new": "gelu_tanh"}.get(args.activation_function, args.activation_function),
         },
         config={},
         tokenizer={"kind": "gpt2"},

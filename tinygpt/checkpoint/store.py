@@ -361,13 +361,10 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
 
 
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:
-    """Return a hint: an intact checkpoint in the same folder, if there is one."""
-    for neighbour in sorted(path.parent.glob("*.pt")):
-        if neighbour.name not in (path.name, "adapter.pt"):
-            try:
-                with open(neighbour, "rb") as file:
-                    if verify(file, neighbour):
-                        return f"{neighbour} is intact"
-            except (TinyGPTError, OSError):
-                continue
+    """Return a hint: the other checkpoint of the same run, if it is intact."""
+    for neighbour in (path.with_name("ckpt.pt"), path.with_name("last.pt")):
+        if path.suffix == ".pt" and neighbour != path:
+            with contextlib.suppress(TinyGPTError, OSError), open(neighbour, "rb") as file:
+                if verify(file, neighbour):
+                    return f"{neighbour} is intact"
     return otherwise

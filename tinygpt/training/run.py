@@ -27,7 +27,7 @@ from tinygpt.data.rows import Rows
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.training import device, watch
+from tinygpt.training import device, schedule, watch
 from tinygpt.training.build import Computing, build, model_class
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
@@ -69,6 +69,19 @@ class Progress:
     evaluations_without_best: int = 0
     evaluated_at: int = -1
     seconds: float = 0.0  # over all sessions of this run
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "Progress":
+        """Return that of a run to be resumed. Errors: TinyGPTError if it is missing, or is not that of a run."""
+        found = saved.get("progress")
+        if isinstance(found, dict):
+            values = {field.name: found.get(field.name, field.default) for field in dataclasses.fields(cls)}
+            kinds = [(type(field.default), int) for field in dataclasses.fields(cls)]
+            if all(map(isinstance, values.values(), kinds)) and values["best_val_loss"] == values["best_val_loss"]:
+                return cls(**values)
+        raise TinyGPTError(
+            "the checkpoint does not say how far its run was", "start again from its weights, --init_from=PATH"
+        )
 
 
 @dataclasses.dataclass
@@ -160,6 +173,8 @@ def open_run(
     check_processes(config, ranks)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(Path(config.out_dir) / name)
+    if not config.eval_only and not start.resuming:
+        refuse_other_models(Path(config.out_dir))
     if (folder := Path(config.out_dir) / FOLDER).is_file() and config.snapshots:
         raise TinyGPTError(f"{folder} is a file, but is needed as a folder for snapshots", "remove or rename it")
     model, new_tokens = make_model(config, dataset, start, model_class(config.fast, compute))
@@ -176,6 +191,15 @@ def open_run(
     run = set_up(config, compute, ranks, dataset, source, model, start, method)
     stack.callback(run.log.close)
     return run
+
+
+def refuse_other_models(out: Path) -> None:
+    """Refuse to replace a model that is not that of an earlier run. Errors: TinyGPTError if `out` has one."""
+    if (out / "ckpt.pt").exists() and not (out / "config.yaml").exists():
+        raise TinyGPTError(
+            f"{out}/ckpt.pt is not of a training run (it was imported, merged or copied) and would be overwritten",
+            suggest.quoted(f"--out_dir={out}-new"),
+        )
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
@@ -212,7 +236,7 @@ def set_up(
     computing.train()
     progress, saved = Progress(), start.saved
     if saved:
-        progress = Progress(**saved["progress"])
+        progress = Progress.restored(saved)
         load_state(optimizer, saved["optimizer"])
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
     run = Run(
@@ -245,7 +269,7 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
 def open_folder(run: Run, start: Start) -> None:
     """Write config.yaml and open the log. In the folder of a new run, remove the files of an earlier one first."""
     if not start.resuming:
-        if (run.out / "last.pt").exists():
+        if any((run.out / name).exists() for name in ("ckpt.pt", "last.pt")):
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
             remove(run.out / name)
@@ -283,8 +307,11 @@ def show_start(run: Run, compiled: str) -> None:
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
+        f"optimizer:   {config.optimizer}, learning rate {schedule.describe(config)}",
     ):
         run.log.say(line)
+    if config.max_iters and (warning := schedule.note(config)):
+        run.log.say(warning, always=True)
     if "TensorBoard" in run.log.sinks:
         run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
