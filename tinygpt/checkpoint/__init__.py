@@ -3,6 +3,8 @@
     store.py        read and write checkpoints; build the model in one
     adapter.py      adapter.pt: the weights that a LoRA run has trained, without the base model; swapping adapters
     resize.py       shorten the context, enlarge the vocabulary
+    snapshots.py    weights of several steps of a run, for the report
+    eight_bits.py   weights in 8 bits, for snapshots and for pages
     health.py       refuse a model with NaN or infinite weights or logits
     gpt2.py         OpenAI's GPT-2 weights as a checkpoint
 

@@ -3,12 +3,16 @@
     loss.py         mean loss of a model on a split, in nats per token
     baselines.py    losses of n-gram models on the same targets
     classify.py     labelled tasks: probabilities of labels, metrics, calibration
+    threshold.py    tasks with a rare label: precision, recall, and the threshold with the lowest cost
     exact.py        tasks with free text: exact match, and the checks of a task
     respond.py      greedy responses to many prompts
     command.py      `tinygpt eval`
     doctor.py       `tinygpt doctor`: the verdict on a run's curves
     check.py        `tinygpt check`: integrity of folders, exactness of resuming
     plot.py         `tinygpt plot`: loss curves as a PNG, or for TensorBoard
+    forecast.py     plan.json, and the predictions next to the results
+    law.py          a scaling law: loss as a function of parameters and training tokens
+    process.py      a command as a child process; peak memory
     origin.py       the dataset that a model was trained on
 
 The package imports training, checkpoint, data and the modules below them. `train` imports loss.py and doctor.py.

@@ -3,13 +3,14 @@
     model.py        FastGPT: the GPT of model.py with the attention and the decoder below
     attention.py    attention, normalisation and rotation with handwritten gradients
     decoder.py      decoding, with weights laid out for matrix products with few rows
+    prefix.py       training on rows that begin with the same tokens
     weights.py      all weights in one flat tensor, which one kernel casts to low precision
     optimizer.py    AdamW and Muon on that flat tensor
     muon.py         Muon, which batches all matrices of one shape
 
 Every part computes the same as the plain core (tests/test_fast.py) and is measurably faster (docs/PERFORMANCE.md).
-Only training/build.py chooses between the two, so the package can be removed there. It imports the model and the
-configuration.
+Only training/build.py chooses between the two, and serve/command.py uses the decoder. The package imports the model and
+the configuration.
 
     flat = FlatWeights(FastGPT(model_config), torch.bfloat16)
     optimizer = FlatOptimizer(flat, config)

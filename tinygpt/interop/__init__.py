@@ -2,7 +2,8 @@
 
     command.py         `tinygpt import` and `tinygpt export`
     architectures.py   a GPT as one of the classes that transformers ships, and back
-    tokenizers.py      tokenizers as tokenizer.json, and chat templates as files
+    tokenizers.py      tokenizers and chat templates as files
+    chat.py            chat templates: the text around prompt and response
     huggingface.py     folders with config.json and model.safetensors
     gguf_file.py       GGUF, the format of llama.cpp
     peft.py            LoRA adapters in PEFT's format

@@ -188,6 +188,7 @@ def show_costs(run: Planned, costs: Costs) -> None:
     total = sum(part.seconds for part in found.values())
     print(f"{'':13}{'count':>9}{'ms each':>12}{'total':>12}{'share':>8}")
     for name, part in found.items():
-        share = f"{part.seconds / total:.0%}"
-        print(f"{name + ':':13}{part.times:>9,}{1000 * part.each:>12,.1f}{duration(part.seconds):>12}{share:>8}")
+        share, took = f"{part.seconds / total:.0%}", f"{part.seconds:.1f} s"
+        took = took if part.seconds < 90 else duration(part.seconds)
+        print(f"{name + ':':13}{part.times:>9,}{1000 * part.each:>12,.1f}{took:>12}{share:>8}")
     print(f"disk:        up to {cost.disk(run.config, costs) / 1e6:,.0f} MB in {run.out}")

@@ -1,8 +1,9 @@
 """The log of a run: `metrics.jsonl` for programs, printed lines and a progress bar for people.
 
-metrics.jsonl: one object per line, `kind` (train, eval, sample, diverged), `step`, `seconds`, and by kind `loss`,
-`lr`, `grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss`, its standard error `val_loss_se` and the process's
-peak memory so far `memory_mb` (10^6 bytes; 0 on Windows), or `text` and `prompt`, or `reason`.
+metrics.jsonl: one object per line, `kind` (train, eval, sample, diverged; finetune adds before and after), `step`,
+`seconds`, and by kind `loss`, `lr`, `grad_norm`, `tokens_per_second`, or `train_loss`, `val_loss`, its standard error
+`val_loss_se` and the process's peak memory so far `memory_mb` (10^6 bytes; 0 on Windows), or `text` and `prompt`, or
+`reason`.
 """
 
 import contextlib
