@@ -51,5 +51,5 @@ def test_without_matplotlib_it_says_how_to_get_it(run_copy: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     result = cli_here("plot", "out", cwd=run_copy)
     assert (result.status, result.out) == (2, "")
-    assert "plotting needs matplotlib" in result.err and "pip install matplotlib" in result.err
+    assert "a plot needs the package matplotlib" in result.err and "pip install matplotlib" in result.err
     assert not (run_copy / "out/loss.png").exists()

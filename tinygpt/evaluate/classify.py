@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.errors import TinyGPTError, diverged, missing
 from tinygpt.files import replacing, strict_json
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
@@ -356,7 +356,7 @@ def draw_confusion(report: Report, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise TinyGPTError("drawing the confusion matrix needs matplotlib", "pip install matplotlib") from None
+        raise missing("matplotlib", "the picture of the confusion matrix", "plot") from None
     share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
     names, L = [cut(escaped(label), 24) for label in report.labels], len(report.labels)
     figure = Figure(figsize=(2.6 + 0.55 * L, 2.2 + 0.5 * L), layout="constrained")

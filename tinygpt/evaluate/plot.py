@@ -6,7 +6,7 @@ import numpy as np
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlotConfig
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 from tinygpt.evaluate.doctor import evaluations
 from tinygpt.files import replacing, require_writable, writing
 from tinygpt.training.log import is_number, read_metrics
@@ -54,7 +54,7 @@ def draw(config: PlotConfig) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise TinyGPTError("plotting needs matplotlib", "pip install matplotlib") from None
+        raise missing("matplotlib", "a plot", "plot") from None
     matplotlib.use("agg")  # a file, no window
     from matplotlib import pyplot
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import missing
 from tinygpt.evaluate.classify import cut
 from tinygpt.files import replacing
 from tinygpt.terminal import escaped
@@ -191,7 +191,7 @@ def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise TinyGPTError("drawing the precision-recall curve needs matplotlib", "pip install matplotlib") from None
+        raise missing("matplotlib", "the picture of the precision-recall curve", "plot") from None
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     for index, (key, curve) in enumerate(tradeoff.curves.items()):

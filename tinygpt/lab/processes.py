@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import LabConfig
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, missing
 from tinygpt.evaluate.process import run
 from tinygpt.lab.stages import Stage
 from tinygpt.lora import adapted_only
@@ -58,7 +58,7 @@ def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
 def require_ngrams() -> None:
     """Errors: TinyGPTError if scikit-learn is missing."""
     if importlib.util.find_spec("sklearn") is None:
-        raise TinyGPTError("the n-gram baseline needs the package scikit-learn", "pip install 'tinygpt[eval]'")
+        raise missing("scikit-learn", "the n-gram baseline", "eval")
 
 
 def require_pretrained(config: LabConfig) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import missing
 from tinygpt.files import replacing
 from tinygpt.report.page import read, templates
 
@@ -121,7 +121,7 @@ def require_packages() -> None:
     """Errors: TinyGPTError if matplotlib or jinja2 is missing; a lab asks before its first stage."""
     for package in ("jinja2", "matplotlib"):
         if importlib.util.find_spec(package) is None:
-            raise TinyGPTError(f"a lab needs the package {package}", "pip install 'tinygpt[report]'")
+            raise missing(package, "a lab", "report")
 
 
 def draw(summary: Summary, path: Path) -> None:

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import missing
 from tinygpt.files import replacing, require_writable
 
 SCRIPTS = ("model.js", "page.js", "attention.js", "write.js", "compare.js")
@@ -71,7 +71,7 @@ def templates(package: str = "tinygpt.report") -> Any:
     try:
         import jinja2
     except ImportError:
-        raise TinyGPTError("a report needs the package jinja2", "pip install jinja2") from None
+        raise missing("jinja2", "a report", "report") from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),
         autoescape=True,
