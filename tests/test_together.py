@@ -193,7 +193,9 @@ def test_the_base_model_is_never_overwritten(work: Path) -> None:
     ):
         said = refused(work, *args)
         assert "would be overwritten" in said
-        ok(work, *args, re.findall(r"--out_dir=\S+", said)[-1], *SHORT * (args[0] != "merge"))
+        advised = re.findall(r"--out_dir=(\S+)", said)[-1]
+        ok(work, *args, f"--out_dir={advised}", *SHORT * (args[0] != "merge"))
+        shutil.rmtree(work / advised)
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------

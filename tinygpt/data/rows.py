@@ -1,8 +1,8 @@
 """Rows of tokens for training and evaluation, and the draw of a batch.
 
-A source of rows is plain text (`TextRows`), prompts with responses (`PairRows`), or a mixture of two sources
-(`MixedRows`, for replay). All have the interface `Rows`, so training and evaluation need not know which one they use.
-A handle identifies a row of a source: by its start in a text, or by the number of an example.
+A split of a dataset is plain text (`TextRows`) or prompts with responses (`PairRows`); both have the interface `Rows`.
+Training draws its batches from a split or from a mixture of two (`MixedRows`, for replay): the interface `Batches`. A
+handle identifies a row of a source: by its start in a text, or by the number of an example.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
@@ -26,8 +26,9 @@ from tinygpt.errors import TinyGPTError
 REPLAY = 3  # stream of the replayed rows, see `draw_windows`
 
 
-class Rows(Protocol):
-    """A source of rows. `at` is an array of n handles; a handle is an int, for a mixture a pair (source, handle)."""
+class Batches(Protocol):
+    """What training draws its batches from. `at` is an array of n handles, which identify rows: int64 (n,), or (n, 2)
+    for a mixture."""
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
         """Columns that all rows need, or those at `at`: at most block_size."""
@@ -35,29 +36,14 @@ class Rows(Protocol):
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         """Draw the `count` rows of a step's global batch: handles, int64, a pure function of the arguments."""
 
-    def every(self, block_size: int) -> np.ndarray:
-        """Handles of all rows, which together contain each target of the source once."""
-
     def targets(self, at: np.ndarray, width: int) -> np.ndarray:
         """Number of targets of each row, int64 (n,)."""
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, int64 (n, width). A target of -1 carries no loss."""
 
-    def first(self, count: int) -> "Rows":
-        """The first `count` examples of this source, or tokens of a text."""
-
-    def grouped(self) -> "Rows":
+    def grouped(self) -> "Batches":
         """This source, but a batch has examples of similar length, so that little is padded."""
-
-    def like(self, other: Any) -> "Rows":
-        """The first part of this source, as large as `other`, a source of the same kind."""
-
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """All examples as (prompt, response); none for plain text."""
-
-    def prompt(self) -> np.ndarray:
-        """Token ids to begin a sample with, int64 (n,)."""
 
     def describe(self) -> str:
         """The size in words: `1,003,854 training tokens`."""
@@ -67,6 +53,25 @@ class Rows(Protocol):
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         """Fraction of the source that an iteration reads: passes over the data per iteration."""
+
+
+class Rows(Batches, Protocol):
+    """A split of a dataset, which can also be evaluated."""
+
+    def every(self, block_size: int) -> np.ndarray:
+        """Handles of all rows, which together contain each target of the source once."""
+
+    def first(self, count: int) -> "Rows":
+        """The first `count` examples of this source, or tokens of a text."""
+
+    def like(self, other: Any) -> "Rows":
+        """The first part of this source, as large as `other`, a source of the same kind."""
+
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        """All examples as (prompt, response); none for plain text."""
+
+    def prompt(self) -> np.ndarray:
+        """Token ids to begin a sample with, int64 (n,)."""
 
     def require(self, block_size: int, where: str) -> None:
         """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
@@ -236,13 +241,13 @@ class MixedRows:
     """Replay: the share `share` of the training rows comes from `old`, the data of the base model, the rest from `new`.
 
     The share holds over the run: if it is small, most batches have no row of `old`. Replayed rows are spread evenly
-    over their batch, and so over the processes. Descriptions, samples and evaluations are those of `new`.
+    over their batch, and so over the processes. Descriptions are those of `new`.
 
     A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
     Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
     """
 
-    def __init__(self, new: Rows, old: Rows, share: float) -> None:
+    def __init__(self, new: Batches, old: Batches, share: float) -> None:
         self.new, self.old, self.share = new, old, share
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
@@ -263,10 +268,6 @@ class MixedRows:
         at[from_old, 1] = self.old.draw(seed, step, self.width(block_size), replayed, stream + REPLAY)
         return at
 
-    def every(self, block_size: int) -> np.ndarray:
-        new, old = self.new.every(block_size), self.old.every(self.width(block_size))
-        return np.column_stack([np.repeat([0, 1], [len(new), len(old)]), np.concatenate([new, old])])
-
     def targets(self, at: np.ndarray, width: int) -> np.ndarray:
         counts = np.empty(len(at), dtype=np.int64)
         for source, mine in self._parts(at):
@@ -279,24 +280,12 @@ class MixedRows:
             block[:, mine] = source.rows(at[mine, 1], width)
         return block[0], block[1]
 
-    def _parts(self, at: np.ndarray) -> list[tuple[Rows, np.ndarray]]:
+    def _parts(self, at: np.ndarray) -> list[tuple[Batches, np.ndarray]]:
         """Each source, and a mask of its handles, bool (n,)."""
         return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
 
-    def first(self, count: int) -> Rows:
-        return self.new.first(count)
-
     def grouped(self) -> "MixedRows":
         return MixedRows(self.new.grouped(), self.old.grouped(), self.share)
-
-    def like(self, other: Any) -> Rows:
-        return self.new.like(other)
-
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        return self.new.texts(tokenizer)
-
-    def prompt(self) -> np.ndarray:
-        return self.new.prompt()
 
     def describe(self) -> str:
         return self.new.describe()
@@ -307,10 +296,6 @@ class MixedRows:
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         """Passes over the new rows per iteration."""
         return self.new.passes(rows_per_iteration * (1 - self.share), block_size)
-
-    def require(self, block_size: int, where: str) -> None:
-        self.new.require(block_size, where)
-        self.old.require(block_size, f"the replayed {where}")
 
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter, weights_fingerprint
 from tinygpt.config.schema import FinetuneConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.rows import MixedRows, Rows
+from tinygpt.data.rows import Batches, MixedRows
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
 from tinygpt.lora import LoRA, attach
@@ -45,7 +45,7 @@ class FineTuning(Method):
                 model, LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets), new_tokens
             )
 
-    def rows(self, dataset: Dataset, start: Start) -> Rows:
+    def rows(self, dataset: Dataset, start: Start) -> Batches:
         self.base_data = base_dataset(self.config, dataset, start)
         if self.config.examples:
             dataset.sources["train"] = dataset.sources["train"].first(self.config.examples)

@@ -49,9 +49,8 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         load_state(optimizer, saved)
     except TinyGPTError:
         return {}
-    step, source = run.checkpoint.step, run.dataset.sources["train"]
-    if config.group_by_length:
-        source = source.grouped()
+    step, split = run.checkpoint.step, run.dataset.sources["train"]
+    source = split.grouped() if config.group_by_length else split
     rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)
 

@@ -23,7 +23,7 @@ from tinygpt.config import suggest
 from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.rows import Rows
+from tinygpt.data.rows import Batches
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
@@ -39,7 +39,7 @@ from tinygpt.training.start import Start, make_model
 class Method:
     """Hooks of a training method. Those of plain training do nothing; fine-tuning adds LoRA and replay."""
 
-    def rows(self, dataset: Dataset, start: Start) -> Rows:
+    def rows(self, dataset: Dataset, start: Start) -> Batches:
         """Return the rows from which batches are drawn."""
         return dataset.sources["train"]
 
@@ -90,7 +90,7 @@ class Run:
 
     config: TrainConfig
     dataset: Dataset
-    source: Rows  # from which batches are drawn
+    source: Batches  # from which batches are drawn
     model: GPT  # with float32 weights, as saved
     computing: Computing  # the same weights, computing in compute.dtype
     forward: Any  # `computing`, compiled or wrapped for several processes if configured
@@ -223,7 +223,7 @@ def set_up(
     compute: device.Compute,
     ranks: Processes,
     dataset: Dataset,
-    source: Rows,
+    source: Batches,
     model: GPT,
     start: Start = Start(),
     method: Method = Method(),
