@@ -352,3 +352,11 @@ def test_wandb_gets_the_numbers_of_metrics_jsonl(work: Path, sent: list[tuple[in
         if entry["kind"] != "sample"
     ]
     assert sent[1:-1] == expected
+
+
+def test_a_resumed_run_is_the_same_run_at_wandb(work: Path, sent: list[tuple[int, dict[str, Any]]]) -> None:
+    trained(work, "--wandb_log")
+    trained(work, "--wandb_log", "--init_from=resume", "--max_iters=25")
+    trained(work, "--wandb_log")
+    first, resumed, another = (settings for step, settings in sent if "project" in settings)
+    assert first["id"] == resumed["id"] != another["id"] and resumed["resume"] == "allow"

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class Progress:
     evaluations_without_best: int = 0
     evaluated_at: int = -1
     seconds: float = 0.0  # over all sessions of this run
+    wandb_id: str = ""  # of this run at Weights & Biases, if it is sent there
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "Progress":
@@ -282,7 +284,9 @@ def open_folder(run: Run, start: Start) -> None:
         file.write(to_yaml(run.config).encode())
     run.log.open(run.progress.step, run.progress.evaluated_at)
     if run.config.wandb_log:
-        run.log.sinks["Weights & Biases"] = Wandb(run.config)  # not `add`: a mistake in its settings ends the command
+        run.progress.wandb_id = run.progress.wandb_id or secrets.token_hex(4)
+        # not `add`: a mistake in its settings ends the command
+        run.log.sinks["Weights & Biases"] = Wandb(run.config, run.progress.wandb_id)
     if run.config.report_to:
         started = time.time() - run.seconds()
         run.log.add("TensorBoard", lambda: TensorBoard(run.out, read_metrics(run.out), started))

@@ -30,13 +30,15 @@ def require_packages(config: TrainConfig) -> None:
 
 
 class Wandb:
-    """A sink that sends the figures of each line, as KIND/KEY, to Weights & Biases."""
+    """A sink that sends the figures of each line, as KIND/KEY, to Weights & Biases, where `id` identifies the run."""
 
     afterwards = ""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, id: str) -> None:
         self.wandb = import_wandb()
-        self.wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=run_settings(config))
+        settings = run_settings(config)
+        name = config.wandb_run_name
+        self.wandb.init(project=config.wandb_project, name=name, config=settings, id=id, resume="allow")
 
     def write(self, entry: dict[str, Any]) -> None:
         keys = [key for key, value in entry.items() if key not in ("step", "seconds") and is_number(value)]
