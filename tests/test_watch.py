@@ -29,9 +29,10 @@ from test_report import Browser, in_a_browser
 from tinygpt import train
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import WatchConfig
+from tinygpt.serve import follow
+from tinygpt.serve.follow import FollowedRun
 from tinygpt.serve.watch import LivePage
-from tinygpt.training import follow, watch
-from tinygpt.training.follow import FollowedRun
+from tinygpt.training import watch
 
 pytest.importorskip("uvicorn")
 

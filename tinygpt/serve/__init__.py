@@ -2,6 +2,7 @@
 
     command.py      `tinygpt serve`: load the models, listen, end in order
     watch.py        `tinygpt watch`: the report of a run, kept up to date while it trains
+    follow.py       what the files of a run in training say, for that page
     listen.py       what both share: the socket, uvicorn, signals
     app.py          the paths: requests to the engine, and its events to responses
     http.py         JSON bodies, streams, errors, the page, protection

@@ -27,9 +27,9 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import WINDOWS, lock_owner, require_writable
 from tinygpt.report import gather
 from tinygpt.report.page import Page, render, write
+from tinygpt.serve.follow import ENDED, FollowedRun
 from tinygpt.serve.listen import LOCAL, listen, make_server, signals
 from tinygpt.terminal import escaped, reader_has_left, silence
-from tinygpt.training.follow import ENDED, FollowedRun
 from tinygpt.training.watch import require_packages
 
 HOST = "127.0.0.1"

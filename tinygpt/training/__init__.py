@@ -10,7 +10,6 @@
     signals.py      graceful shutdown
     log.py          metrics.jsonl, the progress bar, the speed
     watch.py        `--watch`: the child process that serves the page of a run
-    follow.py       what the files of a run in training say, for that page
     sinks.py        Weights & Biases, TensorBoard
     failures.py     errors that end a run
 
