@@ -194,10 +194,16 @@ def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> Non
 
 
 def test_bits_per_character_count_the_characters_of_a_token() -> None:
-    """A token of two characters has half of its bits for each; a token of a response is a character."""
-    text: Any = SimpleNamespace(splits={"val": range(50)}, pairs=False, meta={"characters": {"val": 100}})
+    """A token of two characters has half of its bits for each. (Pairs: tests/test_import.py and below.)"""
+    text: Any = SimpleNamespace(splits={"val": range(50)}, sources={"val": None}, meta={"characters": {"val": 100}})
     assert bits_per_character(math.log(4), text) == pytest.approx(1)
     text.meta = {}
     assert bits_per_character(math.log(4), text) == pytest.approx(2)
-    text.pairs, text.meta = True, {"characters": {"val": 100}}
-    assert bits_per_character(math.log(4), text) == pytest.approx(2)
+
+
+def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> None:
+    lines = [{"prompt": f"prompt {number}", "response": f"{number} é"} for number in range(99)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli_here("prepare", "mine", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
+    dataset = Dataset(str(tmp_path / "data"), "mine")
+    assert bits_per_character(math.log(4), dataset) == pytest.approx(2, rel=1e-15)

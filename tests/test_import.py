@@ -5,7 +5,9 @@ attention, and a GPT-2 without a template. transformers is the authority.
 """
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,14 +41,16 @@ TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--block_size=6
 TRAIN += ["--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=30", "--eval_interval=15"]
 
 
-def tokenizer_json() -> str:
-    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern."""
+def tokenizer_json(use_regex: bool = True, size: int = 400) -> str:
+    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern. Without
+    `use_regex` its tokens may contain several words."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     pre = tokenizers.pre_tokenizers
-    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), byte_level])
     made.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=False,
@@ -191,6 +195,21 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
 
 
+def test_text_is_encoded_at_once_if_a_token_may_contain_several_words(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=VOCABULARY))
+    ok(work, "import", "theirs", "--out_dir=out-words")
+    text = "the sky is blue and the grass is green\n" * 30
+    (work / "text.txt").write_text(text)
+    monkeypatch.setattr("tinygpt.data.text_files.BLOCK", 50)
+    ok(work, "prepare", "direct", "--input=text.txt", "--tokenizer=out-words")
+    dataset, at = Dataset(str(work / "data"), "direct"), int(len(text) * 0.9)
+    assert any(" " in dataset.tokenizer.decode([token]).strip() for token in dataset.splits["train"])
+    for split, part in {"train": text[:at], "val": text[at:]}.items():
+        assert dataset.splits[split].tolist() == dataset.tokenizer.encode(part).tolist()
+
+
 def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
     flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
     assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
@@ -207,6 +226,24 @@ def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
 
 
 # ---- fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def test_bits_per_character_of_responses_count_the_characters_of_a_token(work: Path) -> None:
+    """Those of `eval` and of the report: a token is several characters, and the end of a response is one."""
+    lines = [{"prompt": f"p {number}", "response": f"the sky is green é {number}"} for number in range(99)]
+    (work / "free.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ok(work, "prepare", "free", "--input=free.jsonl", "--format=pairs", "--tokenizer=out-base")
+    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--dataset=free", "--max_iters=1", "--out_dir=out-free")
+    found = json.loads(ok(work, "eval", "--ckpt=out-free", "--dtype=float32", "--json").out)
+    dataset = Dataset(str(work / "data"), "free")
+    responses = [response for _, response in dataset.sources["val"].texts(dataset.tokenizer)]
+    assert found["tokens"] == sum(len(dataset.tokenizer.encode(response)) + 1 for response in responses)
+    characters = sum(len(response) + 1 for response in responses)
+    assert characters > 1.5 * found["tokens"]
+    assert found["bits_per_character"] == pytest.approx(found["loss"] * found["tokens"] / math.log(2) / characters)
+    ok(work, "report", "out-free")
+    row = re.search(r'<th scope="row">this model</th>.*', (work / "out-free/report.html").read_text(encoding="utf-8"))
+    assert row and row[0].endswith(f"<td>{found['bits_per_character']:.3f}</td></tr>")
 
 
 def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -> None:

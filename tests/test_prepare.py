@@ -123,14 +123,29 @@ def test_the_bytes_are_those_of_nanogpts_lines(
 def test_files_are_read_one_after_the_other(
     parts: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CR at the end of one file and an LF at the start of the next stay two characters; so do the bytes of a mark."""
+    """Each begins on a new line. A CR at the end of one file and an LF at the start of the next stay two characters."""
     monkeypatch.setattr(text_files, "BLOCK", block)
-    expected = "".join(part.replace("\r\n", "\n") for part in parts)
+    expected = ""
+    for part in parts:
+        line_end = "\n" if part and expected and expected[-1] not in "\r\n" else ""
+        expected += line_end + part.replace("\r\n", "\n")
     assume(len(set(expected)) > 1)
     for index, part in enumerate(parts):
         (tmp_path / f"{index}.txt").write_bytes(part.encode())
     prepared(tmp_path, *(tmp_path / f"{index}.txt" for index in range(len(parts))))
     assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_last_word_of_a_file_and_the_first_of_the_next_stay_two_words(encoding: str, tmp_path: Path) -> None:
+    for name, text in {"a.txt": "the cat", "b.txt": "", "c.txt": "dogs ran\n", "d.txt": "a cat sat"}.items():
+        (tmp_path / name).write_text(text, encoding=encoding)
+    result = cli_here("prepare", "mine", "--input=*.txt", f"--encoding={encoding}", cwd=tmp_path)
+    assert result.status == 0, result.err
+    made = Dataset(str(tmp_path / "data"), "mine")
+    text = made.tokenizer.decode(np.concatenate(list(made.splits.values())))
+    assert text == "the cat\ndogs ran\na cat sat"
+    assert sum(made.meta["characters"].values()) == len(text)
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
@@ -163,7 +178,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         assert result.status == 0, result.err
         made = Dataset(str(tmp_path / "data"), "mine")
         text = made.tokenizer.decode(np.concatenate(list(made.splits.values())))
-        return re.sub(r"(.)\1\1", r"\1", text)
+        return re.sub(r"(.)\1\1\n?", r"\1", text)
 
     assert letters("b.txt", "a.txt") == "ba"  # as given
     assert letters("sub") == "cd"  # below it, sorted, *.txt only
@@ -171,6 +186,51 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
     assert letters("**/*.md") == "fe"
     assert letters("f.md", "sub", "*.txt") == "fcdab"
     assert letters("[ab].txt") == "ab"
+
+
+def left_out(folder: Path, *inputs: str) -> list[str]:
+    """The notes of `tinygpt prepare` on what it did not read."""
+    result = cli_here("prepare", "mine", "--input", *inputs, cwd=folder)
+    assert result.status == 0, result.err
+    return [line for line in result.out.splitlines() if line.startswith("note: left out")]
+
+
+def test_files_of_a_folder_that_are_left_out_are_noted(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "sub/c.md", "d.png", ".hidden", ".git/e.md", "sub/.f/g.md", "~$h.docx"):
+        (tmp_path / "my texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my texts" / name).write_text("some text" * 9)
+    says = "note: left out {}; to read {}, add a pattern like 'my texts/**/*.{}'".format
+    both = [says("3 files with other endings (.md, .png)", "some", "md")]
+    assert left_out(tmp_path, "my texts") == left_out(tmp_path, "my texts/") == both
+    assert left_out(tmp_path, "my texts", "my texts/b.md") == [
+        says("2 files with other endings (.md, .png)", "some", "md")
+    ]
+    assert left_out(tmp_path, "my texts", "my texts/**/*.md") == [
+        says("1 file with another ending (.png)", "it", "png")
+    ]
+    assert left_out(tmp_path, "my texts/*.txt") == left_out(tmp_path, "my texts/a.txt") == []
+
+
+def test_the_note_names_at_most_five_endings_of_files_that_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "in[1]").mkdir()
+    for name in ("a.txt", "b.x1", "c.x2", "d.x3", "LICENSE", "e.X5", "README", "g.X5"):
+        (tmp_path / "in[1]" / name).write_text("some text" * 9)
+    (note,) = left_out(tmp_path, "in[1]")
+    assert note == (
+        "note: left out 7 files with other endings (.X5, .x1, .x2, .x3, LICENSE, ...); "
+        "to read some, add a pattern like 'in[[]1]/**/*.X5'"
+    )
+    assert "*.X5" not in (note := left_out(tmp_path, "in[1]", "in[[]1]/**/*.X5")[0]) and "left out 5 files" in note
+
+
+def test_the_note_on_files_that_are_left_out_is_also_for_pairs(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = "".join(json.dumps({"prompt": f"{number}", "response": "a"}) + "\n" for number in range(60))
+    for name in ("a.jsonl", "b.json"):
+        (tmp_path / "in" / name).write_text(lines)
+    result = cli_here("prepare", "mine", "--input=in", "--format=pairs", cwd=tmp_path)
+    note = "note: left out 1 file with another ending (.json); to read it, add a pattern like 'in/**/*.json'"
+    assert result.status == 0 and note in result.out.splitlines(), result.err
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tinygpt.data import preview
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.text_files import InputText, input_files, is_encoding
+from tinygpt.data.text_files import InputText, input_files, is_encoding, left_out
 from tinygpt.data.token_files import commit_dataset, token_writers
 from tinygpt.data.tokenizer import (
     SPECIAL,
@@ -41,10 +41,14 @@ def prepare(config: PrepareConfig) -> None:
     """Write DATA_DIR/NAME/{train.bin, val.bin, meta.json}, complete or not at all, and print a summary."""
     folder = Path(config.data_dir) / config.name
     check_request(config)
-    if config.format == "pairs" or config.name in TASKS:
+    pairs = config.format == "pairs" or config.name in TASKS
+    paths = input_files(config.input, PAIR_FILES, UNREADABLE) if pairs else input_files(config.input)
+    for line in left_out(config.input, paths):
+        print(line)
+    if pairs:
         own = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
-        return prepare_pairs(config, input_files(config.input, PAIR_FILES, UNREADABLE), own)
-    text = InputText(input_files(config.input), config.encoding)
+        return prepare_pairs(config, paths, own)
+    text = InputText(paths, config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
     with folder_lock(folder, "dataset"):

@@ -61,7 +61,7 @@ class PrepareConfig:
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
-    sorted order"""
+    sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a
     checkpoint or its folder: the tokenizer of that model"""

@@ -1,7 +1,8 @@
 """Find text files and read them in blocks, so that memory does not grow with the text.
 
 A block of plain ASCII stays `bytes`, so that vocabulary and encoding are two calls of `bytes.translate`; any other
-block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted.
+block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted. Each file begins on a new
+line: if a file does not end with a line end, an LF is put between it and the next.
 
     text = InputText(input_files(["notes.txt", "more/"]), "utf-8")
     seen = text.survey()                            # which code points occur, bool (0x110000,); text.characters
@@ -16,6 +17,7 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
@@ -23,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygpt import terminal
+from tinygpt.config import suggest
 from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error
@@ -67,6 +71,25 @@ def input_files(
     return list(found.values())
 
 
+def left_out(inputs: Sequence[str], paths: Iterable[Path]) -> list[str]:
+    """For each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
+    read, hidden, notes = {path.resolve() for path in paths}, (".", LOCK_FILE), []
+    for folder in filter(Path.is_dir, map(Path, inputs)):
+        below = [(path, path.relative_to(folder).parts) for path in folder.rglob("*")]
+        shown = [path for path, parts in below if not any(part.startswith(hidden) for part in parts)]
+        files = [path for path in shown if os.path.isfile(path) and path.resolve() not in read]
+        endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
+        if endings:
+            listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
+            pattern = suggest.quoted(str(Path(glob.escape(str(folder)), "**", f"*{glob.escape(endings[0])}")))
+            notes.append(
+                f"note: left out {len(files):,} file{'s' * (len(files) > 1)} with "
+                f"{'another ending' if len(endings) == 1 else 'other endings'} ({listed}); "
+                f"to read {'it' if len(files) == 1 else 'some'}, add a pattern like {pattern}"
+            )
+    return notes
+
+
 def is_encoding(name: str) -> bool:
     """Return whether Python itself can decode text in this encoding.
 
@@ -92,7 +115,7 @@ def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | Non
 
 
 class InputText:
-    """The text of some files, one after the other, in blocks."""
+    """The text of some files, one after the other, in blocks. Each file begins on a new line."""
 
     def __init__(self, paths: list[Path], encoding: str) -> None:
         self.paths, self.encoding = paths, encoding
@@ -141,8 +164,14 @@ class InputText:
         """The text in blocks, with a progress bar `label` for large input; `digest` adds the bytes to `sha256`."""
         self.crlf = self.boms = 0
         with self._progress_bar(label) as advance:
+            within_line = False
             for path in self.paths:
-                yield from self._unix_lines(self._decoded(path, advance, digest))
+                line_end_due = within_line
+                for block in self._unix_lines(self._decoded(path, advance, digest)):
+                    if line_end_due:
+                        yield b"\n"
+                    line_end_due, within_line = False, not ends_line(block)
+                    yield block
         if self._stamps() != self.stamps:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
 
@@ -218,6 +247,11 @@ class InputText:
                 yield block
         if held:
             yield b"\r"
+
+
+def ends_line(block: Block) -> bool:
+    """Return whether a block of text ends with a line end, LF or CR."""
+    return block.endswith((b"\n", b"\r")) if isinstance(block, bytes) else block.endswith(("\n", "\r"))
 
 
 def binary(path: Path, where: str = "") -> TinyGPTError:

@@ -24,6 +24,10 @@ Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
 CODE_POINTS = 0x110000
 LONGEST_WORD = 4 << 20  # after so many characters without a blank, GPT2Tokenizer cuts a text
+QWEN2 = (  # the pattern by which Qwen2's tokenizer splits a text before the merges; Llama 3 joins up to three digits
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")
 PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # special tokens of an example
 
 
@@ -221,7 +225,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
                 raise ValueError("no special tokens around prompt and response")
             self.stop = pair["end"]
         self._encoding.encode_special_tokens = True
-        self.byte_level = (self._spec().get("decoder") or {}).get("type") == "ByteLevel"
+        spec = self._spec()
+        self.byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
+        self._cut_before = " " if splits_at_spaces(spec, added) else ""
 
     def _spec(self) -> dict[str, Any]:
         return json.loads(self._json)  # type: ignore[no-any-return]
@@ -246,10 +252,11 @@ class HuggingFaceTokenizer(BaseTokenizer):
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
 
-        No token of a byte-level tokenizer spans a non-space and a following space, so the text is cut there. Other
-        tokenizers may treat the start of a text in a special way, so they encode it at once.
+        A tokenizer that never joins a non-space and a following space (see `splits_at_spaces`) encodes a text in pieces
+        that are cut there. (LONGEST_WORD characters without a space are cut, which can change a token.) Any other
+        tokenizer encodes the text at once.
         """
-        return map(self.encode, cut_safely(blocks, " " if self.byte_level else ""))
+        return map(self.encode, cut_safely(blocks, self._cut_before))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
         """Return this tokenizer; with special tokens for examples if `other` has them and this one has not."""
@@ -312,6 +319,32 @@ def from_json(text: str) -> Any:
         raise
     except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
         raise ValueError(" ".join(ascii(str(error)).split())[:120]) from None
+
+
+def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:
+    """Return whether a tokenizer.json is known to encode a text as its parts, cut between a non-space and a space.
+
+    Known are byte-level tokenizers with the patterns of GPT-2 (the default of `ByteLevel`, also after `Digits`, as in
+    SmolLM2), Qwen2 and Llama 3. A normalizer other than NFC may change the start of each part. An added token may span
+    the cut, or match only next to certain characters.
+    """
+    pre = spec.get("pre_tokenizer") or {}
+    *before, last = pre.get("pretokenizers") or [pre]
+    if last.get("use_regex", True):
+        known = all(step.get("type") == "Digits" for step in before)
+    else:
+        known = before in ([split_by(QWEN2)], [split_by(LLAMA3)])
+    return (
+        known
+        and last.get("type") == "ByteLevel"
+        and (spec.get("normalizer") or {"type": "NFC"}).get("type") == "NFC"
+        and not any(token.rstrip or token.single_word or re.search(r"\S ", token.content) for token in added)
+    )
+
+
+def split_by(pattern: str) -> dict[str, Any]:
+    """The step of a tokenizer.json that makes each match of a pattern a piece of its own."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def byte_characters() -> dict[str, int]:

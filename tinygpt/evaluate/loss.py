@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.rows import Rows
+from tinygpt.data.rows import PairRows, Rows
 from tinygpt.errors import TinyGPTError
 from tinygpt.training import device
 from tinygpt.training.build import Computing, for_inference
@@ -127,9 +127,15 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_character(loss: float, dataset: Dataset) -> float:
-    """Convert a loss on the validation split from nats per token. A token of a response is a character."""
-    tokens = len(dataset.splits["val"])
-    characters = tokens if dataset.pairs else int(dataset.meta.get("characters", {}).get("val", tokens))
+    """Convert a loss on the validation split from nats per token. The end of a response counts as a character."""
+    source, tokens = dataset.sources["val"], len(dataset.splits["val"])
+    if isinstance(source, PairRows):
+        spans = zip(source.responses + 1, source.ends - 1, strict=True)
+        responses = [source.tokens[start:end].tolist() for start, end in spans]
+        tokens = sum(len(ids) + 1 for ids in responses)
+        characters = sum(len(dataset.tokenizer.decode(ids)) + 1 for ids in responses)
+    else:
+        characters = int(dataset.meta.get("characters", {}).get("val", tokens))
     return loss / math.log(2) * tokens / max(characters, 1)
 
 

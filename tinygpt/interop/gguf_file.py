@@ -23,7 +23,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tinygpt.data.tokenizer import BYTES, MAX_SYMBOLS, SPECIAL, CharTokenizer, Tokenizer, from_json
+from tinygpt.data.tokenizer import (
+    BYTES,
+    LLAMA3,
+    MAX_SYMBOLS,
+    QWEN2,
+    SPECIAL,
+    CharTokenizer,
+    Tokenizer,
+    from_json,
+    split_by,
+)
 from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
@@ -267,9 +277,6 @@ def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> di
 
 BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 GPT2_SPLIT = {**BYTE_LEVEL, "use_regex": True}
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 DEFAULT = (
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -278,16 +285,12 @@ DEFAULT = (
 )
 
 
-def _split(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
 PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cuts a text before the merges
     "gpt-2": [GPT2_SPLIT],
     "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT],
-    "qwen2": [_split(QWEN2), BYTE_LEVEL],
-    "llama-bpe": [_split(QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")), BYTE_LEVEL],
-    "default": [*map(_split, DEFAULT), BYTE_LEVEL],
+    "qwen2": [split_by(QWEN2), BYTE_LEVEL],
+    "llama-bpe": [split_by(LLAMA3), BYTE_LEVEL],
+    "default": [*map(split_by, DEFAULT), BYTE_LEVEL],
 }
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one

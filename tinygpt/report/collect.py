@@ -242,6 +242,7 @@ def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
         where = np.concatenate(spans)
+    bits_per_nat = bits_per_character(1.0, run.dataset)
     measured = ngram_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
     return [
         {
@@ -249,7 +250,7 @@ def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
             "loss": value,
             "error": error if name == "this model" and math.isfinite(error) else None,
             "perplexity": short_number(perplexity(value)),
-            "bits": bits_per_character(value, run.dataset),
+            "bits": value * bits_per_nat,
         }
         for name, value in measured.items()
     ]
