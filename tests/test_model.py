@@ -256,6 +256,20 @@ def test_last_only_gives_the_last_position(options: dict[str, Any]) -> None:
     torch.testing.assert_close(last, model(ids(2, 16))[0][:, -1:], atol=1e-5, rtol=1e-5)
 
 
+@every_option
+@every_path
+@torch.inference_mode()
+def test_targets_only_gives_the_positions_with_a_target(kind: type[GPT], options: dict[str, Any]) -> None:
+    model = shaken(small(kind=kind, **options))
+    x, y = ids(3, 16), ids(3, 16, seed=1)
+    x[:, :9] = x[:1, :9]  # the fast path computes this beginning once
+    y[:, :10] = y[1] = -1
+    (every, loss), (some, loss_of_some) = model(x, y), model(x, y, targets_only=True)
+    assert every.shape == (3, 16, 65) and some.shape == (12, 65)
+    torch.testing.assert_close(some, every[y >= 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss_of_some, loss, atol=1e-5, rtol=1e-5)
+
+
 # ---- gradients and precision ------------------------------------------------------------------------------------
 
 

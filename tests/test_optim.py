@@ -371,6 +371,15 @@ def test_the_models_weights_are_the_ones_trained() -> None:
         assert torch.equal(after.flatten(), flat.weights[flat.places[name]])
 
 
+def test_training_on_pairs_computes_the_logits_of_targets_alone() -> None:
+    flat, sizes = FlatWeights(tiny(FastGPT), torch.float32), []
+    flat.model.lm_head.register_forward_hook(lambda *call: sizes.append(call[-1].shape))
+    x = torch.arange(32).view(4, 8) % 11
+    flat(x, x)
+    flat(x, x.masked_fill(x < 5, -1))
+    assert sizes == [(4, 8, 11), (int((x >= 5).sum()), 11)]
+
+
 def test_gradients_of_micro_steps_add_up_in_float32() -> None:
     """256 + 1 is 256 in bfloat16."""
     flat = FlatWeights(tiny(FastGPT), torch.bfloat16)

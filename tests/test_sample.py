@@ -10,9 +10,10 @@ from conftest import cli, cli_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt.checkpoint.store import load
-from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.sample import Choice, TextStream, generate
+from tinygpt import sample
+from tinygpt.checkpoint.store import load, save
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
+from tinygpt.sample import Choice, TextStream, draw, generate
 
 
 def written(folder: Path, *args: str) -> str:
@@ -67,6 +68,19 @@ def test_streamed_text_is_batch_text(tiny_run: Path, args: list[str]) -> None:
     assert written(tiny_run, *args) == f"{made['prompt']}{made['text']}\n"
 
 
+def test_streamed_text_is_batch_text_if_tokens_begin_with_a_space(run_copy: Path) -> None:
+    """A tokenizer in the style of SentencePiece, which leaves out a space at the beginning of what it decodes."""
+    library, checkpoint = pytest.importorskip("tokenizers"), load(run_copy / "out/ckpt.pt")
+    words = {f"▁{chr(97 + i)}": i for i in range(checkpoint.model_args["vocab_size"])}
+    encoding = library.Tokenizer(library.models.WordLevel(words))
+    encoding.pre_tokenizer, encoding.decoder = library.pre_tokenizers.Metaspace(), library.decoders.Metaspace()
+    checkpoint.tokenizer = HuggingFaceTokenizer(encoding.to_str()).to_dict()
+    save(run_copy / "out/ckpt.pt", checkpoint)
+    (made,) = objects(run_copy, "--start=a b", "--max_new_tokens=5")
+    assert made["prompt"] == "a b" and made["text"][0] == " "
+    assert written(run_copy, "--start=a b", "--max_new_tokens=5") == f"a b{made['text']}\n"
+
+
 def test_samples_of_one_prompt(tiny_run: Path) -> None:
     args = ["--num_samples=3", "--max_new_tokens=30", "--start=The "]
     made = objects(tiny_run, *args)
@@ -86,6 +100,22 @@ def test_stop_ends_each_sample_where_the_text_appears(tiny_run: Path) -> None:
     stop = single[30:33]
     streamed = written(tiny_run, "--max_new_tokens=200", f"--stop={stop}")
     assert streamed == "\n" + single.partition(stop)[0] + "\n"
+
+
+@pytest.mark.parametrize("args", [[], ["--exact_window"], ["--seed=5", "--top_p=0.9"]], ids=str)
+def test_generation_stops_when_every_sample_has_ended(
+    tiny_run: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    monkeypatch.setattr(sample, "draw", lambda *given: steps.append(1) or draw(*given))
+    args = ["--num_samples=4", "--max_new_tokens=300", *args]
+    whole = [one["text"] for one in objects(tiny_run, *args)]
+    ends = [text.index("th") for text in whole]
+    assert len(steps) == 300 and len(set(ends)) == 4 and max(ends) < 290
+    steps.clear()
+    stopped = [one["text"] for one in objects(tiny_run, *args, "--stop=th")]
+    assert stopped == [text[:end] for text, end in zip(whole, ends, strict=True)]
+    assert len(steps) == max(ends) + len("th")
 
 
 def test_nothing_to_add(tiny_run: Path) -> None:

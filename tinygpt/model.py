@@ -176,19 +176,27 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: Any = None, last_only: bool = False
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        cache: Any = None,
+        last_only: bool = False,
+        targets_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the logits and, given targets, the mean cross-entropy.
+        """Compute the logits, (B, T, V), and, given targets, the mean cross-entropy.
 
         idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx continues
-        the tokens that the cache has read. last_only: logits of the last position alone, (B, 1, V).
+        the tokens that the cache has read. last_only: logits of the last position alone, (B, 1, V). targets_only:
+        logits of the N positions with a target alone, (N, V).
         """
         x = self.residual(idx, cache)
+        if targets_only and targets is not None:
+            x, targets = x[targets >= 0], targets[targets >= 0]  # (N, C) and (N,)
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         logits = self.lm_head(x).float()
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
 
     def residual(self, idx: Tensor, cache: Any = None) -> Tensor:
         """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""

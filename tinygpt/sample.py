@@ -14,7 +14,6 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,11 +155,10 @@ def sample(config: SampleConfig) -> None:
 def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
     """Write one sample, each token as soon as it is generated."""
     rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
-    first = list(itertools.islice(rows, 1))  # raises errors before anything is written
     text = TextStream(tokenizer, [config.stop])
     write(tokenizer.decode(prompt))
     try:
-        for row in itertools.chain(first, rows):
+        for row in rows:
             write(text.feed(int(row[0])))
             if text.stopped:
                 break
@@ -169,15 +167,21 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
 
 
 def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
-    """Generate all samples as one batch, and print them when they are complete."""
+    """Generate all samples as one batch, until every one has ended, and print them."""
     values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
-    if values > 1 << 46:  # more than any machine has; from 2^63 on, numpy and torch overflow
+    if values > 1 << 46:  # more than any machine has; from 2^63 on, torch overflows
         raise MemoryError
-    made = np.empty((config.max_new_tokens, config.num_samples), dtype=np.uint16)  # the type of token files
-    for step, row in enumerate(new_tokens(model, prompt, config, tokenizer.vocab_size)):
-        made[step] = row.cpu().numpy()
-    for index in range(config.num_samples):
-        text = until(tokenizer.decode(made[:, index].tolist()), config.stop)
+    rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
+    streams = [TextStream(tokenizer, [config.stop]) for _ in range(config.num_samples)]
+    pieces: list[list[str]] = [[] for _ in streams]
+    for row in rows:
+        for index, token in enumerate(row.tolist()):
+            if not streams[index].stopped:
+                pieces[index].append(streams[index].feed(token))
+        if all(stream.stopped for stream in streams):
+            break
+    for index, stream in enumerate(streams):
+        text = "".join(pieces[index]) + stream.end()
         if config.json:
             print(strict_json({"sample": index, "prompt": tokenizer.decode(prompt), "text": text}))
         else:
@@ -185,15 +189,14 @@ def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokeni
 
 
 def new_tokens(model: GPT, prompt: list[int], config: SampleConfig, vocab_size: int) -> Iterator[Tensor]:
-    """Yield the generated ids of all samples, one step at a time: int64 (num_samples,)."""
+    """Iterate over the generated ids of all samples, one step at a time: int64 (num_samples,).
+
+    The first step is computed here, so that its errors are raised before anything is written.
+    """
     idx = torch.tensor([prompt], dtype=torch.long, device=model.lm_head.weight.device).expand(config.num_samples, -1)
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
-    yield from generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
-
-
-def until(text: str, stop: str) -> str:
-    """Return the text before the first `stop`."""
-    return text.partition(stop)[0] if stop else text
+    rows = generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
+    return itertools.chain(list(itertools.islice(rows, 1)), rows)
 
 
 class TextStream:

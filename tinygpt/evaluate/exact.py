@@ -97,8 +97,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             at = order[index : index + many]
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))
             wanted = y >= 0
-            logits = model(x, y)[0]  # of all positions, or of those with a target alone
-            logits = (logits[wanted] if logits.dim() == 3 else logits).float()
+            logits = model(x, y, targets_only=True)[0]
             row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target
             wrong = (logits.argmax(-1) != y[wanted]).cpu().numpy()
             exact[at] = np.bincount(row, wrong, len(at)) == 0

@@ -47,10 +47,9 @@ def measured_loss(
     mine, block_size = at[ranks.rank :: ranks.count], model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
-    on_cpu = compute.device.type == "cpu"
-    positions = math.ceil(source.targets(at, width).mean()) if on_cpu else width  # FastGPT computes those of targets
-    per_row = max(positions * model.config.vocab_size, width * 4 * model.config.n_embd)
-    many = max(1, (1 << (22 if on_cpu else 28)) // per_row)
+    targets_per_row = math.ceil(source.targets(at, width).mean())
+    per_row = max(targets_per_row * model.config.vocab_size, width * 4 * model.config.n_embd)
+    many = max(1, (1 << (22 if compute.device.type == "cpu" else 28)) // per_row)
     was_training = model.training
     model.eval()
     sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2
@@ -85,8 +84,7 @@ def row_losses(model: Computing, x: torch.Tensor, y: torch.Tensor) -> torch.Tens
     if wanted.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
         return losses.view(y.shape).sum(1)
-    logits = model(x, y)[0]  # of all positions, or of those with a target alone
-    logits = logits[wanted] if logits.dim() == 3 else logits
+    logits = model(x, y, targets_only=True)[0]
     losses = F.cross_entropy(logits, y[wanted], reduction="none")
     return losses.new_zeros(len(y)).index_add_(0, wanted.nonzero()[:, 0], losses)
 
@@ -114,8 +112,8 @@ def estimate_losses(
         else:
             source = source.like(dataset.sources["val"])
             at = source.every(block_size)
-        losses[split], losses["val_se"] = measured_loss(model, source, at, compute, ranks)
-    return losses
+        losses[split], error = measured_loss(model, source, at, compute, ranks)
+    return losses | {"val_se": error}
 
 
 def perplexity(loss: float) -> float:

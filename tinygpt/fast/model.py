@@ -5,7 +5,6 @@ model = FastGPT(config)
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinygpt.fast.attention import FastSelfAttention
@@ -20,25 +19,21 @@ class FastGPT(GPT):
     attention = FastSelfAttention
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: Any = None, last_only: bool = False
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        cache: Any = None,
+        last_only: bool = False,
+        targets_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """GPT.forward, except that the logits of positions without a target are not computed.
-
-        If some targets are -1, the logits are those of the other positions: (number of targets, V). For pairs, whose
-        prompts carry no loss, and a large vocabulary, the head takes more time than all blocks.
-        """
-        if targets is None or not (targets < 0).any():
-            return super().forward(idx, targets, cache, last_only)
-        before: Any = cache
-        prefix = 0 if cache or self.drops() else common(idx, self.config)
-        if prefix and (targets[:, :prefix] < 0).all():
-            before = SharedPrefix()
-            self.residual(idx[:1, :prefix], before)
-            idx, targets = idx[:, prefix:], targets[:, prefix:]
-        places = (targets >= 0).flatten()
-        x = self.residual(idx, before).flatten(0, 1)[places]
-        logits = self.lm_head(self.transformer["ln_f"](x)).float()
-        return logits, F.cross_entropy(logits, targets.flatten()[places])
+        """GPT.forward. With targets_only, rows that begin with the same tokens share the computation of these."""
+        if targets_only and targets is not None and cache is None and not self.drops():
+            prefix = common(idx, self.config)
+            if prefix and (targets[:, :prefix] < 0).all():
+                cache = SharedPrefix()
+                self.residual(idx[:1, :prefix], cache)
+                idx, targets = idx[:, prefix:], targets[:, prefix:]
+        return super().forward(idx, targets, cache, last_only, targets_only)
 
     def drops(self) -> bool:
         """Return whether dropout is on, of the model or of its adapters: its masks differ from row to row."""

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+# the defaults of torch.optim.Muon
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steepest at zero, so that small singular values grow fast
 STEPS = 5
 MOMENTUM = 0.95

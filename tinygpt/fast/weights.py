@@ -54,10 +54,17 @@ class FlatWeights(nn.Module):
         self.model.train(mode)
         return super().train(mode)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The model's forward pass, see GPT.forward."""
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, targets_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """GPT.forward, with targets_only whenever a target is -1: training uses the loss alone.
+
+        For pairs, whose prompts have no targets, and a large vocabulary, the head takes more time than all blocks.
+        """
+        some = targets is not None and bool((targets < 0).any())
         low = self.weights.to(self.dtype)
         sizes = [shape.numel() for shape in self.shapes.values()]
         pieces = zip(self.shapes.items(), low.split(sizes), strict=True)
         weights = {name: piece.view(shape) for (name, shape), piece in pieces}
-        return torch.func.functional_call(self.model, self.frozen | weights, (idx, targets))
+        options = {"targets_only": targets_only or some}
+        return torch.func.functional_call(self.model, self.frozen | weights, (idx, targets), options)

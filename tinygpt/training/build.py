@@ -105,10 +105,12 @@ class Autocast(nn.Module):
     def config(self) -> GPTConfig:
         return self.model.config
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, targets_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         dtype = self.compute.dtype
         with torch.autocast(self.compute.device.type, dtype, enabled=dtype is not torch.float32):
-            return self.model(idx, targets)  # type: ignore[no-any-return]
+            return self.model(idx, targets, targets_only=targets_only)  # type: ignore[no-any-return]
 
 
 Computing = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss

@@ -20,7 +20,6 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, MATRIX, VECTOR, kind
 from tinygpt.training.device import Compute
 
-MOMENTUM = 0.95  # Muon's
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -66,9 +65,7 @@ class TorchOptimizer:
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.optimizer == "muon" and MATRIX in groups:
             rate = config.muon_learning_rate
-            muon = torch.optim.Muon(
-                groups.pop(MATRIX), rate, config.weight_decay, momentum=MOMENTUM, adjust_lr_fn="original"
-            )
+            muon = torch.optim.Muon(groups.pop(MATRIX), rate, config.weight_decay, adjust_lr_fn="original")
             self.optimizers.append(muon)
         parts = [
             {"params": part, "weight_decay": 0.0 if k == VECTOR else config.weight_decay} for k, part in groups.items()
