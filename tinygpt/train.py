@@ -179,9 +179,10 @@ def evaluation_due(run: Run) -> bool:
 def evaluate_and_save(run: Run) -> None:
     """Log the loss of both splits; save ckpt.pt if the validation loss is the best so far, then last.pt."""
     config, progress = run.config, run.progress
-    losses = estimate_losses(
-        run.computing, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
-    )
+    with run.log.doing("evaluating"):
+        losses = estimate_losses(
+            run.computing, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
+        )
     for split, name in (("train", "training"), ("val", "validation")):
         if not math.isfinite(losses[split]):
             raise not_finite(run, f"the {name} loss is")

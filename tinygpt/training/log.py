@@ -90,6 +90,13 @@ class RunLog:
         if not self._bar.disable:
             self._bar.set_postfix(values, refresh=False)
 
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show at the progress bar what the run does between two iterations."""
+        self._bar.set_description(what)
+        yield
+        self._bar.set_description()
+
     def say(self, text: str, always: bool = False) -> None:
         """Print a line above the progress bar; with --quiet, only if `always`.
 
