@@ -329,15 +329,21 @@ MISTAKES = {
     "nothing to resume": Mistake([*RESUME, "--out_dir=new"], r"new/last\.pt: no such file", r"train"),
     # ---- configuration ------------------------------------------------------------------------------------------
     "unknown key in a flag": Mistake(
-        ["train", "--lerning_rate=1e-3"], r"--lerning_rate: no such key", r"did you mean learning_rate\?"
+        ["train", "--lerning_rate=1e-3"], r"--lerning_rate: no such key", r"^--learning_rate=VALUE$"
     ),
     "unknown key in a file": Mistake(
         ["train", "mine.yaml"],
         r"mine\.yaml: lerning_rate: no such key",
-        r"did you mean learning_rate\?",
+        r"^learning_rate: VALUE$",
         config("mine.yaml", "lerning_rate: 1e-3\n"),
     ),
-    "a key like no other": Mistake(["train", "--xyzzy=1"], r"--xyzzy: no such key", r"the keys are: .*learning_rate"),
+    "a key like no other": Mistake(["train", "--xyzzy=1"], r"--xyzzy: no such key", r"^tinygpt train --help$"),
+    "a key like no other in a file": Mistake(
+        ["finetune", "mine.yaml"],
+        r"mine\.yaml: xyzzy: no such key",
+        r"^tinygpt finetune --help$",
+        config("mine.yaml", "xyzzy: 1\n"),
+    ),
     "not a number in a file": Mistake(
         ["train", "mine.yaml"], r"learning_rate.*1e-x", r"--help", config("mine.yaml", "learning_rate: 1e-x\n")
     ),
@@ -379,7 +385,7 @@ MISTAKES = {
         ["train", "mine.py"], r"mine\.py, line 1: not Python", r"YAML", config("mine.py", "seed: = 1\n")
     ),
     "no such config": Mistake(
-        ["train", "configs/shakespear_char.yaml"], r"no such config file", r"configs/shakespeare_char\.yaml"
+        ["train", "configs/shakespear_char.yaml"], r"no such config file", r"^configs/shakespeare_char\.yaml$"
     ),
     "config is binary": Mistake(
         ["train", "mine.yaml"],
@@ -387,7 +393,28 @@ MISTAKES = {
         r"YAML",
         lambda work: (work / "mine.yaml").write_bytes(b"\xff\x00\xfe"),
     ),
-    "config is a folder": Mistake(["train", "data"], r"data: no such config file", r"presets"),
+    "config is a folder": Mistake(["train", "data"], r"data: no such config file", r"^choose one of .*\.yaml"),
+    "neither a config nor a dataset": Mistake(
+        ["train", "--device=cpu"],
+        r"no config was given, and the default dataset 'openwebtext' is not prepared",
+        r"^tinygpt train configs/shakespeare_char\.yaml$",
+    ),
+    "neither a config nor a dataset to plan": Mistake(
+        ["plan", "--data_dir=my data"],
+        r"no config was given",
+        r"^tinygpt plan configs/shakespeare_char\.yaml '--data_dir=my data'$",
+    ),
+    "the default dataset is asked for": Mistake(
+        ["train", "--dataset=openwebtext"],
+        r"dataset 'openwebtext' is not prepared",
+        r"^tinygpt prepare openwebtext --input YOUR_TEXT$",
+    ),
+    "a config without a dataset": Mistake(
+        ["train", "mine.yaml"],
+        r"dataset 'openwebtext' is not prepared",
+        r"^tinygpt prepare openwebtext",
+        config("mine.yaml", "n_layer: 2\n"),
+    ),
     "heads do not divide the width": Mistake(
         ["train", "--n_head=5", "--n_embd=128"], r"n_head 5 does not divide n_embd 128", r"--help"
     ),
@@ -416,6 +443,30 @@ MISTAKES = {
     "labels without a file to label": Mistake(
         ["eval", "--output=x.png"], r"output \(the file of labels\) needs predict", r"--help"
     ),
+    "a split of labels to predict": Mistake(
+        ["eval", "--predict=text.txt", "--split=val"], r"split, positive and miss_cost are for an evaluation", r"--help"
+    ),
+    "a split of plain text": Mistake(
+        ["eval", "--split=val"],
+        r"--split is for a task, but the loss of 'tiny' is measured on the complete validation split",
+        r"^drop --split$",
+    ),
+    "two datasets": Mistake(
+        ["eval", "--dataset=tiny", "--task=transactions"],
+        r"--task=transactions and --dataset=tiny are two datasets",
+        r"^give one of them$",
+    ),
+    "two schedules": Mistake(
+        ["train", "--lr_schedule=linear", "--decay_lr=False"],
+        r"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule=linear",
+        r"--help",
+    ),
+    "a schedule for a file without decay": Mistake(
+        ["train", "mine.py", "--lr_schedule=cosine"],
+        r"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule=cosine",
+        r"--help",
+        config("mine.py", "decay_lr = False\n"),
+    ),
     "top_p out of range": Mistake(["sample", "--top_p=0"], r"top_p is 0\.0", r"--help"),
     # ---- the command line ---------------------------------------------------------------------------------------
     "no such command": Mistake(["trian"], r"trian: no such command", r"tinygpt train"),
@@ -423,6 +474,13 @@ MISTAKES = {
     "no shell": Mistake(["--tyro-print-completion"], r"needs a shell", r"print-completion bash"),
     "an option with one hyphen": Mistake(["train", "-x"], r"-x: no such option", r"--help"),
     "missing value": Mistake(["train", "--max_iters"], r"--max_iters needs a value", r"--max_iters=VALUE"),
+    "a model without --ckpt": Mistake(["sample", "my out"], r"my out: unexpected argument", r"^--ckpt 'my out'$"),
+    "a model without --ckpt to eval": Mistake(["eval", "out"], r"out: unexpected argument", r"^--ckpt out$"),
+    "a model without --ckpt to serve": Mistake(["serve", "out"], r"out: unexpected argument", r"^--ckpt out$"),
+    "an argument after --ckpt": Mistake(
+        ["sample", "--ckpt=out", "ROMEO:"], r"ROMEO:: unexpected argument", r"^tinygpt sample --help$"
+    ),
+    "help for no such command": Mistake(["help", "trian"], r"trian: no such command", r"tinygpt train"),
     "missing name": Mistake(["prepare"], r"needs NAME", r"--help"),
     "one name too many": Mistake(["prepare", "mine", "yours", "--input=text.txt"], r"yours", r"--help"),
     # ---- the machine --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tinygpt import cli
 from tinygpt.config import files as configfile
 from tinygpt.config import schema
-from tinygpt.config.fields import POSITIONAL, keys, meanings
+from tinygpt.config.fields import POSITIONAL, Config, keys, meanings
 from tinygpt.config.files import read_python, read_yaml, to_yaml
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
@@ -43,7 +43,8 @@ def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("n_layer = 3\nn_head = 4\n")
     made = train("--n_layer=5", str(tmp_path / "a.yaml"), str(tmp_path / "b.py"))
     assert (made.n_layer, made.n_head, made.n_embd, made.block_size) == (5, 4, 64, TrainConfig.block_size)
-    assert made.given == {"n_layer", "n_head", "n_embd"}  # type: ignore[attr-defined]
+    assert made.given == {"n_layer", "n_head", "n_embd"}
+    assert made.flags == {"n_layer"}
     made = train(str(tmp_path / "b.py"), str(tmp_path / "a.yaml"))
     assert (made.n_layer, made.n_head) == (2, 2)
 
@@ -139,12 +140,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:
 
 def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
     """Some of a config's keys with values of the right type. Each key can occur; limits are ignored."""
-    keys = {
-        key: strategy(hint)
-        for key, hint in get_type_hints(kind).items()
-        if key not in ("config", "dataset", "base_dataset")
-    }
-    return st.fixed_dictionaries({}, optional=keys)
+    hints, others = get_type_hints(kind), ("config", "dataset", "base_dataset")
+    return st.fixed_dictionaries({}, optional={key: strategy(hints[key]) for key in keys(kind) if key not in others})
 
 
 @given(values=values_of(FinetuneConfig))
@@ -310,7 +307,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert (
         train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
     )
-    assert "did you mean configs/shakespeare_char.yaml?" in complaint("configs/shakespear_char.yaml")
+    assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
@@ -339,7 +336,7 @@ def test_keys_of_finetune_in_an_earlier_config_of_train(tmp_path: Path) -> None:
     path.write_text(to_yaml(TrainConfig(seed=5)) + LEFT_OVER)
     made = train(str(path))
     assert dataclasses.asdict(made) == dataclasses.asdict(TrainConfig(config=(str(path),), seed=5))
-    assert not made.given & {"lora_rank", "base_dataset"}  # type: ignore[attr-defined]
+    assert not made.given & {"lora_rank", "base_dataset"}
 
 
 @pytest.mark.parametrize(
@@ -450,13 +447,44 @@ def test_help_explains_every_option(
         cli.main([command, "--help"])
     assert not stop.value.code
     shown = capsys.readouterr().out
-    assert "(default: )" not in shown
+    assert "(default: )" not in shown and "(default: '')" not in shown and "{," not in shown
     assert all(text in shown for text in meanings(kind).values())  # each in one line, since a line is long enough
     for key in keys(kind).values():
         if POSITIONAL not in key.marks:
             assert f"--{key.name}" in shown
         elif not get_args(key.type):
             assert key.name.upper() in shown
+
+
+def test_help_shows_a_line_end_and_the_name_of_no_sink(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command, shown in (("sample", r"(default: '\n')"), ("train", "--report_to {none,tensorboard}")):
+        with pytest.raises(SystemExit):
+            cli.main(["help", command])
+        lines = capsys.readouterr().out.splitlines()
+        assert any(shown in line for line in lines)
+
+
+def test_a_sink_that_is_empty_is_none(tmp_path: Path) -> None:
+    """Config files and commands of earlier versions say report_to: ''."""
+    (tmp_path / "a.yaml").write_text("report_to: ''\n")
+    (tmp_path / "a.py").write_text("report_to = ''\n")
+    for args in (["--report_to="], ["--report_to=none"], [str(tmp_path / "a.yaml")], [str(tmp_path / "a.py")]):
+        assert train(*args).report_to == "none"
+
+
+def test_help_names_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for args in (["train", "--help"], ["help", "train"]):
+        with pytest.raises(SystemExit):
+            cli.main(args)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and shown[0].startswith("usage: tinygpt train")
+    for args in (["help"], ["help", "help"], ["help", "--help"], ["--help"]):
+        assert cli.main(args) == 0
+        assert capsys.readouterr().out == cli.HELP
 
 
 def test_help_begins_with_the_keys_of_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -502,6 +530,17 @@ def test_every_key_has_a_help_text() -> None:
     for _, name, _ in cli.COMMANDS.values():
         kind = getattr(schema, name)
         assert meanings(kind).keys() == keys(kind).keys() and all(meanings(kind).values())
+
+
+def test_what_was_given_is_not_a_setting() -> None:
+    """The sets of given keys are empty for a configuration made in Python, and stored nowhere."""
+    for _, name, _ in cli.COMMANDS.values():
+        kind = getattr(schema, name)
+        assert issubclass(kind, Config) and kind.given == kind.flags == frozenset()
+        assert not {"given", "flags"} & (keys(kind).keys() | meanings(kind).keys())
+    made = train("--seed=1")
+    assert made.given == made.flags == {"seed"} and dataclasses.replace(made).given == frozenset()
+    assert not {"given", "flags"} & (dataclasses.asdict(made) | yaml.safe_load(to_yaml(made))).keys()
 
 
 def test_configs_of_every_command_have_valid_defaults() -> None:

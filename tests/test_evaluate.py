@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.checkpoint.store import load
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss
+from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training import device
 from tinygpt.training.processes import Processes
@@ -207,3 +210,11 @@ def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> N
     assert cli_here("prepare", "mine", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
     dataset = Dataset(str(tmp_path / "data"), "mine")
     assert bits_per_character(math.log(4), dataset) == pytest.approx(2, rel=1e-15)
+
+
+def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path: Path) -> None:
+    recorded = {"data_dir": str(tmp_path)}
+    assert data_dir(parse(EvalConfig, []), recorded) == data_dir(EvalConfig(), recorded) == str(tmp_path)
+    assert data_dir(parse(EvalConfig, ["--data_dir=data"]), recorded) == "data"
+    assert data_dir(EvalConfig(data_dir="mine"), recorded) == "mine"  # made in Python
+    assert data_dir(EvalConfig(), {"data_dir": str(tmp_path / "gone")}) == "data"

@@ -252,6 +252,14 @@ def test_the_report_is_readable(trained: Path) -> None:
     assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--plot=matrix.png")
 
 
+def test_without_a_task_there_is_no_choice_of_split(trained: Path) -> None:
+    message = refused(trained, "eval", "--ckpt=out", "--split=test")
+    assert "--split is for a task, but the loss of 'copy' is measured on the complete validation split" in message
+    assert message.endswith("  try: --task=copy\n")
+    same = cli_here("eval", "--ckpt=out", "--dataset=copy", "--task=copy", "--split=val", "--json", cwd=trained)
+    assert same.status == 0 and json.loads(same.out)["split"] == "val"
+
+
 def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Path) -> None:
     full = load(trained / "out").model
     back = from_8_bits(to_8_bits(full))

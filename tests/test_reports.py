@@ -224,7 +224,7 @@ def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
     assert "next: tinygpt finetune configs/finetune_reports.yaml --ckpt=out-reports/ckpt.pt\n" in done.out
     assert done.out.count("next: ") == 1
     message = refused(tmp_path, "eval", "--ckpt=out-a", "--task=reports_a")
-    assert "out-a: no such file or folder" in message and "tinygpt prepare reports_a prints the command" in message
+    assert "out-a: no such file or folder" in message and "tinygpt prepare reports_a, which prints" in message
 
 
 # ---- the lab ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from test_distributed import BATCH, torchrun
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 
 import tinygpt.train
+from tinygpt.checkpoint.store import load, save
 from tinygpt.training.log import read_metrics
 
 ON = "--report_to=tensorboard"
@@ -138,10 +139,20 @@ def test_a_new_run_replaces_the_points_of_the_earlier_one(work: Path) -> None:
 
 def test_a_run_that_gets_the_key_later_shows_its_beginning(work: Path) -> None:
     trained(work)
-    for on, most in ((ON, 25), ("--report_to=", 30)):  # and one that loses it again keeps what it has
+    for on, most in ((ON, 25), ("--report_to=none", 30)):  # and one that loses it again keeps what it has
         resumed = cli_here("train", "--init_from=resume", "--max_iters=25", on, cwd=work)
         assert resumed.status == 0 and max(point[2] for point in shown(work / "out")) == min(most, 25)
         assert shown(work / "out") == logged(work / "out")
+
+
+def test_a_run_of_an_earlier_version_reports_to_an_empty_text(run_copy: Path) -> None:
+    last = load(run_copy / "out/last.pt")
+    last.config["report_to"] = ""
+    save(run_copy / "out/last.pt", last)
+    resumed = cli_here("train", "--init_from=resume", "--max_iters=25", cwd=run_copy)
+    assert resumed.status == 0 and not (run_copy / "out/tensorboard").exists()
+    again = cli_here("train", run_copy / "out/config.yaml", "--out_dir=again", cwd=run_copy)
+    assert again.status == 0 and load(run_copy / "again/last.pt").config["report_to"] == "none"
 
 
 def test_of_two_processes_one_writes(work: Path) -> None:
@@ -316,4 +327,4 @@ def test_mistakes_have_their_sentence(run_copy: Path) -> None:
     ):
         assert said in refused(run_copy, "plot", *args, "--to=tensorboard")
     assert "--to: 'svg' is not one of png, tensorboard" in refused(run_copy, "plot", "--to=svg")
-    assert "'wandb' is not one of (empty), tensorboard" in refused(run_copy, *TINY_TRAIN, "--report_to=wandb")
+    assert "'wandb' is not one of none, tensorboard" in refused(run_copy, *TINY_TRAIN, "--report_to=wandb")

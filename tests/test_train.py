@@ -197,6 +197,18 @@ def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
         torch.testing.assert_close(after[name], weight, atol=1e-8, rtol=0)
 
 
+def test_decay_lr_alone_means_a_constant_rate_until_a_schedule_is_given(work: Path) -> None:
+    constant = ["--decay_lr=False", "--learning_rate=0.5"]
+    trained(work, *constant)
+    assert {*column(work / "out", "train", "lr")} == {0.5}
+    again = cli_here("train", work / "out/config.yaml", "--out_dir=again", cwd=work)  # not refused: no flag contradicts
+    assert again.status == 0 and {*column(work / "again", "train", "lr")} == {0.5}
+    resumed = cli_here("train", "--init_from=resume", "--max_iters=25", cwd=work)
+    assert resumed.status == 0 and {*column(work / "out", "train", "lr")} == {0.5}
+    resumed = cli_here("train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear", cwd=work)
+    assert resumed.status == 0 and column(work / "out", "train", "lr")[-1] < 0.5
+
+
 def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
     before = listing(run_copy / "out")
     result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", "--optimizer=muon", cwd=run_copy)

@@ -117,6 +117,8 @@ def guarded(args: list[str], debug: bool) -> int:
 
 
 def run(args: list[str]) -> int:
+    if args[:1] == ["help"] and args[1:]:
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0

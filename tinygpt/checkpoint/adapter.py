@@ -121,7 +121,7 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
         )
     state = checkpoint.read(path)
     if not _is_adapter(state):
-        raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8 writes OUT_DIR/adapter.pt")
+        raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8, which writes OUT_DIR/adapter.pt")
     if state["base"] != fingerprint:
         trained_from = str(state["config"].get("init_from", "out/ckpt.pt"))
         raise TinyGPTError(

@@ -180,7 +180,7 @@ def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer
     else:
         raise TinyGPTError(
             f"{where} has no tokenizer and does not name its dataset",
-            "tinygpt train --init_from=PATH makes one that does",
+            "tinygpt train --init_from=PATH, which makes one that does",
         )
     checkpoint.require_embeddings(tokenizer, where)
     return tokenizer

@@ -1,4 +1,4 @@
-"""Types of configuration keys, and their annotations: limits, path, positional.
+"""The base class of configurations; types of their keys, and their annotations: limits, path, positional.
 
 batch_size: Annotated[int, Limit(">=", 1)] = 12       # in schema.py
 keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)
@@ -13,6 +13,7 @@ import math
 import operator
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
@@ -65,6 +66,22 @@ Files = Annotated[tuple[str, ...], PATH]
 DatasetName = Annotated[str, FolderName()]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "True", "False"]
+
+
+class Config:
+    """The configuration of a command. Subclasses are dataclasses, whose fields are the keys."""
+
+    # not keys: which keys were given; empty for a configuration made in Python
+    flags: frozenset[str] = frozenset()  # as flags
+    given: frozenset[str] = frozenset()  # as flags or in files
+
+    def problems(self) -> Iterator[str]:
+        """Yield one phrase for each key whose value is out of range. A subclass adds contradictions between values."""
+        kind: type = type(self)
+        for key in keys(kind).values():
+            limits = [mark for mark in key.marks if hasattr(mark, "problem")]
+            problems = [limit.problem(key.name, getattr(self, key.name)) for limit in limits]
+            yield from [problem for problem in problems if problem][:1]
 
 
 class Key(NamedTuple):

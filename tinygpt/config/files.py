@@ -29,13 +29,13 @@ def find_config(name: str) -> Path:
     if path.parent.name in ("", "configs") and path.name in presets:
         return presets[path.name]
     close = difflib.get_close_matches(path.name, presets, n=1)
-    hint = f"did you mean configs/{close[0]}?" if close else f"the presets are: {', '.join(presets)}"
+    hint = f"configs/{close[0]}" if close else f"choose one of {', '.join(presets)}"
     raise TinyGPTError(f"{name}: no such config file", hint)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read the keys and values of one config file."""
-    text = read_text(path, "a config is YAML, or Python in nanoGPT's style")
+    text = read_text(path, "give YAML, or Python in nanoGPT's style")
     return read_python(text, path) if path.suffix == ".py" else read_yaml(text, path)
 
 
@@ -50,11 +50,11 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or type(error).__name__
-        raise TinyGPTError(f"{where}: {what}", "a config has lines of 'key: value' with plain values") from None
+        raise TinyGPTError(f"{where}: {what}", "write lines of 'key: value' with plain values") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise TinyGPTError(f"{path}: not a mapping of keys to values", "a config has lines of 'key: value'")
+        raise TinyGPTError(f"{path}: not a mapping of keys to values", "write lines of 'key: value'")
     return {key: written[key] if key in TEXT_KEYS and value is not None else value for key, value in loaded.items()}
 
 

@@ -8,10 +8,13 @@ The text below a field is its help. Its limits are part of its type (`tinygpt/co
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from tinygpt.config.fields import (
+    LARGEST,
     POSITIONAL,
+    Config,
     Count,
     CountOrZero,
     DatasetName,
@@ -29,7 +32,7 @@ from tinygpt.config.fields import (
 
 
 @dataclasses.dataclass
-class QuickstartConfig:
+class QuickstartConfig(Config):
     """Train your first model: run prepare, train and sample on Tiny Shakespeare, and explain each.
 
     tinygpt quickstart
@@ -44,7 +47,7 @@ class QuickstartConfig:
 
 
 @dataclasses.dataclass
-class PrepareConfig:
+class PrepareConfig(Config):
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
@@ -91,6 +94,11 @@ class PrepareConfig:
     data_dir: File = "data"
     """folder that holds the datasets"""
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.format == "pairs" and not 0 < self.test_fraction < 1 - self.val_fraction:
+            yield f"test_fraction is {self.test_fraction}, but must be above 0 and leave room for training"
+
 
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
@@ -101,7 +109,7 @@ def prepare_options(config: PrepareConfig) -> dict[str, Any]:
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class TrainConfig(Config):
     """Train a GPT on a prepared dataset and write OUT_DIR/{ckpt.pt, last.pt, metrics.jsonl, config.yaml}.
 
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
@@ -139,9 +147,9 @@ class TrainConfig:
     """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
     patience: CountOrZero = 0
     """stop after this many evaluations in a row without a better validation loss; 0: never"""
-    report_to: Literal["", "tensorboard"] = ""
+    report_to: Literal["none", "tensorboard"] = "none"
     """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
-    tensorboard --logdir OUT_DIR shows them; empty: to metrics.jsonl only"""
+    tensorboard --logdir OUT_DIR shows them; none: to metrics.jsonl only"""
     wandb_log: bool = False
     """also send metrics and settings to Weights & Biases (nothing else leaves the machine)"""
     wandb_project: str = "tinygpt"
@@ -246,6 +254,26 @@ class TrainConfig:
     watch_port: Port = 8001
     """with watch: port of the page; if it is in use, the next free one; 0: any free one"""
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.watch and self.eval_only:
+            yield "watch shows a run while it trains, and cannot be used with eval_only"
+        if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
+            yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
+        if self.n_head > 0:
+            if self.n_embd % self.n_head:
+                yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"
+            elif self.position == "rope" and (width := self.n_embd // self.n_head) % 2:
+                yield f"position=rope rotates pairs of channels, so n_embd / n_head must be even, but is {width}"
+            if self.n_kv_head and self.n_head % self.n_kv_head:
+                yield f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}"
+            if self.qk_norm_weights and not self.qk_norm:
+                yield "qk_norm_weights needs qk_norm"
+        for factor in ("gradient_accumulation_steps", "eval_iters"):
+            tokens = getattr(self, factor) * self.batch_size * self.block_size
+            if tokens > LARGEST:
+                yield f"{factor} x batch_size x block_size is {tokens:,} tokens, more than any machine can hold"
+
 
 # keys of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
 # from the command alone
@@ -282,6 +310,14 @@ class PlanConfig(TrainConfig):
     """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
     """print the predictions as JSON, and everything else on standard error"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        choosing = bool(self.budget or self.target)
+        if self.law and not choosing:
+            yield "law needs budget or target"
+        if self.time_only and choosing:
+            yield "time_only cannot be used with budget or target, which run no pilots"
 
 
 @dataclasses.dataclass
@@ -341,7 +377,7 @@ class FinetuneConfig(TrainConfig):
 
 
 @dataclasses.dataclass
-class MergeConfig:
+class MergeConfig(Config):
     """Merge a base model and a LoRA adapter into one ordinary checkpoint.
 
     tinygpt merge --ckpt out-fast/ckpt.pt --adapter out-finetune-lora/adapter.pt --out_dir out-merged
@@ -356,7 +392,7 @@ class MergeConfig:
 
 
 @dataclasses.dataclass
-class SampleConfig:
+class SampleConfig(Config):
     """Generate text with a trained model.
 
     tinygpt sample --ckpt out/ckpt.pt --start "ROMEO:" --max_new_tokens 300
@@ -402,7 +438,7 @@ class SampleConfig:
 
 
 @dataclasses.dataclass
-class EvalConfig:
+class EvalConfig(Config):
     """Evaluate a model on the complete validation split and compare it with n-gram baselines.
 
     tinygpt eval --ckpt out/ckpt.pt
@@ -444,9 +480,16 @@ class EvalConfig:
     json: bool = False
     """print one JSON object, for programs"""
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.plot if self.predict else self.output:
+            yield "output (the file of labels) needs predict; plot (the confusion matrix) cannot be used with predict"
+        if self.predict and {"split", "positive", "miss_cost"} & self.given:
+            yield "split, positive and miss_cost are for an evaluation, and cannot be used with predict"
+
 
 @dataclasses.dataclass
-class AskConfig:
+class AskConfig(Config):
     """Answer a question from your own documents, with the answer's probability and the passages.
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db
@@ -490,7 +533,7 @@ class AskConfig:
 
 
 @dataclasses.dataclass
-class ServeConfig:
+class ServeConfig(Config):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 
     tinygpt serve --ckpt out/ckpt.pt
@@ -539,7 +582,7 @@ class ServeConfig:
 
 
 @dataclasses.dataclass
-class PlotConfig:
+class PlotConfig(Config):
     """Draw the loss curves of one or more runs as a PNG file, or convert runs for TensorBoard.
 
     tinygpt plot out/ out-mine/ --output losses.png
@@ -557,9 +600,14 @@ class PlotConfig:
     """png: one picture of all runs; tensorboard: event files in RUN/tensorboard of each run, made from its
     metrics.jsonl, as train --report_to=tensorboard writes them; a second conversion replaces the first"""
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.output and self.to != "png":
+            yield f"output is the PNG file, and cannot be used with to={self.to}"
+
 
 @dataclasses.dataclass
-class DoctorConfig:
+class DoctorConfig(Config):
     """Diagnose a run: still improving, finished, overfitting, diverged, too little data.
 
     tinygpt doctor out/
@@ -572,7 +620,7 @@ class DoctorConfig:
 
 
 @dataclasses.dataclass
-class ReportConfig:
+class ReportConfig(Config):
     """Write one HTML file about a run, in which the model itself runs: no server, no network.
 
     tinygpt report out/ -o report.html
@@ -591,7 +639,7 @@ class ReportConfig:
 
 
 @dataclasses.dataclass
-class WatchConfig:
+class WatchConfig(Config):
     """Show the report of a run in a browser, and keep it up to date while the run trains.
 
     tinygpt watch out
@@ -614,7 +662,7 @@ class WatchConfig:
 
 
 @dataclasses.dataclass
-class ImportConfig:
+class ImportConfig(Config):
     """Make a checkpoint of a pretrained model: OUT_DIR/ckpt.pt, which every command accepts.
 
     tinygpt import smollm2 --out_dir out-smollm2
@@ -639,7 +687,7 @@ class ImportConfig:
 
 
 @dataclasses.dataclass
-class ExportConfig:
+class ExportConfig(Config):
     """Write a model in the format of another tool.
 
     tinygpt export --ckpt out/ckpt.pt --format html
@@ -667,9 +715,14 @@ class ExportConfig:
     data_dir: File = "data"
     """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if "quantisation" in self.given and self.format != "gguf":
+            yield f"quantisation needs format=gguf, but format is {self.format}"
+
 
 @dataclasses.dataclass
-class IndexConfig:
+class IndexConfig(Config):
     """Index documents for `tinygpt ask`: split them into passages, and store their words and vectors in one file.
 
     tinygpt index docs/ --out index.db
@@ -693,7 +746,7 @@ class IndexConfig:
 
 
 @dataclasses.dataclass
-class CheckConfig:
+class CheckConfig(Config):
     """Check the integrity of run folders and datasets, and list what can still be used.
 
     tinygpt check out/ data/shakespeare_char
@@ -714,7 +767,7 @@ class CheckConfig:
 
 
 @dataclasses.dataclass
-class LabConfig:
+class LabConfig(Config):
     """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
 
     tinygpt lab for the list of labs
@@ -751,7 +804,7 @@ class LabConfig:
 
 
 @dataclasses.dataclass
-class ExerciseConfig:
+class ExerciseConfig(Config):
     """Write a GPT yourself in ten steps, with checks that report what is wrong and where to look.
 
     tinygpt exercise list

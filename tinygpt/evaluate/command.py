@@ -35,8 +35,10 @@ def evaluate(config: EvalConfig) -> None:
         if path:
             require_writable(Path(path), hint)
     if config.task in TASKS and not Path(config.ckpt).exists():
-        hint = f"tinygpt prepare {config.task} prints the command that trains a model for this task"
+        hint = f"tinygpt prepare {config.task}, which prints the command that trains a model for this task"
         raise TinyGPTError(f"{config.ckpt}: no such file or folder", hint)
+    if config.task and config.dataset not in ("", config.task):
+        raise TinyGPTError(f"--task={config.task} and --dataset={config.dataset} are two datasets", "give one of them")
     checkpoint = load_model(config.ckpt, config.adapter)
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
@@ -49,9 +51,12 @@ def evaluate(config: EvalConfig) -> None:
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = for_inference(checkpoint, compute, config.fast)
     if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
-        raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions makes one")
+        raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")
     if config.plot and not dataset.labels:
         raise TinyGPTError(f"--plot draws a confusion matrix, but {name!r} is not a labelled task", "drop --plot")
+    if "split" in config.given and not (config.task or dataset.labels):
+        what = f"--split is for a task, but the loss of {name!r} is measured on the complete validation split"
+        raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
     positive = positive_label(config, dataset)
     if prompts:
         label_lines(config, model, dataset, compute, prompts)
@@ -88,7 +93,7 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
     name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
     positive = config.positive or (task.positive if task and task.positive in labels else "")
     if not positive:
-        if "miss_cost" in getattr(config, "given", ()):
+        if "miss_cost" in config.given:
             raise TinyGPTError("--miss_cost needs a positive label, whose misses it weighs", "--positive=LABEL")
         return ""
     if len(labels) != 2:

@@ -90,7 +90,7 @@ def read_law(path: Path) -> tuple[Law, str]:
     Errors: TinyGPTError for a file that is missing or is not a law.
     """
     path = path / FILE if path.is_dir() else path
-    hint = "tinygpt lab scale writes one"
+    hint = "tinygpt lab scale, which writes law.json"
     try:
         content = json.loads(read_text(path, hint))
         law = Law(**{name: content[name] for name in Law._fields})

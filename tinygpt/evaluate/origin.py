@@ -21,7 +21,7 @@ def data_dir(config: Any, recorded: dict[str, Any]) -> str:
     A configuration from another machine may name a folder that does not exist here. Then the default is used.
     """
     folder = recorded.get("data_dir")
-    given = "data_dir" in getattr(config, "given", ("data_dir",))  # a config made in Python is complete
+    given = "data_dir" in config.given or config.data_dir != type(config).data_dir  # the second: made in Python
     return str(config.data_dir if given or not isinstance(folder, str) or not Path(folder).is_dir() else folder)
 
 

@@ -20,10 +20,9 @@ def base_model(config: FinetuneConfig) -> str:
     In a config file, `init_from` records what an earlier run started from. Errors: TinyGPTError if the command line
     gives two different checkpoints.
     """
-    flags: set[str] = getattr(config, "flags", set())
-    if "init_from" not in flags or config.init_from in ("scratch", "auto"):
+    if "init_from" not in config.flags or config.init_from in ("scratch", "auto"):
         return config.ckpt
-    if "ckpt" in flags and config.ckpt != config.init_from:
+    if "ckpt" in config.flags and config.ckpt != config.init_from:
         raise TinyGPTError(
             f"two base models: --ckpt={config.ckpt} and --init_from={config.init_from}", "give only --ckpt"
         )

@@ -43,7 +43,7 @@ def import_model(config: ImportConfig) -> None:
         raise TinyGPTError(f"{out} contains a run, which would be overwritten", suggest.quoted(f"--out_dir={out}-base"))
     if (source / peft.SETTINGS).exists():
         return import_adapter(config, source)
-    if "ckpt" in config.given:  # type: ignore[attr-defined]
+    if "ckpt" in config.given:
         what = f"{config.source} is not a PEFT adapter, and --ckpt is the base model of one"
         raise TinyGPTError(what, "drop --ckpt, or give the folder with adapter_config.json")
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
@@ -98,7 +98,7 @@ def locate(source: str) -> Path:
     if path.exists():
         return path
     if source.count("/") > 1 or path.suffix == ".gguf" or source.startswith((".", "/", "~")):
-        raise TinyGPTError(f"{source}: no such file or folder", "tinygpt import --help lists what can be imported")
+        raise TinyGPTError(f"{source}: no such file or folder", "tinygpt import --help")
     return huggingface.hub_folder(source)
 
 

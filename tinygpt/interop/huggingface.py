@@ -67,7 +67,7 @@ def read_folder(path: Path) -> Pretrained:
 
     Errors: TinyGPTError for a file that is missing or damaged, and for a model that tinygpt's GPT cannot express.
     """
-    config = read_json(path / "config.json", "tinygpt import needs a folder with config.json and model.safetensors")
+    config = read_json(path / "config.json", "give a folder with config.json and model.safetensors")
     stock = Stock(config, {})
     text = _text(path / TOKENIZER, "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)")
     tokenizer = load_tokenizer(text, path / TOKENIZER)
@@ -144,9 +144,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
             if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+", file) for file in files):
                 raise TinyGPTError(f"{index}: does not map tensors to files of this folder", AGAIN)
             return {name: weight for file in dict.fromkeys(files) for name, weight in read_tensors(path / file).items()}
-    raise TinyGPTError(
-        f"{path}: no {' or '.join(WEIGHTS)}", "tinygpt import needs a folder with config.json and weights"
-    )
+    raise TinyGPTError(f"{path}: no {' or '.join(WEIGHTS)}", "give a folder with config.json and weights")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
 def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
     """Rank and scale of an adapter. Errors: TinyGPTError names an unsupported one that changes the function."""
     if settings.get("peft_type") != "LORA":
-        raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "tinygpt reads LORA")
+        raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "import a LoRA adapter")
     for key, value in settings.items():
         if key not in HARMLESS and value and value not in USUAL.get(key, ()):
             raise TinyGPTError(

@@ -55,7 +55,7 @@ def lab(config: LabConfig) -> None:
     summary.require_packages()
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
-    for key in sorted(config.given - chosen.keys):  # type: ignore[attr-defined]
+    for key in sorted(config.given - chosen.keys):
         using = ", ".join(name for name, lab in LABS.items() if key in lab.keys)
         raise TinyGPTError(f"lab {config.name} does not use --{key}", f"drop it; it is for lab {using}")
     stages = chosen.stages(config, folder)

@@ -126,7 +126,7 @@ def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
     kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
-    chosen = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]  # type: ignore[attr-defined]
+    chosen = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]
     return [*run.config, *kept, *chosen]
 
 

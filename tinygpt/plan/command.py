@@ -25,7 +25,7 @@ from tinygpt.plan.cost import Costs
 from tinygpt.plan.pilots import Pilot
 from tinygpt.terminal import duration
 from tinygpt.training.build import choose_compute, model_class
-from tinygpt.training.start import make_model, resumes, starting_point
+from tinygpt.training.start import make_model, require_dataset_choice, resumes, starting_point
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
 BUSY = 0.5  # load average per core, from which the machine counts as busy
@@ -94,8 +94,8 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
 def planned(config: PlanConfig) -> Planned:
     """Check and describe the run. Errors: TinyGPTError as at the start of the run itself."""
     run = TrainConfig(**{key: value for key, value in vars(config).items() if key in keys(TrainConfig)})
-    run.given = config.given & keys(TrainConfig).keys()  # type: ignore[attr-defined]
-    flags = [f"--{key}={getattr(config, key)}" for key in keys(TrainConfig) if key in config.flags]  # type: ignore[attr-defined]
+    run.given = config.given & keys(TrainConfig).keys()
+    flags = [f"--{key}={getattr(config, key)}" for key in keys(TrainConfig) if key in config.flags]
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
@@ -103,6 +103,7 @@ def planned(config: PlanConfig) -> Planned:
         raise TinyGPTError(
             f"plan predicts a new run, but this one has {what}", "plan a new run, with at least one iteration"
         )
+    require_dataset_choice(run, "plan")
     dataset = Dataset(run.data_dir, run.dataset)
     start, compute = starting_point(run), choose_compute(run, {})
     model, _ = make_model(run, dataset, start, model_class(run.fast, compute))

@@ -72,15 +72,13 @@ def from_json(content: dict[str, Any]) -> Pilot:
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
     """The configuration of a run with 1/`part` of the iterations, and a schedule that is shortened in proportion."""
     length = config.max_iters // part
-    pilot = dataclasses.replace(
+    return dataclasses.replace(
         config, max_iters=length, warmup_iters=round(config.warmup_iters / part),
         lr_decay_iters=round(config.lr_decay_iters / part), eval_interval=length, eval_iters=1, sample_interval=0,
-        checkpoint_interval=0, patience=0, snapshots=0, always_save_checkpoint=False, report_to="", wandb_log=False,
+        checkpoint_interval=0, patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", wandb_log=False,
         watch=False, quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), init_from="auto",
         out_dir=str(folder / f"pilot-{length}"),
     )  # fmt: skip
-    pilot.given = set()  # type: ignore[attr-defined]
-    return pilot
 
 
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:

@@ -87,10 +87,9 @@ class Responder:
     def __init__(self, config: AskConfig, index: Index) -> None:
         self.config, self.index = config, index
         self.reader = load_reader(config)
-        given: set[str] = config.given  # type: ignore[attr-defined]
-        certain = "min_probability" in given or not self.reader.instructed
+        certain = "min_probability" in config.given or not self.reader.instructed
         self.min_probability = config.min_probability if certain else 0.0
-        self.min_score = config.min_score if "min_score" in given or len(index) > SMALL else 0.0
+        self.min_score = config.min_score if "min_score" in config.given or len(index) > SMALL else 0.0
 
     def __call__(self, question: str) -> Outcome:
         self.reader.require_room(question)  # before the search, which takes long for thousands of words

@@ -17,7 +17,6 @@ from typing import Any
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.config import suggest
-from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError, missing
@@ -149,8 +148,7 @@ def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
     from tinygpt.retrieve.ask import Responder, checked
     from tinygpt.retrieve.store import open_index
 
-    asked = parse(AskConfig, [f"--{key}={getattr(config, key)}" for key in ("index", "device", "dtype")])
-    asked.ckpt = config.reader
+    asked = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
     with open_index(Path(config.index)) as index:
         respond = Responder(asked, index)
         yield lambda question: dataclasses.asdict(respond(checked(question)))

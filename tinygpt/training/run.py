@@ -287,7 +287,7 @@ def open_folder(run: Run, start: Start) -> None:
         run.progress.wandb_id = run.progress.wandb_id or secrets.token_hex(4)
         # not `add`: a mistake in its settings ends the command
         run.log.sinks["Weights & Biases"] = Wandb(run.config, run.progress.wandb_id)
-    if run.config.report_to:
+    if run.config.report_to == "tensorboard":
         started = time.time() - run.seconds()
         run.log.add("TensorBoard", lambda: TensorBoard(run.out, read_metrics(run.out), started))
 

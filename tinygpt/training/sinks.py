@@ -22,8 +22,8 @@ def require_packages(config: TrainConfig) -> None:
     """Import the packages that the run's sinks need. Errors: TinyGPTError for a package that is not installed."""
     if config.wandb_log:
         import_wandb()
-    if config.report_to:
-        import_summary_writer("report_to=tensorboard", ", or --report_to=")
+    if config.report_to == "tensorboard":
+        import_summary_writer("report_to=tensorboard", ", or --report_to=none")
 
 
 # ---- Weights & Biases -------------------------------------------------------------------------------------------

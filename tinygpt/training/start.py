@@ -55,6 +55,7 @@ def starting_point(config: TrainConfig) -> Start:
     """
     if resumes(config):
         return Start(load_run_to_resume(config), True, f"{config.out_dir}/last.pt")
+    require_dataset_choice(config)
     if config.init_from in ("scratch", "auto"):
         config.init_from = "scratch"
         return Start()
@@ -68,6 +69,16 @@ def starting_point(config: TrainConfig) -> Start:
         base = store.load(config.init_from)
     take_shape(config, base, may_resize=True)
     return Start(base, False, config.init_from)
+
+
+def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
+    """Errors: TinyGPTError if neither a config nor --dataset is given, and nanoGPT's default is not prepared."""
+    chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
+    if not chosen and not Path(config.data_dir, config.dataset).exists():
+        raise TinyGPTError(
+            f"no config was given, and the default dataset {config.dataset!r} is not prepared",
+            suggest.command(command, "configs/shakespeare_char.yaml", *suggest.data_dir_flag(config.data_dir)),
+        )
 
 
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
@@ -84,16 +95,17 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     take_shape(config, state, may_resize=False)
     if "optimizer" not in state.training:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
-    given: set[str] = getattr(config, "given", set())
     for name in FIXED:
         wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
-        if name in given and wanted != has:
+        if name in config.given and wanted != has:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
                 f"drop {name}, or start from the weights alone: {from_weights}",
             )
     # also not restored: output folder, logging and watching, because the file may come from a stranger
-    kept = (given | {"config", "quiet", "out_dir", "wandb_log", *SESSION}) - {"init_from", "ckpt"}
+    kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
+    if "lr_schedule" in config.flags:
+        kept.add("decay_lr")  # a stored False would make the rate constant
     for field in dataclasses.fields(config):
         if field.name in state.config and field.name not in kept:
             setattr(config, field.name, state.config[field.name])
@@ -110,16 +122,15 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
     """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; with
     `may_resize` another block_size is allowed, a longer one if positions are relative."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
-    given: set[str] = getattr(config, "given", set())
     for name in ARCHITECTURE:
         wanted, has = getattr(config, name), shape[name]
         resizes = may_resize and name == "block_size" and (wanted < has or POSITIONS[shape["position"]].relative)
-        if name in given and wanted != has and not resizes:
+        if name in config.given and wanted != has and not resizes:
             raise TinyGPTError(
                 f"{name} is {wanted} here and {has} in the checkpoint",
                 f"drop {name}" if "ckpt" in vars(config) else f"drop {name}, or start a new model in another --out_dir",
             )
-        if not resizes or name not in given:
+        if not resizes or name not in config.given:
             setattr(config, name, has)
 
 
