@@ -64,6 +64,14 @@ def state(change: Callable[[dict], object], name: str = "ckpt.pt") -> Callable[[
     return set_up
 
 
+def without_line_ends(work: Path) -> None:
+    """a.txt and b.txt, and a model in words/ that knows a and b."""
+    for name in "ab":
+        (work / f"{name}.txt").write_text("ab" * 99)
+    assert cli_here("prepare", "ab", "--input=a.txt", cwd=work).status == 0
+    assert cli_here(*TINY_TRAIN, "--dataset=ab", "--out_dir=words", "--max_iters=0", cwd=work).status == 0
+
+
 class Canary:
     """Unpickling this writes the file `executed`."""
 
@@ -263,20 +271,20 @@ MISTAKES = {
     ),
     "an imported model would be overwritten": Mistake(
         TINY_TRAIN,
-        r"out/ckpt\.pt is not of a training run",
+        r"out/ckpt\.pt would be overwritten, and no config\.yaml",
         r"--out_dir=out-new",
         lambda work: [(work / "out" / name).unlink() for name in ("config.yaml", "last.pt")],
     ),
     "no progress": Mistake(
         RESUME,
         r"does not say how far",
-        r"--init_from=PATH",
+        r"--init_from=out/last\.pt --out_dir=out-new",
         state(lambda content: content["training"].pop("progress"), "last.pt"),
     ),
     "progress that is text": Mistake(
         RESUME,
         r"does not say how far",
-        r"--init_from=PATH",
+        r"--init_from=out/last\.pt --out_dir=out-new",
         state(lambda content: content["training"]["progress"].update(step="9"), "last.pt"),
     ),
     "foreign file": Mistake([*SAMPLE, "--ckpt=text.txt"], r"text\.txt: not a checkpoint", r"train"),
@@ -326,7 +334,50 @@ MISTAKES = {
     "another width on resuming": Mistake(
         [*RESUME, "--n_embd=32"], r"n_embd is 32 here and 16 in the checkpoint", r"drop n_embd"
     ),
-    "nothing to resume": Mistake([*RESUME, "--out_dir=new"], r"new/last\.pt: no such file", r"train"),
+    "nothing to resume": Mistake(
+        [*RESUME, "--out_dir=new"], r"new has no run to resume \(no last\.pt\)", r"--out_dir=FOLDER of the run"
+    ),
+    "an imported model is not a run": Mistake(
+        RESUME,
+        r"out has no run to resume",
+        r"--init_from=out/ckpt\.pt --out_dir=out-new",
+        lambda work: (work / "out/last.pt").unlink(),
+    ),
+    "fewer iterations than the run has done": Mistake(
+        [*RESUME[:-1], "--max_iters=7"],
+        r"the run has done 20 iterations, so max_iters=7 leaves nothing",
+        r"--max_iters=40",
+    ),
+    "settings that no run has": Mistake(
+        ["train", "--init_from=resume"],
+        r"out/last\.pt has settings that cannot be used: batch_size is 0, but must be at least 1",
+        r"--init_from=out/last\.pt --out_dir=out-new",
+        state(lambda content: content["config"].update(batch_size=0), "last.pt"),
+    ),
+    "a negative step": Mistake(
+        RESUME,
+        r"out/last\.pt does not say how far its run was",
+        r"--init_from=out/last\.pt",
+        state(lambda content: content["training"]["progress"].update(step=-5), "last.pt"),
+    ),
+    "a config as a flag": Mistake(
+        ["train", "--config", "a.yaml"], r"--config: is an argument without a flag", r"tinygpt train CONFIG"
+    ),
+    "a checkpoint for a command that takes folders": Mistake(
+        ["report", "--ckpt=out"], r"takes the folder without a flag", r"tinygpt report out"
+    ),
+    "an ASCII character that a model's tokenizer does not know": Mistake(
+        mine("--tokenizer=out"),
+        r"the text has 'Q' \(U\+0051\) and 1 other character, not in the vocabulary of out$",
+        r"drop --tokenizer",
+        text(b"The king of Q and Z. " * 9),
+    ),
+    "a line end that a model's tokenizer does not know": Mistake(
+        ["prepare", "mine", "--input", "a.txt", "b.txt", "--tokenizer=words"],
+        r"'\\n' \(U\+000A\), not in the vocabulary of words \(each file begins on a new line\)",
+        r"drop --tokenizer",
+        without_line_ends,
+    ),
     # ---- configuration ------------------------------------------------------------------------------------------
     "unknown key in a flag": Mistake(
         ["train", "--lerning_rate=1e-3"], r"--lerning_rate: no such key", r"^--learning_rate=VALUE$"
@@ -397,7 +448,7 @@ MISTAKES = {
     "neither a config nor a dataset": Mistake(
         ["train", "--device=cpu"],
         r"no config was given, and the default dataset 'openwebtext' is not prepared",
-        r"^tinygpt train configs/shakespeare_char\.yaml$",
+        r"^tinygpt train configs/shakespeare_char\.yaml --device=cpu$",
     ),
     "neither a config nor a dataset to plan": Mistake(
         ["plan", "--data_dir=my data"],

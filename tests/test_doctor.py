@@ -207,3 +207,13 @@ def test_three_evaluations_are_compared_with_the_first() -> None:
     assert three.kind == four.kind == "still improving"
     assert "1.500 since the first evaluation" in three.why and "before the last two evaluations" in three.rule
     assert "1.800 in the last three evaluations" in four.why and "before the last three evaluations" in four.rule
+
+
+def test_an_unfinished_run_is_continued(run_copy: Path) -> None:
+    lines = (run_copy / "out/metrics.jsonl").read_text().splitlines(keepends=True)
+    finished = cli_here("doctor", "out", cwd=run_copy).out
+    (run_copy / "out/metrics.jsonl").write_text("".join(lines[:-3]))
+    out = cli_here("doctor", "out", cwd=run_copy).out
+    assert "unfinished" not in finished
+    assert re.search(r"^unfinished:  1\d of 20 iterations are done$", out, re.MULTILINE), out
+    assert re.search(r"^try: +tinygpt train --init_from=resume --out_dir=out$", out, re.MULTILINE), out

@@ -126,6 +126,8 @@ def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
 
 def test_the_model_answers_and_stops(work: Path) -> None:
     answer = sampled(work, "--ckpt=out-finetune")
+    assert sampled(work, "--ckpt=out-finetune", "--stop=@@") == answer  # the end of the response still ends it
+    assert sampled(work, "--ckpt=out-finetune", f"--stop={answer[-2]}") != answer
     assert answer.startswith("<|prompt|>123 red<|response|>") and "<|end|>" not in answer
     plain = sampled(work, "--ckpt=out-finetune", "--plain")
     assert plain.startswith("123 red") and "<|prompt|>123" not in plain

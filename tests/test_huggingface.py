@@ -342,4 +342,6 @@ def test_a_name_that_the_hub_cannot_have_and_no_connection(tmp_path: Path) -> No
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "no-such-model: no such folder, and the Hugging Face hub returned no model" in done.stdout, done.stderr
+    assert "no-such-model: no such folder, and it cannot be downloaded from the Hugging Face hub" in done.stdout, (
+        done.stderr
+    )

@@ -70,13 +70,26 @@ def test_a_run_that_is_shorter_than_its_warm_up_only_warms_up() -> None:
     assert [learning_rate(it, trial) for it in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.1])
 
 
-@pytest.mark.parametrize("iterations,noted", [(20, False), (2, True)])
-def test_a_run_shows_its_schedule_and_notes_a_warm_up_that_does_not_end(
-    work: Path, iterations: int, noted: bool
+ADAMW = "adamw, learning rate 0.01; warm-up of 2 iterations, cosine decay to 0.001 at iteration"
+
+
+@pytest.mark.parametrize(
+    "flags,shown,noted",
+    [
+        (["--max_iters=20"], f"{ADAMW} 20", False),
+        (["--max_iters=2"], f"{ADAMW} 2", True),
+        (["--lr_decay_iters=2"], f"{ADAMW} 2", True),
+        (["--lr_schedule=constant"], "adamw, learning rate 0.01; constant", False),
+        (
+            ["--optimizer=muon", "--warmup_iters=0", "--lr_schedule=linear"],
+            "muon, learning rate 0.02 for matrices, 0.01 for the others; linear decay to 10% at iteration 20",
+            False,
+        ),
+    ],
+)
+def test_a_run_shows_its_schedule_and_notes_an_endless_warm_up(
+    work: Path, flags: list[str], shown: str, noted: bool
 ) -> None:
-    said = trained(work, f"--max_iters={iterations}", "--lr_decay_iters=0").out  # 2 iterations of warm-up
-    line = (
-        f"adamw, learning rate 0.01, after a warm-up of 2 iterations, then a cosine to 0.001 at iteration {iterations}"
-    )
-    assert re.search(rf"^optimizer: +{re.escape(line)}$", said, re.MULTILINE), said
-    assert ("the learning rate never reaches 0.01" in said) == noted
+    said = trained(work, "--lr_decay_iters=0", *flags).out  # by default 20 iterations, 2 of them warm-up
+    assert re.search(rf"^optimizer: +{re.escape(shown)}$", said, re.MULTILINE), said
+    assert ("the learning rate never reaches its peak" in said) == noted

@@ -245,3 +245,12 @@ def test_special_tokens_for_pairs_need_ids_below_65536() -> None:
 def test_a_text_without_places_to_cut_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.data.tokenizer._safe_cut", lambda *args: pytest.fail("searched for a place to cut"))
     assert list(cut_safely(["a b", b" c", "d"], "")) == ["a b cd"]
+
+
+def test_ascii_characters_may_have_any_id() -> None:
+    """A model of another script gets the letters of its pairs at the end of its vocabulary."""
+    tokenizer = CharTokenizer([*map(chr, range(0x4E00, 0x4E00 + 300)), *"abc"])
+    blocks = list(tokenizer.encode_blocks([b"cab", "\u4e01b"]))
+    assert [block.tolist() for block in blocks] == [[302, 300, 301], [1, 301]]
+    with pytest.raises(TinyGPTError, match="'d'"):
+        list(tokenizer.encode_blocks([b"cad"]))

@@ -28,6 +28,7 @@ from tinygpt.data.tokenizer import (
     CharTokenizer,
     GPT2Tokenizer,
     Tokenizer,
+    describe,
     tokenizer_from_dict,
 )
 from tinygpt.data.workbook import UNREADABLE
@@ -43,7 +44,7 @@ def prepare(config: PrepareConfig) -> None:
     check_request(config)
     pairs = config.format == "pairs" or config.name in TASKS
     paths = input_files(config.input, PAIR_FILES, UNREADABLE) if pairs else input_files(config.input)
-    for line in left_out(config.input, paths):
+    for line in left_out(config.input, paths, PAIR_FILES if pairs else (".txt",)):
         print(line)
     if pairs:
         own = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
@@ -75,7 +76,16 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     kind = ready if config.tokenizer == "auto" else config.tokenizer
     if kind == "char":
         return CharTokenizer(map(chr, np.flatnonzero(seen)))
-    return GPT2Tokenizer() if kind == "gpt2" else tokenizer_of_model(kind)
+    tokenizer = GPT2Tokenizer() if kind == "gpt2" else tokenizer_of_model(kind)
+    if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
+        more = len(unknown) - 1
+        others = f" and {more:,} other character{'s' * (more > 1)}" if more else ""
+        joined = " (each file begins on a new line)" if unknown == "\n" else ""
+        raise TinyGPTError(
+            f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {kind}{joined}",
+            "drop --tokenizer for a vocabulary of its own, or change the text",
+        )
+    return tokenizer
 
 
 def tokenizer_of_model(path: str) -> Tokenizer:

@@ -138,11 +138,10 @@ def sample(config: SampleConfig) -> None:
     model = for_inference(checkpoint, compute, config.fast)
     if answers(tokenizer) and not config.plain:
         require_room(prompt, model.config.block_size)
-    if not config.plain:
-        config = dataclasses.replace(config, stop=config.stop or tokenizer.stop)
+    stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
     try:
         show = stream if config.num_samples == 1 and not config.json else batch
-        show(model, prompt, config, tokenizer)
+        show(model, prompt, config, tokenizer, stops)
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
@@ -152,10 +151,10 @@ def sample(config: SampleConfig) -> None:
         ) from None
 
 
-def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
+def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:
     """Write one sample, each token as soon as it is generated."""
     rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
-    text = TextStream(tokenizer, [config.stop])
+    text = TextStream(tokenizer, stops)
     write(tokenizer.decode(prompt))
     try:
         for row in rows:
@@ -166,13 +165,13 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
         write(text.end() + "\n")
 
 
-def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer) -> None:
+def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:
     """Generate all samples as one batch, until every one has ended, and print them."""
     values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
     if values > 1 << 46:  # more than any machine has; from 2^63 on, torch overflows
         raise MemoryError
     rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
-    streams = [TextStream(tokenizer, [config.stop]) for _ in range(config.num_samples)]
+    streams = [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
     pieces: list[list[str]] = [[] for _ in streams]
     for row in rows:
         for index, token in enumerate(row.tolist()):

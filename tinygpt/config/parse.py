@@ -19,6 +19,7 @@ from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Config, Key, Limit,
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
+OTHER_NAMES = {"prompt": "start", "lr": "learning_rate", "model": "ckpt", "steps": "max_iters", "output_dir": "out_dir"}
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
@@ -95,7 +96,7 @@ def placed(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> di
         if found:
             values[key.name] = tuple(found) if key.type is tuple else found[0]
     if texts:
-        takes_model = "ckpt" in keys(kind) and "ckpt" not in flags
+        takes_model = getattr(kind, "ckpt", "") and "ckpt" not in flags  # import and lab have other arguments
         hint = f"--ckpt {suggest.quoted(texts[0])}" if takes_model else f"{prog} --help"
         raise TinyGPTError(f"{texts[0]}: unexpected argument", hint)
     return values
@@ -104,10 +105,16 @@ def placed(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> di
 def find_key(kind: type, name: str, where: str, prog: str) -> Key:
     """Return the key of that name, unless it is positional. Errors: TinyGPTError that suggests the nearest name."""
     known = {key.name: key for key in keys(kind).values() if POSITIONAL not in key.marks}
+    if name in keys(kind) and name not in known:
+        raise TinyGPTError(f"{where}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
     if name not in known and kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
         raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", "tinygpt finetune --ckpt BASE/ckpt.pt")
     if name not in known:
-        hints = (f"--{close}=VALUE" if where == "--" else f"{close}: VALUE" for close in get_close_matches(name, known))
+        if name == "ckpt" and {"run", "runs", "folders"} & keys(kind).keys():
+            raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
+        sign = " =" if where.endswith(".py: ") else ":"
+        near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
+        hints = (f"--{key}=VALUE" if where == "--" else f"{key}{sign} VALUE" for key in near)
         raise TinyGPTError(f"{where}{name}: no such key", next(hints, f"{prog} --help"))
     return known[name]
 

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from tinygpt import terminal
-from tinygpt.config import suggest
 from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error
@@ -71,7 +70,7 @@ def input_files(
     return list(found.values())
 
 
-def left_out(inputs: Sequence[str], paths: Iterable[Path]) -> list[str]:
+def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
     """For each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
     read, hidden, notes = {path.resolve() for path in paths}, (".", LOCK_FILE), []
     for folder in filter(Path.is_dir, map(Path, inputs)):
@@ -81,12 +80,9 @@ def left_out(inputs: Sequence[str], paths: Iterable[Path]) -> list[str]:
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
             listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
-            pattern = suggest.quoted(str(Path(glob.escape(str(folder)), "**", f"*{glob.escape(endings[0])}")))
-            notes.append(
-                f"note: left out {len(files):,} file{'s' * (len(files) > 1)} with "
-                f"{'another ending' if len(endings) == 1 else 'other endings'} ({listed}); "
-                f"to read {'it' if len(files) == 1 else 'some'}, add a pattern like {pattern}"
-            )
+            kinds = ", ".join(f"*{ending}" for ending in read_endings)
+            others = f"{len(files):,} other file{'s' * (len(files) > 1)} ({listed})"
+            notes.append(f"note: of {terminal.escaped(str(folder))} only {kinds} are read; left out {others}")
     return notes
 
 

@@ -123,20 +123,22 @@ class CharTokenizer(BaseTokenizer):
             codes = codes[known]
         return self._ids[codes]
 
-    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of each block of a text, uint16 (n,): one table lookup per character.
+    def unknown(self, seen: np.ndarray) -> str:
+        """The characters without an id among those whose code points are set in `seen`, bool (0x110000,)."""
+        return "".join(map(chr, np.flatnonzero(seen & ~self._known)))
 
-        ASCII characters must have ids below 256, as they do when `prepare` sorts the vocabulary.
-        """
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+        """Ids of each block of a text, uint16 (n,): one table lookup per character. Errors: as in `encode`."""
+        known = bytes(code for code in range(128) if self._known[code])
         table = bytearray(256)
-        for index, symbol in enumerate(self.symbols):
-            if len(symbol) == 1 and ord(symbol) < 128:
-                table[ord(symbol)] = index
+        fits = all(self._ids[code] < 256 for code in known)  # always, if `prepare` has sorted the vocabulary
+        for code in known if fits else b"":
+            table[code] = int(self._ids[code])
         for block in blocks:
-            if isinstance(block, bytes):
+            if isinstance(block, bytes) and fits and not block.translate(None, known):
                 yield np.frombuffer(block.translate(table), dtype=np.uint8).astype("<u2")
             else:
-                yield self.encode(block)
+                yield self.encode(block if isinstance(block, str) else block.decode("ascii"))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
         """Return this tokenizer with the missing tokens of `other` appended; the ids of its own tokens stay."""

@@ -89,7 +89,11 @@ def doctor(config: DoctorConfig) -> None:
     with contextlib.suppress(TinyGPTError):
         dataset = Dataset(data_dir(config, settings), str(settings.get("dataset", "")))
         tokens = len(dataset.splits["train"])
-    print("\n".join(judge(entries, settings, str(folder), parameters, tokens).lines()))
+    verdict = judge(entries, settings, str(folder), parameters, tokens)
+    print("\n".join(verdict.lines()))
+    if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
+        done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
+        print(f"unfinished:  {done:,} of {settings['max_iters']:,} iterations are done")
     for each in compared(folder, entries, settings, data):
         print(f"predicted:   {each}")
 
@@ -123,7 +127,8 @@ def judge(
         rule = RULES[kind]
         if len(val) == IN_A_ROW:  # only the first one is left to compare with
             rule = rule.replace("before the last three evaluations", "before the last two evaluations")
-        return Verdict(kind, since, why, rule, next_command(kind, settings, out), note)
+        command = next_command(kind, settings, out, is_unfinished(entries, settings))
+        return Verdict(kind, since, why, rule, command, note)
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
@@ -183,8 +188,14 @@ def evaluations(
     return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
 
 
-def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
-    """Command to try after a verdict."""
+def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bool:
+    """Return whether the run has ended, or is, before its last iteration, at which every run is evaluated."""
+    evaluated = max((entry["step"] for entry in entries if entry["kind"] == "eval"), default=0)
+    return evaluated < number(settings, "max_iters", 0)
+
+
+def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
+    """Command to try after a verdict; in an unfinished run that does well, the one that continues it."""
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
     from_scratch = settings.get("init_from", "scratch") in ("scratch", "resume", "auto") and "ckpt" not in settings
 
@@ -196,6 +207,8 @@ def next_command(kind: str, settings: dict[str, Any], out: str) -> str:
         return suggest.command(command, f"{out}/config.yaml", *resumed, *changes, f"--out_dir={out}-{name}")
 
     match kind:
+        case "still improving" | "too early" if unfinished:
+            return suggest.resume(settings, out)
         case "still improving":
             follow = ["--lr_decay_iters=0"] if settings.get("lr_decay_iters") else []  # the decay ends with the run
             return suggest.resume(settings, out, f"--max_iters={2 * iterations}", *follow)

@@ -57,7 +57,7 @@ def hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # its own errors, httpx's or requests', and the system's
         raise TinyGPTError(
-            f"{name}: no such folder, and the Hugging Face hub returned no model of this name ({type(error).__name__})",
+            f"{name}: no such folder, and it cannot be downloaded from the Hugging Face hub ({type(error).__name__})",
             "check the name and the connection, or give a folder that was downloaded elsewhere",
         ) from error
 

@@ -21,6 +21,7 @@ from tinygpt import __version__
 from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
+from tinygpt.config.fields import LARGEST
 from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
@@ -34,7 +35,7 @@ from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
 from tinygpt.training.processes import Processes, join_processes
 from tinygpt.training.sinks import TensorBoard, Wandb, discard_events, require_packages
-from tinygpt.training.start import Start, make_model
+from tinygpt.training.start import Start, make_model, new_run_from
 
 
 class Method:
@@ -73,17 +74,15 @@ class Progress:
     wandb_id: str = ""  # of this run at Weights & Biases, if it is sent there
 
     @classmethod
-    def restored(cls, saved: dict[str, Any]) -> "Progress":
+    def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
         """Return that of a run to be resumed. Errors: TinyGPTError if it is missing, or is not that of a run."""
-        found = saved.get("progress")
-        if isinstance(found, dict):
-            values = {field.name: found.get(field.name, field.default) for field in dataclasses.fields(cls)}
-            kinds = [(type(field.default), int) for field in dataclasses.fields(cls)]
-            if all(map(isinstance, values.values(), kinds)) and values["best_val_loss"] == values["best_val_loss"]:
-                return cls(**values)
-        raise TinyGPTError(
-            "the checkpoint does not say how far its run was", "start again from its weights, --init_from=PATH"
-        )
+        found, fields = saved.get("progress"), dataclasses.fields(cls)
+        values = {field.name: found.get(field.name, field.default) for field in fields if isinstance(found, dict)}
+        if values and all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
+            made = cls(**values)
+            if 0 <= made.step <= LARGEST and 0 <= made.seconds < math.inf and not math.isnan(made.best_val_loss):
+                return made
+        raise TinyGPTError(f"{where} does not say how far its run was", new_run_from(where))
 
 
 @dataclasses.dataclass
@@ -175,8 +174,6 @@ def open_run(
     check_processes(config, ranks)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(Path(config.out_dir) / name)
-    if not config.eval_only and not start.resuming:
-        refuse_other_models(Path(config.out_dir))
     if (folder := Path(config.out_dir) / FOLDER).is_file() and config.snapshots:
         raise TinyGPTError(f"{folder} is a file, but is needed as a folder for snapshots", "remove or rename it")
     model, new_tokens = make_model(config, dataset, start, model_class(config.fast, compute))
@@ -193,15 +190,6 @@ def open_run(
     run = set_up(config, compute, ranks, dataset, source, model, start, method)
     stack.callback(run.log.close)
     return run
-
-
-def refuse_other_models(out: Path) -> None:
-    """Refuse to replace a model that is not that of an earlier run. Errors: TinyGPTError if `out` has one."""
-    if (out / "ckpt.pt").exists() and not (out / "config.yaml").exists():
-        raise TinyGPTError(
-            f"{out}/ckpt.pt is not of a training run (it was imported, merged or copied) and would be overwritten",
-            suggest.quoted(f"--out_dir={out}-new"),
-        )
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
@@ -238,7 +226,7 @@ def set_up(
     computing.train()
     progress, saved = Progress(), start.saved
     if saved:
-        progress = Progress.restored(saved)
+        progress = Progress.restored(saved, start.where)
         load_state(optimizer, saved["optimizer"])
     log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
     run = Run(
@@ -311,10 +299,10 @@ def show_start(run: Run, compiled: str) -> None:
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
-        f"optimizer:   {config.optimizer}, learning rate {schedule.describe(config)}",
+        f"optimizer:   {config.optimizer}, {schedule.describe(config)}",
     ):
         run.log.say(line)
-    if config.max_iters and (warning := schedule.note(config)):
+    if not config.eval_only and (warning := schedule.note(config)):
         run.log.say(warning, always=True)
     if "TensorBoard" in run.log.sinks:
         run.log.say(f"curves:      {suggest.tensorboard(run.out)}")

@@ -33,20 +33,26 @@ def is_constant(config: TrainConfig) -> bool:
 
 
 def describe(config: TrainConfig) -> str:
-    """For people: `0.001, after a warm-up of 100 iterations, then a cosine to 0.0001 at iteration 2,000`."""
+    """In words: `learning rate 0.001; warm-up of 100 iterations, cosine decay to 0.0001 at iteration 2,000`."""
+    rate = f"learning rate {config.learning_rate:g}"
+    if config.optimizer == "muon":
+        rate = f"learning rate {config.muon_learning_rate:g} for matrices, {config.learning_rate:g} for the others"
     if is_constant(config):
-        return f"{config.learning_rate:g}, constant"
-    warm_up = f", after a warm-up of {config.warmup_iters:,} iterations" if config.warmup_iters else ""
-    curve = "straight line" if config.lr_schedule == "linear" else "cosine"
+        return f"{rate}; constant"
     end = config.lr_decay_iters or config.max_iters
-    return f"{config.learning_rate:g}{warm_up}, then a {curve} to {config.min_lr:g} at iteration {end:,}"
+    warm_up = f"warm-up of {config.warmup_iters:,} iterations, " if config.warmup_iters else ""
+    least = f"{config.min_lr:g}"
+    if config.optimizer == "muon":
+        least = f"{config.min_lr / (config.learning_rate or 1):.0%}"  # of both rates
+    return f"{rate}; {warm_up}{config.lr_schedule} decay to {least} at iteration {end:,}"
 
 
 def note(config: TrainConfig) -> str:
-    """A warning about a warm-up that the run does not leave; empty if it does."""
-    if is_constant(config) or config.warmup_iters < config.max_iters:
+    """A warning about a warm-up that does not end before the run or its decay; empty if it does."""
+    last = min(config.max_iters, config.lr_decay_iters or config.max_iters)
+    if is_constant(config) or config.warmup_iters < max(last, 1):
         return ""
     return (
-        f"note: the warm-up (warmup_iters={config.warmup_iters:,}) does not end before the run (max_iters="
-        f"{config.max_iters:,}), so the learning rate never reaches {config.learning_rate:g}"
+        f"note: the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}, so the "
+        f"learning rate never reaches its peak; use --warmup_iters={last // 10}"
     )

@@ -56,6 +56,8 @@ def starting_point(config: TrainConfig) -> Start:
     if resumes(config):
         return Start(load_run_to_resume(config), True, f"{config.out_dir}/last.pt")
     require_dataset_choice(config)
+    if not config.eval_only:
+        refuse_other_models(Path(config.out_dir))
     if config.init_from in ("scratch", "auto"):
         config.init_from = "scratch"
         return Start()
@@ -71,19 +73,34 @@ def starting_point(config: TrainConfig) -> Start:
     return Start(base, False, config.init_from)
 
 
+def refuse_other_models(out: Path) -> None:
+    """Refuse to replace a model that is not that of an earlier run. Errors: TinyGPTError if `out` has one."""
+    if (out / "ckpt.pt").exists() and not (out / "config.yaml").exists():
+        raise TinyGPTError(
+            f"{out}/ckpt.pt would be overwritten, and no config.yaml shows that it is of a run (an imported, merged or "
+            "copied model has none)",
+            suggest.quoted(f"--out_dir={out}-new"),
+        )
+
+
 def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
     """Errors: TinyGPTError if neither a config nor --dataset is given, and nanoGPT's default is not prepared."""
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
+    flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
     if not chosen and not Path(config.data_dir, config.dataset).exists():
         raise TinyGPTError(
             f"no config was given, and the default dataset {config.dataset!r} is not prepared",
-            suggest.command(command, "configs/shakespeare_char.yaml", *suggest.data_dir_flag(config.data_dir)),
+            suggest.command(command, "configs/shakespeare_char.yaml", *flags),
         )
 
 
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
     last = Path(config.out_dir) / "last.pt"
+    if not last.exists():
+        other, new = last.with_name("ckpt.pt"), f"drop --init_from={config.init_from} to start a run"
+        hint = new_run_from(other) if other.exists() else f"--out_dir=FOLDER of the run, or {new}"
+        raise TinyGPTError(f"{config.out_dir} has no run to resume (no last.pt)", hint)
     state = store.load(last)
     started_from, from_weights = origin(state.config), new_run_from(last)
     command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
@@ -95,6 +112,11 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     take_shape(config, state, may_resize=False)
     if "optimizer" not in state.training:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
+    if "max_iters" in config.given and config.max_iters < state.step:
+        raise TinyGPTError(
+            f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do",
+            f"--max_iters={2 * state.step}",
+        )
     for name in FIXED:
         wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
         if name in config.given and wanted != has:
@@ -109,6 +131,8 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     for field in dataclasses.fields(config):
         if field.name in state.config and field.name not in kept:
             setattr(config, field.name, state.config[field.name])
+    if problems := list(config.problems()):
+        raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
     config.init_from = started_from
     return state
 
