@@ -92,7 +92,9 @@ def test_a_plan_of_another_run_is_not_compared(planned: Path, tmp_path: Path, ot
     run = cli_here("train", *SMALL, "--sample_interval=400", f"--max_iters={iterations}", "--quiet", cwd=folder)
     assert run.status == 0, run.err
     assert compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data) == []
-    assert "predicted" not in cli_here("doctor", "out", cwd=folder).out
+    said = cli_here("doctor", "out", cwd=folder).out
+    assert "predicted" not in said
+    assert f"is not compared: {'max_iters' if other == 'settings' else 'data'}\n" in said
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 1}', '{"settings": {}, "predicted_seconds": "x"}'])

@@ -166,7 +166,11 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(
             f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given",
             suggest.command(
-                "prepare", config.name, "--input", "path/to/text.txt", *suggest.data_dir_flag(config.data_dir)
+                "prepare",
+                config.name,
+                "--input",
+                config.name if Path(config.name).exists() else "path/to/text.txt",
+                *suggest.data_dir_flag(config.data_dir),
             ),
         )
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":

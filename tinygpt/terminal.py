@@ -69,8 +69,8 @@ def duration(seconds: float) -> str:
 
 
 def durations(values: Sequence[float]) -> list[str]:
-    """Format durations in a common unit, which only the last one names: `110`, `130`, `120 s`."""
-    highest = max(values)
+    """Format durations in the unit of the last one, which alone names it: `110`, `130`, `120 s`."""
+    highest = values[-1]
     units = (("s", 1, 300), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
     unit, size = next((unit, size) for unit, size, up_to in units if highest < up_to * size)
     texts = [f"{value / size:,.{1 if highest < 20 * size and size > 1 else 0}f}" for value in values]

@@ -28,8 +28,11 @@ def find_config(name: str) -> Path:
     presets = {preset.name: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
     if path.parent.name in ("", "configs") and path.name in presets:
         return presets[path.name]
-    close = difflib.get_close_matches(path.name, presets, n=1)
-    hint = f"configs/{close[0]}" if close else f"choose one of {', '.join(presets)}"
+    if path.is_dir() and (path / "config.yaml").exists():
+        hint = f"{name}/config.yaml to repeat the run, --ckpt {name} to fine-tune its model"
+        raise TinyGPTError(f"{name}: is the folder of a run, not a config file", hint)
+    close = difflib.get_close_matches(path.stem, [Path(preset).stem for preset in presets], n=1)
+    hint = f"configs/{close[0]}.yaml" if close else f"choose one of {', '.join(presets)}"
     raise TinyGPTError(f"{name}: no such config file", hint)
 
 

@@ -21,7 +21,7 @@ from tinygpt.config.files import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import compared
+from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
 from tinygpt.evaluate.origin import data_dir
 from tinygpt.training.log import is_number, read_metrics
 
@@ -94,6 +94,9 @@ def doctor(config: DoctorConfig) -> None:
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {settings['max_iters']:,} iterations are done")
+    plan = read_plan(folder)
+    if plan and entries and (other := differences(plan, settings, data)):
+        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(other)}")
     for each in compared(folder, entries, settings, data):
         print(f"predicted:   {each}")
 

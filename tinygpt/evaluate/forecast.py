@@ -91,6 +91,13 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def differences(plan: dict[str, Any], settings: dict[str, Any], data: dict[str, str]) -> list[str]:
+    """The settings in which a run differs from the run that was planned; `data` if its token files differ."""
+    planned, run = relevant(plan["settings"]), relevant(settings)
+    other = [key for key in sorted(planned.keys() | run.keys()) if planned.get(key) != run.get(key)]
+    return other + ["data"] * (plan.get("data") != data)
+
+
 class Comparison(NamedTuple):
     """A prediction and its result, both as text."""
 
@@ -111,7 +118,7 @@ def compared(
     and this data, and before the end of the run.
     """
     plan = read_plan(folder)
-    if plan is None or relevant(plan["settings"]) != relevant(settings) or plan.get("data") != data:
+    if plan is None or differences(plan, settings, data):
         return []
     ends = [e for e in entries if e["kind"] == "eval" and e["step"] == settings.get("max_iters")]
     if not ends or not is_number(ends[-1].get("seconds")):
