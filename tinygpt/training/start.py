@@ -84,8 +84,13 @@ def refuse_other_models(out: Path) -> None:
 
 
 def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
-    """Errors: TinyGPTError if neither a config nor --dataset is given, and nanoGPT's default is not prepared."""
-    chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
+    """Errors: TinyGPTError if a new model has neither a config nor --dataset, and nanoGPT's default is not prepared."""
+    chosen = (
+        config.init_from not in ("scratch", "auto")
+        or config.config
+        or "dataset" in config.given
+        or config.dataset != TrainConfig.dataset
+    )
     flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
     if not chosen and not Path(config.data_dir, config.dataset).exists():
         raise TinyGPTError(
