@@ -70,7 +70,8 @@ class Workplace:
             name = command[0]
             if name in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
                 assert set(self.place) <= {*command} or any("config.yaml" in word for word in command), command
-            result = self.run(*command, *SHORTEN.get(name, []))
+            resumes = "--init_from=resume" in command  # a run that has done more than two iterations
+            result = self.run(*command, *(["--max_iters=50"] if resumes else SHORTEN.get(name, [])))
             assert result.status == 0, (command, result.out, result.err)
         return found
 
