@@ -47,7 +47,7 @@ TINY_TRAIN = [
     *("--warmup_iters=2", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2"),
 ]
 PATIENCE = 120.0  # seconds to wait for what takes a fraction of one, on a machine that is busy
-PORTS = itertools.count(20000 + os.getpid() * 50 % 12000)  # below those that systems give to other programs
+PORTS = itertools.count()
 
 
 @dataclass
@@ -135,8 +135,9 @@ def until(condition: Any, seconds: float = PATIENCE) -> Any:
 
 
 def free_port() -> int:
-    """A port that no other test takes, for a process that opens it later."""
-    for port in PORTS:
+    """A port that no other process of the tests takes, below those that systems give away, to be opened later."""
+    for number in PORTS:
+        port = 20000 + (os.getpid() * 50 + number) % 12000
         with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
             return port
     raise AssertionError

@@ -6,6 +6,7 @@ model, new_tokens = make_model(config, dataset, start, GPT)
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def starting_point(config: TrainConfig) -> Start:
 
 def refuse_other_models(out: Path) -> None:
     """Refuse to replace a model that is not that of an earlier run. Errors: TinyGPTError if `out` has one."""
-    if (out / "ckpt.pt").exists() and not (out / "config.yaml").exists():
+    if os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):  # False for impossible names, too
         raise TinyGPTError(
             f"{out}/ckpt.pt would be overwritten, and no config.yaml shows that it is of a run (an imported, merged or "
             "copied model has none)",
@@ -92,7 +93,7 @@ def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
         or config.dataset != TrainConfig.dataset
     )
     flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
-    if not chosen and not Path(config.data_dir, config.dataset).exists():
+    if not chosen and not os.path.exists(Path(config.data_dir, config.dataset)):
         raise TinyGPTError(
             f"no config was given, and the default dataset {config.dataset!r} is not prepared",
             suggest.command(command, "configs/shakespeare_char.yaml", *flags),
@@ -102,9 +103,9 @@ def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
     last = Path(config.out_dir) / "last.pt"
-    if not last.exists():
+    if not os.path.exists(last):
         other, new = last.with_name("ckpt.pt"), f"drop --init_from={config.init_from} to start a run"
-        hint = new_run_from(other) if other.exists() else f"--out_dir=FOLDER of the run, or {new}"
+        hint = new_run_from(other) if os.path.exists(other) else f"--out_dir=FOLDER of the run, or {new}"
         raise TinyGPTError(f"{config.out_dir} has no run to resume (no last.pt)", hint)
     state = store.load(last)
     started_from, from_weights = origin(state.config), new_run_from(last)
