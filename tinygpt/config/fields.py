@@ -111,6 +111,6 @@ def meanings(kind: type) -> dict[str, str]:
     for each in reversed(kind.__mro__[:-1]):
         body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
     return found
