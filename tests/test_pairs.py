@@ -49,6 +49,42 @@ def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
     assert result.out.count(PROMPT) == 3 and f"[red{END}]" in result.out
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header_ends", ["", "SEP"], ids=["no third name", "an empty third name"])
+def test_a_cell_in_a_column_without_a_name_is_refused(tmp_path: Path, separator: str, header_ends: str) -> None:
+    """The commonest mistake: text with a comma, not quoted. Blank cells at the end of a row are no text."""
+    rows = [f"When is meeting {n}?SEPOn Monday" + ("SEP in room 1" if n == 7 else "SEP SEP") for n in range(60)]
+    text = "\n".join([f"promptSEPresponse{header_ends}", *rows]).replace("SEP", separator)
+    (tmp_path / "pairs.csv").write_text(text)
+    refused = prepared(tmp_path, file="pairs.csv")
+    assert refused.status == 2 and set(listing(tmp_path)) == {"pairs.csv"}
+    assert "pairs.csv line 9: 'in room 1' is in a column without a name" in refused.err
+    assert "--skip_bad" in refused.err and "line 8" not in refused.err and "line 10" not in refused.err
+    kept = prepared(tmp_path, "--skip_bad", file="pairs.csv")
+    assert kept.status == 0 and sum(mine(tmp_path).meta["examples"].values()) == 59
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("Prompt;Response", "--prompt_field=Prompt --response_field=Response"),
+        ("Prompt,Response", "--prompt_field=Prompt --response_field=Response"),
+        ("Question\tAnswer", "--prompt_field=Question --response_field=Answer"),
+        ("prompt;my answer;date", "--prompt_field=prompt --response_field=COLUMN"),
+        ("id,line,kind", "--prompt_field=COLUMN --response_field=COLUMN"),
+        ("Our questions", "delete what is above the names of the columns"),
+    ],
+)
+def test_other_names_of_columns(tmp_path: Path, header: str, hint: str) -> None:
+    separator = next((sign for sign in ";\t" if sign in header), ",")
+    rows = [separator.join((entry["prompt"], entry["response"])) for entry in pairs()]
+    (tmp_path / "pairs.csv").write_text("\n".join([header, *rows]))
+    refused = prepared(tmp_path, file="pairs.csv")
+    assert refused.status == 2 and refused.err.rstrip().endswith(hint), refused.err
+    if "COLUMN" not in hint and hint.startswith("--"):
+        assert prepared(tmp_path, *hint.split(), file="pairs.csv").status == 0  # the hint can be followed
+
+
 def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
     with open(tmp_path / "bank.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "line", "kind"])

@@ -264,6 +264,12 @@ DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
         ("a.xlsx", workbook, "no column prompt or response; the first row is empty", COLUMN),
         ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "the first row is empty", COLUMN),
         ("a.xlsx", lambda path: workbook(path, ["=A2", "response"]), "no column prompt; the first row", COLUMN),
+        (
+            "a.xlsx",
+            lambda path: workbook(path, HEADER, *ROWS, ["On Monday", "yes", "in room 1"]),
+            "row 122: 'in room 1' is in a column without a name",
+            "--skip_bad",
+        ),
         ("a.xlsx", lambda path: workbook(path, [*HEADER, "prompt"]), "2 columns are named 'prompt'", "rename"),
         ("a.csv", lambda path: csv_file(path, ["response", *HEADER]), "2 columns are named 'response'", "rename"),
     ],

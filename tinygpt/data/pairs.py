@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt import terminal
+from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair, Task
@@ -140,7 +141,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
         print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
 
 
-def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str, Any]]:
+def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Read the entries of a binary file, each with its place for messages: `pairs.csv line 5`."""
     ending, where = path.suffix.lower(), str(path)
     if ending in UNREADABLE:
@@ -159,29 +160,36 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
             yield f"{where} line {number}", entry
 
 
-def json_lines(file: Any) -> Iterator[tuple[int, Any]]:
+def json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                entry = json.loads(line)
             except (ValueError, RecursionError):
-                yield number, None
+                entry = None
+            yield number, entry if isinstance(entry, dict) else "not a JSON object"
 
 
 def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
-    """Read the rows of a CSV file; the separator is a comma, semicolon or tab, whichever gives the needed columns."""
+    """Read the rows of a CSV file; the separator is a comma, semicolon or tab, whichever gives the needed columns.
+
+    If none does, it is the one that gives the most columns.
+    """
     first = file.readline()
     needed = {config.prompt_field, config.response_field}
-    found = (d for d in ",;\t" if needed <= {name.strip() for name in next(csv.reader([first], delimiter=d), [])})
-    reader = csv.reader(itertools.chain([first], file), delimiter=next(found, ","))
+    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in ",;\t"}
+    separator = max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
+    reader = csv.reader(itertools.chain([first], file), delimiter=separator)
     for row in reader:
         yield reader.line_num, row
 
 
 def table_lines(
     where: str, rows: Iterator[tuple[int, list[str]]], config: PrepareConfig
-) -> Iterator[tuple[int, dict[str, str]]]:
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Read the rows of a table as entries: the first row names the columns, and empty rows are skipped.
+
+    A row with text in a column without a name is an error, because the usual cause is a separator that is not quoted.
 
     Errors: TinyGPTError for a column that is missing, or is there twice.
     """
@@ -189,29 +197,42 @@ def table_lines(
     fields = sorted({config.prompt_field, config.response_field})
     missing = [field for field in fields if field not in header]
     if missing:
-        has = ", ".join(filter(None, header))
-        first = f"is: {has}" if has else "is empty"
+        named = list(filter(None, header))
+        first = f"is: {', '.join(named)}" if named else "is empty"
         what = f"{where}: no column {' or '.join(missing)}; the first row {first}"
-        titled = len([name for name in header if name]) == 1
-        way_out = (
-            "delete what is above the names of the columns"
-            if titled
-            else "--prompt_field=COLUMN --response_field=COLUMN"
-        )
-        raise TinyGPTError(what, way_out)
+        if len(named) == 1:
+            raise TinyGPTError(what, "delete what is above the names of the columns")
+        raise TinyGPTError(what, " ".join(map(suggest.quoted, column_flags(named, config))))
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
     for number, row in rows:
-        if any(map(str.strip, row)):
-            yield number, dict(itertools.zip_longest(header, row[: len(header)], fillvalue=""))
+        cells = list(itertools.zip_longest(header, row, fillvalue=""))
+        if unnamed := next((cell.strip() for name, cell in cells if not name and cell.strip()), ""):
+            yield number, f"{unnamed[:40]!r} is in a column without a name (text with a separator needs double quotes)"
+        elif any(cell.strip() for _, cell in cells):
+            yield number, dict(cells)
 
 
-def checked(entry: Any, config: PrepareConfig) -> tuple[Pair, str]:
-    """Return the pair of an entry, and an empty string; or an empty pair, and what is wrong with the entry."""
+def column_flags(named: list[str], config: PrepareConfig) -> list[str]:
+    """The flags that name the columns of prompts and responses: by their names in another case, or the only two."""
+    flags = {"prompt_field": config.prompt_field, "response_field": config.response_field}
+    for flag, field in flags.items():
+        same = [name for name in named if name.casefold() == field.casefold()]
+        flags[flag] = field if field in named else same[0] if len(same) == 1 else "COLUMN"
+    if len(named) == 2 and set(flags.values()) == {"COLUMN"}:
+        flags = dict(zip(flags, named, strict=True))
+    return [f"--{flag}={name}" for flag, name in flags.items()]
+
+
+def checked(entry: dict[str, Any] | str, config: PrepareConfig) -> tuple[Pair, str]:
+    """Return the pair of an entry, and an empty string; or an empty pair, and what is wrong with the entry.
+
+    An entry is a string if its line cannot be read: it says why.
+    """
     none = ("", "")
-    if not isinstance(entry, dict):
-        return none, "not a JSON object"
+    if isinstance(entry, str):
+        return none, entry
     for key in (config.prompt_field, config.response_field):
         if key not in entry:
             return none, f"no key {key!r}"
