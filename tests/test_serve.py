@@ -174,6 +174,14 @@ def test_prompts_as_text_list_ids_and_lists_of_ids(text: Server, ask: Ask) -> No
         assert [ask(prompt=one, **greedy).choices[0].text for one in several] == expected
 
 
+@pytest.mark.parametrize("path, field", [("/detokenize", "tokens"), ("/v1/completions", "prompt")])
+@pytest.mark.parametrize("bad", [-1, 1000])
+def test_an_id_outside_the_vocabulary_is_refused_with_its_field(text: Server, path: str, field: str, bad: int) -> None:
+    status, answer = text.post(path, {field: [1, bad]})
+    error = json.loads(answer)["error"]
+    assert status == 400 and error["param"] == field and error["message"].startswith(f"{field}: token ids are 0 to ")
+
+
 def test_n_adds_one_to_the_seed_of_each_choice(ask: Ask) -> None:
     single = [ask(prompt="the", seed=7 + i, max_tokens=20).choices[0].text for i in range(3)]
     assert [choice.text for choice in ask(prompt="the", seed=7, n=3, max_tokens=20).choices] == single

@@ -326,16 +326,21 @@ def require_length(text: str, most: int, param: str) -> None:
 
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
     """Ids of a prompt that is a text or ids already. Errors: ApiError."""
-    size = served.tokenizer.vocab_size
     if isinstance(prompt, str):
         require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
         try:
             return encode_prompt(prompt, served.tokenizer, skip_unknown, plain=True)
         except TinyGPTError as error:
             raise protocol.from_error(error, "prompt") from None
-    if not all(0 <= token < size for token in prompt):
-        raise protocol.wrong("prompt", f"token ids are 0 to {size - 1:,}")
+    require_ids(prompt, served, "prompt")
     return prompt
+
+
+def require_ids(ids: list[int], served: Served, field: str) -> None:
+    """Errors: ApiError that names the field, for an id outside the vocabulary."""
+    size = served.tokenizer.vocab_size
+    if not all(0 <= token < size for token in ids):
+        raise protocol.wrong(field, f"token ids are 0 to {size - 1:,}")
 
 
 # ---- chat -------------------------------------------------------------------------------------------------------
@@ -489,8 +494,7 @@ async def detokenize(request: Request) -> Response:
     """POST /detokenize: the text of some ids."""
     asked = protocol.read(protocol.DETOKENIZE, await read_json(request))
     served = state_of(request).served(asked["model"])
-    if asked["tokens"]:
-        as_ids(asked["tokens"], served, False)
+    require_ids(asked["tokens"], served, "tokens")
     return JSONResponse({"prompt": served.tokenizer.decode(asked["tokens"])})
 
 
