@@ -81,14 +81,20 @@ def test_several_inputs_follow_one_flag() -> None:
     assert made.input == ("a.txt", "b.txt", "c.txt")
 
 
-def test_nanogpts_own_command_line() -> None:
-    made = train(
-        *("configs/shakespeare_char.yaml", "--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64"),
-        *("--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000"),
-        *("--lr_decay_iters=2000", "--dropout=0.0"),
-    )
+NANOGPT_FLAGS = [  # of the command in its README
+    *("--device=cpu", "--compile=False", "--eval_iters=20", "--block_size=64", "--batch_size=12", "--n_layer=4"),
+    *("--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
+]
+
+
+@pytest.mark.parametrize("config", ["configs/shakespeare_char.yaml", "config/train_shakespeare_char.py"])
+def test_nanogpts_own_command_line(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = train(config, *NANOGPT_FLAGS)
     assert (made.dataset, made.device, made.compile, made.eval_iters) == ("shakespeare_char", "cpu", "False", 20)
+    assert (made.n_layer, made.n_embd, made.block_size, made.batch_size, made.max_iters) == (4, 128, 64, 12, 2000)
     assert (made.learning_rate, made.min_lr, made.beta2, made.warmup_iters) == (1e-3, 1e-4, 0.99, 100)
+    assert (made.gradient_accumulation_steps, made.eval_interval, made.log_interval) == (1, 250, 10)
 
 
 NANOGPT_FILES = {  # the content of nanoGPT's seven config files
@@ -312,6 +318,52 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
 
+NANOGPT_VALUES = {  # of the three files, as they are in nanoGPT
+    "config/train_shakespeare_char.py": {
+        **{"out_dir": "out-shakespeare-char", "eval_interval": 250, "eval_iters": 200, "log_interval": 10},
+        **{"dataset": "shakespeare_char", "gradient_accumulation_steps": 1, "batch_size": 64, "block_size": 256},
+        **{"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2, "learning_rate": 1e-3, "max_iters": 5000},
+        **{"min_lr": 1e-4, "beta2": 0.99, "warmup_iters": 100},
+        **{"always_save_checkpoint": False},
+    },
+    "config/finetune_shakespeare.py": {
+        **{"out_dir": "out-shakespeare", "eval_interval": 5, "eval_iters": 40, "dataset": "shakespeare"},
+        **{"init_from": "gpt2-xl", "batch_size": 1, "gradient_accumulation_steps": 32, "max_iters": 20},
+        **{"learning_rate": 3e-5, "decay_lr": False, "always_save_checkpoint": False},
+    },
+    "config/train_gpt2.py": {
+        **{"batch_size": 12, "block_size": 1024, "gradient_accumulation_steps": 40, "max_iters": 600000},
+        **{"eval_interval": 1000, "eval_iters": 200, "log_interval": 10},
+        **{"weight_decay": 1e-1, "n_layer": 12, "n_head": 12, "n_embd": 768, "learning_rate": 6e-4, "min_lr": 6e-5},
+        **{"warmup_iters": 2000, "beta2": 0.95, "dataset": "openwebtext"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", NANOGPT_VALUES)
+def test_the_names_of_nanogpts_files_mean_presets_with_their_values(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = train(name)
+    made.lr_decay_iters = made.lr_decay_iters or made.max_iters  # 0 means the same
+    expected = {"lr_decay_iters": made.max_iters, **NANOGPT_VALUES[name]}
+    assert {key: getattr(made, key) for key in expected} == expected
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"note: {name}: no such file, so the preset")
+    (tmp_path / "config").mkdir()
+    Path(name).write_text("dataset = 'mine'\n")
+    assert train(name).dataset == "mine" and not capsys.readouterr().err  # the user's own file comes first
+
+
+@pytest.mark.parametrize(
+    "name", ["config/train_shakespeare.py", "config/eval_gpt2.py", "train_gpt2.py", "mine/config/train_gpt2.py"]
+)
+def test_other_missing_files_stay_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"{name}: no such config file" in complaint(name)
+
+
 def test_every_preset_is_valid() -> None:
     presets = [path for folder in configfile.PRESETS for path in folder.glob("*.yaml")]
     assert presets
@@ -319,7 +371,7 @@ def test_every_preset_is_valid() -> None:
         finetune = path.name.startswith("finetune_")
         made = parse(FinetuneConfig if finetune else TrainConfig, [str(path)])
         to_zero = made.lr_schedule == "linear" and made.min_lr == 0
-        assert made.out_dir and (to_zero or math.isclose(made.min_lr, made.learning_rate / 10))
+        assert made.out_dir and (to_zero or not made.decay_lr or math.isclose(made.min_lr, made.learning_rate / 10))
 
 
 LEFT_OVER = """lora_rank: 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tinygpt import terminal
 from tinygpt.config.fields import keys
 from tinygpt.config.schema import FinetuneConfig, run_settings
 from tinygpt.errors import TinyGPTError
@@ -17,14 +18,25 @@ from tinygpt.files import read_text
 # keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
 TEXT_KEYS = {key.name for key in keys(FinetuneConfig).values() if key.type is str}
 PACKAGE = Path(__file__).parent.parent
+NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
+    "config/train_shakespeare_char.py": "configs/shakespeare_char_gpu.yaml",
+    "config/finetune_shakespeare.py": "configs/gpt2_shakespeare.yaml",
+    "config/train_gpt2.py": "configs/gpt2_openwebtext.yaml",
+}
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 
 
 def find_config(name: str) -> Path:
-    """Return the file itself, or the preset of that name in the package (pip users have no configs/ folder)."""
+    """Return the file itself, or the preset of that name in the package (pip users have no configs/ folder).
+
+    The names of nanoGPT's own files mean presets, too, if there are no such files.
+    """
     path = Path(name)
     if path.is_file():
         return path
+    if preset := NANOGPT.get(path.as_posix()):
+        terminal.print_error(f"note: {name}: no such file, so the preset with nanoGPT's values is used: {preset}")
+        path = Path(preset)
     presets = {preset.name: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
     if path.parent.name in ("", "configs") and path.name in presets:
         return presets[path.name]
