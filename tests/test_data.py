@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import cli_here, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -192,3 +193,27 @@ def test_a_tokenizer_of_another_kind_is_refused_for_a_large_dataset(
     bytes_pairs = GPT2Tokenizer.__new__(GPT2Tokenizer)  # whose vocabulary may not be on this machine
     with pytest.raises(TinyGPTError, match=r"have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)$"):
         Dataset(str(tiny_data / "data"), "tiny").require_tokenizer(bytes_pairs, "out/ckpt.pt", "a hint")
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_hint_for_block_size_holds_for_both_splits(work: Path, command: str) -> None:
+    flags = ["--dataset=tiny", "--n_layer=1", "--n_head=1", "--n_embd=8", "--max_iters=1", "--device=cpu"]
+    hint = re.search(r"use (--block_size=\d+) or less", refused(work, command, *flags, "--block_size=30000"))
+    assert hint
+    splits = Dataset(str(work / "data"), "tiny").splits
+    assert hint[1] == f"--block_size={min(len(splits['train']), len(splits['val'])) - 1}"
+    if command == "train":
+        followed = ["--batch_size=1", "--gradient_accumulation_steps=1", "--eval_iters=1"]
+        assert cli_here("train", *flags, *followed, hint[1], cwd=work).status == 0
+
+
+def test_a_hint_for_long_pairs_holds_for_all_splits(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{number} {'x' * number}", "response": "y"} for number in range(90)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli_here("prepare", "mine", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
+    dataset = Dataset(str(tmp_path / "data"), "mine")
+    longest = max(source.lengths.max() for source in dataset.sources.values())
+    with pytest.raises(TinyGPTError) as caught:
+        dataset.require(10)
+    assert caught.value.hint.endswith(f"block_size {longest - 1} or more")
+    dataset.require(longest - 1)

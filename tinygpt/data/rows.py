@@ -73,6 +73,9 @@ class Rows(Batches, Protocol):
     def prompt(self) -> np.ndarray:
         """Token ids to begin a sample with, int64 (n,)."""
 
+    def room(self, block_size: int) -> int:
+        """How many tokens more than needed there are for a context of block_size; negative if the rows do not fit."""
+
     def require(self, block_size: int, where: str) -> None:
         """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
 
@@ -134,9 +137,12 @@ class TextRows:
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return rows_per_iteration * block_size / len(self.tokens)
 
+    def room(self, block_size: int) -> int:
+        return len(self.tokens) - block_size - 1
+
     def require(self, block_size: int, where: str) -> None:
         tokens = len(self.tokens)
-        if tokens < block_size + 1:
+        if self.room(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
             raise TinyGPTError(
                 f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
@@ -227,13 +233,16 @@ class PairRows:
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return rows_per_iteration / len(self.starts)
 
+    def room(self, block_size: int) -> int:
+        return block_size + 1 - int(self.lengths.max())
+
     def require(self, block_size: int, where: str) -> None:
-        long = int((self.lengths > block_size + 1).sum())
-        if long:
+        if self.room(block_size) < 0:
+            long = int((self.lengths > block_size + 1).sum())
             raise TinyGPTError(
                 f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size} "
                 f"(the longest has {self.lengths.max()} tokens)",
-                "use shorter examples, or a base model with a longer context",
+                f"use shorter examples, or a model with block_size {self.lengths.max() - 1} or more",
             )
 
 
