@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,10 @@ from hypothesis import strategies as st
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss
-from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training import device
 from tinygpt.training.processes import Processes
@@ -214,7 +214,26 @@ def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> N
 
 def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path: Path) -> None:
     recorded = {"data_dir": str(tmp_path)}
-    assert data_dir(parse(EvalConfig, []), recorded) == data_dir(EvalConfig(), recorded) == str(tmp_path)
-    assert data_dir(parse(EvalConfig, ["--data_dir=data"]), recorded) == "data"
-    assert data_dir(EvalConfig(data_dir="mine"), recorded) == "mine"  # made in Python
-    assert data_dir(EvalConfig(), {"data_dir": str(tmp_path / "gone")}) == "data"
+    assert data_dir(parse(EvalConfig, []), recorded, "out") == data_dir(EvalConfig(), recorded, "out") == str(tmp_path)
+    assert data_dir(parse(EvalConfig, ["--data_dir=data"]), recorded, "out") == "data"
+    assert data_dir(EvalConfig(data_dir="mine"), recorded, "out") == "mine"  # made in Python
+    assert data_dir(EvalConfig(), {"data_dir": str(tmp_path / "gone")}, "out") == "data"
+
+
+def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tmp_path: Path) -> None:
+    """The other folder has a dataset of the same name with other text, which must not be taken for the run's."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "other.txt").write_text("my heart doth sing and thou art gone from the king of me.\n" * 90)
+    assert cli_here("prepare", "tiny", "--input=other.txt", cwd=elsewhere).status == 0
+    here = cli_here("eval", "--ckpt=out", "--json", cwd=run_copy)
+    there = cli_here("eval", f"--ckpt={run_copy}/out", "--json", cwd=elsewhere)
+    assert here.status == there.status == 0, there.err
+    assert {**json.loads(here.out), "ckpt": ""} == {**json.loads(there.out), "ckpt": ""}
+    assert "the one it was trained on" in cli_here("check", f"{run_copy}/out", cwd=elsewhere).out
+    shutil.copytree(run_copy / "out", tmp_path / "moved")  # nothing tells where that run was started
+    resumed = cli_here("train", "--init_from=resume", f"--out_dir={run_copy}/out", "--max_iters=22", cwd=elsewhere)
+    assert resumed.status == 0, resumed.err
+    lost = cli_here("eval", f"--ckpt={tmp_path}/moved", cwd=tmp_path)
+    assert lost.status == 2 and "try: --data_dir=FOLDER" in lost.err, lost.err
+    assert cli_here("eval", f"--ckpt={tmp_path}/moved", f"--data_dir={run_copy}/data", cwd=tmp_path).status == 0

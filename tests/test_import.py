@@ -357,6 +357,23 @@ def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
     assert "run" in refused_over_a_run(work)
 
 
+def test_a_checkpoint_needs_no_import(work: Path) -> None:
+    """A checkpoint or an adapter, alone or in its folder; also nanoGPT's."""
+    ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base")
+    ok(work, "finetune", "--ckpt=out-base", *TRAIN, "--max_iters=2", "--lora_rank=2", "--out_dir=out-lora")
+    (work / "adapter").mkdir()
+    shutil.copy(work / "out-lora/adapter.pt", work / "adapter")
+    state = torch.load(work / "out-base/ckpt.pt", weights_only=True)
+    keys = ("model", "model_args", "config")
+    torch.save({key: state[key] for key in keys} | {"iter_num": 1, "best_val_loss": 2.0}, work / "nanogpt.pt")
+    for source in ("out-base", "out-base/ckpt.pt", "out-lora/last.pt", "nanogpt.pt"):
+        message = refused(work, "import", source, "--out_dir=new")
+        assert "already is a checkpoint of tinygpt, which needs no import" in message and "sample --ckpt" in message
+    for source in ("adapter", "adapter/adapter.pt"):
+        message = refused(work, "import", source, "--out_dir=new")
+        assert "already is a LoRA adapter" in message and "sample --ckpt BASE --adapter" in message
+
+
 def refused_over_a_run(work: Path) -> str:
     (work / "out-run").mkdir()
     (work / "out-run" / "last.pt").write_bytes(b"a run")

@@ -185,9 +185,28 @@ class Dataset:
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
 
     def require(self, block_size: int) -> None:
-        """Check that all splits fit a context of block_size. Errors: TinyGPTError if one does not."""
-        for split, source in self.sources.items():
-            source.require(block_size, split)
+        """Check that all splits fit a context of block_size. Errors: TinyGPTError that names the split which needs the
+        largest change, so its hint holds for all."""
+        split, source = min(self.sources.items(), key=lambda item: item[1].room(block_size))
+        source.require(block_size, split)
+
+
+def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
+    """Choose the folder of the datasets: the option --data_dir if it is given, else that of the run's configuration,
+    relative to where the run was started, which its folder tells if this command runs elsewhere.
+
+    path: the run's folder or a checkpoint in it. A configuration from another machine may name a folder that does not
+    exist here. Then the default is used.
+    """
+    if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
+        return str(config.data_dir)
+    folder, out = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir"))
+    run = Path(path).resolve() if Path(path).is_dir() else Path(path).resolve().parent
+    if folder and out and run.parts[-len(Path(out).parts) :] == Path(out).parts:
+        start = Path(*run.parts[: -len(Path(out).parts)])
+        if start != Path.cwd() and (start / folder).is_dir():
+            return str(start / folder)
+    return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 
 def _is_meta(meta: dict[str, Any]) -> bool:

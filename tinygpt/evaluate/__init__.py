@@ -13,7 +13,7 @@
     forecast.py     plan.json, and the predictions next to the results
     law.py          a scaling law: loss as a function of parameters and training tokens
     process.py      a command as a child process; peak memory
-    origin.py       the dataset that a model was trained on
+    origin.py       the command to try next with a model
 
 The package imports training, checkpoint, data and the modules below them. `train` imports loss.py and doctor.py.
 

@@ -20,11 +20,11 @@ from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
 from tinygpt.config.files import find_config, read_config
 from tinygpt.config.schema import CheckConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.origin import data_dir, next_command
+from tinygpt.evaluate.origin import next_command
 from tinygpt.training.log import read_metrics
 
 
@@ -65,7 +65,7 @@ def check_run(folder: Path, config: CheckConfig) -> bool:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
         print("      between writing the two; resuming repeats those iterations, with the same result")
     newest, same_data = last or best, True
-    place = data_dir(config, newest.config if newest else {})
+    place = data_dir(config, newest.config if newest else {}, folder)
     if newest and newest.tokenizer is not None:
         ok &= (same_data := check_vocabulary(newest, folder, place))
     if (folder / "metrics.jsonl").exists():

@@ -14,14 +14,13 @@ from tinygpt import terminal
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config import suggest
 from tinygpt.config.schema import EvalConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, exact, threshold
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
-from tinygpt.evaluate.origin import data_dir
 from tinygpt.files import read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
 from tinygpt.training import device
@@ -43,7 +42,13 @@ def evaluate(config: EvalConfig) -> None:
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
         raise TinyGPTError(f"{config.ckpt} does not name the dataset that it was trained on", "--dataset=NAME")
-    dataset = Dataset(data_dir(config, checkpoint.config), name)
+    place = data_dir(config, checkpoint.config, config.adapter or config.ckpt)
+    try:
+        dataset = Dataset(place, name)
+    except TinyGPTError as error:
+        if Path(place, name).exists():
+            raise
+        raise TinyGPTError(error.message, f"--data_dir=FOLDER of the datasets, or {error.hint}") from None
     if checkpoint.tokenizer is not None:
         hint = "evaluate on the dataset it was trained on, or train on this one"
         dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)

@@ -19,10 +19,9 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.files import read_config
 from tinygpt.config.schema import DoctorConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
-from tinygpt.evaluate.origin import data_dir
 from tinygpt.training.log import is_number, read_metrics
 
 IN_A_ROW = 3  # evaluations
@@ -87,7 +86,7 @@ def doctor(config: DoctorConfig) -> None:
         checkpoint = load(folder)
         parameters, data = checkpoint.build_model().num_params(), checkpoint.data
     with contextlib.suppress(TinyGPTError):
-        dataset = Dataset(data_dir(config, settings), str(settings.get("dataset", "")))
+        dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
         tokens = len(dataset.splits["train"])
     verdict = judge(entries, settings, str(folder), parameters, tokens)
     print("\n".join(verdict.lines()))

@@ -1,28 +1,16 @@
-"""The dataset that a model was trained on: its folder, and the command to try next.
+"""The command to try next with a model.
 
-folder = data_dir(config, checkpoint.config)            # --data_dir, or the one in the run's configuration
-print(f"next: {next_command(checkpoint, 'out', folder)}")
+print(f"next: {next_command(checkpoint, 'out', data_dir(config, checkpoint.config, 'out'))}")
 """
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import PROMPT
 from tinygpt.errors import TinyGPTError
-
-
-def data_dir(config: Any, recorded: dict[str, Any]) -> str:
-    """Choose the folder of the datasets: the option --data_dir if it is given, else that of the run's configuration.
-
-    A configuration from another machine may name a folder that does not exist here. Then the default is used.
-    """
-    folder = recorded.get("data_dir")
-    given = "data_dir" in config.given or config.data_dir != type(config).data_dir  # the second: made in Python
-    return str(config.data_dir if given or not isinstance(folder, str) or not Path(folder).is_dir() else folder)
 
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:

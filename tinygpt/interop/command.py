@@ -4,6 +4,7 @@ tinygpt import smollm2 --out_dir out-smollm2
 tinygpt export --ckpt out/ckpt.pt --format gguf
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -17,11 +18,10 @@ from tinygpt.checkpoint.adapter import load_model, save_adapter, weights_fingerp
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ImportConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
-from tinygpt.evaluate.origin import data_dir
 from tinygpt.files import folder_lock, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock
@@ -46,6 +46,7 @@ def import_model(config: ImportConfig) -> None:
     if "ckpt" in config.given:
         what = f"{config.source} is not a PEFT adapter, and --ckpt is the base model of one"
         raise TinyGPTError(what, "drop --ckpt, or give the folder with adapter_config.json")
+    refuse_own(source)
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
     shape, weights = from_stock(pretrained.stock)
     require_finite(weights, source)
@@ -71,6 +72,19 @@ def import_model(config: ImportConfig) -> None:
     print(f"\nnext: {suggest.command('sample', '--ckpt', out, *prompt)}")
     print("next: tinygpt prepare transactions")
     print(f"next: {suggest.command('finetune', 'configs/finetune_transactions_pretrained.yaml', f'--ckpt={out}')}")
+
+
+def refuse_own(source: Path) -> None:
+    """Errors: TinyGPTError for a checkpoint or an adapter that needs no import, or the folder of a run."""
+    folder = source.is_dir() and not (source / "config.json").exists()
+    for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
+        for read, flags in ((store.load, ["--ckpt"]), (store.read, ["--ckpt", "BASE", "--adapter"])):
+            needless = False
+            with contextlib.suppress(TinyGPTError):
+                needless = bool(read(path))
+            if needless:
+                what = f"{path} already is a {'checkpoint' if read is store.load else 'LoRA adapter'} of tinygpt"
+                raise TinyGPTError(f"{what}, which needs no import", suggest.command("sample", *flags, path))
 
 
 def require_finite(weights: dict[str, Tensor], source: Path) -> None:
@@ -177,7 +191,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
 def dataset_of(config: ExportConfig, checkpoint: Checkpoint) -> Dataset | None:
     """The prepared dataset of the model's training, in the model's vocabulary; None if it is not prepared here."""
     try:
-        dataset = Dataset(data_dir(config, checkpoint.config), str(checkpoint.config.get("dataset", "")))
+        dataset = Dataset(data_dir(config, checkpoint.config, config.ckpt), str(checkpoint.config.get("dataset", "")))
         dataset.require_tokenizer(store.tokenizer_of(checkpoint, config.ckpt, config.data_dir), config.ckpt, "")
     except TinyGPTError:
         return None

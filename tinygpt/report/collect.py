@@ -21,7 +21,7 @@ from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import answers
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
@@ -30,7 +30,6 @@ from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
-from tinygpt.evaluate.origin import data_dir
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import BLOCK, differences, pack
@@ -107,7 +106,7 @@ def load_run(
     Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
     """
     checkpoint = checkpoint or load(path)
-    place = data_dir(config, checkpoint.config)
+    place = data_dir(config, checkpoint.config, path)
     tokenizer = tokenizer_of(checkpoint, path, place)
     compute = device.choose(device_name, "float32")
     model = for_inference(checkpoint, compute)

@@ -18,7 +18,7 @@ from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.schema import SESSION, TrainConfig
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, GPTConfig
@@ -131,7 +131,8 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
                 f"drop {name}, or start from the weights alone: {from_weights}",
             )
     # also not restored: output folder, logging and watching, because the file may come from a stranger
-    kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
+    kept = {*config.given, "config", "quiet", "out_dir", "data_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
+    config.data_dir = data_dir(config, state.config, last)
     if "lr_schedule" in config.flags:
         kept.add("decay_lr")  # a stored False would make the rate constant
     for field in dataclasses.fields(config):
