@@ -20,7 +20,7 @@ from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
-from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss
+from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss, sampled_loss
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training import device
 from tinygpt.training.processes import Processes
@@ -30,7 +30,8 @@ CPU = device.choose("cpu", "float32")
 
 def tiny(vocab_size: int = 7, **options: object) -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=8, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=16, **options))  # type: ignore[arg-type]
+    shape = {"n_layer": 1, **options}
+    model = GPT(GPTConfig(block_size=8, vocab_size=vocab_size, n_head=2, n_embd=16, **shape))  # type: ignore[arg-type]
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model
@@ -210,6 +211,29 @@ def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> N
     assert cli_here("prepare", "mine", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
     dataset = Dataset(str(tmp_path / "data"), "mine")
     assert bits_per_character(math.log(4), dataset) == pytest.approx(2, rel=1e-15)
+
+
+def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Complete if that is cheap; else a sample whose error is bounded, of the same rows for every model."""
+    model, source = tiny(), TextRows(tokens(8 * 3000))
+    rows = source.every(8)
+    exact, _ = measured_loss(model, source, rows, CPU)
+    complete = sampled_loss(model, source, CPU)
+    assert (complete.loss, complete.rows, complete.of) == (exact, 3000, 3000)
+    monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 0)
+    sampled = sampled_loss(model, source, CPU)
+    bound = max(0.02, 0.01 * sampled.loss)
+    assert 32 < sampled.rows < 3000 and sampled.error <= bound
+    assert 0 < abs(sampled.loss - exact) < 4 * sampled.error
+    fewer = sampled_loss(model, source, CPU, rows=sampled.rows - 32)
+    assert fewer.error > bound and fewer.rows == sampled.rows - 32  # it stopped as soon as the bound was reached
+    chosen = np.random.default_rng(0).permutation(rows)[: sampled.rows]
+    other = tiny(n_layer=2)
+    assert sampled_loss(other, source, CPU, rows=sampled.rows).loss == pytest.approx(
+        mean_loss(other, source, chosen, CPU), abs=1e-6
+    )
+    few = TextRows(tokens(8 * 40))
+    assert sampled_loss(model, few, CPU)[2:] == (40, 40)  # too few for the bound: all
 
 
 def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path: Path) -> None:

@@ -81,6 +81,22 @@ def test_before_and_after(tuned: Path) -> None:
     assert after["base_loss"] == pytest.approx(forgot["loss"], abs=1e-4)
 
 
+def test_a_split_that_would_take_minutes_is_sampled_before_and_after(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 1 << 22)  # between the cost of the two splits
+    result = cli_here("finetune", *FLAGS, "--max_iters=4", "--out_dir=out-sampled", cwd=work)
+    assert result.status == 0, result.err
+    (before,), (after,) = kinds(work / "out-sampled", "before"), kinds(work / "out-sampled", "after")
+    assert before["base_rows"] == after["base_rows"] < after["base_of"] and "response_rows" not in after
+    line = next(line for line in result.out.splitlines() if line.startswith("loss on the base model's data"))
+    assert f"± {after['base_error']:.3f}: a sample of {after['base_rows']} of {after['base_of']} rows" in line
+    flags = ["--ckpt=out/ckpt.pt", "--dtype=float32", "--json"]
+    exact = json.loads(cli_here("eval", *flags, cwd=work).out)["loss"]
+    more, old = (len(load(work / run).tokenizer["symbols"]) for run in ("out-sampled", "out"))  # type: ignore[index]
+    assert -4 * before["base_error"] < before["base_loss"] - exact < 4 * before["base_error"] + np.log(more / old)
+
+
 def test_the_base_is_as_it_was_and_old_symbols_keep_their_ids(tuned: Path, tiny_run: Path) -> None:
     assert (tuned / "out/ckpt.pt").read_bytes() == (tiny_run / "out/ckpt.pt").read_bytes()
     base, grown = load(tuned / "out/ckpt.pt"), load(tuned / "out-finetune/ckpt.pt")

@@ -6,18 +6,25 @@ bits = bits_per_character(loss, dataset)
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
 from tinygpt.training import device
 from tinygpt.training.build import Computing, for_inference
 from tinygpt.training.processes import Processes
+
+CHEAP = 10**12  # parameters x tokens of a sample: seconds on two cores; a smaller split is measured completely
+CHUNK = 32  # rows
+ERROR = 0.02  # nats; see `sampled_loss`
 
 
 def mean_loss(
@@ -31,7 +38,6 @@ def mean_loss(
     return measured_loss(model, source, at, compute, ranks)[0]
 
 
-@torch.inference_mode()
 def measured_loss(
     model: Computing,
     source: Rows,
@@ -39,20 +45,54 @@ def measured_loss(
     compute: device.Compute,
     ranks: Processes = Processes(),
 ) -> tuple[float, float]:
-    """`mean_loss` and its standard error, infinite for a single row.
+    """`mean_loss` and its standard error, infinite for a single row."""
+    sums = loss_sums(model, source, at[ranks.rank :: ranks.count], compute)
+    return ratio(ranks.sum(sums.tolist(), compute.device), source.width(model.config.block_size))
 
-    The rows are taken as independent draws with different numbers of targets. So the mean is a ratio of two sums, and
-    its error is that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
+
+class Sampled(NamedTuple):
+    """A loss in nats per token, its standard error, and on how many rows of a source it was measured."""
+
+    loss: float
+    error: float
+    rows: int
+    of: int
+
+
+def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 0, desc: str = "") -> Sampled:
+    """Mean loss on a source, measured on all rows if that costs little, else on a random sample of them.
+
+    The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR nats
+    or a hundredth of the loss, whichever is larger. Shows a progress bar named `desc`.
     """
-    mine, block_size = at[ranks.rank :: ranks.count], model.config.block_size
+    block_size = model.config.block_size
+    every, width = source.every(block_size), source.width(block_size)
+    least = min(len(every), rows or max(CHUNK, CHEAP // (width * model.num_params())))
+    if least < len(every):
+        every = np.random.default_rng(0).permutation(every)
+    sums, done, mean, error = np.zeros(6), 0, 0.0, math.inf
+    with tqdm(total=len(every), unit="row", desc=desc, leave=False, disable=None) as bar:
+        while done < least or (not rows and done < len(every) and error > max(ERROR, 0.01 * mean)):
+            some = every[done : least if least == len(every) else done + CHUNK]
+            sums += loss_sums(model, source, some, compute)
+            done += len(some)
+            mean, error = ratio(sums.tolist(), width)
+            bar.update(len(some))
+    return Sampled(mean, error, done, len(every))
+
+
+@torch.inference_mode()
+def loss_sums(model: Computing, source: Rows, mine: np.ndarray, compute: device.Compute) -> np.ndarray:
+    """Sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
+    block_size = model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
-    targets_per_row = math.ceil(source.targets(at, width).mean())
+    targets_per_row = math.ceil(source.targets(mine, width).mean()) if len(mine) else 1
     per_row = max(targets_per_row * model.config.vocab_size, width * 4 * model.config.n_embd)
     many = max(1, (1 << (22 if compute.device.type == "cpu" else 28)) // per_row)
     was_training = model.training
     model.eval()
-    sums = np.zeros(6)  # over rows, of: loss, targets, rows, loss^2, loss * targets, targets^2
+    sums = np.zeros(6)
     for index in range(0, len(mine), many):
         some = mine[index : index + many]
         block = source.rows(some, source.width(block_size, some))
@@ -61,7 +101,16 @@ def measured_loss(
         with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
             sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
-    total, count, rows, square, mixed, counts_square = ranks.sum(sums.tolist(), compute.device)
+    return sums
+
+
+def ratio(sums: list[float], width: int) -> tuple[float, float]:
+    """The mean loss per target and its standard error, from the sums of `loss_sums` over rows of this width.
+
+    The rows are taken as independent draws with different numbers of targets. So the mean is a ratio of two sums, and
+    its error is that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
+    """
+    total, count, rows, square, mixed, counts_square = sums
     if not count:
         raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a larger block_size")
     mean = total / count

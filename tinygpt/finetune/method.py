@@ -14,7 +14,7 @@ from tinygpt.config.schema import FinetuneConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.loss import mean_loss
+from tinygpt.evaluate.loss import sampled_loss
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.sample import answer
@@ -69,31 +69,34 @@ class FineTuning(Method):
             where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
             run.log.say(f"note: forgetting is not measured: {where}")
         if run.ranks.is_main and not any(entry["kind"] == "before" for entry in read_metrics(run.out)):
-            run.log.metric("before", 0, run.seconds(), **self.measure(run, run.checkpoint()))
+            run.log.metric("before", 0, run.seconds(), **self.measure(run, run.checkpoint(), {}))
 
     def after(self, run: Run) -> None:
         if not run.ranks.is_main:
             return
         found = [entry for entry in read_metrics(run.out) if entry["kind"] == "before"]
         before = found[-1] if found else {}
-        after = self.measure(run, store.load(run.out / "ckpt.pt"))
+        after = self.measure(run, store.load(run.out / "ckpt.pt"), before)
         run.log.metric("after", run.progress.step, run.seconds(), **after)
         for line in side_by_side(before, after):
             run.log.say(line, always=True)
 
-    def measure(self, run: Run, state: store.Checkpoint) -> dict[str, Any]:
-        """Losses on the whole validation splits of the task and of the base model's data, and three answers."""
-        run.log.say("measuring:   the complete validation split, and the answers to three prompts")  # minutes, if large
+    def measure(self, run: Run, state: store.Checkpoint, before: dict[str, Any]) -> dict[str, Any]:
+        """Losses on the validation splits of the task and of the base model's data, and three answers.
+
+        A split that would take minutes is sampled: after training, the same rows as `before`.
+        """
+        run.log.say("measuring:   the validation split, and the answers to three prompts")
         compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
         model = for_inference(state, compute, run.config.fast)
-
-        def whole_loss(dataset: Dataset) -> float:
-            source = dataset.sources["val"]
-            return mean_loss(model, source, source.every(model.config.block_size), compute)
-
-        found: dict[str, Any] = {"response_loss": whole_loss(run.dataset)}
-        if self.base_data is not None:
-            found["base_loss"] = whole_loss(self.base_data)
+        found: dict[str, Any] = {}
+        for name, dataset in (("response", run.dataset), ("base", self.base_data)):
+            if dataset is not None:
+                rows = before.get(f"{name}_rows", 0)
+                measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
+                found[f"{name}_loss"] = measured.loss
+                if measured.rows < measured.of:
+                    found |= {f"{name}_error": measured.error, f"{name}_rows": measured.rows, f"{name}_of": measured.of}
         source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
         pairs = source.texts(tokenizer)
         if pairs:
@@ -143,7 +146,9 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     for key, name in names.items():
         if key in after:
             was, now = before.get(key), after[key]
-            lines.append(f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}")
+            lines.append(
+                f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}{sample_note(key, after)}"
+            )
     if "base_loss" in after and "base_loss" in before:
         lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
     earlier = before.get("answers", [""] * 3)
@@ -153,6 +158,12 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         question = f"\n{escaped(prompt)}   (expected: {escaped(response)})"
         lines += [question, f"    before: {short(was)}", f"    after:  {short(now)}"]
     return lines
+
+
+def sample_note(key: str, after: dict[str, Any]) -> str:
+    """Say how a loss was sampled; empty if it was measured on the complete split."""
+    error, rows, of = (after.get(key.replace("loss", part)) for part in ("error", "rows", "of"))
+    return "" if rows is None else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
 
 
 def short(text: str) -> str:
