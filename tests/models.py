@@ -1,4 +1,4 @@
-"""Small models with every option of the model's own lists, on both paths, for the tests of the model."""
+"""Small models with every option of the model, on both paths, for the tests of the model and of its exporters."""
 
 import dataclasses
 from typing import Any
@@ -15,6 +15,7 @@ SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
 CHOICES: dict[str, list[Any]] = {"norm": [*NORMS], "position": [*POSITIONS], "activation": [*ACTIVATIONS]}
 CHOICES |= {field.name: [False, True] for field in dataclasses.fields(GPTConfig) if isinstance(field.default, bool)}
 CHOICES |= {"n_kv_head": [0, 1], "mlp_width": [0, 40], "norm_eps": [1e-5, 0.1], "rope_base": [10000.0, 50.0]}
+SIZES = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd"}
 NEEDS: dict[str, dict[str, Any]] = {"qk_norm_weights": {"qk_norm": True}, "rope_base": {"position": "rope"}}
 ALONE = [
     {name: value, **NEEDS.get(name, {})}

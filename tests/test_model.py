@@ -1,5 +1,6 @@
 """The model against Hugging Face's GPT-2, Llama, Qwen3 and MPT, against formulas, and against itself."""
 
+import dataclasses
 import itertools
 import math
 import typing
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import CHOICES, NEEDS, SMALL, every_option, every_path, ids, largest, shaken, small
+from models import CHOICES, NEEDS, SIZES, SMALL, every_option, every_path, ids, largest, shaken, small
 
 from tinygpt.checkpoint.gpt2 import from_huggingface
 from tinygpt.checkpoint.resize import set_block_size
@@ -151,6 +152,13 @@ def test_alibi_makes_mpt(kind: type[GPT], n_head: int, T: int) -> None:
 
 
 # ---- options ----------------------------------------------------------------------------------------------------
+
+
+def test_every_field_has_choices() -> None:
+    """What the tests of the paths, the checkpoints and the exporters try is what a GPT has."""
+    fields = {field.name for field in dataclasses.fields(GPTConfig)}
+    assert CHOICES.keys() == fields - SIZES - {"dropout"}, "add the choices of a new field to CHOICES in models.py"
+    assert all(getattr(SMALL, name) in values and len(values) > 1 for name, values in CHOICES.items())
 
 
 @pytest.mark.parametrize("name", CHOICES)
