@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import MODERN, ids, largest, shaken, small
+from models import MODERN, every_option, ids, largest, shaken, small
 from torch import Tensor
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
 from tinygpt.model import GPT
+from tinygpt.options import GPTConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -89,6 +90,18 @@ def test_transformers_computes_the_same_logits_and_text(name: str, options: dict
     mine = greedy(lambda idx: gpt.next_logits(idx)[0])
     assert mine == greedy(lambda idx: theirs(idx).logits[0, -1])
     assert len(set(mine)) > 3
+
+
+@every_option
+@pytest.mark.parametrize("others", [{}, MODERN], ids=["to gpt2", "to modern"])
+def test_every_choice_is_exported_exactly_or_refused_by_name(options: dict[str, Any], others: dict[str, Any]) -> None:
+    gpt = model(**others | options)
+    try:
+        stock = stock_of(gpt)
+    except TinyGPTError as error:
+        assert any(f"{name}={value}" in error.message for name, value in options.items()), error
+        return
+    assert apart(gpt, in_transformers(stock)) < 1e-5
 
 
 @every_row
@@ -188,15 +201,39 @@ def test_the_files_of_openai_have_other_names() -> None:
         ({"norm": "rmsnorm"}, "norm=rmsnorm with position=learned"),
         ({"qk_norm": True}, "qk_norm=True with position=learned"),
         ({"activation": "swiglu"}, "activation=swiglu with position=learned"),
-        ({"n_kv_head": 1}, "n_kv_head"),
-        ({"position": "rope", "bias": True}, "norm=layernorm with position=rope and bias=True"),
-        (MODERN | {"bias": True}, "bias=True with qk_norm=True"),
+        ({"n_kv_head": 1}, "n_kv_head=1 with position=learned"),
+        ({"position": "rope", "bias": True}, "position=rope with bias=True and norm=layernorm"),
+        (MODERN | {"bias": True}, "qk_norm=True with bias=True"),
+        (
+            MODERN | {"token_shift": True, "bigram_table": True},
+            "Qwen3ForCausalLM, lacks bigram_table=True and token",
+        ),
     ],
 )
 def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(TinyGPTError) as caught:
         stock_of(small(**options))
     assert named in caught.value.message and "configs/portable.yaml" in caught.value.hint
+    assert caught.value.message.count("no model class of transformers has this option") == 1
+
+
+@pytest.mark.parametrize(("usual", "value"), [(0, 4), (False, True), ("all", "near"), (None, 0), ([], [1, 2])])
+@pytest.mark.parametrize("name", dict(EXPORTED))
+def test_an_option_that_no_class_lists_is_refused(name: str, usual: Any, value: Any) -> None:
+    """Somebody adds a field to GPTConfig, and to no exporter."""
+    field = dataclasses.field(default_factory=lambda: usual)
+    new = dataclasses.make_dataclass("New", [("window", Any, field)], bases=(GPTConfig,))
+    gpt = model(**dict(EXPORTED)[name])
+    config = new(**dataclasses.asdict(gpt.config))
+    assert to_stock(config, gpt.state_dict()).config == stock_of(gpt).config  # the default: as if it did not exist
+    with pytest.raises(TinyGPTError) as caught:
+        to_stock(dataclasses.replace(config, window=value), gpt.state_dict())
+    what = f"window={value}: no model class of transformers has this option; the nearest, {name}, lacks window={value}"
+    assert caught.value.message == what and "configs/portable.yaml" in caught.value.hint
+
+
+def test_as_many_heads_of_keys_as_of_queries_are_no_option() -> None:
+    assert stock_of(model(n_kv_head=2)).config == stock_of(model()).config
 
 
 HOSTILE = [

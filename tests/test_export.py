@@ -4,6 +4,7 @@ transformers, peft and gguf's reader are the authorities, and `tinygpt import` r
 formats themselves have their own tests: test_huggingface.py, test_gguf.py, test_peft.py and test_architectures.py.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,10 +22,11 @@ from test_import import ok, save_model
 from test_pairs import json_lines, pairs
 
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint, load, save, tokenizer_of
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.interop.architectures import to_stock
 from tinygpt.interop.gguf_file import QUANTISATIONS, dequantised
+from tinygpt.options import GPTConfig
 
 transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
@@ -259,9 +261,9 @@ LACKING = {  # flags of a model that no class has: how the message names the opt
     "--norm=rmsnorm": "norm=rmsnorm with position=learned",
     "--qk_norm=True": "qk_norm=True with position=learned",
     "--activation=swiglu": "activation=swiglu with position=learned",
-    "--n_kv_head=1": "n_kv_head with position=learned",
-    "--position=rope --bias=True": "norm=layernorm with position=rope and bias=True",
-    "--position=rope --norm=rmsnorm --qk_norm=True --bias=True": "bias=True with qk_norm=True",
+    "--n_kv_head=1": "n_kv_head=1 with position=learned",
+    "--position=rope --bias=True": "position=rope with bias=True and norm=layernorm",
+    "--position=rope --norm=rmsnorm --qk_norm=True --bias=True": "qk_norm=True with bias=True",
 }
 
 
@@ -280,6 +282,23 @@ def test_an_adapter_of_such_a_model_is_refused_as_well(tiny_data: Path, tmp_path
     ok(tmp_path, "finetune", "--ckpt=out", "--dataset=tiny", "--out_dir=out-lora", "--lora_rank=2", *SHORT)
     message = refused(tmp_path, "export", "--ckpt=out", "--adapter=out-lora", "--format=peft")
     assert "token_shift=True" in message and "configs/portable.yaml" in message
+
+
+FORMATS = "--format=hf", "--format=gguf", "--format=peft --adapter=out-lora", "--format=html"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_field_that_no_exporter_knows_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """An option that somebody adds to GPTConfig, here a sliding window, is not left out in silence."""
+    windowed = dataclasses.make_dataclass("Windowed", [("window", int, 0)], bases=(GPTConfig,))
+    monkeypatch.setattr(GPTConfig, "from_dict", windowed.from_dict)
+    flags = ["export", "--ckpt=out", *format.split(), "-o", "new"]
+    run = load(work / "out")
+    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "window": 4}))
+    message = refused(work, *flags)
+    assert "window=4" in message and ("configs/portable.yaml" in message or "html" in format)
+    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "window": 0}))
+    ok(work, *flags)
 
 
 def test_what_cannot_be_exported_is_refused_in_one_sentence(work: Path) -> None:

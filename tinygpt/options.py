@@ -16,7 +16,7 @@ norm = choose(NORMS, "norm", config.norm)(config)
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,19 @@ class GPTConfig:
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
         """Take the fields from `values`: other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+
+    def beyond(self, every: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
+        """Return, as `name=value`, the options that an exporter does not express: what it does not list is refused.
+
+        values: fields of which it expresses these values. every: others of which it expresses every value. Of the
+        remaining fields, which may be newer than the exporter, it expresses the default.
+        """
+        usual = dataclasses.asdict(type(self)())
+        return [
+            f"{name}={value}"
+            for name, value in dataclasses.asdict(self).items()
+            if value not in values.get(name, [value if name in every else usual[name]])
+        ]
 
 
 # ---- norms and activations --------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A GPT as one of the classes that transformers ships, and back.
 
-The two directions read one table, STOCK: for each class its place among tinygpt's options, the keys of its config.json
-and the names of its layers. The options of a GPT that these classes lack are refused; so are the fields of a
+The two directions read one table, STOCK: for each class the options of a GPT that it has, the keys of its config.json
+and the names of its layers. An option that no class lists is refused, unless it has its default; so is a field of a
 config.json that a GPT lacks. Three differences are bridged exactly:
 
 LayerNorm     Without bias it is RMSNorm of a centred input. So the token embeddings and the outputs of both c_proj are
@@ -17,6 +17,7 @@ Sources: the modeling_*.py of transformers, whose classes and keys these are.
 """
 
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -26,9 +27,10 @@ from torch import Tensor
 from tinygpt.data.tokenizer import MAX_SYMBOLS
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, QK_EPS
-from tinygpt.options import GATED, GPTConfig
+from tinygpt.options import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
+Options = dict[str, set[Any]]  # field of GPTConfig: values of it
 LARGEST = 1 << 20  # of any size in a config.json, so that no size overflows; contexts of a million tokens exist
 
 
@@ -52,14 +54,17 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class StockClass:
-    """One row of the table: a class of transformers, and where it lies among tinygpt's options."""
+    """One row of the table: a class of transformers, and what it has of a GPT's options.
+
+    It expresses a GPT whose fields have, in one of the alternatives of `options`, the values there. Of the other fields
+    of `keys` and of EVERYWHERE it expresses every value, of all further fields only the default.
+    """
 
     model_type: str
-    qk_norm: bool
-    gated: bool
+    options: tuple[Options, ...]
     keys: dict[str, str]  # field of GPTConfig: key of config.json
     layers: dict[str, str]  # layer of GPT: the layers whose rows it stacks; N is the block's number
-    biases: dict[str, str]  # part of a block: key of config.json that gives its linear layers a bias
+    biases: dict[str, str] = dataclasses.field(default_factory=dict)  # part of a block: key that gives it biases
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys with one value that a GPT can express
     missing: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the class takes for a key that is absent
 
@@ -75,6 +80,14 @@ class StockClass:
         return self.layers[re.sub(r"\.\d+\.", ".N.", layer)].replace(".N.", f".{number}.").split()
 
 
+EVERYWHERE = {"dropout", "zero_init"}  # of training
+EVERYWHERE |= {"tie_weights", "rope_base", "qk_norm_weights"}  # the last two without effect where a class lacks them
+UNGATED: Options = {"activation": {"gelu", "gelu_tanh", "relu2"}}
+SWIGLU: Options = {"activation": {"swiglu"}}
+LEARNED: Options = {"position": {"learned"}, "norm": {"layernorm"}, "bias": {False, True}}
+ROPE: Options = {"position": {"rope"}, "norm": {"layernorm", "rmsnorm"}, "bias": {False}}
+ROPE_BIAS: Options = ROPE | {"norm": {"rmsnorm"}, "bias": {True}}  # the RMSNorm of a centred input has no bias
+QK_NORM: Options = {"qk_norm": {True}}
 GPT2_KEYS = {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
 GPT2_KEYS |= {"block_size": "n_positions", "mlp_width": "n_inner", "norm_eps": "layer_norm_epsilon"}
 GPT2_KEYS |= {"activation": "activation_function"}
@@ -113,29 +126,51 @@ LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 
 STOCK = {
     "GPT2LMHeadModel": StockClass(
-        *("gpt2", False, False, GPT2_KEYS, GPT2_LAYERS, {}),
+        model_type="gpt2",
+        options=(LEARNED | UNGATED,),
+        keys=GPT2_KEYS,
+        layers=GPT2_LAYERS,
         fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         missing={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
     ),
     "LlamaForCausalLM": StockClass(
-        *("llama", False, True, LLAMA_KEYS, LLAMA_LAYERS, BOTH_BIASES),
+        model_type="llama",
+        options=(ROPE | SWIGLU, ROPE_BIAS | SWIGLU),
+        keys=LLAMA_KEYS,
+        layers=LLAMA_LAYERS,
+        biases=BOTH_BIASES,
         missing=LLAMA_MISSING,
     ),
     "Qwen3ForCausalLM": StockClass(
-        *("qwen3", True, True, LLAMA_KEYS, LLAMA_LAYERS | QK_NORMS, ATTENTION_BIAS),
+        model_type="qwen3",
+        options=(ROPE | SWIGLU | QK_NORM,),
+        keys=LLAMA_KEYS,
+        layers=LLAMA_LAYERS | QK_NORMS,
+        biases=ATTENTION_BIAS,
         fixed={"use_sliding_window": False},
         missing={**LLAMA_MISSING, "head_dim": 128},
     ),
     "ArceeForCausalLM": StockClass(
-        *("arcee", False, False, LLAMA_KEYS, ARCEE_LAYERS, BOTH_BIASES),
+        model_type="arcee",
+        options=(ROPE | UNGATED, ROPE_BIAS | UNGATED),
+        keys=LLAMA_KEYS,
+        layers=ARCEE_LAYERS,
+        biases=BOTH_BIASES,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
     ),
     "ApertusForCausalLM": StockClass(
-        *("apertus", True, False, LLAMA_KEYS, ARCEE_LAYERS | APERTUS_NORMS | QK_NORMS, ATTENTION_BIAS),
+        model_type="apertus",
+        options=(ROPE | UNGATED | QK_NORM,),
+        keys=LLAMA_KEYS,
+        layers=ARCEE_LAYERS | APERTUS_NORMS | QK_NORMS,
+        biases=ATTENTION_BIAS,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
     ),
     "MistralForCausalLM": StockClass(  # import only: stock_name finds Llama's class first
-        *("mistral", False, True, LLAMA_KEYS, LLAMA_LAYERS, {}),
+        model_type="mistral",
+        options=(ROPE | SWIGLU,),
+        keys=LLAMA_KEYS,
+        layers=LLAMA_LAYERS,
         missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
 }
@@ -152,29 +187,27 @@ ACTIVATION = {  # of transformers: of tinygpt; the first of two names is written
 
 
 def stock_name(config: GPTConfig) -> str:
-    """Find the class that computes the same function as a GPT. Errors: TinyGPTError names the option it lacks."""
-    learned, gated = config.position == "learned", config.activation in GATED
-    lacking = {
-        "token_shift=True": config.token_shift,
-        "bigram_table=True": config.bigram_table,
-        f"position={config.position}": config.position not in ("learned", "rope"),
-        f"norm={config.norm} with position=learned": learned and config.norm != "layernorm",
-        "qk_norm=True with position=learned": learned and config.qk_norm,
-        f"activation={config.activation} with position=learned": learned and gated,
-        "n_kv_head with position=learned": learned and config.kv_heads != config.n_head,
-        f"norm={config.norm} with position=rope and bias=True": not learned
-        and config.bias
-        and config.norm != "rmsnorm",
-        "bias=True with qk_norm=True": config.bias and config.qk_norm,
-    }
-    for option, lacks in lacking.items():
-        if lacks:
-            raise TinyGPTError(
-                f"{option}: no model class of transformers has this option",
-                "train with configs/portable.yaml, which can be exported in every format",
-            )
-    wanted = learned, config.qk_norm, gated
-    return next(name for name, row in STOCK.items() if (row.learned, row.qk_norm, row.gated) == wanted)
+    """Find the class that computes the same function as a GPT.
+
+    Errors: TinyGPTError names the fewest options that no class has together, and what the nearest class lacks.
+    """
+    config = dataclasses.replace(config, n_kv_head=config.n_kv_head % config.n_head)  # 0 and n_head mean the same
+    lacking = [
+        (config.beyond(row.keys.keys() | EVERYWHERE, options), name)
+        for name, row in STOCK.items()
+        for options in row.options
+    ]
+    lacks, nearest = min(lacking, key=lambda pair: len(pair[0]))
+    if not lacks:
+        return nearest
+    every = dict.fromkeys(itertools.chain(lacks, *(options for options, _ in lacking)))
+    groups = itertools.chain.from_iterable(itertools.combinations(every, size + 1) for size in range(len(every)))
+    first, *others = next(group for group in groups if all({*group} & {*options} for options, _ in lacking))
+    raise TinyGPTError(
+        f"{first}{' with ' if others else ''}{' and '.join(others)}: no model class of transformers has this option; "
+        f"the nearest, {nearest}, lacks {' and '.join(lacks)}",
+        "train with configs/portable.yaml, which can be exported in every format",
+    )
 
 
 def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
@@ -196,7 +229,7 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
         converted |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
         if row.learned and not config.bias and _has_bias(row, layer, {}):
             converted[f"{layer}.bias"] = torch.zeros(len(weight))
-    if row.qk_norm and not config.qk_norm_weights:
+    if config.qk_norm and not config.qk_norm_weights:
         for block in range(config.n_layer):
             converted |= {f"model.layers.{block}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
     return Stock(_stock_config(name, config, tied), converted)
@@ -397,7 +430,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
             raise _unusable(f"config.json: {keys[key]} is {part}, which does not divide {whole}")
     act = values.get(keys["activation"])
     activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
-    if not activation or (activation in GATED) != row.gated:
+    if activation not in row.options[0]["activation"]:
         raise _unusable(
             f"config.json: {keys['activation']} is {shown(act)}, which a GPT of tinygpt cannot express here"
         )
@@ -410,8 +443,8 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         norm="layernorm" if row.learned else "rmsnorm",
         position="learned" if row.learned else "rope",
         activation=activation,
-        qk_norm=row.qk_norm,
-        qk_norm_weights=row.qk_norm,
+        qk_norm="qk_norm" in row.options[0],
+        qk_norm_weights="qk_norm" in row.options[0],
         tie_weights=flags["tie_word_embeddings"],
         norm_eps=number(values, keys["norm_eps"], 1e-12, 1.0),
     )

@@ -128,11 +128,9 @@ def encoded(numbers: np.ndarray) -> str:
 
 def require_implemented(config: GPTConfig) -> None:
     """Errors: TinyGPTError for an option that model.js does not implement."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in EVERY_VALUE and value not in VALUES.get(field.name, {field.default}):
-            what = f"{field.name}={value} is not implemented in the page's JavaScript"
-            raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
+    if lacking := config.beyond(EVERY_VALUE, VALUES):
+        what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
+        raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
 
 
 def pack_position(model: GPT) -> dict[str, Any]:
