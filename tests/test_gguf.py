@@ -3,6 +3,7 @@
 tests/test_llama.py opens the same files in llama.cpp.
 """
 
+import dataclasses
 import importlib.util
 import json
 import random
@@ -15,13 +16,15 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from models import ids, largest, shaken, small
+from models import every_option, ids, largest, shaken, small
 
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.interop.architectures import Stock, from_stock, to_stock
+from tinygpt.interop import gguf_file
+from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
 from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, dequantised, read_file, write_file
 from tinygpt.model import GPT
+from tinygpt.options import GPTConfig
 
 MODERN: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "mlp_width": 96}
 ROWS: dict[str, dict[str, Any]] = {
@@ -253,6 +256,44 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         assert error.value.hint
     assert not list(tmp_path.iterdir())
     write_file(tmp_path / "model.gguf", stock_of("llama", mlp_width=0)[1], tokenizer(), "f16")  # any width fits
+
+
+@every_option
+@pytest.mark.parametrize("others", [{}, MODERN | {"qk_norm": True}], ids=["to gpt2", "to modern"])
+def test_every_choice_is_written_or_refused(tmp_path: Path, options: dict[str, Any], others: dict[str, Any]) -> None:
+    model = shaken(small(vocab_size=tokenizer().vocab_size, **others | options), 0.1)
+    try:
+        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), tokenizer(), "f16")
+    except TinyGPTError as error:
+        assert any(reason in error.message for reason in ("no model class", "has the activation", "Apertus"))
+        return
+    x = ids(2, 16, vocab_size=tokenizer().vocab_size)
+    assert largest(logits(gpt_of(read_file(tmp_path / "model.gguf").stock), x) - logits(model, x)) < 0.02
+
+
+@pytest.mark.parametrize(("usual", "value"), [(0, 4), (1024, 0)])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "arcee"])
+def test_an_option_that_only_transformers_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, usual: int, value: int
+) -> None:
+    """Somebody adds a field to GPTConfig and to the classes of transformers, but not to GGUF."""
+    model, stock = stock_of(kind)
+    for name, row in STOCK.items():
+        monkeypatch.setitem(STOCK, name, dataclasses.replace(row, keys={**row.keys, "window": "sliding_window"}))
+    new = dataclasses.make_dataclass("New", [("window", int, usual)], bases=(GPTConfig,))
+    monkeypatch.setattr(gguf_file, "GPTConfig", new)
+    config = new(**dataclasses.asdict(model.config))
+    write_file(tmp_path / "model.gguf", to_stock(config, model.state_dict()), tokenizer(), "f16")
+    windowed = to_stock(dataclasses.replace(config, window=value), model.state_dict())
+    assert windowed.config["sliding_window"] == value
+    for other, named in (
+        (windowed, f"window={value}"),
+        (Stock(stock.config | {"rope_parameters": {"rope_type": "yarn"}}, stock.weights), "rope_type=yarn"),
+    ):
+        with pytest.raises(TinyGPTError, match=f"llama.cpp's architecture {kind} lacks {named}") as error:
+            write_file(tmp_path / "other.gguf", other, tokenizer(), "f16")
+        assert "--format hf" in error.value.hint
+    assert not (tmp_path / "other.gguf").exists()
 
 
 def changed(source: Path, target: Path, **changes: Any) -> Path:

@@ -38,6 +38,7 @@ from tinygpt.errors import TinyGPTError, missing
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
+from tinygpt.options import GPTConfig
 from tinygpt.terminal import escaped
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
@@ -60,6 +61,8 @@ ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "he
 FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
 DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
 NEUTRAL = ("", "none", 0, False)  # values with which an unknown key changes nothing
+IMPLIED = {"architectures", "model_type", "vocab_size", "tie_word_embeddings", "torch_dtype", "rope_parameters"}
+IMPLIED |= {f"{role}_token_id" for role in ("bos", "eos", "pad")}  # of config.json: by tensors and tokenizer
 
 
 def _row(kind: str) -> StockClass:
@@ -558,23 +561,32 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     return defaults | rope | {key: value for key, value in config.items() if value is not None}
 
 
+def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
+    """What a config.json has that no key and no tensor of GGUF expresses: `option=value`, under tinygpt's names."""
+    written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *row.fixed, *IMPLIED}
+    fields, usual = {key: field for field, key in row.keys.items()}, vars(GPTConfig())
+    return [
+        f"{fields.get(key, key)}={value}"
+        for key, value in {**config, **(config.get("rope_parameters") or {})}.items()
+        if key not in written and value not in ([usual[fields[key]]] if key in fields else [*NEUTRAL, None, "default"])
+    ]
+
+
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
     """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = _library()
     config, kind = stock.config, stock.config["model_type"]
     if quantisation not in QUANTISATIONS:
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
+    row, problem = _row(kind), ""
     if kind not in ACTIVATIONS:
-        raise TinyGPTError(
-            f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model",
-            "export with --format hf, or train with configs/portable.yaml",
-        )
-    activation = config.get(_row(kind).keys["activation"], ACTIVATIONS[kind][0])
-    if activation not in ACTIVATIONS[kind]:
-        raise TinyGPTError(
-            f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}",
-            "export with --format hf, or train with configs/portable.yaml",
-        )
+        problem = f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model"
+    elif (activation := config.get(row.keys["activation"], ACTIVATIONS[kind][0])) not in ACTIVATIONS[kind]:
+        problem = f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}"
+    elif lacking := _unwritten(config, row):
+        problem = f"llama.cpp's architecture {kind} lacks {' and '.join(lacking)}, which this model has"
+    if problem:
+        raise TinyGPTError(problem, "export with --format hf, or train with configs/portable.yaml")
     names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"]]).items()}
     plan = {}
     for name, tensor in stock.weights.items():
