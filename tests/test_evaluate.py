@@ -221,8 +221,9 @@ def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> 
     complete = sampled_loss(model, source, CPU)
     assert (complete.loss, complete.rows, complete.of) == (exact, 3000, 3000)
     monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 0)
+    monkeypatch.setattr("tinygpt.evaluate.loss.ERROR", 0.01)
     sampled = sampled_loss(model, source, CPU)
-    bound = max(0.02, 0.01 * sampled.loss)
+    bound = 0.01 * max(1, sampled.loss)
     assert 32 < sampled.rows < 3000 and sampled.error <= bound
     assert 0 < abs(sampled.loss - exact) < 4 * sampled.error
     fewer = sampled_loss(model, source, CPU, rows=sampled.rows - 32)

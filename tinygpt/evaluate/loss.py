@@ -24,7 +24,7 @@ from tinygpt.training.processes import Processes
 
 CHEAP = 10**12  # parameters x tokens of a sample: seconds on two cores; a smaller split is measured completely
 CHUNK = 32  # rows
-ERROR = 0.02  # nats; see `sampled_loss`
+ERROR = 0.05  # standard error of a sampled loss at most: nats, or as a share of a loss above one nat
 
 
 def mean_loss(
@@ -62,8 +62,8 @@ class Sampled(NamedTuple):
 def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 0, desc: str = "") -> Sampled:
     """Mean loss on a source, measured on all rows if that costs little, else on a random sample of them.
 
-    The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR nats
-    or a hundredth of the loss, whichever is larger. Shows a progress bar named `desc`.
+    The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR.
+    Shows a progress bar named `desc`.
     """
     block_size = model.config.block_size
     every, width = source.every(block_size), source.width(block_size)
@@ -72,7 +72,7 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
         every = np.random.default_rng(0).permutation(every)
     sums, done, mean, error = np.zeros(6), 0, 0.0, math.inf
     with tqdm(total=len(every), unit="row", desc=desc, leave=False, disable=None) as bar:
-        while done < least or (not rows and done < len(every) and error > max(ERROR, 0.01 * mean)):
+        while done < least or (not rows and done < len(every) and error > ERROR * max(1.0, mean)):
             some = every[done : least if least == len(every) else done + CHUNK]
             sums += loss_sums(model, source, some, compute)
             done += len(some)
