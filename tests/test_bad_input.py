@@ -4,6 +4,9 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -634,3 +637,26 @@ def test_what_looks_like_a_mistake_and_is_none(run_copy: Path, cli_forked: Run) 
     result = cli_forked(*SAMPLE, "--start=thé ", "--skip_unknown", cwd=run_copy)
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith("th ")
+
+
+def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's error has no file name, like an error of standard output."""
+    (tmp_path / "my_gpt.py").write_text("class CharTokenizer:\n    pass\n")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    for command in (["exercise", "check", "1"], ["check", "--resume", "configs/shakespeare_char.yaml"]):
+        result = cli_here(*command, cwd=tmp_path)
+        assert result.status == 1 and len(result.err.splitlines()) == 1, result.err
+        assert result.err.startswith("error: No usable temporary directory found")
+
+
+def test_a_lab_looks_for_its_packages_before_the_first_stage(tmp_path: Path) -> None:
+    """matplotlib raises OSError where it finds no folder for its cache."""
+    (tmp_path / "packages/matplotlib").mkdir(parents=True)
+    (tmp_path / "packages/matplotlib/__init__.py").write_text("raise OSError('Matplotlib needs a cache')\n")
+    (tmp_path / "work").mkdir()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'packages')!r}); from tinygpt.cli import main; "
+    code += "sys.exit(main(['lab', 'canary', '--quick']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "work", capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: Matplotlib needs a cache\n", done.stderr
+    assert not list((tmp_path / "work").iterdir())

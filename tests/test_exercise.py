@@ -402,6 +402,43 @@ def test_a_class_is_checked(
         assert ends(int((folder / "pid.txt").read_text()))
 
 
+def test_a_file_that_deletes_the_folder_costs_no_grades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder := tmp_path / "class").mkdir()
+    (folder / "a.py").write_text(SOURCE)
+    evil = "import os, shutil\nshutil.rmtree(os.path.dirname(os.path.abspath(__file__)))\nclass CharTokenizer: pass\n"
+    (folder / "b.py").write_text(evil)
+    assert main(["exercise", "check", "1", str(folder), f"--csv={tmp_path / 'grades.csv'}"]) == 1
+    assert [row["file"] for row in table(tmp_path / "grades.csv")] == ["a.py", "b.py"]
+    assert "most frequent failed check" in capsys.readouterr().out
+
+
+FAILING_STR = "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "old", "new", "says"),
+    [
+        (5, "def forward(self, x", "def foward(self, x", 'missing the required "forward" function'),
+        (1, "return", "raise Odd()\n        return", "Odd"),
+        (1, "return", "raise NotImplementedError('later')\n        return", "NotImplementedError: later"),
+        (1, "return", "raise ValueError('bad \\ud800')\n        return", "ValueError: bad"),
+    ],
+)
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_an_error_is_reported_as_what_it_is(
+    tmp_path: Path, step: int, old: str, new: str, says: str, locale: str
+) -> None:
+    """PyTorch raises NotImplementedError for a missing forward; an exception may have a text that cannot be shown."""
+    wrong = IMPORTS + FAILING_STR + "".join(solution_of(one) for one in range(1, step))
+    (tmp_path / "my_gpt.py").write_text(wrong + solution_of(step).replace(old, new))
+    command = [sys.executable, "-P", "-m", "tinygpt", "exercise", "check", str(step)]
+    env = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", env=env)
+    shown = " ".join(done.stdout.split())
+    assert done.returncode == 1 and says in shown and "not written yet" not in shown, shown
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("folder", [".", "class"], ids=["from inside", "from outside"])
 def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(folder: str, tmp_path: Path) -> None:
     """random is imported with PyTorch, profile by its optimizers; a file's own helper modules are found."""

@@ -24,9 +24,12 @@ from openai import OpenAI
 from serving import Server, events, sampled, serving
 
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.config.schema import ServeConfig
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import END, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
+from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
+from tinygpt.serve.command import adapters_of
 from tinygpt.serve.engine import Token
 from tinygpt.serve.protocol import TextOffsets, completion_logprobs
 
@@ -180,6 +183,15 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_field(text: Server, pa
     status, answer = text.post(path, {field: [1, bad]})
     error = json.loads(answer)["error"]
     assert status == 400 and error["param"] == field and error["message"].startswith(f"{field}: token ids are 0 to ")
+
+
+def test_names_of_adapters_are_escaped_and_unique() -> None:
+    """A name with bytes that are not UTF-8 could not be sent as JSON, and one with ESC could control the terminal."""
+    found = adapters_of(ServeConfig(ckpt="out", adapter=("\udcff=a", "\x1b[1m=b", "documents=c")))
+    assert [*found] == ["\\udcff", "\\x1b[1m", "documents"] and json.dumps(found).encode("utf-8")
+    for taken in (ServeConfig(adapter=("a=x", "a=y")), ServeConfig(index="index.db", adapter=("documents=c",))):
+        with pytest.raises(TinyGPTError, match="another model has the name"):
+            adapters_of(taken)
 
 
 def test_n_adds_one_to_the_seed_of_each_choice(ask: Ask) -> None:

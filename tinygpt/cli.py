@@ -87,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except OSError as error:  # an error of standard output has no file name
-        if error.filename is not None or not terminal.stdout_is_broken():
-            raise
+        if error.filename is not None or not terminal.stdout_is_broken():  # no folder for temporary files, for example
+            if debug:
+                raise
+            terminal.print_error(f"error: {error.strerror or error}")
+            return 1
         terminal.silence("stdout")
         if terminal.reader_has_left(error):  # `head` for example
             return 141

@@ -186,9 +186,9 @@ def lock_owner(folder: Path) -> int | None:
     return owner
 
 
-def file_lock(path: Path, use: str) -> contextlib.AbstractContextManager[None]:
+def file_lock(path: Path, hint: str) -> contextlib.AbstractContextManager[None]:
     """Lock a file that `replacing` writes, so that it has one writer. Errors: as in `_lock`."""
-    return _lock(path.with_name(f".{path.name}.lock"), path, f"choose another file for this {use}")
+    return _lock(path.with_name(f".{path.name}.lock"), path, hint)
 
 
 @contextlib.contextmanager

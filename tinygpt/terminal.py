@@ -21,7 +21,8 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+        unsafe = ("strict", "surrogateescape")  # the second, of the C locale, raises for other lone surrogates
+        if getattr(stream, "errors", "") in unsafe and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 

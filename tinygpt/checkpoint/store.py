@@ -361,9 +361,9 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
 
 
 def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:
-    """Return a hint: the other checkpoint of the same run, if it is intact."""
+    """Return a hint: the other checkpoint of the same run, if it is intact. An adapter has no other."""
     for neighbour in (path.with_name("ckpt.pt"), path.with_name("last.pt")):
-        if path.suffix == ".pt" and neighbour != path:
+        if path.suffix == ".pt" and path.name != "adapter.pt" and neighbour != path:
             with contextlib.suppress(TinyGPTError, OSError), open(neighbour, "rb") as file:
                 if verify(file, neighbour):
                     return f"{neighbour} is intact"

@@ -252,5 +252,6 @@ def ends_line(block: Block) -> bool:
 
 def binary(path: Path, where: str = "") -> TinyGPTError:
     return TinyGPTError(
-        f"{path}: is binary, not text (a NUL{where})", "give plain text; for UTF-16 add --encoding utf-16"
+        f"{path}: is binary, not text (a NUL{where})",
+        "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16",
     )

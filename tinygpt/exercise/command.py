@@ -65,7 +65,7 @@ def show_list() -> int:
 
 def start(step: Step, head: str, path: Path) -> None:
     """Append the step's template to the file. Errors: TinyGPTError if the file already contains a part of it."""
-    require_writable(path, command("start", step.number))
+    require_writable(path, command("start", step.number, Path("FOLDER/my_gpt.py")))
     written, there = "", []
     if path.exists():
         written = read(path)

@@ -50,6 +50,7 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     if table:
         require_table(table, steps)
     paths = python_files(folder)
+    show_unread(folder, paths)  # before a file runs, which may delete the folder
     print(f"Python files: {len(paths)}. They run with your permissions, not in a sandbox.", flush=True)
     results = []
     for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
@@ -59,7 +60,6 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
         status = "FAIL" if check else "PASS" if outcomes else "NONE"
         what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "contains no part of these steps"
         print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
-    show_unread(folder, paths)
     results.sort(key=lambda result: result.file)
     show_class(results, steps)
     if table:
@@ -133,7 +133,7 @@ def require_table(path: Path, steps: list[Step]) -> None:
     """Errors: TinyGPTError if the table cannot be written, or would replace a file that is not such a table."""
     if path.suffix.lower() != ".csv":
         raise TinyGPTError(f"{path}: the name of the table must end in .csv", "--csv grades.csv")
-    require_writable(path, "--csv grades.csv")
+    require_writable(path, "--csv FOLDER/grades.csv")
     if path.exists():
         require_closed(path)
         with open(path, "rb") as file:

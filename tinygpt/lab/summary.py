@@ -5,7 +5,7 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 
 import base64
 import hashlib
-import importlib.util
+import importlib
 import math
 import statistics
 import textwrap
@@ -118,10 +118,15 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
 
 
 def require_packages() -> None:
-    """Errors: TinyGPTError if matplotlib or jinja2 is missing; a lab asks before its first stage."""
+    """Import what a lab needs at its end before its first stage.
+
+    Errors: TinyGPTError if matplotlib or jinja2 is missing; OSError if matplotlib finds no folder for its cache.
+    """
     for package in ("jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise missing(package, "a lab", "report")
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise missing(package, "a lab", "report") from None
 
 
 def draw(summary: Summary, path: Path) -> None:

@@ -58,7 +58,7 @@ def plan(config: PlanConfig) -> None:
 
 def make_plan(run: Planned, time_only: bool) -> Forecast:
     """Measure, predict, store and print."""
-    with file_lock(run.out / FILE, "plan"):
+    with file_lock(run.out / FILE, "choose another --out_dir"):
         costs, done = unfinished(run)
         if cost.load_per_core() > BUSY:
             print(

@@ -39,7 +39,7 @@ def index(config: IndexConfig) -> None:
         what = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
         raise TinyGPTError(what, f"--overlap={config.passage_size // 5}")
     paths = input_files(config.documents, tuple(documents.READERS), way_out=documents.FORMATS)
-    require_writable(out, "--out index.db")
+    require_writable(out, "--out FOLDER/index.db")
     embedding, notes = chosen(config.embeddings)
     settings = {
         "embeddings": embedding.name if embedding else embeddings.NONE,
@@ -47,7 +47,7 @@ def index(config: IndexConfig) -> None:
         "passage_size": config.passage_size,
         "overlap": config.overlap,
     }
-    with file_lock(out, "index"):
+    with file_lock(out, "choose another --out"):
         require_closed(out)
         out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # of a killed index: it holds text of documents
         old, difference = existing(out, settings)

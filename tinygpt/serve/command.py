@@ -103,8 +103,9 @@ def adapters_of(config: ServeConfig) -> dict[str, str]:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
-        if name in {*taken, *found, DOCUMENTS}:
-            raise TinyGPTError(f"--adapter {text}: another model has the name {name}", "choose another name")
+        name = printable(name)
+        if name in {*taken, *found} or (config.index and name == DOCUMENTS):
+            raise TinyGPTError(f"--adapter {printable(text)}: another model has the name {name}", "choose another name")
         found[name] = str(Path(path).expanduser())
     return found
 
@@ -114,7 +115,12 @@ def base_name(ckpt: str) -> str:
     path = Path(ckpt)
     folder = path if path.is_dir() else path.parent
     name = Path(os.path.abspath(folder)).name if folder.name in ("..", "") and path.is_dir() else folder.name
-    return escaped(name or path.stem).encode("utf-8", "backslashreplace").decode() or "model"
+    return printable(name or path.stem) or "model"
+
+
+def printable(name: str) -> str:
+    """A name that terminals and JSON can show: control characters and bytes that are not UTF-8 are escaped."""
+    return escaped(name).encode("utf-8", "backslashreplace").decode()
 
 
 def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
