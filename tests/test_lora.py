@@ -205,5 +205,7 @@ def test_an_adapter_is_no_checkpoint_and_no_checkpoint_an_adapter(tmp_path: Path
         applied(base, "base.pt", str(tmp_path / "base.pt"))
     whole = (tmp_path / "adapter.pt").read_bytes()
     (tmp_path / "adapter.pt").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
-    with pytest.raises(TinyGPTError, match="damaged"):
+    with pytest.raises(TinyGPTError, match="damaged") as caught:
+        checkpoint.save(tmp_path / "ckpt.pt", base)  # of the same run, but no adapter
         applied(base, "base.pt", str(tmp_path / "adapter.pt"))
+    assert caught.value.hint == "copy it again, or train again"
