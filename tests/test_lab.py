@@ -22,7 +22,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 from tinygpt.lab import methods, stages
 from tinygpt.lab.facts import experiment, systems, world
-from tinygpt.lab.facts.summary import Measured, Row
+from tinygpt.lab.facts.summary import Measured, Row, freshest
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Identity, Stage
@@ -234,6 +234,35 @@ def test_answers_are_judged_by_what_was_right_at_the_time() -> None:
     assert found.confidence("after: x") == pytest.approx(0.7) and found.confidence("before: x") is None
     row = Row("x", "", "before: x", "", "after: x")
     assert found.right(row) == pytest.approx((6 * 4 / 6 + 2 * 1 / 2 + 2 * 0 / 2) / 10) and found.connections(row) == 3
+
+
+@pytest.mark.parametrize(
+    ("again", "seconds", "advice"),
+    [
+        (("new", "new", "", "Oslo", ""), 120.0, "keep them in documents"),  # as often right, and slower
+        (("new", "", "", "Oslo", ""), 120.0, "keep them in documents"),
+        (("new", "new", "new", "Oslo", ""), 120.0, "train the closed-book model again"),  # more often right
+        (("new", "new", "", "Oslo", ""), 0.5, "train the closed-book model again"),  # as often right, and faster
+    ],
+)
+def test_documents_are_compared_with_training_again(again: tuple[str, ...], seconds: float, advice: str) -> None:
+    """Not with a model that cannot know the new facts, nor only with one that loses the old ones."""
+    said = freshest(Measured({
+        "questions, seed 1": ASKED,
+        "update: index, seed 1": {"seconds": 1.0},
+        "update: closed, seed 1": {"seconds": 9.0},
+        "update: again, seed 1": {"seconds": seconds},
+        "after: reader, seed 1": answered("new", "new", "", "Oslo", ""),
+        "before: closed, seed 1": answered("old", "old", "old", "Oslo", ""),
+        "after: closed, seed 1": answered("new", "", "", "Bern", ""),
+        "after: again, seed 1": answered(*again),
+    })).said  # fmt: skip
+    assert f"If facts change, {advice}" in said
+    right = round(100 * again.count("new") / 3)
+    assert f"67 % with an update of the index ({duration(1.0)})" in said
+    assert f"{right} % with training the closed-book model again ({duration(seconds)})" in said
+    assert f"33 % with fine-tuning it on the changes alone ({duration(9.0)})" in said
+    assert "after which 0 % are right about unchanged facts, instead of 100 %" in said
 
 
 @pytest.mark.parametrize(("hits", "total"), [(8, 10), (0, 7), (7, 7), (500, 1000)])

@@ -219,7 +219,8 @@ def cost_of_wrong(name: str, found: dict[float, dict[int, list[float]]]) -> Verd
         f"{name}: {'; '.join(said)}.",
         "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
-        f"{100 * CLOSE:.0f} percentage points is not counted",
+        f"{100 * CLOSE:.0f} percentage points is not counted. It holds for errors that are drawn uniformly, and for "
+        "checkpoints that are chosen on correct labels",
     )
 
 
