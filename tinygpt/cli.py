@@ -42,9 +42,9 @@ GROUPS = {
     "use a model": {
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
     },
-    "ask your documents": {
+    "search your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
-        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question from the documents of an index"),
+        "ask": ("retrieve.ask:ask", "AskConfig", "search an index for a question, and answer from the passages"),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),

@@ -490,7 +490,7 @@ class EvalConfig(Config):
 
 @dataclasses.dataclass
 class AskConfig(Config):
-    """Answer a question from your own documents, with the answer's probability and the passages.
+    """Search your documents for a question: the passages, and a model's answer from them with its probability.
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db
 
@@ -508,7 +508,8 @@ class AskConfig(Config):
     index: File = "index.db"
     """an index of documents, made by tinygpt index"""
     ckpt: File = ""
-    """the model: a checkpoint that answers prompts, or its folder; empty: the tiny reader that ships with tinygpt"""
+    """the model: a checkpoint that answers prompts, or its folder; empty: the tiny reader that ships with tinygpt, a
+    demonstration for short statements about companies"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3

@@ -136,7 +136,7 @@
 
   /** What a model does, and its size. */
   function described({ id, task, turns, parameters, context }) {
-    if (task === "documents") return "Answers questions from the indexed documents, each independently of earlier ones.";
+    if (task === "documents") return "Answers from passages of the indexed documents, each question independently of earlier ones.";
     const does = task === "text" ? "continues text" : turns ? "answers in a conversation" : "answers one message at a time and sees no earlier ones";
     const size = parameters < 1e5 ? grouped(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 2 : 0)} million`;
     return `${id} ${does}; it has ${size} parameters and a context of ${grouped(context)} tokens.`;
