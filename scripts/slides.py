@@ -29,7 +29,9 @@ style: |
 
 # What fine-tuned and small models are good for, and how they fail
 
-Claims of a course, each with a command that tests it, and what came out. Vote on each claim before the next slide.
+Claims of a course and some of our own, each with a command that tests it, and what came out. Vote on each claim before
+the next slide. Most models here have 0.1 to 135 million parameters: 7 to 10,000 times fewer than one billion, from
+where on the course calls a model small.
 
 ![h:260](report.png)
 """
@@ -73,8 +75,10 @@ def slides(claim: Claim) -> str:
     """Two slides: the claim, on which the room votes; and the result. The wrong answers are notes for the speaker."""
     claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))  # links do not work in a deck
     picture = [f"![bg right:48% fit]({name}.png)" for name in pictures(claim)[:1]]
-    parts = ["---", "<!-- _class: lead -->", f"# Claim: {claim.claim}", "True, true in part, or false?", claim.command]
-    parts += ["---", f"# {claim.claim}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
+    title = claim.claim.removesuffix(" (ours)")
+    ours = "Our claim" if title != claim.claim else "Claim"
+    parts = ["---", "<!-- _class: lead -->", f"# {ours}: {title}", "True, true in part, or false?", claim.command]
+    parts += ["---", f"# {title}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
     return "\n\n".join([*parts, f"<!-- Common wrong answers: {claim.wrong} -->"]) + "\n"
 
 

@@ -90,6 +90,11 @@ def test_each_claim_has_a_command_a_number_and_a_question(row: list[str]) -> Non
         test_commands_of_the_pages_are_understood(shlex.split(line))
 
 
+def test_the_deck_says_which_claims_are_ours() -> None:
+    ours = [row[0].removesuffix(" (ours)") for row in claims() if row[0].endswith(" (ours)")]
+    assert ours and ours == re.findall("^# Our claim: (.*)$", PAGES[ROOT / "docs/slides.md"], re.MULTILINE)
+
+
 def test_every_lab_is_described_and_used_in_class() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", PAGES[ROOT / "docs/LABS.md"], re.MULTILINE)
     assert set(listed) == set(LABS)
