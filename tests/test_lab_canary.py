@@ -249,6 +249,7 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
     model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
     assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).said
+    assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
     assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).said
     found = {arithmetic.NEAREST: table, "plain": model}
     assert " generalises" in arithmetic.learned(found, {"plain": model}).said

@@ -338,7 +338,8 @@ def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
     return Verdict(
         f"Beyond the lengths of training, {'a model still adds' if kept else 'no model adds'}: the best one, {best}, "
         f"has {100 * value:.1f} % correct with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
-        "a model adds if it has more than half of its accuracy with 3 + 3 digits",
+        "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
+        "and no large model is compared",
     )
 
 

@@ -315,5 +315,6 @@ def private(results: Results) -> Verdict:
         f"Python reported {used} attempts to use the network while the systems answered."
         if used
         else "No system used the network while it answered.",
-        "the number of connections and name lookups that Python reported",
+        "the number of connections and name lookups that Python reported; what the weights memorised is in the files "
+        "that you share (tinygpt lab canary)",
     )
