@@ -1802,8 +1802,8 @@ assert trained_parameters["LoRA"] < 0.1 * num_params(model)
 
 # %% [markdown]
 # LoRA trains less than a tenth of the parameters. The adapter can be removed at any time, and then nothing is
-# forgotten; while it is in place, the model forgets as much here as with all weights. (Elsewhere it was less: half or
-# three quarters, docs/FINETUNING.md.)
+# forgotten; while it is in place, the model forgets, too: with Shakespeare as much as with all weights. (On other tasks
+# it was half or three quarters as much: docs/FINETUNING.md.)
 #
 # **Question.** With A *and* B at zero, nothing would change at first, too. Why is only B zero?
 #
