@@ -61,12 +61,12 @@ def by_hand(model: GPT, prompt: str, response: str) -> tuple[float, int]:
 @pytest.mark.parametrize("options", [{}, {"position": "rope", "bigram_table": True}], ids=["gpt2", "rope"])
 def test_scores_are_those_of_one_forward_pass_a_token(options: dict[str, object]) -> None:
     model = tiny(**options)
-    total, mean = label_scores(model, TOKENIZER, PROMPTS, LABELS)
-    assert total.shape == mean.shape == (6, 5) and total.dtype == mean.dtype == np.float64
+    total, lengths = label_scores(model, TOKENIZER, PROMPTS, LABELS)
+    assert total.shape == (6, 5) and total.dtype == np.float64
     for (i, prompt), (j, label) in itertools.product(enumerate(PROMPTS), enumerate(LABELS)):
         expected, tokens = by_hand(model, prompt, label)
         assert total[i, j] == pytest.approx(expected, abs=1e-4)
-        assert mean[i, j] == pytest.approx(expected / tokens, abs=1e-4)
+        assert lengths[j] == tokens
     assert total.std() > 1  # the weights are such that something is at stake
 
 
@@ -132,7 +132,7 @@ def test_unknown_characters_are_refused_or_left_out() -> None:
 
 
 def test_no_prompts_no_scores() -> None:
-    assert [scores.shape for scores in label_scores(tiny(), TOKENIZER, [], LABELS)] == [(0, 5), (0, 5)]
+    assert [scores.shape for scores in label_scores(tiny(), TOKENIZER, [], LABELS)] == [(0, 5), (5,)]
 
 
 def test_probabilities_are_a_softmax_over_the_labels() -> None:
@@ -216,8 +216,8 @@ def sample_report(labels: tuple[str, ...] = ("person", "place", "time"), n: int 
     truth = np.array([labels.index(label) for _, label in val])
     total = draw.normal(-9, 1, (n, len(labels)))
     total[np.arange(n), np.where(draw.random(n) < wrong, draw.integers(0, len(labels), n), truth)] += 6
-    mean = total / np.array([len(label) + 1 for label in labels])
-    return make_report("toy", "val", val, list(labels), total, mean, train)
+    tokens = np.array([len(label) + 1 for label in labels])
+    return make_report("toy", "val", val, list(labels), total, tokens, train)
 
 
 def test_the_report_adds_up() -> None:
@@ -225,22 +225,23 @@ def test_the_report_adds_up() -> None:
     val = [("who is aaa?", "person"), ("where is bbb?", "place"), ("when is ccc?", "time"), ("who is ddd?", "person")]
     probs = np.array([[0.7, 0.2, 0.1], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4], [0.4, 0.6, 0.0]])
     total = np.log(probs + 1e-9)
-    report = make_report("toy", "val", val, labels, total, np.eye(3)[[0, 1, 2, 0]], train)
+    tokens = np.array([8, 3, 2])  # with END; not the characters
+    report = make_report("toy", "val", val, labels, total, tokens, train)
     assert (report.n, report.labels, report.note) == (4, labels, "")
     assert report.results["model"]["accuracy"] == 0.5
-    assert report.results["normalised"] == {"accuracy": 1, "macro_f1": 1}
+    assert report.results["normalised"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}  # always person
     assert report.results["majority"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}
     assert report.results["ngram"] == {"accuracy": 1, "macro_f1": 1}
     assert report.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert report.per_label["person"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert report.loss == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (7 + 6 + 5 + 7))
+    assert report.loss == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (8 + 3 + 2 + 8))
     assert report.calibration_error == pytest.approx((0.3 + 0.9 + abs(0.4 - 1) + 0.6) / 4)
     assert report.mistakes == [
         {"prompt": "where is bbb?", "true": "place", "predicted": "person", "probability": pytest.approx(0.9)},
         {"prompt": "who is ddd?", "true": "person", "predicted": "place", "probability": pytest.approx(0.6)},
     ]
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["confusion"] == report.confusion.tolist()
-    assert len(make_report("toy", "val", val, labels, total, total, train, n_mistakes=1).mistakes) == 1
+    assert len(make_report("toy", "val", val, labels, total, tokens, train, n_mistakes=1).mistakes) == 1
 
 
 def test_the_text_has_the_figures() -> None:
@@ -286,9 +287,9 @@ def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
 def test_mistakes_in_the_data_have_their_sentence() -> None:
     scores = np.zeros((1, 2))
     with pytest.raises(TinyGPTError, match="the response 'c' is not one of its 2 labels"):
-        make_report("toy", "val", [("q", "c")], ["a", "b"], scores, scores, [("q", "a"), ("r", "b")])
+        make_report("toy", "val", [("q", "c")], ["a", "b"], scores, np.ones(2), [("q", "a"), ("r", "b")])
     with pytest.raises(TinyGPTError, match="no examples"):
-        make_report("toy", "val", [], ["a", "b"], scores[:0], scores[:0], [("q", "a"), ("r", "b")])
+        make_report("toy", "val", [], ["a", "b"], scores[:0], np.ones(2), [("q", "a"), ("r", "b")])
 
 
 def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:

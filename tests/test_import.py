@@ -246,6 +246,23 @@ def test_bits_per_character_of_responses_count_the_characters_of_a_token(work: P
     assert row and row[0].endswith(f"<td>{found['bits_per_character']:.3f}</td></tr>")
 
 
+@torch.inference_mode()
+def test_the_loss_of_labels_is_per_token_of_the_model_s_tokenizer(work: Path) -> None:
+    """That of `eval --task`, compared with the cross-entropy that transformers computes."""
+    found = json.loads(ok(work, "eval", "--ckpt=out-base", "--task=colours", "--dtype=float32", "--json").out)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(work / "theirs").eval()
+    fast = transformers.AutoTokenizer.from_pretrained(work / "theirs")
+    dataset, losses, characters = Dataset(str(work / "data"), "colours"), list[float](), 0
+    for prompt, label in dataset.sources[found["split"]].texts(dataset.tokenizer):
+        asked = [{"role": "user", "content": prompt}]
+        idx = fast.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        answer = torch.tensor([[*fast(label)["input_ids"], fast.eos_token_id]])
+        logits = theirs(torch.cat((idx["input_ids"], answer), dim=1)).logits[0, -answer.size(1) - 1 : -1]
+        losses += torch.nn.functional.cross_entropy(logits, answer[0], reduction="none").tolist()
+        characters += len(label) + 1
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4) and characters > 1.2 * len(losses)
+
+
 def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -> None:
     ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=8", "--max_iters=60", "--out_dir=out-lora")
     report = json.loads(ok(work, "eval", "--ckpt=out-lora", "--json").out)

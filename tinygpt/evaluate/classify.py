@@ -9,8 +9,8 @@ et al. 2020, section 2.4). The report compares the model with two baselines and 
 
 Shapes: n prompts, L labels.
 
-    total, mean = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)    # each (n, L)
-    report = make_report("trec", "val", val, labels, total, mean, train)                   # val, train: pairs
+    total, tokens = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)  # (n, L), (L,)
+    report = make_report("trec", "val", val, labels, total, tokens, train)                 # val, train: pairs
     print(report.text())
 """
 
@@ -53,7 +53,7 @@ def label_scores(
     device: torch.device | str = "cpu",
     skip_unknown: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute log P(label, END | prompt) in nats, and its mean over the tokens: two arrays (n, L), float64.
+    """Compute log P(label, END | prompt) in nats, float64 (n, L); and count the tokens of each label and END, (L,).
 
     Shows a progress bar on a terminal. Errors: TinyGPTError for a prompt that, with the longest label, does not fit the
     model's context, for a character without an id (in prompts, `skip_unknown` leaves those out), and for a model whose
@@ -86,7 +86,7 @@ def label_scores(
     model.train(was_training)
     if not np.isfinite(total).all():
         raise diverged("the loss is", total[~np.isfinite(total)][0])
-    return total, total / np.array([len(answer) for answer in answers])
+    return total, np.array([len(answer) for answer in answers])
 
 
 def of_equal_length(sequences: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
@@ -290,12 +290,12 @@ def make_report(
     examples: LabelledPrompts,
     labels: Sequence[str],
     total: np.ndarray,
-    mean: np.ndarray,
+    tokens: np.ndarray,
     train: LabelledPrompts,
     n_mistakes: int = 5,
     ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> Report:
-    """Make the report on `examples` from the scores of their prompts, total and mean of `label_scores`, (n, L) each.
+    """Make the report on `examples` from the scores of their prompts, total (n, L) and tokens (L,) of `label_scores`.
 
     ngram: the result of `ngram_baseline` for these prompts, if it is known already.
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
@@ -306,7 +306,7 @@ def make_report(
     prompts = [prompt for prompt, _ in examples]
     ngram_probs, note = ngram or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
     majority = np.full(n, np.bincount(train_truth).argmax())
-    answers = {"model": predicted, "normalised": mean.argmax(axis=1), "majority": majority}
+    answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1), "majority": majority}
     if ngram_probs is not None:
         answers["ngram"] = ngram_probs.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, L)
@@ -322,13 +322,12 @@ def make_report(
         }
         for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_mistakes]
     ]
-    tokens = np.array([len(label) + 1 for label in labels])[truth]  # its characters and END
     return Report(
         task=task,
         split=split,
         n=n,
         labels=list(labels),
-        loss=float(-total[np.arange(n), truth].sum() / tokens.sum()),
+        loss=float(-total[np.arange(n), truth].sum() / tokens[truth].sum()),
         results={key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()},
         per_label={label: {key: column[j].item() for key, column in columns.items()} for j, label in enumerate(labels)},
         confusion=confusion,

@@ -132,10 +132,10 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     if probs is not None:
         ends = np.cumsum([len(prompts[split]) for split in splits])[:-1]
         ngram = dict(zip(splits, np.split(probs, ends), strict=True))
-    total, mean = scores[config.split]
+    total, tokens = scores[config.split]
     known = ngram.get(config.split), note
     wanted, train = examples[config.split], examples["train"]
-    report = classify.make_report(dataset.name, config.split, wanted, labels, total, mean, train, ngram=known)
+    report = classify.make_report(dataset.name, config.split, wanted, labels, total, tokens, train, ngram=known)
     rare = make_tradeoff(config, positive, labels, examples, scores, ngram) if positive else None
     if config.json:
         tradeoff = {"tradeoff": rare.to_dict()} if rare else {}
