@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result, cli_here, refused
+from scipy.stats import binomtest
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
@@ -351,6 +352,21 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert "4 questions, 3 of them with an answer" in text and "66.7 %" in text and "--min_probability=0." in text
     everything = found(asked, questions(asked), "--passages=1", "--min_score=0.99")
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_few_questions_have_a_wide_interval(asked: Path, right: bool) -> None:
+    """Also if all outcomes are right, or none."""
+    known = [(EMIL, "red", "things.txt"), ("Which colour is the hat of Tara?", "blue", "more/long.txt")]
+    known = known if right else [(question, "pink", "none.txt") for question, _, _ in known]
+    flags = (questions(asked, known), "--passages=1", "--min_score=0", "--min_probability=0")
+    text, measured = ask(asked, *flags), found(asked, *flags)
+    shown = "100.0 % (34 to 100)" if right else "  0.0 % (0 to 66)"  # the nearer bound is 2 / (2 + 1.96^2) of the way
+    assert text.count(shown) == 5 and "±" not in text and max(map(len, text.splitlines())) <= 100
+    for name in ("exact_match", "contained", "retrieval_recall", "right", "best_right"):
+        wanted = binomtest(2 * right, 2).proportion_ci(method="wilson")
+        assert measured[name] == right and measured[f"{name}_interval"] == pytest.approx(wanted, abs=1e-6)
+    assert measured["abstention_recall_interval"] is None  # each question has an answer
 
 
 def test_only_a_line_feed_ends_a_line_of_questions(asked: Path) -> None:

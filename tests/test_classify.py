@@ -32,6 +32,7 @@ from tinygpt.evaluate.classify import (
     quality,
     rates,
 )
+from tinygpt.evaluate.share import percent
 from tinygpt.model import GPT
 
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
@@ -255,8 +256,7 @@ def test_the_text_has_the_figures() -> None:
     ):
         line = next(line for line in text.splitlines() if line.startswith(name))
         accuracy = report.results[key]["accuracy"]
-        error = math.sqrt(accuracy * (1 - accuracy) / 80)
-        assert f"{100 * accuracy:.1f} % ± {100 * error:>3.1f}" in line
+        assert percent(accuracy, 80) in line
         assert line.endswith(f"{report.results[key]['macro_f1']:.3f}")
     assert "length-normalised: ranked by mean log-probability per token" in text
     assert f"loss {report.loss:.4f}" in text and f"expected error {report.calibration_error:.3f}" in text

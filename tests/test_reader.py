@@ -21,6 +21,7 @@ from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate.exact import matches
+from tinygpt.evaluate.share import percent, wilson
 from tinygpt.fast.model import FastGPT
 from tinygpt.training import device
 
@@ -243,6 +244,11 @@ def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monke
     both = sum(s and t for s, t in zip(said, truth, strict=True))
     assert report["abstention"]["recall"] == pytest.approx(both / sum(truth))
     assert report["abstention"]["precision"] == pytest.approx(both / max(sum(said), 1))
+    shown = cli_here("eval", "--ckpt=out", "--task=copy", f"--fast={fast}", cwd=trained).out
+    for name, n in (("recall", sum(truth)), ("precision", sum(said))):
+        interval = wilson(report["abstention"][name], n)
+        assert report["abstention"][f"{name}_interval"] == pytest.approx(interval)
+        assert f"{percent(report['abstention'][name], n)} of {n}: {name} of abstention" in shown
 
 
 def test_the_report_is_readable(trained: Path) -> None:

@@ -270,7 +270,7 @@ def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> N
         "--data_dir=out/data",
     ]
     shown = cli_here(*asked, "--device=cpu", cwd=folder).out
-    share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % ± ", shown, re.MULTILINE)}
+    share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % \(", shown, re.MULTILINE)}
     assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.facts(PROMPT, "")]
     assert share["exact match"] <= min(share["style"], share["fidelity"])
     assert abs(share["style"] - 100 * stored["b"]["style"]) < 20  # the same adapter on other companies

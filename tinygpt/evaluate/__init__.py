@@ -3,6 +3,7 @@
     loss.py         mean loss of a model on a split, in nats per token
     baselines.py    losses of n-gram models on the same targets
     classify.py     labelled tasks: probabilities of labels, metrics, calibration
+    share.py        the interval of a share, right for small counts
     threshold.py    tasks with a rare label: precision, recall, and the threshold with the lowest cost
     exact.py        tasks with free text: exact match, and the checks of a task
     respond.py      greedy responses to many prompts

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, diverged, missing
+from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import replacing, strict_json
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
@@ -234,7 +235,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
-        return dataclasses.asdict(self) | {"confusion": self.confusion.tolist()}
+        results = {key: row | intervals(row, {"accuracy": self.n}) for key, row in self.results.items()}
+        return dataclasses.asdict(self) | {"results": results, "confusion": self.confusion.tolist()}
 
     def text(self) -> str:
         """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
@@ -242,18 +244,18 @@ class Report:
         lines = [
             f"{self.task}, split {self.split}: {n:,} prompts, {len(self.labels)} labels; "
             f"loss {self.loss:.4f} nats per token of the true response\n",
-            f"{'':<26}{'accuracy':>14}{'macro F1':>12}",
+            f"{'':<28}{'accuracy':<25}macro F1",
         ]
         for key, name in ROWS.items():
             if key in self.results:
                 accuracy, macro_f1 = self.results[key]["accuracy"], self.results[key]["macro_f1"]
-                error = 100 * (accuracy * (1 - accuracy) / n) ** 0.5  # binomial standard error
-                lines.append(f"{name:<26}{100 * accuracy:>6.1f} % ± {error:>3.1f}{macro_f1:>12.3f}")
+                lines.append(f"{name:<26}{percent(accuracy, n):<27}{macro_f1:>8.3f}")
         confidence = sum(part["count"] * part["confidence"] for part in bins) / n
         pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
         lines += [
             *([f"({self.note})"] if self.note else []),
             "",
+            f"  {INTERVALS}",
             *(f"  {text}" for key, text in EXPLAINED.items() if key in self.results),
             *("", *self.matrix_lines(), ""),
             f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * confidence:.1f} %, "

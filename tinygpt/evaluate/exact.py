@@ -23,6 +23,7 @@ from tinygpt.data.tasks import TASKS, Scores
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import diverged
 from tinygpt.evaluate.respond import responses
+from tinygpt.evaluate.share import INTERVALS, intervals, percent, wilson
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
 from tinygpt.training.device import Compute
@@ -34,8 +35,8 @@ BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
 class ExactReport:
     """Results on a split whose responses are free text.
 
-    `abstention` is empty unless the task has prompts without an answer. Then it holds their number, the recall and the
-    precision of abstaining, and the exact match of the other prompts.
+    `abstention` is empty unless the task has prompts without an answer. Then it holds their number, that of the
+    abstentions, the recall and the precision of abstaining, and the exact match of the other prompts.
     """
 
     task: str
@@ -50,23 +51,29 @@ class ExactReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | intervals({"exact": self.exact}, {"exact": self.n})
+        values["scores_interval"] = {name: [*wilson(share, self.n)] for name, share in self.scores.items()}
+        if n := self.abstention.get("n"):
+            cases = {"recall": n, "precision": self.abstention["abstentions"], "exact_of_others": self.n - n}
+            values["abstention"] |= intervals(self.abstention, cases)
+        return values
 
     def text(self) -> str:
         """Format for the terminal."""
         width = max(21, *(len(name) + 2 for name in self.scores), 0)
         lines = [
             f"{self.task}, split {self.split}: {self.n:,} prompts; loss {self.loss:.4f} nats per token of the response",
+            INTERVALS,
             "",
             f"{'exact match':<{width}}{percent(self.exact, self.n)}",
             *(f"{name:<{width}}{percent(share, self.n)}" for name, share in self.scores.items()),
         ]
         if abstention := self.abstention:
-            n = abstention["n"]
+            n, made = abstention["n"], abstention["abstentions"]
             lines += [
                 f"  with an answer     {percent(abstention['exact_of_others'], self.n - n)} of {self.n - n:,}",
                 f"  without an answer  {percent(abstention['recall'], n)} of {n:,}: recall of abstention",
-                f"                     {100 * abstention['precision']:5.1f} %        precision of abstention",
+                f"                     {percent(abstention['precision'], made)} of {made:,}: precision of abstention",
             ]
         for group, rates in self.groups.items():
             n = int(rates["n"])
@@ -77,11 +84,6 @@ class ExactReport:
             if "said" in item:
                 lines.append(f"response:  {escaped(item['said'])} (fails: {item['fails']})")
         return "\n".join(lines)
-
-
-def percent(share: float, n: int) -> str:
-    """A share of n with its binomial standard error, in percent."""
-    return f"{100 * share:5.1f} % ± {100 * (share * (1 - share) / max(n, 1)) ** 0.5:.1f}"
 
 
 @torch.inference_mode()
@@ -129,6 +131,7 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute, n_mi
         true = int(exact[~others].sum())
         abstention = {
             "n": int((~others).sum()),
+            "abstentions": true + false,
             "recall": true / max(int((~others).sum()), 1),
             "precision": true / max(true + false, 1),
             "exact_of_others": float(exact[others].sum()) / max(int(others.sum()), 1),

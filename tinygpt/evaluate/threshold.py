@@ -15,6 +15,7 @@ Shapes: scores float64 (n,), positive bool (n,), which is the truth.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from tinygpt.errors import missing
 from tinygpt.evaluate.classify import cut
+from tinygpt.evaluate.share import INTERVALS, intervals, wilson
 from tinygpt.files import replacing
 from tinygpt.terminal import escaped
 
@@ -80,24 +82,42 @@ def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
 
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
-    alarms, the misses and the cost, in false alarms. Recall and cost have a standard error, `_error`.
+    alarms, the misses and the cost, in false alarms. Precision, recall and cost have a 95 % interval, `_interval`
+    (None for a recall that is 0 or 1 by definition, since nothing or everything is flagged); recall and cost also have
+    a standard error, `_error`, which is 0 if no error was counted.
     """
     flagged, n = scores >= threshold, len(scores)
     hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
     misses, positives = int((~flagged & positive).sum()), int(positive.sum())
     recall = hits / positives
     costs = np.where(positive, miss_cost * ~flagged, flagged)  # of each prompt
+    precision = hits / (hits + false_alarms) if hits + false_alarms else None
+    weights = 1000 * (threshold < math.inf), 1000 * miss_cost * (threshold > 0)  # 0: there can be no such error
+    shares = {"precision": precision, "recall": recall if all(weights) else None}
     return {
         "threshold": threshold if math.isfinite(threshold) else None,
-        "precision": hits / (hits + false_alarms) if hits + false_alarms else None,
+        "precision": precision,
         "recall": recall,
+        **intervals(shares, {"precision": hits + false_alarms, "recall": positives}),
         "recall_error": math.sqrt(recall * (1 - recall) / positives),
         "accuracy": 1 - (false_alarms + misses) / n,
         "false_alarms": 1000 * false_alarms / n,
         "misses": 1000 * misses / n,
         "cost": float(1000 * costs.mean()),
+        "cost_interval": sum_interval(weights, (false_alarms / n, misses / n), n),
         "cost_error": float(1000 * costs.std() / math.sqrt(n)),
     }
+
+
+def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> list[float]:
+    """The 95 % interval of a weighted sum of shares of n prompts.
+
+    It combines the intervals of the shares as if these were independent (Zou and Donner 2008). Shares of different
+    outcomes exclude each other, which makes it too wide, if anything.
+    """
+    total, bounds = float(np.dot(weights, shares)), np.array([wilson(share, n) for share in shares])
+    below, above = np.linalg.norm((bounds - np.array(shares)[:, None]) * np.array(weights)[:, None], axis=0).tolist()
+    return [max(0.0, total - below), total + above]
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -127,22 +147,22 @@ class Tradeoff:
         lines = [
             f"precision-recall trade-off of {escaped(name)}: {self.positives:,} of {self.n:,} prompts "
             f"({100 * share:.1f} %)",
-            f"{'':<46}per 1,000 prompts, a miss costs {self.miss_cost:g} false alarms".rjust(96),
-            f"{'':<16}{'threshold':>16}{'precision':>11}{'recall':>15}{'false alarms':>14}{'misses':>8}{'cost':>16}",
+            f"per 1,000 prompts, a miss costs {self.miss_cost:g} false alarms".rjust(100),
+            f"{'':<16}{'threshold':>13}{'precision':>17}{'recall':>17}{'false alarms':>13}{'misses':>7}{'cost':>17}",
         ]
         for row in self.rows:
             threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4f}"
             threshold = "" if row["classifier"] not in self.curves else threshold + " (val)" * row["chosen"]
-            precision = "-" if row["precision"] is None else f"{row['precision']:.2f}"
             lines.append(
-                f"{NAMES[row['classifier']]:<16}{threshold:>16}{precision:>11}"
-                f"{row['recall']:>8.2f} ± {row['recall_error']:.2f}{row['false_alarms']:>14.1f}{row['misses']:>8.1f}"
-                f"{row['cost']:>8.1f} ± {row['cost_error']:>5.1f}"
+                f"{NAMES[row['classifier']]:<16}{threshold:>13}{with_interval(row, 'precision'):>17}"
+                f"{with_interval(row, 'recall'):>17}{row['false_alarms']:>13.1f}{row['misses']:>7.1f} "
+                f"{with_interval(row, 'cost', '.1f', '.0f'):>16}"
             )
         areas = (f"{NAMES[key]} {area:.3f}" for key, area in self.average_precision.items())
         lines += [
             "",
             f"average precision: {', '.join(areas)}; a random ranking {share:.3f}",
+            f"  {INTERVALS}",
             "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
             f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {self.miss_cost:g}) = "
             f"{1 / (1 + self.miss_cost):.4f}",
@@ -157,6 +177,14 @@ class Tradeoff:
                 f"  the model is correct for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
             ]
         return "\n".join(lines)
+
+
+def with_interval(row: dict[str, Any], name: str, form: str = ".2f", bounds: str = ".2f") -> str:
+    """A figure of an `outcome` and its interval, as short as the table needs it."""
+    value, interval = row[name], row[f"{name}_interval"]
+    if interval is None:
+        return "-" if value is None else f"{value:{form}}"
+    return f"{value:{form}} ({interval[0]:{bounds}}-{interval[1]:{bounds}})"
 
 
 def make_tradeoff(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.errors import missing
+from tinygpt.evaluate.share import wilson
 from tinygpt.files import replacing
 from tinygpt.report.page import read, templates
 
@@ -39,7 +40,7 @@ class Table(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A share, with its 95 % confidence interval (Wilson 1927)."""
+    """A share, with its 95 % confidence interval."""
 
     hits: int
     total: int
@@ -48,11 +49,7 @@ class Share(NamedTuple):
         return self.hits / max(self.total, 1)
 
     def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.96, self.total, self.hits / self.total
-        middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+        return wilson(self.value(), self.total)
 
     def __str__(self) -> str:
         if not self.total:

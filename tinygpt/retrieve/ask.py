@@ -30,7 +30,7 @@ from tinygpt.config.schema import AskConfig
 from tinygpt.data.tasks.reader import UNANSWERABLE
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.exact import percent
+from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised
 from tinygpt.retrieve.search import Hit, search, terms
@@ -286,7 +286,8 @@ def read_questions(path: Path) -> Iterator[Known]:
 
 
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
-    """Answer questions with known answers and measure the outcomes: shares from 0 to 1, None where nothing counts."""
+    """Answer questions with known answers and measure the outcomes: shares from 0 to 1 and their 95 % intervals, None
+    where nothing counts."""
     asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
     outcomes = [respond(entry.question) for entry in asked]
     wanted = [normalised(entry.answer) for entry in known]
@@ -303,9 +304,10 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
         contained,
         answerable,
     )
-    return {
+    results = {
         "questions": len(known),
         "answerable": int(answerable.sum()),
+        "abstentions": int(abstained.sum()),
         "exact_match": share(exact & ~abstained, answerable),
         "contained": share(contained & ~abstained, answerable),
         "retrieval_recall": sum(found) / len(found) if found else None,
@@ -316,6 +318,15 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
         "best_right": best,
         "best_thresholds": thresholds,
     }
+    return results | intervals(results, cases(results))
+
+
+def cases(results: dict[str, Any]) -> dict[str, int]:
+    """The number of questions of which each result is a share."""
+    n, answerable = results["questions"], results["answerable"]
+    cases = dict.fromkeys(("exact_match", "contained"), answerable) | dict.fromkeys(("right", "best_right"), n)
+    cases |= {"abstention_precision": results["abstentions"], "abstention_recall": n - answerable}
+    return cases | {"retrieval_recall": results["with_source"]}
 
 
 def is_found(source: str, outcome: Outcome) -> bool:
@@ -347,23 +358,23 @@ def best_thresholds(
 
 def report(results: dict[str, Any]) -> str:
     """Format an evaluation for the terminal."""
-    n, answerable = results["questions"], results["answerable"]
+    counts = cases(results)
     flags = " ".join(f"--{name}={value}" for name, value in results["best_thresholds"].items())
 
-    def line(label: str, name: str, explained: str, count: int = 0) -> str:
-        value = results[name]
-        shown = "     -" if value is None else percent(value, count) if count else f"{100 * value:5.1f} %"
-        return f"{label:<19}{shown:<16}{explained}"
+    def line(label: str, name: str, explained: str) -> str:
+        shown = "    -" if results[name] is None else percent(results[name], counts[name])
+        return f"{label:<18}{shown:<25}{explained}"
 
     return "\n".join(
         [
-            f"{n:,} questions, {answerable:,} of them with an answer in the documents",
-            line("exact match", "exact_match", "of the questions with an answer", answerable),
-            line("answer contained", "contained", "the model's answer contains the right one", answerable),
-            line("retrieval recall", "retrieval_recall", "the right document is found", results["with_source"]),
+            f"{results['questions']:,} questions, {results['answerable']:,} of them with an answer in the documents",
+            INTERVALS,
+            line("exact match", "exact_match", "of the questions with an answer"),
+            line("answer contained", "contained", "the model's answer contains the right one"),
+            line("retrieval recall", "retrieval_recall", "the right document is found"),
             line("abstention", "abstention_precision", "precision: share of the abstentions that are right"),
-            line("", "abstention_recall", "recall: share of the questions without an answer", n - answerable),
-            line("right outcomes", "right", "the answer is contained, or the model abstains where there is none", n),
-            line("best thresholds", "best_right", f"right outcomes with {flags}", n),
+            line("", "abstention_recall", "recall: share of the questions without an answer"),
+            line("right outcomes", "right", "answer contained, or abstention where there is no answer"),
+            line("best thresholds", "best_right", f"right outcomes with {flags}"),
         ]
     )

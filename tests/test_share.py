@@ -1,0 +1,94 @@
+"""Intervals of shares: equal to those of scipy, and never empty in what is printed, if all of a few cases are right."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_MODEL, cli_here
+from scipy.stats import binomtest
+
+from tinygpt.evaluate.share import intervals, percent, wilson
+from tinygpt.evaluate.threshold import outcome
+
+TRAIN = ["--dataset=all-right", "--device=cpu", "--dtype=float32", "--block_size=24", "--batch_size=32", "--quiet"]
+TRAIN += ["--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=80"]
+TRAIN += ["--eval_interval=80", "--eval_iters=0"]
+SHARE = re.compile(r"(\d+\.\d+)(?: %)? \((\d+(?:\.\d+)?)(?: to |-)(\d+(?:\.\d+)?)\)")
+
+
+def scipys(hits: int, n: int) -> tuple[float, float]:
+    found = binomtest(hits, n).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 40, 333, 10_000])
+def test_the_interval_is_that_of_scipy(n: int) -> None:
+    for hits in {*range(min(n, 20) + 1), n // 2, n - 1, n}:
+        assert wilson(hits / n, n) == pytest.approx(scipys(hits, n), abs=1e-6)
+
+
+def test_cases_by_hand() -> None:
+    """5 of 5: the lower bound is n / (n + z^2) = 5 / 8.84; none of 5 is its mirror image."""
+    assert percent(1.0, 5) == "100.0 % (57 to 100)" and percent(0.0, 5) == "  0.0 % (0 to 43)"
+    assert percent(0.94, 1000) == " 94.0 % (92.4 to 95.3)" and percent(0.998, 5000) == " 99.8 % (99.6 to 99.9)"
+    assert wilson(0.0, 0) == (0, 1)
+    assert intervals({"a": 1.0, "b": None}, {"a": 5, "b": 0}) == {"a_interval": [*wilson(1, 5)], "b_interval": None}
+
+
+@pytest.mark.parametrize(("p", "q", "n"), [(0.02, 0.01, 100), (0.3, 0.1, 50), (0.01, 0.002, 300), (0.1, 0.0, 40)])
+def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: int) -> None:
+    """p: share of false alarms, q: of misses. At least 93 of 100 experiments, with a few cases as with many."""
+    draw, covered, miss_cost = np.random.default_rng(0), 0, 20
+    for _ in range(1000):
+        kind = draw.choice(3, n, p=[p, q, 1 - p - q])
+        positive, scores = np.append(kind == 1, True), np.append(kind == 0, True).astype(float)  # the last one is a hit
+        low, high = outcome(scores, positive, 0.5, miss_cost)["cost_interval"]
+        covered += low <= 1000 * (p + miss_cost * q) * n / (n + 1) <= high
+    assert covered >= 930
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is right in all cases of one small dataset and, since the labels are swapped, in none of another."""
+    folder = tmp_path_factory.mktemp("easy")
+    for name, label in (("all-right", {"x": "bad", "o": "fine"}), ("all-wrong", {"x": "fine", "o": "bad"})):
+        for kind in ("", "-text"):
+            pairs = [{"prompt": f"{n:02} {'xo'[n % 2] * 3}", "response": label["xo"[n % 2]]} for n in range(80)]
+            (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+            prepare = ("prepare", name + kind, "--input=pairs.jsonl", "--format=pairs", "--test_fraction=0.2")
+            assert cli_here(*prepare, cwd=folder).status == 0
+            meta = folder / "data" / (name + kind) / "meta.json"
+            if kind:  # responses that are free text
+                meta.write_text(json.dumps(json.loads(meta.read_text()) | {"labels": []}))
+    assert cli_here("train", *TINY_MODEL, *TRAIN, cwd=folder).status == 0
+    return folder
+
+
+@pytest.mark.parametrize("flags", [["--task={}"], ["--task={}", "--positive=bad"], ["--task={}-text"]])
+@pytest.mark.parametrize("name", ["all-right", "all-wrong"])
+def test_eval_prints_no_empty_interval(name: str, flags: list[str], easy: Path) -> None:
+    """Where all cases are right, or none."""
+    args = ["eval", *(flag.format(name) for flag in flags)]
+    shown, found = cli_here(*args, cwd=easy), json.loads(cli_here(*args, "--json", cwd=easy).out)
+    assert shown.status == 0 and "±" not in shown.out, shown
+    n, right = found["n"], name == "all-right"
+    result, key = (found, "exact") if "exact" in found else (found["results"]["model"], "accuracy")
+    assert result[key] == right and n == 13
+    assert result[f"{key}_interval"] == pytest.approx(scipys(n * right, n), abs=1e-6)
+    assert ("100.0 % (77 to 100)" if right else "  0.0 % (0 to 23)") in shown.out
+    shares = SHARE.findall(shown.out)
+    assert len(shares) >= (12 if "--positive=bad" in flags else 1)
+    for value, low, high in shares:
+        assert float(low) < float(high) and float(low) <= float(value) <= float(high), shown.out
+    for row in found.get("tradeoff", {"rows": []})["rows"]:
+        for key in ("recall", "precision", "cost"):
+            by_definition = {"recall": row["threshold"] in (None, 0), "precision": row["threshold"] is None}
+            assert (row[f"{key}_interval"] is None) == by_definition.get(key, False)
+            low, high = row[f"{key}_interval"] or (0, 1)
+            assert 0 <= low <= (row[key] or 0) <= high and high - low > 0.1, row
+            if row["classifier"] == "everything" and key == "cost":  # a false alarm for each negative prompt; no miss
+                positives = found["tradeoff"]["positives"]
+                assert row[key] == pytest.approx(1000 * (n - positives) / n)
+                assert [low, high] == pytest.approx([1000 * bound for bound in scipys(n - positives, n)], abs=1e-3)

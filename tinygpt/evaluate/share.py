@@ -1,0 +1,34 @@
+"""The 95 % confidence interval of a share of n cases.
+
+It is the score interval of Wilson (1927), which is right for few cases, and for shares of 0 and 1, where the standard
+error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasGupta 2001).
+
+    percent(1.0, 5)          # "100.0 % (57 to 100)"
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Z = 1.959964  # 97.5 % of a normal distribution lie below
+INTERVALS = "in parentheses: 95 % confidence intervals (Wilson)"
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n cases; 0 to 1 without a case."""
+    if not n:
+        return 0.0, 1.0
+    middle, half = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
+    return max(0.0, (middle - half) / (1 + Z * Z / n)), min(1.0, (middle + half) / (1 + Z * Z / n))
+
+
+def percent(share: float, n: int) -> str:
+    """A share of n cases and its interval, in percent; with tenths if the interval is at most ten points wide."""
+    low, high = (100 * bound for bound in wilson(share, n))
+    form = ".0f" if high - low > 10 else ".1f"
+    return f"{100 * share:5.1f} % ({low:{form}} to {high:{form}})"
+
+
+def intervals(shares: Mapping[str, Any], cases: Mapping[str, int]) -> dict[str, list[float] | None]:
+    """For JSON: the interval of each share with a number of cases, as NAME_interval; None where there is no share."""
+    bounds = {name: None if shares[name] is None else [*wilson(shares[name], n)] for name, n in cases.items()}
+    return {f"{name}_interval": both for name, both in bounds.items()}
