@@ -14,10 +14,11 @@ from conftest import TINY_TRAIN, cli_here
 from tinygpt import cli
 from tinygpt.config import schema
 from tinygpt.config.parse import parse
-from tinygpt.evaluate.doctor import RULES, Verdict, evaluations, judge, next_command, read_run
+from tinygpt.evaluate.doctor import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command, read_run
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
+PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SETTINGS = {"max_iters": 2000, "eval_interval": 250, "learning_rate": 1e-3, "n_layer": 4, "dataset": "tiny"}
 
 
@@ -114,11 +115,39 @@ def test_a_run_that_patience_ended_stopped_early() -> None:
         assert (found.kind, found.rule) == (kind, RULES[kind])
     assert judge(curve, SETTINGS | {"patience": 3, "max_iters": 500}, "out").kind == "finished"
     assert judge(entries(rising(3, 3, 3)), SETTINGS | {"patience": 3}, "out").kind == "overfitting"
+    two = [[0, 2.0, 2.0, 0.01], [100, 2.1, 2.1, 0.01]]
+    assert judge(entries(two), SETTINGS | {"patience": 1}, "out").kind == "stopped early"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_few_evaluations_are_no_trend(count: int) -> None:
+    """While the run goes on it is too early for one; at its end there is nothing to wait for."""
     assert verdict(rising()[:count]).kind == "too early"
+    ended = judge(entries(rising()[:count]), SETTINGS | {"max_iters": 100 * max(0, count - 1)}, "out")
+    assert ended.kind == ("trend unknown" if count else "too early")
+    if count == 2:
+        assert "the validation loss was 4.200 at step 0 and is 2.500 at step 100" in ended.lines()[0]
+        assert shlex.split(ended.command)[2:] == ["out/config.yaml", "--eval_interval=20", "--out_dir=out-watched"]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_the_schedule_of_each_preset_allows_a_verdict(preset: Path) -> None:
+    """Computed, not trained: the steps at which the run is evaluated, and a loss that falls at each of them."""
+    command = schema.FinetuneConfig if preset.stem.startswith("finetune") else schema.TrainConfig
+    config = parse(command, [str(preset)])
+    steps = [*range(0, config.max_iters, config.eval_interval), config.max_iters]
+    assert len(steps) >= IN_A_ROW
+    curve = entries([[step, 4 - n / len(steps), 4 - n / len(steps), 1e-6] for n, step in enumerate(steps)])
+    assert judge(curve, vars(config), config.out_dir).kind == "still improving"
+
+
+def test_the_base_model_of_the_fine_tuning_example_ends_with_a_verdict(work: Path) -> None:
+    """Its schedule, with a model that trains in a second."""
+    small = ["--dataset=tiny", "--device=cpu", "--n_layer=1", "--n_embd=16", "--block_size=16"]
+    done = cli_here("train", "configs/shakespeare_char_fast.yaml", *small, cwd=work)
+    assert done.status == 0, done.err
+    said = re.search(r"^verdict: +(.*) \(", done.out, re.MULTILINE)
+    assert said and said[1] in RULES and said[1] not in ("too early", "trend unknown"), done.out
 
 
 def test_metrics_without_standard_errors_take_them_from_the_noise_of_training() -> None:

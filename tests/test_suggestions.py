@@ -197,6 +197,7 @@ def test_suggestions_of_check(based: Workplace) -> None:
 
 VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation losses of evaluations
     "too early": [(3.0, 3.0)],
+    "trend unknown": [(3.0, 3.0)] * 2,
     "still improving": [(3.0 - 0.2 * n, 3.0 - 0.2 * n) for n in range(8)],
     "finished": [(2.0, 2.0)] * 8,
     "overfitting": [(3.0 - 0.3 * n, 2.0 + abs(n - 2) * 0.3) for n in range(8)],
@@ -217,7 +218,7 @@ def test_suggestions_of_doctor(based: Workplace, verdict: str) -> None:
         folder = based.folder / f"{based.prefix}{run}"
         losses = VERDICTS.get(verdict, VERDICTS["overfitting"])
         entries = [
-            {"kind": "eval", "step": 5 * n, "seconds": n, "train_loss": a, "val_loss": b, "val_loss_se": 0.01}
+            {"kind": "eval", "step": 50 * n, "seconds": n, "train_loss": a, "val_loss": b, "val_loss_se": 0.01}
             for n, (a, b) in enumerate(losses)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

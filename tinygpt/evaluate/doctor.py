@@ -29,6 +29,7 @@ CROWDED = 10  # parameters per training token; with more of them there is too li
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
+    "trend unknown": f"the run has ended, and a trend needs {IN_A_ROW} evaluations",
     "diverged": "the loss is NaN or infinite; or the training loss has risen again by more than half of its decrease; "
     "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
@@ -124,25 +125,32 @@ def judge(
     training tokens are not known (0), the verdict is overfitting instead of too little data.
     """
     steps, train, val, error, note = evaluations(entries, settings)
+    unfinished = is_unfinished(entries, settings)
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
         rule = RULES[kind]
         if len(val) == IN_A_ROW:  # only the first one is left to compare with
             rule = rule.replace("before the last three evaluations", "before the last two evaluations")
-        command = next_command(kind, settings, out, is_unfinished(entries, settings))
+        command = next_command(kind, settings, out, unfinished)
         return Verdict(kind, since, why, rule, command, note)
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
+    best = int(np.argmin(val)) if len(val) else 0
+    stopped = unfinished and len(val) - 1 - best >= number(settings, "patience", math.inf)
     if len(val) < IN_A_ROW:
-        return verdict("too early", None, f"{len(val)} evaluation{'s' * (len(val) != 1)} so far")
+        counted = f"{len(val)} evaluation{'s' * (len(val) != 1)}"
+        if not len(val) or (unfinished and not stopped):
+            return verdict("too early", None, f"{counted} so far")
+        was = f"was {val[0]:.3f} at step {steps[0]:,} and " if len(val) > 1 else ""
+        why = f"{counted}; the validation loss {was}is {val[-1]:.3f} at step {steps[-1]:,}"
+        return verdict("stopped early" if stopped else "trend unknown", None, why)
     lowest = int(np.argmin(train))
     halfway = train[lowest] + max(0.5 * (train[0] - train[lowest]), 2 * error[-1])
     if train[-1] > halfway:
         since = next(step for step, loss in zip(steps[lowest:], train[lowest:], strict=True) if loss > halfway)
         why = f"the training loss was {train[lowest]:.3f} at step {steps[lowest]:,} and is {train[-1]:.3f}"
         return verdict("diverged", since, why)
-    best = int(np.argmin(val))
     above, unstable = val > val[best] + 2 * error, train > train[best] + 2 * error
     for first in range(best + 1, len(val) - IN_A_ROW + 1):
         if above[first : first + IN_A_ROW].all():
@@ -161,8 +169,6 @@ def judge(
     why += f"; changes below {2 * error[-1]:.3f}, two standard errors, may be chance"
     if decrease > 2 * error[-1]:
         return verdict("still improving", None, why)
-    waited = len(val) - 1 - best >= number(settings, "patience", math.inf)
-    stopped = waited and steps[-1] < number(settings, "max_iters", 0)
     return verdict("stopped early" if stopped else "finished", None, why)
 
 
@@ -214,7 +220,7 @@ def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool
         case "still improving":
             follow = ["--lr_decay_iters=0"] if settings.get("lr_decay_iters") else []  # the decay ends with the run
             return suggest.resume(settings, out, f"--max_iters={2 * iterations}", *follow)
-        case "too early":
+        case "too early" | "trend unknown":
             return again("watched", f"--eval_interval={max(1, min(interval, iterations) // 5)}")
         case "diverged":
             rates = ["learning_rate", "min_lr"] + ["muon_learning_rate"] * (settings.get("optimizer") == "muon")

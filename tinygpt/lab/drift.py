@@ -103,9 +103,9 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
     new = made["new"]["train"][:size]
     known, name = made["old"]["train"] + new, f"{way}-{size}-{seed}"
     write_dataset(data, name, made["old"] | {"train": known if way == "scratch" else new}, labels, tokenizer)
-    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
+    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}"]
+    flags += [f"--max_iters={iterations}", f"--eval_interval={iterations}"]
     if way == "scratch":
-        flags.append(f"--eval_interval={iterations}")
         cost = train(folder / "train.log", "train", "lab_classifier", folder / name, *flags)
     else:
         flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", *[f"--replay={REPLAY}"] * (way == "replay")]
