@@ -38,6 +38,7 @@ class Forecast(NamedTuple):
     seconds: Interval  # of the command tinygpt train, from its start to its end
     memory_mb: Interval | None  # peak, in 10^6 bytes; None on Windows
     loss: Interval | None  # of the last weights on the complete validation split, in nats per token
+    at_most: float | None  # upper bound of the best validation loss, where the loss is not predicted
     no_loss: str  # why there is no prediction of the loss; empty if there is one
     start: float  # seconds before the first iteration, which metrics.jsonl does not count
     unsteady: bool  # the time per iteration varied by more than 30 % in the pilots
@@ -48,7 +49,8 @@ class Forecast(NamedTuple):
         for name in ("seconds", "memory_mb", "loss"):
             interval = getattr(self, name)
             made[f"predicted_{name}"] = interval and interval._asdict()
-        return made | {"no_loss": self.no_loss, "start": self.start, "unsteady": self.unsteady}
+        made |= {"loss_at_most": self.at_most, "no_loss": self.no_loss}
+        return made | {"start": self.start, "unsteady": self.unsteady}
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
@@ -59,6 +61,9 @@ class Forecast(NamedTuple):
             lines.append(f"memory:      {memory_text(self.memory_mb)}")
         if self.loss:
             lines.append(f"loss:        {loss_text(self.loss)} nats per token, on the validation split")
+        elif self.at_most is not None:
+            lines.append(f"loss:        {bound_text(self.at_most)} nats per token, the loss of the longest pilot")
+            lines.append(f"note:        the loss is not predicted: {self.no_loss}")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")
         return lines
@@ -75,6 +80,10 @@ def memory_text(mb: Interval) -> str:
 
 def loss_text(loss: Interval) -> str:
     return f"{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
+
+
+def bound_text(loss: float) -> str:
+    return f"at most {loss:.3f}"
 
 
 def relevant(settings: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +132,9 @@ def compared(
     ends = [e for e in entries if e["kind"] == "eval" and e["step"] == settings.get("max_iters")]
     if not ends or not is_number(ends[-1].get("seconds")):
         return []
-    end, made = ends[-1], []
+    end, made, bound = ends[-1], [], plan.get("loss_at_most")
+    evaluated = [entry for entry in entries if entry["kind"] == "eval" and is_number(entry.get("val_loss"))]
+    best = min(evaluated, key=lambda entry: entry["val_loss"], default={})
     estimated = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
     for what, key, actual, form, text in (
         ("time", "predicted_seconds", end["seconds"] + number(plan.get("start")), time_text, seconds_text),
@@ -139,6 +150,12 @@ def compared(
             error = f"{100 * (said.value / actual - 1):+.0f} %"
             inside = error if said.contains(actual) else f"{error}, outside the interval"
             made.append(Comparison(what, form(said), f"{text(actual)} ({inside})"))
+        elif what == "validation loss" and is_number(bound):
+            held = (
+                best["val_loss"] - 2 * number(best.get("val_loss_se")) <= bound
+            )  # the rest may be chance, as in doctor
+            result = f"{text(best['val_loss'])} ({'held' if held else 'did not hold'})"
+            made.append(Comparison(f"best {what}", bound_text(bound), result))
         elif what == "validation loss" and plan.get("no_loss"):
             made.append(Comparison(what, f"not predicted: {plan['no_loss']}", text(actual)))
     return made

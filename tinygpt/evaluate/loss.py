@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows, Rows
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.training import device
@@ -121,9 +122,14 @@ def ratio(sums: list[float], width: int) -> tuple[float, float]:
 
 
 def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute | None = None) -> float:
-    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None."""
-    compute = compute or device.choose("cpu", "auto")
-    model, source = for_inference(load(checkpoint), compute), dataset.sources["val"]
+    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None.
+
+    The dataset adopts the model's vocabulary. Errors: TinyGPTError if it cannot.
+    """
+    compute, state = compute or device.choose("cpu", "auto"), load(checkpoint)
+    if state.tokenizer is not None:
+        dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")
+    model, source = for_inference(state, compute), dataset.sources["val"]
     return mean_loss(model, source, source.every(model.config.block_size), compute)
 
 

@@ -72,8 +72,8 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
             store(run, costs, done)
         show_costs(run, costs)
         no_loss = "--time_only was given" if time_only else pilots.refusal(run.config, run.passes, run.pairs)
-        if not no_loss:
-            done = loss_pilots(run, costs, done)
+        if not time_only:
+            done = loss_pilots(run, costs, done, predictable=not no_loss)
         latest = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks])
         forecast = predicted(run, latest, done, no_loss)
         store(run, costs, done, forecast)
@@ -134,19 +134,21 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     return None, ()
 
 
-def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...]) -> tuple[Pilot, ...]:
+def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable: bool) -> tuple[Pilot, ...]:
     """Run the loss pilots that are missing; return all, ordered by length."""
-    lengths = [run.config.max_iters // part for part in pilots.PARTS]
-    listed = ", ".join(f"{length:,}" for length in lengths[:-1])
+    todo = pilots.configurations(run.config, predictable, run.out / FOLDER)
+    lengths = [config.max_iters for config in todo]
     took = duration(sum(lengths) * costs.step)
-    print(
-        f"loss pilots: runs of {listed} and {lengths[-1]:,} iterations, about {took} in all, and an evaluation each",
-        flush=True,
-    )
-    for part, length in zip(pilots.PARTS, lengths, strict=True):
+    if predictable:
+        listed = ", ".join(f"{length:,}" for length in lengths[:-1])
+        each = f"runs of {listed} and {lengths[-1]:,} iterations, about {took} in all, and an evaluation each"
+        print(f"loss pilots: {each}", flush=True)
+    elif todo:
+        print(f"loss pilot:  the first {lengths[0]:,} iterations, about {took}, and an evaluation", flush=True)
+    for config, length in zip(todo, lengths, strict=True):
         known = [pilot for pilot in done if pilot.iterations == length]
         if not known:
-            pilot = pilots.run_pilot(pilots.shortened(run.config, part, run.out / FOLDER), run.out / FOLDER / "log.txt")
+            pilot = pilots.run_pilot(config, run.out / FOLDER / "log.txt")
             done, known = (*done, pilot), [pilot]
             store(run, costs, done)
         print(f"             {length:>7,} iterations: validation loss {known[0].loss:.4f}", flush=True)
@@ -155,13 +157,15 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...]) -> tuple[Pi
 
 def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str) -> Forecast:
     """Predict the time, the memory and the loss of the run from the measurements."""
-    loss = None
-    if not no_loss:
-        lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
-        no_loss = fit.refusal(losses, pilots.ngram_loss(run.config))
+    loss = at_most = None
+    lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
+    if losses:
+        no_bound = fit.rising(losses)
+        no_loss = no_bound or no_loss or fit.refusal(losses, pilots.ngram_loss(run.config))
         loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
+        at_most = losses[-1] if no_loss and not no_bound else None
     memory = cost.memory_mb(costs) if costs.memory else None
-    return Forecast(cost.seconds(run.config, costs), memory, loss, no_loss, costs.start, cost.unsteady(costs))
+    return Forecast(cost.seconds(run.config, costs), memory, loss, at_most, no_loss, costs.start, cost.unsteady(costs))
 
 
 # ---- plan.json, and the table ---------------------------------------------------------------------------------------

@@ -1,8 +1,13 @@
-"""The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, each with its own warm-up and decay.
+"""The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, each with its own warm-up and decay; or, if the
+loss cannot be predicted whatever they show, the first quarter of the run itself.
 
 A run cannot be predicted from its own beginning, because the decay of the learning rate lowers the loss towards the
 end. A short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et
 al. 2024). Its loss is measured on the complete validation split.
+
+Where no prediction is possible, a pilot can still show an upper bound. A run keeps the weights of its best evaluation,
+so its own beginning bounds its best loss, even if it memorises its data later. A short run with a decay does not: its
+loss may be lower than the best of a long run that overfits before it decays.
 
     config = shortened(config, 32, Path("out/.plan-pilots"))
     pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
@@ -25,6 +30,7 @@ from tinygpt.train import train
 from tinygpt.training.build import choose_compute
 
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
+BEGINNING = 4  # without a prediction, the only pilot is the first quarter of the run itself, which costs about as much
 SHORTEST = 20  # iterations of a pilot; a shorter one is little more than its warm-up
 MOST_PASSES = 8  # over the training data; see docs/SCALING.md
 
@@ -39,6 +45,8 @@ class Pilot(NamedTuple):
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
     """Say why the loss of this run cannot be predicted, whatever the pilots find; empty if it may be."""
+    if config.max_iters < BEGINNING * SHORTEST:
+        return f"the run has fewer than {BEGINNING * SHORTEST} iterations, too few for a pilot"
     if config.init_from != "scratch":
         return (
             f"the run starts from trained weights ({config.init_from}), and the power law is for training from scratch"
@@ -69,16 +77,36 @@ def from_json(content: dict[str, Any]) -> Pilot:
     return pilot._replace(blocks=blocks_from_json(pilot.blocks))
 
 
+def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list[TrainConfig]:
+    """The pilots of a run, ordered by length: complete short runs if its loss may be predicted, else its own beginning;
+    empty if that is too short."""
+    if predictable:
+        return [shortened(config, part, folder) for part in PARTS]
+    length = config.max_iters // BEGINNING
+    length = length - length % config.eval_interval or length  # where the run itself is evaluated
+    decay = config.lr_decay_iters or config.max_iters
+    enough = config.max_iters >= BEGINNING * SHORTEST
+    return [pilot(config, length, folder, config.warmup_iters, decay)] if enough else []
+
+
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
     """The configuration of a run with 1/`part` of the iterations, and a schedule that is shortened in proportion."""
-    length = config.max_iters // part
-    return dataclasses.replace(
-        config, max_iters=length, warmup_iters=round(config.warmup_iters / part),
-        lr_decay_iters=round(config.lr_decay_iters / part), eval_interval=length, eval_iters=1, sample_interval=0,
-        checkpoint_interval=0, patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", wandb_log=False,
-        watch=False, quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), init_from="auto",
-        out_dir=str(folder / f"pilot-{length}"),
+    warm_up, decay = round(config.warmup_iters / part), round(config.lr_decay_iters / part)
+    return pilot(config, config.max_iters // part, folder, warm_up, decay)
+
+
+def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: int) -> TrainConfig:
+    """The configuration of a pilot with these iterations, or of its continuation if it was stopped."""
+    out = folder / f"pilot-{length}"
+    made = dataclasses.replace(
+        config, max_iters=length, eval_interval=length, eval_iters=1, sample_interval=0, checkpoint_interval=0,
+        patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", wandb_log=False, watch=False,
+        quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), out_dir=str(out),
+        init_from="resume" if (out / "last.pt").exists() else config.init_from, warmup_iters=warm_up,
+        lr_decay_iters=decay,
     )  # fmt: skip
+    made.given = frozenset({"block_size"})  # may be shorter than that of the weights from which the run starts
+    return made
 
 
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:
