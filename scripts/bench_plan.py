@@ -1,15 +1,20 @@
-"""Predict runs with `tinygpt plan`, make the runs, and compare: the table of docs/SCALING.md.
+"""Predict runs with `tinygpt plan`, make the runs, and compare: the tables of docs/SCALING.md.
 
     python scripts/bench_plan.py --data_dir=data --out_dir=out-bench-plan      # about an hour on two quiet cores
+    python scripts/bench_plan.py --bounds                                      # about ten minutes on one
     python scripts/bench_plan.py --out_dir=out-bench-plan --table              # the table alone
 
-The configurations were chosen and committed before the fit was written. Results are kept in OUT_DIR, one file
-per configuration, so the script continues where it was stopped. It needs the datasets shakespeare_char, shakespeare,
-naics and sql.
+The configurations were chosen and committed before the fit, and those of --bounds before the bounds were first
+measured. Results are kept in OUT_DIR, one file per configuration, so the script continues where it was stopped. It
+needs the datasets shakespeare_char, shakespeare, naics and sql; with --bounds also reports, transactions and excerpt,
+the first 60,000 characters of Tiny Shakespeare as a text of one's own:
+
+    head -c 60000 data/shakespeare_char/input.txt > excerpt.txt; tinygpt prepare excerpt --input excerpt.txt
 """
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -40,23 +45,45 @@ HELD_OUT = {
     "dropout, repeated data": "configs/shakespeare_char_best.yaml --n_layer=3 --n_head=3 --n_embd=96 --dropout=0.1 "
     "--max_iters=6000 --eval_interval=2000",
 }
+# runs whose loss is not predicted: does its upper bound hold? OUT is replaced by --out_dir
+BOUNDS = {
+    "fast preset": "configs/shakespeare_char_fast.yaml",
+    "portable, 800 iterations": "configs/portable.yaml --max_iters=800",
+    "small, context of 32": "configs/shakespeare_char.yaml --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 "
+    "--max_iters=4000",
+    "other corpus, width 96": "configs/shakespeare_char.yaml --dataset=naics --n_layer=3 --n_head=3 --n_embd=96 "
+    "--batch_size=16 --max_iters=1600",
+    "byte-pair encoding, small": "configs/shakespeare.yaml --n_layer=2 --n_embd=48 --block_size=32 --batch_size=6 "
+    "--max_iters=700",
+    "small text, 21 passes": "configs/shakespeare_char_fast.yaml --dataset=excerpt --n_layer=2 --max_iters=1500 "
+    "--eval_interval=150",
+    "pairs, reports": "configs/reports.yaml",
+    "pairs, labels": "configs/lab_classifier.yaml",
+    "pairs, sql": "configs/sql.yaml --max_iters=800",
+    "continued on another corpus": "configs/shakespeare_char_fast.yaml --init_from=OUT/fast-preset/ckpt.pt "
+    "--dataset=naics --max_iters=400",
+}
 GOALS = {"seconds": 0.15, "memory_mb": 0.10, "loss": 0.02}  # largest relative errors
 
 
-def measured(name: str, data_dir: str, folder: Path) -> dict[str, Any]:
+def measured(name: str, configuration: str, data_dir: str, folder: Path) -> dict[str, Any]:
     """Plan a run, then make it."""
     out = folder / name.replace(" ", "-").replace(",", "")
     shutil.rmtree(out, ignore_errors=True)
-    arguments = [*HELD_OUT[name].split(), "--device=cpu", f"--data_dir={data_dir}", f"--out_dir={out}"]
+    arguments = [
+        *configuration.replace("OUT", str(folder)).split(),
+        "--device=cpu",
+        f"--data_dir={data_dir}",
+        f"--out_dir={out}",
+    ]
     began = time.monotonic()
     plan = [sys.executable, "-m", "tinygpt", "plan", *arguments, "--json"]
     said = subprocess.run(plan, stdout=subprocess.PIPE, check=True).stdout
     cost = time.monotonic() - began
     done = run(out / "train.log", "train", *arguments)
-    dataset = next((word[10:] for word in arguments if word.startswith("--dataset=")), None)
-    dataset = dataset or json.loads((out / "plan.json").read_text())["settings"]["dataset"]
-    loss = validation_loss(out / "last.pt", Dataset(data_dir, dataset))
-    actual = {"seconds": done.seconds, "memory_mb": done.memory / 1e6, "loss": loss}
+    dataset = json.loads((out / "plan.json").read_text())["settings"]["dataset"]
+    loss, best = (validation_loss(out / file, Dataset(data_dir, dataset)) for file in ("last.pt", "ckpt.pt"))
+    actual = {"seconds": done.seconds, "memory_mb": done.memory / 1e6, "loss": loss, "best_loss": best}
     return {"predicted": json.loads(said), "actual": actual, "cost": cost}
 
 
@@ -93,23 +120,38 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def bounds_table(results: dict[str, dict[str, Any]]) -> str:
+    """The bounds and the losses of the best weights in Markdown, and how many bounds hold."""
+    lines = ["| run | not predicted, because | loss: at most | measured | |", "| --- | --- | --- | --- | --- |"]
+    held = 0
+    for name, result in results.items():
+        bound, loss = result["predicted"]["loss_at_most"], result["actual"]["best_loss"]
+        reason = re.split("[,;]", result["predicted"]["no_loss"])[0]
+        holds = bound is not None and loss <= bound
+        held += holds
+        said = "none" if bound is None else f"{bound:.3f}"
+        lines.append(f"| {name} | {reason} | {said} | {loss:.3f} | {'held' if holds else 'did not hold'} |")
+    return "\n".join([*lines, f"\n{held} of {len(results)} bounds held"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--out_dir", default="out-bench-plan")
+    parser.add_argument("--bounds", action="store_true", help="make the runs whose loss is not predicted")
     parser.add_argument("--table", action="store_true", help="print the table of the results so far")
     options = parser.parse_args()
     folder, results = Path(options.out_dir), {}
-    for name in HELD_OUT:
+    for name, configuration in (BOUNDS if options.bounds else HELD_OUT).items():
         path = folder / f"{name}.json"
         if not path.exists() and not options.table:
             print(f"{name} ...", flush=True)
-            result = measured(name, options.data_dir, folder)
+            result = measured(name, configuration, options.data_dir, folder)
             with replacing(path) as file:
                 file.write(strict_json(result).encode())
         if path.exists():
             results[name] = json.loads(path.read_text())
-    print(table(results))
+    print((bounds_table if options.bounds else table)(results))
 
 
 if __name__ == "__main__":

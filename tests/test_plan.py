@@ -497,4 +497,18 @@ def test_the_table_counts_what_is_near_and_what_is_inside() -> None:
     )
     assert re.search(r"seconds: 2 of 2 predicted.* 2 within 15 % and 0 inside", text)
     assert re.search(r"loss: 1 of 2 predicted.* 0 within 2 % and 1 inside", text)
-    assert [parse(TrainConfig, arguments.split()).max_iters for arguments in bench.HELD_OUT.values()]
+    configurations = [*bench.HELD_OUT.values(), *bench.BOUNDS.values()]
+    assert [parse(TrainConfig, arguments.split()).max_iters for arguments in configurations]
+
+
+def test_the_table_of_bounds_counts_those_that_hold() -> None:
+    bench = script("bench_plan")
+    results = {
+        name: {"predicted": {"loss_at_most": bound, "no_loss": "it has pairs, and so on"}, "actual": {"best_loss": 1.5}}
+        for name, bound in (("high", 1.6), ("low", 1.4), ("no bound", None))
+    }
+    text = bench.bounds_table(results)
+    assert (
+        "| high | it has pairs | 1.600 | 1.500 | held |\n| low | it has pairs | 1.400 | 1.500 | did not hold |" in text
+    )
+    assert "| no bound | it has pairs | none | 1.500 | did not hold |" in text and "1 of 3 bounds held" in text
