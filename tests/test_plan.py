@@ -419,6 +419,15 @@ def test_an_interrupted_plan_of_which_only_plan_json_is_left(planned: Path, work
     assert [pilot["loss"] for pilot in json.loads((work / "out/plan.json").read_text())["pilots"]] == measured
 
 
+def test_time_only_has_no_bound_even_if_an_interrupted_plan_has_pilots(planned: Path, work: Path) -> None:
+    content = json.loads((planned / "out/plan.json").read_text())
+    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
+    (work / "out").mkdir()
+    (work / "out/plan.json").write_text(json.dumps(content | {"pilots": content["pilots"][:1]}))
+    result = cli_here("plan", *SMALL, "--sample_interval=400", "--time_only", "--json", cwd=work)
+    assert json.loads(result.out)["loss_at_most"] is None, result.err
+
+
 def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(work: Path) -> None:
     assert cli_here("plan", *SMALL, "--time_only", cwd=work).status == 0
     content = json.loads((work / "out/plan.json").read_text())

@@ -296,8 +296,10 @@ class PlanConfig(TrainConfig):
     tinygpt plan configs/lab_scale.yaml --budget=10m
 
     To predict the time, it runs 25 iterations. To predict the loss, it makes complete runs of 1/32, 1/16 and 1/8 of
-    max_iters, which take about a quarter of the time of the run. With budget or target it chooses a model size instead,
-    and makes no pilot runs. It accepts all keys of tinygpt train. The same command continues a plan that was stopped.
+    max_iters, which take about a quarter of the time of the run. If the loss cannot be predicted, it gives an upper
+    bound, from these runs or from the first quarter of the run itself. With budget or target it chooses a model size
+    instead, and makes no pilot runs. It accepts all keys of tinygpt train. The same command continues a plan that was
+    stopped.
     """
 
     time_only: bool = False

@@ -62,7 +62,8 @@ class Forecast(NamedTuple):
         if self.loss:
             lines.append(f"loss:        {loss_text(self.loss)} nats per token, on the validation split")
         elif self.at_most is not None:
-            lines.append(f"loss:        {bound_text(self.at_most)} nats per token, the loss of the longest pilot")
+            said = f"{bound_text(self.at_most)} nats per token at the best evaluation: the loss of the longest pilot"
+            lines.append(f"loss:        {said}")
             lines.append(f"note:        the loss is not predicted: {self.no_loss}")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")
@@ -151,10 +152,8 @@ def compared(
             inside = error if said.contains(actual) else f"{error}, outside the interval"
             made.append(Comparison(what, form(said), f"{text(actual)} ({inside})"))
         elif what == "validation loss" and is_number(bound):
-            held = (
-                best["val_loss"] - 2 * number(best.get("val_loss_se")) <= bound
-            )  # the rest may be chance, as in doctor
-            result = f"{text(best['val_loss'])} ({'held' if held else 'did not hold'})"
+            least = best["val_loss"] - 2 * number(best.get("val_loss_se"))  # what is above may be chance
+            result = f"{text(best['val_loss'])} ({'held' if least <= bound else 'did not hold'})"
             made.append(Comparison(f"best {what}", bound_text(bound), result))
         elif what == "validation loss" and plan.get("no_loss"):
             made.append(Comparison(what, f"not predicted: {plan['no_loss']}", text(actual)))

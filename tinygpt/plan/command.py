@@ -75,7 +75,7 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         if not time_only:
             done = loss_pilots(run, costs, done, predictable=not no_loss)
         latest = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks])
-        forecast = predicted(run, latest, done, no_loss)
+        forecast = predicted(run, latest, () if time_only else done, no_loss)
         store(run, costs, done, forecast)
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     if done:

@@ -1,12 +1,11 @@
-"""The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, each with its own warm-up and decay; or, if the
-loss cannot be predicted whatever they show, the first quarter of the run itself.
+"""The loss pilots: complete runs at 1/32, 1/16 and 1/8 of the length, or the first quarter of the run itself.
 
 A run cannot be predicted from its own beginning, because the decay of the learning rate lowers the loss towards the
-end. A short run with a complete schedule can be compared with a long one (Hoffmann et al. 2022, appendix B; Porian et
-al. 2024). Its loss is measured on the complete validation split.
+end. A short run with its own warm-up and decay can be compared with a long one (Hoffmann et al. 2022, appendix B;
+Porian et al. 2024). Its loss is measured on the complete validation split.
 
-Where no prediction is possible, a pilot can still show an upper bound. A run keeps the weights of its best evaluation,
-so its own beginning bounds its best loss, even if it memorises its data later. A short run with a decay does not: its
+If the loss cannot be predicted, whatever the pilots show, the beginning of the run still gives an upper bound: a run
+keeps the weights of its best evaluation, even if it memorises its data later. A short run with a decay gives none: its
 loss may be lower than the best of a long run that overfits before it decays.
 
     config = shortened(config, 32, Path("out/.plan-pilots"))
