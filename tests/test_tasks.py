@@ -24,7 +24,7 @@ INDEX = ROOT / "node_modules/name-suggestion-index"
 SHA256 = {
     "transactions": "82210fdb88710becdca786b7f01e46588a1a1be1d84001a5540c7fffe433c376",
     "transactions --synthetic": "de2783b6d1e93d130fac28d586b6b577af0431e6f03281e36d6524e317551e95",
-    "headlines": "b80dd1aa16f4b80617749ea44c4023293343e5549038d312727c286344dde207",
+    "headlines": "84a50bcb5d41fd6dc1f603854912c4f8975cc3138f32a7b5bd86fd6fece6246e",
 }
 WORDS = {
     "transactions --synthetic": {
@@ -343,16 +343,25 @@ BAD = ["losses", "costs", "debts", "complaints", "delays", "defects"]
 UP = ["rise", "jump", "climb", "grow", "surge", "soar"]
 DOWN = ["fall", "drop", "shrink", "slide", "sink", "dip"]
 NEGATIONS = ("do not", "no longer", "fail to")
+NEW_GOOD = ["earnings", "bookings", "receipts", "surpluses", "ratings", "customers"]
+NEW_BAD = ["deficits", "expenses", "fines", "recalls", "lawsuits", "shortages"]
+NEW_UP = ["increase", "double", "swell", "leap", "mount", "multiply"]
+NEW_DOWN = ["decrease", "decline", "plunge", "halve", "tumble", "dwindle"]
+DOWNWARD, UNWANTED = DOWN + NEW_DOWN, BAD + NEW_BAD
+ALL_VERBS, ALL_METRICS = UP + NEW_UP + DOWNWARD, GOOD + NEW_GOOD + UNWANTED
+
+
+def named(headline: str, listed: list[str]) -> list[str]:
+    return [word for word in headline.lower().split() if word in listed]
 
 
 def oracle(headline: str) -> str:
     """The label by reading: each bad metric, downward verb and negation turns the sign of a statement once."""
     tail = headline.split()
-    if tail[-1] not in UP + DOWN or " if " in headline or " neither " in headline:
+    if tail[-1] not in ALL_VERBS or " if " in headline or " neither " in headline:
         return "neutral"
-    metrics = [word.lower() for word in tail if word.lower() in GOOD + BAD]
-    assert len(metrics) == 1, headline
-    turns = (metrics[0] in BAD) + (tail[-1] in DOWN) + any(f" {negation} " in headline for negation in NEGATIONS)
+    (metric,) = named(headline, ALL_METRICS)
+    turns = (metric in UNWANTED) + (tail[-1] in DOWNWARD) + any(f" {no} " in headline for no in NEGATIONS)
     return "negative" if turns % 2 else "positive"
 
 
@@ -363,6 +372,7 @@ def oracle(headline: str) -> str:
         ("Ardent Foods profits in Q3 no longer rise", "negative"),
         ("Losses at Goodwin Rail do not fall", "negative"),
         ("New chairman, Best Inns costs in May fail to climb", "positive"),
+        ("Fines at Noble Gas plunge", "positive"),
         ("Owners ask if sales at Sharp Gas surge", "neutral"),
         ("Sales at Sharp Gas neither rise nor fall", "neutral"),
         ("Owners of Sharp Gas do not meet in May", "neutral"),
@@ -377,6 +387,30 @@ def test_headlines_have_the_label_a_reader_gives(seed: int) -> None:
     for examples in TASKS["headlines"].make(seed).values():
         for headline, label in examples:
             assert oracle(headline) == label, headline
+
+
+@pytest.mark.parametrize("seed", [1337, 2])
+def test_each_statement_of_test_is_new_in_its_metric_its_verb_or_both_together(seed: int) -> None:
+    splits = TASKS["headlines"].make(seed)
+    known = [headline for split in ("train", "val") for headline, _ in splits[split]]
+    seen = {word for headline in known for word in words(headline.lower())}
+    together = {(m, v) for one in known for m in named(one, ALL_METRICS) for v in named(one, ALL_VERBS)}
+    assert len(together) == 2 / 3 * 144  # each metric with 8 of 12 verbs
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for headline, label in splits["test"]:
+        group = "neutral headlines"
+        if label != "neutral":
+            (metric,), (verb,) = named(headline, ALL_METRICS), named(headline, ALL_VERBS)
+            new = [word for word in (metric, verb) if word not in seen]
+            assert len(new) == 1 or (not new and (metric, verb) not in together), headline
+            group = "new words" if new else "new combinations"
+        assert TASKS["headlines"].group(headline) == group, headline
+        groups[group][label] += 1
+    assert groups["new words"] == {"positive": 222, "negative": 222}
+    assert sum(groups["new combinations"].values()) == 223 and len(groups) == 3
+    for headline, label in splits["train"] + splits["val"]:
+        group = "neutral headlines" if label == "neutral" else "known combinations"
+        assert TASKS["headlines"].group(headline) == group, headline
 
 
 def test_no_word_tells_positive_from_negative() -> None:

@@ -61,7 +61,7 @@ _TASKS = (
         "finetune_transactions",
         synthetic=transactions.invented,
     ),
-    Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines"),
+    Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines", group=headlines.group),
     Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
     Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),

@@ -5,7 +5,12 @@ and of the negation. Company, quarter and other words stand between metric and v
 with both labels, so the frequencies of words or n-grams do not tell positive from negative. Names of companies contain
 positive and negative words, which do not affect the label. Each company's first name belongs to one split.
 
+Val has new sentences from the metrics and verbs of train. Test has more that is new: in a third of its headlines metric
+and verb occur in train, but never together (48 of 144 combinations are held out, with any negation); in the others the
+metric or the verb does not occur in train, so nothing in train tells its sign.
+
     make(1337)["train"][0]  # -> (prompt, response)
+    group("Losses at Noble Rail plunge")  # -> "new words"
 """
 
 import random
@@ -13,10 +18,13 @@ import random
 from tinygpt.data.tasks.generate import Pair, digits, generate, words
 
 SENTIMENTS = ("positive", "neutral", "negative")
-GOOD_METRICS = ("profits", "sales", "orders", "margins", "revenues", "exports")
-BAD_METRICS = ("losses", "costs", "debts", "complaints", "delays", "defects")
-UP_VERBS = ("rise", "jump", "climb", "grow", "surge", "soar")
-DOWN_VERBS = ("fall", "drop", "shrink", "slide", "sink", "dip")
+# Of the metrics the first half is good, of the verbs the first half goes up.
+METRICS = words("profits sales orders margins revenues exports losses costs debts complaints delays defects")
+VERBS = words("rise jump climb grow surge soar fall drop shrink slide sink dip")
+NEW_METRICS = words(  # in test only
+    "earnings bookings receipts surpluses ratings customers deficits expenses fines recalls lawsuits shortages"
+)
+NEW_VERBS = words("increase double swell leap mount multiply decrease decline plunge halve tumble dwindle")
 NEGATIONS = ("do not", "no longer", "fail to")
 COMPANIES = {
     "train": words(
@@ -48,26 +56,50 @@ def make(seed: int) -> dict[str, list[Pair]]:
     return generate(seed, SENTIMENTS, _headline)
 
 
+def group(prompt: str) -> str:
+    """The group of a prompt: "neutral headlines", or the statements by what is new in them."""
+    said = prompt.lower().split(" ")
+    if said[-1] not in VERBS + NEW_VERBS or " if " in prompt or "neither" in said:
+        return "neutral headlines"
+    if not set(said).isdisjoint(NEW_METRICS + NEW_VERBS):
+        return "new words"
+    held_out = any(_held_out(metric, VERBS.index(said[-1])) for metric, word in enumerate(METRICS) if word in said)
+    return "new combinations" if held_out else "known combinations"
+
+
+def _held_out(metric: int, verb: int) -> bool:
+    """Whether test alone combines a metric and a verb of train, from their indices: each has four such partners."""
+    return (metric + verb) % 3 == 0
+
+
 def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> str:
     """A statement of `sentiment`, or one of three neutral kinds: a question, an unchanged metric, a notice.
 
-    The number decides metric and negation (a third have one), so that these are balanced between the labels.
+    The number decides what is new in test, metric and negation (a third have one), so that these are balanced between
+    the labels.
     """
     kind = "statement" if sentiment != "neutral" else rng.choice(("question", "steady", "notice"))
-    metric = (GOOD_METRICS + BAD_METRICS)[number % 12]
-    negation = (*NEGATIONS, "", "", "", "", "", "")[number // 12 % 9]
+    new, turn = (("combination", "metric", "verb")[number % 3], number // 3) if split == "test" else ("", number)
+    place, verbs = turn % 12, NEW_VERBS if new == "verb" else VERBS
+    metric = (NEW_METRICS if new == "metric" else METRICS)[place]
+    negation = (*NEGATIONS, "", "", "", "", "", "")[turn // 12 % 9]
+
+    def verb(up: bool) -> str:
+        half = range(6) if up else range(6, 12)
+        return verbs[rng.choice([other for other in half if _held_out(place, other) == (new == "combination")])]
+
     company = f"{rng.choice(COMPANIES[split])} {rng.choice(_BUSINESSES)}"
     when = rng.choice(_WHEN)
     if kind == "notice":
         return digits(rng, rng.choice(_NOTICES)).replace("+", company).replace("%", metric).replace("~", when)
     if kind == "steady":
-        neither = f"neither {rng.choice(UP_VERBS)} nor {rng.choice(DOWN_VERBS)}"
+        neither = f"neither {verb(True)} nor {verb(False)}"
         predicate = rng.choice((*_STEADY, neither, neither))
     else:
         up = rng.randrange(2) == 1
         if kind == "statement":  # the direction that makes the product of the three signs right
-            up = (sentiment == "positive") == ((metric in GOOD_METRICS) == (negation == ""))
-        predicate = f"{negation} {rng.choice(UP_VERBS if up else DOWN_VERBS)}".strip()
+            up = (sentiment == "positive") == ((place < 6) == (negation == ""))
+        predicate = f"{negation} {verb(up)}".strip()
     order = rng.randrange(3)
     subject = f"{company} {metric} {when}" if order == 0 else f"{metric} at {company}" + f" {when}" * (order - 1)
     leads = _ASKING if kind == "question" else _SAYING if rng.randrange(3) == 0 else ()
