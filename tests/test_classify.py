@@ -16,6 +16,7 @@ import sklearn.metrics
 import torch
 from models import shaken, small
 
+from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
@@ -192,6 +193,25 @@ def test_ngrams_learn_an_easy_task() -> None:
     assert rare is not None and rare[0, [0, 4]].tolist() == [0, 0] and rare[0].argmax() == 1
 
 
+def test_the_word_baseline_sees_words_of_one_letter_and_pairs_but_nothing_inside_a_word() -> None:
+    orders = [(f"{rest} {pair}", int(pair == "b a")) for rest in "cdefgh" for pair in ("a b", "b a")]
+    endings = [
+        (f"{stem}{ending}", int(ending == "ing")) for stem in ("walk", "talk", "jump") for ending in ("ed", "ing")
+    ]
+    for pairs, asked, kinds in (
+        (orders, [("z a b", 0), ("z b a", 1)], ("ngram", "word")),
+        (endings, [("looked", 0), ("looking", 1)], ("ngram",)),
+    ):
+        prompts, truth = [prompt for prompt, _ in pairs], np.array([label for _, label in pairs])
+        for kind in ("ngram", "word"):
+            probs, note = ngram_baseline(prompts, truth, [prompt for prompt, _ in asked], 2, kind)
+            assert probs is not None and note == ""
+            assert (probs.argmax(axis=1).tolist() == [label for _, label in asked]) == (kind in kinds), (kind, pairs)
+    assert ngram_baseline(["!", "?"], np.array([0, 1]), ["!"], 2)[0] is not None
+    nothing, note = ngram_baseline(["!", "?"], np.array([0, 1]), ["!"], 2, "word")
+    assert nothing is None and note.startswith("the word baseline cannot be trained")
+
+
 def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[0] is None  # one label: nothing to separate
     assert "cannot be trained" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[1]
@@ -201,7 +221,8 @@ def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) 
     answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"], 2)
     assert answers is None and note == "the n-gram baseline needs scikit-learn: pip install scikit-learn"
     report = sample_report()
-    assert "ngram" not in report.results and f"({note})" in report.text() and "\nn-gram baseline" not in report.text()
+    assert set(report.results) == {"model", "normalised", "majority"}
+    assert f"({note})" in report.text() and "\nn-gram baseline" not in report.text()
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -232,7 +253,8 @@ def test_the_report_adds_up() -> None:
     assert report.results["model"]["accuracy"] == 0.5
     assert report.results["normalised"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}  # always person
     assert report.results["majority"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}
-    assert report.results["ngram"] == {"accuracy": 1, "macro_f1": 1}
+    assert report.results["ngram"] == report.results["word"] == {"accuracy": 1, "macro_f1": 1}
+    assert report.groups == {}
     assert report.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert report.per_label["person"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     assert report.loss == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (8 + 3 + 2 + 8))
@@ -252,6 +274,7 @@ def test_the_text_has_the_figures() -> None:
         ("model ", "model"),
         ("model, length-norm", "normalised"),
         ("n-gra", "ngram"),
+        ("word", "word"),
         ("majo", "majority"),
     ):
         line = next(line for line in text.splitlines() if line.startswith(name))
@@ -264,6 +287,28 @@ def test_the_text_has_the_figures() -> None:
     assert row[1:4] == [str(count or "·") for count in report.confusion[1]]
     assert row[4] == f"{report.per_label['place']['recall']:.2f}"
     assert repr(report.mistakes[0]["prompt"]) in text and f"{100 * report.mistakes[0]['probability']:.1f} %" in text
+
+
+def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
+    task, examples = TASKS["headlines"], TASKS["headlines"].make(1337)
+    test, labels = examples["test"], sorted(task.labels)
+    groups = np.array([task.group(prompt) for prompt, _ in test])
+    truth = np.array([labels.index(label) for _, label in test])
+    total = np.eye(3)[np.where(groups == "new words", labels.index("positive"), truth)]  # `positive` to all new words
+    report = make_report("headlines", "test", test, labels, total, total, examples["train"])
+    assert {name: (group["n"], group["model"]) for name, group in report.groups.items()} == {
+        "neutral headlines": (333, 1),
+        "new combinations": (223, 1),
+        "new words": (444, 0.5),
+    }
+    for key, result in report.results.items():
+        weighted = sum(group["n"] * group[key] for group in report.groups.values())
+        assert weighted == pytest.approx(1000 * result["accuracy"])
+    shown = next(line for line in report.text().splitlines() if line.startswith("new words")).split()
+    accuracies = [report.groups["new words"][key] for key in ("model", "ngram", "word", "majority")]
+    assert shown[2:] == ["444", *(part for a in accuracies for part in (f"{100 * a:.1f}", "%"))]
+    own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
+    assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, total, own).groups == {}
 
 
 @pytest.mark.parametrize("name", ["country of {}", "{} and what else may be asked"], ids=["alike", "telling"])

@@ -154,10 +154,12 @@ def test_eval_of_the_task(work: Path) -> None:
     result = cli_here("eval", *flags, cwd=work)
     assert result.status == 0, result.err
     assert "accuracy" in result.out and "majority" in result.out and (work / "out-finetune/confusion.png").exists()
+    assert "\nword baseline   " in result.out and "accuracy in each group" not in result.out
     assert cli_here("eval", *flags, "--plot=elsewhere.png", cwd=work).status == 0
     assert (work / "elsewhere.png").read_bytes() == (work / "out-finetune/confusion.png").read_bytes()
     found = json.loads(cli_here("eval", *flags, "--json", cwd=work).out)
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1
+    assert set(found["results"]) == {"model", "normalised", "ngram", "word", "majority"} and found["groups"] == {}
     dataset = Dataset(str(work / "data"), "colours")
     assert found["n"] == dataset.meta["examples"]["test"]
 

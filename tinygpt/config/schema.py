@@ -455,8 +455,8 @@ class EvalConfig(Config):
     dataset: DatasetName = ""
     """a prepared dataset; empty: the one the model was trained on"""
     task: DatasetName = ""
-    """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with simpler classifiers;
-    with free text as responses: exact match"""
+    """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with n-gram, word and
+    majority baselines; with free text as responses: exact match"""
     split: Literal["test", "val"] = "test"
     """with --task: the split to evaluate on"""
     positive: str = ""

@@ -4,7 +4,7 @@ A labelled task has prompts whose responses are a few labels. The probability of
 the product over its tokens and END, so P(label | prompt) is exact; nothing is sampled. The softmax over the labels
 excludes all other responses, and the most probable label is the answer. The length-normalised score is the mean over
 the tokens instead of the sum. It is for models that were not trained on these labels, which prefer short labels (Brown
-et al. 2020, section 2.4). The report compares the model with two baselines and measures its calibration (Guo et al.
+et al. 2020, section 2.4). The report compares the model with three baselines and measures its calibration (Guo et al.
 2017).
 
 Shapes: n prompts, L labels.
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from tinygpt.cache import KVCache
+from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, diverged, missing
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
@@ -37,6 +38,10 @@ from tinygpt.terminal import escaped
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
+LINEAR = {  # the features of the linear baselines
+    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},
+    "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
+}
 NGRAM_C = 100  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
@@ -168,30 +173,32 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 
 
 def ngram_baseline(
-    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int
+    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int, kind: str = "ngram"
 ) -> tuple[np.ndarray | None, str]:
     """Probabilities (n, L) by `ngram_classifier`; or None, and the reason."""
-    classify, note = ngram_classifier(train_prompts, train_truth, n_labels)
+    classify, note = ngram_classifier(train_prompts, train_truth, n_labels, kind)
     return classify and classify(prompts), note
 
 
 def ngram_classifier(
-    train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int
+    train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int, kind: str = "ngram"
 ) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
-    """Train a logistic regression on character n-grams, n = 1 to 5, a function from prompts to probabilities (n, L);
-    or None, and the reason."""
+    """Train a logistic regression, a function from prompts to probabilities (n, L); or None, and the reason.
+
+    kind: its features, of `LINEAR`: character n-grams, n = 1 to 5, or words (unigrams and bigrams).
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        return None, "the n-gram baseline needs scikit-learn: pip install scikit-learn"
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
+        return None, f"the {ROWS[kind]} needs scikit-learn: pip install scikit-learn"
+    vectorizer = TfidfVectorizer(**LINEAR[kind], sublinear_tf=True)
     try:
-        with tqdm(desc="training the n-gram baseline", bar_format="{desc} ...", leave=False, disable=None):
+        with tqdm(desc=f"training the {ROWS[kind]}", bar_format="{desc} ...", leave=False, disable=None):
             classifier = LogisticRegression(C=NGRAM_C, max_iter=1000)
             classifier.fit(vectorizer.fit_transform(train_prompts), train_truth)
-    except ValueError as error:  # a single label, or not one character
-        return None, f"the n-gram baseline cannot be trained: {str(error).splitlines()[0]}"
+    except ValueError as error:  # a single label, or not one character or word
+        return None, f"the {ROWS[kind]} cannot be trained: {str(error).splitlines()[0]}"
 
     def classify(prompts: Sequence[str]) -> np.ndarray:
         probs = np.zeros((len(prompts), n_labels))
@@ -207,11 +214,13 @@ ROWS = {
     "model": "model",
     "normalised": "model, length-normalised",
     "ngram": "n-gram baseline",
+    "word": "word baseline",
     "majority": "majority baseline",
 }
 EXPLAINED = {  # the rows that need it
     "normalised": "length-normalised: ranked by mean log-probability per token; the sum favours short labels",
     "ngram": "n-gram baseline: logistic regression on the character n-grams of the training split",
+    "word": "word baseline: logistic regression on the words (unigrams and bigrams) of the training split",
     "majority": "majority baseline: always the most frequent label of the training split",
 }
 
@@ -226,6 +235,7 @@ class Report:
     labels: list[str]
     loss: float  # nats per token of the true responses
     results: dict[str, dict[str, float]]  # accuracy and macro_f1 of each key of ROWS
+    groups: dict[str, dict[str, float]]  # of each group of prompts: n, and accuracy by ROWS; empty if it has none
     per_label: dict[str, dict[str, float]]  # precision, recall, f1, support
     confusion: np.ndarray  # (L, L): rows are the truth, columns the answers
     calibration_error: float
@@ -257,6 +267,7 @@ class Report:
             "",
             f"  {INTERVALS}",
             *(f"  {text}" for key, text in EXPLAINED.items() if key in self.results),
+            *self.group_lines(),
             *("", *self.matrix_lines(), ""),
             f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * confidence:.1f} %, "
             f"accuracy {100 * self.results['model']['accuracy']:.1f} %",
@@ -267,6 +278,15 @@ class Report:
             names = "".join(f"{cut(escaped(item[key]), 16):<17}" for key in ("true", "predicted"))
             lines.append(f"{100 * item['probability']:>13.1f} %  {names}{cut(repr(item['prompt']), COLUMNS - 51)}")
         return "\n".join(lines)
+
+    def group_lines(self) -> list[str]:
+        """Format the accuracy of each group of prompts, if the task has groups."""
+        keys = [key for key in ROWS if key in self.results and key != "normalised"]
+        heads = "".join(f"{ROWS[key].removesuffix(' baseline'):>11}" for key in keys)
+        lines = ["", f"{'accuracy in each group':<26}{'prompts':>8}{heads}"] if self.groups else []
+        for name, group in self.groups.items():
+            lines.append(f"{name:<26}{group['n']:>8,}{''.join(f'{100 * group[key]:>9.1f} %' for key in keys)}")
+        return lines
 
     def matrix_lines(self) -> list[str]:
         """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
@@ -309,8 +329,15 @@ def make_report(
     ngram_probs, note = ngram or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
     majority = np.full(n, np.bincount(train_truth).argmax())
     answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1), "majority": majority}
-    if ngram_probs is not None:
-        answers["ngram"] = ngram_probs.argmax(axis=1)
+    word_probs, word_note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, "word")
+    answers |= {k: p.argmax(axis=1) for k, p in (("ngram", ngram_probs), ("word", word_probs)) if p is not None}
+    builtin, groups = TASKS.get(task), {}
+    if builtin and builtin.group and set(builtin.labels) == set(labels):
+        names = np.array([builtin.group(prompt) for prompt in prompts])
+        for name in sorted(set(names.tolist())):
+            among = names == name
+            right = {key: float((answer == truth)[among].mean()) for key, answer in answers.items()}
+            groups[name] = {"n": int(among.sum()), **right}
     confusion = confusion_matrix(truth, predicted, L)
     columns = rates(confusion)
     error, bins = calibration(probs, truth)
@@ -331,12 +358,13 @@ def make_report(
         labels=list(labels),
         loss=float(-total[np.arange(n), truth].sum() / tokens[truth].sum()),
         results={key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()},
+        groups=groups,
         per_label={label: {key: column[j].item() for key, column in columns.items()} for j, label in enumerate(labels)},
         confusion=confusion,
         calibration_error=error,
         bins=bins,
         mistakes=mistakes,
-        note=note,
+        note=note or word_note,
     )
 
 
