@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -292,15 +293,18 @@ def test_quoted_iterations_of_the_fast_preset_agree_with_it() -> None:
     assert set(quoted) == {(f"{fast.max_iters:,}", f"{recipe.max_iters:,}")}
 
 
-def test_the_quoted_n_gram_baseline_of_the_headlines_agrees_with_eval() -> None:
+def test_the_quoted_baselines_of_the_headlines_agree_with_eval() -> None:
     pytest.importorskip("sklearn")
     examples = TASKS["headlines"].make(1337)
     labels = sorted({label for _, label in examples["train"]})
     train, test = (label_indices("headlines", examples[split], labels) for split in ("train", "test"))
     prompts = {split: [prompt for prompt, _ in examples[split]] for split in ("train", "test")}
-    answers, _ = ngram_baseline(prompts["train"], train, prompts["test"], len(labels))
-    assert answers is not None
-    accuracy = f"{100 * (answers.argmax(axis=1) == test).mean():.1f} %"
-    assert re.search(rf"that of the n-gram baseline\s+{accuracy}", PAGES[ROOT / "docs/FINETUNING.md"])
+    groups = np.array([TASKS["headlines"].group(prompt) for prompt in prompts["test"]])
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\| character n-grams.*, {accuracy} \|$", data, re.MULTILINE)
+    for kind, name, listed in (("ngram", "n-gram", "character n-grams"), ("word", "word", "words")):
+        answers, _ = ngram_baseline(prompts["train"], train, prompts["test"], len(labels), kind)
+        assert answers is not None
+        right = answers.argmax(axis=1) == test
+        assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f} % \|$", data, re.MULTILINE)
+        shares = [f"{100 * right[groups == group].mean():.1f} %" for group in ("new combinations", "new words")]
+        assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/FINETUNING.md"]
