@@ -295,7 +295,7 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     groups = np.array([task.group(prompt) for prompt, _ in test])
     truth = np.array([labels.index(label) for _, label in test])
     total = np.eye(3)[np.where(groups == "new words", labels.index("positive"), truth)]  # `positive` to all new words
-    report = make_report("headlines", "test", test, labels, total, total, examples["train"])
+    report = make_report("headlines", "test", test, labels, total, np.ones(3), examples["train"])
     assert {name: (group["n"], group["model"]) for name, group in report.groups.items()} == {
         "neutral headlines": (333, 1),
         "new combinations": (223, 1),
@@ -308,7 +308,7 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     accuracies = [report.groups["new words"][key] for key in ("model", "ngram", "word", "majority")]
     assert shown[2:] == ["444", *(part for a in accuracies for part in (f"{100 * a:.1f}", "%"))]
     own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
-    assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, total, own).groups == {}
+    assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own).groups == {}
 
 
 @pytest.mark.parametrize("name", ["country of {}", "{} and what else may be asked"], ids=["alike", "telling"])
