@@ -110,7 +110,7 @@ class Browser:
     def violations(self) -> list[tuple[str, str, str]]:
         """What axe-core objects to (contrast, names, roles, order): rule, impact, first element."""
         self.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
-        self.driver.set_script_timeout(60)
+        self.driver.set_script_timeout(600)  # a page with models computes for seconds, on a busy machine for minutes
         found = self.driver.execute_async_script(
             "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
         )
