@@ -30,8 +30,8 @@ style: |
 # What fine-tuned and small models are good for, and how they fail
 
 Claims of a course and some of our own, each with a command that tests it, and what came out. Vote on each claim before
-the next slide. Most models here have 0.1 to 135 million parameters: 7 to 10,000 times fewer than one billion, from
-where on the course calls a model small.
+the next slide. The course calls models of 1 to 10 billion parameters small. Most models here have 0.1 to 135 million:
+7 to 10,000 times fewer than one billion.
 
 ![h:260](report.png)
 """

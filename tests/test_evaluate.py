@@ -235,6 +235,7 @@ def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> 
     )
     few = TextRows(tokens(8 * 40))
     assert sampled_loss(model, few, CPU)[2:] == (40, 40)  # too few for the bound: all
+    assert sampled_loss(model, few, CPU, rows=40)[2:] == (40, 40)
 
 
 def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path: Path) -> None:
@@ -243,6 +244,14 @@ def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path
     assert data_dir(parse(EvalConfig, ["--data_dir=data"]), recorded, "out") == "data"
     assert data_dir(EvalConfig(data_dir="mine"), recorded, "out") == "mine"  # made in Python
     assert data_dir(EvalConfig(), {"data_dir": str(tmp_path / "gone")}, "out") == "data"
+    run = {"data_dir": "data", "out_dir": "runs/a", "dataset": "mine"}
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "data/other").mkdir(parents=True)
+    assert data_dir(EvalConfig(), run, tmp_path / "runs/a") == "data"  # that folder has no dataset of this name
+    (tmp_path / "data/mine").mkdir()
+    assert data_dir(EvalConfig(), run, tmp_path / "runs/a") == str(tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    assert data_dir(EvalConfig(), run, tmp_path / "link/a") == str(tmp_path / "data")
 
 
 def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tmp_path: Path) -> None:
@@ -259,6 +268,9 @@ def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tm
     shutil.copytree(run_copy / "out", tmp_path / "moved")  # nothing tells where that run was started
     resumed = cli_here("train", "--init_from=resume", f"--out_dir={run_copy}/out", "--max_iters=22", cwd=elsewhere)
     assert resumed.status == 0, resumed.err
+    assert load(run_copy / "out/last.pt").config["data_dir"] == "data"  # no path of this machine
     lost = cli_here("eval", f"--ckpt={tmp_path}/moved", cwd=tmp_path)
     assert lost.status == 2 and "try: --data_dir=FOLDER" in lost.err, lost.err
+    other = cli_here("eval", f"--ckpt={tmp_path}/moved", cwd=elsewhere)
+    assert other.status == 2 or "has other text than the one that the model was trained on" in other.err
     assert cli_here("eval", f"--ckpt={tmp_path}/moved", f"--data_dir={run_copy}/data", cwd=tmp_path).status == 0

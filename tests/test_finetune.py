@@ -88,7 +88,8 @@ def test_a_split_that_would_take_minutes_is_sampled_before_and_after(
     result = cli_here("finetune", *FLAGS, "--max_iters=4", "--out_dir=out-sampled", cwd=work)
     assert result.status == 0, result.err
     (before,), (after,) = kinds(work / "out-sampled", "before"), kinds(work / "out-sampled", "after")
-    assert before["base_rows"] == after["base_rows"] < after["base_of"] and "response_rows" not in after
+    assert before["base_rows"] == after["base_rows"] < after["base_of"]
+    assert before["response_rows"] == after["response_rows"] == after["response_of"]
     line = next(line for line in result.out.splitlines() if line.startswith("loss on the base model's data"))
     assert f"± {after['base_error']:.3f}: a sample of {after['base_rows']} of {after['base_of']} rows" in line
     flags = ["--ckpt=out/ckpt.pt", "--dtype=float32", "--json"]

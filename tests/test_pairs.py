@@ -51,17 +51,25 @@ def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("header_ends", ["", "SEP"], ids=["no third name", "an empty third name"])
-def test_a_cell_in_a_column_without_a_name_is_refused(tmp_path: Path, separator: str, header_ends: str) -> None:
+def test_text_to_the_right_of_the_named_columns_is_refused(tmp_path: Path, separator: str, header_ends: str) -> None:
     """The commonest mistake: text with a comma, not quoted. Blank cells at the end of a row are no text."""
     rows = [f"When is meeting {n}?SEPOn Monday" + ("SEP in room 1" if n == 7 else "SEP SEP") for n in range(60)]
     text = "\n".join([f"promptSEPresponse{header_ends}", *rows]).replace("SEP", separator)
     (tmp_path / "pairs.csv").write_text(text)
     refused = prepared(tmp_path, file="pairs.csv")
     assert refused.status == 2 and set(listing(tmp_path)) == {"pairs.csv"}
-    assert "pairs.csv line 9: 'in room 1' is in a column without a name" in refused.err
+    assert "pairs.csv line 9: 'in room 1' is to the right of the named columns" in refused.err
     assert "--skip_bad" in refused.err and "line 8" not in refused.err and "line 10" not in refused.err
     kept = prepared(tmp_path, "--skip_bad", file="pairs.csv")
     assert kept.status == 0 and sum(mine(tmp_path).meta["examples"].values()) == 59
+
+
+def test_an_index_column_without_a_name_is_not_read(tmp_path: Path) -> None:
+    """As pandas writes it."""
+    rows = [f"{n},{entry['prompt']},{entry['response']}" for n, entry in enumerate(pairs())]
+    (tmp_path / "pairs.csv").write_text("\n".join([",prompt,response", *rows]))
+    assert prepared(tmp_path, file="pairs.csv").status == 0
+    assert sum(mine(tmp_path).meta["examples"].values()) == 120
 
 
 @pytest.mark.parametrize(
@@ -69,14 +77,16 @@ def test_a_cell_in_a_column_without_a_name_is_refused(tmp_path: Path, separator:
     [
         ("Prompt;Response", "--prompt_field=Prompt --response_field=Response"),
         ("Prompt,Response", "--prompt_field=Prompt --response_field=Response"),
-        ("Question\tAnswer", "--prompt_field=Question --response_field=Answer"),
+        ("Question\tAnswer", "--prompt_field=COLUMN --response_field=COLUMN"),  # which is which, only a person knows
+        ("Frage, gestellt;response", "--prompt_field=COLUMN --response_field=response"),
+        ("prompt", "--prompt_field=prompt --response_field=COLUMN"),
         ("prompt;my answer;date", "--prompt_field=prompt --response_field=COLUMN"),
         ("id,line,kind", "--prompt_field=COLUMN --response_field=COLUMN"),
         ("Our questions", "delete what is above the names of the columns"),
     ],
 )
 def test_other_names_of_columns(tmp_path: Path, header: str, hint: str) -> None:
-    separator = next((sign for sign in ";\t" if sign in header), ",")
+    separator = next((sign for sign in "\t;" if sign in header), ",")
     rows = [separator.join((entry["prompt"], entry["response"])) for entry in pairs()]
     (tmp_path / "pairs.csv").write_text("\n".join([header, *rows]))
     refused = prepared(tmp_path, file="pairs.csv")
@@ -96,7 +106,11 @@ def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
     texts = dataset.sources["train"].texts(dataset.tokenizer)  # type: ignore[union-attr, arg-type]
     assert all(prompt.endswith('"') and ", " in prompt for prompt, _ in texts)
     wrong = prepared(tmp_path, file="bank.csv")
-    assert wrong.status == 2 and "no column prompt or response; the first row is: id, line, kind" in wrong.err
+    assert (
+        wrong.status == 2
+        and "no column prompt or response; the first row, which has to name the columns, is: id, line, kind"
+        in wrong.err
+    )
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])

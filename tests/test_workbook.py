@@ -111,8 +111,16 @@ def test_columns_are_named_by_flags_and_the_order_does_not_matter(tmp_path: Path
     assert dataset_files(tmp_path) == named
     wrong = prepared(tmp_path, file="BANK.XLSX")
     assert (
-        wrong.status == 2 and "BANK.XLSX: no column prompt or response; the first row is: id, kind, line" in wrong.err
+        wrong.status == 2
+        and "BANK.XLSX: no column prompt or response; the first row, which has to name the columns, is: id, kind, line"
+        in wrong.err
     )
+
+
+def test_a_remark_next_to_a_row_is_noted(tmp_path: Path) -> None:
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, ["On Monday", "yes", None, "ask Anna"])
+    result = prepared(tmp_path, file="pairs.xlsx")
+    assert result.status == 0 and f"row {len(ROWS) + 2}: 'ask Anna' is to the right of the named columns" in result.out
 
 
 def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> None:
@@ -235,7 +243,7 @@ def encrypted(path: Path) -> None:
     path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(1000))
 
 
-COLUMN = "--prompt_field=COLUMN"
+COLUMN, ABOVE = "--prompt_field=COLUMN", "delete what is above the names of the columns"
 DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
 
 
@@ -261,15 +269,14 @@ DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
             "is a lock file, which Excel keeps",
             "name the workbook itself",
         ),
-        ("a.xlsx", workbook, "no column prompt or response; the first row is empty", COLUMN),
-        ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "the first row is empty", COLUMN),
-        ("a.xlsx", lambda path: workbook(path, ["=A2", "response"]), "no column prompt; the first row", COLUMN),
         (
             "a.xlsx",
-            lambda path: workbook(path, HEADER, *ROWS, ["On Monday", "yes", "in room 1"]),
-            "row 122: 'in room 1' is in a column without a name",
-            "--skip_bad",
+            workbook,
+            "no column prompt or response; the first row",
+            ABOVE,
         ),
+        ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "which has to name the columns, is empty", ABOVE),
+        ("a.xlsx", lambda path: workbook(path, ["=A2", "response"]), "no column prompt; the first row", COLUMN),
         ("a.xlsx", lambda path: workbook(path, [*HEADER, "prompt"]), "2 columns are named 'prompt'", "rename"),
         ("a.csv", lambda path: csv_file(path, ["response", *HEADER]), "2 columns are named 'response'", "rename"),
     ],

@@ -44,7 +44,7 @@ GROUPS = {
     },
     "search your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
-        "ask": ("retrieve.ask:ask", "AskConfig", "search an index for a question, and answer from the passages"),
+        "ask": ("retrieve.ask:ask", "AskConfig", "search an index, and answer a question from the passages found"),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.filename is not None or not terminal.stdout_is_broken():  # no folder for temporary files, for example
             if debug:
                 raise
-            terminal.print_error(f"error: {error.strerror or error}")
+            what = f"{error.filename}: " if error.filename is not None else ""
+            terminal.print_error(f"error: {what}{error.strerror or error}")
             return 1
         terminal.silence("stdout")
         if terminal.reader_has_left(error):  # `head` for example

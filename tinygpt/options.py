@@ -70,10 +70,10 @@ class GPTConfig:
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
     def beyond(self, every: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
-        """Return, as `name=value`, the options that an exporter does not express: what it does not list is refused.
+        """Return the options that an exporter cannot express, as `name=value`.
 
-        values: fields of which it expresses these values. every: others of which it expresses every value. Of the
-        remaining fields, which may be newer than the exporter, it expresses the default.
+        values: the allowed values of some fields. every: fields that may have any value. All other fields, which may be
+        newer than the exporter, must have their default.
         """
         usual = dataclasses.asdict(type(self)())
         return [

@@ -19,7 +19,14 @@ from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Config, Key, Limit,
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
-OTHER_NAMES = {"prompt": "start", "lr": "learning_rate", "model": "ckpt", "steps": "max_iters", "output_dir": "out_dir"}
+OTHER_NAMES = {
+    "prompt": "start",
+    "lr": "learning_rate",
+    "model": "ckpt",
+    "steps": "max_iters",
+    "output_dir": "out_dir",
+    "out_dir": "ckpt",
+}
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 

@@ -492,7 +492,7 @@ class EvalConfig(Config):
 
 @dataclasses.dataclass
 class AskConfig(Config):
-    """Search your documents for a question: the passages, and a model's answer from them with its probability.
+    """Search your documents for passages about a question, and let a model answer from them.
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db
 

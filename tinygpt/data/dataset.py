@@ -9,6 +9,7 @@ PROMPT prompt RESPONSE response END each, so the tokens alone tell which of them
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -192,20 +193,21 @@ class Dataset:
 
 
 def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
-    """Choose the folder of the datasets: the option --data_dir if it is given, else that of the run's configuration,
-    relative to where the run was started, which its folder tells if this command runs elsewhere.
+    """Return the folder of the datasets: --data_dir if given, else that of the run's configuration.
 
-    path: the run's folder or a checkpoint in it. A configuration from another machine may name a folder that does not
-    exist here. Then the default is used.
+    A relative path counts from where the run was started, which is derived from the run's own path if this command runs
+    elsewhere. If it does not exist, as for a configuration from another machine, the default is used.
+    path: the run's folder, or a checkpoint in it.
     """
     if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
         return str(config.data_dir)
-    folder, out = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir"))
-    run = Path(path).resolve() if Path(path).is_dir() else Path(path).resolve().parent
-    if folder and out and run.parts[-len(Path(out).parts) :] == Path(out).parts:
-        start = Path(*run.parts[: -len(Path(out).parts)])
-        if start != Path.cwd() and (start / folder).is_dir():
-            return str(start / folder)
+    folder, out, name = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir", "dataset"))
+    parts, run = Path(out).parts, Path(path) if Path(path).is_dir() else Path(path).parent
+    for absolute in (Path(os.path.abspath(run)), run.resolve()):
+        if folder and name and parts and absolute.parts[-len(parts) :] == parts:
+            start = Path(*absolute.parts[: -len(parts)])
+            if start != Path.cwd() and (start / folder / name).is_dir():
+                return str(start / folder)
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 

@@ -151,11 +151,11 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
         if sheet.others:
             print(f"note: {path}: used the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
             where += f" sheet {sheet.title!r}"
-        for number, entry in table_lines(where, iter(sheet.rows), config):
+        for number, entry in table_lines(where, ending, iter(sheet.rows), config):
             yield f"{where} row {number}", entry
         return
     with io.TextIOWrapper(file, config.encoding, newline="") as text:
-        lines = table_lines(where, csv_rows(text, config), config) if ending == ".csv" else json_lines(text)
+        lines = table_lines(where, ending, csv_rows(text, config), config) if ending == ".csv" else json_lines(text)
         for number, entry in lines:
             yield f"{where} line {number}", entry
 
@@ -173,11 +173,11 @@ def json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a CSV file; the separator is a comma, semicolon or tab, whichever gives the needed columns.
 
-    If none does, it is the one that gives the most columns.
+    If none does, it is the one that gives the most columns, and a comma last, which also occurs in text.
     """
     first = file.readline()
     needed = {config.prompt_field, config.response_field}
-    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in ",;\t"}
+    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in "\t;,"}
     separator = max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
     reader = csv.reader(itertools.chain([first], file), delimiter=separator)
     for row in reader:
@@ -185,12 +185,11 @@ def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]
 
 
 def table_lines(
-    where: str, rows: Iterator[tuple[int, list[str]]], config: PrepareConfig
+    where: str, ending: str, rows: Iterator[tuple[int, list[str]]], config: PrepareConfig
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Read the rows of a table as entries: the first row names the columns, and empty rows are skipped.
 
-    A row with text in a column without a name is an error, because the usual cause is a separator that is not quoted.
-
+    In a CSV file, text to the right of the named columns is an error, since its usual cause is an unquoted separator.
     Errors: TinyGPTError for a column that is missing, or is there twice.
     """
     header = [name.strip() for name in next(rows, (1, []))[1]]
@@ -199,29 +198,34 @@ def table_lines(
     if missing:
         named = list(filter(None, header))
         first = f"is: {', '.join(named)}" if named else "is empty"
-        what = f"{where}: no column {' or '.join(missing)}; the first row {first}"
-        if len(named) == 1:
+        what = f"{where}: no column {' or '.join(missing)}; the first row, which has to name the columns, {first}"
+        if len(named) < 2 and len(missing) == 2:
             raise TinyGPTError(what, "delete what is above the names of the columns")
         raise TinyGPTError(what, " ".join(map(suggest.quoted, column_flags(named, config))))
+    width = max(place for place, name in enumerate(header, start=1) if name)
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
+    noted = False
     for number, row in rows:
-        cells = list(itertools.zip_longest(header, row, fillvalue=""))
-        if unnamed := next((cell.strip() for name, cell in cells if not name and cell.strip()), ""):
-            yield number, f"{unnamed[:40]!r} is in a column without a name (text with a separator needs double quotes)"
-        elif any(cell.strip() for _, cell in cells):
-            yield number, dict(cells)
+        beyond = next(filter(None, map(str.strip, row[width:])), "")
+        if beyond and ending == ".csv":
+            why = "put text with a separator in double quotes, or name the column"
+            yield number, f"{beyond[:40]!r} is to the right of the named columns: {why}"
+            continue
+        if beyond and not noted:
+            print(f"note: {where} row {number}: {beyond[:40]!r} is to the right of the named columns, and is not read")
+            noted = True
+        if any(map(str.strip, row)):
+            yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 
 
 def column_flags(named: list[str], config: PrepareConfig) -> list[str]:
-    """The flags that name the columns of prompts and responses: by their names in another case, or the only two."""
+    """The flags that name the columns of prompts and responses, as far as their names tell."""
     flags = {"prompt_field": config.prompt_field, "response_field": config.response_field}
     for flag, field in flags.items():
         same = [name for name in named if name.casefold() == field.casefold()]
         flags[flag] = field if field in named else same[0] if len(same) == 1 else "COLUMN"
-    if len(named) == 2 and set(flags.values()) == {"COLUMN"}:
-        flags = dict(zip(flags, named, strict=True))
     return [f"--{flag}={name}" for flag, name in flags.items()]
 
 

@@ -137,12 +137,13 @@ def check_dataset(folder: Path) -> bool:
 def check_resume(config: CheckConfig) -> int:
     """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=resume; compare."""
     iterations = config.iterations
-    settings = read_config(find_config(config.resume))
+    preset = find_config(config.resume)
+    settings = read_config(preset)
     base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
     name = "finetune" if base else suggest.training_command(settings)
     hashes = {}
     with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
-        command = [sys.executable, "-m", "tinygpt", name, config.resume, *base, f"--data_dir={config.data_dir}"]
+        command = [sys.executable, "-m", "tinygpt", name, str(preset), *base, f"--data_dir={config.data_dir}"]
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
         command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
         command += ["--patience=0", "--watch=False"]

@@ -364,7 +364,7 @@ def make_report(
         calibration_error=error,
         bins=bins,
         mistakes=mistakes,
-        note=note or word_note,
+        note="; ".join(dict.fromkeys(filter(None, (note, word_note)))),
     )
 
 

@@ -1,6 +1,6 @@
 """The 95 % confidence interval of a share of n cases.
 
-It is the score interval of Wilson (1927), which is right for few cases, and for shares of 0 and 1, where the standard
+It is the score interval of Wilson (1927), which also holds for few cases and for shares of 0 and 1, where the standard
 error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasGupta 2001).
 
     percent(1.0, 5)          # "100.0 % (57 to 100)"

@@ -94,9 +94,7 @@ class FineTuning(Method):
             if dataset is not None:
                 rows = before.get(f"{name}_rows", 0)
                 measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
-                found[f"{name}_loss"] = measured.loss
-                if measured.rows < measured.of:
-                    found |= {f"{name}_error": measured.error, f"{name}_rows": measured.rows, f"{name}_of": measured.of}
+                found |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
         source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
         pairs = source.texts(tokenizer)
         if pairs:
@@ -116,7 +114,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
             raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
         return None
     try:
-        found = Dataset(config.data_dir, config.base_dataset)
+        found = Dataset(start.data_dir or config.data_dir, config.base_dataset)
         adopted = found.adopt_tokenizer(dataset.tokenizer)
         found.require(config.block_size)
     except TinyGPTError:
@@ -163,7 +161,7 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def sample_note(key: str, after: dict[str, Any]) -> str:
     """Say how a loss was sampled; empty if it was measured on the complete split."""
     error, rows, of = (after.get(key.replace("loss", part)) for part in ("error", "rows", "of"))
-    return "" if rows is None else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
+    return "" if rows == of else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
 
 
 def short(text: str) -> str:

@@ -56,8 +56,8 @@ class Pretrained:
 class StockClass:
     """One row of the table: a class of transformers, and what it has of a GPT's options.
 
-    It expresses a GPT whose fields have, in one of the alternatives of `options`, the values there. Of the other fields
-    of `keys` and of EVERYWHERE it expresses every value, of all further fields only the default.
+    A class can express a GPT whose options match one of the alternatives in `options`. A field that is only in `keys`
+    or EVERYWHERE may have any value; every other field must have its default.
     """
 
     model_type: str
@@ -203,8 +203,9 @@ def stock_name(config: GPTConfig) -> str:
     every = dict.fromkeys(itertools.chain(lacks, *(options for options, _ in lacking)))
     groups = itertools.chain.from_iterable(itertools.combinations(every, size + 1) for size in range(len(every)))
     first, *others = next(group for group in groups if all({*group} & {*options} for options, _ in lacking))
+    what = "combination" if others else "option"
     raise TinyGPTError(
-        f"{first}{' with ' if others else ''}{' and '.join(others)}: no model class of transformers has this option; "
+        f"{first}{' with ' if others else ''}{' and '.join(others)}: no model class of transformers has this {what}; "
         f"the nearest, {nearest}, lacks {' and '.join(lacks)}",
         "train with configs/portable.yaml, which can be exported in every format",
     )

@@ -1,4 +1,4 @@
-"""`tinygpt ask`: answer questions from the documents of an index (retrieval-augmented generation, Lewis et al. 2020).
+"""`tinygpt ask`: search an index for passages, and answer from them (RAG, Lewis et al. 2020).
 
 The index finds passages, and a model reads them. `ask` abstains, with the answer "not in the documents", if the model
 says so, if its answer is too improbable, or if no passage has enough in common with the question. `--questions`

@@ -170,7 +170,7 @@ def open_run(
 ) -> Run:
     """Set up a run, which `stack` closes. Mistakes of the user are found before any file is written."""
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
-    dataset = Dataset(config.data_dir, config.dataset)
+    dataset = Dataset(start.data_dir or config.data_dir, config.dataset)
     check_processes(config, ranks)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(Path(config.out_dir) / name)

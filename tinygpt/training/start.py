@@ -34,6 +34,7 @@ class Start(NamedTuple):
     state: store.Checkpoint | None = None
     resuming: bool = False
     where: str = ""  # name of the checkpoint in messages
+    data_dir: str = ""  # of a run that is resumed from another folder; the configuration keeps its own
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def starting_point(config: TrainConfig) -> Start:
     checkpoint.
     """
     if resumes(config):
-        return Start(load_run_to_resume(config), True, f"{config.out_dir}/last.pt")
+        state = load_run_to_resume(config)
+        place = data_dir(config, state.config, config.out_dir) if "data_dir" not in config.given else ""
+        return Start(state, True, f"{config.out_dir}/last.pt", place)
     require_dataset_choice(config)
     if not config.eval_only:
         refuse_other_models(Path(config.out_dir))
@@ -131,8 +134,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
                 f"drop {name}, or start from the weights alone: {from_weights}",
             )
     # also not restored: output folder, logging and watching, because the file may come from a stranger
-    kept = {*config.given, "config", "quiet", "out_dir", "data_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
-    config.data_dir = data_dir(config, state.config, last)
+    kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         kept.add("decay_lr")  # a stored False would make the rate constant
     for field in dataclasses.fields(config):

@@ -285,7 +285,8 @@ def freshest(found: Measured) -> Verdict:
         f"({duration(alone)}), after which {100 * after:.0f} % are right about unchanged facts, instead of "
         f"{100 * before:.0f} %.",
         "documents, if the update of the index is faster than training again, and gives as many right answers about "
-        f"changed facts, or at most {100 * NEAR:.0f} percentage points fewer",
+        f"changed facts, or at most {100 * NEAR:.0f} percentage points fewer; fine-tuning on the changes alone "
+        "is shown, not advised",
     )
 
 
@@ -315,6 +316,6 @@ def private(results: Results) -> Verdict:
         f"Python reported {used} attempts to use the network while the systems answered."
         if used
         else "No system used the network while it answered.",
-        "the number of connections and name lookups that Python reported; what the weights memorised is in the files "
-        "that you share (tinygpt lab canary)",
+        "the number of connections and name lookups that Python reported; this does not show what the weights have "
+        "memorised (tinygpt lab canary does)",
     )
