@@ -62,7 +62,7 @@ class Forecast(NamedTuple):
         if self.loss:
             lines.append(f"loss:        {loss_text(self.loss)} nats per token, on the validation split")
         elif self.at_most is not None:
-            said = f"{bound_text(self.at_most)} nats per token at the best evaluation: the loss of the longest pilot"
+            said = f"probably {bound_text(self.at_most)} nats per token at the best evaluation (the loss of the pilot)"
             lines.append(f"loss:        {said}")
             lines.append(f"note:        the loss is not predicted: {self.no_loss}")
         else:
@@ -153,7 +153,8 @@ def compared(
             made.append(Comparison(what, form(said), f"{text(actual)} ({inside})"))
         elif what == "validation loss" and is_number(bound):
             least = best["val_loss"] - 2 * number(best.get("val_loss_se"))  # what is above may be chance
-            result = f"{text(best['val_loss'])} ({'held' if least <= bound else 'did not hold'})"
+            above = "above it by less than two standard errors" if least <= bound else "did not hold"
+            result = f"{text(best['val_loss'])} ({'held' if best['val_loss'] <= bound else above})"
             made.append(Comparison(f"best {what}", bound_text(bound), result))
         elif what == "validation loss" and plan.get("no_loss"):
             made.append(Comparison(what, f"not predicted: {plan['no_loss']}", text(actual)))

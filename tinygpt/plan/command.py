@@ -74,6 +74,8 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         no_loss = "--time_only was given" if time_only else pilots.refusal(run.config, run.passes, run.pairs)
         if not time_only:
             done = loss_pilots(run, costs, done, predictable=not no_loss)
+            if no_loss and not pilots.bounding(run.config):
+                no_loss += f"; for an upper bound it needs {pilots.BOUNDED}"
         latest = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks])
         forecast = predicted(run, latest, () if time_only else done, no_loss)
         store(run, costs, done, forecast)

@@ -10,8 +10,8 @@ and the noise were chosen on the development runs of docs/SCALING.md, not on the
 The law holds only for a model that has beaten the n-gram baselines. Before that, its loss stays near the bigram
 baseline, and then falls by an amount that the pilots cannot show.
 
-A longer run with the same schedule reaches a lower loss, whatever the law. So the loss of the longest pilot is an upper
-bound for that of the run, as long as the pilots themselves fall.
+A longer run with a schedule of the same shape usually reaches a lower loss, even where the power law does not hold. So
+the loss of the longest pilot serves as an upper bound, if the losses of the pilots fall.
 
     predict([62, 125, 250], [2.06, 1.94, 1.84], 2000)       # Interval(value=1.63, low=1.56, high=1.71)
 """
@@ -32,7 +32,7 @@ BEND = 1.5  # a fall that grows by more than this factor from one doubling to th
 
 def rising(losses: Sequence[float]) -> str:
     """Say why the longest pilot's loss is not even an upper bound; empty if it is. losses: ordered by length."""
-    if losses[-1] > min(losses):
+    if losses[-1] > min(losses) or (len(losses) > 1 and losses[-1] >= losses[0]):
         return f"the loss does not fall with longer pilots: {', then '.join(f'{loss:.3f}' for loss in losses)}"
     return ""
 

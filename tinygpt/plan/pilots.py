@@ -4,9 +4,9 @@ A run cannot be predicted from its own beginning, because the decay of the learn
 end. A short run with its own warm-up and decay can be compared with a long one (Hoffmann et al. 2022, appendix B;
 Porian et al. 2024). Its loss is measured on the complete validation split.
 
-If the loss cannot be predicted, whatever the pilots show, the beginning of the run still gives an upper bound: a run
-keeps the weights of its best evaluation, even if it memorises its data later. A short run with a decay gives none: its
-loss may be lower than the best of a long run that overfits before it decays.
+If the loss cannot be predicted, whatever the pilots show, the beginning of the run still gives an upper bound, because
+a run keeps the weights of its best evaluation. A short run with a decay gives a bound only if the run makes few passes
+over its data: a long run that overfits before it decays may never reach that loss.
 
     config = shortened(config, 32, Path("out/.plan-pilots"))
     pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
@@ -31,6 +31,7 @@ from tinygpt.training.build import choose_compute
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
 BEGINNING = 4  # without a prediction, the only pilot is the first quarter of the run itself, which costs about as much
 SHORTEST = 20  # iterations of a pilot; a shorter one is little more than its warm-up
+BOUNDED = f"{BEGINNING * SHORTEST} iterations, and an evaluation in the first third of them"
 MOST_PASSES = 8  # over the training data; see docs/SCALING.md
 
 
@@ -81,11 +82,18 @@ def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list
     empty if that is too short."""
     if predictable:
         return [shortened(config, part, folder) for part in PARTS]
-    length = config.max_iters // BEGINNING
-    length = length - length % config.eval_interval or length  # where the run itself is evaluated
+    length = bounding(config)
     decay = config.lr_decay_iters or config.max_iters
-    enough = config.max_iters >= BEGINNING * SHORTEST
-    return [pilot(config, length, folder, config.warmup_iters, decay)] if enough else []
+    return [pilot(config, length, folder, config.warmup_iters, decay)] if length else []
+
+
+def bounding(config: TrainConfig) -> int:
+    """The iteration of the evaluation whose loss bounds that of the best one: the last in the first quarter of the run,
+    or else the first one in its first third; 0 if there is none. Between two evaluations, no weights are kept."""
+    if config.max_iters < BEGINNING * SHORTEST:
+        return 0
+    quarter, interval = config.max_iters // BEGINNING, config.eval_interval
+    return quarter - quarter % interval or interval * (3 * interval <= config.max_iters)
 
 
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
