@@ -193,7 +193,10 @@ def test_a_bound_is_the_loss_of_an_evaluation_that_the_run_makes(work: Path, int
         assert planned.status == 0 and "at most" not in planned.out
 
 
-@pytest.mark.parametrize(("below", "verdict"), [(0.0, "held"), (1.9, "above it by less than two standard errors"), (2.1, "did not hold")])
+@pytest.mark.parametrize(
+    ("below", "verdict"),
+    [(0.0, "held"), (1.9, "above it by less than two standard errors"), (2.1, "did not hold")],
+)
 def test_a_bound_that_did_not_hold(run_copy: Path, below: float, verdict: str) -> None:
     """Beyond what two standard errors of the best evaluation may be by chance."""
     evaluations = [entry for entry in read_metrics(run_copy / "out") if entry["kind"] == "eval"]
