@@ -219,7 +219,7 @@ def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"], 2)
-    assert answers is None and note == "the n-gram baseline needs scikit-learn: pip install scikit-learn"
+    assert answers is None and note == "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     report = sample_report()
     assert set(report.results) == {"model", "normalised", "majority"}
     assert f"({note})" in report.text() and "\nn-gram baseline" not in report.text()

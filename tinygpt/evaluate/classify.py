@@ -191,7 +191,7 @@ def ngram_classifier(
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        return None, f"the {ROWS[kind]} needs scikit-learn: pip install scikit-learn"
+        return None, "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     vectorizer = TfidfVectorizer(**LINEAR[kind], sublinear_tf=True)
     try:
         with tqdm(desc=f"training the {ROWS[kind]}", bar_format="{desc} ...", leave=False, disable=None):
