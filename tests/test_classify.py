@@ -311,6 +311,14 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own).groups == {}
 
 
+def test_a_rate_without_cases_is_not_shown_as_0() -> None:
+    examples = [("a", "x"), ("b", "x"), ("c", "y")]
+    total = np.log([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.9, 0.05, 0.05]])  # always x; z is not in the split
+    shown = make_report("toy", "test", examples, ["x", "y", "z"], total, np.full(3, 2), examples).matrix_lines()
+    assert [line.split()[-1] for line in shown[2:5]] == ["1.00", "0.00", "-"]
+    assert shown[5].split() == ["precision", "0.67", "-", "-"]
+
+
 @pytest.mark.parametrize("name", ["country of {}", "{} and what else may be asked"], ids=["alike", "telling"])
 def test_twelve_labels_fit_into_100_columns(name: str) -> None:
     labels = tuple(name.format(letter * 4) for letter in "abcdefghijkl")

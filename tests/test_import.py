@@ -389,6 +389,11 @@ def test_a_checkpoint_needs_no_import(work: Path) -> None:
     for source in ("adapter", "adapter/adapter.pt"):
         message = refused(work, "import", source, "--out_dir=new")
         assert "already is a LoRA adapter" in message and "sample --ckpt BASE --adapter" in message
+    for name in ("out-base/ckpt.pt", "adapter/adapter.pt"):
+        whole = (work / name).read_bytes()
+        (work / name).write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+        for source in (name, name.split("/")[0]):
+            assert f"{name}: damaged" in refused(work, "import", source, "--out_dir=new")
 
 
 def refused_over_a_run(work: Path) -> str:

@@ -332,7 +332,7 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     assert share("after: search", "changed", "right") > 0.5 and share("after: majority", "fact", "right") < 0.4
     again = results["update: again, seed 1"]  # it was killed and resumed: both parts count
     assert again["seconds"] == max(entry["seconds"] for entry in read_metrics(quick / "out/seed-1/again"))
-    assert "verdict: No system used the network while it answered." in said and "(tinygpt lab canary)" in said
+    assert "verdict: No system used the network while it answered." in said and "(tinygpt lab canary does)" in said
     assert "with training the closed-book model again" in " ".join(said.split())
     assert results["update: index, seed 1"]["seconds"] < results["update: again, seed 1"]["seconds"]
 

@@ -302,8 +302,11 @@ class Report:
         rates = [self.per_label[label] for label in self.labels]
         for label, counts, rate in zip(labels, self.confusion, rates, strict=True):
             cells = "".join(f"{count or '·':>{width}}" for count in counts)
-            lines.append(f"{cut(label, left - 1):<{left}}{cells}{rate['recall']:>8.2f}")
-        return [*lines, f"{'precision':<{left}}" + "".join(f"{rate['precision']:>{width}.2f}" for rate in rates)]
+            recall = f"{rate['recall']:.2f}" if rate["support"] else "-"
+            lines.append(f"{cut(label, left - 1):<{left}}{cells}{recall:>8}")
+        answered = zip(rates, self.confusion.sum(axis=0), strict=True)
+        precisions = (f"{rate['precision']:.2f}" if count else "-" for rate, count in answered)
+        return [*lines, f"{'precision':<{left}}" + "".join(f"{precision:>{width}}" for precision in precisions)]
 
 
 def make_report(

@@ -49,12 +49,12 @@ def evaluate(config: EvalConfig) -> None:
         if Path(place, name).exists():
             raise
         raise TinyGPTError(error.message, f"--data_dir=FOLDER of the datasets, or {error.hint}") from None
-    if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.is_of(checkpoint.data):
-        terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
     if checkpoint.tokenizer is not None:
         hint = "evaluate on the dataset it was trained on, or train on this one"
         dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)
     checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
+    if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.is_of(checkpoint.data):
+        terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = for_inference(checkpoint, compute, config.fast)
     if not dataset.labels and (prompts or (config.task and not dataset.pairs)):

@@ -4,7 +4,6 @@ tinygpt import smollm2 --out_dir out-smollm2
 tinygpt export --ckpt out/ckpt.pt --format gguf
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -78,13 +77,17 @@ def refuse_own(source: Path) -> None:
     """Errors: TinyGPTError for a checkpoint or an adapter that needs no import, or the folder of a run."""
     folder = source.is_dir() and not (source / "config.json").exists()
     for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
+        problems: list[TinyGPTError] = []
         for read, flags in ((store.load, ["--ckpt"]), (store.read, ["--ckpt", "BASE", "--adapter"])):
-            needless = False
-            with contextlib.suppress(TinyGPTError):
-                needless = bool(read(path))
-            if needless:
+            try:
+                read(path)
+            except TinyGPTError as error:
+                problems.append(error)
+            else:
                 what = f"{path} already is a {'checkpoint' if read is store.load else 'LoRA adapter'} of tinygpt"
                 raise TinyGPTError(f"{what}, which needs no import", suggest.command("sample", *flags, path))
+        if path.suffix == ".pt" and path.exists():
+            raise problems[0]  # damaged, for example
 
 
 def require_finite(weights: dict[str, Tensor], source: Path) -> None:
