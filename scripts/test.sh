@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# bash scripts/test.sh [PYTEST OPTIONS]: lint, types and tests, in .venv (made if it is missing).
+# bash scripts/test.sh [PYTEST OPTIONS]: lint, types and the everyday tests, in .venv (made if it is missing).
+# bash scripts/test.sh --all [PYTEST OPTIONS]: also the slow tests, such as the complete notebook, the proofs and the labs.
 . "$(dirname "$0")/common.sh"
+everyday=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+    everyday=()
+    shift
+fi
 make_venv
 install dev,offline
 install_smollm2
@@ -15,5 +21,5 @@ step "ruff"
 step "mypy"
 "$bin/mypy"
 step "pytest"
-# A process for each core; the tests of one file in one process, which makes the runs that they share once.
-"$bin/python" -m pytest -n "$(nproc)" --dist=loadfile "$@"
+# A process for each core; the tests of one file in one process, and the files that take longest first (conftest.py).
+"$bin/python" -m pytest -n auto --dist=loadfile --no-loadscope-reorder ${everyday[@]+"${everyday[@]}"} "$@"

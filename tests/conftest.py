@@ -1,6 +1,8 @@
 """Shared by the tests: the command line (in a new process, or inside this one), a small dataset, a short run.
 
-The folders of `tiny_data` and `tiny_run` are made once per session and only read; `run_copy` is a copy to write in.
+What takes long to make is made once by `shared`, for all processes of pytest-xdist, and only read; `run_copy` is a copy
+to write in. A test that takes seconds, and repeats what a quicker one shows in principle, is marked `slow`:
+`bash scripts/test.sh` leaves it out, `bash scripts/test.sh --all` does not.
 """
 
 import contextlib
@@ -23,6 +25,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
 
@@ -191,14 +194,48 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]]]:
     return sent
 
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with text.txt and data/tiny, a prepared character dataset."""
-    folder = tmp_path_factory.mktemp("tiny_data")
-    (folder / "text.txt").write_text(tiny_text())
-    result = cli_here("prepare", "tiny", "--input=text.txt", cwd=folder)
-    assert result.status == 0, result.err
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """`shared(name, make)`: the folder `name`, which `make(folder)` fills once for all processes of the tests.
+
+    It is only read afterwards. Another process that needs it waits.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        place, done = root / name, root / f"{name}.done"
+        root.mkdir(exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(place, ignore_errors=True)  # of an attempt that failed
+                place.mkdir()
+                make(place)
+                done.touch()
+        return place
+
     return folder
+
+
+def ok(folder: Path, *args: str | Path) -> Result:
+    """Run `tinygpt ARGS` inside this process, in this folder; it must succeed."""
+    result = cli_here(*args, cwd=folder)
+    assert result.status == 0, (args, result.out, result.err)
+    return result
+
+
+@pytest.fixture(scope="session")
+def tiny_data(shared: Shared) -> Path:
+    """A working folder with text.txt and data/tiny, a prepared character dataset."""
+
+    def make(folder: Path) -> None:
+        (folder / "text.txt").write_text(tiny_text())
+        ok(folder, "prepare", "tiny", "--input=text.txt")
+
+    return shared("tiny_data", make)
 
 
 @pytest.fixture
@@ -209,13 +246,14 @@ def work(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tiny_data: Path, shared: Shared) -> Path:
     """A working folder with data/tiny and out/, the run of TINY_TRAIN: 20 iterations, dropout on, 2 evaluations."""
-    folder = tmp_path_factory.mktemp("tiny_run")
-    shutil.copytree(tiny_data, folder, dirs_exist_ok=True)
-    result = cli_here(*TINY_TRAIN, cwd=folder)
-    assert result.status == 0, result.err
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_data, folder, dirs_exist_ok=True)
+        ok(folder, *TINY_TRAIN)
+
+    return shared("tiny_run", make)
 
 
 @pytest.fixture
@@ -228,13 +266,16 @@ GERMAN = {"red": "rot", "green": "gruen", "blue": "blau"}
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(shared: Shared) -> Path:
     """A working folder with models that have learned something, for `tinygpt serve`, and an adapter of each:
 
     out (text, learned positions, a context of 16), out-lora (repeats the colour of a prompt), out-colours (the same as
     a complete model, relative positions, a context of 20), out-german (its adapter; answers in German).
     """
-    folder = tmp_path_factory.mktemp("models")
+    return shared("models", make_models)
+
+
+def make_models(folder: Path) -> None:
     (folder / "text.txt").write_text(tiny_text())
     for name, words in (("colours", {word: word for word in GERMAN}), ("german", GERMAN)):
         pairs = [{"prompt": f"{n:03} {word}", "response": words[word]} for n in range(60) for word in GERMAN]
@@ -253,9 +294,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["finetune", "--dataset=colours", "--ckpt=out", "--out_dir=out-lora", *lora],
         ["finetune", "--dataset=german", "--ckpt=out-colours", "--out_dir=out-german", *lora],
     ):
-        result = cli_here(*command, cwd=folder)
-        assert result.status == 0, (command, result.err)
-    return folder
+        ok(folder, *command)
 
 
 @pytest.fixture

@@ -24,7 +24,12 @@ from conftest import cli_here, listing
 from tinygpt.data.query import MAX_ROWS, Guard, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
 
-EXAMPLES = sql.make(1337)
+
+@functools.cache
+def examples() -> dict[str, list[tuple[str, str]]]:
+    return sql.make(1337)
+
+
 SHA256 = "fe2f945910ea327977f8676274003364b0383b44823ea289b229c6e527f62426"
 ROWS = {
     table: sql.database().execute(f"select * from {table}").fetchall() for table in ("clients", "accounts", "payments")
@@ -192,7 +197,7 @@ def test_a_harmless_query_runs(query: str) -> None:
 
 
 def test_the_runner_agrees_with_sqlite() -> None:
-    for _, query in EXAMPLES["test"]:
+    for _, query in examples()["test"]:
         assert run_query(sql.database(), query).rows == sql.database().execute(query).fetchall()
 
 
@@ -285,7 +290,7 @@ def oracle(prompt: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_expected_query_answers_its_question(split: str) -> None:
-    for prompt, query in EXAMPLES[split]:
+    for prompt, query in examples()[split]:
         rows = sql.answer(query).rows
         assert rows and rows[0][-1] and same_rows(oracle(prompt), rows, ordered=" order by " in query), (prompt, query)
 
@@ -297,16 +302,16 @@ def test_the_oracle_reads() -> None:
 
 
 def test_sizes_lengths_and_the_seed() -> None:
-    assert {split: len(pairs) for split, pairs in EXAMPLES.items()} == sql.SIZES
-    for pairs in EXAMPLES.values():
+    assert {split: len(pairs) for split, pairs in examples().items()} == sql.SIZES
+    for pairs in examples().values():
         for prompt, query in pairs:
             assert len(prompt) + len(query) + 3 <= 160 and (prompt + query).isascii() and prompt.strip() == prompt
             assert query == query.strip() and query.startswith("select ")
-    assert hashlib.sha256(json.dumps(EXAMPLES).encode()).hexdigest() == SHA256
+    assert hashlib.sha256(json.dumps(examples()).encode()).hexdigest() == SHA256
 
 
 def test_prompts_and_values_of_val_and_test_are_not_in_train() -> None:
-    texts = {split: [prompt for prompt, _ in pairs] for split, pairs in EXAMPLES.items()}
+    texts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples().items()}
     held_out = texts["val"] + texts["test"]
     assert len(set(held_out)) == len(held_out) and not set(held_out) & set(texts["train"])
     bank = "|".join(re.escape(name) for name in [*sql.client_names(), *sql.CITIES])
@@ -319,7 +324,7 @@ def test_prompts_and_values_of_val_and_test_are_not_in_train() -> None:
 
 
 def test_every_query_runs() -> None:
-    for _, query in EXAMPLES["train"][:2000]:
+    for _, query in examples()["train"][:2000]:
         assert not sql.answer(query).error
 
 
@@ -327,7 +332,7 @@ def test_every_shape_of_query_has_its_share_of_train_and_of_test() -> None:
     """Drawing again where a near miss gives equal rows must not leave a shape out of test, or use it up for train."""
     shares = {
         split: Counter(re.sub(r"'[^']+'|\d+", "_", re.sub(r"(sum|avg|max|min)\(", "_(", query)) for _, query in pairs)
-        for split, pairs in EXAMPLES.items()
+        for split, pairs in examples().items()
     }
     assert shares["train"].keys() == shares["test"].keys() and len(shares["test"]) > 25
     for shape, count in shares["train"].items():
@@ -345,10 +350,10 @@ def test_half_of_test_has_new_wordings() -> None:
             text = text.replace(value, "_")
         return text
 
-    train = {wording(*pair) for pair in EXAMPLES["train"][:15_000]}
-    new = {split: [wording(*pair) not in train for pair in EXAMPLES[split]] for split in ("val", "test")}
+    train = {wording(*pair) for pair in examples()["train"][:15_000]}
+    new = {split: [wording(*pair) not in train for pair in examples()[split]] for split in ("val", "test")}
     assert not any(new["val"])
-    assert [sql.wording(prompt) == "new wordings" for prompt, _ in EXAMPLES["test"]] == new["test"]
+    assert [sql.wording(prompt) == "new wordings" for prompt, _ in examples()["test"]] == new["test"]
     assert 0.45 < np.mean(new["test"]) < 0.55
 
 
@@ -362,7 +367,7 @@ def accuracy(pairs: list[tuple[str, str]], responses: list[str]) -> tuple[float,
 
 
 def test_expected_queries_score_everything_and_others_little() -> None:
-    pairs = EXAMPLES["test"][:500]
+    pairs = examples()["test"][:500]
     queries = [query for _, query in pairs]
     assert accuracy(pairs, queries) == (1, 1)
     rewritten = [re.sub(r"(\w+) = ('[^']+')", r"\2 = \1", query.replace("select", "SELECT")) + ";" for query in queries]
@@ -370,14 +375,14 @@ def test_expected_queries_score_everything_and_others_little() -> None:
     shifted = [*queries[1:], queries[0]]
     runs, right = accuracy(pairs, shifted)
     assert runs == 1 and right < 0.01
-    constant = Counter(query for _, query in EXAMPLES["train"]).most_common(1)[0][0]
+    constant = Counter(query for _, query in examples()["train"]).most_common(1)[0][0]
     assert accuracy(pairs, [constant] * len(pairs))[1] < 0.01
     assert accuracy(pairs, ["drop table clients"] * len(pairs)) == (0, 0)
 
 
 def test_queries_of_the_same_kind_about_something_else_score_little() -> None:
     shapes: dict[str, list[tuple[str, str]]] = {}
-    for prompt, query in EXAMPLES["test"]:
+    for prompt, query in examples()["test"]:
         shapes.setdefault(re.sub(r"'[^']+'|\d+", "_", query), []).append((prompt, query))
     right = []
     for pairs in shapes.values():
@@ -402,7 +407,7 @@ MISTAKES: list[tuple[str, str]] = [  # what a near miss replaces, and by what
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
 def test_a_near_miss_is_wrong(number: int) -> None:
     wrong = 0
-    for prompt, query in EXAMPLES["test"][:250]:
+    for prompt, query in examples()["test"][:250]:
         other = re.sub(MISTAKES[number][0], MISTAKES[number][1], query, count=1)
         same = {other, other.replace("total(", "sum(")}
         if query not in same and not other.startswith(query.split(" limit ")[0] + " limit 0"):
@@ -456,7 +461,7 @@ def test_groups_are_parts_of_the_whole(trained: Path, monkeypatch: pytest.Monkey
     """With scores that half of the examples pass: the overall share is the mean of the groups."""
     from dataclasses import replace
 
-    passes = {prompt: len(prompt) % 2 == 0 for prompt, _ in EXAMPLES["test"]}
+    passes = {prompt: len(prompt) % 2 == 0 for prompt, _ in examples()["test"]}
     judge = replace(TASKS["sql"], scores=lambda prompt, expected, response: {"even": len(prompt) % 2 == 0})
     assert passes
     monkeypatch.setitem(TASKS, "sql", judge)
