@@ -4,10 +4,10 @@
     python scripts/mutants.py draw 60 --seed=1   choose mutants at random, and add them to tests/mutants.jsonl
     python scripts/mutants.py run                the tests of each mutant's line, until one fails; prints a table
 
-`trace` passes what follows `--` to pytest, for a part of the suite: `trace -- -m "not slow"`. A mutant has survived when
-all tests of its line have passed, or after five minutes. Tests that execute the line come first (the quick ones before
-the slow ones), then the others of their files, which may use what those have made; of a file that is not Python, all
-tests of the files that `tests` names. Child processes count: coverage starts in each of them.
+`trace` passes what follows `--` to pytest, for a part of the suite: `trace -- -m "not slow"`. A mutant has survived
+when all tests of its line have passed, or after five minutes. Tests that execute the line come first (the quick ones
+before the slow ones), then the others of their files, which may use what those have made; of a file that is not
+Python, all tests of the files that `tests` names. Child processes count: coverage starts in each of them.
 
 A tool such as mutmut or cosmic-ray does not fit: much of this project is tested in child processes, which mutmut's
 choice of tests does not see, and cosmic-ray would run the whole suite for each mutant.
