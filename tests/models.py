@@ -1,6 +1,7 @@
 """Small models with every option of the model, on both paths, for the tests of the model and of its exporters."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -32,8 +33,57 @@ TOGETHER: list[dict[str, Any]] = [
     *({"position": position, "qk_norm": True, "token_shift": True, "bigram_table": True} for position in POSITIONS),
 ]
 OPTIONS: list[dict[str, Any]] = [{}, *ALONE, *TOGETHER]
-every_option = pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "gpt2"
+
+
+def pairwise(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These cases, and more, until each two values of two options are together in one of them."""
+    usual = {name: getattr(SMALL, name) for name in CHOICES}
+    missing = {
+        ((one, x), (other, y))
+        for (one, xs), (other, ys) in itertools.combinations(CHOICES.items(), 2)
+        for x, y in itertools.product(xs, ys)
+    }
+    for case in cases:
+        missing -= {*itertools.combinations((usual | case).items(), 2)}
+    while missing:
+        case = dict(min(missing, key=str))
+        for name, values in CHOICES.items():
+            if name not in case:
+                met = [sum({(name, value), one} in map(set, missing) for one in case.items()) for value in values]
+                case[name] = values[met.index(max(met))]
+        missing -= {*itertools.combinations({name: case[name] for name in CHOICES}.items(), 2)}
+        cases = [*cases, {name: value for name, value in case.items() if value != usual[name]}]
+    return cases
+
+
+def parametrized(cases: list[dict[str, Any]], everyday: int) -> Any:
+    """A mark for the argument `options`; the cases after the first ones are slow."""
+    slow = [pytest.param(options, marks=pytest.mark.slow) for options in cases[everyday:]]
+    return pytest.mark.parametrize(
+        "options", [*cases[:everyday], *slow], ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "gpt2"
+    )
+
+
+every_option = parametrized(OPTIONS, len(OPTIONS))  # one after the other
+# Together: each two values are in one of the cases. The first four have each value at least once.
+every_pair = parametrized(
+    pairwise(
+        [
+            {},
+            MODERN
+            | {"qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False, "norm_eps": 0.1, "rope_base": 50.0},
+            {"position": "alibi", "activation": "relu2", "bias": True, "token_shift": True, "bigram_table": True},
+            {
+                "activation": "gelu_tanh",
+                "bias": True,
+                "zero_init": True,
+                "qk_norm": True,
+                "n_kv_head": 1,
+                "mlp_width": 40,
+            },
+        ]
+    ),
+    everyday=4,
 )
 every_path = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 

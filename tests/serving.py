@@ -1,57 +1,87 @@
-"""A real `tinygpt serve` process, clients of it, and what its answers are compared with.
+"""`tinygpt serve` in a thread of this process or in one of its own, clients of it, and what its answers are compared with.
 
-with serving(folder, "--ckpt=out") as server:
+with serving_here(folder, "--ckpt=out") as server:
     server.client().completions.create(model="out", prompt="the king")
-    server.wait_until_idle()
 """
 
 import contextlib
+import io
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from conftest import PATIENCE, cli_here, until
 from openai import OpenAI
 
+from tinygpt.cli import main
+from tinygpt.serve import command
+
 CPU = ["--device=cpu", "--dtype=float32"]
+ADDRESS = re.compile(r"^API: .*:(\d+)/v1.*^stop:", re.M | re.S)
 
 
 class Server:
-    """The process, its address and its output. Until `ready` returns, it may be loading."""
+    """A server in a thread of this process: its address, its output, and clients of it."""
 
-    def __init__(self, folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", **env: str) -> None:
-        self.folder, self.log, self.port, self.key = folder, log, port, key
-        command = [sys.executable, "-m", "tinygpt", "serve", f"--port={port}", *CPU, *flags]
-        with open(log, "wb") as output:
-            self.process = subprocess.Popen(
-                command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env}
-            )
+    def __init__(self, folder: Path, *flags: str, key: str = "") -> None:
+        """Wait until it is ready."""
+        self.folder, self.key, self._out, self.errors = folder, key, io.StringIO(), io.StringIO()
+        found = list[Any]()  # the uvicorn server
+
+        @contextlib.contextmanager
+        def signals(server: Any) -> Iterator[None]:
+            """A thread gets no signals."""
+            found.append(server)
+            yield
+
+        self._thread = threading.Thread(target=main, args=[["serve", "--port=0", *CPU, *flags]], daemon=True)
+        with contextlib.chdir(folder), contextlib.redirect_stdout(self._out), contextlib.redirect_stderr(self.errors):
+            with mock.patch.object(command, "signals", signals):
+                self._thread.start()
+                address = until(lambda: ADDRESS.search(self.output) or self.ended())
+        assert isinstance(address, re.Match), self.output
+        self.port, (self._uvicorn,) = int(address[1]), found
+        logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(self.errors))  # of every server here
 
     @property
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self._out.getvalue() + self.errors.getvalue()
 
-    def ready(self) -> "Server":
-        found = until(lambda: re.search(r"^API: .*:(\d+)/v1.*^stop:", self.output, re.M | re.S) or self.ended())
-        assert isinstance(found, re.Match), self.output
-        self.port = int(found[1])
-        return self
+    @property
+    def app(self) -> Any:
+        return self._uvicorn.config.app
 
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        return not self._thread.is_alive()
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal; returns the exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+    def is_idle(self, seconds: float = 0.3) -> bool:
+        """Whether this process computes nothing."""
+        before = time.process_time()
+        time.sleep(seconds)
+        return time.process_time() - before < 0.02
+
+    def close(self) -> None:
+        self._uvicorn.should_exit = True
+        this_process_stays = mock.patch.object(command, "os", SimpleNamespace(_exit=lambda status: None))
+        with contextlib.redirect_stdout(self._out), this_process_stays:
+            self._thread.join(PATIENCE)
+        assert self.ended() and self._out.getvalue().endswith("stopped\n")
+        logger = logging.getLogger("uvicorn.error")
+        for one in [*logger.filters]:  # which let nothing pass after the end of their server
+            logger.removeFilter(one)
 
     def client(self, **settings: Any) -> OpenAI:
         known = {"api_key": self.key or "none", "max_retries": 0, "timeout": PATIENCE}
@@ -87,6 +117,36 @@ class Server:
         return connection
 
 
+class Process(Server):
+    """A server in a process of its own. Until `ready` returns, it may be loading."""
+
+    def __init__(self, folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", **env: str) -> None:
+        self.folder, self.log, self.port, self.key = folder, log, port, key
+        command = [sys.executable, "-m", "tinygpt", "serve", f"--port={port}", *CPU, *flags]
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env}
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ready(self) -> "Process":
+        found = until(lambda: ADDRESS.search(self.output) or self.ended())
+        assert isinstance(found, re.Match), self.output
+        self.port = int(found[1])
+        return self
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; returns the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
 def first_chunk(connection: socket.socket) -> bytes:
     """Read up to a part of the first chunk of a stream: its headers come while it still waits in the queue."""
     data = b""
@@ -98,10 +158,17 @@ def first_chunk(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
+def serving_here(folder: Path, *flags: str, key: str = "") -> Iterator[Server]:
+    with contextlib.closing(Server(folder, *flags, key=key)) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def serving(
     folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", wait: bool = True, **env: str
-) -> Iterator[Server]:
-    server = Server(folder, log, *flags, port=port, key=key, **env)
+) -> Iterator[Process]:
+    """A server in a process of its own, which is killed at the end."""
+    server = Process(folder, log, *flags, port=port, key=key, **env)
     try:
         yield server.ready() if wait else server
     finally:

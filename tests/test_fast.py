@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here
-from models import every_option, ids, largest, shaken, small
+from models import every_pair, ids, largest, shaken, small
 from torch import Tensor
 
 from tinygpt.checkpoint.store import load, save
@@ -49,12 +49,12 @@ def compare(plain: GPT, fast: GPT, x: Tensor, y: Tensor) -> None:
         assert largest(a.grad - b.grad) < 1e-5 * max(1, largest(a.grad)), name
 
 
-@every_option
+@every_pair
 def test_logits_and_gradients_are_the_plain_models(options: dict[str, Any]) -> None:
     compare(*pair(**options), ids(3, 16), ids(3, 16, seed=1))
 
 
-@every_option
+@every_pair
 @pytest.mark.parametrize("longest", [512, 1024], ids=["fused attention", "written out attention"])
 def test_a_long_context_is_the_plain_models(
     options: dict[str, Any], longest: int, monkeypatch: pytest.MonkeyPatch
@@ -65,7 +65,7 @@ def test_a_long_context_is_the_plain_models(
     compare(*pair(**sizes, **options), ids(1, 600), ids(1, 600, seed=1))
 
 
-@every_option
+@every_pair
 def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
     plain, fast = pair(**options, dropout=0.3)
     found = []
@@ -76,7 +76,7 @@ def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
     assert largest(found[0] - plain.eval()(ids(2, 16))[0]) > 0.01
 
 
-@every_option
+@every_pair
 @torch.inference_mode()
 def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]) -> None:
     from tinygpt.lora import LoRA, attach
@@ -124,7 +124,7 @@ def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] |
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@every_option
+@every_pair
 def test_training_moves_the_weights_as_plain_training_does(options: dict[str, Any], optimizer: str) -> None:
     """torch.optim.Muon multiplies in bfloat16 and the fast path in the run's dtype, hence the tolerance."""
     config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5, weight_decay=0.1)  # type: ignore[arg-type]
@@ -284,7 +284,7 @@ def test_rows_with_dropout_share_no_beginning(of: str, training: bool, monkeypat
     assert len(passes) == (1 if training else 2)
 
 
-@every_option
+@every_pair
 @torch.inference_mode()
 def test_a_packed_model_in_bfloat16_has_the_same_logits(options: dict[str, Any]) -> None:
     if not packs():

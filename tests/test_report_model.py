@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import cli_here
-from models import CHOICES, NEEDS, every_option, ids, largest, shaken, small
+from models import CHOICES, NEEDS, every_pair, ids, largest, shaken, small
 from test_pairs import json_lines
 from torch import Tensor
 
@@ -95,20 +95,21 @@ def node(code: str, **values: Any) -> Any:
 # ---- logits ------------------------------------------------------------------------------------------------------
 
 
-@every_option
-@pytest.mark.parametrize("size", [{}, THREE_HEADS, {"n_head": 4, "n_kv_head": 2}], ids=["2", "3", "4 of 2"])
+@every_pair
 @torch.inference_mode()
-def test_logits_are_pytorchs(options: dict[str, Any], size: dict[str, int]) -> None:
-    model, idx = shaken(small(**size | options), std=0.2), ids(2, 16)
-    packed = {"full": pack(model, SYMBOLS, half=False), "half": pack(model, SYMBOLS)}
-    code = "return [input.full, input.half].map((packed) => input.ids.map((row) => read(packed, row)))"
-    full, half = torch.tensor(node(code, **packed, ids=idx.tolist()))
-    expected, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
-    assert largest(full - expected) < 1e-4
-    assert largest(half - expected) < 2e-2
-    assert largest(half - rounded) < 1e-4  # half precision changes only the weights
-    model.transformer["h"][0].mlp.c_proj.weight[0, 0] += 0.5  # negative control: one weight of thousands
-    assert largest(half - model(idx)[0]) > 2e-2
+def test_logits_are_pytorchs(options: dict[str, Any]) -> None:
+    idx = ids(2, 16)
+    models = [shaken(small(**size | options), std=0.2) for size in ({}, THREE_HEADS, {"n_head": 4, "n_kv_head": 2})]
+    packed = [(pack(model, SYMBOLS, half=False), pack(model, SYMBOLS)) for model in models]
+    code = "return input.packed.map((two) => two.map((packed) => input.ids.map((row) => read(packed, row))))"
+    for model, found in zip(models, node(code, packed=packed, ids=idx.tolist()), strict=True):
+        full, half = torch.tensor(found)
+        expected, rounded = model(idx)[0], copy.deepcopy(model).half().float()(idx)[0]
+        assert largest(full - expected) < 1e-4
+        assert largest(half - expected) < 2e-2
+        assert largest(half - rounded) < 1e-4  # half precision changes only the weights
+        model.transformer["h"][0].mlp.c_proj.weight[0, 0] += 0.5  # negative control: one weight of thousands
+        assert largest(half - model(idx)[0]) > 2e-2
 
 
 @pytest.mark.parametrize("option", ["n_head", *(name for name in CHOICES if name not in ("tie_weights", "zero_init"))])
@@ -132,21 +133,20 @@ def test_another_value_of_an_option_gives_other_logits(option: str) -> None:
         assert all(largest(difference) > (1e-3 if option == "activation" else 0.1) for difference in different)
 
 
-@every_option
-@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
+@every_pair
 @torch.inference_mode()
-def test_every_option_past_the_window(position: str, options: dict[str, Any]) -> None:
-    compare_past_the_window(shaken(small(**THREE_HEADS | options | {"position": position}), std=0.2), 80)
+def test_every_option_past_the_window(options: dict[str, Any]) -> None:
+    relative = "rope" if small(**options).position.embeds else options["position"]
+    compare_past_the_window(shaken(small(**THREE_HEADS | options | {"position": relative}), std=0.2), 80)
 
 
-@pytest.mark.parametrize(
-    "more", [{}, GROUPED, THREE_HEADS | {"qk_norm": True, "token_shift": True, "bigram_table": True}], ids=str
-)
 @relative_positions
 @torch.inference_mode()
-def test_relative_positions_far_past_the_window(position: str, more: dict[str, Any]) -> None:
+def test_relative_positions_far_past_the_window(position: str) -> None:
     """So far that angles without Python's rounding to float32 would differ too much."""
-    compare_past_the_window(shaken(small(position=position, **more), std=0.2), 1000)
+    compare_past_the_window(
+        shaken(small(position=position, **GROUPED, token_shift=True, bigram_table=True), std=0.2), 1000
+    )
 
 
 def test_frequencies_are_those_of_rope() -> None:
@@ -213,7 +213,6 @@ def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False
     return [int(token[0]) for token in tokens]
 
 
-@pytest.mark.parametrize("length", [1, 25])
 @pytest.mark.parametrize(
     "options",
     [
@@ -223,13 +222,14 @@ def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False
     ],
     ids=str,
 )
-def test_greedy_text_is_pythons(options: dict[str, Any], length: int) -> None:
-    model, prompt = shaken(small(**options)), ids(length).tolist()
-    expected = greedy(model, prompt, 200)
-    code = "return greedy(input.packed, input.prompt, 200)"
-    assert node(code, packed=pack(model, SYMBOLS, half=False), prompt=prompt) == expected
+def test_greedy_text_is_pythons(options: dict[str, Any]) -> None:
+    model, prompts = shaken(small(**options)), [ids(length).tolist() for length in (1, 25)]
+    expected = [greedy(model, prompt, 200) for prompt in prompts]
+    code = "return input.prompts.map((prompt) => greedy(input.packed, prompt, 200))"
+    assert node(code, packed=pack(model, SYMBOLS, half=False), prompts=prompts) == expected
     if "block_size" not in options:  # negative control: at the end of a window, the two methods differ
-        assert len(set(expected)) > 5 and greedy(model, prompt, 200, exact_window=True) != expected
+        for prompt, text in zip(prompts, expected, strict=True):
+            assert len(set(text)) > 5 and greedy(model, prompt, 200, exact_window=True) != text
 
 
 def test_greedy_text_of_a_trained_model(tiny_run: Path) -> None:
@@ -291,31 +291,30 @@ return input.ids.map((id) => (state.read(id, true), state.attention.map((heads) 
 """
 
 
-@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "token_shift": True}, GROUPED], ids=str)
 @every_position
 @torch.inference_mode()
-def test_attention_is_the_one_by_hand(position: str, more: dict[str, Any]) -> None:
-    model, idx = shaken(small(position=position, **more)), ids(1, 16)
-    expected = attention_by_hand(model, idx)
-    found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
-    for row, layers in enumerate(found):
-        rows = torch.tensor(layers, dtype=torch.float32)  # (n_layer, n_head, row + 1)
-        torch.testing.assert_close(rows.sum(-1), torch.ones(2, model.config.n_head))
-        torch.testing.assert_close(rows, expected[:, :, row, : row + 1], atol=1e-5, rtol=0)
-    assert largest(expected[0, 0, 15] - expected[0, 1, 15]) > 0.01  # negative control: heads differ
-
-
-@relative_positions
-@torch.inference_mode()
-def test_attention_past_the_window_is_in_the_order_of_positions(position: str) -> None:
-    """One layer, in which a rolled window is the same as one from position 0 (test_decoder.py says why)."""
-    model, idx = shaken(small(n_layer=1, position=position)), ids(1, 40)
-    found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
-    for end in (17, 24, 40):
+def test_attention_is_the_one_by_hand(position: str) -> None:
+    """And past the window in the order of positions: with one layer a rolled window is the same as one from position
+    0 (test_decoder.py says why)."""
+    idx, found = ids(1, 40), []
+    models = [
+        shaken(small(position=position, **more)) for more in ({}, {"qk_norm": True, "token_shift": True}, GROUPED)
+    ]
+    models += [shaken(small(n_layer=1, position=position))]
+    for model in models:
+        length = 40 if model is models[-1] and model.position.relative else 16
+        found = node(ATTENTION, packed=pack(model, SYMBOLS, half=False), ids=idx[0, :length].tolist())
+        expected = attention_by_hand(model, idx[:, :16])
+        for row, layers in enumerate(found[:16]):
+            rows = torch.tensor(layers, dtype=torch.float32)  # (n_layer, n_head, row + 1)
+            torch.testing.assert_close(rows.sum(-1), torch.ones(model.config.n_layer, model.config.n_head))
+            torch.testing.assert_close(rows, expected[:, :, row, : row + 1], atol=1e-5, rtol=0)
+        assert largest(expected[0, 0, 15] - expected[0, 1, 15]) > 0.01  # negative control: heads differ
+    for end in (17, 24, 40) if len(found) == 40 else ():
         rows = torch.tensor(found[end - 1])
         expected = attention_by_hand(model, idx[:, end - 16 : end])[:, :, -1]
         torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
-    assert largest(rows.roll(1, -1) - expected) > 0.01
+        assert largest(rows.roll(1, -1) - expected) > 0.01
 
 
 # ---- the next token ----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ with `tinygpt sample`, so a text that belongs to another request fails.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
@@ -25,11 +24,11 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import cli, cli_here, free_port, listing, refused, until
+from conftest import cli_here, free_port, listing, refused, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
-from serving import Server, events, first_chunk, sampled, serving
+from serving import Server, events, first_chunk, sampled, serving, serving_here
 from starlette.requests import HTTPConnection as Connection
 
 from tinygpt.data.tokenizer import CharTokenizer
@@ -47,10 +46,9 @@ COLOURS = ["red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
-def few(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("few") / "log"
+def few(models: Path) -> Iterator[Server]:
     flags = ["--ckpt=out", "--adapter=colours=out-lora", "--max_batch=2", "--max_queue=8", f"--max_tokens={ENDLESS}"]
-    with serving(models, log, *flags) as server:
+    with serving_here(models, *flags) as server:
         yield server
         assert not server.ended() and "Traceback" not in server.output
 
@@ -60,14 +58,8 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A server that other machines reach, with a key, and with a page of another site that may use it."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "key.txt").write_text(KEY)
-    flags = [
-        "--host=0.0.0.0",
-        f"--api_key={folder / 'key.txt'}",
-        "--allow_origin=http://localhost:3000",
-        "--skip_unknown",
-    ]
-    flags += [f"--max_tokens={ENDLESS}"]
-    with serving(models, folder / "log", "--ckpt=out", *flags, key=KEY) as server:
+    flags = ["--host=0.0.0.0", f"--api_key={folder / 'key.txt'}", "--allow_origin=http://localhost:3000"]
+    with serving_here(models, "--ckpt=out", *flags, "--skip_unknown", f"--max_tokens={ENDLESS}", key=KEY) as server:
         yield server
 
 
@@ -80,22 +72,9 @@ def text_of(body: bytes) -> str:
     return str(json.loads(body)["choices"][0]["text"])
 
 
-def is_idle(server: Server, seconds: float = 0.3) -> bool:
-    """Whether the process computes nothing."""
-
-    def used() -> int:
-        fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])  # hundredths of a second
-
-    before = used()
-    time.sleep(seconds)
-    return used() - before <= 2
-
-
 # ---- clients that leave, and clients that are slow --------------------------------------------------------------
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_fifty_clients_that_leave_in_the_middle_leave_nothing_behind(guarded: Server) -> None:
     statuses = Counter[bytes]()
     for number in range(50):
@@ -108,14 +87,14 @@ def test_fifty_clients_that_leave_in_the_middle_leave_nothing_behind(guarded: Se
         connection.close()
     with guarded.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) as stays:
         first_chunk(stays)
-        until(lambda: not is_idle(guarded))  # negative control
+        until(lambda: not guarded.is_idle())  # negative control
     assert statuses == {b"200": 13}
-    until(lambda: is_idle(guarded))
+    until(guarded.is_idle)
     assert text_of(guarded.post("/v1/completions", {"prompt": "the", "seed": 1})[1]) == expected(guarded, "the", 1, 16)
 
 
 def test_slow_readers_get_everything_and_delay_nobody(few: Server) -> None:
-    body = {"prompt": "the king", "max_tokens": 1500, "seed": 1, "stream": True}
+    body = {"prompt": "the king", "max_tokens": 1000, "seed": 1, "stream": True}
     slow = few.begin("/v1/completions", body, small_buffer=True)
     half = few.begin("/v1/completions", {"prompt": "the"}, unsent=5)  # sends most of a body, then waits
     for seed in range(5):
@@ -125,7 +104,7 @@ def test_slow_readers_get_everything_and_delay_nobody(few: Server) -> None:
     while piece := slow.recv(1 << 16):
         data += piece
     streamed = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
-    assert json.loads(f'"{streamed}"') == expected(few, "the king", 1, 1500)
+    assert json.loads(f'"{streamed}"') == expected(few, "the king", 1, 1000)
     assert data.count(b"data: [DONE]") == 1
     half.close()
 
@@ -161,42 +140,25 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     for connection in holding:
         first_chunk(connection)
     waiting = [few.begin("/v1/completions", {"prompt": "the", "stream": True}) for _ in range(8)]
-
-    def is_full() -> bool:
-        """A request is refused at once; one that comes before the waiting ones would wait, and leaves."""
-        with few.begin("/v1/completions", {"prompt": "the", "max_tokens": 0}) as connection:
-            connection.settimeout(0.5)
-            with contextlib.suppress(TimeoutError):
-                return connection.recv(100)[9:12] == b"429"
-        return False
-
-    until(is_full)
+    queue = few.app.state.tinygpt.engine._waiting
+    until(lambda: len(queue) == 8)
+    assert few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429
     for connection in waiting:
         connection.close()
-
-    def accepted() -> socket.socket | None:
-        """A request that waits in the queue: it is not refused, which would be at once."""
-        connection = few.begin("/v1/completions", {"prompt": "my", "seed": 3})
-        connection.settimeout(5)
-        try:
-            assert connection.recv(100)[9:12] == b"429"
-        except TimeoutError:
-            return connection
-        return connection.close()
-
-    patient = until(accepted)
-    for connection in holding:
-        connection.close()
-    patient.settimeout(60)
-    assert patient.recv(100)[9:12] == b"200"
-    patient.close()
+    until(lambda: all(task.cancelled for task in queue))
+    with few.begin("/v1/completions", {"prompt": "my", "seed": 3}) as patient:
+        until(lambda: any(not task.cancelled for task in queue))
+        for connection in holding:
+            connection.close()
+        assert patient.recv(100)[9:12] == b"200"
 
 
+@pytest.mark.slow
 def test_no_request_is_answered_with_anothers_text(guarded: Server, few: Server) -> None:
     """Texts and chats of different models, lengths, seeds and ways of delivery, at the same time."""
     draw = random.Random(1)
     asked = []
-    for seed in range(60):
+    for seed in range(30):
         prompt, length = draw.choice(["the king", "gone", "Thou art", "m"]), draw.randrange(1, 80)
         asked.append((prompt, seed, length, draw.random() < 0.5))
 
@@ -212,7 +174,7 @@ def test_no_request_is_answered_with_anothers_text(guarded: Server, few: Server)
         return str(create(model="colours", messages=messages, temperature=0).choices[0].message.content)  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(24) as pool, ThreadPoolExecutor(6) as others:
-        texts, chats = pool.map(lambda args: one(*args), asked), others.map(chat, range(30))
+        texts, chats = pool.map(lambda args: one(*args), asked), others.map(chat, range(15))
         for (prompt, seed, length, _), text in zip(asked, texts, strict=True):
             assert text == expected(guarded, prompt, seed, length)
         for number, text in enumerate(chats):
@@ -268,8 +230,8 @@ PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
     few: Server, request: pytest.FixtureRequest
 ) -> None:
-    """--full=1: 3,000 bodies instead of 300."""
-    count, seen = 300 * (10 if request.config.getoption("--full") else 1), Counter[int]()
+    """--full=1: 3,000 bodies instead of 100."""
+    count, seen = 100 * (30 if request.config.getoption("--full") else 1), Counter[int]()
     connection = HTTPConnection("127.0.0.1", few.port, timeout=60)
 
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -295,11 +257,11 @@ def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
     assert few.post("/v1/completions", {"prompt": "the"})[0] == 200
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-0.1", "1" + "0" * 400])
 @pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "max_tokens", "n", "seed", "logprobs"])
-def test_numbers_beyond_all_bounds(few: Server, field: str, value: str) -> None:
-    status, data = few.post("/v1/completions", f'{{"prompt": "the", "{field}": {value}}}'.encode())
-    assert status == 400 and json.loads(data)["error"]["param"] == field
+def test_numbers_beyond_all_bounds(few: Server, field: str) -> None:
+    for value in ("NaN", "Infinity", "-Infinity", "1e999", "-0.1", "1" + "0" * 400):
+        status, data = few.post("/v1/completions", f'{{"prompt": "the", "{field}": {value}}}'.encode())
+        assert status == 400 and json.loads(data)["error"]["param"] == field, value
 
 
 def test_half_of_a_surrogate_pair_is_refused_which_no_answer_could_contain(guarded: Server) -> None:
@@ -317,10 +279,10 @@ def test_echo_of_characters_that_are_left_out(guarded: Server, stream: bool) -> 
     assert "".join(token for choice in choices for token in choice["logprobs"]["tokens"]).startswith("the king")
 
 
-@pytest.mark.parametrize("depth", [500, 100_000])
-def test_deep_nesting(few: Server, depth: int) -> None:
-    for body in (b"[" * depth + b"]" * depth, b'{"prompt":' * depth + b"1" + b"}" * depth):
-        assert few.post("/v1/completions", body)[0] == 400
+def test_deep_nesting(few: Server) -> None:
+    for depth in (500, 100_000):
+        for body in (b"[" * depth + b"]" * depth, b'{"prompt":' * depth + b"1" + b"}" * depth):
+            assert few.post("/v1/completions", body)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -413,6 +375,7 @@ def test_no_request_without_the_key_by_any_trick(guarded: Server) -> None:
 # ---- starting and ending ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: Path) -> None:
     port, body = free_port(), {"prompt": "the", "seed": 1, "stream": True, "max_tokens": ENDLESS}
     flags = ["--ckpt=out", f"--max_tokens={ENDLESS}"]
@@ -468,7 +431,7 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
         connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
         first_chunk(connections[0])
         server.process.send_signal(signal.SIGINT)
-        time.sleep(2)
+        time.sleep(1)
         assert not server.ended()  # it waits for the two
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(DRAIN / 2) == 0
@@ -490,16 +453,9 @@ def test_connections_send_small_answers_at_once() -> None:
 
 
 def test_a_port_that_is_in_use(few: Server) -> None:
-    done = cli("serve", "--ckpt=out", f"--port={few.port}", cwd=few.folder)
-    assert done.status == 2 and done.out == ""
-    assert done.err.startswith(f"error: cannot listen on 127.0.0.1, port {few.port}: Address already in use")
-    assert len(done.err.splitlines()) <= 2 and f"--port={few.port + 1}" in done.err
-
-
-def test_a_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
-    done = cli("serve", "--ckpt=nowhere/ckpt.pt", "--port=0", cwd=tmp_path)
-    assert done.status == 2 and len(done.err.splitlines()) <= 2 and "nowhere" in done.err
-    assert "serving" not in done.out and not list(tmp_path.iterdir())
+    message = refused(few.folder, "serve", "--ckpt=out", f"--port={few.port}")
+    assert message.startswith(f"error: cannot listen on 127.0.0.1, port {few.port}: Address already in use")
+    assert f"--port={few.port + 1}" in message
 
 
 @pytest.mark.parametrize(
@@ -516,6 +472,10 @@ def test_a_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
         (["--adapter=a=b", "--adapter=a=c"], "another model has the name a"),
         (["--port=65536"], "65536"),
         (["--max_batch=0"], "max_batch"),
+        (["--ckpt=nowhere/ckpt.pt", "--port=0"], "nowhere"),
+        (["--allow_origin=*"], "--allow_origin=*"),
+        (["--allow_origin=http://localhost:3000/"], "--allow_origin=http"),
+        (["--allow_origin=localhost"], "--allow_origin=localhost"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -559,7 +519,7 @@ def test_cancelled_requests_leave_no_sequence_and_give_their_memory_back() -> No
     asked = Asked()
     tasks = [asked.task(100_000, seed) for seed in range(50)]
     asked.engine.submit(*(task for task, _ in tasks))
-    until(lambda: len(asked.served.rows) == 8 and asked.served.batch.lengths[0] > 100)
+    until(lambda: len(asked.served.rows) == 8 and asked.served.batch.lengths[0] > 64)
     assert asked.slots() >= 8 * 128  # negative control
     for task, _ in tasks:
         task.cancelled = True
@@ -669,16 +629,6 @@ def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pyt
     assert sent[0]["status"] == 401
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["--allow_origin=*"], ["--allow_origin=http://localhost:3000/"], ["--allow_origin=localhost"]],
-    ids=lambda flags: flags[0],
-)
-def test_an_origin_that_matches_nothing_or_everything(models: Path, flags: list[str]) -> None:
-    done = cli_here("serve", "--ckpt=out", *flags, cwd=models)
-    assert done.status == 2 and done.err.startswith("error: --allow_origin=") and done.err.count("\n") == 2
-
-
 def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "IDLE", 0.3)
     listener = listen("127.0.0.1", 0)
@@ -689,8 +639,7 @@ def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPat
         asked = HTTPConnection(*listener.getsockname(), timeout=10)
         asked.request("GET", "/health")
         assert asked.getresponse().read() == b'{"status":"loading"}'
-        began = time.monotonic()
-        assert silent.recv(1) == b"" and time.monotonic() - began < 5
+        assert silent.recv(1) == b""
         asked.request("GET", "/health")  # this connection has sent a request, and stays
         assert asked.getresponse().status == 503
     server.should_exit = True
@@ -699,19 +648,10 @@ def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPat
     listener.close()
 
 
-@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models/nobody", "/v1/nothing", "/v1/completions"])
-def test_a_path_that_does_not_exist(few: Server, path: str) -> None:
-    status, data, _ = few.request("GET", path)
-    assert status == (405 if path == "/v1/completions" else 404) and json.loads(data)["error"]["type"]
-
-
 def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(few: Server) -> None:
     """GPT-2's tokenizer would overflow its stack with a million spaces."""
-    for path, body in (
-        ("/v1/completions", {"prompt": " " * 1_000_000}),
-        ("/tokenize", {"prompt": " " * 1_000_000}),
-    ):
-        status, data = few.post(path, body)
+    for path in ("/v1/completions", "/tokenize"):
+        status, data = few.post(path, {"prompt": " " * 1_000_000})
         assert status == 400 and json.loads(data)["error"]["code"] == "context_length_exceeded"
 
 
