@@ -1,4 +1,4 @@
-"""`tinygpt serve` in a thread of this process or in one of its own, clients of it, and what its answers are compared with.
+"""`tinygpt serve` in this process or in one of its own, clients of it, and what its answers are compared with.
 
 with serving_here(folder, "--ckpt=out") as server:
     server.client().completions.create(model="out", prompt="the king")
@@ -48,10 +48,14 @@ class Server:
             yield
 
         self._thread = threading.Thread(target=main, args=[["serve", "--port=0", *CPU, *flags]], daemon=True)
-        with contextlib.chdir(folder), contextlib.redirect_stdout(self._out), contextlib.redirect_stderr(self.errors):
-            with mock.patch.object(command, "signals", signals):
-                self._thread.start()
-                address = until(lambda: ADDRESS.search(self.output) or self.ended())
+        with (
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(self._out),
+            contextlib.redirect_stderr(self.errors),
+            mock.patch.object(command, "signals", signals),
+        ):
+            self._thread.start()
+            address = until(lambda: ADDRESS.search(self.output) or self.ended())
         assert isinstance(address, re.Match), self.output
         self.port, (self._uvicorn,) = int(address[1]), found
         logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(self.errors))  # of every server here

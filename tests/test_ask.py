@@ -1,7 +1,7 @@
 """`tinygpt ask` on the command line: answers, abstention, thresholds, what fits the context, hostile documents.
 
-The model is a small character model, trained here in a few seconds: it answers with the colour in a passage, or with
-"not in the documents" if there is none.
+The model of the slow tests is a small character model: it answers with the colour in a passage, or with "not in the
+documents" if there is none. What needs no right answer is tested with an untrained model of that shape.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ import json
 import math
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, cli_here, refused
+from conftest import Result, Shared, ok, refused
 from scipy.stats import binomtest
 
 from tinygpt.checkpoint.adapter import load_model
@@ -36,8 +38,8 @@ NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils
 THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
 TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
-TRAIN += ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
-TRAIN += ["--warmup_iters=10", "--max_iters=900", "--eval_interval=300"]
+TRAIN += ["--batch_size=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
+TRAIN += ["--warmup_iters=10", "--max_iters=600", "--eval_interval=300"]
 DOCUMENTS = {
     "things.txt": "The box of Zoë is “green”. It is old.\n\nThe car of Emil is red. Nobody knows why.\n\n"
     "The pen of Udo is new.\n",
@@ -63,29 +65,33 @@ def examples(count: int = 900) -> list[dict[str, str]]:
     return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
 
 
-def ok(folder: Path, *args: str) -> Result:
-    result = cli_here(*args, cwd=folder)
-    assert result.status == 0, result.err
-    return result
-
-
-def write(folder: Path, documents: dict[str, str], index: str = "index.db") -> None:
+def write(folder: Path, documents: dict[str, str], index: str = "index.db", size: int = 60) -> None:
     """Write documents into docs/ and index them by words alone, each paragraph in a passage of its own."""
     for name, text in documents.items():
         path = folder / "docs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    ok(folder, "index", "docs", f"--out={index}", "--embeddings=none", "--passage_size=60", "--overlap=0")
+    ok(folder, "index", "docs", f"--out={index}", "--embeddings=none", f"--passage_size={size}", "--overlap=0")
+
+
+def make_asked(folder: Path, *flags: str) -> None:
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples()))
+    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+    ok(folder, "train", *TRAIN, *flags)
+    write(folder, DOCUMENTS)
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with docs/, index.db and the model out-colours."""
-    folder = tmp_path_factory.mktemp("ask")
-    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples()))
-    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
-    ok(folder, "train", *TRAIN)
-    write(folder, DOCUMENTS)
+    return Path(shutil.copytree(shared("asked", make_asked), tmp_path_factory.mktemp("asked") / "work"))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a model of one iteration."""
+    folder = tmp_path_factory.mktemp("untrained")
+    make_asked(folder, "--max_iters=1", "--n_layer=1")
     return folder
 
 
@@ -107,14 +113,28 @@ def reader(folder: Path) -> Reader:
 # ---- answers -----------------------------------------------------------------------------------------------------
 
 
+def test_the_shipped_reader_answers_or_abstains(tmp_path: Path) -> None:
+    company = "Chief executive of AUG Foods: Lin Nax. Hana Jipel is the CFO of AUG Foods."
+    write(tmp_path, {"a.md": f"# AUG Foods\n\n{company}\n\n# Norvik\n\nNorvik makes toys.\n"}, size=200)
+    ask = ["ask", "--index=index.db", "--device=cpu"]
+    lines = ok(tmp_path, *ask, "Who", "is the CFO of AUG Foods?").out.splitlines()
+    assert lines[0] == "Hana Jipel" and re.match(r"probability 0\.\d\d", lines[1]) and lines[2:4] == ["", "passages:"]
+    assert "a.md, line 3" in lines[4] and "[Hana Jipel] is the CFO" in " ".join(" ".join(lines[5:]).split())
+    facts = json.loads(ok(tmp_path, *ask, "Who is the CFO of AUG Foods?", "--json").out)
+    first = facts["passages"][0]
+    assert first["text"][first["start"] : first["end"]] == facts["answer"] == "Hana Jipel" and first["cited"]
+    for question, reason in (("Who painted the Mona Lisa?", "no answer in the passages"), ("zzz", "no passage contains")):
+        lines = ok(tmp_path, *ask, question).out.splitlines()
+        assert lines[0] == UNANSWERABLE and reason in lines[1]
+
+
+@pytest.mark.slow
 def test_the_answer_comes_first_then_its_probability_and_the_passages(asked: Path) -> None:
     lines = ask(asked, EMIL).splitlines()
     assert lines[0] == "red" and lines[1].startswith("probability ") and float(lines[1].split()[1][:-1]) > 0.9
     assert lines[2:4] == ["", "passages:"] and "things.txt" in lines[4] and "line 3" in lines[4]
     assert lines[5] == "   The car of Emil is [red]. Nobody knows why."
-
-
-def test_json_has_the_same_facts(asked: Path) -> None:
+    assert ask(asked, *EMIL.split()).splitlines() == lines
     answer = found(asked, EMIL)
     first = answer["passages"][0]
     assert answer["answer"] == answer["candidate"] == "red" and answer["reason"] == ""
@@ -124,7 +144,7 @@ def test_json_has_the_same_facts(asked: Path) -> None:
 
 
 def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
-    asked: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model may misspell what it copies. The response is given here, since it is hard to provoke."""
     shipped = load_model(str(SHIPPED))
@@ -132,12 +152,13 @@ def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
     for said, answer in ("reddish", ""), ("red", "red"):
         ids = tokenizer.encode(f"colour of Emil [1] {said}").tolist()
         monkeypatch.setattr(Reader, "respond", lambda *_, ids=ids: (ids, 0.9))
-        outcome = json.loads(ok(asked, "ask", EMIL, "--index=index.db", "--json", "--device=cpu").out)
+        outcome = json.loads(ok(untrained, "ask", EMIL, "--index=index.db", "--json", "--device=cpu").out)
         assert outcome["answer"] == outcome["candidate"] == answer
         refusal = 'the model\'s answer "reddish" does not occur in the passage that it cites'
         assert outcome["reason"] == ("" if answer else refusal)
 
 
+@pytest.mark.slow
 def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Path) -> None:
     long = asked / "long"
     long.mkdir()
@@ -147,6 +168,7 @@ def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Pat
     assert answer["answer"] == "red" and "passage 1 shortened" in answer["note"]
 
 
+@pytest.mark.slow
 def test_the_default_of_min_score_holds_only_in_a_larger_index(asked: Path) -> None:
     """In a small index most words are frequent, so all scores are low."""
     same = {f"{number}.txt": f"The car of Emil is red. The lamp of Tara {number}." for number in range(51)}
@@ -160,10 +182,7 @@ def test_the_default_of_min_score_holds_only_in_a_larger_index(asked: Path) -> N
         assert answer["reason"].startswith(reason) and bool(answer["answer"]) == (count == 50)
 
 
-def test_words_without_quotes_are_one_question(asked: Path) -> None:
-    assert ask(asked, *EMIL.split()) == ask(asked, EMIL)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "flags", "reason"),
     [
@@ -180,6 +199,7 @@ def test_ask_abstains_and_says_why(question: str, flags: list[str], reason: str,
     assert ("nearest passages:" in text) == bool(facts["passages"]) == (question != "zzz")
 
 
+@pytest.mark.slow
 def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(asked: Path) -> None:
     """Compared with the softmax of one forward pass over the complete example."""
     answering, passage = reader(asked), "The car of Emil is red. Nobody knows why."
@@ -197,6 +217,7 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
     assert answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).note == "the answer was cut off after 5 tokens"
 
 
+@pytest.mark.slow
 def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path) -> None:
     tokenizer = reader(asked).tokenizer
     assert isinstance(tokenizer, CharTokenizer) and not set("ë“ŁZ") & set(tokenizer.symbols)
@@ -204,18 +225,11 @@ def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path)
     assert reader(asked).readable("the\tböx\nof Gína is … “rëd”, 漢") == "the box of Gina is ... red "
 
 
+@pytest.mark.slow
 def test_the_answer_is_spelled_as_in_the_document(asked: Path) -> None:
     write(asked, {"accents.txt": "The pen of Nils is rëd.\n"}, "accents.db")
     answer = found(asked, "Which colour is the pen of Nils?", "--passages=1", index="accents.db")
     assert answer["answer"] == "rëd" and answer["passages"][0]["text"][answer["passages"][0]["start"] :] == "rëd."
-
-
-def test_a_prompt_reads_questions_from_a_pipe_until_an_empty_line(asked: Path) -> None:
-    done = piped(asked, f"{EMIL}\nWhich colour is the box of Zoë?\n\n{EMIL}\n", "--json", "--passages=1")
-    assert done.status == 0 and [json.loads(line)["answer"] for line in done.out.splitlines()] == ["red", "green"]
-    refused_one = piped(asked, f"{'car ' * 99}\n{EMIL}\n", "--json")
-    assert refused_one.status == 2 and "the question has" in refused_one.err
-    assert json.loads(refused_one.out)["answer"] == "red"
 
 
 def piped(folder: Path, lines: str | bytes, *args: str, **environment: str) -> Result:
@@ -225,13 +239,17 @@ def piped(folder: Path, lines: str | bytes, *args: str, **environment: str) -> R
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def test_piped_questions_are_utf_8_whatever_the_locale(asked: Path) -> None:
-    done = piped(asked, "Which colour is the box of Zoë?\n", "--json", "--passages=1", PYTHONIOENCODING="latin-1")
-    assert (done.status, json.loads(done.out)["question"]) == (0, "Which colour is the box of Zoë?")
-    done = piped(asked, f"\ufeff{EMIL}\n", "--json")
-    assert (done.status, json.loads(done.out)["question"]) == (0, EMIL)
-    done = piped(asked, b"Which colour is the box of Zo\xff?\n", "--json", PYTHONIOENCODING="utf-8:strict")
-    assert (done.status, done.out) == (2, "") and "lone surrogate" in done.err and "Traceback" not in done.err
+@pytest.mark.slow
+def test_questions_from_a_pipe_until_an_empty_line_are_utf_8_whatever_the_locale(asked: Path) -> None:
+    asks = f"\ufeff{EMIL}\nWhich colour is the box of Zoë?\n\n{EMIL}\n"
+    done = piped(asked, asks, "--json", "--passages=1", PYTHONIOENCODING="latin-1")
+    facts = [json.loads(line) for line in done.out.splitlines()]
+    assert done.status == 0 and [one["answer"] for one in facts] == ["red", "green"]
+    assert [one["question"] for one in facts] == [EMIL, "Which colour is the box of Zoë?"]
+    wrong = f"{EMIL}\nWhich colour is the box of Zoë?\n".encode("latin-1")
+    done = piped(asked, wrong, "--json", PYTHONIOENCODING="utf-8:strict")
+    assert done.status == 2 and "lone surrogate" in done.err and "Traceback" not in done.err
+    assert json.loads(done.out)["answer"] == "red"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +269,7 @@ def test_an_answer_is_found_as_whole_words(answer: str, text: str, place: int | 
     assert (found and found.start()) == place
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
 def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
     import fcntl
@@ -287,6 +306,7 @@ def until(descriptor: int, end: bytes) -> bytes:
 # ---- what fits the context ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_long_passage_is_shortened_to_the_sentences_of_the_question(asked: Path) -> None:
     ok(asked, "index", "docs/more", "--out=long.db", "--embeddings=none", "--passage_size=1000", "--overlap=0")
     answer = found(asked, "Which colour is the hat of Tara?", index="long.db")
@@ -308,8 +328,8 @@ def test_shortening_keeps_the_order_and_cuts_a_sentence_that_is_too_long() -> No
     assert shortened(passage, "car", lambda text: not text) == ""
 
 
-def test_passages_fill_the_context_in_their_order(asked: Path) -> None:
-    answering = reader(asked)
+def test_passages_fill_the_context_in_their_order(untrained: Path) -> None:
+    answering = reader(untrained)
     texts = [("", f"The car of {name} is red.") for name in NAMES[:8]]
     read = answering.fitted(EMIL, texts)
     assert read[0] == texts[0][1] and not read[-1]
@@ -343,6 +363,7 @@ def questions(folder: Path, known: list[Any] = KNOWN) -> str:
     return "--questions=val.jsonl"
 
 
+@pytest.mark.slow
 def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     measured = found(asked, questions(asked), "--passages=1", "--min_score=0")
     assert measured["questions"] == 4 and measured["answerable"] == 3
@@ -354,6 +375,7 @@ def test_questions_with_known_answers_are_measured(asked: Path) -> None:
     assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_few_questions_have_a_wide_interval(asked: Path, right: bool) -> None:
     """Also if all outcomes are right, or none."""
@@ -369,9 +391,9 @@ def test_few_questions_have_a_wide_interval(asked: Path, right: bool) -> None:
     assert measured["abstention_recall_interval"] is None  # each question has an answer
 
 
-def test_only_a_line_feed_ends_a_line_of_questions(asked: Path) -> None:
+def test_only_a_line_feed_ends_a_line_of_questions(untrained: Path) -> None:
     odd = ['{"question": "What colour is\u2028the box?", "answer": ""}', "", " "]
-    assert found(asked, questions(asked, [KNOWN[0], "", *odd]))["questions"] == 2
+    assert found(untrained, questions(untrained, [KNOWN[0], "", *odd]))["questions"] == 2
 
 
 def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
@@ -385,6 +407,7 @@ def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
             assert len(hits) == 1 and relevance(index, question, hits)[0] > 0.25
 
 
+@pytest.mark.slow
 def test_the_best_thresholds_reach_the_reported_share(asked: Path) -> None:
     first = found(asked, questions(asked), "--passages=1", "--min_score=0.9")
     flags = [f"--{name}={value}" for name, value in first["best_thresholds"].items()]
@@ -439,9 +462,9 @@ def test_answers_are_compared_as_squad_compares_them(text: str, expected: str) -
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
     ],
 )
-def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, asked: Path) -> None:
+def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, untrained: Path) -> None:
     flags = [] if any(arg.startswith("--ckpt") for arg in args) else ["--ckpt=out-colours"]
-    message = refused(asked, "ask", *args, *flags)
+    message = refused(untrained, "ask", *args, *flags)
     assert says in message and hint in message
 
 
@@ -456,15 +479,15 @@ def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str,
         ('{"question": " ", "answer": "x"}', "line 2: the question is empty"),
     ],
 )
-def test_an_invalid_line_of_questions_is_named(line: str, says: str, asked: Path) -> None:
-    message = refused(asked, "ask", questions(asked, [KNOWN[0], line]), "--ckpt=out-colours")
+def test_an_invalid_line_of_questions_is_named(line: str, says: str, untrained: Path) -> None:
+    message = refused(untrained, "ask", questions(untrained, [KNOWN[0], line]), "--ckpt=out-colours")
     assert says in message and '{"question": ' in message
-    (asked / "val.jsonl").write_text("")
-    assert "contains no question" in refused(asked, "ask", "--questions=val.jsonl", "--ckpt=out-colours")
+    (untrained / "val.jsonl").write_text("")
+    assert "contains no question" in refused(untrained, "ask", "--questions=val.jsonl", "--ckpt=out-colours")
 
 
-def test_a_model_that_only_continues_text_is_refused(asked: Path, tiny_run: Path) -> None:
-    message = refused(asked, "ask", EMIL, f"--ckpt={tiny_run / 'out'}")
+def test_a_model_that_only_continues_text_is_refused(untrained: Path, tiny_run: Path) -> None:
+    message = refused(untrained, "ask", EMIL, f"--ckpt={tiny_run / 'out'}")
     assert "does not answer prompts" in message and "tinygpt import smollm2" in message
 
 
@@ -485,22 +508,20 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(0, 50, 10))
-def test_text_in_a_document_stays_text(number: int, asked: Path) -> None:
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_text_in_a_document_stays_text(trained: bool, request: pytest.FixtureRequest) -> None:
     """Neither the exit status nor the structure of prompt and output depends on a document's text."""
-    assert len(ATTACKS) == 50
-    answering = reader(asked)
-    for at, attack in enumerate(ATTACKS[number : number + 10], start=number):
-        folder = asked / f"attack{at}"
-        folder.mkdir()
-        (folder / "a.txt").write_text(f"The car of Emil is red. {attack}\n", encoding="utf-8")
-        index = f"attack{at}.db"
-        ok(asked, "index", str(folder), f"--out={index}", "--embeddings=none")
-        answer = found(asked, EMIL, index=index)
-        assert answer.keys() == found(asked, EMIL).keys() and isinstance(answer["answer"], str)
+    folder: Path = request.getfixturevalue("asked" if trained else "untrained")
+    answering, usual = reader(folder), found(folder, EMIL).keys()
+    for attack in ATTACKS if trained else ATTACKS[::4]:
+        (folder / "attack").mkdir(exist_ok=True)
+        (folder / "attack/a.txt").write_text(f"The car of Emil is red. {attack}\n", encoding="utf-8")
+        ok(folder, "index", "attack", "--out=attack.db", "--embeddings=none")
+        answer = found(folder, EMIL, index="attack.db")
+        assert answer.keys() == usual and isinstance(answer["answer"], str)
         for passage in answer["passages"]:
             assert passage["source"].endswith("a.txt")
-        text = ask(asked, EMIL, index=index)
+        text = ask(folder, EMIL, index="attack.db")
         assert all(character.isprintable() or character == "\n" for character in text), attack
         assert text.splitlines()[0] == (escaped(answer["answer"]) or UNANSWERABLE)
         ids = answering.ids(EMIL, [answering.readable(f"The car of Emil is red. {attack}")])

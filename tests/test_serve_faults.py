@@ -24,7 +24,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import cli_here, free_port, listing, refused, until
+from conftest import free_port, listing, refused, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
@@ -140,14 +140,14 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     for connection in holding:
         first_chunk(connection)
     waiting = [few.begin("/v1/completions", {"prompt": "the", "stream": True}) for _ in range(8)]
-    queue = few.app.state.tinygpt.engine._waiting
-    until(lambda: len(queue) == 8)
+    engine = few.app.state.tinygpt.engine
+    until(lambda: len(engine._waiting) == 8)
     assert few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429
     for connection in waiting:
         connection.close()
-    until(lambda: all(task.cancelled for task in queue))
+    until(lambda: all(task.cancelled for task in engine._waiting))
     with few.begin("/v1/completions", {"prompt": "my", "seed": 3}) as patient:
-        until(lambda: any(not task.cancelled for task in queue))
+        until(lambda: any(not task.cancelled for task in engine._waiting))
         for connection in holding:
             connection.close()
         assert patient.recv(100)[9:12] == b"200"
