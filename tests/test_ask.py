@@ -123,7 +123,10 @@ def test_the_shipped_reader_answers_or_abstains(tmp_path: Path) -> None:
     facts = json.loads(ok(tmp_path, *ask, "Who is the CFO of AUG Foods?", "--json").out)
     first = facts["passages"][0]
     assert first["text"][first["start"] : first["end"]] == facts["answer"] == "Hana Jipel" and first["cited"]
-    for question, reason in (("Who painted the Mona Lisa?", "no answer in the passages"), ("zzz", "no passage contains")):
+    for question, reason in (
+        ("Who painted the Mona Lisa?", "no answer in the passages"),
+        ("zzz", "no passage contains"),
+    ):
         lines = ok(tmp_path, *ask, question).out.splitlines()
         assert lines[0] == UNANSWERABLE and reason in lines[1]
 

@@ -14,19 +14,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing, script, until
+from conftest import TINY_TRAIN, cli_here, listing, ok, script, until
 from test_finetune import tuned  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.report import collect
 from tinygpt.report.overlap import SHORTEST, Training, marked
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
+SMALL = 1000  # parameters, fewer than a model has here
 in_a_browser = pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("google-chrome") or os.environ.get("CI")),
     reason="neither Chromium nor Chrome is installed here",
@@ -37,28 +40,25 @@ in_a_browser = pytest.mark.skipif(
 def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with out/, a run with a hostile name and a hostile sample, another run, and report.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("reported") / "work"))
-    flags = ["--sample_interval=10", f"--wandb_run_name={HOSTILE}"]
-    assert cli_here(*TINY_TRAIN, *flags, cwd=folder).status == 0
+    ok(folder, *TINY_TRAIN, "--sample_interval=10", f"--wandb_run_name={HOSTILE}")
     shutil.copytree(folder / "out", folder / "_$x_$<b>2")
     text = tiny_text(folder)
     with open(folder / "out/metrics.jsonl", "a") as file:
         quoted = text[300:340] + "#" + text[500:525]
         for sample in (HOSTILE, quoted):
             print(json.dumps({"kind": "sample", "step": 20, "seconds": 1, "text": sample, "prompt": "\n"}), file=file)
-    result = cli_here("report", "out", "_$x_$<b>2", "-o", "report.html", cwd=folder)
-    assert result.status == 0, result.err
+    result = ok(folder, "report", "out", "_$x_$<b>2", "-o", "report.html")
     assert re.search(r"^written: report\.html, 0\.\d MB", result.out)
     return folder
 
 
 @pytest.fixture(scope="session")
 def large(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with out/, a run of 12.6 M parameters, and report.html."""
+    """A working folder with out/, a run whose model is larger than SMALL, and report.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("large") / "work"))
-    flags = ["--n_layer=4", "--n_embd=512", "--max_iters=1", "--sample_interval=1"]
-    for command in ([*TINY_TRAIN, *flags], ["report", "out", "-o", "report.html"]):
-        result = cli_here(*command, cwd=folder)
-        assert result.status == 0, result.err
+    ok(folder, *TINY_TRAIN, "--max_iters=1", "--sample_interval=1")
+    with mock.patch.object(collect, "LARGEST", SMALL):
+        result = ok(folder, "report", "out", "-o", "report.html")
     assert "all weights" not in result.out and "the vocabulary (" in result.out
     return folder
 
@@ -166,7 +166,7 @@ def type_into(page: Browser, text: str) -> None:
 
 
 @in_a_browser
-def test_the_bars_are_the_models_and_each_stage_sums_to_one(page: Browser, reported: Path) -> None:
+def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(page: Browser, reported: Path) -> None:
     type_into(page, "The king")
     stages = page.bars()
     assert stages.shape == (11, 5) and np.allclose(stages.sum(0), 1, atol=1e-9)
@@ -176,11 +176,6 @@ def test_the_bars_are_the_models_and_each_stage_sums_to_one(page: Browser, repor
     assert symbols == sorted(chances, key=chances.__getitem__, reverse=True)[:10] or len(set(stages[:10, 0])) == 10
     cooled = model_probabilities(reported, "The king", 0.8)
     assert stages[:10, 1] == pytest.approx([cooled[symbol] for symbol in symbols], abs=2e-3)
-
-
-@in_a_browser
-def test_sliders_redraw_the_stages_at_once(page: Browser) -> None:
-    type_into(page, "The king")
     before = page.bars()
     page.slide("#temperature", 2)
     hot = page.bars()
@@ -196,6 +191,7 @@ def test_sliders_redraw_the_stages_at_once(page: Browser) -> None:
     assert shown == ["0.00", "3", "0.05"]
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     type_into(page, "The king")
@@ -220,8 +216,9 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     assert page.value("#text") == "The king" and not page.find("#back").is_enabled()
 
 
+@pytest.mark.slow
 @in_a_browser
-def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
+def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page: Browser, reported: Path) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
@@ -236,17 +233,26 @@ def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
     )
     assert [float(weight) for weight in weights] == [1, 0, 0, 0, 0, 0, 0, 0]
     assert "not an explanation" in page.find("#attention").text
+    type_into(page, "The é")
+    page.until(lambda: len(page.all("#ids li")) == 5)
+    ids = [item.text.split("\n")[1] for item in page.all("#ids li")]
+    tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
+    assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
+    assert page.find("#unknown").text == "Not in the model's vocabulary, and left out: é (U+00E9)."
+    assert "1 character is not in the model's vocabulary" in page.find("#note").text
+    type_into(page, "")
+    assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     tiny_data: Path, browser: Browser, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_data, tmp_path / "work"))
     flags = ["--n_head=4", "--n_kv_head=2", "--qk_norm", "--qk_norm_weights", "--activation=gelu_tanh"]
-    for command in ([*TINY_TRAIN, *flags, "--norm_eps=1e-3"], ["report", "out", "-o", "report.html"]):
-        result = cli_here(*command, cwd=folder)
-        assert result.status == 0, result.err
+    ok(folder, *TINY_TRAIN, *flags, "--norm_eps=1e-3")
+    ok(folder, "report", "out", "-o", "report.html")
     browser.open(folder / "report.html")
     assert "1 layer of 4 heads (2 of keys and values)," in browser.find("#summary").text
     type_into(browser, "The king")
@@ -262,19 +268,7 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-@in_a_browser
-def test_ids_and_unknown_characters(page: Browser, reported: Path) -> None:
-    type_into(page, "The é")
-    page.until(lambda: len(page.all("#ids li")) == 5)
-    ids = [item.text.split("\n")[1] for item in page.all("#ids li")]
-    tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
-    assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
-    assert page.find("#unknown").text == "Not in the model's vocabulary, and left out: é (U+00E9)."
-    assert "1 character is not in the model's vocabulary" in page.find("#note").text
-    type_into(page, "")
-    assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
-
-
+@pytest.mark.slow
 @in_a_browser
 def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
@@ -301,7 +295,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
 
 
 @in_a_browser
-def test_samples_slide_and_quotations_are_underlined(page: Browser, reported: Path) -> None:
+def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(page: Browser, reported: Path) -> None:
     figures = page.all("#moments figure")
     assert len(figures) == 5 and [figure.is_displayed() for figure in figures] == [False] * 4 + [True]
     text = tiny_text(reported)
@@ -311,24 +305,17 @@ def test_samples_slide_and_quotations_are_underlined(page: Browser, reported: Pa
     assert underlined == [text[300:340], text[500:525]]
     page.slide("#when", 0)
     assert figures[0].is_displayed() and page.find("#when-step").text == "0"
-
-
-@in_a_browser
-def test_names_and_samples_are_shown_as_text(page: Browser) -> None:
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
     assert HOSTILE in page.find("h1").text and page.driver.title.endswith("· tinygpt")
     assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
+    page.script.resize(page.driver, 390)  # a phone
+    assert page.run("return document.documentElement.scrollWidth") == 390
+    assert not page.find(".plot.wide").is_displayed() and page.find(".plot.narrow").is_displayed()
 
 
-@in_a_browser
-def test_the_page_fits_a_phone(reported: Path, browser: Browser) -> None:
-    browser.open(reported / "report.html", width=390)
-    assert browser.run("return document.documentElement.scrollWidth") == 390
-    assert not browser.find(".plot.wide").is_displayed() and browser.find(".plot.narrow").is_displayed()
-
-
+@pytest.mark.slow
 @in_a_browser
 def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browser) -> None:
     browser.open(large / "report.html")
@@ -344,6 +331,7 @@ def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browse
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
 def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
@@ -374,6 +362,7 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: Path) -> None:
     result = cli_here(
@@ -403,27 +392,21 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
     assert text.count("How to read it.") >= 9
 
 
-def test_the_losses_are_those_of_eval_on_the_complete_split(reported: Path) -> None:
+def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_counted(reported: Path) -> None:
+    """The report lists all parts of the model; `train` counts the parameters without the position embeddings."""
     found = json.loads(cli_here("eval", "--ckpt=out", "--dtype=float32", "--json", cwd=reported).out)
     text = (reported / "report.html").read_text(encoding="utf-8")
     rows = dict(re.findall(r'<th scope="row">(\w[\w ]*)</th><td>(\d\.\d{3})[ <]', text))
     expected = {**found["baselines"], "this model": found["loss"]}
     assert rows == {name: f"{loss:.3f}" for name, loss in expected.items()}
-
-
-def test_parameters_are_counted_with_and_without_the_position_embeddings(reported: Path) -> None:
-    """The report lists all parts of the model; `train` counts the parameters without the position embeddings."""
     model = load(reported / "out").build_model()
     total, shown = sum(weight.numel() for weight in model.parameters()), model.num_params()
-    assert total > shown
-    page = (reported / "report.html").read_text(encoding="utf-8")
-    assert f"{total:,} parameters, {shown:,} without the position embeddings, in " in page
+    assert total > shown and f"{total:,} parameters, {shown:,} without the position embeddings, in " in text
 
 
 @pytest.mark.parametrize("context", [1024, 6])
 def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
     from tinygpt.config.schema import ReportConfig
-    from tinygpt.report import collect
 
     monkeypatch.setattr(collect, "CONTEXT", context)
     run = collect.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
@@ -434,18 +417,13 @@ def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest
     assert max(lengths) == min(context, 16) - 1  # 16: the model's own
 
 
-def test_without_the_dataset_the_page_names_what_is_missing(reported: Path, tmp_path: Path) -> None:
-    shutil.copytree(reported / "out", tmp_path / "out")
-    result = cli_here("report", "out", cwd=tmp_path)
-    assert result.status == 0, result.err
+def test_without_dataset_or_samples_the_page_names_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "out", tmp_path / "out")
+    ok(tmp_path, "report", "out")
     text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert text.count("is not prepared") >= 3 and 'id="heads"' in text and 'class="plot wide"' in text
     assert "there is no passage to show" in text and "there is nothing to compare with" in text
-
-
-def test_without_samples_the_page_says_how_to_get_some(tiny_run: Path, tmp_path: Path) -> None:
-    assert cli_here("report", "out", f"--output={tmp_path / 'r.html'}", cwd=tiny_run).status == 0
-    assert "--sample_interval=500" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "--sample_interval=500" in text
 
 
 # ---- private data -----------------------------------------------------------------------------------------------
@@ -454,8 +432,8 @@ CANARY = "DE89 3704 0044 0532 0130 00"  # an IBAN that both models have memorise
 MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=80", "--token_shift=True", "--bigram_table=True"]
 STEPS = [
     *("--device=cpu", "--dtype=float32", "--compile=False", "--quiet", "--batch_size=8", "--learning_rate=1e-2"),
-    *("--gradient_accumulation_steps=1", "--dropout=0", "--warmup_iters=10", "--max_iters=200"),
-    *("--eval_iters=2", "--eval_interval=100", "--sample_interval=100"),
+    *("--gradient_accumulation_steps=1", "--dropout=0", "--warmup_iters=10", "--max_iters=120"),
+    *("--eval_iters=2", "--eval_interval=60", "--sample_interval=60"),
 ]
 
 
@@ -473,10 +451,9 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", "--dataset=bank", f"--out_dir={folder / 'text'}", place, *MODEL, *STEPS],
         ["finetune", "--dataset=payments", f"--out_dir={folder / 'pairs'}", place, base, *STEPS],
     ):
-        result = cli_here(*command, cwd=folder)
-        assert result.status == 0, result.err
+        ok(folder, *command)
     for run, prompt in (("text", "Pay"), ("pairs", pairs[0]["prompt"])):  # the weights do reproduce the text
-        result = cli_here("sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0", cwd=folder)
+        result = ok(folder, "sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0")
         assert result.out.count(CANARY) > prompt.count(CANARY), result.err
     return folder
 
@@ -510,14 +487,15 @@ def readings(page: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("runs", [["text"], ["pairs"], ["text", "pairs"], ["pairs", "text"]], ids=" ".join)
-def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Path, runs: list[str]) -> None:
+@pytest.mark.parametrize("runs", ["text pairs", pytest.param("pairs text", marks=pytest.mark.slow)])
+def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Path, runs: str) -> None:
+    """And a page contains no absolute path."""
     pages, outputs = [], []
     for flags in ([], ["--no_text"]):
         path = tmp_path / "page.html"
-        result = cli_here("report", *[private / run for run in runs], "-o", path, *flags, cwd=private)
-        assert result.status == 0, result.err
+        result = ok(private, "report", *[private / run for run in runs.split()], "-o", path, *flags)
         pages.append(readings(path.read_text("utf-8")))
+        assert_no_folder(private, pages[-1])
         outputs.append(result.out)
     plain, bare = pages
     for form in ("samples", "type", "loss", "memorised", "source", "text", "predictions"):
@@ -533,6 +511,7 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
     assert all("a model can reproduce text that it has memorised" in out for out in outputs)
 
 
+@pytest.mark.slow
 def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Path) -> None:
     result = cli_here("report", "text", "-o", tmp_path / "page.html", cwd=private)
     page = (tmp_path / "page.html").read_text("utf-8")
@@ -563,8 +542,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
 @pytest.mark.parametrize("run", ["text", "pairs"])
 def test_an_exported_model_contains_no_text_of_the_dataset(private: Path, tmp_path: Path, run: str) -> None:
     """Only words that the model generates, which the command says; a prompt would be text of the dataset."""
-    result = cli_here("export", f"--ckpt={private / run}", "-o", tmp_path / "m.html", cwd=private)
-    assert result.status == 0, result.err
+    result = ok(private, "export", f"--ckpt={private / run}", "-o", tmp_path / "m.html")
     page = (tmp_path / "m.html").read_text("utf-8")
     opening = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
     assert opening
@@ -572,23 +550,24 @@ def test_an_exported_model_contains_no_text_of_the_dataset(private: Path, tmp_pa
     assert (generated in result.out) == (run == "text") == bool(opening[1])
     assert "contains: all weights of the model (" in result.out and "--no_text" not in result.out
     assert "a model can reproduce text that it has memorised" in result.out
+    assert_no_folder(private, readings(page))
     forms = readings(page.replace(opening[1], "") if opening[1] else page)
     assert not any(quotations(text) for text in forms.values())
 
 
-@pytest.mark.parametrize("flags", [[], ["--data_dir={}/nowhere"]], ids=["", "without the dataset"])
-@pytest.mark.parametrize("run", ["text", "pairs"])
-def test_a_page_contains_no_absolute_path(private: Path, tmp_path: Path, run: str, flags: list[str]) -> None:
-    flags = [flag.format(private) for flag in flags]
-    config = (private / run / "config.yaml").read_text()
-    assert config.count(str(private)) >= 2  # negative control
-    for command in (["report", private / run], ["export", "--ckpt", private / run]):
-        result = cli_here(*command, "-o", tmp_path / "page.html", *flags, cwd=tmp_path)
-        assert result.status == 0, result.err
-        page = readings((tmp_path / "page.html").read_text("utf-8"))
-        for text in page.values():
-            assert str(private) not in text and private.parent.name not in text
-    assert "is not prepared" in page["text"] or "config.yaml" not in page["text"]
+def assert_no_folder(private: Path, page: dict[str, str]) -> None:
+    for run in ("text", "pairs"):
+        assert (private / run / "config.yaml").read_text().count(str(private)) >= 2  # negative control
+    for text in page.values():
+        assert str(private) not in text and private.parent.name not in text
+
+
+@pytest.mark.slow
+def test_a_page_without_the_dataset_contains_no_absolute_path(private: Path, tmp_path: Path) -> None:
+    ok(tmp_path, "report", private / "text", "-o", "page.html", f"--data_dir={private}/nowhere")
+    page = readings((tmp_path / "page.html").read_text("utf-8"))
+    assert_no_folder(private, page)
+    assert "is not prepared" in page["text"]
 
 
 def test_absolute_paths_of_any_system_are_shortened() -> None:
@@ -604,6 +583,7 @@ def test_absolute_paths_of_any_system_are_shortened() -> None:
     assert without_folders(kept) == kept
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("run", ["text", "pairs"])
 def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Path, run: str) -> None:
@@ -661,10 +641,9 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt.report import collect
-
     parameters = load(large / "out").build_model().num_params()
-    what = f"he model has {parameters:,} parameters, and a page can hold at most 9,000,000"
+    monkeypatch.setattr(collect, "LARGEST", SMALL)
+    what = f"he model has {parameters:,} parameters, and a page can hold at most {SMALL:,}"
     before = listing(large)
     result = cli_here("export", "--ckpt=out", "--format=html", cwd=large)
     assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
@@ -680,6 +659,7 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert 'id="memorised"' in (large / "live.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     from tinygpt.checkpoint import store as checkpoint
 
@@ -706,11 +686,11 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
 
 
 def test_help_imports_neither_torch_nor_jinja() -> None:
+    code = "import sys, contextlib\nfrom tinygpt.cli import main\n"
     for command in ("report", "export", "doctor"):
-        code = "import sys, contextlib\nfrom tinygpt.cli import main\n"
         code += f"with contextlib.suppress(SystemExit): main(['{command}', '--help'])\n"
-        code += "sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    code += "sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 # ---- overlap ----------------------------------------------------------------------------------------------------
@@ -744,7 +724,7 @@ def patchworks(count: int) -> Iterator[tuple[str, str]]:
 
 def test_stretches_and_share_by_brute_force() -> None:
     shares = []
-    for training, text in patchworks(300):
+    for training, text in patchworks(120):
         looked_up = Training(training)
         assert looked_up.stretches(text) == brute_force(text, training)
         windows = [text[start : start + SHORTEST] in training for start in range(len(text) - SHORTEST + 1)]
@@ -761,9 +741,9 @@ def test_stretches_and_share_by_brute_force() -> None:
 def test_a_long_training_text_is_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import tinygpt.report.overlap as overlap
 
-    whole = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(40)]
+    whole = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(20)]
     monkeypatch.setattr(overlap, "CHUNK", 7)
-    parts = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(40)]
+    parts = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(20)]
     assert repr(whole) == repr(parts)
 
 
@@ -771,5 +751,5 @@ def test_colliding_hashes_are_compared_by_their_text(monkeypatch: pytest.MonkeyP
     import tinygpt.report.overlap as overlap
 
     monkeypatch.setattr(overlap, "BASE", np.uint64(0))  # the last character of a window alone
-    for training, text in patchworks(40):
+    for training, text in patchworks(20):
         assert Training(training).stretches(text) == brute_force(text, training)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, refused, trained
+from conftest import TINY_TRAIN, cli_here, ok, refused, trained
 from models import largest
 from test_distributed import torchrun
 from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
@@ -48,8 +48,7 @@ def with_snapshots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("with_snapshots") / "work"))
     trained(folder, "--snapshots=5", *PLAIN)
     trained(folder, "--out_dir=other", "--seed=8", "--n_head=1", *PLAIN)
-    result = cli_here("report", "out", "other", "-o", "report.html", cwd=folder)
-    assert result.status == 0, result.err
+    result = ok(folder, "report", "out", "other", "-o", "report.html")
     assert "3 snapshots of its training, all weights of the model in other (" in result.out
     return folder
 
@@ -87,7 +86,7 @@ def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path) -> 
         distance = max(largest(state.model[name] - weight) for name, weight in last.model.items())
         assert (distance < 0.01) == (step == 20), (step, distance)
     assert found[20].stat().st_size < 0.5 * (with_snapshots / "out/last.pt").stat().st_size
-    assert cli_here("sample", "--ckpt", found[4], "--max_new_tokens=20", cwd=with_snapshots).status == 0
+    ok(with_snapshots, "sample", "--ckpt", found[4], "--max_new_tokens=20")
     result = cli_here("check", "out", cwd=with_snapshots)
     assert result.status == 0 and "out/snapshots/step-4.pt: intact" in result.out
 
@@ -111,6 +110,7 @@ def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
     assert not (work / "out/snapshots/step-0.pt").is_symlink() and once[0]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_snapshots_of_one(with_snapshots: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     result = torchrun(folder, *TINY_TRAIN, "--snapshots=5", "--out_dir=two", *PLAIN)
@@ -120,6 +120,7 @@ def test_two_processes_write_the_snapshots_of_one(with_snapshots: Path, tmp_path
         assert max(largest(load(path).model[name] - weight) for name, weight in one.model.items()) < 0.01
 
 
+@pytest.mark.slow
 def test_a_step_that_diverges_is_shown(stepped: Path, tmp_path: Path) -> None:
     """With a learning rate of 10^30, as if the run had diverged right after its best model."""
     folder = Path(shutil.copytree(stepped, tmp_path / "work"))
@@ -127,11 +128,12 @@ def test_a_step_that_diverges_is_shown(stepped: Path, tmp_path: Path) -> None:
     save(folder / "out/ckpt.pt", dataclasses.replace(state, config=state.config | {"learning_rate": 1e30}))
     found = the_step(folder)
     assert found["diverged"] and not the_step(stepped)["diverged"]
-    assert cli_here("report", "out", "-o", "page.html", cwd=folder).status == 0
+    ok(folder, "report", "out", "-o", "page.html")
     page = (folder / "page.html").read_text("utf-8")
     assert "This step diverges" in page and "not a finite number" in page
 
 
+@pytest.mark.slow
 def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(with_snapshots: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     trained(folder, "--out_dir=third", "--n_embd=32", "--snapshots=2", *PLAIN)
@@ -146,7 +148,9 @@ def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(with_snapshot
     assert [one["step"] for one in packed["snapshots"]] == [4]
 
 
-def test_a_place_for_snapshots_that_cannot_be_used_is_found_before_training(work: Path) -> None:
+def test_bad_numbers_of_snapshots_and_a_place_that_cannot_be_used_are_found_before_training(work: Path) -> None:
+    for number in ("-1", "many"):
+        assert "snapshots" in refused(work, *TINY_TRAIN, f"--snapshots={number}")
     (work / "out").mkdir()
     (work / "out/snapshots").touch()
     assert "is a file, but is needed as a folder" in refused(work, *TINY_TRAIN, "--snapshots=5")
@@ -154,11 +158,6 @@ def test_a_place_for_snapshots_that_cannot_be_used_is_found_before_training(work
     (work / "elsewhere").mkdir()
     (work / "out/snapshots").symlink_to(work / "elsewhere")
     assert "is a link" in refused(work, *TINY_TRAIN, "--snapshots=5")
-
-
-def test_bad_numbers_of_snapshots(work: Path) -> None:
-    assert "snapshots" in refused(work, *TINY_TRAIN, "--snapshots=-1")
-    assert "snapshots" in refused(work, *TINY_TRAIN, "--snapshots=many")
 
 
 # ---- in the page -------------------------------------------------------------------------------------------------
@@ -194,13 +193,12 @@ def test_every_snapshot_computes_what_pytorch_computes(with_snapshots: Path) -> 
     compare_with_pytorch(with_snapshots, "out", with_snapshots / "report.html", [3, 9, 5, 1, 12, 7, 7, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], LORA], ids=["all weights", "LoRA"])
 def test_snapshots_of_pairs_with_and_without_an_adapter(tuned: Path, tmp_path: Path, more: list[str]) -> None:  # noqa: F811
     folder = Path(shutil.copytree(tuned, tmp_path / "work"))
-    result = cli_here("finetune", *FLAGS, *more, "--snapshots=4", "--out_dir=new", cwd=folder)
-    assert result.status == 0, result.err
-    result = cli_here("report", "new", "-o", "page.html", cwd=folder)
-    assert result.status == 0 and "snapshots of its training" in result.out, result.err
+    ok(folder, "finetune", *FLAGS, *more, "--snapshots=4", "--out_dir=new")
+    assert "snapshots of its training" in ok(folder, "report", "new", "-o", "page.html").out
     compare_with_pytorch(folder, "new", folder / "page.html", [3, 9, 5, 1, 12, 7])
 
 
@@ -241,6 +239,7 @@ def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch:
             assert [one["step"] for one in collect.models(run, [])[0]["packed"]["snapshots"]] == steps
 
 
+@pytest.mark.slow
 def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb(tiny_data: Path) -> None:
     """configs/shakespeare_char.yaml, whose best model is usually the last one, so that five differ from it."""
     settings = read_config(Path(__file__).parent.parent / "configs/shakespeare_char.yaml")
@@ -254,16 +253,15 @@ def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb(tiny_data: P
     assert models < 8_000_000 - 350_000  # the rest of a page takes 350,000 bytes with eight samples
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_run_in_a_page_is_not_compared(with_snapshots: Path, tmp_path: Path) -> None:
     """A damaged one, and a folder without a model: the curves are shown all the same."""
     folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
     (folder / "other/ckpt.pt").unlink()
     (folder / "other/last.pt").unlink()
-    result = cli_here("report", "out", "other", "-o", "page.html", cwd=folder)
-    assert result.status == 0, result.err
-    assert (
-        len(page_data(folder / "page.html")["models"]) == 1 and ">other</caption>" in (folder / "page.html").read_text()
-    )
+    ok(folder, "report", "out", "other", "-o", "page.html")
+    assert len(page_data(folder / "page.html")["models"]) == 1
+    assert ">other</caption>" in (folder / "page.html").read_text()
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------------
@@ -288,6 +286,7 @@ def probabilities(path: Path, text: str) -> dict[str, float]:
     return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: Path) -> None:
     page.find("#text").clear()
@@ -317,6 +316,7 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
     page.click("#stop")
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
@@ -351,11 +351,12 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
 def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
     """A fine-tuned model reads prompt and response, its base model the same as text."""
-    assert cli_here("report", run, "out", "-o", tmp_path / "page.html", cwd=tuned).status == 0
+    ok(tuned, "report", run, "out", "-o", tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
     for name, text in (("prompt", "003 red"), ("text", "r")):
         box = browser.find(f"#compare-{name}")
@@ -382,6 +383,7 @@ def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: P
 UPDATE = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Path) -> None:
     """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
@@ -407,14 +409,15 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
     replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")
     assert replaced == ["summary", "curves", "samples", "loss", "one-step", "memorised", "reproduce"]
     page.run("window.stamp = 1")
-    assert cli_here("report", "other", "-o", "other.html", cwd=with_snapshots).status == 0
+    ok(with_snapshots, "report", "other", "-o", "other.html")
     page.run(UPDATE, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
     page.until(lambda: page.run("return window.stamp") is None)  # it was loaded anew
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
-    assert cli_here("report", "out", "-o", "page.html", cwd=run_copy).status == 0
+    ok(run_copy, "report", "out", "-o", "page.html")
     browser.open(run_copy / "page.html")
     for selector in (".step-slider", "#continuation", "#compare"):
         assert not browser.find(selector).is_displayed()
@@ -422,15 +425,16 @@ def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) 
     assert browser.driver.get_log("browser") == []
 
 
+@pytest.mark.slow
 @in_a_browser
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_axe_finds_no_violation(page: Browser, width: int, dark: bool) -> None:
+def test_axe_finds_no_violation(page: Browser) -> None:
     """The negative control has a slider without a name."""
-    page.script.resize(page.driver, width, dark)
-    assert page.violations() == []
+    for width, dark in ((1280, False), (390, True)):
+        page.script.resize(page.driver, width, dark)
+        assert page.violations() == []
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
     page.run("document.querySelector('label[for=temperature]').remove()")
     assert [(rule, impact) for rule, impact, _ in page.violations()] == [("label", "critical")]
-    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 # ---- one step, explained -----------------------------------------------------------------------------------------
@@ -438,7 +442,7 @@ def test_axe_finds_no_violation(page: Browser, width: int, dark: bool) -> None:
 
 @pytest.fixture(scope="session")
 def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with out/, whose last.pt is one iteration further than its best model, ckpt.pt."""
+    """A working folder with out/, whose last.pt is one iteration further than its best model, ckpt.pt; and page.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("stepped") / "work"))
     trained(folder, "--fast=False", "--dropout=0", "--eval_interval=20", "--lr_schedule=constant")
     more = ["--init_from=resume", "--max_iters=21", "--eval_interval=100", "--quiet"]
@@ -446,6 +450,7 @@ def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained(folder, *more, "--fast=False", "--dropout=0", "--lr_schedule=constant")
     shutil.copy(folder / "best.pt", folder / "out/ckpt.pt")
     assert load(folder / "out").step == 20 and load(folder / "out/last.pt").step == 21
+    ok(folder, "report", "out", "-o", "page.html")
     return folder
 
 
@@ -499,7 +504,6 @@ def test_the_logits_give_the_loss_and_the_gradient(stepped: Path) -> None:
 
 def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
     """Each printed calculation, evaluated as printed, gives the printed result within its rounding."""
-    assert cli_here("report", "out", "-o", "page.html", cwd=stepped).status == 0
     page = html.unescape((stepped / "page.html").read_text("utf-8"))
     section = page[page.index('<section id="one-step"') :]
     section = section[: section.index("</section>")]
@@ -519,9 +523,9 @@ def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
         assert values[0] == pytest.approx(values[1], rel=0.02, abs=1e-9), line
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -> None:  # noqa: F811
-    assert cli_here("report", "out", "-o", "page.html", cwd=stepped).status == 0
     browser.open(stepped / "page.html")
     cells = the_step(stepped)["cells"]
     span = browser.all("#step-text span[data-i]")[5]
@@ -540,7 +544,11 @@ def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -
 
 @pytest.mark.parametrize(
     "flags",
-    [["--grad_clip=0.01"], ["--optimizer=muon"], ["--dtype=bfloat16"], ["--batch_size=2"], ["--weight_decay=0.5"]],
+    [
+        ["--grad_clip=0.01", "--weight_decay=0.5"],
+        pytest.param(["--optimizer=muon", "--batch_size=2"], marks=pytest.mark.slow),
+        pytest.param(["--dtype=bfloat16"], marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_loss_and_norm_are_those_that_training_logs(work: Path, flags: list[str]) -> None:
@@ -576,13 +584,14 @@ def test_a_step_with_muon(work: Path) -> None:
     assert not any("attention c_attn" in weight["name"] or "MLP c_fc" in weight["name"] for weight in found["weights"])
 
 
+@pytest.mark.slow
 def test_a_step_needs_dataset_optimizer_and_permission(with_snapshots: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
-    for flags, said in (([], "This is the step that follows"), (["--no_text"], "its numbers are left out")):
-        assert cli_here("report", "out", "-o", "page.html", *flags, cwd=folder).status == 0
-        assert said in (folder / "page.html").read_text("utf-8")
+    assert "This is the step that follows" in (folder / "report.html").read_text("utf-8")
+    ok(folder, "report", "out", "-o", "page.html", "--no_text")
+    assert "its numbers are left out" in (folder / "page.html").read_text("utf-8")
     shutil.rmtree(folder / "data")
-    assert cli_here("report", "out", "-o", "page.html", cwd=folder).status == 0
+    ok(folder, "report", "out", "-o", "page.html")
     assert "A step needs the run's dataset" in (folder / "page.html").read_text("utf-8")
     state = load(folder / "out")
     assert "optimizer" in state.training

@@ -1,6 +1,6 @@
 """`tinygpt watch` and `train --watch`: real runs that are started, stopped, killed and resumed, seen in Chromium.
 
-The runs are forked from this process (children.py); the servers are processes of their own.
+The runs of the slow tests are forked from this process (children.py); their servers are processes of their own.
 """
 
 import contextlib
@@ -14,24 +14,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from children import Child, ranks
-from conftest import TINY_TRAIN, cli_here, listing, refused, until
+from conftest import PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused, until
 from test_report import Browser, in_a_browser
 
 from tinygpt import train
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import WatchConfig
 from tinygpt.serve import follow
+from tinygpt.serve import watch as serve_watch
 from tinygpt.serve.follow import FollowedRun
-from tinygpt.serve.watch import LivePage
+from tinygpt.serve.listen import listen, make_server
+from tinygpt.serve.watch import LivePage, make_app
 from tinygpt.training import watch
 
 pytest.importorskip("uvicorn")
@@ -57,6 +61,24 @@ def watching(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str],
             yield process, int(found[1])
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def watching_here(run: Path, **settings: Any) -> Iterator[int]:
+    """What `tinygpt watch` does, in threads of this process, without rest; the port."""
+    live = LivePage(WatchConfig(run=str(run), data_dir=str(run.parent / "data"), **settings))
+    listener, server = listen("127.0.0.1", 0), make_server(make_app(live), drain=2)
+    jobs = [(server.run, [listener]), (live.work, server)]
+    threads = [threading.Thread(target=job, args=[given]) for job, given in jobs]
+    with mock.patch.object(serve_watch, "REST", 0), contextlib.closing(listener):
+        for thread in threads:
+            thread.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            for thread in threads:
+                thread.join(PATIENCE)
 
 
 @pytest.fixture
@@ -181,6 +203,26 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @in_a_browser
+def test_an_open_page_is_updated_and_keeps_what_was_written(page: Page, run_copy: Path) -> None:
+    before = listing(run_copy / "out").keys()
+    with watching_here(run_copy / "out") as port:
+        page.visit(port)
+        page.wait("^finished at step 20$")
+        until(lambda: page.steps)  # the page has become the report
+        page.write("The king")
+        left, stamp = page.written(), page.run("return (window.stamp = Math.random())")
+        assert page.steps == ["0", "10", "20"] and left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
+        ok(run_copy, *RESUME, "--max_iters=40", "--lr_schedule=constant")
+        page.wait("^finished at step 40$")
+        until(lambda: page.steps[-1] == "40")
+        assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
+        assert page.asked() == {f"127.0.0.1:{port}"}
+        assert page.driver.get_log("browser") == []
+    assert listing(run_copy / "out").keys() == before  # it only reads
+
+
+@pytest.mark.slow
+@in_a_browser
 def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, trainer: Any) -> None:
     (work / "out").mkdir()
     with watching(work, "out") as (server, port):
@@ -196,7 +238,7 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         left, version, before = page.written(), page.run("return document.title"), page.steps
         assert left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
         stamp = page.run("return (window.stamp = Math.random())")
-        until(lambda: len(page.steps) >= len(before) + 2)
+        until(lambda: len(page.steps) > len(before))
         assert page.steps[: len(before)] == before and page.keeps(left) and page.run("return document.title") == version
         training.send(signal.SIGTERM)
         assert training.wait() == 143, training.output
@@ -217,6 +259,7 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
     assert [entry for entry in page.driver.get_log("browser") if "net::ERR_" not in entry["message"]] == []
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Path, trainer: Any) -> None:
     training = trainer(work, *TINY_TRAIN, *LONG, "--watch", "--watch_port=0", before=slow)
@@ -301,6 +344,7 @@ print("page: out/report.html")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
     program = work / "python"  # it shows how often a server is started, and that its input is closed
     program.write_text(STAND_IN.format(python=sys.executable))
@@ -316,6 +360,7 @@ def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
     assert "watch: " not in both[1].output and len(list(work.glob("started-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, trainer: Any) -> None:
     flags = [f"--ckpt={models}/out", f"--data_dir={models}/data", "--dataset=colours", "--out_dir=out", "--lora_rank=2"]
     flags += ["--device=cpu", "--dtype=float32", "--max_iters=1000000", "--eval_interval=50", "--eval_iters=1"]
@@ -333,6 +378,7 @@ def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, t
 # ---- the server -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path) -> None:
     shutil.copytree(tiny_run / "out", work / "out")
     live = LivePage(WatchConfig(run=str(work / "out")))
@@ -350,7 +396,7 @@ def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path)
 
 def test_the_server_answers_to_this_machine_only(run_copy: Path) -> None:
     before = listing(run_copy)
-    with watching(run_copy, "out", "--no_text") as (_, port):
+    with watching_here(run_copy / "out", no_text=True) as port:
         until(lambda: "Passages of the dataset are left out" in get(port)[1])
         status, text, headers = get(port)
         known = state(port)
