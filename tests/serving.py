@@ -65,6 +65,10 @@ class Server:
         return self._out.getvalue() + self.errors.getvalue()
 
     @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
     def app(self) -> Any:
         return self._uvicorn.config.app
 
@@ -94,6 +98,12 @@ class Server:
     def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> tuple[int, bytes]:
         """Send a body as it is; returns the status and the body of the answer."""
         return self.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)[:2]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """The JSON value of the answer."""
+        status, data = self.post(f"/{path}", body)
+        assert status == 200, data
+        return json.loads(data)
 
     def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes, dict[str, str]]:
         """The same with the headers of the answer, in lower case. Headers are given as content_type=..."""

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, ok, refused, trained
 from models import largest
-from test_distributed import torchrun
 from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
 from test_report import Browser, browser, in_a_browser  # noqa: F401 (a fixture)
 from test_report_model import node
@@ -111,10 +111,16 @@ def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_two_processes_write_the_snapshots_of_one(with_snapshots: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
-    result = torchrun(folder, *TINY_TRAIN, "--snapshots=5", "--out_dir=two", *PLAIN)
-    assert result.returncode == 0, result.stderr
+    from children import Child, ranks
+
+    folder, command = Path(shutil.copytree(with_snapshots, tmp_path / "work")), [*TINY_TRAIN, "--snapshots=5", *PLAIN]
+    both = [
+        Child([*command, "--out_dir=two"], tmp_path / f"log-{rank}", folder, **environment)
+        for rank, environment in enumerate(ranks(2))
+    ]
+    assert [child.wait() for child in both] == [0, 0], both[0].output
     for step, path in snapshots(folder / "two").items():
         one = load(snapshots(folder / "out")[step])
         assert max(largest(load(path).model[name] - weight) for name, weight in one.model.items()) < 0.01
@@ -442,7 +448,7 @@ def test_axe_finds_no_violation(page: Browser) -> None:
 
 @pytest.fixture(scope="session")
 def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with out/, whose last.pt is one iteration further than its best model, ckpt.pt; and page.html."""
+    """A working folder with out/, whose last.pt is one iteration further than its best model ckpt.pt, and page.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("stepped") / "work"))
     trained(folder, "--fast=False", "--dropout=0", "--eval_interval=20", "--lr_schedule=constant")
     more = ["--init_from=resume", "--max_iters=21", "--eval_interval=100", "--quiet"]

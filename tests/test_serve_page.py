@@ -1,19 +1,16 @@
-"""The chat page in headless Chromium, with a real `tinygpt serve`; the API itself says what the page has to show."""
+"""The chat page in headless Chromium, with `tinygpt serve`; the API itself says what the page has to show."""
 
 import codecs
 import contextlib
-import http.client
 import json
 import re
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_TRAIN, cli_here, free_port, tiny_text, until
+from conftest import TINY_TRAIN, free_port, ok, tiny_text, until
+from serving import Server, serving, serving_here
 from test_import import imported  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 from test_report import Browser, in_a_browser
@@ -34,49 +31,6 @@ TUNE = ["--ckpt=out", "--dataset=colours", "--device=cpu", "--dtype=float32", "-
 TUNE += ["--max_iters=10", "--eval_interval=10", "--batch_size=8", "--learning_rate=1e-2", "--lora_rank=2"]
 
 
-class Server:
-    """A process `tinygpt serve` on a free port."""
-
-    def __init__(self, folder: Path, *flags: str, key: str = "") -> None:
-        port = free_port()
-        self.url, self.key = f"http://127.0.0.1:{port}/", key
-        command = [
-            sys.executable,
-            "-m",
-            "tinygpt",
-            "serve",
-            f"--port={port}",
-            "--device=cpu",
-            "--dtype=float32",
-            *flags,
-        ]
-        self.errors = folder / "errors.txt"
-        with self.errors.open("w") as file:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=file)
-
-    def wait(self, path: str = "health") -> None:
-        """Wait until the server answers; by default, until its models are loaded."""
-
-        def answers() -> bool:
-            assert self.process.poll() is None, self.errors.read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path):
-                return True
-            return False
-
-        until(answers)
-
-    def ask(self, path: str, **body: Any) -> Any:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request) as response:
-            return json.load(response)
-
-    def close(self) -> None:
-        """End the server, which has nothing to complain about."""
-        self.process.terminate()
-        assert (self.process.wait(30), self.errors.read_text()) == (0, "")
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves with a key: out, which continues text; <b>lora</b>, which answers one prompt; documents."""
@@ -94,13 +48,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ["finetune", *TUNE, "--out_dir=out-lora"],
         ["index", "docs", "--out=index.db", "--embeddings=none"],
     ):
-        result = cli_here(*command, cwd=folder)
-        assert result.status == 0, result.err
+        ok(folder, *command)
     flags = ["--ckpt=out", "--adapter=<b>lora</b>=out-lora", "--index=index.db", "--api_key=key.txt"]
-    server = Server(folder, *flags, key=KEY)
-    server.wait()
-    yield server
-    server.close()
+    with serving_here(folder, *flags, key=KEY) as server:
+        yield server
 
 
 class Page(Browser):
@@ -210,6 +161,7 @@ def test_continue_and_continue_from_the_end_of_the_whole_text(page: Page, server
     assert page.texts(".answer")[-1].count(".\n") == 0 and "Finish reason: stop" in page.texts("footer")[0]
 
 
+@pytest.mark.slow
 def test_again_replaces_the_last_continuation(page: Page, server: Server) -> None:
     page.set(max_tokens=30)
     page.send("The king")
@@ -227,6 +179,7 @@ def test_again_replaces_the_last_continuation(page: Page, server: Server) -> Non
     assert page.texts(".said") == [] and page.find("#hint").is_displayed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["button", "Escape", "another model"])
 def test_stop(page: Page, how: str) -> None:
     from selenium.webdriver import Keys
@@ -264,6 +217,7 @@ def panel(page: Page) -> dict[str, str]:
     return dict(rows)
 
 
+@pytest.mark.slow
 def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     from selenium.webdriver import ActionChains, Keys
 
@@ -317,6 +271,7 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     shows(words[5])
 
 
+@pytest.mark.slow
 def test_shading(page: Page, server: Server) -> None:
     page.set(temperature=2, max_tokens=40, seed=1)
     page.send("The king")
@@ -334,6 +289,7 @@ def test_shading(page: Page, server: Server) -> None:
 # ---- chat, adapters ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) -> None:
     page.set(temperature=0, max_tokens=20)
     page.send("The king")
@@ -353,10 +309,20 @@ def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) ->
     assert page.texts(".given") == ["The king"]  # each task keeps its own turns
 
 
-def test_a_conversation_with_a_model_that_loads_while_the_page_waits(imported: Path, chromium: Page) -> None:  # noqa: F811
-    server = Server(imported, "--ckpt=out-base")
-    with contextlib.closing(server):
-        server.wait("page.css")
+@pytest.mark.slow
+def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
+    imported: Path,  # noqa: F811
+    chromium: Page,
+    tmp_path: Path,
+) -> None:
+    with serving(imported, tmp_path / "log", "--ckpt=out-base", port=free_port(), wait=False) as server:
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError):
+                return server.request("GET", "/page.css")[0] == 200
+            return False
+
+        until(listens)
         chromium.visit(server, key="")
         chromium.refused = [503]
         chromium.until(lambda: "loading" in chromium.find("#state").text or chromium.find("#about").text)
@@ -382,6 +348,7 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(imported: P
             messages.append({"role": "assistant", "content": answer})
         check_parts_of_characters(chromium, server)
         chromium.check(server)
+        assert server.stop() == 0 and server.output.endswith("stopped\n")
 
 
 def check_parts_of_characters(page: Page, server: Server) -> None:
@@ -414,6 +381,7 @@ def shift_enter(page: Page) -> None:
 # ---- documents --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_documents_with_the_passages_beside_the_answer(page: Page) -> None:
     page.choose("documents")
     assert not page.find("#settings").is_displayed()
@@ -436,6 +404,7 @@ def test_documents_with_the_passages_beside_the_answer(page: Page) -> None:
 # ---- key, errors, hostile text ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server) -> None:
     page.visit(server, key="")
     page.refused = [401]
@@ -459,20 +428,14 @@ def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server)
     page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
 
 
-@pytest.mark.parametrize(
-    "host, status",
-    [
-        *((host, 200) for host in ("127.0.0.1", "LOCALHOST", "[::1]", "[::1]:80", "127.0.0.1:8000")),
-        *((host, 403) for host in ("other.example", "other.example:80", "127.0.0.1.other.example", ":80", "")),
-    ],
-)
-def test_the_host_may_come_without_its_port(server: Server, host: str, status: int) -> None:
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://").rstrip("/"))
-    with contextlib.closing(connection):
-        connection.request("GET", "/", headers={"Host": host})
-        assert connection.getresponse().status == status
+def test_the_host_may_come_without_its_port(server: Server) -> None:
+    for host in ("127.0.0.1", "LOCALHOST", "[::1]", "[::1]:80", "127.0.0.1:8000"):
+        assert server.request("GET", "/", host=host)[0] == 200, host
+    for host in ("other.example", "other.example:80", "127.0.0.1.other.example", ":80", ""):
+        assert server.request("GET", "/", host=host)[0] == 403, host
 
 
+@pytest.mark.slow
 def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
     page.refused = [400]
     page.send("The king ß")
@@ -488,6 +451,7 @@ def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page
     assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone(page: Page) -> None:
     network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
@@ -528,6 +492,7 @@ def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
 # ---- for everybody ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_screen_readers_hear_an_answer_once(page: Page) -> None:
     page.run(
         "window.heard = []; for (const one of document.querySelectorAll('[role=status], [role=alert], [aria-live]'))"
@@ -545,6 +510,7 @@ def test_screen_readers_hear_an_answer_once(page: Page) -> None:
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything(page: Page) -> None:
     from selenium.webdriver import Keys
 
@@ -561,17 +527,16 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     assert [one for one in reached if one != "BODY"][:14] == [*wanted, "shade", "P", "again", "box"]
 
 
-@pytest.mark.parametrize("model", ["out", "<b>lora</b>", "documents"])
-def test_the_page_fits_a_phone(server: Server, chromium: Page, model: str) -> None:
-    chromium.visit(server, width=390)
-    chromium.ready()
-    chromium.choose(model)
-    chromium.set(max_tokens=300)
-    chromium.send(
-        "The king" if model == "out" else "Who is the CFO of AUG Foods?" if model == "documents" else "007 red"
-    )
-    assert chromium.run("return document.documentElement.scrollWidth") == 390
-    assert not chromium.find("#temperature").is_displayed()  # the settings are folded
-    box = chromium.run("return document.querySelector('#send').getBoundingClientRect().bottom")
-    assert box < 900
-    chromium.check(server)
+@pytest.mark.slow
+def test_the_page_fits_a_phone(server: Server, chromium: Page) -> None:
+    prompts = {"out": "The king", "<b>lora</b>": "007 red", "documents": "Who is the CFO of AUG Foods?"}
+    for model, prompt in prompts.items():
+        chromium.visit(server, width=390)
+        chromium.ready()
+        chromium.choose(model)
+        chromium.set(max_tokens=300)
+        chromium.send(prompt)
+        assert chromium.run("return document.documentElement.scrollWidth") == 390
+        assert not chromium.find("#temperature").is_displayed()  # the settings are folded
+        assert chromium.run("return document.querySelector('#send').getBoundingClientRect().bottom") < 900
+        chromium.check(server)
