@@ -36,6 +36,10 @@ in_a_browser = pytest.mark.skipif(
 )
 
 
+def slowly_in_a_browser(test: Any) -> Any:
+    return pytest.mark.slow(in_a_browser(test))
+
+
 @pytest.fixture(scope="session")
 def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with out/, a run with a hostile name and a hostile sample, another run, and report.html."""
@@ -191,8 +195,7 @@ def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(
     assert shown == ["0.00", "3", "0.05"]
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     type_into(page, "The king")
     page.click("#continue")
@@ -216,8 +219,7 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     assert page.value("#text") == "The king" and not page.find("#back").is_enabled()
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page: Browser, reported: Path) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
@@ -244,8 +246,7 @@ def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page
     assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     tiny_data: Path, browser: Browser, tmp_path: Path
 ) -> None:
@@ -268,8 +269,7 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
 
@@ -315,8 +315,7 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
     assert not page.find(".plot.wide").is_displayed() and page.find(".plot.narrow").is_displayed()
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browser) -> None:
     browser.open(large / "report.html")
     links = [link.get_attribute("href").partition("#")[2] for link in browser.all("nav a")]
@@ -331,8 +330,7 @@ def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browse
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
 def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
     result = cli_here("report", run, "-o", tmp_path / "tuned.html", cwd=tuned)
@@ -362,8 +360,7 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: Path) -> None:
     result = cli_here(
         "export", "--ckpt=out/ckpt.pt", "--format=html", f"--output={tmp_path / 'model.html'}", cwd=reported
@@ -583,8 +580,7 @@ def test_absolute_paths_of_any_system_are_shortened() -> None:
     assert without_folders(kept) == kept
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 @pytest.mark.parametrize("run", ["text", "pairs"])
 def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Path, run: str) -> None:
     assert cli_here("report", run, "-o", tmp_path / "bare.html", "--no_text", cwd=private).status == 0

@@ -19,7 +19,7 @@ import torch
 from conftest import TINY_TRAIN, cli_here, ok, refused, trained
 from models import largest
 from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
-from test_report import Browser, browser, in_a_browser  # noqa: F401 (a fixture)
+from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
 from test_report_model import node
 
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
@@ -292,8 +292,7 @@ def probabilities(path: Path, text: str) -> dict[str, float]:
     return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: Path) -> None:
     page.find("#text").clear()
     page.find("#text").send_keys("The king of ")
@@ -322,8 +321,7 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
     page.click("#stop")
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
     assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, step 20"]
@@ -357,8 +355,7 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
 def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
     """A fine-tuned model reads prompt and response, its base model the same as text."""
@@ -389,8 +386,7 @@ def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: P
 UPDATE = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Path) -> None:
     """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
     newer = (with_snapshots / "report.html").read_text("utf-8").replace("<h2 id=", '<h2 data-newer="" id=')
@@ -420,8 +416,7 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
     page.until(lambda: page.run("return window.stamp") is None)  # it was loaded anew
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
     ok(run_copy, "report", "out", "-o", "page.html")
     browser.open(run_copy / "page.html")
@@ -431,8 +426,7 @@ def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) 
     assert browser.driver.get_log("browser") == []
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_axe_finds_no_violation(page: Browser) -> None:
     """The negative control has a slider without a name."""
     for width, dark in ((1280, False), (390, True)):
@@ -529,8 +523,7 @@ def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
         assert values[0] == pytest.approx(values[1], rel=0.02, abs=1e-9), line
 
 
-@pytest.mark.slow
-@in_a_browser
+@slowly_in_a_browser
 def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -> None:  # noqa: F811
     browser.open(stepped / "page.html")
     cells = the_step(stepped)["cells"]

@@ -41,12 +41,12 @@ def test_cases_by_hand() -> None:
 def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: int) -> None:
     """p: share of false alarms, q: of misses. At least 93 of 100 experiments, with a few cases as with many."""
     draw, covered, miss_cost = np.random.default_rng(0), 0, 20
-    for _ in range(1000):
+    for _ in range(400):
         kind = draw.choice(3, n, p=[p, q, 1 - p - q])
         positive, scores = np.append(kind == 1, True), np.append(kind == 0, True).astype(float)  # the last one is a hit
         low, high = outcome(scores, positive, 0.5, miss_cost)["cost_interval"]
         covered += low <= 1000 * (p + miss_cost * q) * n / (n + 1) <= high
-    assert covered >= 930
+    assert covered >= 372
 
 
 @pytest.fixture(scope="module")
