@@ -636,6 +636,7 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
     assert listing(run_copy) == before
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = load(large / "out").build_model().num_params()
     monkeypatch.setattr(collect, "LARGEST", SMALL)

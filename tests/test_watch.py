@@ -293,6 +293,7 @@ def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Pat
 # ---- the run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         number = taken.getsockname()[1]
