@@ -1,28 +1,31 @@
 """`tinygpt plan`: costs by hand and against real runs, the fit against a known law, refusals, and resuming."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused, script, tiny_text, trained
+from children import Child
+from conftest import cli_here, ok, refused, script, tiny_text, trained
 
 from tinygpt.checkpoint.store import load
+from tinygpt.cli import main
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import read_run
 from tinygpt.evaluate.forecast import Interval, compared, time_text
+from tinygpt.evaluate.process import Done
 from tinygpt.files import file_lock
-from tinygpt.plan import cost, fit, pilots
+from tinygpt.plan import choose, cost, fit, pilots
 from tinygpt.plan.cost import Block, Costs
 from tinygpt.training.log import read_metrics
 
@@ -31,15 +34,43 @@ SMALL += ["--batch_size=8", "--gradient_accumulation_steps=1", "--warmup_iters=4
 SMALL += ["--eval_interval=400", "--eval_iters=2", "--log_interval=10", "--max_iters=800", "--optimizer=muon"]
 
 
+PLAN = ["plan", *SMALL, "--sample_interval=400"]
+
+
 @pytest.fixture(scope="module")
 def planned(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with data/tiny, out/plan.json and plan.txt, what the command printed."""
+    """A working folder with data/tiny, out/plan.json and plan.txt, what the command printed.
+
+    Here the time pilot is a process of its own.
+    """
     folder = tmp_path_factory.mktemp("planned")
     shutil.copytree(tiny_data / "data", folder / "data")
-    result = cli_here("plan", *SMALL, "--sample_interval=400", cwd=folder)
-    assert result.status == 0, result.err
-    (folder / "plan.txt").write_text(result.out)
+    (folder / "plan.txt").write_text(ok(folder, *PLAN).out)
     return folder
+
+
+@pytest.fixture
+def pilot_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time pilot runs inside this process, which saves it the seconds of a start."""
+
+    def run(log: Path, *args: str) -> Done:
+        began = time.monotonic()
+        with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            if status := main([*args]):
+                raise TinyGPTError("the pilot failed", "fix the cause", status)
+        return Done("", time.monotonic() - began, 10**8)
+
+    monkeypatch.setattr(cost, "run", run)
+
+
+def interrupted(planned: Path, folder: Path, **change: Any) -> None:
+    """Write the plan.json of a plan that was interrupted after all its pilots, with changes."""
+    content = json.loads((planned / "out/plan.json").read_text())
+    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
+    for key, value in change.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out/plan.json").write_text(json.dumps(content))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -56,62 +87,56 @@ def test_a_plan_is_stored_and_its_pilots_are_removed(planned: Path) -> None:
     assert content["predicted_seconds"]
     if not content["predicted_loss"]:
         assert content["no_loss"] and content["loss_at_most"] == content["pilots"][2]["loss"]
-
-
-def test_what_it_prints(planned: Path) -> None:
     text = (planned / "plan.txt").read_text()
     for row in (r"iterations: +800", r"evaluations: +3", r"saves: +6", r"samples: +3"):
         assert re.search(row, text), text
     command = shlex.split(text.rpartition("next: tinygpt train ")[2])
-    assert vars(parse(TrainConfig, command)) == vars(parse(TrainConfig, [*SMALL, "--sample_interval=400"]))
+    assert vars(parse(TrainConfig, command)) == vars(parse(TrainConfig, PLAN[1:]))
 
 
 def test_doctor_and_report_compare_it_with_the_run(planned: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(planned, tmp_path / "work"))
     assert cli_here("doctor", "out", cwd=folder).status == 2  # no run yet
-    assert cli_here("train", *SMALL, "--sample_interval=400", "--quiet", cwd=folder).status == 0
+    ok(folder, "train", *PLAN[1:], "--quiet")
     found = {each.what: each for each in compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data)}
     assert {"time", "memory"} <= found.keys()
-    said = cli_here("doctor", "out", cwd=folder).out
-    assert re.search(r"^predicted: +time \d+ s \(\d+ to \d+\), measured \d+ s \([+-]\d+ %.*\)$", said, re.MULTILINE), (
-        said
-    )
-    assert re.search(
-        r"^predicted: +memory [\d,]+ MB \([\d,]+ to [\d,]+\), measured [\d,]+ MB \(.*\)$", said, re.MULTILINE
-    )
-    page = cli_here("report", "out", cwd=folder)
-    assert page.status == 0, page.err
+    said = ok(folder, "doctor", "out").out
+    assert re.search(r"^predicted: +time \d+ s \(\d+ to \d+\), measured \d+ s \([+-]\d+ %.*\)$", said, re.MULTILINE)
+    memory = r"^predicted: +memory [\d,]+ MB \([\d,]+ to [\d,]+\), measured [\d,]+ MB \(.*\)$"
+    assert re.search(memory, said, re.MULTILINE), said
+    ok(folder, "report", "out")
     assert "predicted time" in (folder / "out/report.html").read_text()
 
 
-@pytest.mark.parametrize("other", ["settings", "text"])
-def test_a_plan_of_another_run_is_not_compared(planned: Path, tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(("other", "key"), [("settings", "max_iters"), ("text", "data")])
+def test_a_plan_of_another_run_is_not_compared(planned: Path, tmp_path: Path, other: str, key: str) -> None:
     folder = Path(shutil.copytree(planned, tmp_path / "work"))
     if other == "text":
         (folder / "text.txt").write_text(tiny_text()[::-1])
-        assert cli_here("prepare", "tiny", "--input=text.txt", cwd=folder).status == 0
-    iterations = 40 if other == "settings" else 800
-    run = cli_here("train", *SMALL, "--sample_interval=400", f"--max_iters={iterations}", "--quiet", cwd=folder)
-    assert run.status == 0, run.err
+        ok(folder, "prepare", "tiny", "--input=text.txt")
+        content = json.loads((folder / "out/plan.json").read_text())
+        content["settings"]["max_iters"] = 40
+        (folder / "out/plan.json").write_text(json.dumps(content))
+    ok(folder, "train", *PLAN[1:], "--max_iters=40", "--quiet")
     assert compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data) == []
-    said = cli_here("doctor", "out", cwd=folder).out
-    assert "predicted" not in said
-    assert f"is not compared: {'max_iters' if other == 'settings' else 'data'}\n" in said
+    said = ok(folder, "doctor", "out").out
+    assert "predicted" not in said and f"is not compared: {key}\n" in said
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 1}', '{"settings": {}, "predicted_seconds": "x"}'])
-def test_a_damaged_plan_harms_nothing(run_copy: Path, content: str) -> None:
-    (run_copy / "out/plan.json").write_text(content)
-    assert cli_here("doctor", "out", cwd=run_copy).status == 0
-    settings = read_run(run_copy / "out")[1]
-    odd = {"settings": settings, "predicted_seconds": {"value": "x"}, "predicted_loss": [1], "start": None}
-    (run_copy / "out/plan.json").write_text(json.dumps(odd))
-    assert cli_here("doctor", "out", cwd=run_copy).status == 0
+def test_a_damaged_plan_harms_nothing(run_copy: Path) -> None:
+    odd = {"predicted_seconds": {"value": "x"}, "predicted_loss": [1], "start": None}
+    damaged = json.dumps({"settings": read_run(run_copy / "out")[1], **odd})
+    for content in ("", "[]", "{}", '{"settings": 1}', '{"settings": {}, "predicted_seconds": "x"}', damaged):
+        (run_copy / "out/plan.json").write_text(content)
+        ok(run_copy, "doctor", "out")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_an_interrupted_plan_that_was_edited_starts_again(
+    planned: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = json.loads((planned / "out/plan.json").read_text())["costs"]
+    monkeypatch.setattr(cost, "measure", lambda *_: cost.from_json(costs))
+    changes: list[dict[str, Any]] = [
         {"costs": {"blocks": []}},
         {"costs": {"blocks": [[0, 1.0]]}},
         {"costs": {"blocks": "x"}},
@@ -120,25 +145,25 @@ def test_a_damaged_plan_harms_nothing(run_copy: Path, content: str) -> None:
         {"pilots": [{"iterations": 25, "loss": "low", "blocks": []}]},
         {"settings": []},
         {"data": None},
-    ],
-)
-def test_an_interrupted_plan_that_was_edited_starts_again(planned: Path, work: Path, change: dict[str, Any]) -> None:
-    content = json.loads((planned / "out/plan.json").read_text())
-    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
-    for key, value in change.items():
-        content[key] = content[key] | value if isinstance(value, dict) else value
-    (work / "out").mkdir()
-    (work / "out/plan.json").write_text(json.dumps(content))
-    result = cli_here("plan", *SMALL, "--sample_interval=400", "--time_only", cwd=work)
-    assert result.status == 0 and "time pilot" in result.out, result.err
+    ]
+    for change in changes:
+        interrupted(planned, work, **change)
+        assert "time pilot" in ok(work, *PLAN, "--time_only").out, change
+    interrupted(planned, work)
+    assert "time pilot" not in ok(work, *PLAN, "--time_only").out
 
 
-def test_with_json_standard_output_has_nothing_else(work: Path) -> None:
-    result = cli_here("plan", *SMALL, "--time_only", "--json", cwd=work)
+def test_with_json_standard_output_has_nothing_else(work: Path, pilot_here: None) -> None:
+    """OUT_DIR may be any folder, even one with a folder called plan: nothing of the user is removed."""
+    for name in ("plan", "other"):
+        (work / name).mkdir()
+        (work / name / "notes.txt").write_text("mine")
+    result = ok(work, "plan", *SMALL, "--time_only", "--json", "--out_dir=.")
     made = json.loads(result.out)
     assert made["predicted_loss"] is made["loss_at_most"] is None and "time_only" in made["no_loss"]
     assert made["predicted_seconds"]["low"] < made["predicted_seconds"]["value"]
     assert "time pilot" in result.err
+    assert (work / "plan/notes.txt").read_text() == (work / "other/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -146,51 +171,51 @@ def test_with_json_standard_output_has_nothing_else(work: Path) -> None:
     [
         (["--dataset=colours", "--block_size=20", "--group_by_length"], "the dataset has pairs"),
         (["--dataset=digits", "--init_from=out/ckpt.pt", "--block_size=12"], "starts from trained weights"),
-        (["--dataset=tiny", "--batch_size=64", "--max_iters=640"], "passes over its data"),
+        pytest.param(
+            ["--dataset=tiny", "--batch_size=20", "--max_iters=640", "--eval_interval=160"],
+            "passes over its data",
+            marks=pytest.mark.slow,
+        ),
         (["--dataset=tiny", "--learning_rate=1e-3"], "the shortest pilot would have 3 iterations"),
     ],
 )
-def test_a_loss_that_is_not_predicted_has_a_bound(models: Path, tmp_path: Path, flags: list[str], reason: str) -> None:
+def test_a_loss_that_is_not_predicted_has_a_bound(
+    models: Path, tmp_path: Path, flags: list[str], reason: str, pilot_here: None
+) -> None:
     """The bound is the loss of the run itself after a quarter of it, also if its data has characters that the weights
     do not know."""
     for name in ("data", "out"):
         shutil.copytree(models / name, tmp_path / name)
     (tmp_path / "text.txt").write_text(f"0123456789 {tiny_text()}")
-    assert cli_here("prepare", "digits", "--input=text.txt", cwd=tmp_path).status == 0
+    ok(tmp_path, "prepare", "digits", "--input=text.txt")
     shape = ("--n_", "--block_size") if "--init_from=out/ckpt.pt" in flags else ("--dataset",)
     flags = [flag for flag in SMALL if not flag.startswith(shape)] + [
         *("--max_iters=100", "--eval_interval=20", "--eval_iters=0", "--warmup_iters=5", "--out_dir=new"), *flags
     ]  # fmt: skip
-    planned = cli_here("plan", *flags, cwd=tmp_path)
-    assert planned.status == 0, planned.err
+    planned = ok(tmp_path, "plan", *flags)
     plan = json.loads((tmp_path / "new/plan.json").read_text())
     assert set(os.listdir(tmp_path / "new")) - {".plan.json.lock"} == {"plan.json"}
     assert f"loss:        probably at most {plan['loss_at_most']:.3f} nats per token" in planned.out
     assert reason in planned.out and reason in plan["no_loss"] and plan["predicted_loss"] is None
-    done = cli_here("train", *flags, "--quiet", cwd=tmp_path)
-    assert done.status == 0, done.err
+    ok(tmp_path, "train", *flags, "--quiet")
     losses = {entry["step"]: entry["val_loss"] for entry in read_metrics(tmp_path / "new") if entry["kind"] == "eval"}
     assert losses[plan["pilots"][0]["iterations"]] == pytest.approx(plan["loss_at_most"], abs=1e-3)  # bfloat16
-    said = cli_here("doctor", "new", cwd=tmp_path).out
     expected = f"best validation loss at most {plan['loss_at_most']:.3f}, measured {min(losses.values()):.3f} (held)"
-    assert f"predicted:   {expected}\n" in said
-    assert cli_here("report", "new", cwd=tmp_path).status == 0
-    assert "predicted best validation loss" in (tmp_path / "new/report.html").read_text()
+    assert f"predicted:   {expected}\n" in ok(tmp_path, "doctor", "new").out
+    if reason == "the dataset has pairs":  # once
+        ok(tmp_path, "report", "new")
+        assert "predicted best validation loss" in (tmp_path / "new/report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("interval", "length"), [(20, 100), (30, 90), (100, 100), (101, 101), (133, 133), (134, 0), (400, 0)]
-)
-def test_a_bound_is_the_loss_of_an_evaluation_that_the_run_makes(work: Path, interval: int, length: int) -> None:
+def test_a_bound_is_the_loss_of_an_evaluation_that_the_run_makes(work: Path, pilot_here: None) -> None:
     """Otherwise the run may never reach it: it keeps no weights between two evaluations."""
-    config = TrainConfig(max_iters=400, eval_interval=interval, out_dir=str(work / "out"))
-    found = [each.max_iters for each in pilots.configurations(config, False, work)]
-    assert found == [length] * bool(length) and (not length or length % interval == 0)
-    if not length:
-        flags = [flag for flag in SMALL if not flag.startswith("--max_iters")]
-        repeated = [*flags, "--max_iters=400", f"--eval_interval={interval}", "--learning_rate=1e-2", "--eval_iters=1"]
-        planned = cli_here("plan", *repeated, "--init_from=scratch", "--time_only", "--out_dir=new", cwd=work)
-        assert planned.status == 0 and "at most" not in planned.out
+    cases = {20: 100, 30: 90, 100: 100, 101: 101, 133: 133, 134: 0, 400: 0}
+    for interval, length in cases.items():
+        config = TrainConfig(max_iters=400, eval_interval=interval, out_dir=str(work / "out"))
+        found = [each.max_iters for each in pilots.configurations(config, False, work)]
+        assert found == [length] * bool(length) and (not length or length % interval == 0)
+    said = ok(work, "plan", *SMALL, "--max_iters=400", "--eval_interval=134", "--eval_iters=1").out
+    assert "at most" not in said and "for an upper bound it needs" in said
 
 
 @pytest.mark.parametrize(
@@ -210,19 +235,10 @@ def test_a_bound_that_did_not_hold(run_copy: Path, below: float, verdict: str) -
     assert f"predicted:   best validation loss at most {bound:.3f}, {result}\n" in said
 
 
-def test_nothing_of_the_user_is_removed(work: Path) -> None:
-    """OUT_DIR may be any folder, even one with a folder called plan."""
-    for name in ("plan", "other"):
-        (work / name).mkdir()
-        (work / name / "notes.txt").write_text("mine")
-    assert cli_here("plan", *SMALL, "--time_only", "--out_dir=.", cwd=work).status == 0
-    assert (work / "plan/notes.txt").read_text() == (work / "other/notes.txt").read_text() == "mine"
-
-
-def test_a_run_that_is_shorter_than_its_pilot(work: Path) -> None:
-    result = cli_here("plan", *SMALL, "--max_iters=3", "--eval_interval=100", cwd=work)
-    assert result.status == 0 and "the time pilot has more iterations than this run" in result.out, result.err
-    assert "not predicted: the run has fewer than 80 iterations" in result.out
+def test_a_run_that_is_shorter_than_its_pilot(work: Path, pilot_here: None) -> None:
+    said = ok(work, "plan", *SMALL, "--max_iters=3", "--eval_interval=100").out
+    assert "the time pilot has more iterations than this run" in said
+    assert "not predicted: the run has fewer than 80 iterations" in said
 
 
 def test_two_plans_in_one_folder(work: Path) -> None:
@@ -350,8 +366,8 @@ def test_the_pilots_have_the_schedule_in_proportion(tmp_path: Path) -> None:
 def test_the_loss_of_a_pilot_is_that_of_tinygpt_eval(planned: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(planned / "data", tmp_path / "data")).parent
     short = ["--max_iters=100", "--warmup_iters=5", "--eval_interval=100"]
-    assert cli_here("train", *SMALL, *short, "--quiet", cwd=folder).status == 0
-    said = json.loads(cli_here("eval", "--ckpt=out/last.pt", "--json", cwd=folder).out)
+    ok(folder, "train", *SMALL, *short, "--quiet")
+    said = json.loads(ok(folder, "eval", "--ckpt=out/last.pt", "--json").out)
     pilot = json.loads((planned / "out/plan.json").read_text())["pilots"][2]
     assert pilot["iterations"] == 100 and pilot["loss"] == pytest.approx(said["loss"], abs=1e-3)  # bfloat16
 
@@ -393,99 +409,85 @@ def test_short_runs_and_repeated_data_have_no_loss() -> None:
     assert not pilots.refusal(TrainConfig(max_iters=9000), 4, pairs=False)
 
 
-def test_a_run_that_diverges_is_a_finding(work: Path) -> None:
+def test_a_run_that_diverges_is_a_finding(work: Path, pilot_here: None) -> None:
     result = cli_here("plan", *SMALL, "--learning_rate=1e30", "--optimizer=adamw", "--grad_clip=0", cwd=work)
     assert result.status == 1, (result.out, result.err)
     assert re.search(r"diverged|NaN", result.err) and "1e+30" in result.err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None:
     """A plan that is killed or stopped three times ends with the losses of an uninterrupted one."""
     shutil.copytree(planned / "data", tmp_path / "data")
-    command = [sys.executable, "-m", "tinygpt", "plan", *SMALL, "--sample_interval=400"]
     file = tmp_path / "out/plan.json"
     for wanted, number in ((0, signal.SIGKILL), (1, signal.SIGTERM), (2, signal.SIGKILL)):
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-            deadline = time.monotonic() + 180
-            while time.monotonic() < deadline and child.poll() is None:
-                if file.exists() and len(json.loads(file.read_text())["pilots"]) >= wanted:
-                    break
-                time.sleep(0.005)
-            child.send_signal(number)
-            status = child.wait(60)
-            assert status in (-number, 128 + number, 0)
+        child = Child(PLAN, tmp_path / "log", tmp_path)
+        while child.wait(0) is None and not (file.exists() and len(json.loads(file.read_text())["pilots"]) >= wanted):
+            time.sleep(0.005)
+        child.send(number)
+        assert child.wait() in (-number, 128 + number, 0), child.output
     content, change = json.loads(file.read_text()), 0.0
     if "predicted_seconds" not in content:  # else it ended before the last signal
         content["pilots"][0]["loss"] += (change := 1e-9)  # to see that it is not measured again
         file.write_text(json.dumps(content))
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    ok(tmp_path, *PLAN)
     losses = [[p["loss"] for p in json.loads((f / "out/plan.json").read_text())["pilots"]] for f in (planned, tmp_path)]
     assert losses[1][1:] == losses[0][1:] and losses[1][0] - losses[0][0] == pytest.approx(change)
     assert not (tmp_path / "out/.plan-pilots").exists()
 
 
 def test_an_interrupted_plan_of_which_only_plan_json_is_left(planned: Path, work: Path) -> None:
-    content = json.loads((planned / "out/plan.json").read_text())
-    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
-    measured = [pilot["loss"] for pilot in content["pilots"]]
-    content["pilots"] = content["pilots"][:1]
-    (work / "out").mkdir()
-    (work / "out/plan.json").write_text(json.dumps(content))
-    result = cli_here("plan", *SMALL, "--sample_interval=400", cwd=work)
-    assert result.status == 0 and "time pilot" not in result.out, result.err
-    assert [pilot["loss"] for pilot in json.loads((work / "out/plan.json").read_text())["pilots"]] == measured
+    """It continues after its first pilot. With --time_only it has no bound, even so."""
+    measured = json.loads((planned / "out/plan.json").read_text())["pilots"]
+    interrupted(planned, work, pilots=measured[:1])
+    found = json.loads(ok(work, *PLAN, "--time_only", "--json").out)
+    assert found["loss_at_most"] is found["predicted_loss"] is None
+    interrupted(planned, work, pilots=measured[:1])
+    assert "time pilot" not in ok(work, *PLAN).out
+    found = json.loads((work / "out/plan.json").read_text())
+    assert [pilot["loss"] for pilot in found["pilots"]] == [pilot["loss"] for pilot in measured]
 
 
-def test_time_only_has_no_bound_even_if_an_interrupted_plan_has_pilots(planned: Path, work: Path) -> None:
-    content = json.loads((planned / "out/plan.json").read_text())
-    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
-    (work / "out").mkdir()
-    (work / "out/plan.json").write_text(json.dumps(content | {"pilots": content["pilots"][:1]}))
-    result = cli_here("plan", *SMALL, "--sample_interval=400", "--time_only", "--json", cwd=work)
-    assert json.loads(result.out)["loss_at_most"] is None, result.err
-
-
-def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(work: Path) -> None:
-    assert cli_here("plan", *SMALL, "--time_only", cwd=work).status == 0
-    content = json.loads((work / "out/plan.json").read_text())
-    content = {key: value for key, value in content.items() if not key.startswith("predicted")}
-    content["costs"]["step"] = 1e6
-    (work / "out/plan.json").write_text(json.dumps(content))
-    same = cli_here("plan", *SMALL, "--time_only", "--json", cwd=work)
-    assert json.loads(same.out)["predicted_seconds"]["value"] > 1e6  # the measurement of the interrupted plan is used
-    (work / "out/plan.json").write_text(json.dumps(content))
-    other = cli_here("plan", *SMALL, "--n_embd=32", "--time_only", "--json", cwd=work)
-    assert json.loads(other.out)["predicted_seconds"]["value"] < 1e6
+def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(
+    planned: Path, work: Path, pilot_here: None
+) -> None:
+    for flags, uses in (([], True), (["--n_embd=32"], False)):
+        interrupted(planned, work, costs={"step": 1e6}, pilots=[])
+        made = json.loads(ok(work, *PLAN, *flags, "--time_only", "--json").out)
+        assert (made["predicted_seconds"]["value"] > 1e6) is uses  # the measurement of the interrupted plan
 
 
 # ---- choosing a size ------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_gives_a_command_that_fits_it(work: Path) -> None:
-    (work / "law.json").write_text(
-        json.dumps({"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"})
-    )
-    result = cli_here("plan", *SMALL, "--batch_size=1", "--budget=12s", "--law=law.json", "--json", cwd=work)
-    assert result.status == 0, result.err
-    made = json.loads(result.out)
+LAW = {"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"}
+
+
+@pytest.fixture
+def sizes(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a scaling law; the choice is between the smallest sizes."""
+    (work / "law.json").write_text(json.dumps(LAW))
+    monkeypatch.setattr(choose, "SHAPES", dict([*choose.SHAPES.items()][:3]))
+    return work
+
+
+def test_a_budget_gives_a_command_that_fits_it(sizes: Path) -> None:
+    made = json.loads(ok(sizes, "plan", *SMALL, "--batch_size=1", "--budget=12s", "--law=law.json", "--json").out)
     assert made["choices"] and made["command"].startswith("tinygpt train --")
     assert all(choice["seconds"] <= 12.5 and choice["passes"] <= pilots.MOST_PASSES for choice in made["choices"])
     best = min(made["choices"], key=lambda choice: choice["loss"])
     assert best == made["best"] and f"--n_embd={best['width']}" in made["command"]
-    assert set(os.listdir(work)) == {"law.json", "data"}
+    assert set(os.listdir(sizes)) == {"law.json", "data"}
     assert parse(TrainConfig, shlex.split(made["command"])[2:]).n_embd == best["width"]
 
 
-def test_a_target_chooses_the_run_that_reaches_it_soonest(work: Path) -> None:
-    (work / "law.json").write_text(
-        json.dumps({"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tiny"})
-    )
+def test_a_target_chooses_the_run_that_reaches_it_soonest(sizes: Path) -> None:
     flags = [*SMALL, "--law=law.json", "--json"]
-    made = json.loads(cli_here("plan", *flags, "--target=1.9", cwd=work).out)
+    made = json.loads(ok(sizes, "plan", *flags, "--target=1.9").out)
     assert all(choice["loss"] <= 1.9 for choice in made["choices"])
     assert made["best"] == min(made["choices"], key=lambda choice: choice["seconds"])
-    assert "no size fits" in refused(work, "plan", *flags[:-1], "--target=0.9")  # below the irreducible loss
+    assert "no size fits" in refused(sizes, "plan", *flags[:-1], "--target=0.9")  # below the irreducible loss
 
 
 @pytest.mark.parametrize(
