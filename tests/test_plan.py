@@ -468,7 +468,7 @@ LAW = {"E": 1.0, "A": 9.0, "B": 40.0, "alpha": 0.3, "beta": 0.4, "dataset": "tin
 def sizes(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a scaling law; the choice is between the smallest sizes."""
     (work / "law.json").write_text(json.dumps(LAW))
-    monkeypatch.setattr(choose, "SHAPES", dict([*choose.SHAPES.items()][:3]))
+    monkeypatch.setattr(choose, "SHAPES", dict([*choose.SHAPES.items()][:2]))
     return work
 
 

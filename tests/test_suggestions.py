@@ -1,7 +1,7 @@
 """Every command that tinygpt suggests works in the situation in which it was suggested.
 
-The tests run real commands, collect the suggested commands from the output, and run those in turn: once in folders with
-ordinary names, and once in folders with blanks in their names and with a data_dir other than the default.
+The tests run real commands, collect the suggested commands from the output, and run those in turn: in folders with
+blanks in their names and with a data_dir other than the default, and where that matters in folders with ordinary names.
 """
 
 import html
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from children import wait_for_lines
-from conftest import TINY_TRAIN, Result, cli_here
+from children import Child
+from conftest import TINY_TRAIN, Result, Shared, cli_here, ok
 from hypothesis import given
 from hypothesis import strategies as st
 from test_finetune import FLAGS
@@ -33,9 +33,10 @@ from tinygpt.config.parse import parse
 from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
+from tinygpt.evaluate.doctor import judge
 from tinygpt.retrieve import ask
 
-SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4", "--eval_iters=1", "--device=cpu", "--quiet"]
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
     "train": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"],
     "finetune": ["--max_iters=2", "--eval_interval=2", "--device=cpu"],
@@ -47,17 +48,16 @@ PLACEHOLDERS = {"YOUR_TEXT": "text.txt", "MORE_TEXT": "text.txt", "path/to/text.
 class Workplace:
     """A folder in which commands run as a user would run them; `place` is the flag for its data_dir."""
 
-    def __init__(self, folder: Path, data: str, prefix: str) -> None:
-        self.folder, self.data, self.prefix = folder, data, prefix
-        self.place = [] if data == "data" else [f"--data_dir={data}"]
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+        self.data, self.prefix = {"plain": ("data", ""), "blanks": ("my data", "my ")}[kind]
+        self.place = [] if kind == "plain" else [f"--data_dir={self.data}"]
 
     def run(self, *args: str) -> Result:
         return cli_here(*args, cwd=self.folder)
 
     def ok(self, *args: str) -> str:
-        result = self.run(*args)
-        assert result.status == 0, (args, result.out, result.err)
-        return result.out
+        return ok(self.folder, *args).out
 
     def trained(self, *args: str, out: str) -> str:
         return self.ok(*args, f"--out_dir={self.prefix}{out}", *self.place)
@@ -70,10 +70,16 @@ class Workplace:
             name = command[0]
             if name in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
                 assert set(self.place) <= {*command} or any("config.yaml" in word for word in command), command
-            resumes = "--init_from=resume" in command  # a run that has done more than two iterations
-            result = self.run(*command, *(["--max_iters=50"] if resumes else SHORTEN.get(name, [])))
-            assert result.status == 0, (command, result.out, result.err)
+            self.ok(*command, *shortened(command))
         return found
+
+
+def shortened(command: list[str]) -> list[str]:
+    """Flags that end a suggested command soon. They do not affect whether it works."""
+    if "--init_from=resume" in command:  # a run that has done more than two iterations
+        return ["--max_iters=50"]
+    preset = any(word.startswith("configs/") and "finetune" not in word for word in command)
+    return SHORTEN.get(command[0], []) + SMALL * preset
 
 
 def suggested(said: str) -> list[list[str]]:
@@ -87,26 +93,39 @@ def suggested(said: str) -> list[list[str]]:
     return found
 
 
-@pytest.fixture(params=["plain", "blanks"])
-def place(request: pytest.FixtureRequest, tiny_data: Path, tmp_path: Path) -> Workplace:
-    """A workplace with prepared text, pairs with three labels, and pairs with free responses."""
-    made = Workplace(tmp_path / "work", *{"plain": ("data", ""), "blanks": ("my data", "my ")}[request.param])
-    made.folder.mkdir()
-    shutil.copy(tiny_data / "text.txt", made.folder / "text.txt")
-    labels = ["red", "green", "blue"]
-    json_lines(made.folder, [{"prompt": f"{n:03} {labels[n % 3]}", "response": labels[n % 3]} for n in range(120)])
-    json_lines(made.folder, [{"prompt": f"ask {n}", "response": f"it's {n}"} for n in range(90)], "free.jsonl")
-    made.ok("prepare", "tiny", "--input=text.txt", *made.place)
-    made.ok("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", *made.place)
-    made.ok("prepare", "free", "--input=free.jsonl", "--format=pairs", *made.place)
-    return made
+both = pytest.mark.parametrize("place", [pytest.param("plain", marks=pytest.mark.slow), "blanks"], indirect=True)
 
 
 @pytest.fixture
-def based(place: Workplace) -> Workplace:
-    """`place` with a base model."""
-    place.trained(*TINY_TRAIN, "--quiet", out="out")
-    return place
+def place(request: pytest.FixtureRequest, tiny_data: Path, shared: Shared, tmp_path: Path) -> Workplace:
+    """A workplace with prepared text, pairs with three labels, and pairs with free responses; with blanks in its names,
+    unless the test says `plain`.
+    """
+    kind = getattr(request, "param", "blanks")
+
+    def make(folder: Path) -> None:
+        made = Workplace(folder, kind)
+        shutil.copy(tiny_data / "text.txt", folder / "text.txt")
+        labels = ["red", "green", "blue"]
+        json_lines(folder, [{"prompt": f"{n:03} {labels[n % 3]}", "response": labels[n % 3]} for n in range(120)])
+        json_lines(folder, [{"prompt": f"ask {n}", "response": f"it's {n}"} for n in range(90)], "free.jsonl")
+        made.ok("prepare", "tiny", "--input=text.txt", *made.place)
+        made.ok("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", *made.place)
+        made.ok("prepare", "free", "--input=free.jsonl", "--format=pairs", *made.place)
+
+    return Workplace(Path(shutil.copytree(shared(f"workplace_{kind}", make), tmp_path / "work")), kind)
+
+
+@pytest.fixture
+def based(place: Workplace, shared: Shared, tmp_path: Path) -> Workplace:
+    """`place` with a base model, and the same fine-tuned on colours (`tuned`)."""
+
+    def make(folder: Path) -> None:
+        made = Workplace(Path(shutil.copytree(place.folder, folder, dirs_exist_ok=True)), place.kind)
+        made.trained(*TINY_TRAIN, "--quiet", out="out")
+        tuned(made, "tuned", "--dataset=colours")
+
+    return Workplace(Path(shutil.copytree(shared(f"based_{place.kind}", make), tmp_path / "based")), place.kind)
 
 
 def tuned(place: Workplace, out: str, *flags: str) -> str:
@@ -125,6 +144,7 @@ def test_after_preparing_text(place: Workplace) -> None:
     place.follow(place.ok("prepare", "short", "--input=short.txt", *place.place))
 
 
+@both
 def test_after_preparing_pairs(place: Workplace) -> None:
     """The commands lead to a fine-tuned model, including its base; long pairs need a base with a longer context."""
     length = 30 if place.place else 1
@@ -143,13 +163,14 @@ def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pyt
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
     assert trained[:2] == ["train", "configs/reader.yaml"]
-    followed = place.follow(place.ok(*trained, *SHORTEN["train"]), at_least=2)
+    followed = place.follow(place.ok(*trained, *shortened(trained)), at_least=2)
     assert [command[0] for command in followed] == ["train", "eval"]  # no prompt of several lines for a shell
     monkeypatch.setattr(ask, "SHIPPED", place.folder / "out-reader/ckpt.pt")
     said = place.ok("index", f"{place.data}/reader/documents", f"--out={place.prefix}index.db")
     assert place.follow(said) == [["ask", "your question", "--index", f"{place.prefix}index.db"]]
 
 
+@both
 def test_after_training(place: Workplace) -> None:
     for dataset, out in (("tiny", "out"), ("colours", "pairs"), ("free", "free")):
         said = place.trained(*TINY_TRAIN, f"--dataset={dataset}", "--max_iters=40", out=out)
@@ -167,18 +188,18 @@ def test_after_fine_tuning_and_merging(based: Workplace) -> None:
     based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged-text"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_after_a_signal(based: Workplace) -> None:
     for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
         out = f"{based.prefix}stopped-{name}"
-        flags = [*flags, "--max_iters=100000", f"--out_dir={out}", *based.place]
-        with subprocess.Popen(
-            [sys.executable, "-m", "tinygpt", name, *flags], cwd=based.folder, stdout=subprocess.PIPE, text=True
-        ) as process:
-            wait_for_lines(process, based.folder / out, 2)
-            process.send_signal(signal.SIGINT)
-            said = process.communicate()[0]
-        (command,) = suggested(said)
+        run = [name, *flags, "--max_iters=100000", f"--out_dir={out}", *based.place]
+        child = Child(run, based.folder / f"{name}.log", based.folder)
+        metrics = based.folder / out / "metrics.jsonl"
+        while child.wait(0) is None and not (metrics.exists() and '"train"' in metrics.read_text()):
+            time.sleep(0.01)
+        child.send(signal.SIGINT)
+        assert child.wait() == 130, child.output
+        (command,) = suggested(child.output)
         assert command[0] == name
         step = load(based.folder / out / "last.pt").step
         based.ok(*command, f"--max_iters={step + 2}", "--eval_interval=100000")
@@ -186,13 +207,11 @@ def test_after_a_signal(based: Workplace) -> None:
 
 
 def test_suggestions_of_check(based: Workplace) -> None:
-    tuned(based, "tuned", "--dataset=colours")
     tuned(based, "lora", "--dataset=free", "--lora_rank=2")
     based.trained(*TINY_TRAIN, "--dataset=colours", out="pairs")
     for run in ("out", "tuned", "lora", "pairs"):
         said = based.ok("check", f"{based.prefix}{run}", *based.place)
-        assert len(suggested(said)) == 2
-        based.follow(said)
+        assert len(based.follow(said)) == 2
 
 
 VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation losses of evaluations
@@ -205,53 +224,60 @@ VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation lo
 }
 
 
-@pytest.mark.parametrize("verdict", [*VERDICTS, "too little data"])
-def test_suggestions_of_doctor(based: Workplace, verdict: str) -> None:
-    """Each verdict's advice, for runs from scratch, from a checkpoint, resumed, fine-tuned and with LoRA."""
-    start = f"--init_from={based.prefix}out/ckpt.pt"
-    based.trained(*TINY_TRAIN, start, out="continued")
-    tuned(based, "tuned", "--dataset=colours")
-    tuned(based, "lora", "--dataset=colours", "--lora_rank=2", "--optimizer=muon")
-    for run in ("out", "continued"):
-        based.trained("train", "--init_from=resume", "--max_iters=22", out=run)
+@pytest.fixture
+def runs(based: Workplace, shared: Shared, tmp_path: Path) -> Workplace:
+    """`based` with runs from scratch, from a checkpoint (both resumed), fine-tuned and with LoRA."""
+
+    def make(folder: Path) -> None:
+        made = Workplace(Path(shutil.copytree(based.folder, folder, dirs_exist_ok=True)), based.kind)
+        made.trained(*TINY_TRAIN, f"--init_from={made.prefix}out/ckpt.pt", out="continued")
+        tuned(made, "lora", "--dataset=colours", "--lora_rank=2", "--optimizer=muon")
+        for run in ("out", "continued"):
+            made.trained("train", "--init_from=resume", "--max_iters=22", out=run)
+
+    return Workplace(Path(shutil.copytree(shared(f"runs_{based.kind}", make), tmp_path / "runs")), based.kind)
+
+
+@pytest.mark.parametrize(
+    ("place", "verdict"),
+    [*(("blanks", verdict) for verdict in [*VERDICTS, "too little data"]), ("plain", "overfitting")],
+    indirect=["place"],
+)
+def test_suggestions_of_doctor(runs: Workplace, verdict: str) -> None:
+    """Each verdict's advice for each kind of run."""
     for run in ("out", "continued", "tuned", "lora"):
-        folder = based.folder / f"{based.prefix}{run}"
+        name = f"{runs.prefix}{run}"
         losses = VERDICTS.get(verdict, VERDICTS["overfitting"])
         entries = [
             {"kind": "eval", "step": 50 * n, "seconds": n, "train_loss": a, "val_loss": b, "val_loss_se": 0.01}
             for n, (a, b) in enumerate(losses)
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        command = based.ok("doctor", str(folder.relative_to(based.folder)), *based.place)
+        (runs.folder / name / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        said = runs.ok("doctor", name, *runs.place)
         if verdict == "too little data":  # the tiny model is not too large for its text
-            settings = yaml.safe_load((folder / "config.yaml").read_text())
-            from tinygpt.evaluate.doctor import judge
-
-            command = "\n".join(judge(entries, settings, str(folder.relative_to(based.folder)), 10**6, 10).lines())
-        assert f"verdict:     {verdict}" in command
-        for words in suggested(command):
+            settings = yaml.safe_load((runs.folder / name / "config.yaml").read_text())
+            said = "\n".join(judge(entries, settings, name, 10**6, 10).lines())
+        assert f"verdict:     {verdict}" in said
+        for words in suggested(said):
             assert "--init_from=scratch" not in words  # `continued` started from a checkpoint and records that
-            more = ["--max_iters=50"] if "--init_from=resume" in words else SHORTEN.get(words[0], [])
-            result = based.run(*words, *more)
-            assert result.status == 0, (run, words, result.out, result.err)
+            runs.ok(*words, *shortened(words))
 
 
-def test_commands_in_the_report(based: Workplace) -> None:
+@pytest.mark.parametrize("run", [pytest.param("out", marks=pytest.mark.slow), "tuned"])
+def test_commands_in_the_report(based: Workplace, run: str) -> None:
     """The page's commands and its config.yaml reproduce the run elsewhere."""
     pytest.importorskip("jinja2")
-    tuned(based, "tuned", "--dataset=colours")
-    for run in ("out", "tuned"):
-        based.ok("report", f"{based.prefix}{run}", "-o", "page.html", *based.place)
-        page = html.unescape((based.folder / "page.html").read_text(encoding="utf-8"))
-        commands = re.findall(r"^.*?(tinygpt (?:prepare|train|finetune|report) [^<\n]*)$", page, re.MULTILINE)
-        assert [shlex.split(command)[1] for command in commands][::2] == ["prepare", "report"], commands
-        settings = (based.folder / f"{based.prefix}{run}/config.yaml").read_text()
-        (based.folder / "config.yaml").write_text(settings)
-        weights = load(based.folder / f"{based.prefix}{run}/last.pt").model
-        for command in commands:
-            based.ok(*shlex.split(command)[1:])
-        again = load(based.folder / f"{based.prefix}{run}/last.pt").model
-        assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+    folder = based.folder / f"{based.prefix}{run}"
+    based.ok("report", folder.name, "-o", "page.html", *based.place)
+    page = html.unescape((based.folder / "page.html").read_text(encoding="utf-8"))
+    commands = re.findall(r"^.*?(tinygpt (?:prepare|train|finetune|report) [^<\n]*)$", page, re.MULTILINE)
+    assert [shlex.split(command)[1] for command in commands][::2] == ["prepare", "report"], commands
+    shutil.copy(folder / "config.yaml", based.folder)
+    weights = load(folder / "last.pt").model
+    for command in commands:
+        based.ok(*shlex.split(command)[1:])
+    again = load(folder / "last.pt").model
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
@@ -262,9 +288,9 @@ def hint(result: Result) -> str:
     return result.err.splitlines()[-1]
 
 
+@both
 def test_suggestions_in_errors(based: Workplace) -> None:
     """Hints that are complete commands work in the situation in which they are given."""
-    tuned(based, "tuned", "--dataset=colours")
     out = f"{based.prefix}out"
     based.follow(hint(based.run("train", "--init_from=resume", f"--out_dir={based.prefix}tuned")))
     based.follow(hint(based.run("finetune", "--init_from=resume", f"--out_dir={out}")))

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faults
@@ -15,12 +17,13 @@ import pytest
 import torch
 import yaml
 from children import Child
-from conftest import TINY_TRAIN, cli, cli_here, listing, refused
+from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, ok, refused
 from test_ask import EMIL, TRAIN, asked, examples  # noqa: F401 (asked: a fixture)
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
-from tinygpt.checkpoint.store import load
+from tinygpt.checkpoint.store import load, write
+from tinygpt.evaluate import check
 from tinygpt.training.log import read_metrics
 
 SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2", "--quiet"]
@@ -30,12 +33,6 @@ SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_
 def work(tuned: Path, tmp_path: Path) -> Path:  # noqa: F811
     """data/tiny (text), data/colours (pairs), out/ (a base model), out-finetune/, out-lora/."""
     return Path(shutil.copytree(tuned, tmp_path / "work"))
-
-
-def ok(folder: Path, *args: str) -> str:
-    result = cli_here(*args, cwd=folder)
-    assert result.status == 0, (args, result.out, result.err)
-    return result.out
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -48,10 +45,9 @@ GERMAN = {"red": "rot", "green": "gruen", "blue": "blau"}
 
 
 def answered(folder: Path, *args: str) -> dict[str, Any]:
-    """The answer to EMIL, by a new process."""
-    done = cli("ask", EMIL, "--index=index.db", "--passages=1", "--device=cpu", "--json", *args, cwd=folder)
-    assert done.status == 0, done.err
-    return dict(json.loads(done.out))
+    """The answer to EMIL."""
+    said = ok(folder, "ask", EMIL, "--index=index.db", "--passages=1", "--device=cpu", "--json", *args).out
+    return dict(json.loads(said))
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +80,14 @@ def test_ask_answers_with_a_fine_tuned_an_adapted_and_a_merged_reader(reading: P
     assert "trained on a base model other than out-tuned" in message
 
 
+@pytest.mark.slow
 def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
-    """index and ask, each in a process of its own, also with vectors of the reader itself."""
+    """Also with vectors of the reader itself."""
     for flags in (["--embeddings=none"], ["--embeddings=out-colours"]):
         for colour in ("green", "blue"):
             (reading / "docs/things.txt").write_text(f"The car of Emil is {colour}. It is old.\n", encoding="utf-8")
-            indexed = cli("index", "docs", "--out=index2.db", "--passage_size=60", "--overlap=0", *flags, cwd=reading)
-            assert indexed.status == 0 and "--index index2.db" in indexed.out, indexed.err
+            indexed = ok(reading, "index", "docs", "--out=index2.db", "--passage_size=60", "--overlap=0", *flags)
+            assert "--index index2.db" in indexed.out
             found = answered(reading, "--index=index2.db", "--ckpt=out-colours", "--passages=50")
             assert any(f"Emil is {colour}" in passage["text"] for passage in found["passages"])
             if flags == ["--embeddings=none"]:  # the vectors of this tiny model rank badly
@@ -104,7 +101,7 @@ def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resuming_keeps_device_dtype_and_compile(work: Path, dtype: str) -> None:
     ok(work, *TINY_TRAIN, f"--dtype={dtype}", "--out_dir=run")
-    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=22")
+    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=22").out
     assert f", {dtype}: as asked" in said
     assert {key: settings(work / "run")[key] for key in ("device", "dtype", "compile")} == {
         "device": "cpu",
@@ -112,7 +109,7 @@ def test_resuming_keeps_device_dtype_and_compile(work: Path, dtype: str) -> None
         "compile": "False",
     }
     assert dtype in (work / "run/config.yaml").read_text().partition("\n")[0]
-    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32")
+    said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32").out
     assert ("used dtype bfloat16 until now and continues with float32" in said) == (dtype == "bfloat16")
 
 
@@ -135,8 +132,6 @@ def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
 def test_resume_in_the_config_of_an_older_version_means_scratch(work: Path) -> None:
     state = torch.load(work / "out/last.pt", weights_only=True)
     state["config"]["init_from"] = "resume"
-    from tinygpt.checkpoint.store import write
-
     write(work / "out/last.pt", state)
     ok(work, "train", "--init_from=resume", "--max_iters=21")
     assert settings(work / "out")["init_from"] == "scratch"
@@ -234,8 +229,6 @@ def test_replay_of_pairs_while_training_on_longer_or_shorter_pairs(work: Path) -
 
 
 def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> None:
-    from types import SimpleNamespace
-
     from tinygpt.config.schema import TrainConfig
     from tinygpt.data.dataset import Dataset
     from tinygpt.data.rows import MixedRows, TextRows
@@ -264,14 +257,14 @@ def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path
     ok(work, "finetune", *small[1:], "--ckpt=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora", "--max_iters=10")
     ok(work, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
     models = (["--ckpt=lora"], ["--ckpt=base", "--adapter=lora"], ["--ckpt=merged"])
-    found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json"))["loss"] for model in models]
+    found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json").out)["loss"] for model in models]
     assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
 
 
 def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
     """Its vocabulary is that of the base model and the new characters, which is more than the dataset's."""
     for run in ("out-finetune", "out-lora"):
-        said = ok(work, "check", run)
+        said = ok(work, "check", run).out
         assert "FAIL" not in said and "OK  " in said and "the one it was trained on" in said
         assert f"tinygpt finetune --init_from=resume --out_dir={run}" in said
     json_lines(work, [{"prompt": f"{n:03} pink", "response": "§°"[n % 2]} for n in range(200)])
@@ -284,22 +277,66 @@ def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
     )  # different data is still detected
 
 
-@pytest.mark.parametrize("more", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
-def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str]) -> None:
+class Forked(Child):
+    """What `tinygpt check` uses of subprocess.Popen, but forked from this process."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        super().__init__(command[3:], Path.cwd() / "log", Path.cwd())  # without python -m tinygpt
+
+    def poll(self) -> int | None:
+        return self.wait(0)
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+
+@pytest.fixture
+def forking(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of `tinygpt check --resume` are forked, which saves each the seconds of a start."""
+
+    def run(command: list[str], **_: Any) -> Any:
+        child = Forked(command)
+        return SimpleNamespace(returncode=child.wait(), stderr=child.output)
+
+    monkeypatch.setattr(check, "subprocess", SimpleNamespace(Popen=Forked, run=run, DEVNULL=0))
+    monkeypatch.chdir(work)
+
+
+RESUMED = ["--iterations=100", "--data_dir=data"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], pytest.param(["--lora_rank=2"], marks=pytest.mark.slow)], ids=["all weights", "lora"]
+)
+def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str], forking: None) -> None:
     """The base model is named in the config file, or for a config without one by --ckpt."""
     lines = [flag[2:].replace("=", ": ") for flag in [*FLAGS, *more] if "=" in flag]
     named = [line for line in lines if not more or not line.startswith("ckpt")]
     (work / "ft.yaml").write_text("\n".join(named))
-    base = ["--ckpt=out"] if more else []
-    said = cli("check", "--resume", "ft.yaml", *base, "--iterations=40", cwd=work)
+    assert "are equal" in ok(work, "check", "--resume", "ft.yaml", *["--ckpt=out"] * bool(more), *RESUMED).out
+
+
+def test_the_resume_check_starts_from_the_configs_own_base(work: Path, forking: None) -> None:
+    """A config that begins from a checkpoint is not checked from scratch."""
+    ok(work, *TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=continued")
+    assert "are equal" in ok(work, "check", "--resume", "continued/config.yaml", *RESUMED).out
+
+
+@pytest.mark.slow
+def test_check_resume_with_processes_of_its_own(work: Path) -> None:
+    """A config that begins from a checkpoint, with LoRA."""
+    ok(work, "finetune", "--lora_rank=2", *TINY_TRAIN[1:], "--out_dir=continued")
+    said = cli("check", "--resume", "continued/config.yaml", *RESUMED, cwd=work)
     assert said.status == 0 and "are equal" in said.out, said
 
 
-def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt.evaluate import check
-
+def test_check_resume_reports_that_nothing_was_killed(
+    work: Path, monkeypatch: pytest.MonkeyPatch, forking: None
+) -> None:
     ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
-    monkeypatch.chdir(work)
     assert not check.kill_at([sys.executable, "-m", "tinygpt", *ended], work / "quick", step=99)
     monkeypatch.setattr(check, "kill_at", lambda *_: False)
     (work / "tiny.yaml").write_text("".join(f"{flag[2:].replace('=', ': ')}\n" for flag in TINY_TRAIN[1:]))
@@ -312,8 +349,6 @@ def test_check_resume_reports_that_nothing_was_killed(work: Path, monkeypatch: p
 
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
     """The message does not say `not a checkpoint`, and does not recommend the next file with the same option."""
-    from tinygpt.checkpoint.store import write
-
     for change in ({"position": "spiral"}, {"hyper_connections": 4}):
         for name in ("ckpt.pt", "last.pt"):
             state = torch.load(work / "out" / name, weights_only=True)
@@ -357,7 +392,7 @@ def test_a_tilde_is_expanded_and_a_nul_is_refused(work: Path, monkeypatch: pytes
     ok(work, *TINY_TRAIN, "c.yaml", *SHORT)
     ok(work, "sample", "--ckpt=~/x/ckpt.pt", "--max_new_tokens=3")
     assert (work / "home/x/ckpt.pt").exists() and not (work / "~").exists()
-    assert ok(work, "sample", "--ckpt=out", "--start=The", "--max_new_tokens=3").startswith("The")
+    assert ok(work, "sample", "--ckpt=out", "--start=The", "--max_new_tokens=3").out.startswith("The")
     (work / "c.yaml").write_text('out_dir: "a\\0b"\n')
     assert "NUL" in refused(work, "train", "c.yaml")
 
@@ -365,7 +400,7 @@ def test_a_tilde_is_expanded_and_a_nul_is_refused(work: Path, monkeypatch: pytes
 def test_every_input_is_read_and_a_missing_one_is_reported(work: Path) -> None:
     for name in ("-dash.txt", "a.txt", "b.txt"):
         (work / name).write_text(f"{name} and more of it\n" * 20)
-    said = ok(work, "prepare", "mine", "--input=-dash.txt", "--input", "a.txt", "--input", "b.txt")
+    said = ok(work, "prepare", "mine", "--input=-dash.txt", "--input", "a.txt", "--input", "b.txt").out
     assert f"characters: {sum((work / name).stat().st_size for name in ('-dash.txt', 'a.txt', 'b.txt')):,}" in said
     ok(work, "prepare", "mine", "--input", "-dash.txt", "a.txt")
     assert "gone.txt: no such file" in refused(work, "prepare", "mine", "--input=gone.txt", "--input=a.txt")
@@ -405,7 +440,7 @@ def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.M
     monkeypatch.setattr(train, "forward_backward", forward_backward)
     monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_save)
     flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
-    said = ok(work, *TINY_TRAIN, *flags)
+    said = ok(work, *TINY_TRAIN, *flags).out
     speeds = [entry["tokens_per_second"] for entry in read_metrics(work / "run") if entry["kind"] == "train"]
     assert speeds == [2 * 4 * 2 * 16] * 10  # two iterations per second of 4 x 2 rows of 16 tokens
     assert "(500.0 ms each)" in said
@@ -464,8 +499,6 @@ def test_measuring_a_checkpoint_in_place_overwrites_nothing(work: Path) -> None:
 
 
 def test_a_damaged_state_is_named_when_resuming(work: Path) -> None:
-    from tinygpt.checkpoint.store import write
-
     state = torch.load(work / "out/last.pt", weights_only=True)
     write(work / "out/last.pt", state | {"tokenizer": {"kind": "odd"}})
     assert "out/last.pt: contains a tokenizer that tinygpt" in refused(work, "train", "--init_from=resume")
@@ -486,7 +519,7 @@ def test_a_new_run_in_an_old_folder_never_continues_the_old_one(work: Path) -> N
     """Not even if it was killed before it saved anything."""
     other = [*TINY_TRAIN, "--seed=99", "--init_from=scratch", "--out_dir=out-lora"]
     assert Child(other, work / "log", work, faults.die_before_saving).wait() == -9
-    assert "resuming" not in ok(work, *other[:-2], "--init_from=auto", "--out_dir=out-lora")
+    assert "resuming" not in ok(work, *other[:-2], "--init_from=auto", "--out_dir=out-lora").out
     assert not (work / "out-lora/adapter.pt").exists()  # of the earlier run
 
 
@@ -508,9 +541,10 @@ def test_merging_leaves_a_run_alone(work: Path) -> None:
 
 def test_text_is_read_from_regular_files_each_once(work: Path) -> None:
     os.mkfifo(work / "pipe")
-    assert "not a regular file" in cli("prepare", "mine", "--input=pipe", cwd=work, timeout=20).err
+    child = Child(["prepare", "mine", "--input=pipe"], work / "log", work)
+    assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 2 and "not a regular file" in child.output
     (work / "link.txt").symlink_to("text.txt")
-    said = ok(work, "prepare", "mine", "--input", "text.txt", str(work / "text.txt"), "./text.txt", "link.txt")
+    said = ok(work, "prepare", "mine", "--input", "text.txt", str(work / "text.txt"), "./text.txt", "link.txt").out
     assert f"characters: {(work / 'text.txt').stat().st_size:,}" in said
 
 
@@ -524,13 +558,5 @@ def test_a_device_is_not_replaced_by_a_file(work: Path) -> None:
 def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None:
     (work / "short.txt").write_text("the king of")
     ok(work, "prepare", "short", "--input=short.txt", "--val_fraction=0.05")
-    said = ok(work, "finetune", *FLAGS[:-3], "--base_dataset=short", "--out_dir=new", "--max_iters=2")
+    said = ok(work, "finetune", *FLAGS[:-3], "--base_dataset=short", "--out_dir=new", "--max_iters=2").out
     assert "forgetting (increase)" not in said.partition("before")[2]
-
-
-@pytest.mark.parametrize("base", [["train", "--init_from=out/ckpt.pt"], ["finetune", "--lora_rank=2"]], ids=str)
-def test_the_resume_check_starts_from_the_configs_own_base(work: Path, base: list[str]) -> None:
-    """A config that begins from a checkpoint, also with LoRA, is not checked from scratch."""
-    ok(work, *base, *TINY_TRAIN[1:], "--out_dir=continued")
-    said = cli("check", "--resume", "continued/config.yaml", "--iterations=40", cwd=work)
-    assert said.status == 0 and "are equal" in said.out, said
