@@ -1,21 +1,35 @@
-"""`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing."""
+"""`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing; and
+from text to text through the command line, like a new user."""
 
+import json
 import math
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from children import wait_for_lines
-from conftest import cli, listing
+import yaml
+from children import Child
+from conftest import cli, cli_here, listing, ok
 from test_suggestions import suggested
 
+from tinygpt import quickstart
+
 SHORT = "--max_iters=30"
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "eval_iters": 2}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which the preset of quickstart is small.yaml."""
+    preset = Path(__file__).parent.parent / quickstart.CONFIG
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(yaml.safe_load(preset.read_text(encoding="utf-8")) | SMALL))
+    monkeypatch.setattr(quickstart, "CONFIG", "small.yaml")
+    return tmp_path
 
 
 def shown(out: str) -> list[str]:
@@ -23,59 +37,92 @@ def shown(out: str) -> list[str]:
     return re.findall(r"^\$ (tinygpt .*)", out, flags=re.MULTILINE)
 
 
-def test_quickstart_twice(tmp_path: Path) -> None:
-    first = cli("quickstart", SHORT, cwd=tmp_path)
-    assert first.status == 0, first.err
-    assert shown(first.out) == [
+def explained(out: str) -> float:
+    """The loss that it explains: the last one of the training, with its perplexity."""
+    read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", out)
+    assert read and abs(float(read[1]) - float(re.findall(r"val loss ([\d.]+)", out)[-1])) < 0.0051
+    assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
+    return float(read[1])
+
+
+def test_quickstart_twice(small: Path) -> None:
+    first = ok(small, "quickstart", SHORT).out
+    assert shown(first) == [
         "tinygpt prepare shakespeare_char",
-        f"tinygpt train configs/shakespeare_char.yaml --device=cpu {SHORT}",
+        f"tinygpt train small.yaml --device=cpu {SHORT}",
         "tinygpt sample --ckpt out/ckpt.pt",
     ]
-    read = re.search(r"loss is ([\d.]+) nats per character. e\^[\d.]+ = ([\d.]+)", first.out)
-    assert read and abs(float(read[1]) - float(re.findall(r"val loss ([\d.]+)", first.out)[-1])) < 0.0051
-    assert abs(math.log(float(read[2])) - float(read[1])) < 0.01
-    for command in suggested(first.out[first.out.index("That was your own model") :])[:4]:  # the fifth needs a text
-        assert cli(*command, *(["--max_new_tokens=5"] if command[0] == "sample" else []), cwd=tmp_path).status == 0
-
-    before = (tmp_path / "out/ckpt.pt").read_bytes()
-    again = cli("quickstart", SHORT, cwd=tmp_path)
-    assert again.status == 0, again.err
-    assert shown(again.out)[1].endswith("--init_from=auto")
-    assert (tmp_path / "out/ckpt.pt").read_bytes() == before
+    assert "1,003,854 for training, 111,540 for validation" in first and explained(first) < 4.2
+    for command in suggested(first[first.index("That was your own model") :])[:4]:  # the fifth needs a text
+        ok(small, *command, *(["--max_new_tokens=5"] if command[0] == "sample" else []))
+    before = (small / "out/ckpt.pt").read_bytes()
+    assert shown(ok(small, "quickstart", SHORT).out)[1].endswith("--init_from=auto")
+    assert (small / "out/ckpt.pt").read_bytes() == before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-def test_a_stopped_training_is_not_explained_as_a_result(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tinygpt", "quickstart", "--max_iters=100000"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        wait_for_lines(process, tmp_path / "out", 2)
-        process.send_signal(signal.SIGINT)
-        out = process.communicate()[0]
-    assert process.returncode == 130
-    assert "stopped by a signal" in out and "How to read the result" not in out and len(shown(out)) == 2
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
+    child = Child(["quickstart", "--max_iters=100000"], small / "log", small)
+    metrics = small / "out/metrics.jsonl"
+    while child.wait(0) is None and not (metrics.exists() and '"train"' in metrics.read_text()):
+        time.sleep(0.01)
+    child.send(signal.SIGINT)
+    assert child.wait() == 130
+    assert "stopped by a signal" in child.output and "How to read the result" not in child.output
+    assert len(shown(child.output)) == 2
 
 
-def test_the_commands_it_shows_do_the_same_by_hand(tmp_path: Path) -> None:
+def test_the_commands_it_shows_do_the_same_by_hand(small: Path) -> None:
     """Negative control of the display: typed, the shown commands end with the same weights and the same text."""
-    quick = cli("quickstart", SHORT, "--out_dir=my out", "--data_dir=my data", cwd=tmp_path)
-    assert quick.status == 0, quick.err
-    (tmp_path / "my out").rename(tmp_path / "first")
-    for line in shown(quick.out):
-        typed = cli(*suggested(f"next: {line}")[0], cwd=tmp_path)
-        assert typed.status == 0, typed.err
-    assert typed.out.strip() in quick.out
-    states = [torch.load(tmp_path / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
+    quick = ok(small, "quickstart", SHORT, "--out_dir=my out", "--data_dir=my data").out
+    (small / "my out").rename(small / "first")
+    for line in shown(quick):
+        typed = ok(small, *suggested(f"next: {line}")[0])
+    assert typed.out.strip() in quick
+    states = [torch.load(small / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
 
 
-def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: Path) -> None:
     """A run of another dataset, and a model without its last state, as one copies it from somewhere."""
-    (tmp_path / "copied").mkdir()
-    shutil.copy(tiny_run / "out/ckpt.pt", tmp_path / "copied/ckpt.pt")
-    shutil.copytree(tiny_run / "out", tmp_path / "other")
+    (small / "copied").mkdir()
+    shutil.copy(tiny_run / "out/ckpt.pt", small / "copied/ckpt.pt")
+    shutil.copytree(tiny_run / "out", small / "other")
     for folder, why in (("copied", "no last.pt"), ("other", "a run that quickstart cannot continue")):
-        before = listing(tmp_path / folder)
-        refused = cli("quickstart", SHORT, f"--out_dir={folder}", cwd=tmp_path)
+        before = listing(small / folder)
+        refused = cli_here("quickstart", SHORT, f"--out_dir={folder}", cwd=small)
         assert refused.status == 2 and why in refused.err, refused.err
         assert "try: tinygpt quickstart --out_dir=out-first" in refused.err
-        assert listing(tmp_path / folder) == before
+        assert listing(small / folder) == before
+
+
+@pytest.mark.slow
+def test_quickstart_sample_eval_plot_check_in_processes_of_their_own(tmp_path: Path) -> None:
+    """With the model of the preset, which is near the loss of equal probabilities at first."""
+    done = cli("quickstart", "--max_iters=40", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert "tinygpt train configs/shakespeare_char.yaml" in done.out and "795,904 parameters" in done.out
+    losses = [float(loss) for loss in re.findall(r"val loss ([\d.]+)", done.out)]
+    assert abs(losses[0] - 4.174) < 0.05 and losses[-1] < 3.5 and abs(explained(done.out) - losses[-1]) < 0.01
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"ckpt.pt", "last.pt", "metrics.jsonl", "config.yaml"}
+    sampled = cli("sample", "--ckpt", "out/ckpt.pt", "--max_new_tokens=80", cwd=tmp_path)
+    assert sampled.status == 0 and len(sampled.out) >= 80
+    evaluated = json.loads(cli("eval", "--ckpt", "out/ckpt.pt", "--json", cwd=tmp_path).out)
+    assert abs(evaluated["loss"] - losses[-1]) < 0.1 and evaluated["tokens"] == 111_539
+    assert cli("plot", "out", cwd=tmp_path).status == 0
+    assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert cli("check", "out", "data/shakespeare_char", cwd=tmp_path).status == 0
+
+
+def test_own_text_from_several_files(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    for number in range(3):
+        lines = [f"Dear {name}, letter {number} costs {k} €.\n" for k in range(60) for name in ("Ada", "Zoë")]
+        (tmp_path / "letters" / f"{number}.txt").write_text("".join(lines), encoding="utf-8")
+    following = re.search(r"next: tinygpt (train .*)", ok(tmp_path, "prepare", "mine", "--input", "letters").out)
+    assert following
+    flags = [f"--{key}={value}" for key, value in SMALL.items()]
+    ok(tmp_path, *following[1].split(), "--device=cpu", "--max_iters=5", "--eval_interval=5", *flags)
+    sampled = ok(tmp_path, "sample", "--ckpt=out-mine", "--start=Dear Zoë", "--max_new_tokens=20")
+    assert sampled.out.startswith("Dear Zoë")
