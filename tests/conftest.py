@@ -30,6 +30,7 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
 
 from tinygpt.cli import main
+from tinygpt.evaluate import process
 
 # The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
@@ -119,6 +120,27 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([*map(str, args)])
     return Result(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def commands_here() -> Iterator[None]:
+    """Run the commands of a lab, which are processes of their own (evaluate/process.py), inside this process."""
+
+    class Here:
+        """Stands in for subprocess.Popen."""
+
+        def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+            memory, *args = command[5:]
+            with contextlib.redirect_stdout(stdout):
+                self.status = main(args)
+            Path(memory).write_text(str(process.peak_memory()))
+
+        def wait(self) -> int:
+            return self.status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "subprocess", SimpleNamespace(Popen=Here))
+        yield
 
 
 def trained(folder: Path, *args: str) -> Result:

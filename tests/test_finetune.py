@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL, Result, cli_here, listing
+from children import Child
+from conftest import TINY_MODEL, Result, Shared, cli_here, listing, ok
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
@@ -31,11 +32,10 @@ FLAGS = [
 LORA = ["--lora_rank=2", "--lora_dropout=0.1", "--out_dir=out-lora"]
 
 
-def test_wandb_gets_no_text_of_the_dataset(tuned: Path, sent: list[tuple[int, dict[str, float]]]) -> None:
+def test_wandb_gets_no_text_of_the_dataset(work: Path, sent: list[tuple[int, dict[str, float]]]) -> None:
     """metrics.jsonl has prompts, responses and answers of the validation split; none of them leaves the machine."""
-    result = cli_here("finetune", *FLAGS, "--max_iters=2", "--wandb_log", "--out_dir=out-sent", cwd=tuned)
-    assert result.status == 0, result.err
-    kept = [entry for entry in read_metrics(tuned / "out-sent") if entry["kind"] == "before"]
+    ok(work, "finetune", *FLAGS, "--max_iters=2", "--wandb_log", "--out_dir=out-sent")
+    kept = [entry for entry in read_metrics(work / "out-sent") if entry["kind"] == "before"]
     assert "red" in json.dumps(kept)  # negative control
     logged = [values for step, values in sent if 0 <= step < 99]
     assert "before/response_loss" in logged[0]
@@ -43,24 +43,22 @@ def test_wandb_gets_no_text_of_the_dataset(tuned: Path, sent: list[tuple[int, di
 
 
 @pytest.fixture(scope="session")
-def tuned(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the base of `tiny_run`, data/colours, out-finetune/ and out-lora/."""
-    import shutil
+def tuned(tiny_run: Path, shared: Shared) -> Path:
+    """A working folder with the base of `tiny_run`, data/colours, out-finetune/ and out-lora/; it is only read."""
 
-    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("tuned") / "work"))
-    names = ["red", "green", "blue"]
-    json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(200)])
-    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=folder).status == 0
-    for more in ([], LORA):
-        result = cli_here("finetune", *FLAGS, *more, cwd=folder)
-        assert result.status == 0, result.err
-    return folder
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_run, folder, dirs_exist_ok=True)
+        names = ["red", "green", "blue"]
+        json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(200)])
+        ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+        for more in ([], LORA):
+            ok(folder, "finetune", *FLAGS, *more)
+
+    return shared("tuned", make)
 
 
 @pytest.fixture
 def work(tuned: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(tuned, tmp_path / "work"))
 
 
@@ -85,8 +83,7 @@ def test_a_split_that_would_take_minutes_is_sampled_before_and_after(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 1 << 22)  # between the cost of the two splits
-    result = cli_here("finetune", *FLAGS, "--max_iters=4", "--out_dir=out-sampled", cwd=work)
-    assert result.status == 0, result.err
+    result = ok(work, "finetune", *FLAGS, "--max_iters=4", "--out_dir=out-sampled")
     (before,), (after,) = kinds(work / "out-sampled", "before"), kinds(work / "out-sampled", "after")
     assert before["base_rows"] == after["base_rows"] < after["base_of"]
     assert before["response_rows"] == after["response_rows"] == after["response_of"]
@@ -119,14 +116,13 @@ def test_lora_leaves_the_base_weights_and_trains_the_rest(tuned: Path) -> None:
 
 
 def sampled(folder: Path, *flags: str) -> str:
-    result = cli_here("sample", "--start=123 red", "--temperature=0", "--max_new_tokens=20", *flags, cwd=folder)
-    assert result.status == 0, result.err
+    result = ok(folder, "sample", "--start=123 red", "--temperature=0", "--max_new_tokens=20", *flags)
     return result.out
 
 
 def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
     both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
-    assert cli_here("merge", *both, "--out_dir=merged", cwd=work).status == 0
+    ok(work, "merge", *both, "--out_dir=merged")
     texts = {sampled(work, *flags) for flags in (both, ["--ckpt=merged"], ["--ckpt=out-lora"])}
     assert len(texts) == 1
     merged, base = load(work / "merged").model, load(work / "out").model
@@ -152,11 +148,10 @@ def test_the_model_answers_and_stops(work: Path) -> None:
 
 def test_eval_of_the_task(work: Path) -> None:
     flags = ["--ckpt=out-finetune/ckpt.pt", "--task=colours"]
-    result = cli_here("eval", *flags, cwd=work)
-    assert result.status == 0, result.err
+    result = ok(work, "eval", *flags)
     assert "accuracy" in result.out and "majority" in result.out and (work / "out-finetune/confusion.png").exists()
     assert "\nword baseline   " in result.out and "accuracy in each group" not in result.out
-    assert cli_here("eval", *flags, "--plot=elsewhere.png", cwd=work).status == 0
+    ok(work, "eval", *flags, "--plot=elsewhere.png")
     assert (work / "elsewhere.png").read_bytes() == (work / "out-finetune/confusion.png").read_bytes()
     found = json.loads(cli_here("eval", *flags, "--json", cwd=work).out)
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1
@@ -165,6 +160,7 @@ def test_eval_of_the_task(work: Path) -> None:
     assert found["n"] == dataset.meta["examples"]["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_eval_of_the_task_shows_its_progress_on_a_terminal_only(work: Path) -> None:
     import pty
@@ -187,11 +183,10 @@ def test_eval_of_the_task_shows_its_progress_on_a_terminal_only(work: Path) -> N
 def test_predict_labels_lines_as_csv(work: Path) -> None:
     (work / "new.txt").write_text("777 red\n\n78 b, c\n")
     flags = ["--ckpt=out-finetune", "--task=colours", "--predict=new.txt"]
-    result = cli_here("eval", *flags, cwd=work)
-    assert result.status == 0, result.err
+    result = ok(work, "eval", *flags)
     header, *rows = result.out.splitlines()
     assert header == "prompt,label,probability,blue,green,red" and len(rows) == 3 and rows[1].startswith(",")
-    assert cli_here("eval", *flags, "--output=labels.csv", cwd=work).status == 0
+    ok(work, "eval", *flags, "--output=labels.csv")
     assert (work / "labels.csv").read_text().splitlines() == [header, *rows]
 
 
@@ -199,14 +194,13 @@ def test_the_next_command_asks_the_model_something(work: Path) -> None:
     """Pairs whose responses are no labels: the command to go on with has a prompt, quoted for the shell."""
     names = [f"{a}{b}{c}" for a in "abcd" for b in "aeou" for c in "lmnr"]
     json_lines(work, [{"prompt": f"it's {name}?", "response": name[::-1]} for name in names])
-    assert cli_here("prepare", "names", "--input=pairs.jsonl", "--format=pairs", cwd=work).status == 0
+    ok(work, "prepare", "names", "--input=pairs.jsonl", "--format=pairs")
     flags = [flag for flag in FLAGS if "dataset" not in flag and flag != "--quiet"]
-    result = cli_here("finetune", *flags, "--dataset=names", "--max_iters=10", "--out_dir=out-names", cwd=work)
-    assert result.status == 0, result.err
+    result = ok(work, "finetune", *flags, "--dataset=names", "--max_iters=10", "--out_dir=out-names")
     (command,) = re.findall(r"^next: tinygpt (sample .*)$", result.out, re.MULTILINE)
     asked = shlex.split(command)
     assert re.fullmatch(r"it's [a-z]+\?", asked[-1]) and asked[-2] == "--start"
-    assert cli_here(*asked, "--max_new_tokens=5", cwd=work).status == 0
+    ok(work, *asked, "--max_new_tokens=5")
 
 
 # ---- replay ------------------------------------------------------------------------------------------------------
@@ -221,8 +215,7 @@ def test_replayed_rows_add_up_to_their_share(share: float) -> None:
 
 
 def test_replay_forgets_less(work: Path) -> None:
-    result = cli_here("finetune", *FLAGS, "--replay=0.5", "--out_dir=out-replay", cwd=work)
-    assert result.status == 0, result.err
+    ok(work, "finetune", *FLAGS, "--replay=0.5", "--out_dir=out-replay")
     lost = {
         run: kinds(work / run, "after")[0]["base_loss"] - kinds(work / run, "before")[0]["base_loss"]
         for run in ("out-finetune", "out-replay")
@@ -260,21 +253,21 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("more", [["--replay=0.25", "--dropout=0.1"], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "more", [["--replay=0.25", "--dropout=0.1"], pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
-    flags = [*FLAGS, "--max_iters=150", "--lr_decay_iters=150", "--checkpoint_interval=3", *more]
-    assert cli_here("finetune", *flags, "--out_dir=whole", cwd=work).status == 0
-    command = [sys.executable, "-m", "tinygpt", "finetune", *flags, "--out_dir=killed", "--init_from=auto"]
-    with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 180
-        while time.monotonic() < end and not (work / "killed/last.pt").exists():
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert load(work / "killed/last.pt").step < 150
-    again = cli_here("finetune", *flags, "--out_dir=killed", "--init_from=auto", cwd=work)
-    assert again.status == 0, again.err
+    flags = [*FLAGS, "--max_iters=100", "--lr_decay_iters=100", "--checkpoint_interval=3", *more]
+    ok(work, "finetune", *flags, "--out_dir=whole")
+    command = ["finetune", *flags, "--out_dir=killed", "--init_from=auto"]
+    child = Child(command, work / "log", work)
+    while child.wait(0) is None and not (work / "killed/last.pt").exists():
+        time.sleep(0.005)
+    child.kill()
+    assert load(work / "killed/last.pt").step < 100
+    ok(work, *command)
     whole, resumed = load(work / "whole/last.pt"), load(work / "killed/last.pt")
-    assert whole.step == resumed.step == 150
+    assert whole.step == resumed.step == 100
     assert all(torch.equal(weight, resumed.model[name]) for name, weight in whole.model.items())
     moments = (run.training["optimizer"]["moments"] for run in (whole, resumed))
     one, other = (
@@ -342,7 +335,7 @@ def test_eval_only_measures_and_writes_nothing(work: Path) -> None:
 
 def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
     json_lines(work, [{"prompt": f"{n:03} {'a' * 30}", "response": "yes"} for n in range(100)], "long.jsonl")
-    assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
+    ok(work, "prepare", "long", "--input=long.jsonl", "--format=pairs")
     result: Result = cli_here("finetune", *FLAGS, "--dataset=long", "--out_dir=o", cwd=work)
     assert result.status == 2 and "longer than block_size 16 (the longest has 40 tokens)" in result.err
     assert not (work / "o").exists()
@@ -356,15 +349,14 @@ def test_lora_and_replay_are_keys_of_finetune(work: Path) -> None:
 
 def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
     (work / "more.txt").write_text("".join(f"{n} kings sing & sing\n" for n in range(300)))
-    assert cli_here("prepare", "more", "--input=more.txt", cwd=work).status == 0
+    ok(work, "prepare", "more", "--input=more.txt")
     flags = ["--init_from=out/ckpt.pt", "--dataset=more", "--out_dir=out-more", "--device=cpu", "--compile=False"]
     small = ["--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=10", "--eval_interval=10", "--quiet"]
-    result = cli_here("train", *flags, *small, "--eval_iters=2", cwd=work)
-    assert result.status == 0, result.err
+    ok(work, "train", *flags, *small, "--eval_iters=2")
     symbols = load(work / "out-more/ckpt.pt").tokenizer["symbols"]  # type: ignore[index]
     base = load(work / "out/ckpt.pt").tokenizer["symbols"]  # type: ignore[index]
     assert symbols[: len(base)] == base and {"&", "0", "9"} <= set(symbols)
-    assert cli_here("sample", "--ckpt=out-more", "--start=9 kings", "--max_new_tokens=5", cwd=work).status == 0
+    ok(work, "sample", "--ckpt=out-more", "--start=9 kings", "--max_new_tokens=5")
 
 
 def test_the_comparison_shows_control_characters_escaped() -> None:
@@ -386,7 +378,7 @@ def test_a_longer_context_than_the_bases(position: str, allowed: bool, tiny_data
         "--device=cpu",
     ]
     where = ["--dataset=tiny", f"--data_dir={tiny_data / 'data'}", "--batch_size=2", "--gradient_accumulation_steps=1"]
-    assert cli_here("train", *where, *model, f"--out_dir={tmp_path / 'base'}", cwd=tmp_path).status == 0
+    ok(tmp_path, "train", *where, *model, f"--out_dir={tmp_path / 'base'}")
     again = ["finetune", *where, f"--ckpt={tmp_path / 'base'}", "--block_size=48", "--max_iters=2", "--device=cpu"]
     done = cli_here(*again, f"--out_dir={tmp_path / 'longer'}", cwd=tmp_path)
     assert done.status == (0 if allowed else 2), done.err
@@ -404,14 +396,10 @@ def test_an_adapter_brings_its_longer_context_along(tiny_data: Path, tmp_path: P
     where = ["--dataset=tiny", f"--data_dir={tiny_data / 'data'}", "--batch_size=2", "--gradient_accumulation_steps=1"]
     short = ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"]
 
-    def ok(*args: str) -> None:
-        done = cli_here(*args, cwd=tmp_path)
-        assert done.status == 0, done.err
-
-    ok("train", *where, *TINY_MODEL, "--position=rope", *short, "--out_dir=base")
-    ok("finetune", *where, "--ckpt=base", "--block_size=48", "--lora_rank=2", *short, "--out_dir=lora")
-    ok("merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
-    ok("finetune", *where, "--ckpt=base", "--block_size=8", "--lora_rank=2", *short, "--out_dir=cropped")
+    ok(tmp_path, "train", *where, *TINY_MODEL, "--position=rope", *short, "--out_dir=base")
+    ok(tmp_path, "finetune", *where, "--ckpt=base", "--block_size=48", "--lora_rank=2", *short, "--out_dir=lora")
+    ok(tmp_path, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
+    ok(tmp_path, "finetune", *where, "--ckpt=base", "--block_size=8", "--lora_rank=2", *short, "--out_dir=cropped")
     sizes = {
         "complete": load(tmp_path / "lora"),
         "adapted": load_model(str(tmp_path / "base"), str(tmp_path / "lora")),

@@ -150,6 +150,7 @@ def test_every_command_reports_a_loss_that_is_not_finite_in_one_sentence(work: P
     print("\n".join(said))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_causes_no_warning_on_standard_error(work: Path) -> None:
     """In a process of its own, numpy prints no warning before the message."""
     change_weights(work / "out-pairs", BROKEN["finite weights, a NaN loss"])
@@ -252,6 +253,7 @@ def test_generating_needs_memory_only_for_the_context(options: dict[str, Any], e
     assert torch.equal(some, torch.stack([next(endless) for _ in range(60)], dim=1))
 
 
+@pytest.mark.slow
 def test_any_number_of_tokens_can_be_streamed(work: Path) -> None:
     """Until the reader interrupts the command."""
     args = [sys.executable, "-m", "tinygpt", "sample", "--max_new_tokens=1000000000000", "--device=cpu"]
@@ -335,8 +337,8 @@ def test_the_simulated_device_refuses_float64_until_the_tensor_is_on_the_host() 
         ["eval", "--json"],
         ["eval", "--ckpt=out-pairs", "--task=colours", "--json"],
         ["eval", "--ckpt=out-pairs", "--predict=lines.txt"],
-        ["report", "out"],
-        ["report", "out-pairs"],
+        pytest.param(["report", "out"], marks=pytest.mark.slow),
+        pytest.param(["report", "out-pairs"], marks=pytest.mark.slow),
         ["export"],
     ],
     ids=lambda args: " ".join(args[:1] + args[-1:]),
@@ -612,7 +614,11 @@ def moved(work: Path) -> Path:
     return work
 
 
-@pytest.mark.parametrize("command", [["eval", "--ckpt=run"], ["check", "run"], ["report", "run"]], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [["eval", "--ckpt=run"], ["check", "run"], pytest.param(["report", "run"], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, command: list[str]) -> None:
     def finds_the_dataset(*flags: str) -> bool:
         result = cli_here(*command, *flags, cwd=moved)

@@ -1,6 +1,5 @@
 """`tinygpt plan`: costs by hand and against real runs, the fit against a known law, refusals, and resuming."""
 
-import contextlib
 import json
 import os
 import re
@@ -8,22 +7,20 @@ import shlex
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from children import Child
-from conftest import cli_here, ok, refused, script, tiny_text, trained
+from conftest import cli_here, commands_here, ok, refused, script, tiny_text, trained
 
 from tinygpt.checkpoint.store import load
-from tinygpt.cli import main
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import read_run
 from tinygpt.evaluate.forecast import Interval, compared, time_text
-from tinygpt.evaluate.process import Done
 from tinygpt.files import file_lock
 from tinygpt.plan import choose, cost, fit, pilots
 from tinygpt.plan.cost import Block, Costs
@@ -50,17 +47,10 @@ def planned(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pilot_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def pilot_here() -> Iterator[None]:
     """The time pilot runs inside this process, which saves it the seconds of a start."""
-
-    def run(log: Path, *args: str) -> Done:
-        began = time.monotonic()
-        with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            if status := main([*args]):
-                raise TinyGPTError("the pilot failed", "fix the cause", status)
-        return Done("", time.monotonic() - began, 10**8)
-
-    monkeypatch.setattr(cost, "run", run)
+    with commands_here():
+        yield
 
 
 def interrupted(planned: Path, folder: Path, **change: Any) -> None:

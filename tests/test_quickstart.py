@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from children import Child
+from children import Child, wait_for_lines
 from conftest import cli, cli_here, listing, ok
 from test_suggestions import suggested
 
@@ -63,9 +62,7 @@ def test_quickstart_twice(small: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     child = Child(["quickstart", "--max_iters=100000"], small / "log", small)
-    metrics = small / "out/metrics.jsonl"
-    while child.wait(0) is None and not (metrics.exists() and '"train"' in metrics.read_text()):
-        time.sleep(0.01)
+    wait_for_lines(child, small / "out", 2)
     child.send(signal.SIGINT)
     assert child.wait() == 130
     assert "stopped by a signal" in child.output and "How to read the result" not in child.output

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from children import Child
+from children import Child, wait_for_lines
 from conftest import TINY_TRAIN, Result, Shared, cli_here, ok
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,9 +193,7 @@ def test_after_a_signal(based: Workplace) -> None:
         out = f"{based.prefix}stopped-{name}"
         run = [name, *flags, "--max_iters=100000", f"--out_dir={out}", *based.place]
         child = Child(run, based.folder / f"{name}.log", based.folder)
-        metrics = based.folder / out / "metrics.jsonl"
-        while child.wait(0) is None and not (metrics.exists() and '"train"' in metrics.read_text()):
-            time.sleep(0.01)
+        wait_for_lines(child, based.folder / out, 2)
         child.send(signal.SIGINT)
         assert child.wait() == 130, child.output
         (command,) = suggested(child.output)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.utils.tensorboard
-from children import wait_for_lines
-from conftest import TINY_TRAIN, cli_here, listing, refused, trained
+from children import Child
+from conftest import TINY_TRAIN, cli_here, listing, ok, refused, trained, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import BATCH, torchrun
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
@@ -88,12 +87,12 @@ def test_without_the_key_there_are_no_event_files(work: Path) -> None:
     assert not (work / "out/tensorboard").exists() and not (work / "new").exists()
 
 
-def test_event_files_have_no_text(tuned: Path) -> None:  # noqa: F811
+def test_event_files_have_no_text(tuned: Path, tmp_path: Path) -> None:  # noqa: F811
     """metrics.jsonl has samples, and prompts, responses and answers of the validation split."""
     flags = ["--max_iters=4", "--sample_interval=1", "--eval_interval=2", ON, "--out_dir=out-events"]
-    result = cli_here("finetune", *FLAGS, *flags, cwd=tuned)
-    assert result.status == 0, result.err
-    out = tuned / "out-events"
+    folder = Path(shutil.copytree(tuned, tmp_path / "work"))
+    ok(folder, "finetune", *FLAGS, *flags)
+    out = folder / "out-events"
     files = [path for path in out.glob("tensorboard/**/*") if path.is_file() and path.stat().st_size]
     content = b"".join(path.read_bytes() for path in files)
     for kind, key in (("before", "prompts"), ("before", "responses"), ("after", "answers"), ("sample", "text")):
@@ -110,15 +109,15 @@ def test_a_killed_run_that_is_resumed_shows_each_step_once(work: Path) -> None:
     """Also in a TensorBoard that runs all the time; and resuming needs no --report_to, since it keeps the settings."""
     out = work / "out"
     endless = ["--max_iters=1000000", "--eval_interval=50", "--quiet", ON]
-    with subprocess.Popen([sys.executable, "-m", "tinygpt", *TINY_TRAIN, *endless], cwd=work) as process:
-        wait_for_lines(process, out, 20)
-        running = readers(out)
-        scalars(running)
-        wait_for_lines(process, out, 80)
-        while not 10 < read_metrics(out)[-1]["step"] % 50 < 40:  # well after an evaluation, which saves
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    child = Child([*TINY_TRAIN, *endless], work / "log", work)
+    until(lambda: (out / "metrics.jsonl").exists() and len(read_metrics(out)) > 20)
+    running = readers(out)
+    scalars(running)
+    until(lambda: len(read_metrics(out)) > 80)
+    while not 10 < read_metrics(out)[-1]["step"] % 50 < 40:  # well after an evaluation, which saves
+        time.sleep(0.001)
+    child.kill()
+    assert child.status == -signal.SIGKILL
     last = torch.load(out / "last.pt", weights_only=True)["step"]
     assert max(point[2] for point, _ in scalars(running)) > last, "no iteration would be logged twice"
     time.sleep(1)  # files are read in the order of their names, which begin with the second
@@ -155,6 +154,7 @@ def test_a_run_of_an_earlier_version_reports_to_an_empty_text(run_copy: Path) ->
     assert again.status == 0 and load(run_copy / "again/last.pt").config["report_to"] == "none"
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_writes(work: Path) -> None:
     result = torchrun(work, *TINY_TRAIN, *BATCH, ON)
     assert result.returncode == 0, result.stderr
@@ -307,12 +307,12 @@ def test_the_event_files_of_a_run_in_progress_are_not_replaced(work: Path, monke
     def evaluated(run: Any) -> None:
         evaluate(run)
         if run.progress.step == 10:
-            other = [sys.executable, "-m", "tinygpt", "plot", "out", "--to", "tensorboard"]
-            said.append(subprocess.run(other, capture_output=True, text=True))
+            child = Child(["plot", "out", "--to", "tensorboard"], work / "log", work)
+            said.append((child.wait(), child.output))
 
     monkeypatch.setattr(tinygpt.train, "evaluate_and_save", evaluated)
     trained(work, ON)
-    assert said[0].returncode == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0].stderr
+    assert said[0][0] == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0][1]
     assert shown(work / "out") == logged(work / "out")
 
 
