@@ -68,6 +68,7 @@ def reading(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # n
     return folder
 
 
+@pytest.mark.slow
 def test_ask_answers_with_a_fine_tuned_an_adapted_and_a_merged_reader(reading: Path) -> None:
     assert answered(reading, "--ckpt=out-colours")["answer"] == "red"
     assert answered(reading, "--ckpt=out-tuned")["answer"] == "rot"
