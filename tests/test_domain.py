@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused
+from conftest import cli_here, commands_here, refused
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
@@ -101,8 +101,11 @@ def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the quick lab's output in said.txt."""
-    folder = tmp_path_factory.mktemp("domain")
-    done = cli_here("lab", "domain", "--quick", "--out_dir=out", cwd=folder)
+    folder, text = tmp_path_factory.mktemp("domain"), sectors.corpus()[:100_000]
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sectors, "corpus", lambda: text)
+        patch.setattr(domain, "QUICK", domain.Size(60, (Case("sectors", 200, 8),)))
+        done = cli_here("lab", "domain", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
     return folder

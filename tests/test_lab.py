@@ -6,17 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import cli, cli_here, refused
+from conftest import Result, cli, cli_here, commands_here, ok, refused, until
 from scipy.stats import binomtest
-from test_import import ok, save_model
+from test_import import save_model
 from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a fixture)
 
-from tinygpt.data.tasks import reader
+from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
@@ -291,24 +290,45 @@ def stored(folder: Path) -> dict[str, Any]:
     return {name: entry["result"] for name, entry in stages.items()}
 
 
+TINY = experiment.Size(companies=7, closed=6, update=4, sample=8, facts=2, changes=2, reading=2)
+SMALL = experiment.Size(companies=15, closed=220, update=40, sample=20, facts=2, changes=2, reading=2)
+
+
+def lab_facts(folder: Path, *flags: str) -> Result:
+    """Run the lab with seven companies, and with models that learn nothing."""
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "QUICK", TINY)
+        return cli_here("lab", "facts", "--quick", "--out_dir=out", *flags, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    done = lab_facts(folder)
+    assert done.status == 0, done.err
+    return folder
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the quick lab was killed in a training and then finished; on Linux it has no network."""
+    """A folder in which the lab, with 15 companies, was killed in a training and then finished, each time in a process
+    of its own; on Linux it has no network."""
     folder = tmp_path_factory.mktemp("lab")
-    command = [sys.executable, "-m", "tinygpt", "lab", "facts", "--quick", "--out_dir=out"]
+    code = "import sys; from tinygpt.cli import main; from tinygpt.lab.facts import experiment"
+    code += f"; experiment.QUICK = experiment.Size{tuple(SMALL)}; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "lab", "facts", "--quick", "--out_dir=out"]
     without = ["unshare", "--net", "--map-root-user"]
     if shutil.which("unshare") and subprocess.run([*without, "true"], capture_output=True).returncode == 0:
         command = [*without, *command]
     if sys.platform != "win32":  # there SIGTERM ends Python at once, and the training goes on
+        log = folder / "out/seed-1/again/metrics.jsonl"
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
-            for line in process.stdout:
-                if "update: again" in line:
-                    break
-            time.sleep(3)
+            until(lambda: process.poll() is not None or (log.exists() and log.read_text()), 600)
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
         assert process.returncode in (143, -signal.SIGTERM)
+        assert "after: closed" not in stored(folder)  # it was in the training
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("build: closed" in done.stdout) == (sys.platform == "win32")  # finished before the kill
@@ -316,6 +336,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     said = (quick / "said.txt").read_text(encoding="utf-8")
     results = stored(quick)
@@ -337,10 +358,10 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     assert results["update: index, seed 1"]["seconds"] < results["update: again, seed 1"]["seconds"]
 
 
-def test_the_page_is_one_file_without_requests(quick: Path) -> None:
-    page = (quick / "out/facts.html").read_text(encoding="utf-8")
+def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
+    page = (tiny / "out/facts.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page and not re.search(r"(?:src|href)=\"(?!data:|#)", page)
-    assert (quick / "out/facts.png").read_bytes().startswith(b"\x89PNG")
+    assert (tiny / "out/facts.png").read_bytes().startswith(b"\x89PNG")
     for heading in (
         "Retrieve, fine-tune or train?",
         "Right answers before and after the change",
@@ -353,29 +374,30 @@ def test_the_page_is_one_file_without_requests(quick: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "file"), [("after: reader", "after.db"), ("fresh: reader", "after.db"), ("", "closed/ckpt.pt")]
 )
-def test_a_file_that_was_deleted_is_named(quick: Path, tmp_path: Path, stage: str, file: str) -> None:
-    shutil.copytree(quick / "out", tmp_path / "out")
+def test_a_file_that_was_deleted_is_named(tiny: Path, tmp_path: Path, stage: str, file: str) -> None:
+    shutil.copytree(tiny / "out", tmp_path / "out")
     content = json.loads((tmp_path / "out/lab.json").read_text(encoding="utf-8"))
     content["stages"].pop(f"{stage}, seed 1", None)
     (tmp_path / "out/lab.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "out/seed-1" / file).unlink()
-    done = cli_here("lab", "facts", "--quick", "--out_dir=out", cwd=tmp_path)
+    done = lab_facts(tmp_path)
     assert done.status == 2 and f"{Path('out/seed-1', file)} was deleted" in done.err and "delete out, and" in done.err
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_book_model(
     quick: Path,
     browser: Browser,  # noqa: F811
 ) -> None:
     browser.open(quick / "out/facts.html")
-    before = experiment.Tiny(quick / "out/seed-1", 1, experiment.QUICK).world("before").questions
+    before = experiment.Tiny(quick / "out/seed-1", 1, SMALL).world("before").questions
     results = stored(quick)
     replies = {name: results[f"before: {name}, seed 1"]["answers"] for name in ("reader", "closed")}
     known = next(
         one
         for one, *said in zip(before, *replies.values(), strict=True)
-        if one.kind == "fact" and said == [one.answer, one.answer] and one.relation == "chief executive"
+        if one.kind == "fact" and said == [one.answer, one.answer] and RELATIONS[one.relation].value is reader.person
     )
 
     def said() -> list[str]:
@@ -399,11 +421,12 @@ def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> None:  # noqa: F811
     """Words are not reduced to their stems in the page, so a few searches differ; with the same passages, nothing."""
     browser.open(quick / "out/facts.html")
-    place = experiment.Tiny(quick / "out/seed-1", 1, experiment.QUICK)
+    place = experiment.Tiny(quick / "out/seed-1", 1, SMALL)
     questions = [one for one in place.questions("before") if one.kind == "fact"][:40]
     with open_index(place.folder / "before.db") as index:
         hits = [search(index, one.text, 3) for one in questions]
@@ -428,33 +451,22 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
         assert page["text"] == one.text and page["probability"] == pytest.approx(one.probability, abs=0.02)
 
 
-@pytest.fixture(scope="module")
-def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with out-large, an imported model with a chat template, which is untrained."""
-    folder = tmp_path_factory.mktemp("instructed")
-    save_model(folder / "theirs", "llama", context=1024)
-    ok(folder, "import", "theirs", "--out_dir=out-large")
-    return folder
-
-
 def test_a_pretrained_model_is_compared_and_adds_stages_only(
-    quick: Path, instructed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(quick / "out", tmp_path / "out")
-    shutil.copytree(instructed / "out-large", tmp_path / "out-large")
+    """The pretrained model is an imported one with a chat template, which is untrained."""
+    shutil.copytree(tiny / "out", tmp_path / "out")
+    save_model(tmp_path / "theirs", "llama", context=1024)
+    ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     monkeypatch.setattr(reader, "SIZES", {name: {"train": 100, "val": 10, "test": 10} for name in reader.SIZES})
-    data = experiment.Pretrained(Path("out/seed-1"), 1, experiment.QUICK, "out-large").out("data")
-    known = ["--tokenizer=out-large", f"--data_dir={data}"]  # 160,000 examples would take a minute
-    assert cli_here("prepare", "reader_long", *known, cwd=tmp_path).status == 0
-    monkeypatch.setattr(experiment, "QUICK", experiment.QUICK._replace(sample=20, facts=2, changes=2, reading=2))
-    done = cli_here("lab", "facts", "--quick", "--out_dir=out", "--pretrained=out-large", cwd=tmp_path)
+    done = lab_facts(tmp_path, "--pretrained=out-large")
     assert done.status == 0, done.err
     assert "build: closed" not in done.out and "stage 18 of 30: build: out-large with LoRA" in done.out
     for name in ("retrieval: out-large zero-shot", "closed book, out-large with LoRA", "out-large fine-tuned to read"):
         assert name in done.out
     results = stored(tmp_path)
     for name in ("before: out-large zero-shot", "after: out-large with LoRA", "after: out-large fine-tuned to read"):
-        assert len(results[f"{name}, seed 1"]["answers"]) == 20
+        assert len(results[f"{name}, seed 1"]["answers"]) == TINY.sample
     assert results["update: out-large with LoRA, seed 1"]["commands"] == 3
     assert 0 < results["update: out-large with LoRA, seed 1"]["weights"] < results["update: closed, seed 1"]["weights"]
     recorded = re.search(r'"recorded": (\{.*?\})[,}]', (tmp_path / "out/facts.html").read_text(encoding="utf-8"))
@@ -488,17 +500,18 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
 
 
 def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in generate.SIZES:
+        monkeypatch.setitem(generate.SIZES, split, 60)
     short_run = ["--max_iters=4", "--eval_interval=4", "--batch_size=4", "--eval_iters=1"]
     sizes = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--position=rope", "--device=cpu"]
-    data = f"--data_dir={tiny_data / 'data'}"
-    assert cli_here("train", "--dataset=tiny", data, *sizes, *short_run, cwd=tmp_path).status == 0
+    ok(tmp_path, "train", "--dataset=tiny", f"--data_dir={tiny_data / 'data'}", *sizes, *short_run)
     monkeypatch.setattr(methods, "METHODS", {
         "from scratch, no pretraining": methods.Method("train", [*methods.SCRATCH.split(), *short_run], ""),
         "all weights": methods.Method("finetune", [methods.FULL, *short_run]),
         "LoRA, rank 8": methods.Method("finetune", [methods.LORA, *short_run]),
     })  # fmt: skip
-    done = cli_here("lab", "methods", "--seeds=2", "--ckpt=out", cwd=tmp_path)
-    assert done.status == 0, done.err
+    with commands_here():
+        done = ok(tmp_path, "lab", "methods", "--seeds=2", "--ckpt=out")
     rows = [line for line in done.out.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-gram"))]
     assert len(rows) == 4 and all(" % " in row for row in rows)
     assert "verdict: Start with the n-gram baseline" in done.out  # four iterations teach nothing

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here
+from conftest import cli_here, commands_here
 from scipy.stats import expon, rankdata
 
 from tinygpt.config.schema import LabConfig
@@ -29,7 +29,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
     """The folder of a finished quick lab of a given size; what it said is in said.txt."""
-    with pytest.MonkeyPatch.context() as patch:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUICK", size)
         done = cli_here("lab", name, "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused
+from conftest import cli_here, commands_here, refused
 from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
@@ -201,7 +201,7 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
     """Shorter trainings on a part of the lines, and fewer lines to ask."""
-    with pytest.MonkeyPatch.context() as patch:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
         for split, number in {"train": 800, "val": 150, "test": 150}.items():
             patch.setitem(generate.SIZES, split, number)
         patch.setattr(confidence, "QUICK", confidence.Size(10, 70))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, refused
+from conftest import cli_here, commands_here, refused
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -96,7 +96,7 @@ def test_a_verdict_follows_from_the_numbers() -> None:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the quick lab ran, with fewer and shorter trainings."""
     folder = tmp_path_factory.mktemp("labels")
-    with pytest.MonkeyPatch.context() as patch:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
         patch.setattr(labels, "ITERATIONS", {50: 10, 200: 60})
         patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
@@ -160,7 +160,8 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     names = [stage.name.split(", from")[0] for stage in labels.stages(config, out)]
     assert names[3:] == ["pretrained, LoRA, 50 examples", "pretrained, LoRA, 1,000 examples"]
     out.mkdir()
-    found = labels.pretrained(config, out, 50, 1).compute()
+    with commands_here():
+        found = labels.pretrained(config, out, 50, 1).compute()
     assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
     summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
     assert [row[-1] for row in summary.tables[0].rows] == [f"{100 * found['correct']['pretrained']:.1f} %"] * 2 + [""]
@@ -248,7 +249,7 @@ def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
 def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quick lab drift ran, with fewer lines and shorter trainings."""
     folder = tmp_path_factory.mktemp("drift")
-    with pytest.MonkeyPatch.context() as patch:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
         for name, value in FEW.items():
             patch.setattr(drift, name, value)
         done = cli_here("lab", "drift", "--quick", "--out_dir=out", cwd=folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result, cli_here, refused
+from conftest import Result, cli_here, commands_here, refused
 from models import ids, shaken, small
 from test_lora import adapted
 
@@ -234,7 +234,7 @@ def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result]]:
     """The quick lab with shorter trainings and one number of examples, and what it said."""
     folder = tmp_path_factory.mktemp("reports")
-    with pytest.MonkeyPatch.context() as patch:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "EXAMPLES", (400,))
         patch.setattr(lab, "QUICK", {"base": 250, "adapter": 50, "prompts": 100})
         yield folder, cli_here("lab", "reports", "--quick", "--out_dir=out", cwd=folder)
