@@ -1,5 +1,6 @@
 """The task `sectors` and `tinygpt lab domain`: no leak between splits or into the corpus; verdicts."""
 
+import dataclasses
 import json
 import re
 from collections import defaultdict
@@ -100,10 +101,12 @@ def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the quick lab's output in said.txt."""
+    """A folder with the quick lab's output in said.txt; its texts, tests and trainings are shorter."""
+    few = EXAMPLES | {"val": EXAMPLES["val"][:60], "test": EXAMPLES["test"][:100]}
     folder, text = tmp_path_factory.mktemp("domain"), sectors.corpus()[:100_000]
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sectors, "corpus", lambda: text)
+        patch.setitem(TASKS, "sectors", dataclasses.replace(TASKS["sectors"], make=lambda seed: few))
         patch.setattr(domain, "QUICK", domain.Size(60, (Case("sectors", 200, 8),)))
         done = cli_here("lab", "domain", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err

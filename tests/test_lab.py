@@ -290,14 +290,15 @@ def stored(folder: Path) -> dict[str, Any]:
     return {name: entry["result"] for name, entry in stages.items()}
 
 
-TINY = experiment.Size(companies=7, closed=6, update=4, sample=8, facts=2, changes=2, reading=2)
+TINY = experiment.Size(companies=5, closed=6, update=4, sample=8, facts=2, changes=2, reading=2)
 SMALL = experiment.Size(companies=15, closed=220, update=40, sample=20, facts=2, changes=2, reading=2)
 
 
 def lab_facts(folder: Path, *flags: str) -> Result:
-    """Run the lab with seven companies, and with models that learn nothing."""
+    """Run the lab with five companies, of whose facts eight change, and with models that learn nothing."""
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "QUICK", TINY)
+        patch.setattr(experiment, "CHANGED", 0.3)
         return cli_here("lab", "facts", "--quick", "--out_dir=out", *flags, cwd=folder)
 
 
@@ -451,6 +452,7 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
         assert page["text"] == one.text and page["probability"] == pytest.approx(one.probability, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_is_compared_and_adds_stages_only(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

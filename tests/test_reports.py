@@ -4,12 +4,13 @@ import dataclasses
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import Result, cli_here, commands_here, refused
+from conftest import Result, cli_here, commands_here, ok, refused
 from models import ids, shaken, small
 from test_lora import adapted
 
@@ -230,45 +231,56 @@ def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
 # ---- the lab ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result]]:
-    """The quick lab with shorter trainings and one number of examples, and what it said."""
-    folder = tmp_path_factory.mktemp("reports")
+def lab_reports(folder: Path, **sizes: int) -> Result:
+    """The quick lab with shorter trainings and one number of examples."""
+    lab.load_once.cache_clear()  # knows a folder by its name
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "EXAMPLES", (400,))
-        patch.setattr(lab, "QUICK", {"base": 250, "adapter": 50, "prompts": 100})
-        yield folder, cli_here("lab", "reports", "--quick", "--out_dir=out", cwd=folder)
+        patch.setattr(lab, "QUICK", sizes)
+        return ok(folder, "lab", "reports", "--quick", "--out_dir=out")
 
 
+def results_in(folder: Path) -> dict[str, Any]:
+    stages = json.loads((folder / "out/lab.json").read_text(encoding="utf-8"))["stages"]
+    return {name: one["result"] for name, one in stages.items()}
+
+
+def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Path) -> None:
+    said, found = lab_reports(tmp_path, base=6, adapter=6, prompts=20), results_in(tmp_path)
+    base, trained = found["base model, seed 1"], found["firm B, 400 examples, seed 1"]
+    assert base["n"] == trained["n"] == 20 and trained["fidelity"] == 0  # it has learned nothing
+    assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
+    assert found["swaps"]["exact"] and found["swaps"]["differ"] and "bit-identical to" in said.out
+    assert (tmp_path / "out/reports.png").exists() and "Prompt: " in (tmp_path / "out/reports.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The lab with models that have learned something, and what it said."""
+    folder = tmp_path_factory.mktemp("reports")
+    return folder, lab_reports(folder, base=250, adapter=50, prompts=100)
+
+
+@pytest.mark.slow
 def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
     folder, said = quick
-    assert said.status == 0, said.err
-    results = {name: one["result"] for name, one in json.loads((folder / "out/lab.json").read_text())["stages"].items()}
+    results = results_in(folder)
     base, trained = results["base model, seed 1"], results["firm B, 400 examples, seed 1"]
     assert base["fidelity"] > 0.5 and base["plain"]["style"] > 0.9 and base["a"]["style"] == base["b"]["style"] == 0
     assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
-    assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
-    assert results["swaps"]["exact"] and results["swaps"]["differ"]
-    assert "bit-identical to" in said.out and "A text in perfect style can be wrong" in said.out
+    assert results["swaps"]["exact"] and "A text in perfect style can be wrong" in said.out
     assert "The style score separates the styles" in said.out
-    assert (folder / "out/reports.png").exists() and "Prompt: " in (folder / "out/reports.html").read_text()
     prompts = [prompt for prompt, _ in EXAMPLES["reports_b"]["test"]][:50]
     judged = [both("b", prompt, text) for prompt, text in zip(prompts, trained["responses"], strict=True)]
     assert any(style and not fidelity for style, fidelity in judged)
 
 
+@pytest.mark.slow
 def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> None:
     folder, _ = quick
-    stages = json.loads((folder / "out/lab.json").read_text())["stages"]
-    stored = stages["firm B, 400 examples, seed 1"]["result"]
-    asked = [
-        "eval",
-        "--ckpt=out/seed-1/base",
-        "--adapter=out/seed-1/b-400",
-        "--task=reports_b",
-        "--split=val",
-        "--data_dir=out/data",
-    ]
+    stored = results_in(folder)["firm B, 400 examples, seed 1"]
+    asked = ["eval", "--ckpt=out/seed-1/base", "--adapter=out/seed-1/b-400", "--task=reports_b", "--split=val"]
+    asked += ["--data_dir=out/data"]
     shown = cli_here(*asked, "--device=cpu", cwd=folder).out
     share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % \(", shown, re.MULTILINE)}
     assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.facts(PROMPT, "")]
