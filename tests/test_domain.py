@@ -102,12 +102,12 @@ def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the quick lab's output in said.txt; its texts, tests and trainings are shorter."""
-    few = EXAMPLES | {"val": EXAMPLES["val"][:60], "test": EXAMPLES["test"][:100]}
+    few = EXAMPLES | {"val": EXAMPLES["val"][:40], "test": EXAMPLES["test"][:40]}
     folder, text = tmp_path_factory.mktemp("domain"), sectors.corpus()[:100_000]
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sectors, "corpus", lambda: text)
         patch.setitem(TASKS, "sectors", dataclasses.replace(TASKS["sectors"], make=lambda seed: few))
-        patch.setattr(domain, "QUICK", domain.Size(60, (Case("sectors", 200, 8),)))
+        patch.setattr(domain, "QUICK", domain.Size(30, (Case("sectors", 200, 4),)))
         done = cli_here("lab", "domain", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err
     (folder / "said.txt").write_text(done.out, encoding="utf-8")

@@ -260,6 +260,7 @@ def test_bad_input_gets_a_sentence(args: list[str], words: str, tmp_path: Path) 
     assert words in message and "try:" in message
 
 
+@pytest.mark.slow
 def test_the_results_are_lines_of_json_behind_the_key() -> None:
     arguments = [sys.executable, "-m", "tinygpt.exercise.child", str(SOLUTION), "60", "1"]
     done = subprocess.run(arguments, input="KEY\n", capture_output=True, text=True)
@@ -399,7 +400,8 @@ def test_a_file_that_deletes_the_folder_costs_no_grades(tmp_path: Path) -> None:
     assert [row["file"] for row in table(tmp_path / "grades.csv")] == ["a.py", "b.py"]
 
 
-@pytest.mark.parametrize("locale", [pytest.param("C", marks=pytest.mark.slow), "C.UTF-8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_errors_are_reported_as_what_they_are_and_the_next_step_is_checked(tmp_path: Path, locale: str) -> None:
     """An exception may have a text that cannot be shown; PyTorch raises NotImplementedError for a missing forward."""
     nameless = solution_of(5).replace("def forward(self, x", "def foward(self, x")
@@ -413,6 +415,7 @@ def test_errors_are_reported_as_what_they_are_and_the_next_step_is_checked(tmp_p
     assert "then again: tinygpt exercise check\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(tmp_path: Path) -> None:
     """random is imported with PyTorch, profile by its optimizers. The folder passes, and so does its table."""
     for name in ("random.py", "profile.py"):

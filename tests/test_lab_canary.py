@@ -17,8 +17,10 @@ from tinygpt.lab import arithmetic, canary
 from tinygpt.lab.arithmetic import Answer
 from tinygpt.lab.models import Model
 
-SMALL = canary.Size(60_000, 2, 1 << 9, 100, (2,))  # a shorter form of canary.QUICK
-FEW = arithmetic.Size(4_000, 40, 120, ("plain", "reversed"))  # likewise
+# shorter forms of QUICK: the models learn hardly anything, or something
+SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))
+FEW = arithmetic.Size(4_000, 40, 4, ("plain", "reversed"))
+LEARNING, LEARNING_SUMS = SMALL._replace(iterations=100), FEW._replace(iterations=120, variants=("reversed",))
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -105,7 +107,9 @@ def test_right_digits() -> None:
     assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
 
 
-def test_frequent_numbers_are_memorised_and_controls_are_not(planted: Path) -> None:
+@pytest.mark.slow
+def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> None:
+    planted = quick(tmp_path, "canary", canary, LEARNING)
     found, most = results(planted), np.log2(1 + SMALL.sample)
     exposures = {
         times: [one["exposure"] for one in found["measure 2 layers, seed 1"] if one["planted"] == times]
@@ -115,7 +119,6 @@ def test_frequent_numbers_are_memorised_and_controls_are_not(planted: Path) -> N
     assert np.mean(exposures[0]) < canary.unseen_up_to(SMALL.each)
     said = (planted / "said.txt").read_text(encoding="utf-8")
     assert "The control passes" in said and "100 times" in said
-    assert (planted / "canary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float = 1.0) -> dict[str, Any]:
@@ -211,13 +214,15 @@ def test_the_nearest_example_is_that_of_scikit_learn() -> None:
     assert arithmetic.nearest(known, known[:50]) == known[:50]
 
 
-def test_the_accuracy_is_that_of_tinygpt_eval(added: Path) -> None:
+@pytest.mark.slow
+def test_the_accuracy_is_that_of_tinygpt_eval(tmp_path: Path) -> None:
+    added = quick(tmp_path, "arithmetic", arithmetic, LEARNING_SUMS)
     said = results(added)["answer reversed, seed 1"]["said"]
     asked = [prompt for some in arithmetic.sums(FEW, 1)[1].values() for prompt in some]
     right = [text == str(eval_sum(prompt)) for text, prompt in zip(said, asked, strict=True)]
+    assert 0 < np.mean(right) < 1
     flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
     report = cli_here("eval", "--task=reversed", *flags, cwd=added)
-    assert report.status == 0, report.err
     assert json.loads(report.out)["exact"] == pytest.approx(np.mean(right))
 
 

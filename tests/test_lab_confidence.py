@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, refused
+from conftest import cli_here, commands_here, ok, refused
 from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
@@ -204,8 +204,8 @@ def small() -> Iterator[None]:
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         for split, number in {"train": 800, "val": 150, "test": 150}.items():
             patch.setitem(generate.SIZES, split, number)
-        patch.setattr(confidence, "QUICK", confidence.Size(10, 70))
-        patch.setattr(cascade, "QUICK", cascade.Size(30, 2))
+        patch.setattr(confidence, "QUICK", confidence.Size(2, 4))
+        patch.setattr(cascade, "QUICK", cascade.Size(10, 2))
         patch.setattr(confidence, "OUTSIDE", 50)
         patch.setattr(cascade, "TIMED", 5)
         yield
@@ -215,9 +215,7 @@ def small() -> Iterator[None]:
 def asked(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of `lab confidence --quick`, and what it has printed."""
     folder = tmp_path_factory.mktemp("confidence")
-    done = cli_here("lab", "confidence", "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
-    return folder, done.out
+    return folder, ok(folder, "lab", "confidence", "--quick", "--out_dir=out").out
 
 
 def results_in(folder: Path) -> dict[str, Any]:
@@ -242,17 +240,19 @@ def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> N
         assert cells(said, "its wrong answers")[place] == f"{roc_auc_score(right, values['test']):.2f}"
 
 
-def test_the_model_forgets_its_text_and_the_loss_is_that_of_the_training(asked: tuple[Path, str]) -> None:
-    folder, said = asked
-    losses = {one["kind"]: one.get("base_loss") for one in read_metrics(folder / "out/seed-1/model")}
+@pytest.mark.slow
+def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than_the_baseline(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss on its own text is that of the training."""
+    monkeypatch.setattr(confidence, "QUICK", confidence.Size(10, 70))
+    said = ok(tmp_path, "lab", "confidence", "--quick", "--out_dir=out").out
+    losses = {one["kind"]: one.get("base_loss") for one in read_metrics(tmp_path / "out/seed-1/model")}
     assert cells(said, "base model")[1] == f"{losses['before']:.2f}" and cells(said, "after fine-tuning")[1] == (
         f"{losses['after']:.2f}"
     )
     assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
-
-
-def test_the_model_answers_outside_the_task_more_often_than_the_baseline(asked: tuple[Path, str]) -> None:
-    found = {name: confidence.Found(results_in(asked[0]), name, 0.95) for name in ("model", "ngram")}
+    found = {name: confidence.Found(results_in(tmp_path), name, 0.95) for name in ("model", "ngram")}
     mean = {name: each.mean(each.auroc)[0] for name, each in found.items()}
     assert mean["model"] < mean["ngram"] - 0.05
     assert mean["ngram"] > 0.6
@@ -281,9 +281,7 @@ def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(asked: tuple[Path,
 @pytest.fixture(scope="module")
 def cascaded(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("cascade")
-    done = cli_here("lab", "cascade", "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
-    return folder, done.out
+    return folder, ok(folder, "lab", "cascade", "--quick", "--out_dir=out").out
 
 
 def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tuple[Path, str]) -> None:

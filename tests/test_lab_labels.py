@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, refused
+from conftest import cli_here, commands_here, ok, refused
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from test_import import ok, save_model
+from test_import import save_model
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
@@ -25,7 +25,7 @@ from tinygpt.lab import drift, labels
 
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
-SMALL = SPLITS | {"val": SPLITS["val"][:100], "test": SPLITS["test"][:300]}
+SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("labels")
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
-        patch.setattr(labels, "ITERATIONS", {50: 10, 200: 60})
+        patch.setattr(labels, "ITERATIONS", {50: 4, 200: 50})
         patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
         done = cli_here("lab", "labels", "--quick", "--out_dir=out", cwd=folder)
     assert done.status == 0, done.err
@@ -229,7 +229,16 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
 
 
-FEW = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
+FEW = {"LINES": {"train": 900, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}
+LEARNING = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
+
+
+def lab_drift(folder: Path, sizes: dict[str, Any]) -> str:
+    """Run the quick lab with fewer lines and shorter trainings; returns what it prints."""
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(drift, name, value)
+        return ok(folder, "lab", "drift", "--quick", "--out_dir=out").out
 
 
 def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
@@ -246,43 +255,38 @@ def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
 
 
 @pytest.fixture(scope="module")
-def drifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the quick lab drift ran, with fewer lines and shorter trainings."""
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("drift")
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        for name, value in FEW.items():
-            patch.setattr(drift, name, value)
-        done = cli_here("lab", "drift", "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
-    (folder / "said.txt").write_text(done.out, encoding="utf-8")
-    return folder
+    return folder, lab_drift(folder, FEW)
 
 
-def test_new_brands_are_hard_and_replay_keeps_the_old_ones(drifted: Path) -> None:
-    base, new, replay = (one["model"] for one in stored(drifted / "out").values())
+def test_the_quick_lab_drift_writes_its_tables_and_its_picture(drifted: tuple[Path, str]) -> None:
+    folder, said = drifted
+    assert said.count("\nverdict: ") == 4 and "| n-gram baseline, trained on all" in said
+    assert max(map(len, said.splitlines())) <= 130
+    assert (folder / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (folder / "out/drift.html").exists()
+
+
+@pytest.mark.slow
+def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path) -> None:
+    said = lab_drift(tmp_path, LEARNING)
+    base, new, replay = (one["model"] for one in stored(tmp_path / "out").values())
     assert base["old"] > base["new"] + 0.2  # drift
     assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
     assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay
-    said = (drifted / "said.txt").read_text(encoding="utf-8")
-    assert (
-        said.count("\nverdict: ") == 4
-        and "verdict: Replay old lines." in said
-        and "| n-gram baseline, trained on all" in said
-    )
-    assert max(map(len, said.splitlines())) <= 130
-    assert (drifted / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (drifted / "out/drift.html").exists()
+    assert "verdict: Replay old lines." in said
 
 
 def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
-    drifted: Path, monkeypatch: pytest.MonkeyPatch
+    drifted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in FEW.items():
         monkeypatch.setattr(drift, name, value)
-    years = drift.lines(1)
+    years, (folder, _) = drift.lines(1), drifted
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
-        dataset = Dataset(str(drifted / "out/data"), f"{way}-200-1")
+        dataset = Dataset(str(folder / "out/data"), f"{way}-200-1")
         assert dataset.sources["train"].texts(dataset.tokenizer) == years["new"]["train"][:200]
-        config = (drifted / f"out/{way}-200-1/config.yaml").read_text(encoding="utf-8")
+        config = (folder / f"out/{way}-200-1/config.yaml").read_text(encoding="utf-8")
         assert f"replay: {share}\n" in config and "base_dataset: scratch-0-1\n" in config
-    base = Dataset(str(drifted / "out/data"), "scratch-0-1")
+    base = Dataset(str(folder / "out/data"), "scratch-0-1")
     assert base.sources["train"].texts(base.tokenizer) == years["old"]["train"]
