@@ -109,7 +109,7 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory")
-@pytest.mark.parametrize("vocab_size", [65, 50257])
+@pytest.mark.parametrize("vocab_size", [65, pytest.param(50257, marks=pytest.mark.slow)])
 def test_ngram_baselines_of_a_large_file_need_bounded_memory(vocab_size: int, tmp_path: Path) -> None:
     """80 million training tokens, a sparse file, and 5 million validation tokens, of which all trigrams may differ."""
     with open(tmp_path / "train.bin", "wb") as file:

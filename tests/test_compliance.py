@@ -106,7 +106,7 @@ def test_the_oracle_reads(message: str, label: str) -> None:
     assert oracle(message) == label
 
 
-@pytest.mark.parametrize("seed", [1337, 2])
+@pytest.mark.parametrize("seed", [1337, pytest.param(2, marks=pytest.mark.slow)])
 def test_messages_have_the_label_a_reader_gives(seed: int) -> None:
     for examples in TASKS["compliance"].make(seed).values():
         for message, label in examples:
@@ -251,6 +251,7 @@ def test_a_perfect_scorer_costs_nothing_at_its_own_threshold() -> None:
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"] == found.rows
 
 
+@pytest.mark.slow
 def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     splits = {split: [prompt for prompt, _ in examples] for split, examples in EXAMPLES.items()}
     truth = {split: np.array([label == "breach" for _, label in examples]) for split, examples in EXAMPLES.items()}

@@ -226,7 +226,7 @@ def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
     return results
 
 
-@pytest.mark.parametrize("fast", ["True", "False"])
+@pytest.mark.parametrize("fast", ["True", pytest.param("False", marks=pytest.mark.slow)])
 def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         TASKS, "copy", Task("copy", (), reader.make, "reader", abstention=lambda prompt, response: "none")
@@ -356,6 +356,7 @@ def test_no_other_company_has_the_name_that_is_asked_about(monkeypatch: pytest.M
         assert passages and len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
     path = ROOT / "tinygpt/retrieve/reader.pt"
     assert path.stat().st_size < 1 << 20
@@ -373,10 +374,10 @@ def test_the_reader_that_ships_answers_from_documents(tmp_path: Path) -> None:
     documents, questions = reader.library(3, companies=20)
     for name, text in documents.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    lines = [json.dumps(one) for one in questions["val"][:60]]
+    lines = [json.dumps(one) for one in questions["val"][:25]]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert cli_here("index", ".", "--out=index.db", "--embeddings=none", cwd=tmp_path).status == 0
     done = cli_here("ask", "--questions=questions.jsonl", "--json", cwd=tmp_path)
     results = json.loads(done.out)
-    assert results["questions"] == 60 and results["retrieval_recall"] > 0.9
+    assert results["questions"] == 25 and results["retrieval_recall"] > 0.9
     assert results["exact_match"] > 0.6

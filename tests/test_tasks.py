@@ -280,6 +280,7 @@ def test_tables_notice_and_reader_are_distributed(kind: str) -> None:
     assert tables | {"retrieve/reader.pt"} <= paths
 
 
+@pytest.mark.slow
 def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
     pytest.importorskip("sklearn")
     text = (ROOT / "data/README.md").read_text(encoding="utf-8")
