@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import TINY_MODEL, cli_here, refused
+from conftest import TINY_MODEL, cli_here, ok, refused
 
 from tinygpt.config.schema import PrepareConfig
 from tinygpt.data.dataset import Dataset
@@ -20,13 +20,7 @@ from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.evaluate.classify import ngram_baseline
-from tinygpt.evaluate.threshold import (
-    average_precision,
-    cheapest_threshold,
-    make_tradeoff,
-    outcome,
-    precision_recall,
-)
+from tinygpt.evaluate.threshold import average_precision, cheapest_threshold, make_tradeoff, outcome, precision_recall
 
 ROOT = Path(__file__).parents[1]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
@@ -143,8 +137,7 @@ def test_a_part_of_the_wordings_is_held_out_of_train() -> None:
 
 
 def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path) -> None:
-    result = cli_here("prepare", "compliance", "--show=2", cwd=tmp_path)
-    assert result.status == 0, result.err
+    result = ok(tmp_path, "prepare", "compliance", "--show=2")
     assert "labels:     ok 98.0 %, breach 2.0 %\n" in result.out and "note:" not in result.out
     assert f"<|prompt|>{EXAMPLES['train'][0][0]}<|response|>[" in result.out
     assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
@@ -303,27 +296,19 @@ PREPARE = ("prepare", "mine", "--input=mine.csv", "--format=pairs")
 @pytest.mark.parametrize(
     ("row", "flags", "says"),
     [
-        (("", "bad"), [], "mine.csv line 402: prompt is empty"),
-        (("  ", "bad"), [], "mine.csv line 402: prompt is empty"),
-        (("a note", ""), [], "mine.csv line 402: response is empty"),
-        (("a note",), [], "mine.csv line 402: response is empty"),
-        (
-            ("a note", "bda"),
-            ["--labels", "fine", "bad"],
-            "mine.csv line 402: response 'bda' is not one of the labels fine",
-        ),
-        (
-            ("a note", "Bad"),
-            ["--labels", "fine", "bad"],
-            "mine.csv line 402: response 'Bad' is not one of the labels fine",
-        ),
+        (("", "bad"), [], "line 402: prompt is empty"),
+        (("  ", "bad"), [], "line 402: prompt is empty"),
+        (("a note", ""), [], "line 402: response is empty"),
+        (("a note",), [], "line 402: response is empty"),
+        (("a note", "bda"), ["--labels", "fine", "bad"], "line 402: response 'bda' is not one of the labels fine"),
+        (("a note", "Bad"), ["--labels", "fine", "bad"], "line 402: response 'Bad' is not one of the labels fine"),
     ],
 )
 def test_bad_rows_are_refused_by_line(row: tuple[str, ...], flags: list[str], says: str, tmp_path: Path) -> None:
     table(tmp_path, [*two_labels(), row])
     assert says in refused(tmp_path, *PREPARE, *flags)
     result = cli_here(*PREPARE, *flags, "--skip_bad", cwd=tmp_path)
-    assert result.status == 0 and f"left out: {says}" in result.err
+    assert result.status == 0 and f"left out: mine.csv {says}" in result.err
     assert "labels:     bad 12.5 %, fine 87.5 %" in result.out or "labels:     fine 87.5 %, bad 12.5 %" in result.out
 
 
@@ -355,17 +340,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two-label dataset `mine`, and a model of it."""
     folder = tmp_path_factory.mktemp("own")
     table(folder, two_labels())
-    assert cli_here(*PREPARE, "--val_fraction=0.25", "--test_fraction=0.25", cwd=folder).status == 0
+    ok(folder, *PREPARE, "--val_fraction=0.25", "--test_fraction=0.25")
     flags = ("--dataset=mine", "--device=cpu", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--quiet")
     flags += ("--max_iters=60", "--warmup_iters=2", "--lr_decay_iters=60", "--eval_interval=60", "--eval_iters=0")
-    result = cli_here("train", *TINY_MODEL, "--block_size=24", "--batch_size=32", *flags, cwd=folder)
-    assert result.status == 0, result.err
+    ok(folder, "train", *TINY_MODEL, "--block_size=24", "--batch_size=32", *flags)
     return folder
 
 
 def evaluated(folder: Path, *flags: str) -> dict:
-    result = cli_here("eval", "--task=mine", "--json", *flags, cwd=folder)
-    assert result.status == 0, result.err
+    result = ok(folder, "eval", "--task=mine", "--json", *flags)
     return json.loads(result.out)
 
 
@@ -399,7 +382,7 @@ def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
     assert result.status == 0 and "precision-recall trade-off of 'bad'" in result.out
     assert (own / "out/precision_recall.png").read_bytes().startswith(b"\x89PNG")
     assert not (own / "out/confusion.png").exists()
-    assert cli_here("eval", "--task=mine", "--positive=bad", "--plot=x.png", cwd=own).status == 0
+    ok(own, "eval", "--task=mine", "--positive=bad", "--plot=x.png")
     assert (own / "x.png").exists()
     plain = cli_here("eval", "--task=mine", cwd=own)
     assert "trade-off" not in plain.out and (own / "out/confusion.png").exists()
@@ -410,7 +393,7 @@ def test_a_rare_label_is_pointed_out(own: Path) -> None:
     """One of 12 is `odd`, and --positive is suggested; of `mine` one of 8 is `bad`, and it is not."""
     assert "is rare" not in cli_here("eval", "--task=mine", cwd=own).out
     table(own, [(f"{n:03} note", "odd" if n % 12 == 0 else "fine") for n in range(400)], "rare.csv")
-    assert cli_here("prepare", "rare", "--input=rare.csv", "--format=pairs", cwd=own).status == 0
+    ok(own, "prepare", "rare", "--input=rare.csv", "--format=pairs")
     result = cli_here("eval", "--task=rare", "--plot=rare.png", cwd=own)
     assert result.status == 0 and "'odd' is rare: --positive=odd adds its precision" in result.out, result.err
 
@@ -443,17 +426,9 @@ def test_what_eval_refuses(own: Path, flags: list[str], says: str, way_out: str)
 )
 def test_a_task_without_two_labels_or_without_a_positive(own: Path, rows: list[tuple[str, str]], says: str) -> None:
     table(own, rows, "other.csv")
-    assert cli_here("prepare", "other", "--input=other.csv", "--format=pairs", cwd=own).status == 0
+    ok(own, "prepare", "other", "--input=other.csv", "--format=pairs")
     flags = ("--dataset=other", "--device=cpu", "--gradient_accumulation_steps=1", "--quiet", "--max_iters=1")
-    small = (
-        "train",
-        *TINY_MODEL,
-        "--block_size=24",
-        *flags,
-        "--eval_iters=1",
-        "--out_dir=out-other",
-        "--warmup_iters=0",
-    )
-    assert cli_here(*small, cwd=own).status == 0
+    flags += ("--eval_iters=1", "--out_dir=out-other", "--warmup_iters=0")
+    ok(own, "train", *TINY_MODEL, "--block_size=24", *flags)
     message = refused(own, "eval", "--task=other", "--ckpt=out-other", "--positive=a")
     assert says in message and len(message.splitlines()) == 2

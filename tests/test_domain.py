@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, refused
+from conftest import commands_here, ok, refused
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
@@ -89,8 +89,7 @@ def test_the_corpus_has_the_training_industries_and_no_other() -> None:
 
 
 def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
-    done = cli_here("prepare", "sectors", cwd=tmp_path)
-    assert done.status == 0, done.err
+    done = ok(tmp_path, "prepare", "sectors")
     assert "next: tinygpt finetune configs/finetune_sectors.yaml --ckpt=out-fast/ckpt.pt" in done.out
     dataset = Dataset(str(tmp_path / "data"), "sectors")
     assert dataset.labels == list(sectors.SECTORS) == list(TASKS["sectors"].labels)
@@ -108,8 +107,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sectors, "corpus", lambda: text)
         patch.setitem(TASKS, "sectors", dataclasses.replace(TASKS["sectors"], make=lambda seed: few))
         patch.setattr(domain, "QUICK", domain.Size(30, (Case("sectors", 200, 4),)))
-        done = cli_here("lab", "domain", "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
+        done = ok(folder, "lab", "domain", "--quick", "--out_dir=out")
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
     return folder
 

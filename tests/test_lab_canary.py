@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, commands_here
+from conftest import cli_here, commands_here, ok
 from scipy.stats import expon, rankdata
 
 from tinygpt.config.schema import LabConfig
@@ -33,8 +33,7 @@ def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
     """The folder of a finished quick lab of a given size; what it said is in said.txt."""
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUICK", size)
-        done = cli_here("lab", name, "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
+        done = ok(folder, "lab", name, "--quick", "--out_dir=out")
     (folder / "out/said.txt").write_text(done.out, encoding="utf-8")
     return folder / "out"
 
@@ -97,8 +96,7 @@ def test_a_continuation_is_that_of_tinygpt_sample(planted: Path) -> None:
     prefix = f"\nThe account of {canary.canaries(SMALL, 1)[-1].name} is "
     (planted / "prefix.txt").write_text(prefix)
     flags = [f"--ckpt={ckpt}", f"--start=FILE:{planted / 'prefix.txt'}", "--temperature=0", "--max_new_tokens=9"]
-    said = cli_here("sample", *flags, "--json", "--device=cpu", cwd=planted)
-    assert said.status == 0, said.err
+    said = ok(planted, "sample", *flags, "--json", "--device=cpu")
     assert Model(ckpt).continuation(prefix, 9) == json.loads(said.out)["text"].removeprefix(prefix)
 
 

@@ -296,10 +296,9 @@ def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tu
 def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded: tuple[Path, str]) -> None:
     folder, _ = cascaded
     save_model(folder / "theirs", "llama", context=1024)
-    assert cli_here("import", "theirs", "--out_dir=large", cwd=folder).status == 0
+    ok(folder, "import", "theirs", "--out_dir=large")
     lab = ["lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large"]
-    done = cli_here(*lab, cwd=folder)
-    assert done.status == 0, done.err
+    done = ok(folder, *lab)
     assert re.findall("stage . of .: (.*), seed", done.out) == ["train: pretrained large", "ask: pretrained large"]
     assert "by large" in done.out
     rented = cli_here(*lab, "--outside_price=2.5", "--person_price=20", cwd=folder)

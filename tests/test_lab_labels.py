@@ -100,8 +100,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
         patch.setattr(labels, "ITERATIONS", {50: 4, 200: 50})
         patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
-        done = cli_here("lab", "labels", "--quick", "--out_dir=out", cwd=folder)
-    assert done.status == 0, done.err
+        done = ok(folder, "lab", "labels", "--quick", "--out_dir=out")
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
     yield folder
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, refused
+from conftest import cli_here, ok, refused
 
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited
@@ -191,48 +192,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         word = rng.choice(words) if rng.random() < 0.7 else ""
         lines.append({"prompt": f"{rng.randrange(1000)} {word or 'zz'}?", "response": word or "none"})
     (folder / "copy.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert (
-        cli_here("prepare", "copy", "--input=copy.jsonl", "--format=pairs", "--test_fraction=0.3", cwd=folder).status
-        == 0
-    )
+    ok(folder, "prepare", "copy", "--input=copy.jsonl", "--format=pairs", "--test_fraction=0.3")
     meta = json.loads((folder / "data/copy/meta.json").read_text())
     (folder / "data/copy/meta.json").write_text(json.dumps(meta | {"labels": []}))  # responses that are free text
     sizes = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=24", "--batch_size=16", "--position=rope"]
     steps = ["--gradient_accumulation_steps=1", "--max_iters=60", "--eval_interval=30", "--eval_iters=0"]
     rate = ["--learning_rate=3e-3", "--warmup_iters=5", "--device=cpu", "--dtype=float32", "--quiet"]
-    done = cli_here("train", "--dataset=copy", *sizes, *steps, *rate, cwd=folder)
-    assert done.status == 0, done.err
+    ok(folder, "train", "--dataset=copy", *sizes, *steps, *rate)
     return folder
 
 
-def decoded(folder: Path, *flags: str) -> list[tuple[str, str, str]]:
+def decoded(folder: Path) -> list[tuple[str, str, str]]:
     """(prompt, wanted, greedy response) of the test split, from `tinygpt sample`."""
-    from tinygpt.data.dataset import Dataset
-
     dataset = Dataset(folder / "data", "copy")
     results = []
     for prompt, wanted in dataset.sources["test"].texts(dataset.tokenizer):
-        done = cli_here(
-            "sample",
-            "--ckpt=out",
-            f"--start={prompt}",
-            "--temperature=0",
-            "--max_new_tokens=8",
-            "--json",
-            *flags,
-            cwd=folder,
-        )
+        done = ok(folder, "sample", f"--start={prompt}", "--temperature=0", "--max_new_tokens=8", "--json")
         results.append((prompt, wanted, json.loads(done.out)["text"]))
     return results
 
 
 @pytest.mark.parametrize("fast", ["True", pytest.param("False", marks=pytest.mark.slow)])
 def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        TASKS, "copy", Task("copy", (), reader.make, "reader", abstention=lambda prompt, response: "none")
-    )
-    done = cli_here("eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}", cwd=trained)
-    assert done.status == 0, done.err
+    task = Task("copy", (), reader.make, "reader", abstention=lambda prompt, response: "none")
+    monkeypatch.setitem(TASKS, "copy", task)
+    done = ok(trained, "eval", "--ckpt=out", "--task=copy", "--json", f"--fast={fast}")
     report, results = json.loads(done.out), decoded(trained)
     assert report["n"] == len(results)
     right = [wanted == response.strip() for _, wanted, response in results]
@@ -279,9 +263,8 @@ def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Pat
 
 def test_a_model_in_8_bits_is_small_and_has_almost_the_same_loss(trained: Path, tmp_path: Path) -> None:
     checkpoint = load(trained / "out")
-    small = Checkpoint(
-        to_8_bits(checkpoint.model), checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer
-    )
+    weights = to_8_bits(checkpoint.model)
+    small = Checkpoint(weights, checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer)
     save(tmp_path / "small.pt", small)
     weights = sum(weight.numel() for weight in checkpoint.model.values())
     assert (tmp_path / "small.pt").stat().st_size < 1.4 * weights + 40_000 < (trained / "out/ckpt.pt").stat().st_size
@@ -305,18 +288,15 @@ def test_damaged_8_bits_are_refused(trained: Path, tmp_path: Path, change: str) 
         weights[name + SCALE] = torch.ones(3, 1, dtype=torch.float16)
     else:
         del weights[name]
-    save(
-        tmp_path / "small.pt",
-        Checkpoint(weights, checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer),
-    )
+    damaged = Checkpoint(weights, checkpoint.model_args, checkpoint.config, tokenizer=checkpoint.tokenizer)
+    save(tmp_path / "small.pt", damaged)
     message = refused(trained, "sample", f"--ckpt={tmp_path / 'small.pt'}", "--start=ab?")
     assert ("weights do not fit" if change == "scale only" else "damaged") in message
 
 
 def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reader.SIZES, "reader", SPLITS)
-    done = cli_here("prepare", "reader", "--show=2", cwd=tmp_path)
-    assert done.status == 0, done.err
+    done = ok(tmp_path, "prepare", "reader", "--show=2")
     assert "next: tinygpt train configs/reader.yaml" in done.out and UNANSWERABLE not in done.out.split("written")[1]
     folder = tmp_path / "data/reader"
     documents = {path.name: path.read_text(encoding="utf-8") for path in (folder / "documents").iterdir()}
@@ -376,7 +356,7 @@ def test_the_reader_that_ships_answers_from_documents(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     lines = [json.dumps(one) for one in questions["val"][:25]]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert cli_here("index", ".", "--out=index.db", "--embeddings=none", cwd=tmp_path).status == 0
+    ok(tmp_path, "index", ".", "--out=index.db", "--embeddings=none")
     done = cli_here("ask", "--questions=questions.jsonl", "--json", cwd=tmp_path)
     results = json.loads(done.out)
     assert results["questions"] == 25 and results["retrieval_recall"] > 0.9

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing
+from conftest import cli_here, listing, ok
 
 from tinygpt.data.query import MAX_ROWS, Guard, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
@@ -425,13 +425,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sql")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sql, "SIZES", {"train": 160, "val": 12, "test": 48})
-        done = cli_here("prepare", "sql", "--show=2", cwd=folder)
-    assert done.status == 0, done.err
+        done = ok(folder, "prepare", "sql", "--show=2")
     (folder / "prepared.txt").write_text(done.out)
     sizes = ["--dataset=sql", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=160", "--batch_size=8"]
     steps = ["--max_iters=5", "--eval_interval=5", "--eval_iters=1", "--device=cpu", "--quiet"]
-    done = cli_here("train", *sizes, *steps, "--gradient_accumulation_steps=1", cwd=folder)
-    assert done.status == 0, done.err
+    done = ok(folder, "train", *sizes, *steps, "--gradient_accumulation_steps=1")
     return folder
 
 
@@ -446,8 +444,7 @@ def test_prepare_writes_the_database_and_prints_the_next_command(trained: Path) 
 
 
 def test_a_model_that_learned_nothing_scores_nothing(trained: Path) -> None:
-    done = cli_here("eval", "--ckpt=out", "--task=sql", "--json", cwd=trained)
-    assert done.status == 0, done.err
+    done = ok(trained, "eval", "--ckpt=out", "--task=sql", "--json")
     report = json.loads(done.out)
     assert report["n"] == 48 and report["exact"] == 0 and report["scores"] == {"runs": 0, "execution accuracy": 0}
     groups = report["groups"]

@@ -269,12 +269,7 @@ DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
             "is a lock file, which Excel keeps",
             "name the workbook itself",
         ),
-        (
-            "a.xlsx",
-            workbook,
-            "no column prompt or response; the first row",
-            ABOVE,
-        ),
+        ("a.xlsx", workbook, "no column prompt or response; the first row", ABOVE),
         ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "which has to name the columns, is empty", ABOVE),
         ("a.xlsx", lambda path: workbook(path, ["=A2", "response"]), "no column prompt; the first row", COLUMN),
         ("a.xlsx", lambda path: workbook(path, [*HEADER, "prompt"]), "2 columns are named 'prompt'", "rename"),
