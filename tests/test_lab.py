@@ -290,7 +290,7 @@ def stored(folder: Path) -> dict[str, Any]:
     return {name: entry["result"] for name, entry in stages.items()}
 
 
-TINY = experiment.Size(companies=5, closed=6, update=4, sample=8, facts=2, changes=2, reading=2)
+TINY = experiment.Size(companies=5, closed=6, update=4, sample=5, facts=2, changes=2, reading=2)
 SMALL = experiment.Size(companies=15, closed=220, update=40, sample=20, facts=2, changes=2, reading=2)
 
 
@@ -299,6 +299,7 @@ def lab_facts(folder: Path, *flags: str) -> Result:
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "QUICK", TINY)
         patch.setattr(experiment, "CHANGED", 0.3)
+        patch.setattr(experiment, "TRIES", 2)
         return cli_here("lab", "facts", "--quick", "--out_dir=out", *flags, cwd=folder)
 
 
@@ -428,7 +429,7 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     """Words are not reduced to their stems in the page, so a few searches differ; with the same passages, nothing."""
     browser.open(quick / "out/facts.html")
     place = experiment.Tiny(quick / "out/seed-1", 1, SMALL)
-    questions = [one for one in place.questions("before") if one.kind == "fact"][:40]
+    questions = [one for one in place.questions("before") if one.kind == "fact"][:20]
     with open_index(place.folder / "before.db") as index:
         hits = [search(index, one.text, 3) for one in questions]
         respond = place.responder("reader", index)
@@ -441,13 +442,10 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     same = [text == " ".join(some[0].text.split()) for text, some in zip(found, hits, strict=True)]
     assert sum(same) > 0.8 * len(same)
     given = [[{"title": hit.title, "text": " ".join(hit.text.split())} for hit in some] for some in hits]
-    answers = browser.run(
-        run + "const reader = TinyGPT.load(data.reader);"
-        "return arguments[0].map((one, i) => Facts.read(reader, one, arguments[1][i]))",
-        [one.text for one in questions], given,
-    )  # fmt: skip
+    reading = run + "return Facts.read(TinyGPT.load(data.reader), ...arguments)"
+    answers = [browser.run(reading, one.text, some) for one, some in zip(questions, given, strict=True)]
     whole = [(one, page) for one, page in zip(read, answers, strict=True) if not one.note]
-    assert len(whole) > 10
+    assert len(whole) > 5
     for one, page in whole:
         assert page["text"] == one.text and page["probability"] == pytest.approx(one.probability, abs=0.02)
 
