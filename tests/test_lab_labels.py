@@ -228,7 +228,7 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
 
 
-FEW = {"LINES": {"train": 900, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}
+FEW = {"LINES": {"train": 400, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}
 LEARNING = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
 
 
