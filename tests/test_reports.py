@@ -232,9 +232,12 @@ def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
 
 
 def lab_reports(folder: Path, **sizes: int) -> Result:
-    """The quick lab with shorter trainings and one number of examples."""
+    """The quick lab with shorter trainings, one number of examples, and fewer to validate on."""
     lab.load_once.cache_clear()  # knows a folder by its name
     with commands_here(), pytest.MonkeyPatch.context() as patch:
+        for name, made in EXAMPLES.items():
+            few = made | {"val": made["val"][:100]}
+            patch.setitem(TASKS, name, dataclasses.replace(TASKS[name], make=lambda seed, few=few: few))
         patch.setattr(lab, "EXAMPLES", (400,))
         patch.setattr(lab, "QUICK", sizes)
         return ok(folder, "lab", "reports", "--quick", "--out_dir=out")
