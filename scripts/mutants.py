@@ -16,6 +16,7 @@ choice of tests does not see, and cosmic-ray would run the whole suite for each 
 import argparse
 import ast
 import collections
+import contextlib
 import json
 import os
 import random
@@ -241,10 +242,9 @@ class Choice:
 
     def tests(self, mutant: Mutant) -> list[str]:
         """Quick tests before slow ones; what executes the line before the rest of their files; test_NAME.py first."""
-        if "tests" in mutant:
-            files = {name for glob in mutant["tests"] for name in map(str, Path("tests").glob(glob))}
-            direct: set[str] = set()
-        else:
+        files = {str(name) for glob in mutant.get("tests", []) for name in Path("tests").glob(glob)}
+        direct: set[str] = set()
+        if mutant["file"].endswith(".py"):
             lines = self.data.contexts_by_lineno(f"{self.root}/{mutant['file']}")
             first, last = statement(mutant)
             contexts = {context for line in range(first, last + 1) for context in lines.get(line, [])}
@@ -252,7 +252,7 @@ class Choice:
                 contexts = {context for line in lines.values() for context in line}
             direct = {re.sub(r" \((setup|call|teardown)\)$", "", name) for c in contexts for name in c.split("|")}
             direct &= self.seconds.keys()
-            files = {name.split("::")[0] for name in direct}
+            files |= {name.split("::")[0] for name in direct}
         rest = {name for name in self.seconds if name.split("::")[0] in files} - direct
         stem = Path(mutant["file"]).stem
 
@@ -265,31 +265,31 @@ class Choice:
 # --- running -------------------------------------------------------------------------------------------------------
 
 
-def run_one(mutant: Mutant, tests: list[str], folder: Path) -> tuple[str, float]:
-    """("killed by ..." or "survived ...", seconds), in a copy of the project that is left as it was."""
+def run_one(mutant: Mutant, tests: list[str], folder: Path) -> str:
+    """How the mutant ended, in a copy of the project that is left as it was."""
     path = folder / mutant["file"]
-    original = path.read_bytes()
-    started = time.monotonic()
+    original, end = path.read_bytes(), time.monotonic() + LIMIT
     path.write_text(changed(mutant, folder), encoding="utf-8")
     scratch = Path(tempfile.mkdtemp(prefix="mutants-tmp-"))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={scratch}/tmp"]
     try:
-        (scratch / "tests").write_text("\n".join(tests))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={scratch}/tmp"]
-        child = subprocess.Popen(
-            [*command, "--no-header", "-rfE", f"@{scratch}/tests"], cwd=folder, env=environment(folder),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            output, _ = child.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.communicate()
-            return "survived five minutes", time.monotonic() - started
-        if child.returncode == 0:
-            return "survived", time.monotonic() - started
-        named = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        by = named[0].split(" - ")[0].split(" ", 1)[1] if named else output[-200:]
-        return f"killed by {by}", time.monotonic() - started
+        for part in filter(None, (tests[:40], tests[40:400], tests[400:])):  # the first need not wait for the others
+            (scratch / "tests").write_text("\n".join(part))
+            child = subprocess.Popen(
+                [*command, "--no-header", "-rfE", f"@{scratch}/tests"], cwd=folder, env=environment(folder),
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
+            try:
+                output, _ = child.communicate(timeout=max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                return "survived five minutes"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, 9)  # and what its tests have left running
+            if child.returncode:
+                named = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                return f"killed by {named[0].split(' - ')[0].split(' ', 1)[1] if named else output[-200:]}"
+        return "survived"
     finally:
         path.write_bytes(original)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -306,13 +306,13 @@ def run(out: Path, only: str, column: str, processes: int) -> None:
 
     def one(pair: tuple[Mutant, list[str]]) -> None:
         mutant, tests = pair
-        folder = folders.pop()
-        result, seconds = run_one(mutant, tests, folder) if tests else ("survived: no test", 0.0)
+        folder, began = folders.pop(), time.monotonic()
+        result = run_one(mutant, tests, folder) if tests else "survived: no test"
         folders.append(folder)
-        line = {"id": mutant["id"], "result": result, "tests": len(tests), "seconds": round(seconds)}
+        line = {"id": mutant["id"], "result": result, "tests": len(tests), "seconds": round(time.monotonic() - began)}
         with results.open("a") as file:
             file.write(f"{json.dumps(line)}\n")
-        print(f"{line['id']:8} {mutant['file']} {result} ({len(tests)} tests, {seconds:.0f} s)", flush=True)
+        print(f"{line['id']:8} {mutant['file']} {result} ({len(tests)} tests, {line['seconds']} s)", flush=True)
 
     with ThreadPoolExecutor(len(folders)) as pool:
         list(pool.map(one, work))
