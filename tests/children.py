@@ -27,7 +27,7 @@ from typing import Any
 import requests  # noqa: F401 (these imports would take seconds in each child)
 import torch
 import torch._dynamo
-from conftest import TINY_TRAIN, free_port
+from conftest import PATIENCE, TINY_TRAIN, free_port
 from tqdm import tqdm
 
 import tinygpt.evaluate.loss
@@ -103,7 +103,7 @@ class Child:
                 self.send(otherwise)
                 return self.wait()
             else:
-                time.sleep(0.001)
+                time.sleep(0.003)
         return self.status
 
     def send(self, number: int) -> None:
@@ -160,14 +160,19 @@ class Harness:
     """A folder with the dataset `tiny` in which children run; `figures` counts their actions.
 
     share: share of the full counts that `rounds` returns; None: the everyday counts. patience: seconds to wait for an
-    expected event. before: runs in every child before its work.
+    expected event. before: runs in every child before its work. seed: of the random moments.
     """
 
     def __init__(
-        self, folder: Path, share: float | None = None, before: Callable[[], None] = nothing, patience: float = 20
+        self,
+        folder: Path,
+        share: float | None = None,
+        before: Callable[[], None] = nothing,
+        patience: float = PATIENCE,
+        seed: int = 1,
     ) -> None:
         self.folder, self.share, self.before, self.patience = folder, share, before, patience
-        self.random = random.Random(1)
+        self.random = random.Random(seed)
         self.figures: Counter[str] = Counter()
         self._numbers = itertools.count()
         self.dataset("tiny", self.text())
@@ -214,11 +219,11 @@ class Harness:
         states = ["--checkpoint_interval=7", "--sample_interval=40", "--init_from=auto", f"--out_dir={out}"]
         return [*TINY_TRAIN, "--batch_size=2", *length, *states, *flags]
 
-    def undisturbed(self, *flags: str, before: Callable[[], None] = nothing) -> tuple[Path, float]:
-        """Train without interruption; return the run's folder and its duration in seconds."""
-        out, started = self.new("undisturbed"), time.monotonic()
+    def undisturbed(self, *flags: str, before: Callable[[], None] = nothing) -> Path:
+        """Train without interruption; return the run's folder."""
+        out = self.new("undisturbed")
         self.succeed(self.training(out, *flags), before)
-        return out, time.monotonic() - started
+        return out
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -257,7 +262,7 @@ def wait_for_lines(child: Any, out: Path, more_than: int) -> None:
     """Wait until metrics.jsonl has more lines than `more_than`, or the process has ended."""
     ended = child.poll if hasattr(child, "poll") else lambda: child.wait(0)
     while ended() is None and lines_of(out) <= more_than:
-        time.sleep(0.001)
+        time.sleep(0.003)
 
 
 def history(out: Path) -> list[dict[str, Any]]:

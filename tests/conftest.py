@@ -150,6 +150,16 @@ def trained(folder: Path, *args: str) -> Result:
     return result
 
 
+class Lazy:
+    """A module that is imported when it is first used; a test that uses it is skipped if the package is missing."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pytest.importorskip(self._name), name)
+
+
 def until(condition: Any, seconds: float = PATIENCE) -> Any:
     """The first true value of `condition()`. Fails after so many seconds."""
     end = time.monotonic() + seconds

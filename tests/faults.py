@@ -173,10 +173,10 @@ def die_before_saving() -> None:
     replace(train, "evaluate_and_save", lambda state: die())
 
 
-def slow_iterations() -> None:
+def endless_iterations() -> None:
     def wait(number: int, batch: Any, loss: Any) -> Any:
         print("in an iteration", flush=True)
-        time.sleep(30)
+        time.sleep(3600)
         return loss
 
     on_training_forward(wait)
@@ -209,6 +209,16 @@ def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) 
     on_training_forward(change)
     if place.startswith("overflow"):  # an update that overshoots; an evaluation follows, or only a save
         rate = replace(train, "learning_rate", lambda step, config: 1e38 if step == at else rate(step, config))
+        return
+
+    def finite(run: Any, *values: Any) -> Any:
+        try:
+            return original(run, *values)
+        finally:
+            if not all(weight.isfinite().all() for weight in run.model.parameters()):
+                print("updated before the check")
+
+    original = replace(train, "finite", finite)
 
 
 def forbid_sockets() -> None:
@@ -293,10 +303,11 @@ def everything_is_finite() -> None:
 def meta_stays() -> None:
     """token_files.commit_dataset without `remove(folder / "meta.json")`: the old one describes the new files."""
 
-    def commit_beside_the_old(*args: Any) -> None:
+    def commit_beside_the_old(*args: Any) -> Any:
         unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)
-        commit(*args)
+        meta = commit(*args)
         Path.unlink = unlink  # type: ignore[method-assign]
+        return meta
 
     commit = replace(prepare, "commit_dataset", commit_beside_the_old)
 

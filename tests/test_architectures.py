@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Lazy
 from models import MODERN, every_option, ids, largest, shaken, small
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 
-transformers = pytest.importorskip("transformers")
+transformers: Any = Lazy("transformers")
 
 ROPE = {"norm": "rmsnorm", "position": "rope"}
 EXPORTED: list[tuple[str, dict[str, Any]]] = [
@@ -300,7 +301,9 @@ def test_a_field_that_a_gpt_cannot_express_is_refused_by_name(name: str, fields:
     assert named in caught.value.message and "\n" not in caught.value.message and caught.value.hint
 
 
-@pytest.mark.parametrize("name", [*STOCK])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "ArceeForCausalLM")) for name in STOCK]
+)
 def test_hostile_values_never_give_a_traceback(name: str) -> None:
     fields = {"hidden_act": "relu2"} if name == "ApertusForCausalLM" else {}
     fields |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}} if name != "GPT2LMHeadModel" else {}

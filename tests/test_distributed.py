@@ -1,4 +1,4 @@
-"""Two real processes under torchrun: they learn what one process learns."""
+"""Two processes, forked or under torchrun: they learn what one process learns."""
 
 import os
 import re
@@ -6,12 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here
+from children import Child, ranks, wait_for_lines
+from conftest import PATIENCE, TINY_TRAIN, ok
 
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
@@ -19,10 +20,12 @@ from tinygpt.training.log import read_metrics
 BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
 
 
-def torchrun(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt", *args]
+LAUNCH = ("--standalone", "--nproc_per_node=2", "-m", "tinygpt")
+
+
+def torchrun(folder: Path, *args: str, launch: Sequence[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-m", "torch.distributed.run", *launch, *args],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         capture_output=True,
@@ -31,63 +34,60 @@ def torchrun(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def work(tiny_data: Path, tmp_path: Path) -> Path:
-    (tmp_path / "data").symlink_to(tiny_data / "data")
-    return tmp_path
-
-
 def numbers(run: Path) -> list[tuple[str, int, list[float]]]:
     names = {"train": ("loss", "grad_norm", "lr"), "eval": ("train_loss", "val_loss")}
     return [(line["kind"], line["step"], [line[name] for name in names[line["kind"]]]) for line in read_metrics(run)]
 
 
+def two_processes(folder: Path, *args: str) -> list[Child]:
+    """Run a command in two forked processes, and wait for both: quicker than torchrun."""
+    both = [Child(list(args), folder / f"{rank['RANK']}.log", folder, **rank) for rank in ranks(2)]
+    for child in both:
+        child.wait(PATIENCE, otherwise=signal.SIGKILL)
+    return both
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+
+
+@needs_fork
 def test_two_processes_learn_what_one_does(work: Path) -> None:
     """Same batches, so the same losses up to the order of additions, in training and in evaluation; written once."""
-    assert cli_here(*TINY_TRAIN, *BATCH, "--out_dir=one", cwd=work).status == 0
-    result = torchrun(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
-    assert result.returncode == 0, result.stderr
+    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=one")
+    first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
+    assert first.status == second.status == 0, first.output + second.output
     one, two = numbers(work / "one"), numbers(work / "two")
     assert [line[:2] for line in two] == [line[:2] for line in one] and len(one) == 4 + 3
     for (_, _, expected), (kind, step, found) in zip(one, two, strict=True):
         assert found == pytest.approx(expected, abs=1e-5 if (kind, step) in {("train", 0), ("eval", 0)} else 1e-3)
-    assert result.stdout.count("done in") == 1 and "; 2 processes" in result.stdout
+    assert first.output.count("done in") == 1 and "; 2 processes" in first.output and not second.output
     ours, theirs = load(work / "two/last.pt"), load(work / "one/last.pt")
     for name, weight in theirs.model.items():
         torch.testing.assert_close(ours.model[name], weight, atol=1e-3, rtol=0)
 
 
+@needs_fork
 def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
-    result = torchrun(work, *TINY_TRAIN, *BATCH, "--batch_size=5")
-    assert result.returncode != 0
-    said = [line for line in result.stderr.splitlines() if "error:" in line and "processes" in line]
-    assert said and "2 processes cannot share 5 sequences per iteration evenly" in said[0]
-    assert "multiple of 2" in result.stderr and "tinygpt/train.py" not in result.stderr
+    for child in two_processes(work, *TINY_TRAIN, *BATCH, "--batch_size=5"):
+        (said, way_out) = child.output.splitlines()[-2:]
+        assert child.status == 2, child.output
+        assert said.startswith("error: 2 processes cannot share 5 sequences per iteration evenly"), child.output
+        assert "multiple of 2" in way_out and "Traceback" not in child.output
     assert not (work / "out").exists()
 
 
+@pytest.mark.slow
+@needs_fork
 def test_the_command_that_resumes_several_processes_works(work: Path) -> None:
     """A stopped run suggests it: the first signal to one process stops all of them after the same iteration."""
     flags = [*TINY_TRAIN, *BATCH, "--max_iters=100000", "--eval_interval=100000", "--out_dir=two"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=work, env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        metrics = work / "two/metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
-            time.sleep(0.02)
-        os.kill(int((work / "two/.lock").read_text()), signal.SIGINT)
-        said = process.communicate(timeout=120)[0]
-    (suggested,) = re.findall(r"^next: torchrun (.*)", said, flags=re.MULTILINE)
+    both = [Child(flags, work / f"{rank['RANK']}.log", work, **rank) for rank in ranks(2)]
+    wait_for_lines(both[0], work / "two", 5)
+    both[0].send(signal.SIGINT)
+    statuses = [child.wait(PATIENCE, otherwise=signal.SIGKILL) for child in both]
+    assert statuses in ([130, 130], [130, 143]), both[0].output + both[1].output  # the second is told by the first
+    (suggested,) = re.findall(r"^next: torchrun (.*)", both[0].output, flags=re.MULTILINE)
     step = load(work / "two/last.pt").step
-    resumed = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *shlex.split(suggested), f"--max_iters={step + 2}"],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    resumed = torchrun(work, f"--max_iters={step + 2}", launch=shlex.split(suggested))
     assert resumed.returncode == 0 and "; 2 processes" in resumed.stdout, resumed.stderr
     assert load(work / "two/last.pt").step == step + 2

@@ -13,7 +13,7 @@ from typing import Any
 import hostile
 import pytest
 import torch
-from conftest import cli_here
+from conftest import Lazy, cli_here
 from models import MODERN, SMALL, largest
 from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, theirs_of
 
@@ -24,7 +24,7 @@ from tinygpt.interop.huggingface import hub_folder, read_folder, write_folder
 from tinygpt.interop.tokenizers import chat_template, load_tokenizer, tokenizer_files
 from tinygpt.model import GPT
 
-transformers = pytest.importorskip("transformers")
+transformers: Any = Lazy("transformers")
 
 STRANGE = "Hi\tthere  \t\r\n\r\né e\u0301 漢字 👩‍👩‍👧 \u200b▁ don't I'LL 12345 \u001c\n\n\n  <|end| > x"
 LETTERS = "".join(chr(code) for code in range(32, 127))
@@ -74,6 +74,7 @@ def test_a_folder_of_transformers_is_read(tmp_path: Path, name: str, fields: dic
     assert apart(rebuilt(found.stock), theirs) < 1e-5 and found.eos == found.chat_template == ""
 
 
+@pytest.mark.slow
 def test_the_model_card_has_an_example_that_runs(tmp_path: Path) -> None:
     exported(tmp_path / "my model", model(**MODERN), characters(pairs=True))
     card = (tmp_path / "my model/README.md").read_text(encoding="utf-8")
@@ -330,10 +331,14 @@ def test_greedy_text_of_the_folder(tmp_path: Path) -> None:
     assert made[0].tolist() == idx[0].tolist()
 
 
-def test_a_name_that_the_hub_cannot_have_and_no_connection(tmp_path: Path) -> None:
+def test_a_name_that_the_hub_cannot_have() -> None:
     for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
         with pytest.raises(TinyGPTError, match="neither a folder nor"):
             hub_folder(name)
+
+
+@pytest.mark.slow
+def test_no_connection_to_the_hub(tmp_path: Path) -> None:
     code = (
         "from tinygpt.interop.huggingface import hub_folder\n"
         "from tinygpt.errors import TinyGPTError\n"

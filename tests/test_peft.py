@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Lazy
 from models import MODERN, largest
 from test_architectures import ROPE, every_row, ids, model, theirs_of
 from test_huggingface import auto, characters, mutant
@@ -22,7 +23,7 @@ from tinygpt.interop.peft import read_adapter, write_adapter
 from tinygpt.interop.tokenizers import tokenizer_files
 from tinygpt.lora import LoRA, attach
 
-peft = pytest.importorskip("peft")
+peft: Any = Lazy("peft")
 
 
 def lora_run(
@@ -219,7 +220,9 @@ def test_an_adapter_does_not_stay_beside_another_base(tmp_path: Path) -> None:
     write_folder(tmp_path / "out", run, characters(pairs=True))
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("adapter_config.json", marks=pytest.mark.slow), "adapter_model.safetensors"]
+)
 def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
     trained_by_peft(tmp_path, "LlamaForCausalLM", {}, r=3, target_modules=ALL)
     base, path, draw, refusals = imported(tmp_path), tmp_path / "adapter" / name, random.Random(1), 0
