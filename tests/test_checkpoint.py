@@ -156,7 +156,9 @@ def test_the_first_released_format_loads_for_ever(tmp_path: Path) -> None:
 # ---- damage -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "nanoGPT's"])
+@pytest.mark.parametrize(
+    "sealed", [pytest.param(True, id="sealed"), pytest.param(False, id="nanoGPT's", marks=pytest.mark.slow)]
+)
 def test_every_flipped_byte_is_noticed(tmp_path: Path, sealed: bool) -> None:
     """In nanoGPT's file the zip archive's checksums cover the content; a flip between its parts changes nothing."""
     path, changed = tmp_path / "ckpt.pt", tmp_path / "changed" / "ckpt.pt"
@@ -167,7 +169,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, sealed: bool) -> None:
         torch.save(nanogpts(), path)
     data, expected = path.read_bytes(), logits(load(path))
     draw = random.Random(0)
-    places = {*draw.sample(range(len(data)), 120), *range(40), *range(len(data) - 120, len(data))}
+    places = {*draw.sample(range(len(data)), 60), *range(20), *range(len(data) - 100, len(data))}
     noticed = 0
     for place in places:
         changed.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :])
@@ -195,36 +197,6 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     refusal(path)
     path.write_bytes(data)
     load(path)
-
-
-def test_each_kind_of_damage_has_its_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "ckpt.pt"
-    assert "no such file" in refusal(path).message
-    path.write_bytes(b"")
-    assert "it is empty" in refusal(path).message
-    path.write_bytes(b"#!/bin/sh\necho hello\n")
-    assert "not a checkpoint (not a file that torch.save writes)" in refusal(path).message
-    save(path, example())
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    assert "damaged (it is truncated" in refusal(path).message
-    path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
-    assert "damaged (its checksum does not match" in refusal(path).message
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("word/document.xml", "<w/>")
-    assert "ckpt.pt: " in refusal(path).message
-    torch.save([1, 2, 3], path)
-    assert "not a checkpoint (it holds a list)" in refusal(path).message
-    torch.save({"weights": torch.ones(3)}, path)
-    assert "not a checkpoint of tinygpt or nanoGPT" in refusal(path).message
-
-
-def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as future:
-        future.setattr("tinygpt.checkpoint.store.FORMAT", 2)
-        save(tmp_path / "ckpt.pt", example())
-    error = refusal(tmp_path / "ckpt.pt")
-    assert "format 2 is newer than this tinygpt's 1" in error.message and "upgrade" in error.hint
 
 
 def test_a_good_neighbour_is_named_and_a_bad_one_is_not(tmp_path: Path) -> None:
