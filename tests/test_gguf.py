@@ -125,6 +125,7 @@ def test_the_exact_gelu_becomes_the_tanh_gelu(tmp_path: Path) -> None:
         assert from_stock(found)[0].activation == "gelu_tanh"
 
 
+@pytest.mark.slow
 def test_pretrained_model_equals_that_of_transformers() -> None:
     from transformers import AutoModelForCausalLM
 
@@ -171,6 +172,7 @@ def test_a_character_tokenizer_returns(tmp_path: Path, ascii_only: bool) -> None
         assert (tmp_path / "model.gguf").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_gpt2_tokenizer_returns(tmp_path: Path) -> None:
     gpt2 = GPT2Tokenizer()
     _, stock = stock_of("gpt2", vocab_size=50304)  # padded, as nanoGPT does
@@ -445,9 +447,16 @@ def test_weights_that_are_not_finite(intact: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize(("kind", "count"), [("characters", 1500), ("bytes", 500)])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("characters", 200),
+        pytest.param("characters", 1500, marks=pytest.mark.slow),
+        pytest.param("bytes", 500, marks=pytest.mark.slow),
+    ],
+)
 def test_mutants_of_a_header(tmp_path: Path, kind: str, count: int) -> None:
-    """2,000 files with a few bytes of the header flipped, a number replaced, or the end cut: an error or a model."""
+    """Files with a few bytes of the header flipped, a number replaced, or the end cut: an error or a model."""
     path = tmp_path / "mutant.gguf"
     encoding = CharTokenizer("abé") if kind == "characters" else HuggingFaceTokenizer(byte_level("gpt-2"))
     write_file(path, stock_of("llama", vocab_size=encoding.vocab_size, n_layer=1)[1], encoding, "q8_0")

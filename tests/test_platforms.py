@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing
+from conftest import TINY_TRAIN, Shared, cli_here, listing, ok
 from models import small
 from test_files import windows  # noqa: F401 (a fixture)
 from test_finetune import FLAGS
@@ -173,7 +173,8 @@ def test_a_slow_step_is_timed_twice_and_the_first_time_does_not_count(monkeypatc
 
 
 def pretend_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend to be a Mac with MPS, which cannot compute here."""
+    """Pretend to be a Mac with MPS, which cannot compute here; two steps are timed, instead of a second of them."""
+    monkeypatch.setattr(device.shortest, "__defaults__", (0.0,))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -191,7 +192,9 @@ def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
         assert result.status == 0 and bool(re.search(found, result.out, re.MULTILINE)) == timed
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=[pytest.mark.slow] * (name != "adamw")) for name in OPTIMIZERS]
+)
 def test_timing_changes_nothing_that_the_run_computes(
     optimizer: str,
     tiny_run: Path,
@@ -212,6 +215,7 @@ def test_timing_changes_nothing_that_the_run_computes(
 STAND_IN = dataclasses.replace(CPU, reason="instead of MPS")
 
 
+@pytest.mark.slow
 def test_timing_restores_the_random_generator_and_the_memory(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_mps(monkeypatch)
     monkeypatch.setattr(device, "choose", lambda name, dtype: CPU if name == "auto" else STAND_IN)
@@ -409,8 +413,8 @@ for args in json.loads(sys.argv[1]):
 GREEK = "μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n"
 
 
-@pytest.mark.parametrize("encoding", ["cp437", "cp850", "cp1252", "ascii"])
-def test_every_command_prints_in_any_code_page(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
     """No traceback, and readable figures, although text and labels have characters that the encoding lacks."""
     (tmp_path / "greek.txt").write_text(GREEK * 90, encoding="utf-8")
     labels = ["rot", "grün", "€"]
@@ -432,18 +436,18 @@ def test_every_command_prints_in_any_code_page(encoding: str, tmp_path: Path) ->
         ["exercise", "list"],
         ["train", "--help"],
     ]
-    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["PYTHONWARNDEFAULTENCODING"] = "1"  # warns of a text file that is opened without an encoding
     arguments = [sys.executable, "-c", SESSION, json.dumps(commands)]
     done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=300)
-    out = done.stdout.decode(encoding)
+    out = done.stdout.decode("ascii")
     statuses = re.findall(r"^status (\d+) of", out, re.MULTILINE)
     assert statuses == ["0"] * len(commands), done
     assert b"Traceback" not in done.stderr
     assert not re.findall(rb"^.*tinygpt.*EncodingWarning", done.stderr, re.MULTILINE)
     assert re.search(r"step 20: train loss \d\.\d{4}, val loss \d\.\d{4}", out)
     assert re.search(r"\d+\.\d % \(\d+ to \d+\)", out)  # an accuracy and its interval
-    assert ("grün" in out) is (encoding != "ascii") and "\ufffd" not in out
+    assert "gr?n" in out
 
 
 # ---- output that cannot be written -----------------------------------------------------------------------------------
@@ -459,11 +463,8 @@ def shell(folder: Path, command: str, **environment: str) -> subprocess.Complete
 
 
 OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
-    "cp1252": ("", {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}),
     "ascii": ("", {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}),
-    "closed": (">&-", {}),
     "all closed": (">&- 2>&- <&-", {}),
-    "full": ("> /dev/full", {}),
     "both full": ("> /dev/full 2>&1", {}),
     "a reader that stops early": ("| head -n 1", {}),
     "a reader that stops early, unbuffered": ("| head -n 1", {"PYTHONUNBUFFERED": "1"}),
@@ -471,38 +472,60 @@ OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_output_that_cannot_be_written_does_not_end_a_run(work: Path, tmp_path: Path, name: str) -> None:
+SLOW = ("all closed", "both full", "a reader that stops early", "a reader that stops early, unbuffered")
+needs_a_shell = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+
+
+@pytest.fixture(scope="module")
+def greek(shared: Shared) -> Path:
+    """A working folder with data/tiny, Greek text."""
+
+    def make(folder: Path) -> None:
+        (folder / "greek.txt").write_text(GREEK * 30, encoding="utf-8")
+        ok(folder, "prepare", "tiny", "--input=greek.txt")
+
+    return shared("greek", make)
+
+
+@needs_a_shell
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OUTPUTS])
+def test_output_that_cannot_be_written_does_not_end_a_run(greek: Path, tmp_path: Path, name: str) -> None:
     """The run completes normally; its samples contain characters that few encodings have."""
-    (tmp_path / "greek.txt").write_text("μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\n" * 30, encoding="utf-8")
-    folder = tmp_path / "greek"
-    folder.mkdir()
-    assert cli_here("prepare", "tiny", "--input=../greek.txt", cwd=folder).status == 0
     redirect, environment = OUTPUTS[name]
-    flags = " ".join([*TINY_TRAIN, "--sample_interval=10"])
-    done = shell(folder, f"set -o pipefail; tinygpt {flags} {redirect}", **environment)
+    flags = " ".join([*TINY_TRAIN, "--sample_interval=10", f"--out_dir={tmp_path}"])
+    done = shell(greek, f"set -o pipefail; tinygpt {flags} {redirect}", **environment)
     assert done.returncode == 0, done
-    assert load(folder / "out/last.pt").step == 20
-    assert [e["step"] for e in read_metrics(folder / "out") if e["kind"] == "sample"] == [0, 10, 20]
+    assert load(tmp_path / "last.pt").step == 20
+    assert [e["step"] for e in read_metrics(tmp_path) if e["kind"] == "sample"] == [0, 10, 20]
     assert b"Traceback" not in done.stdout + done.stderr and b"Exception ignored" not in done.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+FULL = b"error: cannot write to standard output: No space left on device\n"
+
+
+@needs_a_shell
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
-def test_a_command_that_only_prints_reports_why_it_cannot_print(tiny_run: Path, environment: dict[str, str]) -> None:
-    full = b"error: cannot write to standard output: No space left on device\n"
-    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full", **environment)
-    assert done.returncode == 1 and done.stderr == full, done
-    done = shell(tiny_run, "tinygpt check out nowhere > /dev/full", **environment)
-    assert done.returncode == 1 and done.stderr.endswith(full), done
-    assert shell(tiny_run, "tinygpt sample --max_new_tokens=20 >&-", **environment).returncode == 0
-    for command in ("sample --max_new_tokens=90000 | head -c 10", "train --help | true"):
-        done = shell(tiny_run, f"set -o pipefail; tinygpt {command}", **environment)
-        assert done.returncode == 141 and not done.stderr, done
+def test_a_command_that_only_prints_reports_why_it_cannot_print(tmp_path: Path, environment: dict[str, str]) -> None:
+    """These commands do not import PyTorch."""
+    done = shell(tmp_path, "tinygpt exercise list > /dev/full", **environment)
+    assert done.returncode == 1 and done.stderr == FULL, done
+    assert shell(tmp_path, "tinygpt exercise list >&-", **environment).returncode == 0
+    done = shell(tmp_path, "set -o pipefail; tinygpt train --help | true", **environment)
+    assert done.returncode == 141 and not done.stderr, done
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+@pytest.mark.slow
+@needs_a_shell
+def test_what_a_model_generates_cannot_be_printed(tiny_run: Path) -> None:
+    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full")
+    assert done.returncode == 1 and done.stderr == FULL, done
+    done = shell(tiny_run, "tinygpt check out nowhere > /dev/full", PYTHONUNBUFFERED="1")
+    assert done.returncode == 1 and done.stderr.endswith(FULL), done
+    done = shell(tiny_run, "set -o pipefail; tinygpt sample --max_new_tokens=90000 | head -c 10")
+    assert done.returncode == 141 and not done.stderr, done
+
+
+@needs_a_shell
 def test_a_full_standard_error_costs_no_dataset(tmp_path: Path) -> None:
     lines = [f'{{"prompt": "{n}", "response": "{n % 2}"}}\n' for n in range(90)]
     (tmp_path / "p.jsonl").write_text("".join([*lines, "not JSON\n"]))

@@ -392,6 +392,7 @@ sys.exit(status)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ascii", "mixed", "gpt2"])
 def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
     """60 MB of text (8 for GPT-2's slower tokens), and PyTorch, which would cost more than all of it, stays away."""

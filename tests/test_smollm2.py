@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ok
 from test_gguf import TEXT, pretrained_file
-from test_import import ok
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load
@@ -36,22 +36,22 @@ LABELS = "fuel", "income", "travel"  # of the task's twelve; each answer is then
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with out-base, the imported model, and data/few, 240 card-statement lines of three labels."""
+    """A working folder with out-base, the imported model."""
     folder = tmp_path_factory.mktemp("smollm2")
     ok(folder, "import", "smollm2", "--out_dir=out-base")
-    ok(folder, "prepare", "transactions")
-    lines = Dataset(str(folder / "data"), "transactions")
-    some = [pair for pair in lines.sources["train"].texts(lines.tokenizer) if pair[1] in LABELS][:240]
-    json_lines(folder, [{"prompt": prompt, "response": label} for prompt, label in some])
-    fractions = ["--val_fraction=0.05", "--test_fraction=0.2"]
-    ok(folder, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
     yield folder
     shutil.rmtree(folder)  # the weights of a run are 540 MB
 
 
 @pytest.fixture(scope="module")
 def adapted(smollm2: Path) -> Path:
-    """The same folder with out-lora, a short LoRA run on data/few."""
+    """The same folder with data/few, 240 card-statement lines of three labels, and out-lora, a short LoRA run."""
+    ok(smollm2, "prepare", "transactions")
+    lines = Dataset(str(smollm2 / "data"), "transactions")
+    some = [pair for pair in lines.sources["train"].texts(lines.tokenizer) if pair[1] in LABELS][:240]
+    json_lines(smollm2, [{"prompt": prompt, "response": label} for prompt, label in some])
+    fractions = ["--val_fraction=0.05", "--test_fraction=0.2"]
+    ok(smollm2, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
     flags = ["--ckpt=out-base", "--out_dir=out-lora", "--dataset=few", "--examples=150", "--device=cpu", "--quiet"]
     flags += ["--max_iters=24", "--eval_interval=24", "--eval_iters=1", "--warmup_iters=2", "--batch_size=8"]
     ok(smollm2, "finetune", str(CONFIG), *flags, "--learning_rate=2e-3")
@@ -68,11 +68,12 @@ def measured(folder: Path, *flags: str) -> dict[str, Any]:
     return dict(json.loads(found))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_it_knows_the_capital_of_france(smollm2: Path, dtype: str) -> None:
     assert "Paris" in said(smollm2, "--ckpt=out-base", f"--dtype={dtype}")
 
 
+@pytest.mark.slow
 def test_it_answers_from_a_document(smollm2: Path) -> None:
     text = "Anna Berg has been chief executive of Norvik since 2019. The CFO of Norvik is Lars Holm."
     (smollm2 / "report.txt").write_text(text)
@@ -82,6 +83,7 @@ def test_it_answers_from_a_document(smollm2: Path) -> None:
     assert "Lars Holm" in answer["answer"] and 0 < answer["probability"] < 1
 
 
+@pytest.mark.slow
 def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = pretrained_file()
@@ -95,6 +97,7 @@ def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
     assert ours.encode_prompt(FRANCE).tolist() == asked
 
 
+@pytest.mark.slow
 def test_a_short_lora_run_raises_the_accuracy(adapted: Path) -> None:
     before, after = measured(adapted, "--ckpt=out-base"), measured(adapted, "--ckpt=out-base", "--adapter=out-lora")
     assert after["n"] == before["n"] > 40
@@ -103,6 +106,7 @@ def test_a_short_lora_run_raises_the_accuracy(adapted: Path) -> None:
     assert after["loss"] < before["loss"] / 4
 
 
+@pytest.mark.slow
 def test_merged_weights_answer_as_base_and_adapter_do(adapted: Path) -> None:
     ok(adapted, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
     prompt = json.loads((adapted / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
@@ -110,6 +114,7 @@ def test_merged_weights_answer_as_base_and_adapter_do(adapted: Path) -> None:
     assert both in LABELS and both == said(adapted, "--ckpt=out-merged", prompt=prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120, func_only=True)  # a model that ran in the page, or generated text for it, would take minutes
 def test_the_report_of_the_run_leaves_the_model_out(adapted: Path) -> None:
     made = ok(adapted, "report", "out-lora", "--no_text", "-o", "report.html")
