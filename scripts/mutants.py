@@ -17,6 +17,7 @@ import argparse
 import ast
 import collections
 import contextlib
+import functools
 import json
 import os
 import random
@@ -240,8 +241,15 @@ class Choice:
         self.data = coverage.CoverageData(str(out / "coverage"))
         self.data.read()
 
+    @functools.cache  # noqa: B019 (one object for the whole run)
+    def imports(self, file: str, module: str) -> bool:
+        """Whether a file of tests imports this module by name, so that it probably tests it."""
+        package, _, name = module.rpartition(".")
+        text = (ROOT / file).read_text(encoding="utf-8")
+        return bool(re.search(rf"{module}\b|from {package} import .*\b{name}\b", text))
+
     def tests(self, mutant: Mutant) -> list[str]:
-        """Quick tests before slow ones; what executes the line before the rest of their files; test_NAME.py first."""
+        """Those that execute the line first, and of these the files about its module; the quick ones before the slow."""
         files = {str(name) for glob in mutant.get("tests", []) for name in Path("tests").glob(glob)}
         direct: set[str] = set()
         if mutant["file"].endswith(".py"):
@@ -254,10 +262,11 @@ class Choice:
             direct &= self.seconds.keys()
             files |= {name.split("::")[0] for name in direct}
         rest = {name for name in self.seconds if name.split("::")[0] in files} - direct
-        stem = Path(mutant["file"]).stem
+        module = ".".join(Path(mutant["file"]).with_suffix("").parts)
+        near = {name for name in files if f"test_{Path(mutant['file']).stem}" in name or self.imports(name, module)}
 
         def key(name: str) -> tuple[bool, bool, float]:
-            return name in rest, f"test_{stem}" not in name, self.seconds[name]
+            return name in rest, name.split("::")[0] not in near, self.seconds[name]
 
         return sorted(direct | rest, key=key)
 
