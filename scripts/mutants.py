@@ -249,7 +249,7 @@ class Choice:
         return bool(re.search(rf"{module}\b|from {package} import .*\b{name}\b", text))
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Those that execute the line first, and of these the files about its module; the quick ones before the slow."""
+        """Those that execute the line first, of these the files about its module, and quick ones before slow ones."""
         files = {str(name) for glob in mutant.get("tests", []) for name in Path("tests").glob(glob)}
         direct: set[str] = set()
         if mutant["file"].endswith(".py"):
