@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,11 +33,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed 
 from tinygpt.cli import main
 from tinygpt.evaluate import process
 
+# A shell's background job ignores Ctrl-C, and so would the children of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("everyday")
 NEED_FORK = ["test_reliability.py", "test_matrix.py", "test_watch.py"]  # os.fork
 collect_ignore = [] if hasattr(os, "fork") else NEED_FORK
+
+
+# The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
+LONGEST = ["notebook", "lab", "smollm2", "train", "reliability", "matrix", "exercise", "lab_labels", "together"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
