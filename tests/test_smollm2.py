@@ -68,9 +68,15 @@ def measured(folder: Path, *flags: str) -> dict[str, Any]:
     return dict(json.loads(found))
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_it_knows_the_capital_of_france(smollm2: Path, dtype: str) -> None:
-    assert "Paris" in said(smollm2, "--ckpt=out-base", f"--dtype={dtype}")
+def test_it_knows_the_capital_of_france(smollm2: Path) -> None:
+    assert "Paris" in said(smollm2, "--ckpt=out-base", "--dtype=float32")
+
+
+@pytest.mark.slow
+def test_it_knows_the_capital_of_france_in_bfloat16(smollm2: Path) -> None:
+    """ " Paris" is 2.5 above every other token there; processors round the logits differently, by up to 0.5."""
+    flags = ["--ckpt=out-base", "--dtype=bfloat16", "--plain"]
+    assert said(smollm2, *flags, prompt="The capital of France is", tokens=2).strip().startswith("Paris")
 
 
 @pytest.mark.slow

@@ -143,6 +143,8 @@ class Page(Browser):
 
     def visit(self, port: int) -> None:
         self.script.resize(self.driver, 1280)
+        self.driver.get("about:blank")  # the page of an earlier test still asks its server
+        self.driver.get_log("performance")
         self.driver.get(f"http://127.0.0.1:{port}/")
 
     @property
@@ -187,7 +189,7 @@ class Page(Browser):
         return texts == left[:-1] and abs(top - left[-1]) < 25
 
     def asked(self) -> set[str]:
-        """Where the pages since the last call sent requests."""
+        """Where the page sent requests since the visit, or the last call."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("http://127.0.0.1:")]
