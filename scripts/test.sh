@@ -18,8 +18,14 @@ fi
 step "ruff"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-step "mypy"
-"$bin/mypy"
-step "pytest"
+step "mypy, while the tests run, and pytest"
+types="$(mktemp)"
+"$bin/mypy" > "$types" 2>&1 &
+checking=$!
 # A process for each core; the tests of one file in one process, and the files that take longest first (conftest.py).
-"$bin/python" -m pytest -n auto --dist=loadfile --no-loadscope-reorder ${everyday[@]+"${everyday[@]}"} "$@"
+status=0
+"$bin/python" -m pytest -n auto --dist=loadfile --no-loadscope-reorder ${everyday[@]+"${everyday[@]}"} "$@" || status=$?
+wait "$checking" || status=1
+cat "$types"
+rm "$types"
+exit "$status"

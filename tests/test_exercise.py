@@ -203,6 +203,7 @@ def test_the_list_names_every_part_of_the_solution(tmp_path: Path) -> None:
         assert name in text
 
 
+@pytest.mark.slow
 def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
     """start gives what is to be filled in, check says so, and the solution in its place passes."""
     file, written = tmp_path / "my_gpt.py", ""

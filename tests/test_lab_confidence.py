@@ -293,6 +293,7 @@ def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tu
     assert sum(shares) == pytest.approx(100, abs=2)
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded: tuple[Path, str]) -> None:
     folder, _ = cascaded
     save_model(folder / "theirs", "llama", context=1024)

@@ -27,6 +27,7 @@ def test_the_fit_recovers_a_law() -> None:
     assert found.loss(10e6, 100e6) == pytest.approx(TRUE.loss(10e6, 100e6), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_with_noise_the_intervals_contain_the_law() -> None:
     rng, inside = np.random.default_rng(3), 0
     for _ in range(10):

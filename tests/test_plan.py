@@ -472,6 +472,7 @@ def test_a_budget_gives_a_command_that_fits_it(sizes: Path) -> None:
     assert parse(TrainConfig, shlex.split(made["command"])[2:]).n_embd == best["width"]
 
 
+@pytest.mark.slow
 def test_a_target_chooses_the_run_that_reaches_it_soonest(sizes: Path) -> None:
     flags = [*SMALL, "--law=law.json", "--json"]
     made = json.loads(ok(sizes, "plan", *flags, "--target=1.9").out)

@@ -350,6 +350,7 @@ def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
         assert exact[answered].mean() > answers and exact[~answered].mean() > abstentions
 
 
+@pytest.mark.slow
 def test_the_reader_that_ships_answers_from_documents(tmp_path: Path) -> None:
     documents, questions = reader.library(3, companies=20)
     for name, text in documents.items():

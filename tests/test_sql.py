@@ -196,6 +196,7 @@ def test_a_harmless_query_runs(query: str) -> None:
     assert run_query(sql.database(), query) == (HARMLESS[query], "")
 
 
+@pytest.mark.slow
 def test_the_runner_agrees_with_sqlite() -> None:
     for _, query in examples()["test"]:
         assert run_query(sql.database(), query).rows == sql.database().execute(query).fetchall()

@@ -320,6 +320,7 @@ def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str], for
     assert "are equal" in ok(work, "check", "--resume", "ft.yaml", *["--ckpt=out"] * bool(more), *RESUMED).out
 
 
+@pytest.mark.slow
 def test_the_resume_check_starts_from_the_configs_own_base(work: Path, forking: None) -> None:
     """A config that begins from a checkpoint is not checked from scratch."""
     ok(work, *TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=continued")
