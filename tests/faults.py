@@ -240,6 +240,11 @@ def dropout_from_one_generator() -> None:
     replace(train, "seed_dropout", lambda *args: None)
 
 
+def dropout_from_the_clock() -> None:
+    """train.seed_dropout with the time in place of the iteration."""
+    replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
+
+
 def save_in_place() -> None:
     """files.replacing without its temporary file: a checkpoint is written directly to its path."""
 

@@ -630,6 +630,31 @@ def test_old_formats(harness: Harness) -> None:
     assert harness.figures["fixtures"]
 
 
+def test_busy_cores(harness: Harness) -> None:
+    """Proof 19: programs that keep every core busy change the time of a run, and nothing else, also if it is killed."""
+    undisturbed = harness.undisturbed("--max_iters=40")
+    out, status = harness.new("busy"), None
+    busy = [harness.fork(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        child = harness.fork(harness.training(out, "--max_iters=40"))
+        wait_for_lines(child, out, 12)
+        child.kill()
+        assert_intact(out)
+        harness.succeed(harness.training(out, "--max_iters=40"))
+        status = [one.wait(0) for one in busy]
+    finally:
+        for one in busy:
+            one.kill()
+    assert status == [None] * len(busy)  # they were busy until the end
+    assert_same_run(out, undisturbed)
+    harness.figures["busy processes"] += len(busy)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
 # ---- without the protection ------------------------------------------------------------------------------------------
 
 WITHOUT = [
@@ -647,6 +672,7 @@ WITHOUT = [
     (test_not_finite, faults.everything_is_finite, "more iterations"),
     (test_complete_datasets, faults.meta_stays, "neither complete nor absent"),
     (test_old_formats, faults.next_format_only, "was refused"),
+    (test_busy_cores, faults.dropout_from_the_clock, "weights differ"),
 ]
 
 
