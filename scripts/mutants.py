@@ -279,8 +279,9 @@ def run_one(mutant: Mutant, tests: list[str], folder: Path) -> str:
     path = folder / mutant["file"]
     original, end = path.read_bytes(), time.monotonic() + LIMIT
     path.write_text(changed(mutant, folder), encoding="utf-8")
-    scratch = Path(tempfile.mkdtemp(prefix="mutants-tmp-"))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={scratch}/tmp"]
+    scratch = Path(tempfile.mkdtemp(prefix="mutants-tests-"))
+    base = f"--basetemp={scratch}/{scratch.name}"  # a test looks in pages for the name of this folder
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", base]
     try:
         for part in filter(None, (tests[:40], tests[40:400], tests[400:])):  # the first need not wait for the others
             (scratch / "tests").write_text("\n".join(part))

@@ -38,6 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("everyday")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
 NEED_FORK = ["test_reliability.py", "test_matrix.py", "test_watch.py"]  # os.fork
 collect_ignore = [] if hasattr(os, "fork") else NEED_FORK
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import Child, ranks, wait_for_lines
-from conftest import PATIENCE, TINY_TRAIN, ok
+from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
 
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
@@ -45,9 +45,6 @@ def two_processes(folder: Path, *args: str) -> list[Child]:
     for child in both:
         child.wait(PATIENCE, otherwise=signal.SIGKILL)
     return both
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 
 
 @needs_fork

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TINY_MODEL, TINY_TRAIN, cli_here, listing, ok, refused
+from conftest import TINY_MODEL, TINY_TRAIN, cli_here, listing, needs_fork, ok, refused
 from models import largest
 from test_import import save_model
 from test_pairs import json_lines, pairs
@@ -374,7 +374,7 @@ def test_a_full_disk_leaves_no_model(work: Path, monkeypatch: pytest.MonkeyPatch
     assert after == before or not (work / "new/model/config.json").exists()  # a folder without it is no model
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@needs_fork
 @pytest.mark.parametrize("format", ["hf", "gguf", "peft"])
 def test_after_a_kill_the_same_command_succeeds(work: Path, format: str) -> None:
     from children import Child

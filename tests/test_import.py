@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, Lazy, Shared, cli_here, ok, refused
-from test_distributed import needs_fork, two_processes
+from conftest import PATIENCE, Lazy, Shared, cli_here, needs_fork, ok, refused
+from test_distributed import two_processes
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model

@@ -20,7 +20,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import Result, cli, cli_here, listing, ok, refused
+from conftest import Result, cli, cli_here, listing, needs_fork, ok, refused
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_lock
@@ -678,7 +678,7 @@ def test_wrong_tables_with_a_correct_checksum_are_refused(folder: Path) -> None:
     assert "is damaged" in refused(folder, "index", "docs", "--embeddings=none")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@needs_fork
 @pytest.mark.parametrize(
     "moment",
     [

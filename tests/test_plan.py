@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from children import Child
-from conftest import cli_here, commands_here, ok, refused, script, tiny_text, trained
+from conftest import cli_here, commands_here, needs_fork, ok, refused, script, tiny_text, trained
 
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
@@ -406,7 +406,7 @@ def test_a_run_that_diverges_is_a_finding(work: Path, pilot_here: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 def test_a_plan_that_was_killed_continues(planned: Path, tmp_path: Path) -> None:
     """A plan that is killed or stopped three times ends with the losses of an uninterrupted one."""
     shutil.copytree(planned / "data", tmp_path / "data")

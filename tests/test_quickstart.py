@@ -3,7 +3,6 @@ from text to text through the command line, like a new user."""
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from children import Child, wait_for_lines
-from conftest import cli, cli_here, listing, ok
+from conftest import cli, cli_here, listing, needs_fork, ok
 from test_suggestions import suggested
 
 from tinygpt import quickstart
@@ -59,7 +58,7 @@ def test_quickstart_twice(small: Path) -> None:
     assert (small / "out/ckpt.pt").read_bytes() == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     child = Child(["quickstart", "--max_iters=100000"], small / "log", small)
     wait_for_lines(child, small / "out", 2)

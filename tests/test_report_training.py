@@ -6,7 +6,6 @@ import dataclasses
 import html
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, ok, refused, trained
+from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused, trained
 from models import largest
 from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
 from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
@@ -111,7 +110,7 @@ def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@needs_fork
 def test_two_processes_write_the_snapshots_of_one(with_snapshots: Path, tmp_path: Path) -> None:
     from children import Child, ranks
 

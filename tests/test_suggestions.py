@@ -6,7 +6,6 @@ blanks in their names and with a data_dir other than the default, and where that
 
 import html
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ import pytest
 import torch
 import yaml
 from children import Child, wait_for_lines
-from conftest import TINY_TRAIN, Result, Shared, cli_here, ok
+from conftest import TINY_TRAIN, Result, Shared, cli_here, needs_fork, ok
 from hypothesis import given
 from hypothesis import strategies as st
 from test_finetune import FLAGS
@@ -187,7 +186,7 @@ def test_after_fine_tuning_and_merging(based: Workplace) -> None:
     based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged-text"))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 def test_after_a_signal(based: Workplace) -> None:
     for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
         out = f"{based.prefix}stopped-{name}"
