@@ -4,10 +4,11 @@
     python scripts/mutants.py draw 60 --seed=1   choose mutants at random, and add them to tests/mutants.jsonl
     python scripts/mutants.py run                the tests of each mutant's line, until one fails; prints a table
 
-`trace` passes what follows `--` to pytest, for a part of the suite: `trace -- -m "not slow"`. A mutant has survived
-when all tests of its line have passed, or after five minutes. Tests that execute the line come first (the quick ones
-before the slow ones), then the others of their files, which may use what those have made; of a file that is not
-Python, all tests of the files that `tests` names. Child processes count: coverage starts in each of them.
+`run --everyday` leaves out what `scripts/test.sh` leaves out without `--all`; `trace` passes what follows `--` to
+pytest. A mutant has survived when all tests of its line have passed, or after five minutes. The order: the files that
+the mutant itself names (a file that is not Python must name them); then the tests that execute its line (files with the
+name of the constant first, then those about the module; quick ones before slow ones); then the others of their files,
+which may use what those have made. Child processes count: coverage starts in each of them.
 
 A tool such as mutmut or cosmic-ray does not fit: much of this project is tested in child processes, which mutmut's
 choice of tests does not see, and cosmic-ray would run the whole suite for each mutant.
@@ -36,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "mutants.jsonl"
 LIMIT = 300  # seconds of tests for one mutant
-Mutant = dict[str, Any]  # id, kind, file, line, old (text, unique from that line on), new, tests (globs, if not Python)
+Mutant = dict[str, Any]  # id, kind, file, line, old (text, unique from that line on), new, tests (globs)
 
 # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ disable_warnings = no-data-collected
 """
 
 
-TESTS: dict[str, list[Any]] = {}  # of each test: its seconds, and its outcome
+TESTS: dict[str, list[Any]] = {}  # of each test: its seconds, its outcome, and whether it is slow
 
 
 def pytest_runtest_logstart(nodeid: str, location: object) -> None:
@@ -180,7 +181,7 @@ def pytest_runtest_logstart(nodeid: str, location: object) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    test = TESTS.setdefault(report.nodeid, [0.0, "passed"])
+    test = TESTS.setdefault(report.nodeid, [0.0, "passed", "slow" in report.keywords])
     test[0] += report.duration
     test[1] = test[1] if report.passed else report.outcome
 
@@ -226,18 +227,19 @@ def trace(out: Path, options: list[str]) -> None:
     subprocess.run(coverage, cwd=folder, check=True)
     tests = json.loads((out / "traced.json").read_text())
     (out / "tests.json").write_text(json.dumps({"root": str(folder), "tests": tests}))
-    failed = [name for name, (_, outcome) in tests.items() if outcome == "failed"]
+    failed = [name for name, (_, outcome, _) in tests.items() if outcome == "failed"]
     print(f"{len(tests):,} tests in {out}; failed without a mutant, and left out: {', '.join(failed) or 'none'}")
 
 
 class Choice:
     """The tests that can notice a mutant, in the order in which they run."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, everyday: bool) -> None:
         import coverage
 
         saved = json.loads((out / "tests.json").read_text())
-        self.root, self.seconds = saved["root"], {k: v[0] for k, v in saved["tests"].items() if v[1] == "passed"}
+        self.root, passed = saved["root"], {k: v for k, v in saved["tests"].items() if v[1] == "passed"}
+        self.seconds = {name: seconds for name, (seconds, _, slow) in passed.items() if not (slow and everyday)}
         self.data = coverage.CoverageData(str(out / "coverage"))
         self.data.read()
 
@@ -250,13 +252,14 @@ class Choice:
 
     def tests(self, mutant: Mutant) -> list[str]:
         """Those that execute the line first, of these the files about its module, and quick ones before slow ones."""
-        files = {str(name) for glob in mutant.get("tests", []) for name in Path("tests").glob(glob)}
-        direct: set[str] = set()
+        named = {f"tests/{name.name}" for glob in mutant.get("tests", []) for name in (ROOT / "tests").glob(glob)}
+        files = {*named}
+        direct, at_import = set[str](), False
         if mutant["file"].endswith(".py"):
             lines = self.data.contexts_by_lineno(f"{self.root}/{mutant['file']}")
             first, last = statement(mutant)
             contexts = {context for line in range(first, last + 1) for context in lines.get(line, [])}
-            if "" in contexts:  # executed when the module is imported, so by no test: what else it holds
+            if at_import := "" in contexts:  # executed when the module is imported, so by no test: what else it holds
                 contexts = {context for line in lines.values() for context in line}
             direct = {re.sub(r" \((setup|call|teardown)\)$", "", name) for c in contexts for name in c.split("|")}
             direct &= self.seconds.keys()
@@ -264,9 +267,12 @@ class Choice:
         rest = {name for name in self.seconds if name.split("::")[0] in files} - direct
         module = ".".join(Path(mutant["file"]).with_suffix("").parts)
         near = {name for name in files if f"test_{Path(mutant['file']).stem}" in name or self.imports(name, module)}
+        name = re.search(r"\w+", mutant["old"]) if at_import else None  # of the constant
+        said = {file for file in files if name and re.search(rf"\b{name[0]}\b", (ROOT / file).read_text("utf-8"))}
 
-        def key(name: str) -> tuple[bool, bool, float]:
-            return name in rest, name.split("::")[0] not in near, self.seconds[name]
+        def key(name: str) -> tuple[bool, bool, bool, bool, float]:
+            file = name.split("::")[0]
+            return file not in named, name in rest, file not in said, file not in near, self.seconds[name]
 
         return sorted(direct | rest, key=key)
 
@@ -305,12 +311,12 @@ def run_one(mutant: Mutant, tests: list[str], folder: Path) -> str:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run(out: Path, only: str, column: str, processes: int) -> None:
+def run(out: Path, everyday: bool, only: str, column: str, processes: int) -> None:
     """All mutants of the table, so many at a time; the results go into out/COLUMN.jsonl as they come."""
     mutants = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
     results = out / f"{column}.jsonl"
     done = {json.loads(line)["id"] for line in results.read_text().splitlines()} if results.exists() else set()
-    choice = Choice(out)
+    choice = Choice(out, everyday)
     work = [(m, choice.tests(m)) for m in mutants if m["id"].startswith(only) and m["id"] not in done]
     folders = [copy() for _ in range(processes)]
 
@@ -337,6 +343,7 @@ def main() -> None:
     parser.add_argument("what", choices=["trace", "draw", "run"])
     parser.add_argument("number", type=int, nargs="?", default=60, help="of mutants to draw")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--everyday", action="store_true", help="without the slow tests")
     parser.add_argument("--only", default="", help="run the mutants whose id begins so")
     parser.add_argument(
         "--out", type=Path, default=ROOT / ".mutants", help="folder for what was traced, and the results"
@@ -349,7 +356,7 @@ def main() -> None:
     if options.what == "trace":
         trace(out, pytest)
     elif options.what == "run":
-        run(out, options.only, options.name, options.processes)
+        run(out, options.everyday, options.only, options.name, options.processes)
     else:
         with TABLE.open("a", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(mutant)}\n" for mutant in draw(options.number, options.seed))

@@ -14,6 +14,7 @@ from conftest import Result, cli, cli_here, commands_here, ok, refused, until
 from scipy.stats import binomtest
 from test_import import save_model
 from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a fixture)
+from test_report_model import node
 
 from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
@@ -26,6 +27,7 @@ from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Identity, Stage
 from tinygpt.lab.summary import Share
+from tinygpt.retrieve.ask import relevance
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
 from tinygpt.terminal import duration
@@ -449,6 +451,28 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     assert len(whole) > 5
     for one, page in whole:
         assert page["text"] == one.text and page["probability"] == pytest.approx(one.probability, abs=0.02)
+
+
+def test_the_page_searches_with_the_relevance_of_ask(tmp_path: Path) -> None:
+    """On words that are their own stems."""
+    (tmp_path / "docs").mkdir()
+    texts = {
+        "norvik": "# Norvik\n\nThe chair is Lin Nax.\n\n## Toys\n\nNorvik sold 40 toy cars. Norvik has a shop.\n",
+        "aug": "# AUG\n\n## Chair\n\nHana Jipel.\n\n## Shop\n\nA long text about the shop of AUG, and no chair in it.\n",
+        "mill": "# Mill\n\nA mill.\n\n## Wind\n\nA mill in the wind.\n\n## Rain\n\nNo mill in the rain: it is full.\n",
+    }
+    documents = {f"{name}.md": text for name, text in texts.items()}
+    for name, text in documents.items():
+        (tmp_path / "docs" / name).write_text(text)
+    ok(tmp_path, "index", "docs", "--out=index.db", "--embeddings=none")
+    script = (Path(experiment.__file__).parent / "search.js").read_text(encoding="utf-8")
+    code = f"{script}\nreturn Facts.search(Facts.passages(input.documents), input.question, 9)"
+    with open_index(tmp_path / "index.db") as index:
+        for question in ("chair norvik", "aug shop", "lin nax chair", "mill chair shop"):
+            hits = search(index, question, 9)
+            found = [(one["title"], one["score"]) for one in node(code, documents=documents, question=question)]
+            scores = [pytest.approx(score) for score in relevance(index, question, hits)]
+            assert found == list(zip([hit.title for hit in hits], scores, strict=True)) and len(found) > 1
 
 
 @pytest.mark.slow

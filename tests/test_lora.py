@@ -171,6 +171,7 @@ def test_base_and_adapter_make_the_model_of_the_run(tmp_path: Path, new: int) ->
     x = ids(1, 16, vocab_size=65 + new)
     assert torch.equal(whole.build_model().eval()(x)[0], run.build_model().eval()(x)[0])
     assert (tmp_path / "adapter.pt").stat().st_size < (tmp_path / "base.pt").stat().st_size
+    assert torch.load(tmp_path / "adapter.pt")["tinygpt_adapter"] == 1  # of all released versions
     assert whole.tokenizer == run.tokenizer
 
 

@@ -401,6 +401,22 @@ def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_c
     assert total > shown and f"{total:,} parameters, {shown:,} without the position embeddings, in " in text
 
 
+def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
+    from sklearn.decomposition import PCA
+
+    from tinygpt.config.schema import ReportConfig
+
+    config = ReportConfig(data_dir=str(reported / "data"))
+    found = collect.embedding_map(collect.load_run(str(reported / "out"), config))
+    vectors = load(reported / "out").build_model().transformer["wte"].weight[: len(found["points"])].detach().numpy()
+    analysis = PCA(2, svd_solver="full")
+    places = analysis.fit_transform(vectors)
+    assert found["explained"] == pytest.approx(analysis.explained_variance_ratio_.tolist(), rel=1e-4)
+    drawn = np.array([(point["x"], point["y"]) for point in found["points"]])
+    ranges = np.ptp(drawn, axis=0) / np.ptp(places, axis=0)
+    assert ranges[0] == pytest.approx(ranges[1], rel=1e-3)  # one scale for both axes
+
+
 @pytest.mark.parametrize("context", [1024, 6])
 def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
     from tinygpt.config.schema import ReportConfig

@@ -54,6 +54,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+IN_PIECES = """
+const whole = window.fetch;
+window.fetch = async (...request) => {
+  const response = await whole(...request);
+  const pieces = new TransformStream({
+    transform(chunk, out) {
+      for (let at = 0; at < chunk.length; at += 50) out.enqueue(chunk.slice(at, at + 50));
+    },
+  });
+  return new Response(response.body.pipeThrough(pieces), response);
+};
+"""  # a network divides a response anywhere
+
+
 class Page(Browser):
     """The chat page, and what it logs."""
 
@@ -66,7 +80,7 @@ class Page(Browser):
         self.script.resize(self.driver, width)
         self.refused, self.known = [], []
         self.driver.get_log("performance")  # what came before
-        source = f"sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
+        source = f"{IN_PIECES} sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
         before = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
         self.driver.get(server.url)
         self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", before)
