@@ -458,7 +458,7 @@ def test_the_page_searches_with_the_relevance_of_ask(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     texts = {
         "norvik": "# Norvik\n\nThe chair is Lin Nax.\n\n## Toys\n\nNorvik sold 40 toy cars. Norvik has a shop.\n",
-        "aug": "# AUG\n\n## Chair\n\nHana Jipel.\n\n## Shop\n\nA long text about the shop of AUG, and no chair in it.\n",
+        "aug": "# AUG\n\n## Chair\n\nHana Jipel.\n\n## Shop\n\nA text about the shop of AUG, and no chair in it.\n",
         "mill": "# Mill\n\nA mill.\n\n## Wind\n\nA mill in the wind.\n\n## Rain\n\nNo mill in the rain: it is full.\n",
     }
     documents = {f"{name}.md": text for name, text in texts.items()}

@@ -80,8 +80,8 @@ class Page(Browser):
         self.script.resize(self.driver, width)
         self.refused, self.known = [], []
         self.driver.get_log("performance")  # what came before
-        source = f"{IN_PIECES} sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
-        before = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+        source = f"sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
+        before = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": IN_PIECES + source})
         self.driver.get(server.url)
         self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", before)
 
