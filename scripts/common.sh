@@ -47,7 +47,7 @@ torch_cpu_index() { # does it answer?
     "$bin/python" -c "import urllib.request; urllib.request.urlopen('$torch_cpu/torch/', timeout=3)" 2> /dev/null
 }
 
-pip_install() { # with uv where it is there: seconds instead of a minute
+pip_install() { # with uv if it is installed: seconds instead of a minute
     if command -v uv > /dev/null; then
         UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" uv pip install -q --python "$bin/python" "$@"
     else

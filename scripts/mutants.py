@@ -1,4 +1,4 @@
-"""What the tests notice: small defects (mutants) are put into a copy of the project, one at a time, and the tests run.
+"""Mutation testing: put small defects (mutants) into a copy of the project, one at a time, and run the tests.
 
     python scripts/mutants.py trace              run the tests once, and note which lines of tinygpt/ each one executes
     python scripts/mutants.py draw 60 --seed=1   choose mutants at random, and add them to tests/mutants.jsonl
@@ -37,7 +37,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "mutants.jsonl"
 LIMIT = 300  # seconds of tests for one mutant
-Mutant = dict[str, Any]  # id, kind, file, line, old (text, unique from that line on), new, tests (globs)
+# id, kind, file, line, old (text at or near that line), new, tests (globs), before (the result of the older tests)
+Mutant = dict[str, Any]
 
 # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -56,12 +57,8 @@ def sites(tree: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
         if id(node) in skip:
             continue
         match node:
-            case ast.Compare(ops=[operator]) if type(operator) in SWAPS:
-                yield (
-                    "comparison",
-                    node,
-                    ast.unparse(ast.Compare(node.left, [SWAPS[type(operator)]()], node.comparators)),
-                )
+            case ast.Compare(left, [operator], others) if type(operator) in SWAPS:
+                yield "comparison", node, ast.unparse(ast.Compare(left, [SWAPS[type(operator)]()], others))
             case ast.BinOp(op=operator) if type(operator) in SWAPS and not _is_text(node):
                 yield "arithmetic", node, ast.unparse(ast.BinOp(node.left, SWAPS[type(operator)](), node.right))  # type: ignore[arg-type]
             case ast.Constant(value=bool(value)):
@@ -113,13 +110,12 @@ def draw(number: int, seed: int) -> list[Mutant]:
         for kind, node, new in sites(ast.parse(source)):
             first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
             before = lines[first - 1].encode()[: node.col_offset].decode()  # type: ignore[attr-defined]
-            after = "" if kind == "early return" else lines[last - 1].encode()[node.end_col_offset :].decode()  # type: ignore[attr-defined]
-            old = "".join(lines[first - 1 : last])
             if kind == "early return":  # the statement stays, and is not reached
-                new, old = f"{before}return\n{lines[first - 1]}", lines[first - 1]
-                before = ""
-            file = path.relative_to(ROOT).as_posix()
-            by_kind[kind].append({"kind": kind, "file": file, "line": first, "old": old, "new": before + new + after})
+                last, text = first, f"{before}{new}\n{lines[first - 1]}"
+            else:
+                text = before + new + lines[last - 1].encode()[node.end_col_offset :].decode()  # type: ignore[attr-defined]
+            file, old = path.relative_to(ROOT).as_posix(), "".join(lines[first - 1 : last])
+            by_kind[kind].append({"kind": kind, "file": file, "line": first, "old": old, "new": text})
     choose = random.Random(seed)
     chosen: list[Mutant] = []
     while len(chosen) < number:
@@ -172,7 +168,7 @@ disable_warnings = no-data-collected
 TESTS: dict[str, list[Any]] = {}  # of each test: its seconds, its outcome, and whether it is slow
 
 
-def pytest_runtest_logstart(nodeid: str, location: object) -> None:
+def pytest_runtest_logstart(nodeid: str) -> None:
     """This file is a plugin of pytest in `trace`: what follows is executed by this test."""
     import coverage
 
@@ -225,6 +221,7 @@ def trace(out: Path, options: list[str]) -> None:
         hook.unlink()
     coverage = [sys.executable, "-m", "coverage", "combine", "-q", f"--data-file={out}/coverage", str(out)]
     subprocess.run(coverage, cwd=folder, check=True)
+    shutil.rmtree(folder, ignore_errors=True)
     tests = json.loads((out / "traced.json").read_text())
     (out / "tests.json").write_text(json.dumps({"root": str(folder), "tests": tests}))
     failed = [name for name, (_, outcome, _) in tests.items() if outcome == "failed"]
@@ -311,10 +308,10 @@ def run_one(mutant: Mutant, tests: list[str], folder: Path) -> str:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run(out: Path, everyday: bool, only: str, column: str, processes: int) -> None:
-    """All mutants of the table, so many at a time; the results go into out/COLUMN.jsonl as they come."""
+def run(out: Path, everyday: bool, only: str, name: str, processes: int) -> None:
+    """Run the mutants of the table, `processes` at a time; append the results to out/NAME.jsonl."""
     mutants = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
-    results = out / f"{column}.jsonl"
+    results = out / f"{name}.jsonl"
     done = {json.loads(line)["id"] for line in results.read_text().splitlines()} if results.exists() else set()
     choice = Choice(out, everyday)
     work = [(m, choice.tests(m)) for m in mutants if m["id"].startswith(only) and m["id"] not in done]
@@ -350,11 +347,11 @@ def main() -> None:
     )
     parser.add_argument("--name", default="results", help="of the file of results in it")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="mutants at a time")
-    options = parser.parse_args(sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else None)
-    pytest = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
     out = options.out.resolve()
     if options.what == "trace":
-        trace(out, pytest)
+        trace(out, sys.argv[end + 1 :])
     elif options.what == "run":
         run(out, options.everyday, options.only, options.name, options.processes)
     else:

@@ -2,11 +2,7 @@
 # bash scripts/test.sh [PYTEST OPTIONS]: lint, types and the everyday tests, in .venv (made if it is missing).
 # bash scripts/test.sh --all [PYTEST OPTIONS]: also the slow tests, such as the complete notebook, the proofs and the labs.
 . "$(dirname "$0")/common.sh"
-everyday=(-m "not slow")
-if [ "${1:-}" = --all ]; then
-    everyday=()
-    shift
-fi
+if [ "${1:-}" = --all ]; then shift; else set -- -m "not slow" "$@"; fi
 make_venv
 install dev,offline
 install_smollm2
@@ -18,13 +14,13 @@ fi
 step "ruff"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-step "mypy, while the tests run, and pytest"
+step "pytest, with mypy in the background"
 types="$(mktemp)"
 "$bin/mypy" > "$types" 2>&1 &
 checking=$!
 # A process for each core; the tests of one file in one process, and the files that take longest first (conftest.py).
 status=0
-"$bin/python" -m pytest -n auto --dist=loadfile --no-loadscope-reorder ${everyday[@]+"${everyday[@]}"} "$@" || status=$?
+"$bin/python" -m pytest -n auto --dist=loadfile --no-loadscope-reorder "$@" || status=$?
 wait "$checking" || status=1
 cat "$types"
 rm "$types"

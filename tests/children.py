@@ -160,7 +160,7 @@ class Harness:
     """A folder with the dataset `tiny` in which children run; `figures` counts their actions.
 
     share: share of the full counts that `rounds` returns; None: the everyday counts. patience: seconds to wait for an
-    expected event. before: runs in every child before its work. seed: of the random moments.
+    expected event. before: runs in every child before its work. seed: of the random draws.
     """
 
     def __init__(

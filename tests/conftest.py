@@ -1,8 +1,7 @@
 """Shared by the tests: the command line (in a new process, or inside this one), a small dataset, a short run.
 
 What takes long to make is made once by `shared`, for all processes of pytest-xdist, and only read; `run_copy` is a copy
-to write in. A test that takes seconds, and repeats what a quicker one shows in principle, is marked `slow`:
-`bash scripts/test.sh` leaves it out, `bash scripts/test.sh --all` does not.
+to write in. CONTRIBUTING.md says which tests are marked `slow`.
 """
 
 import contextlib
@@ -32,16 +31,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed 
 
 from tinygpt.cli import main
 from tinygpt.evaluate import process
+from tinygpt.interop import chat
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default` draws new ones.
-hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None)
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("everyday")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
-NEED_FORK = ["test_reliability.py", "test_matrix.py", "test_watch.py"]  # os.fork
-collect_ignore = [] if hasattr(os, "fork") else NEED_FORK
-
+collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py", "test_watch.py"]
 
 # The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
 LONGEST = ["notebook", "lab", "smollm2", "train", "reliability", "matrix", "exercise", "lab_labels", "together"]
@@ -64,6 +63,7 @@ TINY_TRAIN = [
     *("--warmup_iters=2", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2"),
 ]
 PATIENCE = 120.0  # seconds to wait for what takes a fraction of one, on a machine that is busy
+chat.SECONDS = PATIENCE
 PORTS = itertools.count()
 
 
@@ -87,44 +87,6 @@ def cli(*args: str | Path, cwd: Path, timeout: float = 120, **env: str) -> Resul
         timeout=timeout,
     )
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-FORK = """
-import json, os, signal, sys
-import tinygpt.evaluate.command, tinygpt.evaluate.plot, tinygpt.prepare, tinygpt.sample, tinygpt.train
-from tinygpt.cli import main
-for line in sys.stdin:
-    args, cwd, out, err, timeout = json.loads(line)
-    if os.fork() == 0:
-        os.chdir(cwd)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for descriptor, name in ((1, out), (2, err)):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        signal.alarm(timeout)
-        status = main(args)
-        sys.stdout.flush()
-        os._exit(status)  # skips the 0.4 s of PyTorch's clean-up; an exception exits normally
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="session")
-def cli_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Result]]:
-    """Like `cli`, but forked from a process that has PyTorch imported: 0.1 s instead of 2 s."""
-    folder = tmp_path_factory.mktemp("forked")
-    out, err = folder / "out", folder / "err"
-    with subprocess.Popen(
-        [sys.executable, "-c", FORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as fork:
-        assert fork.stdin and fork.stdout
-
-        def run(*args: str | Path, cwd: Path, timeout: int = 60) -> Result:
-            print(json.dumps([[*map(str, args)], str(cwd), str(out), str(err), timeout]), file=fork.stdin, flush=True)
-            status = int(fork.stdout.readline())
-            return Result(status, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
-
-        yield run
-        fork.stdin.close()
 
 
 def cli_here(*args: str | Path, cwd: Path) -> Result:
@@ -158,9 +120,7 @@ def commands_here() -> Iterator[None]:
 
 def trained(folder: Path, *args: str) -> Result:
     """Train in this folder, with the settings of TINY_TRAIN."""
-    result = cli_here(*TINY_TRAIN, *args, cwd=folder)
-    assert result.status == 0, result.err
-    return result
+    return ok(folder, *TINY_TRAIN, *args)
 
 
 class Lazy:
@@ -183,7 +143,7 @@ def until(condition: Any, seconds: float = PATIENCE) -> Any:
 
 
 def free_port() -> int:
-    """A port that no other process of the tests takes, below those that systems give away, to be opened later."""
+    """A free port below the ephemeral ports, which no other process of the tests takes; it is opened later."""
     for number in PORTS:
         port = 20000 + (os.getpid() * 50 + number) % 12000
         with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):

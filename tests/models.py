@@ -36,7 +36,7 @@ OPTIONS: list[dict[str, Any]] = [{}, *ALONE, *TOGETHER]
 
 
 def pairwise(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These cases, and more, until each two values of two options are together in one of them."""
+    """Extend the cases until every pair of values of two options is in one of them (pairwise testing)."""
     usual = {name: getattr(SMALL, name) for name in CHOICES}
     missing = {
         ((one, x), (other, y))
@@ -64,8 +64,8 @@ def parametrized(cases: list[dict[str, Any]], everyday: int) -> Any:
     )
 
 
-every_option = parametrized(OPTIONS, len(OPTIONS))  # one after the other
-# Together: each two values are in one of the cases. The first four have each value at least once.
+every_option = parametrized(OPTIONS, len(OPTIONS))  # one option at a time
+# Pairwise: every pair of values is in one of the cases. The first four contain every value.
 every_pair = parametrized(
     pairwise(
         [

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from conftest import PATIENCE, cli_here, until
+from conftest import PATIENCE, ok, until
 from openai import OpenAI
 
 from tinygpt.cli import main
@@ -37,7 +37,7 @@ class Server:
     """A server in a thread of this process: its address, its output, and clients of it."""
 
     def __init__(self, folder: Path, *flags: str, key: str = "") -> None:
-        """Wait until it is ready."""
+        """Start it, and wait until it is ready."""
         self.folder, self.key, self._out, self.errors = folder, key, io.StringIO(), io.StringIO()
         found = list[Any]()  # the uvicorn server
 
@@ -75,10 +75,10 @@ class Server:
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def is_idle(self, seconds: float = 0.3) -> bool:
-        """Whether this process computes nothing."""
+    def is_idle(self) -> bool:
+        """Whether this process uses no CPU time."""
         before = time.process_time()
-        time.sleep(seconds)
+        time.sleep(0.3)
         return time.process_time() - before < 0.02
 
     def close(self) -> None:
@@ -93,20 +93,20 @@ class Server:
 
     def client(self, **settings: Any) -> OpenAI:
         known = {"api_key": self.key or "none", "max_retries": 0, "timeout": PATIENCE}
-        return OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", **known | settings)
+        return OpenAI(base_url=f"{self.url}v1", **known | settings)
 
     def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> tuple[int, bytes]:
         """Send a body as it is; returns the status and the body of the answer."""
         return self.request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)[:2]
 
     def ask(self, path: str, **body: Any) -> Any:
-        """The JSON value of the answer."""
+        """POST the fields `body` as JSON, require status 200, and return the JSON value of the answer."""
         status, data = self.post(f"/{path}", body)
         assert status == 200, data
         return json.loads(data)
 
     def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes, dict[str, str]]:
-        """The same with the headers of the answer, in lower case. Headers are given as content_type=..."""
+        """Send a request; returns status, body and headers (lower-case names). Give headers as content_type=..."""
         known = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
         known |= {name.replace("_", "-"): value for name, value in headers.items()}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -134,8 +134,8 @@ class Server:
 class Process(Server):
     """A server in a process of its own. Until `ready` returns, it may be loading."""
 
-    def __init__(self, folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", **env: str) -> None:
-        self.folder, self.log, self.port, self.key = folder, log, port, key
+    def __init__(self, folder: Path, log: Path, *flags: str, port: int = 0, **env: str) -> None:
+        self.folder, self.log, self.port, self.key = folder, log, port, ""
         command = [sys.executable, "-m", "tinygpt", "serve", f"--port={port}", *CPU, *flags]
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
@@ -178,11 +178,9 @@ def serving_here(folder: Path, *flags: str, key: str = "") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving(
-    folder: Path, log: Path, *flags: str, port: int = 0, key: str = "", wait: bool = True, **env: str
-) -> Iterator[Process]:
+def serving(folder: Path, log: Path, *flags: str, port: int = 0, wait: bool = True, **env: str) -> Iterator[Process]:
     """A server in a process of its own, which is killed at the end."""
-    server = Process(folder, log, *flags, port=port, key=key, **env)
+    server = Process(folder, log, *flags, port=port, **env)
     try:
         yield server.ready() if wait else server
     finally:
@@ -192,9 +190,7 @@ def serving(
 
 def sampled(folder: Path, start: str, *flags: str) -> str:
     """What `tinygpt sample` adds to a prompt."""
-    done = cli_here("sample", f"--start={start}", "--json", *CPU, *flags, cwd=folder)
-    assert done.status == 0, done.err
-    return str(json.loads(done.out)["text"])
+    return str(json.loads(ok(folder, "sample", f"--start={start}", "--json", *CPU, *flags).out)["text"])
 
 
 def events(body: bytes) -> list[Any]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import Result, Shared, ok, refused
 from scipy.stats import binomtest
+from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
@@ -75,7 +76,7 @@ def write(folder: Path, documents: dict[str, str], index: str = "index.db", size
 
 
 def make_asked(folder: Path, *flags: str) -> None:
-    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples()))
+    json_lines(folder, examples())
     ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
     ok(folder, "train", *TRAIN, *flags)
     write(folder, DOCUMENTS)
@@ -293,7 +294,7 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
     for _ in range(3):  # a signal between the prompt and the read is seen only when the next one comes
         os.write(control, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
             break
     assert process.returncode == 0
     os.close(control)

@@ -62,7 +62,7 @@ def test_a_large_file_is_mapped_and_reads_the_same(tiny_data: Path, monkeypatch:
     assert windows(mapped, np.array([0, 5]), 8).tolist() == windows(whole, np.array([0, 5]), 8).tolist()
 
 
-def test_a_writer_survives_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_survives_short_writes(tmp_path: Path) -> None:
     """The system may take fewer bytes than it is given."""
     ids = np.arange(1000, dtype="<u2")
     writer = TokenWriter(tmp_path / "train.bin")

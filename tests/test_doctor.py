@@ -165,7 +165,7 @@ def test_metrics_without_standard_errors_take_them_from_the_noise_of_training() 
 
 @pytest.mark.parametrize("settings", [SETTINGS, {}, {**SETTINGS, "ckpt": "base/ckpt.pt"}, {"init_from": "resume"}])
 @pytest.mark.parametrize("folder", ["out", "a folder/it's"])
-def test_each_command_is_understood(settings: dict[str, Any], folder: str, tmp_path: Path) -> None:
+def test_each_command_is_understood(settings: dict[str, Any], folder: str) -> None:
     """Its flags exist, whatever the folder is called."""
     for name, curve in {**CURVES, "early": []}.items():
         for sizes in ({}, {"parameters": 10**6, "tokens": 10}):

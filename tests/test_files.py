@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from conftest import PATIENCE
 
 from tinygpt import files
 from tinygpt.errors import TinyGPTError
@@ -163,7 +164,6 @@ def test_a_link_is_not_written_through(path: Path) -> None:
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "WINDOWS", True)
-    monkeypatch.setattr(files, "PATIENCE", 0.3)
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, times: float) -> list[object]:
@@ -184,6 +184,7 @@ def deny(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, times: float) -
 def test_a_file_that_is_open_for_a_moment_is_replaced(
     windows: None, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(files, "PATIENCE", PATIENCE)
     calls = deny(monkeypatch, os, "replace", times=2)
     write(path)
     assert len(calls) == 3 and path.read_bytes() == NEW
@@ -194,6 +195,7 @@ def test_a_file_that_is_open_for_a_moment_is_replaced(
 
 
 def test_a_file_that_stays_open_is_named_and_kept(windows: None, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
     deny(monkeypatch, os, "replace", times=math.inf)
     with pytest.raises(TinyGPTError) as caught, replacing(path, "resume: tinygpt train") as file:
         file.write(NEW)

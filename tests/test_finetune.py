@@ -1,16 +1,18 @@
 """Fine-tuning through the command line: what is learned, what is kept, what a killed run loses (nothing)."""
 
+import functools
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 import torch
@@ -260,11 +262,8 @@ def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
     flags = [*FLAGS, "--max_iters=100", "--lr_decay_iters=100", "--checkpoint_interval=3", *more]
     ok(work, "finetune", *flags, "--out_dir=whole")
     command = ["finetune", *flags, "--out_dir=killed", "--init_from=auto"]
-    child = Child(command, work / "log", work)
-    while child.wait(0) is None and not (work / "killed/last.pt").exists():
-        time.sleep(0.005)
-    child.kill()
-    assert load(work / "killed/last.pt").step < 100
+    child = Child(command, work / "log", work, functools.partial(faults.on_iteration, 49, faults.die))
+    assert child.wait() == -signal.SIGKILL and load(work / "killed/last.pt").step == 48
     ok(work, *command)
     whole, resumed = load(work / "whole/last.pt"), load(work / "killed/last.pt")
     assert whole.step == resumed.step == 100

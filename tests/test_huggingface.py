@@ -154,7 +154,7 @@ def test_the_chat_template_asks_as_tinygpt_does(tmp_path: Path) -> None:
     )
 
 
-def test_an_imported_tokenizer_is_passed_through(tmp_path: Path) -> None:
+def test_an_imported_tokenizer_is_passed_through() -> None:
     text = tokenizer_files(characters(pairs=True))["tokenizer.json"]
     for pair, template, eos in (
         (None, "{{ 1 }}", "<|prompt|>"),

@@ -397,7 +397,7 @@ def refused_over_a_run(work: Path) -> str:
     return refused(work, "import", "theirs", "--out_dir=out-run")
 
 
-def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path, tmp_path: Path) -> None:
+def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) -> None:
     bad = {
         "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
         "not the same": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",

@@ -103,17 +103,17 @@ def note(*names):
     imported.append([name for name in names if name in sys.modules])
 parse(TrainConfig, ["configs/shakespeare_char.yaml", "--seed=1"])
 note("tyro")
-lines = ["--help", "--version", "trian", "no"]
+lines = ["--help", "--version", "trian", "no", "report --help", "export --help", "doctor --help"]
 for line in [*lines, "train --help", "prepare --help", "sample -h", "sample --help"]:
     with contextlib.suppress(SystemExit):
         main(line.split())
-    note("torch", "numpy", "tiktoken", "requests")
+    note("torch", "numpy", "tiktoken", "requests", "jinja2")
 status = main(["prepare", "mine", "--input=text.txt"])
 note("torch")
 print(status, imported)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == f"0 {[[]] * 10}", done
+    assert done.stdout.splitlines()[-1] == f"0 {[[]] * 13}", done
 
 
 @pytest.mark.slow

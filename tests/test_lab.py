@@ -360,7 +360,6 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     assert again["seconds"] == max(entry["seconds"] for entry in read_metrics(quick / "out/seed-1/again"))
     assert "verdict: No system used the network while it answered." in said and "(tinygpt lab canary does)" in said
     assert "with training the closed-book model again" in " ".join(said.split())
-    assert results["update: index, seed 1"]["seconds"] < results["update: again, seed 1"]["seconds"]
 
 
 def test_the_page_is_one_file_without_requests(tiny: Path) -> None:

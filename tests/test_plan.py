@@ -462,7 +462,8 @@ def sizes(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return work
 
 
-def test_a_budget_gives_a_command_that_fits_it(sizes: Path) -> None:
+def test_a_budget_gives_a_command_that_fits_it(sizes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "seconds_per_batch", lambda *_: 0.004)
     made = json.loads(ok(sizes, "plan", *SMALL, "--batch_size=1", "--budget=12s", "--law=law.json", "--json").out)
     assert made["choices"] and made["command"].startswith("tinygpt train --")
     assert all(choice["seconds"] <= 12.5 and choice["passes"] <= pilots.MOST_PASSES for choice in made["choices"])

@@ -91,10 +91,8 @@ def test_gradient_clipping_works_where_fused_adamw_ignores_grad_scale(monkeypatc
     groups = [{"params": [p for p in theirs.parameters() if p.dim() > 1], "weight_decay": 0.1}]
     groups += [{"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.95), fused=False, foreach=False)
-    for scale in (
-        70.0,
-        7.0,
-    ):  # the moments show only in the second step: Adam's first step does not depend on the scale
+    # The moments show only in the second step: Adam's first step does not depend on the scale.
+    for scale in (70.0, 7.0):
         for seed, (ours, other) in enumerate(zip(model.parameters(), theirs.parameters(), strict=True)):
             other.grad = scale * torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
             ours.grad = other.grad.clone()
@@ -196,10 +194,7 @@ def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
     "optimizer", [pytest.param(name, marks=[pytest.mark.slow] * (name != "adamw")) for name in OPTIMIZERS]
 )
 def test_timing_changes_nothing_that_the_run_computes(
-    optimizer: str,
-    tiny_run: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU stands in for MPS. The weights are those of a run without timing."""
     flags = [*TINY_TRAIN, f"--optimizer={optimizer}"]

@@ -1,7 +1,7 @@
 """Proofs of the reliability contract: nothing is lost under kills, full disks, damaged files and hostile input.
 
 pytest tests/test_reliability.py -m "not slow"   # a few rounds of each proof
-pytest tests/test_reliability.py                 # some more
+pytest tests/test_reliability.py                 # also the slow tests: further rounds
 python scripts/torture.py                        # the full number of rounds, with the figures of each proof
 
 A proof disturbs child processes and requires that the promise holds. Each proof runs once more without the protection
@@ -313,7 +313,7 @@ def test_corruption(harness: Harness) -> None:
 
 
 def test_garbage(harness: Harness) -> None:
-    """Proof 7: a mutated file is read, or refused with one message, within 5 s and 2 GB."""
+    """Proof 7: a mutated file is read, or refused with one message, in 2 GB and without hanging."""
     folder, out, seed = harness.new("mutants"), harness.new("trained"), harness.random.random()
     folder.mkdir()
     harness.succeed(harness.training(out, "--max_iters=2"))
@@ -327,7 +327,7 @@ def test_garbage(harness: Harness) -> None:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, used + 2 * 10**9))
         for index in range(start, stop):
-            signal.setitimer(signal.ITIMER_REAL, 30)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
             args, seen = mutants.write(kind, index, random.Random(f"{seed} {index}")), io.StringIO()
             os.write(1, f"{kind} {index}\n".encode())  # the last line, if this mutant ends the process
             try:
@@ -342,7 +342,7 @@ def test_garbage(harness: Harness) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     for (kind, start, stop), child in parallel(spans, lambda span: harness.fork(functools.partial(read_span, *span))):
-        what = "over 5 s" if child.status == -signal.SIGALRM else f"exit status {child.status}"
+        what = "it hangs" if child.status == -signal.SIGALRM else f"exit status {child.status}"
         assert child.status == 0, f"{what}: {child.output[-2000:]}"
         harness.figures[kind] += stop - start
 
@@ -412,9 +412,10 @@ def test_a_killed_process_of_torchrun(harness: Harness) -> None:
             args = [*command, "-m", "tinygpt", *harness.training(out, "--max_iters=60")]
             process = subprocess.Popen(args, stdout=file, stderr=file, cwd=harness.folder)
         try:
-            wait_for_lines(process, out, harness.random.randrange(10, 40))
+            wait_for_lines(process, out, 0)
             workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
             main = (out / ".lock").read_text()  # the number of rank 0
+            wait_for_lines(process, out, harness.random.randrange(10, 40))
             os.kill(int(next(pid for pid in workers if (pid == main) == (index % 2 == 1))), signal.SIGKILL)
             harness.figures["processes killed"] += 1
             assert process.wait(PATIENCE) == 0, log.read_text(errors="replace")[-2000:]
@@ -424,7 +425,7 @@ def test_a_killed_process_of_torchrun(harness: Harness) -> None:
         assert_same_run(out, undisturbed)
 
 
-# ---- proofs 10 to 14 -------------------------------------------------------------------------------------------------
+# ---- proofs 10 to 14, and 19 -----------------------------------------------------------------------------------------
 
 
 def test_one_writer(harness: Harness) -> None:
@@ -483,7 +484,8 @@ def test_signals(harness: Harness) -> None:
         child = harness.fork(harness.training(out), before=faults.endless_iterations)
         until(lambda child=child: child.wait(0) is not None or "in an iteration" in child.output)
         child.send(number)
-        assert child.wait(0.5) is None, f"the first {number.name} ended the iteration: {child.output}"
+        until(lambda child=child: child.wait(0) is not None or "signal seen" in child.output)
+        assert child.wait(0) is None, f"the first {number.name} ended the iteration: {child.output}"
         child.send(number)
         assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 128 + number, f"{number.name}: not at once"
         assert_intact(out)
@@ -741,5 +743,5 @@ def test_a_child_killed_while_it_draws_its_progress_bar_stops_no_other(tmp_path:
     tqdm.get_lock()  # created before the fork, so that the children could share it
     children = Harness(tmp_path)
     assert children.run(die_with_the_lock).status == -signal.SIGKILL
-    child = children.run(lambda: tqdm(disable=True).close(), seconds=20)
+    child = children.run(lambda: tqdm(disable=True).close())
     assert child.status == 0, child.output

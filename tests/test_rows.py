@@ -168,6 +168,8 @@ def test_rows_that_do_not_fit_are_refused_by_name() -> None:
     says = r"^2 of 3 examples in test are longer than block_size 9 \(the longest has 13 tokens\)$"
     with pytest.raises(TinyGPTError, match=says):
         pairs.require(9, "test")
+    with pytest.raises(TinyGPTError, match=r"^1 of 3 examples in test"):
+        pairs.require(10, "test")
 
 
 SOURCES = st.one_of(

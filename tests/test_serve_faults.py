@@ -7,6 +7,7 @@ with `tinygpt sample`, so a text that belongs to another request fails.
 import asyncio
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -14,7 +15,6 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import free_port, listing, refused, until
+from conftest import PATIENCE, free_port, listing, refused, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import small
@@ -35,7 +35,6 @@ from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.serve import engine as engines
 from tinygpt.serve import listen as listening
 from tinygpt.serve.app import Limits, State, make_app
-from tinygpt.serve.command import DRAIN
 from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
 from tinygpt.serve.http import Guard
 from tinygpt.serve.listen import listen, make_server
@@ -145,9 +144,9 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
     assert few.post("/v1/completions", {"prompt": "the", "max_tokens": 0})[0] == 429
     for connection in waiting:
         connection.close()
-    until(lambda: all(task.cancelled for task in engine._waiting))
+    until(lambda: all(task.cancelled for task in [*engine._waiting]))
     with few.begin("/v1/completions", {"prompt": "my", "seed": 3}) as patient:
-        until(lambda: any(not task.cancelled for task in engine._waiting))
+        until(lambda: any(not task.cancelled for task in [*engine._waiting]))
         for connection in holding:
             connection.close()
         assert patient.recv(100)[9:12] == b"200"
@@ -232,20 +231,17 @@ def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
 ) -> None:
     """--full=1: 3,000 bodies instead of 100."""
     count, seen = 100 * (30 if request.config.getoption("--full") else 1), Counter[int]()
-    connection = HTTPConnection("127.0.0.1", few.port, timeout=60)
 
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(body=BODIES, path=st.sampled_from(PATHS))
     def check(body: bytes, path: str) -> None:
-        connection.request("POST", path, body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        data = answer.read()
-        seen[answer.status] += 1
-        assert answer.status in (200, 400, 404), data
-        if answer.status != 200:
+        status, data, headers = few.request("POST", path, body)
+        seen[status] += 1
+        assert status in (200, 400, 404), data
+        if status != 200:
             error = json.loads(data)["error"]
             assert error.keys() == {"message", "type", "param", "code"} and error["message"]
-        elif answer.headers["content-type"].startswith("text/event-stream"):
+        elif headers["content-type"].startswith("text/event-stream"):
             assert not any("error" in chunk for chunk in events(data)[:-1])
         else:
             json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -306,7 +302,7 @@ def test_deep_nesting(few: Server) -> None:
     ids=lambda head: head[:40].decode("latin-1").encode("unicode_escape").decode(),
 )
 def test_malformed_requests(few: Server, head: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", few.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", few.port), timeout=PATIENCE) as connection:
         try:
             connection.sendall(head)
             connection.shutdown(socket.SHUT_WR)
@@ -400,7 +396,7 @@ def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: P
         while piece := whole.recv(1 << 16):
             data += piece
         assert text_of(data.partition(b"\r\n\r\n")[2]) == expected(server, "the", 1, 1000)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(PATIENCE) == 0
         assert server.output.endswith("Ctrl-C\nstopped\n")
 
 
@@ -417,6 +413,8 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
     before = listing(tmp_path / "work")
     prompt, unknown, stop = "kinggonekinggone", "Jürgen Schäfer", "gone gone gone"
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "sitecustomize.py").write_text("from tinygpt.serve import command\ncommand.DRAIN = 1000\n")
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     flags = ["--ckpt=out", "--adapter=colours=lora", f"--max_tokens={ENDLESS}"]
     with serving(tmp_path / "work", tmp_path / "log", *flags, **environment) as server:
         status, data = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 300, "seed": 1, "stop": stop})
@@ -431,10 +429,10 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
         connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
         first_chunk(connections[0])
         server.process.send_signal(signal.SIGINT)
-        time.sleep(1)
+        until(lambda: not accepts(server.port))
         assert not server.ended()  # it waits for the two
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(DRAIN / 2) == 0
+        assert server.process.wait(PATIENCE) == 0
         assert server.output.endswith("Ctrl-C\nstopped\n") and "Traceback" not in server.output
     assert listing(tmp_path / "work") == before
     (tmp_path / "control").write_text(f"... {prompt} ...")
@@ -544,11 +542,11 @@ def test_out_of_memory_is_the_error_of_one_request(monkeypatch: pytest.MonkeyPat
             patch.setattr(owner, name, fails)
             task, got = asked.task(50)
             asked.engine.submit(task)
-            until(lambda: complete(got), 10)  # noqa: B023
+            until(lambda: complete(got))  # noqa: B023
             assert isinstance(got[-1], Failed) and "out of memory" in got[-1].message
         task, again = asked.task(50)
         asked.engine.submit(task)
-        until(lambda: complete(again), 10)  # noqa: B023
+        until(lambda: complete(again))  # noqa: B023
         assert text(again) == text(first) and len(text(first)) == 50
     asked.engine.close(10)
 
@@ -634,17 +632,17 @@ def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPat
     listener = listen("127.0.0.1", 0)
     server = make_server(make_app(State(Limits(1, 1, 1.0))), drain=10)
     thread = threading.Thread(target=server.run, args=[[listener]])
-    thread.start()
-    with socket.create_connection(listener.getsockname(), timeout=10) as silent:
-        asked = HTTPConnection(*listener.getsockname(), timeout=10)
+    with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as silent:
+        asked = HTTPConnection(*listener.getsockname(), timeout=PATIENCE)
         asked.request("GET", "/health")
+        thread.start()
         assert asked.getresponse().read() == b'{"status":"loading"}'
         assert silent.recv(1) == b""
         asked.request("GET", "/health")  # this connection has sent a request, and stays
         assert asked.getresponse().status == 503
     server.should_exit = True
     asked.close()
-    thread.join(10)
+    thread.join(PATIENCE)
     listener.close()
 
 

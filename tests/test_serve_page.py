@@ -25,6 +25,7 @@ DOCUMENT = (
     "Foods.\n\n# Norvik\n\nNorvik makes toys. The head office of Norvik is in Chipikville.\n"
 )
 CONTEXT = 32
+ENDLESS = 1_000_000  # tokens
 TRAIN = [*TINY_TRAIN, "--n_embd=32", f"--block_size={CONTEXT}", "--dropout=0", "--batch_size=8", "--eval_interval=200"]
 TRAIN += ["--max_iters=200", "--lr_decay_iters=200"]
 TUNE = ["--ckpt=out", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"]
@@ -50,6 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ):
         ok(folder, *command)
     flags = ["--ckpt=out", "--adapter=<b>lora</b>=out-lora", "--index=index.db", "--api_key=key.txt"]
+    flags += [f"--max_tokens={ENDLESS}"]
     with serving_here(folder, *flags, key=KEY) as server:
         yield server
 
@@ -198,7 +200,7 @@ def test_again_replaces_the_last_continuation(page: Page, server: Server) -> Non
 def test_stop(page: Page, how: str) -> None:
     from selenium.webdriver import Keys
 
-    page.set(max_tokens=4000)
+    page.set(max_tokens=ENDLESS)
     page.send("The king", wait=False)
     page.until(lambda: len(page.texts(".answer")[0]) > 20)
     assert not page.find("#send").is_enabled() and page.find("#state").text == "Generating …"
@@ -213,7 +215,7 @@ def test_stop(page: Page, how: str) -> None:
         assert page.texts(".turn") == [] and page.find("#send").text == "Ask"
         page.choose("out")
     stopped = page.texts(".answer")[0]
-    assert 20 < len(stopped) < 4000 and page.texts("footer")[0].startswith("Stopped by you")
+    assert 20 < len(stopped) < ENDLESS and page.texts("footer")[0].startswith("Stopped by you")
     page.set(max_tokens=5)
     page.send("And")
     assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5

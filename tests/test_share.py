@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import TINY_MODEL, cli_here
 from scipy.stats import binomtest
+from test_pairs import json_lines
 
 from tinygpt.evaluate.share import intervals, percent, wilson
 from tinygpt.evaluate.threshold import outcome
@@ -56,7 +57,7 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, label in (("all-right", {"x": "bad", "o": "fine"}), ("all-wrong", {"x": "fine", "o": "bad"})):
         for kind in ("", "-text"):
             pairs = [{"prompt": f"{n:02} {'xo'[n % 2] * 3}", "response": label["xo"[n % 2]]} for n in range(80)]
-            (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+            json_lines(folder, pairs)
             prepare = ("prepare", name + kind, "--input=pairs.jsonl", "--format=pairs", "--test_fraction=0.2")
             assert cli_here(*prepare, cwd=folder).status == 0
             meta = folder / "data" / (name + kind) / "meta.json"

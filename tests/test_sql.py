@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing, ok
+from conftest import PATIENCE, cli_here, listing, ok
 
 from tinygpt.data.query import MAX_ROWS, Guard, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
@@ -191,13 +191,18 @@ HARMLESS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinygpt.data.query.MAX_SECONDS", PATIENCE)
+
+
 @pytest.mark.parametrize("query", HARMLESS)
-def test_a_harmless_query_runs(query: str) -> None:
+def test_a_harmless_query_runs(query: str, patient: None) -> None:
     assert run_query(sql.database(), query) == (HARMLESS[query], "")
 
 
 @pytest.mark.slow
-def test_the_runner_agrees_with_sqlite() -> None:
+def test_the_runner_agrees_with_sqlite(patient: None) -> None:
     for _, query in examples()["test"]:
         assert run_query(sql.database(), query).rows == sql.database().execute(query).fetchall()
 

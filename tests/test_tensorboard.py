@@ -1,6 +1,7 @@
 """Event files for TensorBoard, read with its own reader: the figures of metrics.jsonl, each step once, whatever happens
 to the run; and nothing that happens to the event files ends a run."""
 
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 import torch.utils.tensorboard
@@ -70,6 +72,7 @@ def logged(out: Path) -> list[Point]:
 
 
 def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
+    began = time.time()
     result = trained(work, ON)
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 20 * 4 + 3 * 2
     assert "\ncurves:      tensorboard --logdir out\n" in result.out and ", tensorboard/\n" in result.out
@@ -78,7 +81,7 @@ def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
     times = {point[1:3]: time for point, time in scalars(readers(work / "out"))}
     span = times["loss/batch", 19] - times["loss/batch", 0]
     assert span == pytest.approx(seconds["train", 19] - seconds["train", 0], abs=1e-5)
-    assert abs((work / "out/metrics.jsonl").stat().st_mtime - times["loss", 20]) < 2
+    assert began - 1 < times["loss", 0] < times["loss", 20] < time.time() + 1
 
 
 def test_without_the_key_there_are_no_event_files(work: Path) -> None:
@@ -109,18 +112,16 @@ def test_a_killed_run_that_is_resumed_shows_each_step_once(work: Path) -> None:
     """Also in a TensorBoard that runs all the time; and resuming needs no --report_to, since it keeps the settings."""
     out = work / "out"
     endless = ["--max_iters=1000000", "--eval_interval=50", "--quiet", ON]
-    child = Child([*TINY_TRAIN, *endless], work / "log", work)
+    dies = functools.partial(faults.on_iteration, 130, faults.die)  # well after an evaluation, which saves
+    child = Child([*TINY_TRAIN, *endless], work / "log", work, dies)
     until(lambda: (out / "metrics.jsonl").exists() and len(read_metrics(out)) > 20)
     running = readers(out)
     scalars(running)
-    until(lambda: len(read_metrics(out)) > 80)
-    while not 10 < read_metrics(out)[-1]["step"] % 50 < 40:  # well after an evaluation, which saves
-        time.sleep(0.001)
-    child.kill()
-    assert child.status == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     last = torch.load(out / "last.pt", weights_only=True)["step"]
     assert max(point[2] for point, _ in scalars(running)) > last, "no iteration would be logged twice"
-    time.sleep(1)  # files are read in the order of their names, which begin with the second
+    second = int(time.time())
+    until(lambda: int(time.time()) > second)  # files are read in the order of their names, which begin with it
     resumed = cli_here("train", "--init_from=resume", f"--max_iters={last + 2}", cwd=work)
     assert resumed.status == 0, resumed.err
     assert max(point[2] for point in logged(out)) == last + 2

@@ -1,12 +1,14 @@
 """Interactions of features, through the command line: resuming, fine-tuning, replay, padding, merging. Each test is
 named after a promise; test_matrix.py tests the combinations systematically."""
 
+import functools
 import json
 import os
 import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,10 +281,11 @@ def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
 
 
 class Forked(Child):
-    """What `tinygpt check` uses of subprocess.Popen, but forked from this process."""
+    """What `tinygpt check` uses of subprocess.Popen, but forked from this process; it waits to be killed."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        super().__init__(command[3:], Path.cwd() / "log", Path.cwd())  # without python -m tinygpt
+        halt = functools.partial(faults.on_iteration, 90, functools.partial(time.sleep, 3600))
+        super().__init__(command[3:], Path.cwd() / "log", Path.cwd(), halt)  # without python -m tinygpt
 
     def poll(self) -> int | None:
         return self.wait(0)
@@ -299,7 +302,7 @@ def forking(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of `tinygpt check --resume` are forked, which saves each the seconds of a start."""
 
     def run(command: list[str], **_: Any) -> Any:
-        child = Forked(command)
+        child = Child(command[3:], Path.cwd() / "log", Path.cwd())
         return SimpleNamespace(returncode=child.wait(), stderr=child.output)
 
     monkeypatch.setattr(check, "subprocess", SimpleNamespace(Popen=Forked, run=run, DEVNULL=0))
@@ -331,7 +334,7 @@ def test_the_resume_check_starts_from_the_configs_own_base(work: Path, forking: 
 def test_check_resume_with_processes_of_its_own(work: Path) -> None:
     """A config that begins from a checkpoint, with LoRA."""
     ok(work, "finetune", "--lora_rank=2", *TINY_TRAIN[1:], "--out_dir=continued")
-    said = cli("check", "--resume", "continued/config.yaml", *RESUMED, cwd=work)
+    said = cli("check", "--resume", "continued/config.yaml", *RESUMED, "--iterations=1000", cwd=work)
     assert said.status == 0 and "are equal" in said.out, said
 
 

@@ -101,7 +101,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
         r"^    \| ",
-        r"^done in 0 min \d+ s; best validation loss \d\.\d{4}$",
+        r"^done in \d+ min \d+ s; best validation loss \d\.\d{4}$",
         r"^next: tinygpt sample --ckpt out/ckpt\.pt$",
     ):
         assert re.search(pattern, shown, re.MULTILINE), pattern

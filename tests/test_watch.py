@@ -114,7 +114,7 @@ def port_of(child: Child) -> int:
 
 
 def get(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -253,7 +253,7 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
         assert page.run("return document.querySelectorAll('#bars tbody tr').length") == 11
         server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 0 and server.stdout and server.stdout.read() == "stopped\n"
+        assert server.wait(PATIENCE) == 0 and server.stdout and server.stdout.read() == "stopped\n"
     page.wait(f"^finished at step {more:,}$")
     assert page.asked() == {f"127.0.0.1:{port}"}
     assert not (work / "out/report.html").exists()  # it only reads

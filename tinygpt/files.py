@@ -205,9 +205,11 @@ def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         owner = ""
-        time.sleep(0.05)  # a process writes its id just after it has taken the lock
-        with contextlib.suppress(OSError, ValueError):
-            owner = f" by process {int(path.read_text(encoding='ascii'))}"
+        for _ in range(20):
+            time.sleep(0.05)  # a process writes its id just after it has taken the lock
+            with contextlib.suppress(OSError, ValueError):
+                owner = f" by process {int(path.read_text(encoding='ascii'))}"
+                break
         raise TinyGPTError(f"{locked} is in use{owner}", f"wait for it, or {hint}") from None
     except OSError as error:
         raise file_error(locked, error, hint, "cannot be written") from None

@@ -100,10 +100,10 @@ class Watcher:
                 last = line.strip() or last
             if line.startswith("page: "):
                 self.written.set()
-        self.written.set()
         status = self.child.wait()
         if status or not self.ending:
             self._note(last or f"it ended with status {status}")
+        self.written.set()
 
     def _note(self, reason: str) -> None:
         afterwards = suggest.command("report", self.config.out_dir, *suggest.data_dir_flag(self.config.data_dir))
