@@ -254,6 +254,8 @@ def test_questions_from_a_pipe_until_an_empty_line_are_utf_8_whatever_the_locale
     done = piped(asked, wrong, "--json", PYTHONIOENCODING="utf-8:strict")
     assert done.status == 2 and "lone surrogate" in done.err and "Traceback" not in done.err
     assert json.loads(done.out)["answer"] == "red"
+    done = piped(asked, f"{'car ' * 99}\n{EMIL}\n", "--json")  # one that is refused does not end the others
+    assert done.status == 2 and "the question has" in done.err and json.loads(done.out)["answer"] == "red"
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,12 @@ def shell(folder: Path, command: str, **environment: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "ü"), ("ascii", r"\xfc")])
+def test_a_character_that_the_code_page_has_is_shown(tmp_path: Path, encoding: str, shown: str) -> None:
+    done = shell(tmp_path, "tinygpt sample grün", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert f"gr{shown}n" in done.stderr.decode(encoding)
+
+
 OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
     "ascii": ("", {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}),
     "all closed": (">&- 2>&- <&-", {}),

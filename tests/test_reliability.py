@@ -235,6 +235,7 @@ def test_no_file_runs_code(harness: Harness) -> None:
             answer(name)
 
     harness.figures["payloads"] = len(harness.succeed(load_all).answers)
+    assert not canary.exists()  # nor when the process ended
     sources = sorted(Path(tinygpt.__file__).parent.rglob("*.py"))
     assert {path.name: dangerous(path.read_text()) for path in sources if dangerous(path.read_text())} == {}
     assert len(sources) > 20

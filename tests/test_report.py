@@ -654,6 +654,7 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = load(large / "out").build_model().num_params()
+    assert collect.LARGEST == 9_000_000
     monkeypatch.setattr(collect, "LARGEST", SMALL)
     what = f"he model has {parameters:,} parameters, and a page can hold at most {SMALL:,}"
     before = listing(large)

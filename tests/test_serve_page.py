@@ -54,6 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags += [f"--max_tokens={ENDLESS}"]
     with serving_here(folder, *flags, key=KEY) as server:
         yield server
+        assert server.errors.getvalue() == ""
 
 
 IN_PIECES = """
