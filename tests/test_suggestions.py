@@ -188,9 +188,9 @@ def test_after_fine_tuning_and_merging(based: Workplace) -> None:
 
 @needs_fork
 def test_after_a_signal(based: Workplace) -> None:
-    for name, flags in (("train", [*TINY_TRAIN[1:], "--quiet"]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
+    for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
         out = f"{based.prefix}stopped-{name}"
-        run = [name, *flags, "--max_iters=100000", f"--out_dir={out}", *based.place]
+        run = [name, *flags, "--max_iters=100000", "--quiet", f"--out_dir={out}", *based.place]
         child = Child(run, based.folder / f"{name}.log", based.folder)
         wait_for_lines(child, based.folder / out, 2)
         child.send(signal.SIGINT)
