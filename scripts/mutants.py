@@ -6,9 +6,9 @@
 
 `run --everyday` leaves out what `scripts/test.sh` leaves out without `--all`; `trace` passes what follows `--` to
 pytest. A mutant has survived when all tests of its line have passed, or after five minutes. The order: the files that
-the mutant itself names (a file that is not Python must name them); then the tests that execute its line (files with the
-name of the constant first, then those about the module; quick ones before slow ones); then the others of their files,
-which may use what those have made. Child processes count: coverage starts in each of them.
+the mutant itself names (a file that is not Python must name them) or that mention its constant; then the tests that
+execute its line (files about the module first, quick tests before slow ones); then the others of their files, which may
+use what those have made. Child processes count: coverage starts in each of them.
 
 A tool such as mutmut or cosmic-ray does not fit: much of this project is tested in child processes, which mutmut's
 choice of tests does not see, and cosmic-ray would run the whole suite for each mutant.
@@ -265,11 +265,11 @@ class Choice:
         module = ".".join(Path(mutant["file"]).with_suffix("").parts)
         near = {name for name in files if f"test_{Path(mutant['file']).stem}" in name or self.imports(name, module)}
         name = re.search(r"\w+", mutant["old"]) if at_import else None  # of the constant
-        said = {file for file in files if name and re.search(rf"\b{name[0]}\b", (ROOT / file).read_text("utf-8"))}
+        mentions = {file for file in files if name and re.search(rf"\b{name[0]}\b", (ROOT / file).read_text("utf-8"))}
 
         def key(name: str) -> tuple[bool, bool, bool, bool, float]:
             file = name.split("::")[0]
-            return file not in named, name in rest, file not in said, file not in near, self.seconds[name]
+            return file not in named, file not in mentions, name in rest, file not in near, self.seconds[name]
 
         return sorted(direct | rest, key=key)
 
