@@ -436,7 +436,7 @@ def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -
     message = refused(tiny_run, *TINY_TRAIN, "--out_dir=new", "--watch")
     assert message == (
         "error: --watch needs the package starlette\n"
-        "  try: pip install 'tinygpt[report,serve]', or train without --watch\n"
+        '  try: pip install starlette (also in "tinygpt[serve]"), or train without --watch\n'
     )
 
 

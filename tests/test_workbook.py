@@ -300,5 +300,5 @@ def test_without_openpyxl_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "openpyxl", None)  # as if it were not installed
     result = prepared(tmp_path, file="pairs.xlsx")
     assert (result.status, result.out) == (2, "") and not (tmp_path / "data").exists()
-    assert "pairs.xlsx: reading Excel files needs openpyxl" in result.err and "pip install openpyxl" in result.err
+    assert "pairs.xlsx: an Excel file needs the package openpyxl" in result.err and "pip install openpyxl" in result.err
     assert prepared(tmp_path, file="pairs.csv").status == 0

@@ -7,7 +7,28 @@ names the thing and one hint that shows the way out. `tinygpt/cli.py` is the onl
       try: tinygpt prepare mine --input path/to/text.txt
 """
 
+import importlib
+import importlib.util
 import math
+from typing import Any
+
+EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that brings it
+    "docx": ("python-docx", "retrieve"),
+    "gguf": ("gguf", "pretrained"),
+    "huggingface_hub": ("huggingface_hub", "pretrained"),
+    "jinja2": ("jinja2", "report"),
+    "matplotlib": ("matplotlib", "plot"),
+    "openpyxl": ("openpyxl", "excel"),
+    "pypdf": ("pypdf", "retrieve"),
+    "safetensors": ("safetensors", "pretrained"),
+    "sklearn": ("scikit-learn", "eval"),
+    "starlette": ("starlette", "serve"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "tokenizers": ("tokenizers", "pretrained"),
+    "uvicorn": ("uvicorn", "serve"),
+    "wandb": ("wandb", ""),
+    "wordllama": ("wordllama", "retrieve"),
+}
 
 
 class TinyGPTError(Exception):
@@ -34,7 +55,23 @@ def diverged(what: str, value: float) -> TinyGPTError:
     return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)
 
 
-def missing(package: str, what: str, extra: str = "pretrained") -> TinyGPTError:
-    """Make the error for an extra that is not installed: `missing("gguf", "GGUF")`."""
-    hint = f'pip install {package} (also in "tinygpt[{extra}]")'
-    return TinyGPTError(f"{what} needs the package {package}", hint)
+def missing(module: str, what: str, otherwise: str = "") -> TinyGPTError:
+    """Make the error for a package that is not installed: `missing("gguf", "GGUF")`."""
+    package, extra = EXTRAS[module.partition(".")[0]]
+    also = f' (also in "tinygpt[{extra}]")' if extra else ""
+    return TinyGPTError(f"{what} needs the package {package}", f"pip install {package}{also}{otherwise}")
+
+
+def library(module: str, what: str, otherwise: str = "") -> Any:
+    """Import a module that `what` needs and the plain install lacks. Errors: TinyGPTError if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise missing(module, what, otherwise) from None
+
+
+def require_installed(what: str, *modules: str, otherwise: str = "") -> None:
+    """The same without importing them."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise missing(module, what, otherwise)

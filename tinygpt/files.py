@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, library
 
 RUN_AGAIN = "run the command again"
 WINDOWS = os.name == "nt"
@@ -48,6 +48,21 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def drawing(path: Path, what: str, size: tuple[float, float] = (7, 4.2)) -> Iterator[tuple[Any, Any]]:
+    """A matplotlib figure of `size` inches and its axes, which become the PNG `path` when the block ends.
+
+    Errors: TinyGPTError as in `replacing`, and if matplotlib, which `what` needs, is not installed.
+    """
+    figure = library("matplotlib.figure", what).Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    yield figure, axes
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def move(source: Path, target: Path, next_step: str = RUN_AGAIN) -> None:

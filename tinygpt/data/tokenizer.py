@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, library
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
@@ -305,11 +305,7 @@ Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
 
 def tokenizers_library() -> Any:
     """Import the package tokenizers. Errors: TinyGPTError if it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise missing("tokenizers", "the tokenizer of another tool's model") from None
-    return tokenizers
+    return library("tokenizers", "the tokenizer of another tool's model")
 
 
 def from_json(text: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tinygpt.data.text_files import LOCK_FILE
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, library
 
 UNREADABLE = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")  # formats of sheets other than .xlsx
 COMPOUND_FILE = bytes.fromhex("d0cf11e0a1b11ae1")  # start of an encrypted .xlsx file, and of an .xls file
@@ -38,10 +38,7 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
 
     Errors: TinyGPTError if openpyxl is missing, or the file is not an intact .xlsx workbook.
     """
-    try:
-        import openpyxl
-    except ImportError:
-        raise TinyGPTError(f"{path}: reading Excel files needs openpyxl", "pip install openpyxl") from None
+    openpyxl = library("openpyxl", f"{path}: an Excel file")
     if path.name.startswith(LOCK_FILE):
         what = f"{path}: is a lock file, which Excel keeps while a workbook is open"
         raise TinyGPTError(what, "name the workbook itself")

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from tinygpt.cache import KVCache
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError, diverged, missing
+from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
-from tinygpt.files import replacing, strict_json
+from tinygpt.files import drawing, strict_json
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
 
@@ -385,31 +385,26 @@ def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -
 
 def draw_confusion(report: Report, path: Path) -> None:
     """Draw the confusion matrix as a PNG: counts, coloured by their fraction of the row. Errors: TinyGPTError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing("matplotlib", "the picture of the confusion matrix", "plot") from None
     share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
     names, L = [cut(escaped(label), 24) for label in report.labels], len(report.labels)
-    figure = Figure(figsize=(2.6 + 0.55 * L, 2.2 + 0.5 * L), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(range(L), names, parse_math=False)
-    axes.set(xlabel="answer", ylabel="true label")
-    for i, j in np.argwhere(report.confusion):
-        color = "white" if share[i, j] > 0.5 else "black"
-        axes.text(j, i, f"{report.confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
-    accuracy = 100 * report.results["model"]["accuracy"]
-    title = f"{report.task}, {report.split}: accuracy {accuracy:.1f} % of {report.n:,} prompts"
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    axes.set_xticks(np.arange(L + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(L + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="lightgray", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    size = (2.6 + 0.55 * L, 2.2 + 0.5 * L)
+    with drawing(path, "the picture of the confusion matrix", size) as (figure, axes):
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(L), names, parse_math=False)
+        axes.set(xlabel="answer", ylabel="true label")
+        for i, j in np.argwhere(report.confusion):
+            color = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, f"{report.confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
+        accuracy = 100 * report.results["model"]["accuracy"]
+        title = f"{report.task}, {report.split}: accuracy {accuracy:.1f} % of {report.n:,} prompts"
+        figure.suptitle(title, fontsize=11, parse_math=False)
+        axes.set_xticks(np.arange(L + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(L + 1) - 0.5, minor=True)
+        axes.grid(visible=False)
+        axes.grid(which="minor", color="lightgray", linewidth=0.5)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
 
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:

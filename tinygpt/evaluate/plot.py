@@ -6,9 +6,9 @@ import numpy as np
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlotConfig
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import evaluations
-from tinygpt.files import replacing, require_writable, writing
+from tinygpt.files import drawing, require_writable, writing
 from tinygpt.training.log import is_number, read_metrics
 from tinygpt.training.sinks import TensorBoard, import_summary_writer
 
@@ -51,29 +51,18 @@ def draw(config: PlotConfig) -> None:
     runs = [(Path(folder), run_curves(Path(folder))) for folder in config.runs]
     path = Path(config.output) if config.output else runs[0][0] / "loss.png"
     require_writable(path, "--output losses.png")
-    try:
-        import matplotlib
-    except ImportError:
-        raise missing("matplotlib", "a plot", "plot") from None
-    matplotlib.use("agg")  # a file, no window
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for index, (folder, (steps, train, val)) in enumerate(runs):
-        color = f"C{index}"
-        axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{folder.name} training")
-        axes.plot(steps, val, color=color, label=f"{folder.name} validation")
-        best = int(val.argmin())
-        axes.plot(steps[best], val[best], "o", color=color)
-        axes.annotate(
-            f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 7), ha="center"
-        )
-    axes.set(xlabel="iteration", ylabel="loss (nats per token)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    with drawing(path, "a plot") as (_, axes):
+        for index, (folder, (steps, train, val)) in enumerate(runs):
+            color = f"C{index}"
+            axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{folder.name} training")
+            axes.plot(steps, val, color=color, label=f"{folder.name} validation")
+            best = int(val.argmin())
+            axes.plot(steps[best], val[best], "o", color=color)
+            axes.annotate(
+                f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 7), ha="center"
+            )
+        axes.set(xlabel="iteration", ylabel="loss (nats per token)")
+        axes.legend(frameon=False)
     print(f"written: {path}")
 
 

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import missing
 from tinygpt.evaluate.classify import cut
 from tinygpt.evaluate.share import INTERVALS, intervals, wilson
-from tinygpt.files import replacing
+from tinygpt.files import drawing
 from tinygpt.terminal import escaped
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
@@ -216,32 +215,25 @@ def make_tradeoff(
 
 def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
     """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing("matplotlib", "the picture of the precision-recall curve", "plot") from None
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for index, (key, curve) in enumerate(tradeoff.curves.items()):
-        color = f"C{index}"
-        label = f"{NAMES[key]}, average precision {tradeoff.average_precision[key]:.2f}"
-        axes.step(np.append(0, curve.recall), np.append(curve.precision[0], curve.precision), color=color, label=label)
-        for row in tradeoff.rows:
-            if row["classifier"] == key and row["precision"] is not None:
-                filled = color if row["chosen"] else "white"
-                axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
-    share = tradeoff.positives / tradeoff.n
-    axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random ranking")
-    axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
-    axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
-    axes.set_xlabel("recall: share of the positive prompts that are flagged")
-    axes.set_ylabel("precision: share of the flagged prompts that are positive")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    name = cut(escaped(tradeoff.positive), 24)
-    title = f"{task}, {tradeoff.split}: {name} is {100 * share:.1f} % of {tradeoff.n:,} prompts"
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    with drawing(path, "the picture of the precision-recall curve", (7, 4.6)) as (figure, axes):
+        for index, (key, curve) in enumerate(tradeoff.curves.items()):
+            color = f"C{index}"
+            label = f"{NAMES[key]}, average precision {tradeoff.average_precision[key]:.2f}"
+            axes.step(
+                np.append(0, curve.recall), np.append(curve.precision[0], curve.precision), color=color, label=label
+            )
+            for row in tradeoff.rows:
+                if row["classifier"] == key and row["precision"] is not None:
+                    filled = color if row["chosen"] else "white"
+                    axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
+        share = tradeoff.positives / tradeoff.n
+        axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random ranking")
+        axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
+        axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
+        axes.set_xlabel("recall: share of the positive prompts that are flagged")
+        axes.set_ylabel("precision: share of the flagged prompts that are positive")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        name = cut(escaped(tradeoff.positive), 24)
+        title = f"{task}, {tradeoff.split}: {name} is {100 * share:.1f} % of {tradeoff.n:,} prompts"
+        figure.suptitle(title, fontsize=11, parse_math=False)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, require_installed
 
 Conversation = list[dict[str, str]]  # messages: {"role": ..., "content": ...}
 PROMPT, RESPONSE = "tinygptPROMPTtinygpt", "tinygptRESPONSEtinygpt"  # letters, so that no template changes them
@@ -57,10 +57,7 @@ def render(template: str, bos: str, eos: str, conversations: list[Conversation])
 
     Errors: TinyGPTError for a template that cannot be run, or takes too long, and without the package jinja2.
     """
-    try:
-        import jinja2  # noqa: F401 (the process needs it)
-    except ImportError:
-        raise missing("jinja2", "a chat template") from None
+    require_installed("a chat template", "jinja2")
     command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
     try:
         done = subprocess.run(

@@ -34,7 +34,7 @@ from tinygpt.data.tokenizer import (
     from_json,
     split_by,
 )
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
@@ -79,7 +79,7 @@ def _keys(kind: str) -> dict[str, str]:
 
 def _names(kind: str, layers: int) -> dict[str, str]:
     """Names of the tensors in GGUF and, for each, in transformers; the embeddings come first."""
-    gguf = _library()
+    gguf = library("gguf", "GGUF")
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(arch, layers)
     stems = [stem for stems in _row(kind).layers.values() for stem in stems.split()]
@@ -98,14 +98,6 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
         grouped = array.reshape(heads, *halves, *array.shape[1:])
         return grouped.swapaxes(1, 2).reshape(array.shape)
     return array
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise missing("gguf", "GGUF") from None
-    return gguf
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -144,7 +136,7 @@ def read_file(path: Path) -> Pretrained:
         name = names[tensor.name]
         try:
             with _refusing(path):
-                array = _library().dequantize(tensor.data, tensor.tensor_type)
+                array = library("gguf", "GGUF").dequantize(tensor.data, tensor.tensor_type)
                 array = _arranged(array, name, config, inverse=True)
         except NotImplementedError:
             raise TinyGPTError(
@@ -178,7 +170,7 @@ def read_file(path: Path) -> Pretrained:
 def _open(path: Path) -> Any:
     """A GGUFReader, with every length of the header checked. Errors: TinyGPTError."""
 
-    class Reader(_library().GGUFReader):  # type: ignore[misc]
+    class Reader(library("gguf", "GGUF").GGUFReader):  # type: ignore[misc]
         """Refuse lengths that point past the end of the file, where gguf's own reader takes the rest and goes on."""
 
         data: np.ndarray
@@ -512,7 +504,7 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for rows that are not
     multiples of 32.
     """
-    gguf = _library()
+    gguf = library("gguf", "GGUF")
     config = stock.config
     plan = _plan(stock, quantisation)
     kind = config["model_type"]
@@ -542,7 +534,7 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
 
 def dequantised(stock: Stock, quantisation: str) -> Stock:
     """The model that `write_file` stores, as `read_file` and llama.cpp see it: quantised, and float32 again."""
-    gguf = _library()
+    gguf = library("gguf", "GGUF")
     weights = dict(stock.weights)
     for name, (array, _, type_) in _plan(stock, quantisation).items():
         array = gguf.dequantize(gguf.quantize(np.ascontiguousarray(array), type_), type_)
@@ -574,7 +566,7 @@ def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
 
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
     """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
-    gguf = _library()
+    gguf = library("gguf", "GGUF")
     config, kind = stock.config, stock.config["model_type"]
     if quantisation not in QUANTISATIONS:
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")

@@ -24,7 +24,7 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, remove, replacing
 from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, to_stock
 from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
@@ -48,13 +48,10 @@ def hub_folder(name: str) -> Path:
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
         raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "use a folder or a hub name")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing("huggingface_hub", "the Hugging Face hub") from None
+    hub = library("huggingface_hub", "the Hugging Face hub")
     patterns = [*SETTINGS, TOKENIZER, TEMPLATE, "*.safetensors", f"{WEIGHTS[0]}.index.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # its own errors, httpx's or requests', and the system's
         raise TinyGPTError(
             f"{name}: no such folder, and it cannot be downloaded from the Hugging Face hub ({type(error).__name__})",
@@ -285,8 +282,4 @@ def history(checkpoint: Checkpoint) -> str:
 
 
 def safetensors_library() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise missing("safetensors", "a file of tensors") from None
-    return safetensors.torch
+    return library("safetensors.torch", "a file of tensors")

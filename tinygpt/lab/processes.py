@@ -4,13 +4,12 @@ cost = train(Path("out-lab/train.log"), "train", "lab_classifier", Path("out-lab
 cost.seconds, cost.weights, cost.bytes
 """
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import LabConfig
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.evaluate.process import run
 from tinygpt.lab.stages import Stage
 from tinygpt.lora import adapted_only
@@ -57,8 +56,7 @@ def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:
 
 def require_ngrams() -> None:
     """Errors: TinyGPTError if scikit-learn is missing."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise missing("scikit-learn", "the n-gram baseline", "eval")
+    require_installed("the n-gram baseline", "sklearn")
 
 
 def require_pretrained(config: LabConfig) -> None:

@@ -5,7 +5,6 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 
 import base64
 import hashlib
-import importlib
 import math
 import statistics
 import textwrap
@@ -13,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.errors import missing
+from tinygpt.errors import library
 from tinygpt.evaluate.share import wilson
-from tinygpt.files import replacing
+from tinygpt.files import drawing, replacing
 from tinygpt.report.page import read, templates
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
@@ -108,7 +107,8 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     live: the models and documents of a page that answers, see NAME/page.js.
     """
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
-    draw(summary, picture)
+    with drawing(picture, "a lab") as (_, axes):
+        summary.draw(axes)
     with replacing(page) as file:
         file.write(as_page(summary, picture.read_bytes(), name, live).encode())
     return [picture, page]
@@ -119,26 +119,8 @@ def require_packages() -> None:
 
     Errors: TinyGPTError if matplotlib or jinja2 is missing; OSError if matplotlib finds no folder for its cache.
     """
-    for package in ("jinja2", "matplotlib"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise missing(package, "a lab", "report") from None
-
-
-def draw(summary: Summary, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")  # a file, no window
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    summary.draw(axes)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
-    pyplot.close(figure)
+    library("jinja2", "a lab")
+    library("matplotlib", "a lab")
 
 
 def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> str:

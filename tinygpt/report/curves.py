@@ -9,7 +9,7 @@ import io
 import re
 from typing import Any
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import library
 
 RUN_COLOURS = 6  # in colours.css: --run-0, --run-1, ...
 MOST_SHOWN = 4  # most evaluations with which the axis includes the first one, of the untrained model
@@ -23,11 +23,7 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     runs: {"name", "steps", "train", "val" (lists, one entry per evaluation), "lines": [(step, lr, grad_norm), ...]}.
     Errors: TinyGPTError if matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise TinyGPTError("the report's curves need matplotlib", "pip install matplotlib") from None
-    matplotlib.use("agg")
+    library("matplotlib", "a report").use("agg")
     from matplotlib import pyplot, ticker
 
     colours = {f"#0{i}0{i}f{i}": f"var(--run-{i})" for i in range(RUN_COLOURS)}

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.errors import missing
+from tinygpt.errors import library
 from tinygpt.files import replacing, require_writable
 
 SCRIPTS = ("model.js", "page.js", "attention.js", "write.js", "compare.js")
@@ -68,10 +68,7 @@ def destination(output: str, folder: Path, name: str) -> Path:
 
 def templates(package: str = "tinygpt.report") -> Any:
     """Create Jinja2's environment for the templates of a package. Errors: TinyGPTError if Jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError:
-        raise missing("jinja2", "a report", "report") from None
+    jinja2 = library("jinja2", "a report")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),
         autoescape=True,

@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import read_text
 
 UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
@@ -216,10 +216,7 @@ def table(path: Path) -> Iterator[Section]:
 
 def pdf(path: Path) -> Iterator[Section]:
     """A section for each page."""
-    try:
-        import pypdf
-    except ImportError:
-        raise missing("pypdf", f"{path}: PDF", "retrieve") from None
+    pypdf = library("pypdf", f"{path}: PDF")
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about each small fault that it can ignore
     try:
         reader = pypdf.PdfReader(path)
@@ -235,11 +232,7 @@ def pdf(path: Path) -> Iterator[Section]:
 
 def word(path: Path) -> Iterator[Section]:
     """A section for each heading; a row of a table is a paragraph."""
-    try:
-        import docx
-        from docx.table import Table
-    except ImportError:
-        raise missing("python-docx", f"{path}: .docx", "retrieve") from None
+    docx = library("docx", f"{path}: .docx")
     blocks: list[tuple[int, str]] = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -248,7 +241,7 @@ def word(path: Path) -> Iterator[Section]:
             what = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
             raise TinyGPTError(what, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
-            if isinstance(item, Table):
+            if isinstance(item, docx.table.Table):
                 blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
             elif text := one_line(item.text):
                 style = (item.style.name or "") if item.style else ""

@@ -55,7 +55,7 @@ class WordLlama:
 
     def __init__(self) -> None:
         if not installed():
-            raise missing(WORDLLAMA, "the embedding table", "retrieve")
+            raise missing(WORDLLAMA, "the embedding table")
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 

@@ -19,7 +19,7 @@ from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError, missing
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.decoder import pack
 from tinygpt.files import read_text
 from tinygpt.serve.engine import Engine, Served
@@ -36,12 +36,9 @@ SHORTEST_KEY = 16  # characters
 
 def serve(config: ServeConfig) -> int:
     """Serve until a signal. Returns the exit status."""
-    try:
-        import uvicorn  # noqa: F401
+    require_installed("tinygpt serve", "starlette", "uvicorn")
+    from tinygpt.serve.app import Documents, Limits, State, make_app
 
-        from tinygpt.serve.app import Documents, Limits, State, make_app
-    except ImportError as error:
-        raise missing(error.name or "starlette", "tinygpt serve", "serve") from None
     key = read_key(config)
     check_origin(config)
     paths = adapters_of(config)

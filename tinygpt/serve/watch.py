@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.config.schema import WatchConfig
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import WINDOWS, lock_owner, require_writable
 from tinygpt.report import gather
 from tinygpt.report.page import Page, render, write
 from tinygpt.serve.follow import ENDED, FollowedRun
 from tinygpt.serve.listen import LOCAL, listen, make_server, signals
 from tinygpt.terminal import escaped, reader_has_left, silence
-from tinygpt.training.watch import require_packages
+from tinygpt.training.watch import PACKAGES
 
 HOST = "127.0.0.1"
 DRAIN = 2  # seconds for the answers that are being sent when the server is asked to end
@@ -46,7 +46,7 @@ LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 def watch(config: WatchConfig) -> int:
     """Serve until a signal, or with --until_eof until standard input ends. Returns the exit status."""
-    require_packages("tinygpt watch")
+    require_installed("tinygpt watch", *PACKAGES)
     folder = Path(config.run)
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", "give the folder of a run, which may still be empty")

@@ -26,7 +26,7 @@ from tinygpt.config.files import to_yaml
 from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.training import device, schedule, watch
@@ -183,7 +183,7 @@ def open_run(
         source = source.grouped()
     require_packages(config)
     if config.watch:
-        watch.require_packages("--watch", ", or train without --watch")
+        require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(Path(config.out_dir), "run"))
     ranks.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig, run_settings
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import library, missing
 from tinygpt.files import folder_lock, remove
 from tinygpt.training.log import is_number
 
@@ -51,11 +51,7 @@ class Wandb:
 
 def import_wandb() -> Any:
     """Import the package wandb. Errors: TinyGPTError if it is not installed."""
-    try:
-        import wandb
-    except ImportError:
-        raise TinyGPTError("wandb_log needs the package wandb", "pip install wandb, or --wandb_log=False") from None
-    return wandb
+    return library("wandb", "wandb_log", ", or --wandb_log=False")
 
 
 # ---- TensorBoard ------------------------------------------------------------------------------------------------
@@ -120,8 +116,7 @@ def import_summary_writer(what: str, otherwise: str = "") -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except Exception:  # not only ImportError: an old version does not fit a new NumPy or protobuf
-        hint = f"pip install 'tinygpt[tensorboard]'{otherwise}"
-        raise TinyGPTError(f"{what} needs the package tensorboard", hint) from None
+        raise missing("tensorboard", what, otherwise) from None
     return SummaryWriter
 
 

@@ -10,7 +10,6 @@ change the run, and the run continues if the child fails.
 """
 
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,22 +19,14 @@ from typing import Any
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
-from tinygpt.errors import TinyGPTError
 from tinygpt.terminal import escaped
 from tinygpt.training.log import RunLog
 from tinygpt.training.signals import StopSignal
 
-PACKAGES = ("starlette", "uvicorn", "jinja2", "matplotlib")
+PACKAGES = ("starlette", "uvicorn", "jinja2", "matplotlib")  # of the child
 LAST_PAGE = 20.0  # seconds to wait for the last page
 BACKGROUND = 0x4000 if os.name == "nt" else 0  # BELOW_NORMAL_PRIORITY_CLASS; on POSIX the child lowers its own priority
 SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without Ctrl-C
-
-
-def require_packages(what: str, otherwise: str = "") -> None:
-    """Errors: TinyGPTError for a package that `what` needs and that is not installed."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise TinyGPTError(f"{what} needs the package {name}", f"pip install 'tinygpt[report,serve]'{otherwise}")
 
 
 class Watcher:
