@@ -221,22 +221,21 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     """tinygpt's functions: a training step in `dtype`, and generation, by the code of the commands."""
     import torch
 
-    from tinygpt import sample
+    from tinygpt import device, sample
     from tinygpt.checkpoint.store import load, tokenizer_of
     from tinygpt.config.parse import parse
     from tinygpt.config.schema import SampleConfig, TrainConfig
     from tinygpt.data.dataset import Dataset
     from tinygpt.data.prompts import encode_prompt
-    from tinygpt.fast import attention
+    from tinygpt.fast import attention, model_class
     from tinygpt.fast.model import FastGPT
     from tinygpt.fast.optimizer import FlatOptimizer
     from tinygpt.fast.weights import FlatWeights
     from tinygpt.model import GPT, QK_EPS
     from tinygpt.options import rotate
     from tinygpt.train import batch, finite, forward_backward
-    from tinygpt.training import device
     from tinygpt.training import run as training_run
-    from tinygpt.training.build import Autocast, build, for_inference, model_class
+    from tinygpt.training.build import Autocast, build
     from tinygpt.training.optimizer import TorchOptimizer
     from tinygpt.training.processes import Processes
     from tinygpt.training.schedule import learning_rate
@@ -348,7 +347,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         tokenizer = tokenizer_of(checkpoint, wanted.ckpt, wanted.data_dir)
         compute = device.choose(wanted.device, "float32" if wanted.dtype == "auto" else wanted.dtype)
         prompt = encode_prompt(wanted.start, tokenizer, False)
-        return for_inference(checkpoint, compute), prompt, wanted, tokenizer
+        return checkpoint.for_inference(compute), prompt, wanted, tokenizer
 
     def generated(samples: int, tokens: int) -> float:
         generator, prompt, wanted, tokenizer = trained(samples, tokens)
@@ -714,7 +713,7 @@ def chosen_dtypes(wanted: str, folder: Path) -> list[str]:
     """The dtypes of --dtype; `auto` asks tinygpt whether it would choose bfloat16 on this processor."""
     if wanted != "auto":
         return BOTH if wanted == "both" else [wanted]
-    code = "from tinygpt.training import device; print(device.choose('cpu', 'auto').dtype)"
+    code = "from tinygpt import device; print(device.choose('cpu', 'auto').dtype)"
     _, chosen = run([sys.executable, "-c", code], folder).lines[-1]
     return BOTH if chosen == "torch.bfloat16" else ["float32"]
 

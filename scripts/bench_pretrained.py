@@ -133,13 +133,12 @@ def prompt_ids(ckpt: str) -> list[int]:
 def greedy_tinygpt(ckpt: str, data_dir: str, dtype: str) -> dict[str, float]:
     import torch
 
+    from tinygpt import device
     from tinygpt.checkpoint.store import load
     from tinygpt.sample import Choice, generate
-    from tinygpt.training import device
-    from tinygpt.training.build import for_inference
 
     ids = torch.tensor([prompt_ids(ckpt)])
-    model = for_inference(load(ckpt), device.choose_for_inference("cpu", dtype))
+    model = load(ckpt).for_inference(device.choose_for_inference("cpu", dtype))
     list(generate(model, ids, 3, Choice(temperature=0)))
     began = time.perf_counter()
     count = len(list(generate(model, ids, NEW, Choice(temperature=0))))

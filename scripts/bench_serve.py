@@ -249,16 +249,15 @@ def batching(args: argparse.Namespace) -> None:
 
 def overhead(args: argparse.Namespace) -> None:
     """The cost of server and protocol: a streamed token, compared with the engine's own step in this process."""
+    from tinygpt import device
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.checkpoint.store import tokenizer_of
     from tinygpt.sample import Choice
     from tinygpt.serve.engine import Prefill, Row, Served, Settings, Task
-    from tinygpt.training import device
-    from tinygpt.training.build import for_inference
 
     checkpoint = load_model(args.tiny)
     compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
-    served = Served("", tokenizer_of(checkpoint, args.tiny, "data"), for_inference(checkpoint, compute, "False"))
+    served = Served("", tokenizer_of(checkpoint, args.tiny, "data"), checkpoint.for_inference(compute, "False"))
 
     def steps() -> float:
         task = Task(served, [1], Settings(300, Choice(seed=1)), lambda event: None)

@@ -14,6 +14,7 @@ from conftest import cli_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinygpt import device
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig
@@ -22,7 +23,6 @@ from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss, sampled_loss
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.training import device
 from tinygpt.training.processes import Processes
 
 CPU = device.choose("cpu", "float32")

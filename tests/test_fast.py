@@ -14,16 +14,16 @@ from torch import Tensor
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.config.schema import TrainConfig
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast import attention
+from tinygpt.fast import attention, model_class
 from tinygpt.fast.attention import NormRotate
 from tinygpt.fast.decoder import Decoder, Packed, pack, packs
 from tinygpt.fast.model import FastGPT
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Rotary, rotate
-from tinygpt.training.build import build, model_class
-from tinygpt.training.device import Compute
+from tinygpt.training.build import build
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import OPTIMIZERS, load_state, state_of
 

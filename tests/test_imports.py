@@ -15,7 +15,7 @@ SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # a module imports from rows above its own, and from its own row without a cycle
     "errors terminal",
     "files config",
-    "data options cache model lora fast",
+    "data options cache model lora device fast",
     "checkpoint training evaluate",
     "prepare train sample finetune report exercise interop retrieve",
     "quickstart lab serve plan",
@@ -48,9 +48,15 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
-def own(name: str) -> set[str]:
-    """The modules of tinygpt that the module `name` imports, without itself."""
-    full = {other.removeprefix("tinygpt.") for other in imported(modules()[name]) if other.startswith("tinygpt.")}
+def at_once(tree: ast.Module) -> ast.Module:
+    """What is executed when a module is imported: without the bodies of functions and classes."""
+    return ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], [])
+
+
+def own(name: str, first: bool = False) -> set[str]:
+    """The modules of tinygpt that the module `name` imports (first: when it is imported itself), without itself."""
+    found = imported(at_once(modules()[name]) if first else modules()[name])
+    full = {other.removeprefix("tinygpt.") for other in found if other.startswith("tinygpt.")}
     return {other if other in modules() else other.rpartition(".")[0] for other in full} - {name, "", "__init__"}
 
 
@@ -85,9 +91,16 @@ def test_every_package_says_what_it_is_for() -> None:
 
 def test_nothing_heavy_at_module_level_of_the_command_line() -> None:
     for name in ("__init__", "__main__", "cli", "report", "exercise", "config", "evaluate"):
-        body = [node for node in modules()[name].body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-        assert not {other.split(".")[0] for other in imported(ast.Module(body, []))} & HEAVY, name
+        assert not {other.split(".")[0] for other in imported(at_once(modules()[name]))} & HEAVY, name
     assert "torch" in imported(modules()["train"])  # the search does find things
+
+
+def test_a_reader_of_sample_needs_few_modules() -> None:
+    needed, new = set[str](), {"sample"}
+    while new:
+        needed |= new
+        new = {other for name in new for other in own(name, first=True)} - needed
+    assert len(needed) <= 20, needed
 
 
 def test_help_and_preparing_text_import_nothing_heavy(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprin
 from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.lora import LoRA
 from tinygpt.model import GPT
 from tinygpt.training.build import build
-from tinygpt.training.device import Compute
 
 
 def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:

@@ -324,7 +324,7 @@ def test_the_simulated_device_refuses_float64_until_the_tensor_is_on_the_host() 
         with pytest.raises(TypeError, match="float64"):
             convert(tensor)
     assert type(tensor.cpu()) is torch.Tensor and tensor.cpu().double().sum() == 3
-    from tinygpt.training.device import to_host
+    from tinygpt.device import to_host
 
     assert to_host(tensor).dtype == np.float64 and to_host(tensor).tolist() == [1, 1, 1]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinygpt.config.schema import TrainConfig
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer
@@ -17,7 +18,6 @@ from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig
 from tinygpt.model import kind as kind_of
 from tinygpt.training.build import Computing, build
-from tinygpt.training.device import Compute
 from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, load_state, state_of
 
 both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import cli_here, ok, refused
 
+from tinygpt import device
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.dataset import Dataset
@@ -24,7 +25,6 @@ from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate.exact import matches
 from tinygpt.evaluate.share import percent, wilson
 from tinygpt.fast.model import FastGPT
-from tinygpt.training import device
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tinygpt import device
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.health import require_finite
 from tinygpt.checkpoint.store import tokenizer_of
@@ -26,8 +27,6 @@ from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
 from tinygpt.model import GPT
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ def sample(config: SampleConfig) -> None:
     tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-    model = for_inference(checkpoint, compute, config.fast)
+    model = checkpoint.for_inference(compute, config.fast)
     if answers(tokenizer) and not config.plain:
         require_room(prompt, model.config.block_size)
     stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from tinygpt import device
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.config import suggest
@@ -21,7 +22,6 @@ from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.evaluate.process import peak_memory
 from tinygpt.sample import Choice, generate
-from tinygpt.training import device
 from tinygpt.training.build import choose_compute
 from tinygpt.training.failures import not_finite, out_of_memory
 from tinygpt.training.log import Pace, read_metrics

@@ -29,9 +29,10 @@ from tinygpt import __version__, lora
 from tinygpt.checkpoint.eight_bits import from_8_bits
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
-from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
+from tinygpt.fast import model_class
 from tinygpt.files import RUN_AGAIN, file_error, replacing
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import GATED
@@ -67,6 +68,10 @@ class Checkpoint:
         """
         adapted = lora.is_adapted(self.model)
         return self._build(kind, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
+
+    def for_inference(self, compute: Compute, fast: str = "auto") -> GPT:
+        """Build the model for inference, on its device and in its dtype. Errors: as in `build_model`."""
+        return self.build_model(model_class(fast, compute), compute.dtype).to(compute.device).eval()
 
     def build_for_resuming(self, kind: type[GPT] = GPT) -> GPT:
         """Build the model as it was trained: a LoRA run's adapters stay separate."""
@@ -176,6 +181,8 @@ def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer
     if checkpoint.tokenizer is not None:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, where)
     elif name := str(checkpoint.config.get("dataset", "")):
+        from tinygpt.data.dataset import Dataset
+
         tokenizer = Dataset(data_dir, name).tokenizer
     else:
         raise TinyGPTError(

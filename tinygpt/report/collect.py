@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from tinygpt import __version__
+from tinygpt import __version__, device
 from tinygpt.checkpoint.health import refuse_diverged, require_finite
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
@@ -34,8 +34,6 @@ from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import BLOCK, differences, pack
 from tinygpt.sample import Choice, answer, generate
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 from tinygpt.training.log import is_number
 
 PASSAGE = 600  # tokens of each split whose losses are shown
@@ -109,7 +107,7 @@ def load_run(
     place = data_dir(config, checkpoint.config, path)
     tokenizer = tokenizer_of(checkpoint, path, place)
     compute = device.choose(device_name, "float32")
-    model = for_inference(checkpoint, compute)
+    model = checkpoint.for_inference(compute)
     refuse_diverged(model, path)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
@@ -318,7 +316,7 @@ def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[st
     try:
         last = load(run.folder / "last.pt")
         if last.step > run.checkpoint.step:
-            texts[f"newest model (step {last.step:,})"] = fresh(run, for_inference(last, run.compute))
+            texts[f"newest model (step {last.step:,})"] = fresh(run, last.for_inference(run.compute))
     except TinyGPTError:
         pass  # a folder with the best model alone
     longest = [

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinygpt import terminal
+from tinygpt import device, terminal
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.schema import AskConfig
@@ -36,8 +36,6 @@ from tinygpt.retrieve.answer import Answer, Reader, normalised
 from tinygpt.retrieve.search import Hit, search, terms
 from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 
 SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
 K1 = 1.2  # of SQLite's BM25
@@ -156,7 +154,7 @@ def load_reader(config: AskConfig) -> Reader:
     checkpoint = load_model(ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, ckpt, "data")
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-    model = for_inference(checkpoint, compute, config.fast)
+    model = checkpoint.for_inference(compute, config.fast)
     return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
 
 

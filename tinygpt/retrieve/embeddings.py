@@ -90,16 +90,15 @@ class HiddenStates:
     """
 
     def __init__(self, ckpt: str) -> None:
+        from tinygpt import device
         from tinygpt.checkpoint import store
         from tinygpt.checkpoint.adapter import weights_fingerprint
-        from tinygpt.training import device
-        from tinygpt.training.build import for_inference
 
         checkpoint = store.load(ckpt)
         self.name, self.fingerprint = ckpt, weights_fingerprint(checkpoint.model)
         self._tokenizer = store.tokenizer_of(checkpoint, ckpt, "data")
         self._compute = device.choose_for_inference("auto", "auto", checkpoint.num_params)
-        self._model = for_inference(checkpoint, self._compute)
+        self._model = checkpoint.for_inference(self._compute)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         import torch

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tinygpt import device
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.config import suggest
@@ -26,8 +27,6 @@ from tinygpt.serve.engine import Engine, Served
 from tinygpt.serve.listen import LOCAL, is_loopback, listen, make_server, signals
 from tinygpt.serve.protocol import DOCUMENTS
 from tinygpt.terminal import escaped
-from tinygpt.training import device
-from tinygpt.training.build import for_inference
 
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
 LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
@@ -127,7 +126,7 @@ def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
-        model = for_inference(checkpoint, compute, "False")
+        model = checkpoint.for_inference(compute, "False")
         parameters = model.num_params()  # packed layers hide theirs
         found.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
     return found

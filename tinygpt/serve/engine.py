@@ -22,10 +22,10 @@ from torch import Tensor
 
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.device import is_out_of_memory
 from tinygpt.model import GPT
 from tinygpt.sample import Choice, TextStream, probabilities
 from tinygpt.serve.batch import BatchCache
-from tinygpt.training.device import is_out_of_memory
 
 PREFILL_TOKENS = 256  # tokens of prompts between two steps
 # message and code of an error

@@ -5,7 +5,6 @@
     build.py        choose the device, and plain PyTorch or the fast path
     optimizer.py    AdamW and Muon from torch.optim, and an optimizer's state by parameter name
     schedule.py     the learning rate as a function of the iteration
-    device.py       device and precision, and differences between platforms
     processes.py    several processes under torchrun
     signals.py      graceful shutdown
     log.py          metrics.jsonl, the progress bar, the speed

@@ -3,7 +3,6 @@
     compute = choose_compute(config, start.saved)
     model = model_class(config.fast, compute)(GPTConfig(...))
     computing, optimizer = build(model, config, compute)    # for training
-    model = for_inference(checkpoint, compute, config.fast)
 
 Both paths compute the same function of the same parameters. The fast path (tinygpt/fast) is for small models on a CPU;
 on GPUs plain PyTorch, compiled, is faster.
@@ -14,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinygpt.checkpoint.store import Checkpoint
+from tinygpt import device
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError
+from tinygpt.device import Compute
+from tinygpt.fast import model_class
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.training import device, processes
-from tinygpt.training.device import Compute
+from tinygpt.training import processes
 from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, TorchOptimizer
 from tinygpt.training.start import Start, make_model
 
@@ -66,19 +65,6 @@ def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
             loss.item()  # waits for the device
 
         return device.shortest(step)
-
-
-def model_class(fast: str, compute: Compute) -> type[GPT]:
-    """GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
-    on_cpu = compute.device.type == "cpu"
-    if fast == "True" and not on_cpu:
-        raise TinyGPTError(f"fast=True is for a CPU, not for {compute.device}", "--fast=auto")
-    return FastGPT if on_cpu and fast != "False" else GPT
-
-
-def for_inference(checkpoint: Checkpoint, compute: Compute, fast: str = "auto") -> GPT:
-    """Build a checkpoint's model for inference, on its device and in its dtype."""
-    return checkpoint.build_model(model_class(fast, compute), compute.dtype).to(compute.device).eval()
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple["Computing", Optimizer]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tinygpt.config.schema import TrainConfig
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, MATRIX, VECTOR, kind
-from tinygpt.training.device import Compute
 
 OPTIMIZERS = ("adamw", "muon")
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from tinygpt.device import has_float64
 from tinygpt.errors import TinyGPTError
-from tinygpt.training.device import has_float64
 
 
 @dataclasses.dataclass(frozen=True)

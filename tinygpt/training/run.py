@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__
+from tinygpt import __version__, device
 from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
@@ -27,10 +27,11 @@ from tinygpt.config.schema import TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
 from tinygpt.errors import TinyGPTError, require_installed
+from tinygpt.fast import model_class
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.training import device, schedule, watch
-from tinygpt.training.build import Computing, build, model_class
+from tinygpt.training import schedule, watch
+from tinygpt.training.build import Computing, build
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import Optimizer, load_state, state_of
 from tinygpt.training.processes import Processes, join_processes
