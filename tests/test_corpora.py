@@ -328,20 +328,11 @@ def test_no_connection_and_no_address(url: str, path: Path) -> None:
     assert files(path.parent) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file_alone(path: Path) -> None:
-    put(path, b"old")
-    with pytest.raises(KeyboardInterrupt), corpora._replacing(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"old"
-    assert files(path.parent) == ["input.txt"]
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken" / "input.txt").mkdir(parents=True)
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "taken" / "input.txt", tmp_path / "file" / "input.txt"):
-        with pytest.raises(TinyGPTError, match="cannot be written") as caught:
+        with pytest.raises(TinyGPTError, match=r"cannot be written|not a regular file") as caught:
             corpora.tiny_shakespeare(path)
         assert caught.value.message.startswith(f"{path}:")
     assert files(tmp_path / "taken") == ["input.txt"]

