@@ -135,7 +135,7 @@ def greedy_tinygpt(ckpt: str, data_dir: str, dtype: str) -> dict[str, float]:
 
     from tinygpt import device
     from tinygpt.checkpoint.store import load
-    from tinygpt.sample import Choice, generate
+    from tinygpt.generate import Choice, generate
 
     ids = torch.tensor([prompt_ids(ckpt)])
     model = load(ckpt).for_inference(device.choose_for_inference("cpu", dtype))

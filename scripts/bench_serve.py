@@ -252,7 +252,7 @@ def overhead(args: argparse.Namespace) -> None:
     from tinygpt import device
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.checkpoint.store import tokenizer_of
-    from tinygpt.sample import Choice
+    from tinygpt.generate import Choice
     from tinygpt.serve.engine import Prefill, Row, Served, Settings, Task
 
     checkpoint = load_model(args.tiny)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
-from tinygpt.sample import Choice, generate, probabilities
 
 BLOCK = 12
 

@@ -25,8 +25,8 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.sample import Choice, generate, probabilities
 
 COLOURS = ["red", "green", "blue"]
 RATES = ["--learning_rate=1e-2", "--min_lr=1e-3", "--warmup_iters=2"]

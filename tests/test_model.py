@@ -14,9 +14,9 @@ from models import CHOICES, NEEDS, SIZES, SMALL, every_pair, every_path, ids, la
 from tinygpt.checkpoint.gpt2 import from_huggingface
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.config.schema import TrainConfig
+from tinygpt.generate import Choice, generate
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
-from tinygpt.sample import Choice, generate
 
 # ---- against other implementations ------------------------------------------------------------------------------
 

@@ -349,7 +349,7 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
     browser.slide("#temperature", 0)
     browser.click("#continue")
     browser.until(lambda: browser.find("#continue").is_enabled())
-    from tinygpt.sample import answer
+    from tinygpt.generate import answer
 
     checkpoint = load(tuned / run)
     expected = answer(

@@ -20,10 +20,10 @@ from tinygpt import lora
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
+from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
 from tinygpt.report.weights import frequencies, pack
-from tinygpt.sample import Choice, generate, probabilities
 
 FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
 PRELUDE = f"""

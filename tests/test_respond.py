@@ -8,8 +8,8 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import label_scores
 from tinygpt.evaluate.respond import responses
+from tinygpt.generate import answer
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.sample import answer
 
 TOKENIZER = CharTokenizer([*"abcdefgh", *SPECIAL])
 PROMPTS = ["a", "bc", "de", "fgh", "abc", "hhh", "b"]

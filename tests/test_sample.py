@@ -10,10 +10,10 @@ from conftest import cli, cli_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt import sample
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.sample import Choice, TextStream, draw, generate
+from tinygpt.generate import Choice, draw, generate
+from tinygpt.sample import TextStream
 
 
 def written(folder: Path, *args: str) -> str:
@@ -107,7 +107,7 @@ def test_generation_stops_when_every_sample_has_ended(
     tiny_run: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
-    monkeypatch.setattr(sample, "draw", lambda *given: steps.append(1) or draw(*given))
+    monkeypatch.setattr("tinygpt.generate.draw", lambda *given: steps.append(1) or draw(*given))
     args = ["--num_samples=4", "--max_new_tokens=300", *args]
     whole = [one["text"] for one in objects(tiny_run, *args)]
     ends = [text.index("th") for text in whole]

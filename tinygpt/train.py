@@ -21,7 +21,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.evaluate.process import peak_memory
-from tinygpt.sample import Choice, generate
+from tinygpt.generate import Choice, generate
 from tinygpt.training.build import choose_compute
 from tinygpt.training.failures import not_finite, out_of_memory
 from tinygpt.training.log import Pace, read_metrics

@@ -4,9 +4,8 @@ refuse_diverged(model, "out/ckpt.pt")
 """
 
 import torch
-from torch import Tensor
 
-from tinygpt.errors import diverged
+from tinygpt.generate import require_finite
 from tinygpt.model import GPT
 
 
@@ -21,9 +20,3 @@ def refuse_diverged(model: GPT, where: str, probe: int = 64) -> None:
     count = min(model.config.vocab_size, model.config.block_size, probe)
     idx = torch.arange(count, device=model.lm_head.weight.device)[None]
     require_finite(model.eval()(idx)[0], f"{where}: the logits are")
-
-
-def require_finite(values: Tensor, what: str = "the logits are") -> None:
-    """Check that no value is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
-    if not values.isfinite().all():
-        raise diverged(what, values[~values.isfinite()][0].item())

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tinygpt.checkpoint.health import require_finite
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import cut, of_equal_length
+from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
 
 BATCH_TOKENS = 1 << 14  # prompts and responses of a batch
@@ -45,15 +45,15 @@ def responses(
         for some in of_equal_length(asked, most):
             idx = torch.from_numpy(np.stack([asked[i] for i in some])).to(device)
             steps = min(longest, room - idx.size(1))
-            cache, ended = model.new_cache(len(some), idx.size(1) + steps), torch.zeros(len(some), dtype=torch.bool)
-            made, total = np.full((len(some), steps), end), torch.zeros(len(some), dtype=torch.float64)
-            for step in range(steps):
-                logits = model.next_logits(idx, cache)[:, : tokenizer.vocab_size].float()  # (B, V)
-                require_finite(logits)
-                best, chosen = logits.log_softmax(-1).max(-1)
-                total += best.cpu().double().masked_fill(ended, 0)
-                idx, ended = chosen[:, None], ended | (chosen.cpu() == end)
-                made[:, step] = chosen.cpu().masked_fill(ended, end).numpy()
+            made, ended = np.full((len(some), steps), end), torch.zeros(len(some), dtype=torch.bool)
+            total = torch.zeros(len(some), dtype=torch.float64)
+            for step, (tokens, logits) in enumerate(
+                generate_with_logits(model, idx, steps, GREEDY, tokenizer.vocab_size)
+            ):
+                best, chosen = logits.float().log_softmax(-1).amax(-1).cpu(), tokens.cpu()
+                total += best.double().masked_fill(ended, 0)
+                ended = ended | (chosen == end)
+                made[:, step] = chosen.masked_fill(ended, end).numpy()
                 if ended.all():
                     break
             for row, i in enumerate(some):

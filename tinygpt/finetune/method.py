@@ -16,9 +16,9 @@ from tinygpt.data.rows import Batches, MixedRows
 from tinygpt.device import choose_for_inference
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import sampled_loss
+from tinygpt.generate import answer
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
-from tinygpt.sample import answer
 from tinygpt.terminal import escaped
 from tinygpt.training.log import read_metrics
 from tinygpt.training.run import Method, Run

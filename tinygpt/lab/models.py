@@ -27,7 +27,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.files import folder_lock
-from tinygpt.sample import Choice, generate
+from tinygpt.generate import Choice, generate
 
 
 def write_dataset(

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from tinygpt import __version__, device
-from tinygpt.checkpoint.health import refuse_diverged, require_finite
+from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
@@ -30,10 +30,10 @@ from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
+from tinygpt.generate import Choice, answer, generate, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import BLOCK, differences, pack
-from tinygpt.sample import Choice, answer, generate
 from tinygpt.training.log import is_number
 
 PASSAGE = 600  # tokens of each split whose losses are shown

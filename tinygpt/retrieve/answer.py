@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tinygpt.checkpoint.health import require_finite
 from tinygpt.data.tasks import reader as task
 from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import Hit
@@ -115,20 +115,17 @@ class Reader:
     def respond(self, prompt: np.ndarray) -> tuple[list[int], float]:
         """Decode the response to an encoded prompt greedily; return its ids without the end, at most `room`, and the
         probability of these ids and of the end after them. The prompt is read once for both."""
-        device = self.model.lm_head.weight.device
-        cache, idx = self.model.new_cache(1, len(prompt) + self.room), torch.from_numpy(prompt)[None].to(device)
+        idx = torch.from_numpy(prompt)[None].to(self.model.lm_head.weight.device)
         ids: list[int] = []
         log_probability = 0.0
-        while True:
-            logits = self.model.next_logits(idx, cache)[0, : self.tokenizer.vocab_size].float()
-            require_finite(logits)
-            log_probabilities = logits.log_softmax(-1)
-            chosen = int(log_probabilities.argmax()) if len(ids) < self.room else self.end
-            log_probability += float(log_probabilities[chosen])
+        steps = generate_with_logits(self.model, idx, self.room + 1, GREEDY, self.tokenizer.vocab_size)
+        for tokens, logits in steps:
+            chosen = int(tokens) if len(ids) < self.room else self.end
+            log_probability += float(logits[0].float().log_softmax(-1)[chosen])
             if chosen == self.end:
-                return ids, math.exp(log_probability)
+                break
             ids.append(chosen)
-            idx = torch.tensor([[chosen]], device=device)
+        return ids, math.exp(log_probability)
 
     # ---- the prompt -------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
+from tinygpt.generate import Choice, probabilities
 from tinygpt.model import GPT
-from tinygpt.sample import Choice, TextStream, probabilities
+from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
 
 PREFILL_TOKENS = 256  # tokens of prompts between two steps

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError
-from tinygpt.sample import Choice
+from tinygpt.generate import Choice
 from tinygpt.serve.engine import Settings, Token
 
 DOCUMENTS = "documents"  # the name of the model that answers from an index

@@ -1,0 +1,130 @@
+"""From logits to tokens: the sampling distribution, and generation with the key-value cache.
+
+    for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
+
+With the key-value cache (cache.py) a step computes one position. Past block_size tokens, a model with relative
+positions overwrites the oldest position at each step. With learned positions, every cached position would need another
+embedding, so the cache is cleared and the last half of the context is read again.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.errors import diverged
+from tinygpt.model import GPT
+
+
+def require_finite(values: Tensor, what: str = "the logits are") -> None:
+    """Check that no value is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
+    if not values.isfinite().all():
+        raise diverged(what, values[~values.isfinite()][0].item())
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Settings for drawing the next token."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1337
+
+
+GREEDY = Choice(temperature=0)
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Convert logits (..., V) to the sampling distribution: float32 (..., V), sums to one.
+
+    temperature 0 gives probability 1 to the most probable token (greedy decoding). top_k keeps the k most probable
+    tokens. top_p keeps the fewest tokens whose probabilities, after temperature and top_k, reach p (nucleus sampling,
+    Holtzman et al. 2020).
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if temperature < 1:
+        logits = logits - logits.amax(-1, keepdim=True)  # at most 0, so that the division cannot overflow
+    logits = logits / max(temperature, 1e-30)  # a smaller value is 0 in float32, and 0 / 0 is NaN
+    if 0 < top_k < logits.size(-1):
+        kth = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    chances = logits.softmax(-1)
+    if top_p < 1:
+        ordered, order = chances.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the tokens before this one already reach p
+        beyond[..., 0] = False  # always keep the first: a tiny top_p is 0 in float32
+        chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        chances = chances / chances.sum(-1, keepdim=True)
+    return chances
+
+
+def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
+
+    On a CPU, multinomial itself raises for a distribution with NaN, so finite logits need no separate check.
+    """
+    if choice.temperature == 0 or logits.device.type != "cpu":
+        require_finite(logits)  # argmax treats NaN as the largest; multinomial of NaN makes a GPU unusable
+    if choice.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+    try:
+        return torch.multinomial(chances, 1, generator=generator)
+    except RuntimeError:
+        require_finite(logits)
+        raise
+
+
+@torch.inference_mode()
+def generate_with_logits(
+    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the next token of every row, int64 (B,), and its logits (B, V), up to max_new_tokens times.
+
+    prompt int64 (B, T), T >= 1, of which the last block_size are used. vocab_size: ids from here on are never drawn
+    (a padded vocabulary). exact_window: recompute the last block_size tokens at every step, as nanoGPT does.
+    Memory use does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
+    """
+    block_size = model.config.block_size
+    generator = torch.Generator(prompt.device).manual_seed(choice.seed)
+    context = prompt[:, -block_size:]
+    recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
+    cache = None if exact_window else model.new_cache(len(context), context.size(1) + max_new_tokens)
+    for _ in range(max_new_tokens):
+        logits = model.next_logits(context, cache)  # (B, V)
+        if 0 < vocab_size < logits.size(-1):
+            logits = logits[:, :vocab_size]
+        chosen = draw(logits, choice, generator)
+        recent.append(chosen)
+        yield chosen[:, 0], logits
+        if cache is None:
+            context = torch.cat(tuple(recent), dim=1)
+        elif cache.length < block_size or model.position.relative:
+            context = chosen
+        else:
+            cache.forget()
+            context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
+
+
+def generate(
+    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+) -> Iterator[Tensor]:
+    """Yield the next token of every row, int64 (B,). Arguments and errors: as in `generate_with_logits`."""
+    steps = generate_with_logits(model, prompt, max_new_tokens, choice, vocab_size, exact_window)
+    return (tokens for tokens, _ in steps)
+
+
+def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> str:
+    """Decode the response to a prompt greedily, up to its end or `longest` tokens."""
+    assert tokenizer.pair is not None
+    end, encoded = tokenizer.pair.end[0], tokenizer.encode_prompt(prompt).astype("int64")
+    idx = torch.tensor(encoded[None], device=model.lm_head.weight.device)
+    ids = (int(token[0]) for token in generate(model, idx, longest, GREEDY, tokenizer.vocab_size))
+    return tokenizer.decode(list(itertools.takewhile(lambda token: token != end, ids)))
