@@ -106,11 +106,18 @@ def generate_with_logits(
         yield chosen[:, 0], logits
         if cache is None:
             context = torch.cat(tuple(recent), dim=1)
-        elif cache.length < block_size or model.position.relative:
-            context = chosen
-        else:
+        elif again := to_read_again(model, cache.length):
             cache.forget()
-            context = torch.cat(tuple(recent)[-max(1, block_size // 2) :], dim=1)
+            context = torch.cat(tuple(recent)[-again:], dim=1)
+        else:
+            context = chosen
+
+
+def to_read_again(model: GPT, length: int) -> int:
+    """How many of the newest tokens are read again when `length` positions are cached: half of a full context if its
+    positions are not relative, else none."""
+    full = length >= model.config.block_size and not model.position.relative
+    return max(1, model.config.block_size // 2) if full else 0
 
 
 def generate(

@@ -23,7 +23,7 @@ from torch import Tensor
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
-from tinygpt.generate import Choice, probabilities
+from tinygpt.generate import Choice, probabilities, to_read_again
 from tinygpt.model import GPT
 from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
@@ -225,8 +225,8 @@ class Served:
         for row in rows:
             if row.finish:
                 continue
-            if self._full(cache.length):
-                self._restart_context(row)
+            if again := to_read_again(self.model, cache.length):
+                self._restart_context(row, again)
             else:
                 self.batch.join(cache)
                 self.rows.append(row)
@@ -239,23 +239,19 @@ class Served:
                 self.prefills.remove(prefill)
         for number in reversed(range(len(self.rows))):
             row = self.rows[number]
-            full = self._full(self.batch.lengths[number])
-            if row.finish or full or expired(row.task, now):
-                if full and not row.finish and not row.task.cancelled:
-                    self._restart_context(row)
+            again = to_read_again(self.model, self.batch.lengths[number])
+            if row.finish or again or expired(row.task, now):
+                if again and not row.finish and not row.task.cancelled:
+                    self._restart_context(row, again)
                 self.batch.leave(number)
                 self.rows[number] = self.rows[-1]
                 self.rows.pop()
         if not self.rows and self.batch.slots > 1:
             self.batch = BatchCache(self.model)  # gives memory back
 
-    def _full(self, length: int) -> bool:
-        return length >= self.model.config.block_size and not self.model.position.relative
-
-    def _restart_context(self, row: Row) -> None:
-        """Continue a row from the last half of its context, as `tinygpt sample` does."""
-        half = max(1, self.model.config.block_size // 2)
-        self.prefills.append(Prefill([row], list(row.recent)[-half:], echo=False))
+    def _restart_context(self, row: Row, again: int) -> None:
+        """Continue a row from its newest tokens, as many as `tinygpt sample` reads again."""
+        self.prefills.append(Prefill([row], list(row.recent)[-again:], echo=False))
 
     def fail(self, message: str) -> None:
         """Fail the tasks of all sequences, and forget them."""
