@@ -292,6 +292,12 @@ def test_a_prompt_that_fills_the_context_is_scored_and_a_longer_one_refused(text
 # ---- chat -------------------------------------------------------------------------------------------------------
 
 
+def test_a_chat_whose_prompt_fills_the_context_gets_one_token(chat: Ask) -> None:
+    answer = chat(messages=user("055 blue 055 green"))  # 18 characters and two special tokens
+    assert answer.usage.prompt_tokens == 20 and answer.usage.completion_tokens == 1
+    assert answer.choices[0].finish_reason == "length"
+
+
 @pytest.mark.parametrize("prompt", ["123 red", "007 green", "055 blue"])
 def test_chat_answers_as_sample_does_and_so_does_an_adapter(pairs: Server, chat: Ask, prompt: str) -> None:
     expected = sampled(pairs.folder, prompt, "--ckpt=out-colours", "--temperature=0", "--max_new_tokens=12")
