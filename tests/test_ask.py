@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,7 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
     shown = until(control, b"question> ")
     assert b"\nred\r\nprobability " in shown and b"[red]" in shown
     for _ in range(3):  # a signal between the prompt and the read is seen only when the next one comes
+        time.sleep(0.5)
         os.write(control, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert process.wait(timeout=60) == 0
