@@ -232,7 +232,7 @@ def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
         axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
         axes.set_xlabel("recall: share of the positive prompts that are flagged")
-        axes.set_ylabel("precision: share of the flagged prompts that are positive")
+        axes.set_ylabel("precision: positive share of flagged prompts")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         name = cut(escaped(tradeoff.positive), 24)
         title = f"{task}, {tradeoff.split}: {name} is {100 * share:.1f} % of {tradeoff.n:,} prompts"
