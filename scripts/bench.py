@@ -225,7 +225,6 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.checkpoint.store import load, tokenizer_of
     from tinygpt.config.parse import parse
     from tinygpt.config.schema import SampleConfig, TrainConfig
-    from tinygpt.data.dataset import Dataset
     from tinygpt.data.prompts import encode_prompt
     from tinygpt.fast import attention, model_class
     from tinygpt.fast.model import FastGPT
@@ -235,16 +234,13 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.options import rotate
     from tinygpt.train import batch, finite, forward_backward
     from tinygpt.training import run as training_run
-    from tinygpt.training.build import Autocast, build
-    from tinygpt.training.optimizer import TorchOptimizer
-    from tinygpt.training.processes import Processes
-    from tinygpt.training.schedule import learning_rate
-    from tinygpt.training.start import Start, make_model
+    from tinygpt.training.optimizer import TorchOptimizer, build, learning_rate
+    from tinygpt.training.start import Start
 
     compute = device.choose("cpu", dtype)
 
     def autocast(model: GPT, config: TrainConfig, compute: device.Compute) -> Any:
-        return Autocast(model, compute), TorchOptimizer(model, config, compute)
+        return device.Autocast(model, compute), TorchOptimizer(model, config, compute)
 
     def flat(model: GPT, config: TrainConfig, compute: device.Compute) -> Any:
         weights = FlatWeights(model, compute.dtype)
@@ -274,11 +270,10 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     def training(preset: str, variant: str) -> training_run.Run:
         """The state of `tinygpt train` before the first iteration. With eval_only it writes no files."""
         config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet"])
-        dataset = Dataset(config.data_dir, config.dataset)
         kind, build_variant, _ = variants[variant]
-        model, _ = make_model(config, dataset, Start(), kind)
-        with mock.patch.object(training_run, "build", build_variant):
-            return training_run.set_up(config, compute, Processes(), dataset, dataset.sources["train"], model)
+        changes = {"model_class": lambda *_: kind, "build": build_variant}
+        with mock.patch.multiple(training_run, **changes):
+            return training_run.set_up(contextlib.ExitStack(), Start(config), compute)
 
     def steps(preset: str, variant: str, count: int) -> float:
         """Iterations per second: the body of train.loop, without logging."""

@@ -54,17 +54,15 @@ def batches(ckpt: str, data_dir: str) -> list[Any]:
 def lora_tinygpt(ckpt: str, data_dir: str) -> dict[str, float]:
     import contextlib
 
-    from tinygpt.finetune.method import FineTuning
     from tinygpt.train import batch, forward_backward
-    from tinygpt.training.build import choose_compute
-    from tinygpt.training.run import open_run
-    from tinygpt.training.start import starting_point
+    from tinygpt.training.run import set_up
+    from tinygpt.training.start import choose_compute, starting_point
 
     tokens = sum(len(ids) - 1 for examples in batches(ckpt, data_dir)[WARM:] for ids, _ in examples)
     with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
         config = lora_config(ckpt, out, data_dir)
         start = starting_point(config)
-        run = open_run(stack, config, choose_compute(config, start.saved), start, FineTuning(config))
+        run = set_up(stack, start, choose_compute(start.config, start.saved))
         for step in range(WARM + STEPS):
             if step == WARM:
                 began = time.perf_counter()

@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed 
 from tinygpt.cli import main
 from tinygpt.evaluate import process
 from tinygpt.interop import chat
+from tinygpt.training.log import peak_memory
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -108,7 +109,7 @@ def commands_here() -> Iterator[None]:
             memory, *args = command[5:]
             with contextlib.redirect_stdout(stdout):
                 self.status = main(args)
-            Path(memory).write_text(str(process.peak_memory()))
+            Path(memory).write_text(str(peak_memory()))
 
         def wait(self) -> int:
             return self.status

@@ -28,7 +28,7 @@ from tinygpt.checkpoint import store
 from tinygpt.data import corpora, dataset, rows
 from tinygpt.model import GPT
 from tinygpt.training import run
-from tinygpt.training.signals import StopSignal
+from tinygpt.training.processes import StopSignal
 
 
 def die() -> None:
@@ -299,12 +299,12 @@ def batches_from_one_generator() -> None:
 
 
 def no_lock() -> None:
-    """run.open_run without `folder_lock(...)`."""
+    """run.set_up without `folder_lock(...)`."""
     replace(run, "folder_lock", lambda folder, use: contextlib.nullcontext(folder.mkdir(exist_ok=True)))
 
 
 def no_signal_handlers() -> None:
-    """signals.StopSignal.__enter__ without `signal.signal(...)`."""
+    """processes.StopSignal.__enter__ without `signal.signal(...)`."""
     replace(StopSignal, "__enter__", lambda self: self)
 
 

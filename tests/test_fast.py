@@ -23,9 +23,8 @@ from tinygpt.fast.model import FastGPT
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import Rotary, rotate
-from tinygpt.training.build import build
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import OPTIMIZERS, load_state, state_of
+from tinygpt.training.optimizer import OPTIMIZERS, build, load_state, state_of
 
 
 def on_cpu(dtype: torch.dtype = torch.float32) -> Compute:

@@ -359,7 +359,7 @@ def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
 
 
 def test_the_comparison_shows_control_characters_escaped() -> None:
-    from tinygpt.finetune.method import side_by_side
+    from tinygpt.finetune.compare import side_by_side
 
     said = {"prompts": ["a\x1b[1m"], "responses": ["b\x07"], "answers": ["c\n"]}
     text = "".join(side_by_side(said, said)).replace("\n", "")

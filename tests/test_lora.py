@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.lora import LoRA
 from tinygpt.model import GPT
-from tinygpt.training.build import build
+from tinygpt.training.optimizer import build
 
 
 def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:

@@ -17,8 +17,7 @@ from tinygpt.fast.optimizer import FlatOptimizer
 from tinygpt.fast.weights import FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig
 from tinygpt.model import kind as kind_of
-from tinygpt.training.build import Computing, build
-from tinygpt.training.optimizer import OPTIMIZERS, Optimizer, load_state, state_of
+from tinygpt.training.optimizer import OPTIMIZERS, Computing, Optimizer, build, load_state, state_of
 
 both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 

@@ -32,9 +32,9 @@ from tinygpt.data.rows import TextRows
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.training import processes as distributed
-from tinygpt.training.build import build, choose_compute
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer
+from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer, build
+from tinygpt.training.start import choose_compute
 
 # ---- GPUs ----------------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ def test_who_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_compute(TrainConfig(), {}).device.type == "cpu"
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(TypeError):  # negative control: a new run on one process measures
-        monkeypatch.setattr("tinygpt.training.build.Dataset", lambda *_: None)
+        monkeypatch.setattr("tinygpt.training.start.Dataset", lambda *_: None)
         choose_compute(TrainConfig(), {})
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.config.schema import TrainConfig
-from tinygpt.training.schedule import learning_rate
+from tinygpt.training.optimizer import learning_rate
 
 
 def nanogpts(it: int, peak: float, least: float, warmup: int, decay: int) -> float:

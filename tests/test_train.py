@@ -13,7 +13,7 @@ from conftest import TINY_TRAIN, cli, cli_here, listing, ok, tiny_text, trained
 
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
-from tinygpt.training.schedule import learning_rate
+from tinygpt.training.optimizer import learning_rate
 
 
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:

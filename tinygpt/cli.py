@@ -30,7 +30,7 @@ GROUPS = {
         "check": ("evaluate.check:check", "CheckConfig", "verify the files of runs and datasets, and exact resuming"),
     },
     "adapt and share a model": {
-        "finetune": ("finetune.command:finetune", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
+        "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
         "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
         "import": ("interop.command:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
         "export": (

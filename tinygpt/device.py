@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from tinygpt.errors import TinyGPTError
 
@@ -37,7 +38,7 @@ class Compute:
 
 
 def choose(device: str, dtype: str) -> Compute:
-    """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see build.choose_compute.)
+    """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see training/start.py.)
 
     Errors: TinyGPTError for a device that this machine does not have.
     """
@@ -134,6 +135,25 @@ def to_device(block: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return block.pin_memory().to(device, non_blocking=True)
     return block.to(device)
+
+
+class Autocast(nn.Module):
+    """Run a model under torch.autocast: matrix products in compute.dtype, other operations as PyTorch decides."""
+
+    def __init__(self, model: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.model, self.compute = model, compute
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, targets_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype = self.compute.dtype
+        with torch.autocast(self.compute.device.type, dtype, enabled=dtype is not torch.float32):
+            return self.model(idx, targets, targets_only=targets_only)
 
 
 def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:

@@ -15,40 +15,42 @@ import torch
 
 from tinygpt import device
 from tinygpt.checkpoint import store
+from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
-from tinygpt.evaluate.process import peak_memory
+from tinygpt.finetune import compare
 from tinygpt.generate import Choice, generate
-from tinygpt.training.build import choose_compute
-from tinygpt.training.failures import not_finite, out_of_memory
-from tinygpt.training.log import Pace, read_metrics
-from tinygpt.training.run import Method, Run, micro_steps, open_run
-from tinygpt.training.schedule import learning_rate
-from tinygpt.training.signals import StopSignal
-from tinygpt.training.start import starting_point
+from tinygpt.training.log import Pace, peak_memory, read_metrics
+from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.processes import StopSignal
+from tinygpt.training.run import Run, micro_steps, not_finite, out_of_memory, set_up
+from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
 
-def train(config: TrainConfig, method: Method = Method()) -> int:
-    """Run the command and return the exit status. Errors: TinyGPTError for everything that a user can fix."""
+def train(config: TrainConfig) -> int:
+    """Run the command, also `finetune`, and return the exit status. Errors: TinyGPTError for everything that a user can
+    fix."""
     compute = None
     try:
         start = starting_point(config)  # first: a resumed run keeps its device and dtype
-        compute = choose_compute(config, start.saved)
+        config, compute = start.config, choose_compute(start.config, start.saved)
         with contextlib.ExitStack() as stack:
-            run = open_run(stack, config, compute, start, method)
+            run = set_up(stack, start, compute)
             stop = stack.enter_context(StopSignal())
             if config.eval_only:
                 return loop(run, stop)
             if config.watch and run.ranks.is_main:
                 stack.enter_context(Watcher(config, run.log, stop))
-            method.before(run)
+            if run.tuning:
+                compare.before(run, run.tuning)
             status = loop(run, stop)
+            if not status and run.tuning:
+                compare.after(run, run.tuning)
             if not status:
-                method.after(run)
                 finish(run)
             return status
     except (RuntimeError, MemoryError) as error:
@@ -64,7 +66,7 @@ def loop(run: Run, stop: StopSignal) -> int:
     """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
-    snapshot_at = snapshot_steps(config.snapshots, config.max_iters)
+    snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
     run.log.start_bar(first, config.max_iters)
     data = batch(run, first)
     while True:
@@ -213,8 +215,8 @@ def save(run: Run, name: str) -> None:
     if run.ranks.is_main:
         state = run.checkpoint()
         store.save(run.out / name, state, run.log.next_step)
-        if name == "ckpt.pt":
-            run.method.improved(run, state)
+        if name == "ckpt.pt" and run.tuning and run.tuning.config.lora_rank:
+            save_adapter(run.out / "adapter.pt", state, run.tuning.base_fingerprint, run.log.next_step)
     if name == "last.pt":
         run.saved_at = run.progress.step
         run.log.next_step = f"resume: {run.resume_command}"

@@ -20,7 +20,7 @@ from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
-from tinygpt.training.build import Computing
+from tinygpt.training.optimizer import Computing
 from tinygpt.training.processes import Processes
 
 CHEAP = 10**12  # parameters x tokens of a sample: seconds on two cores; a smaller split is measured completely

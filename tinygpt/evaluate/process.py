@@ -23,7 +23,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from tinygpt.cli import main
-from tinygpt.evaluate.process import peak_memory
+from tinygpt.training.log import peak_memory
 status = main(sys.argv[2:])
 Path(sys.argv[1]).write_text(str(peak_memory()))
 sys.exit(status)
@@ -63,20 +63,6 @@ def run(log: Path, *args: str) -> Done:
             status,
         )
     return Done(output, time.monotonic() - began, int(memory.read_text()))
-
-
-def peak_memory() -> int:
-    """The largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
-    if sys.platform == "win32":
-        return 0
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) << 10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
 
 
 @contextlib.contextmanager

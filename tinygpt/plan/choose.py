@@ -22,8 +22,7 @@ from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
 from tinygpt.fast import model_class
 from tinygpt.plan.pilots import MOST_PASSES
 from tinygpt.terminal import duration
-from tinygpt.training.build import choose_compute, seconds_per_batch
-from tinygpt.training.start import Start, make_model
+from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch
 
 START = 5.0  # seconds until the first iteration
 SHARE = 0.9  # of the remaining time for iterations; the other tenth is for EVALUATIONS and their saves
@@ -136,7 +135,7 @@ def measured(run: TrainConfig, dataset: Dataset) -> list[Size]:
     compute, found = choose_compute(run, {}), []
     for width in SHAPES:
         config = dataclasses.replace(run, **shape(width))
-        model, _ = make_model(config, dataset, Start(), model_class(config.fast, compute))
+        model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
         step = seconds_per_batch(config, dataset, compute) * run.gradient_accumulation_steps
         found.append(Size(width, model.num_params(), step))
         if step > SLOWEST:

@@ -25,8 +25,14 @@ from tinygpt.plan.choose import choose
 from tinygpt.plan.cost import Costs
 from tinygpt.plan.pilots import Pilot
 from tinygpt.terminal import duration
-from tinygpt.training.build import choose_compute
-from tinygpt.training.start import make_model, require_dataset_choice, resumes, starting_point
+from tinygpt.training.start import (
+    choose_compute,
+    fit_dataset,
+    make_model,
+    require_dataset_choice,
+    resumes,
+    starting_point,
+)
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
 BUSY = 0.5  # load average per core, from which the machine counts as busy
@@ -109,8 +115,10 @@ def planned(config: PlanConfig) -> Planned:
         )
     require_dataset_choice(run, "plan")
     dataset = Dataset(run.data_dir, run.dataset)
-    start, compute = starting_point(run), choose_compute(run, {})
-    model, _ = make_model(run, dataset, start, model_class(run.fast, compute))
+    start = starting_point(run)
+    run, compute = start.config, choose_compute(start.config, {})
+    known = fit_dataset(dataset, start)
+    model, _ = make_model(start, model_class(run.fast, compute), dataset.tokenizer.vocab_size, known)
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")

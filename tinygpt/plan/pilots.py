@@ -26,7 +26,7 @@ from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
 from tinygpt.plan.cost import Block, blocks_from_json, blocks_of, diverges, has_diverged
 from tinygpt.train import train
-from tinygpt.training.build import choose_compute
+from tinygpt.training.start import choose_compute
 
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
 BEGINNING = 4  # without a prediction, the only pilot is the first quarter of the run itself, which costs about as much

@@ -19,8 +19,7 @@ from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import VECTOR, kind
 from tinygpt.report.collect import QUICK, LoadedRun
-from tinygpt.training.optimizer import TorchOptimizer, load_state
-from tinygpt.training.schedule import learning_rate
+from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
 
 SHOWN = 64  # most tokens of the first sequence that are shown
 ROWS = 5  # most probable tokens that are shown for each of them

@@ -172,6 +172,20 @@ class Pace:
         return f"expected:    {wait} for {left:,} more iterations ({each * 1000:.1f} ms each)"
 
 
+def peak_memory() -> int:
+    """The largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
+
+
 def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
     """Return whether a line is intact and precedes the state before iteration `step`."""
     try:

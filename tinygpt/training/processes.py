@@ -1,4 +1,4 @@
-"""Several processes under torchrun: rank, world size, and two collectives, barrier and all-reduce.
+"""The processes of a run: under torchrun they share its work, and a signal to one of them stops all.
 
 Without torchrun there is one process, and the collectives do nothing. Under `torchrun --nproc_per_node=2 -m
 tinygpt train ...` each process works on its slice of the same global batch and PyTorch's DistributedDataParallel
@@ -8,7 +8,9 @@ averages the gradients, so the number of processes changes the speed and not wha
 import contextlib
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,3 +78,35 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+class StopSignal:
+    """Context in which the first SIGINT or SIGTERM is recorded, for the loop to stop; a second one ends the process.
+
+    status: the exit status, 0 without a signal, 130 after SIGINT, 143 after SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self.status:
+            os._exit(128 + number)
+        self.status = 128 + number
+
+    def requested(self, ranks: Processes, device: torch.device) -> bool:
+        """Return whether any process was asked to stop, so that all save and stop at the same iteration."""
+        statuses = ranks.sum([float(self.status)], device)
+        if statuses[0] and not self.status:
+            self.status = 128 + signal.SIGTERM
+        return bool(statuses[0])

@@ -1,6 +1,7 @@
 """A run: its configuration, data, model, optimizer and log, set up before the first iteration.
 
-run = open_run(stack, config, compute, starting_point(config), Method())
+start = starting_point(config)
+run = set_up(stack, start, choose_compute(start.config, start.saved))
 store.save(run.out / "last.pt", run.checkpoint())
 """
 
@@ -23,44 +24,27 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.fields import LARGEST
 from tinygpt.config.files import to_yaml
-from tinygpt.config.schema import TrainConfig, run_settings
+from tinygpt.config.schema import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast import model_class
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.training import schedule, watch
-from tinygpt.training.build import Computing, build
+from tinygpt.training import sinks, watch
 from tinygpt.training.log import RunLog, read_metrics
-from tinygpt.training.optimizer import Optimizer, load_state, state_of
+from tinygpt.training.optimizer import (
+    Computing,
+    Optimizer,
+    build,
+    describe_schedule,
+    load_state,
+    schedule_note,
+    state_of,
+)
 from tinygpt.training.processes import Processes, join_processes
-from tinygpt.training.sinks import TensorBoard, Wandb, discard_events, require_packages
-from tinygpt.training.start import Start, make_model, new_run_from
-
-
-class Method:
-    """Hooks of a training method. Those of plain training do nothing; fine-tuning adds LoRA and replay."""
-
-    def rows(self, dataset: Dataset, start: Start) -> Batches:
-        """Return the rows from which batches are drawn."""
-        return dataset.sources["train"]
-
-    def adapt(self, model: GPT, new_tokens: int, start: Start) -> None:
-        """Change the model of a new run before it is trained; its last `new_tokens` embeddings are new."""
-
-    def state(self) -> dict[str, Any]:
-        """Return the method's state, which checkpoints contain under `training`."""
-        return {}
-
-    def before(self, run: "Run") -> None:
-        """Called before the first iteration."""
-
-    def improved(self, run: "Run", best: Checkpoint) -> None:
-        """Called after a new best model was written to ckpt.pt."""
-
-    def after(self, run: "Run") -> None:
-        """Called after the last iteration."""
+from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from
+from tinygpt.training.tuning import Tuning
 
 
 @dataclasses.dataclass
@@ -97,14 +81,14 @@ class Run:
     computing: Computing  # the same weights, computing in compute.dtype
     forward: Any  # `computing`, compiled or wrapped for several processes if configured
     optimizer: Optimizer
-    method: Method
     compute: device.Compute
     ranks: Processes
     log: RunLog
     progress: Progress
+    compiled: bool  # by torch.compile
+    tuning: Tuning | None  # what fine-tuning adds
+    saved_at: int  # the iteration before which last.pt was written; -1 before the first one
     started: float = dataclasses.field(default_factory=time.perf_counter)
-    saved_at: int = -1  # the iteration before which last.pt was written
-    compiled: bool = False  # by torch.compile
 
     @property
     def out(self) -> Path:
@@ -161,36 +145,82 @@ class Run:
                 "progress": dataclasses.asdict(progress),
                 "optimizer": state_of(self.optimizer),
                 **self.numerics(),
-                **self.method.state(),
+                **(self.tuning.state() if self.tuning else {}),
             },
         )
 
 
-def open_run(
-    stack: contextlib.ExitStack, config: TrainConfig, compute: device.Compute, start: Start, method: Method
-) -> Run:
-    """Set up a run, which `stack` closes. Mistakes of the user are found before any file is written."""
+def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -> Run:
+    """Set up a run, which `stack` closes, and print its settings. Mistakes of the user are found before any file is
+    written."""
+    config, out = start.config, Path(start.config.out_dir)
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
-    dataset = Dataset(start.data_dir or config.data_dir, config.dataset)
+    dataset = start.dataset(config.dataset)
     check_processes(config, ranks)
-    for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
-        refuse_link(Path(config.out_dir) / name)
-    if (folder := Path(config.out_dir) / FOLDER).is_file() and config.snapshots:
-        raise TinyGPTError(f"{folder} is a file, but is needed as a folder for snapshots", "remove or rename it")
-    model, new_tokens = make_model(config, dataset, start, model_class(config.fast, compute))
-    method.adapt(model, new_tokens, start)
-    source = method.rows(dataset, start)
+    check_folder(out, config)
+    known = fit_dataset(dataset, start)
+    model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known)
+    tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
+    source: Batches = tuning.rows if tuning else dataset.sources["train"]
     if config.group_by_length:
         source = source.grouped()
     require_packages(config)
+    if ranks.is_main and not config.eval_only:
+        stack.enter_context(folder_lock(out, "run"))
+    ranks.wait()
+
+    torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
+    if compute.device.type == "cpu":
+        device.keep_freed_memory()
+    computing, optimizer = build(model.to(compute.device), config, compute)
+    computing.train()
+    progress = Progress()
+    if start.saved:
+        progress = Progress.restored(start.saved, start.where)
+        load_state(optimizer, start.saved["optimizer"])
+    rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
+    example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
+    forward, compiled = device.compile_model(computing, config.compile, compute, example)
+    run = Run(
+        config=config,
+        dataset=dataset,
+        source=source,
+        model=model,
+        computing=computing,
+        forward=nn.parallel.DistributedDataParallel(forward) if ranks.count > 1 else forward,
+        optimizer=optimizer,
+        compute=compute,
+        ranks=ranks,
+        log=RunLog(out, ranks.is_main, config.quiet),
+        progress=progress,
+        compiled=forward is not computing,
+        tuning=tuning,
+        saved_at=progress.step if start.saved else -1,
+    )
+    stack.callback(run.log.close)
+    if ranks.is_main and not config.eval_only:
+        open_folder(run, start.resuming)
+    show_start(run, compiled)
+    note_changes(run, start.saved)
+    return run
+
+
+def check_folder(out: Path, config: TrainConfig) -> None:
+    """Check that the run can write into its folder. Errors: TinyGPTError for links, and a file instead of a folder."""
+    for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
+        refuse_link(out / name)
+    if (out / FOLDER).is_file() and config.snapshots:
+        raise TinyGPTError(f"{out / FOLDER} is a file, but is needed as a folder for snapshots", "remove or rename it")
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Errors: TinyGPTError for a package that is needed for logging or watching, and is not installed."""
+    if config.wandb_log:
+        sinks.import_wandb()
+    if config.report_to == "tensorboard":
+        sinks.import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:
         require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
-    if ranks.is_main and not config.eval_only:
-        stack.enter_context(folder_lock(Path(config.out_dir), "run"))
-    ranks.wait()
-    run = set_up(config, compute, ranks, dataset, source, model, start, method)
-    stack.callback(run.log.close)
-    return run
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
@@ -209,44 +239,6 @@ def check_processes(config: TrainConfig, ranks: Processes) -> None:
         )
 
 
-def set_up(
-    config: TrainConfig,
-    compute: device.Compute,
-    ranks: Processes,
-    dataset: Dataset,
-    source: Batches,
-    model: GPT,
-    start: Start = Start(),
-    method: Method = Method(),
-) -> Run:
-    """Build model, optimizer and log, restore the checkpoint's state if resuming, and print the settings."""
-    torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
-    if compute.device.type == "cpu":
-        device.keep_freed_memory()
-    computing, optimizer = build(model.to(compute.device), config, compute)
-    computing.train()
-    progress, saved = Progress(), start.saved
-    if saved:
-        progress = Progress.restored(saved, start.where)
-        load_state(optimizer, saved["optimizer"])
-    log = RunLog(Path(config.out_dir), ranks.is_main, config.quiet)
-    run = Run(
-        config, dataset, source, model, computing, computing, optimizer, method, compute, ranks, log, progress,
-        saved_at=progress.step if saved else -1,
-    )  # fmt: skip
-    rows = run.rows_per_iter // (ranks.count * micro_steps(config, ranks))
-    example = torch.zeros((rows, run.width), dtype=torch.long, device=compute.device)
-    run.forward, compiled = device.compile_model(computing, config.compile, compute, example)
-    run.compiled = run.forward is not computing
-    if ranks.count > 1:
-        run.forward = nn.parallel.DistributedDataParallel(run.forward)
-    if ranks.is_main and not config.eval_only:
-        open_folder(run, start)
-    show_start(run, compiled)
-    note_changes(run, saved)
-    return run
-
-
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
     """Print what a resumed run computes differently from now on. Version 0.1 had only the fast path."""
     now = run.numerics()
@@ -257,17 +249,18 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
             run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
 
 
-def open_folder(run: Run, start: Start) -> None:
+def open_folder(run: Run, resuming: bool) -> None:
     """Write config.yaml and open the log. In the folder of a new run, remove the files of an earlier one first."""
-    if not start.resuming:
+    if not resuming:
         if any((run.out / name).exists() for name in ("ckpt.pt", "last.pt")):
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
             remove(run.out / name)
         for path in snapshots(run.out).values():
             remove(path)
-        for curves in ("train", "val"):
-            discard_events(run.out / "tensorboard" / curves)
+        if (run.out / "tensorboard").exists():
+            for curves in ("train", "val"):
+                sinks.discard_events(run.out / "tensorboard" / curves)
     with replacing(run.out / "config.yaml") as file:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
@@ -275,16 +268,15 @@ def open_folder(run: Run, start: Start) -> None:
     if run.config.wandb_log:
         run.progress.wandb_id = run.progress.wandb_id or secrets.token_hex(4)
         # not `add`: a mistake in its settings ends the command
-        run.log.sinks["Weights & Biases"] = Wandb(run.config, run.progress.wandb_id)
+        run.log.sinks["Weights & Biases"] = sinks.Wandb(run.config, run.progress.wandb_id)
     if run.config.report_to == "tensorboard":
         started = time.time() - run.seconds()
-        run.log.add("TensorBoard", lambda: TensorBoard(run.out, read_metrics(run.out), started))
+        run.log.add("TensorBoard", lambda: sinks.TensorBoard(run.out, read_metrics(run.out), started))
 
 
 def show_start(run: Run, compiled: str) -> None:
     """Print the settings of the run and derived figures, before the first iteration."""
-    config, model, progress = run.config, run.model, run.progress
-    source = run.source
+    config, model, progress, source = run.config, run.model, run.progress, run.source
     size = source.describe_rows(run.rows_per_iter, run.width)
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
@@ -300,10 +292,10 @@ def show_start(run: Run, compiled: str) -> None:
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
-        f"optimizer:   {config.optimizer}, {schedule.describe(config)}",
+        f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
     ):
         run.log.say(line)
-    if not config.eval_only and (warning := schedule.note(config)):
+    if not config.eval_only and (warning := schedule_note(config)):
         run.log.say(warning, always=True)
     if "TensorBoard" in run.log.sinks:
         run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
@@ -311,3 +303,33 @@ def show_start(run: Run, compiled: str) -> None:
         done = f"; nothing is left to do: max_iters is {config.max_iters:,}"
         left = "" if progress.step < config.max_iters else done
         run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
+
+
+# ---- errors that end a run --------------------------------------------------------------------------------------
+
+
+def not_finite(run: Run, what: str) -> TinyGPTError:
+    """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
+    reason = f"{what} NaN or infinite"
+    run.log.metric("diverged", run.progress.step, run.seconds(), reason=reason)
+    # a state saved just before this iteration is intact, but a run resumed from it diverges here again
+    usable = 0 <= run.saved_at < run.progress.step
+    safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"
+    return TinyGPTError(
+        f"iteration {run.progress.step}: {reason}; training has stopped",
+        f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
+        status=1,
+    )
+
+
+def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:
+    """Make the error of a run that does not fit into memory."""
+    rows, steps = config.batch_size, config.gradient_accumulation_steps
+    fits = (
+        f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"
+        if rows % 2 == 0
+        else f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
+    )
+    return TinyGPTError(
+        f"out of memory on {where} with batch_size {rows} x block_size {config.block_size}", fits, status=1
+    )

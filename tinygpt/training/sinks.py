@@ -17,15 +17,6 @@ from tinygpt.errors import library, missing
 from tinygpt.files import folder_lock, remove
 from tinygpt.training.log import is_number
 
-
-def require_packages(config: TrainConfig) -> None:
-    """Import the packages that the run's sinks need. Errors: TinyGPTError for a package that is not installed."""
-    if config.wandb_log:
-        import_wandb()
-    if config.report_to == "tensorboard":
-        import_summary_writer("report_to=tensorboard", ", or --report_to=none")
-
-
 # ---- Weights & Biases -------------------------------------------------------------------------------------------
 
 

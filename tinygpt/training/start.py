@@ -1,45 +1,59 @@
-"""Where a run starts: new weights, a base model, or its own last state.
+"""Where a run starts: its checkpoint, its complete configuration, its device and its model.
 
-start = starting_point(config)                  # loads the checkpoint, if any, and updates config
-model, new_tokens = make_model(config, dataset, start, GPT)
+start = starting_point(config)                      # loads the checkpoint, if any
+compute = choose_compute(start.config, start.saved)
+known = fit_dataset(dataset, start)                         # the dataset adopts the checkpoint's vocabulary
+model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known)
 """
 
+import copy
 import dataclasses
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from tinygpt import device
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
-from tinygpt.config.schema import SESSION, TrainConfig
+from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
+from tinygpt.fast import model_class
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
+from tinygpt.training import processes
+from tinygpt.training.optimizer import build
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
 FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved optimizer state depends on
 
 
-class Start(NamedTuple):
-    """Where a run starts: new weights (no state), a base model, or its own last state when it is resumed."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts: new weights (no checkpoint), a base model, or its own last state when it is resumed."""
 
-    state: store.Checkpoint | None = None
+    config: TrainConfig  # complete: what the checkpoint determines is filled in
+    checkpoint: store.Checkpoint | None = None
     resuming: bool = False
     where: str = ""  # name of the checkpoint in messages
     data_dir: str = ""  # of a run that is resumed from another folder; the configuration keeps its own
 
+    def dataset(self, name: str) -> Dataset:
+        """Open a dataset of the run. Errors: TinyGPTError if it is missing or damaged."""
+        return Dataset(self.data_dir or self.config.data_dir, name)
+
     @property
     def saved(self) -> dict[str, Any]:
         """Training state in the checkpoint of a resumed run; empty for a new run."""
-        return self.state.training if self.state is not None and self.resuming else {}
+        return self.checkpoint.training if self.checkpoint is not None and self.resuming else {}
 
 
 def resumes(config: TrainConfig) -> bool:
@@ -49,22 +63,25 @@ def resumes(config: TrainConfig) -> bool:
 
 
 def starting_point(config: TrainConfig) -> Start:
-    """Load the checkpoint that `init_from` names, if any.
+    """Load the checkpoint that `init_from` names, if any, and complete the configuration from it.
 
-    Sets in `config` what the checkpoint determines: always the model's shape; when resuming, also every value that the
-    command does not give, including device, dtype and origin. Errors: TinyGPTError if the command contradicts the
+    A checkpoint determines the model's shape; when resuming, also every value that the command does not give, including
+    device, dtype and origin. `config` itself is not changed. Errors: TinyGPTError if the command contradicts the
     checkpoint.
     """
+    config = copy.copy(config)
     if resumes(config):
-        state = load_run_to_resume(config)
-        place = data_dir(config, state.config, config.out_dir) if "data_dir" not in config.given else ""
-        return Start(state, True, f"{config.out_dir}/last.pt", place)
+        last = load_run_to_resume(config)
+        place = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
+        return Start(config, last, True, f"{config.out_dir}/last.pt", place)
+    if isinstance(config, FinetuneConfig):
+        config.init_from = config.ckpt = base_model(config)
     require_dataset_choice(config)
     if not config.eval_only:
         refuse_other_models(Path(config.out_dir))
     if config.init_from in ("scratch", "auto"):
         config.init_from = "scratch"
-        return Start()
+        return Start(config)
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
         from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
 
@@ -74,7 +91,24 @@ def starting_point(config: TrainConfig) -> Start:
             store.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
         base = store.load(config.init_from)
     take_shape(config, base, may_resize=True)
-    return Start(base, False, config.init_from)
+    if isinstance(config, FinetuneConfig):
+        config.base_dataset = config.base_dataset or str(base.config.get("dataset", ""))
+    return Start(config, base, False, config.init_from)
+
+
+def base_model(config: FinetuneConfig) -> str:
+    """Choose the checkpoint to fine-tune: `ckpt`, or `init_from` if the command line gives only that.
+
+    In a config file, `init_from` records what an earlier run started from. Errors: TinyGPTError if the command line
+    gives two different checkpoints.
+    """
+    if "init_from" not in config.flags or config.init_from in ("scratch", "auto"):
+        return config.ckpt
+    if "ckpt" in config.flags and config.ckpt != config.init_from:
+        raise TinyGPTError(
+            f"two base models: --ckpt={config.ckpt} and --init_from={config.init_from}", "give only --ckpt"
+        )
+    return config.init_from
 
 
 def refuse_other_models(out: Path) -> None:
@@ -176,55 +210,101 @@ def origin(config: dict[str, Any]) -> str:
     return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
 
 
-def make_model(config: TrainConfig, dataset: Dataset, start: Start, kind: type[GPT]) -> tuple[GPT, int]:
-    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens of the dataset.
+def fit_dataset(dataset: Dataset, start: Start) -> int:
+    """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end.
 
-    Returns the model and the number of new embeddings. Afterwards the dataset uses the model's vocabulary. Errors:
-    TinyGPTError if the two vocabularies cannot be joined, or if the dataset does not fit block_size.
+    Returns the number of tokens that the checkpoint knows, 0 without one. Errors: TinyGPTError if the two vocabularies
+    cannot be joined, if the text is not that of the run to be resumed, or if a split does not fit block_size.
     """
-    base = start.state
-    known = 0 if base is None else join_vocabularies(dataset, base, start)
-    dataset.require(config.block_size)  # after it is encoded with the model's tokenizer, which changes its lengths
-    if base is None:
+    base, known = start.checkpoint, 0
+    if base is not None and base.tokenizer is None:  # nanoGPT's
+        base.require_embeddings(dataset.tokenizer, start.where)
+        known = dataset.tokenizer.vocab_size
+    elif base is not None:
+        own = tokenizer_from_dict(base.tokenizer, start.where)
+        both = own if start.resuming else own.joined(dataset.tokenizer)
+        hint = "prepare the text that it was trained on, or start with --init_from=scratch"
+        dataset.require_tokenizer(both, start.where, hint)
+        if both is own:
+            base.require_embeddings(own, start.where)
+        known = own.vocab_size
+    dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
+    if base is not None and start.resuming and not dataset.is_of(base.data):
+        raise TinyGPTError(
+            f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written",
+            f"prepare the old text again, or start a new run on the new text from these weights: "
+            f"{new_run_from(start.where)}",
+        )
+    return known
+
+
+def make_model(start: Start, kind: type[GPT], vocab_size: int, known: int = 0) -> tuple[GPT, int]:
+    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens.
+
+    kind: the class of the model; vocab_size: of the dataset, of which the checkpoint knows the first `known` tokens.
+    Returns the model and the number of new embeddings.
+    """
+    config = start.config
+    if start.checkpoint is None:
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
-        return kind(GPTConfig(vocab_size=padded_vocab_size(dataset.tokenizer.vocab_size), **shape)), 0
-    base.model_args["dropout"] = config.dropout
+        return kind(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
+    args = start.checkpoint.model_args | {"dropout": config.dropout}
+    base = dataclasses.replace(start.checkpoint, model_args=args)
     if start.resuming:
-        if not dataset.is_of(base.data):
-            raise TinyGPTError(
-                f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written",
-                f"prepare the old text again, or start a new run on the new text from these weights: "
-                f"{new_run_from(start.where)}",
-            )
         return base.build_for_resuming(kind), 0
     model = base.build_model(kind)
     refuse_diverged(model, start.where)
     set_block_size(model, config.block_size)
-    size = dataset.tokenizer.vocab_size
-    if size <= known:
+    if vocab_size <= known:
         return model, 0
-    grow_vocabulary(model, known, padded_vocab_size(size))
+    grow_vocabulary(model, known, padded_vocab_size(vocab_size))
     return model, model.config.vocab_size - known
-
-
-def join_vocabularies(dataset: Dataset, base: store.Checkpoint, start: Start) -> int:
-    """Switch the dataset to the checkpoint's vocabulary, with the dataset's new characters at its end.
-
-    Returns the number of tokens that the checkpoint knows. Errors: TinyGPTError if there is no such vocabulary.
-    """
-    if base.tokenizer is None:  # nanoGPT's
-        base.require_embeddings(dataset.tokenizer, start.where)
-        return dataset.tokenizer.vocab_size
-    own = tokenizer_from_dict(base.tokenizer, start.where)
-    both = own if start.resuming else own.joined(dataset.tokenizer)
-    hint = "prepare the text that it was trained on, or start with --init_from=scratch"
-    dataset.require_tokenizer(both, start.where, hint)
-    if both is own:
-        base.require_embeddings(own, start.where)
-    return own.vocab_size
 
 
 def padded_vocab_size(vocab_size: int) -> int:
     """Round a large vocabulary up to a multiple of 64, which GPUs multiply faster (nanoGPT: 50257 -> 50304)."""
     return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
+
+
+# ---- the device -------------------------------------------------------------------------------------------------
+
+
+def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
+    """Resolve the keys `device` and `dtype` of a run. On a Mac, `auto` is the faster of CPU and MPS for this model.
+
+    saved: the training state of a resumed run, which keeps its device; empty for a new run.
+    """
+    name = processes.device_name(config.device)
+    compute = device.choose(name, config.dtype)
+    if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
+        return compute
+    mps = device.choose("mps", config.dtype)
+    if saved:
+        return mps if saved.get("device") == "mps" else compute
+    if config.eval_only:
+        return compute
+    dataset = Dataset(config.data_dir, config.dataset)
+    return device.faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
+
+
+def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:
+    """Measure the time of a training step on one batch, with a new model of this configuration.
+
+    Nothing that the run computes depends on it: the model is discarded, and the random generator is restored.
+    """
+    width = dataset.sources["train"].width(config.block_size)
+    idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
+    with torch.random.fork_rng(devices=[]):
+        model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
+        computing, optimizer = build(model.to(compute.device), config, compute)
+        computing.train()
+
+        def step() -> None:
+            loss: Any = computing(idx, idx)[1]
+            optimizer.backward(loss)
+            optimizer.clip()
+            optimizer.update()
+            loss.item()  # waits for the device
+
+        return device.shortest(step)

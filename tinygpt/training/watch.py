@@ -21,7 +21,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
 from tinygpt.terminal import escaped
 from tinygpt.training.log import RunLog
-from tinygpt.training.signals import StopSignal
+from tinygpt.training.processes import StopSignal
 
 PACKAGES = ("starlette", "uvicorn", "jinja2", "matplotlib")  # of the child
 LAST_PAGE = 20.0  # seconds to wait for the last page

@@ -1,0 +1,99 @@
+"""Compare the model before and after fine-tuning, which shows gain and cost: the loss on the task's responses, the loss
+on the base model's validation split (its increase is the forgetting), and the answers to three prompts.
+
+    before(run)     # logged as `before`
+    after(run)      # logged as `after`, and printed next to it
+"""
+
+from typing import Any
+
+from tinygpt.checkpoint import store
+from tinygpt.device import choose_for_inference
+from tinygpt.evaluate.loss import sampled_loss
+from tinygpt.generate import answer
+from tinygpt.terminal import escaped
+from tinygpt.training.log import read_metrics
+from tinygpt.training.run import Run
+from tinygpt.training.tuning import Tuning
+
+
+def before(run: Run, tuning: Tuning) -> None:
+    """Measure the base model, unless the run has been resumed after that."""
+    if tuning.base_data is None:
+        name = tuning.config.base_dataset or "the base model's dataset"
+        where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
+        run.log.say(f"note: forgetting is not measured: {where}")
+    if run.ranks.is_main and not measured_before(run):
+        run.log.metric("before", 0, run.seconds(), **measure(run, tuning, run.checkpoint(), {}))
+
+
+def after(run: Run, tuning: Tuning) -> None:
+    """Measure the best model, and print both measurements."""
+    if not run.ranks.is_main:
+        return
+    earlier = measured_before(run)
+    later = measure(run, tuning, store.load(run.out / "ckpt.pt"), earlier)
+    run.log.metric("after", run.progress.step, run.seconds(), **later)
+    for line in side_by_side(earlier, later):
+        run.log.say(line, always=True)
+
+
+def measured_before(run: Run) -> dict[str, Any]:
+    """The line `before` of metrics.jsonl; empty if there is none."""
+    return next((entry for entry in reversed(read_metrics(run.out)) if entry["kind"] == "before"), {})
+
+
+def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str, Any]) -> dict[str, Any]:
+    """Losses on the validation splits of the task and of the base model's data, and three answers.
+
+    A split that would take minutes is sampled: after training, the same rows as `before`.
+    """
+    run.log.say("measuring:   the validation split, and the answers to three prompts")
+    compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
+    model = state.for_inference(compute, run.config.fast)
+    found: dict[str, Any] = {}
+    for name, dataset in (("response", run.dataset), ("base", tuning.base_data)):
+        if dataset is not None:
+            rows = before.get(f"{name}_rows", 0)
+            measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
+            found |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
+    source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
+    pairs = source.texts(tokenizer)
+    if pairs:
+        distinct = {response: prompt for prompt, response in reversed(pairs)}  # the first of each response
+        chosen = [(prompt, response) for response, prompt in reversed(distinct.items())][:3]
+        found["prompts"], found["responses"] = [prompt for prompt, _ in chosen], [right for _, right in chosen]
+        found["answers"] = [answer(model, tokenizer, prompt) for prompt, _ in chosen]
+    return found
+
+
+def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Table of the losses and answers before and after, the last lines of a run."""
+    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's data"}
+    lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
+    for key, name in names.items():
+        if key in after:
+            was, now = before.get(key), after[key]
+            lines.append(
+                f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}{sample_note(key, after)}"
+            )
+    if "base_loss" in after and "base_loss" in before:
+        lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
+    earlier = before.get("answers", [""] * 3)
+    for prompt, response, was, now in zip(
+        after.get("prompts", []), after.get("responses", []), earlier, after.get("answers", []), strict=False
+    ):
+        question = f"\n{escaped(prompt)}   (expected: {escaped(response)})"
+        lines += [question, f"    before: {short(was)}", f"    after:  {short(now)}"]
+    return lines
+
+
+def sample_note(key: str, after: dict[str, Any]) -> str:
+    """Say how a loss was sampled; empty if it was measured on the complete split."""
+    error, rows, of = (after.get(key.replace("loss", part)) for part in ("error", "rows", "of"))
+    return "" if rows == of else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
+
+
+def short(text: str) -> str:
+    shown = escaped(text) or "(empty)"
+    return shown if len(shown) <= 70 else shown[:67] + "..."

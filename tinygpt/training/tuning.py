@@ -1,0 +1,80 @@
+"""What fine-tuning adds to a run: LoRA adapters next to frozen weights, and replayed rows of the base model's data.
+
+tuning = Tuning.of(start, dataset, model, new_tokens)
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.config.schema import FinetuneConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import Batches, MixedRows
+from tinygpt.errors import TinyGPTError
+from tinygpt.lora import LoRA, attach
+from tinygpt.model import GPT
+from tinygpt.training.start import Start
+
+
+class Tuning(NamedTuple):
+    """What fine-tuning adds to a run."""
+
+    config: FinetuneConfig
+    rows: Batches  # from which batches are drawn
+    base_data: Dataset | None  # the base model's dataset, if it is prepared here
+    base_fingerprint: str  # of the base model's weights, to which an adapter belongs
+
+    @classmethod
+    def of(cls, start: Start, dataset: Dataset, model: GPT, new_tokens: int) -> "Tuning":
+        """Prepare rows and model of a run. The last `new_tokens` embeddings of the model are new."""
+        config, fingerprint = cast(FinetuneConfig, start.config), str(start.saved.get("base", ""))
+        if config.lora_rank and not start.resuming:
+            assert start.checkpoint is not None
+            fingerprint = weights_fingerprint(start.checkpoint.model)
+            torch.manual_seed(config.seed)
+            adapter = LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+            attach(model, adapter, new_tokens)
+        base_data = base_dataset(config, dataset, start)
+        if config.examples:
+            dataset.sources["train"] = dataset.sources["train"].first(config.examples)
+            dataset.require(config.block_size)
+        rows: Batches = dataset.sources["train"]
+        if base_data and config.replay:
+            rows = MixedRows(rows, base_data.sources["train"], config.replay)
+        return cls(config, rows, base_data, fingerprint)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint contains of this."""
+        replayed = self.base_data.meta["sha256"] if self.base_data and self.config.replay else {}
+        return {"base": self.base_fingerprint, "replayed": replayed}
+
+
+def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
+    """The dataset of the base model, or None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
+    if not config.base_dataset:
+        if config.replay:
+            raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
+        return None
+    try:
+        found = start.dataset(config.base_dataset)
+        adopted = found.adopt_tokenizer(dataset.tokenizer)
+        found.require(config.block_size)
+    except TinyGPTError:
+        if config.replay:
+            raise
+        return None
+    earlier = start.saved.get("replayed")
+    if config.replay and earlier and not found.is_of(earlier):
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
+            "prepare the old text again",
+        )
+    if adopted:
+        return found
+    if config.replay:
+        raise TinyGPTError(
+            f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary",
+            "--base_dataset=NAME of the text that the base model was trained on",
+        )
+    return None
