@@ -208,6 +208,7 @@ def test_the_majority_is_the_most_frequent_answer_to_the_same_question() -> None
     )]  # fmt: skip
     answer = systems.majority(known)
     assert [answer(one).text for one in (known[0], known[3], known[4])] == ["Bo Ra", "Oslo", "Bo Ra"]
+    assert answer(Question("?", "ba", "founded", "", "absent")).text == ""  # no company of a small world has this fact
 
 
 # three changed facts, one that stayed, one question without an answer

@@ -35,11 +35,9 @@ System = Callable[[Question], Reply]
 
 def majority(questions: Sequence[Question]) -> System:
     """The most frequent answer to questions about the same relation: what can be known without any document."""
-    counts: dict[str, Counter[str]] = {}
-    for question in questions:
-        if question.answer:
-            counts.setdefault(question.relation, Counter())[question.answer] += 1
-    return lambda question: Reply(counts[question.relation].most_common(1)[0][0], None)
+    counts = Counter((one.relation, one.answer) for one in questions if one.answer).most_common()
+    best = {relation: answer for (relation, answer), _ in reversed(counts)}
+    return lambda question: Reply(best.get(question.relation, ""), None)  # a relation of no company: it abstains
 
 
 def closed_book(ckpt: str) -> System:
