@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or in an encoding that lacks a character; control characters; durations.
+"""Standard streams that are closed, full, or lack a character; progress bars; control characters; durations.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -9,7 +9,8 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def prepare() -> None:
@@ -57,6 +58,13 @@ def print_error(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         silence("stderr")
+
+
+def progress(items: Iterable[Any] | None = None, show: bool = True, **options: Any) -> Any:
+    """A progress bar, which is cleared at its end, with tqdm's options. Without a terminal, nothing is shown."""
+    from tqdm import tqdm
+
+    return tqdm(items, **{"leave": False, "disable": None if show else True} | options)
 
 
 def duration(seconds: float) -> str:

@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, writing
+from tinygpt.terminal import progress
 
 if TYPE_CHECKING:
     import tiktoken
@@ -189,7 +190,6 @@ def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
     """Download `url` to `path`; on any failure nothing is kept. `describe` names the file's content in messages."""
     import requests
     import urllib3
-    from tqdm import tqdm
 
     hint = f"connect to the network and try again, or download {url} on another machine and put the file at {path}"
     # A server may ask to wait for an hour (Retry-After): stop with an error instead.
@@ -208,7 +208,7 @@ def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
             response.raw.enforce_content_length = False  # counted here instead, so that the message has both numbers
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdigit() and "Content-Encoding" not in response.headers else 0
-            with tqdm(total=expected or None, unit="B", unit_scale=True, desc=describe, disable=None) as bar:
+            with progress(total=expected or None, unit="B", unit_scale=True, desc=describe, leave=True) as bar:
                 for chunk in response.iter_content(1 << 16):
                     file.write(chunk)
                     digest.update(chunk)

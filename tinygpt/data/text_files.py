@@ -178,12 +178,10 @@ class InputText:
 
     @contextlib.contextmanager
     def _progress_bar(self, label: str) -> Iterator[Callable[[int], Any]]:
-        if self.bytes < BAR_FROM or not sys.stderr.isatty():
+        if self.bytes < BAR_FROM or not sys.stderr.isatty():  # importing tqdm takes 20 ms
             yield lambda count: None
             return
-        from tqdm import tqdm  # whose import takes 20 ms
-
-        with tqdm(total=self.bytes, unit="B", unit_scale=True, desc=label, leave=False) as bar:
+        with terminal.progress(total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
             yield bar.update
 
     def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:

@@ -18,9 +18,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from tinygpt.errors import TinyGPTError
+from tinygpt.terminal import progress
 
 BLOCK = 1 << 22  # tokens read at a time, and keys sorted at a time
 KEYS = 1 << 22  # distinct trigrams whose counts are held at a time
@@ -103,8 +103,7 @@ class Trigrams:
     def keys(self, first: int, last: int, show: str = "") -> Iterator[np.ndarray]:
         """The keys with middle tokens from `first` to `last`, in the order of the split, block by block."""
         end = len(self.ids) - 1
-        hidden = None if show and end >= BAR_FROM else True  # None: shown on a terminal only
-        with tqdm(total=end, unit="tok", unit_scale=True, desc=show, leave=False, disable=hidden) as bar:
+        with progress(None, bool(show) and end >= BAR_FROM, total=end, unit="tok", unit_scale=True, desc=show) as bar:
             for start in range(0, end, BLOCK):
                 stop = min(start + BLOCK, end)
                 block = np.asarray(self.ids[max(start - 1, 0) : stop + 1])

@@ -24,7 +24,6 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from tinygpt.cache import KVCache
 from tinygpt.data.tasks import TASKS
@@ -33,7 +32,7 @@ from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import drawing, strict_json
 from tinygpt.model import GPT
-from tinygpt.terminal import escaped
+from tinygpt.terminal import escaped, progress
 
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
@@ -84,7 +83,7 @@ def label_scores(
     model.next_logits(prefix, start)
     most = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * len(longest))
     total = np.zeros((len(questions), len(labels)))
-    with tqdm(total=total.size, unit="label", desc="scoring all labels", leave=False, disable=None) as bar:
+    with progress(total=total.size, unit="label", desc="scoring all labels") as bar:
         for some in of_equal_length(questions, most):
             asked = torch.from_numpy(np.stack([questions[i] for i in some])[:, prefix.size(1) :]).to(device)
             total[some] = answer_scores(model, start.repeated(len(some)), asked, answers)
@@ -194,7 +193,7 @@ def ngram_classifier(
         return None, "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     vectorizer = TfidfVectorizer(**LINEAR[kind], sublinear_tf=True)
     try:
-        with tqdm(desc=f"training the {ROWS[kind]}", bar_format="{desc} ...", leave=False, disable=None):
+        with progress(desc=f"training the {ROWS[kind]}", bar_format="{desc} ..."):
             classifier = LogisticRegression(C=NGRAM_C, max_iter=1000)
             classifier.fit(vectorizer.fit_transform(train_prompts), train_truth)
     except ValueError as error:  # a single label, or not one character or word

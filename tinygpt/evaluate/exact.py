@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
@@ -26,7 +25,7 @@ from tinygpt.errors import diverged
 from tinygpt.evaluate.respond import responses
 from tinygpt.evaluate.share import INTERVALS, intervals, percent, wilson
 from tinygpt.model import GPT
-from tinygpt.terminal import escaped
+from tinygpt.terminal import escaped, progress
 
 BATCH_TOKENS = 1 << 14  # of a forward pass, padding included
 
@@ -94,7 +93,7 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
     exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
     order = np.argsort(rows.lengths, kind="stable")  # so that little is padded
     many = max(1, BATCH_TOKENS // int(rows.lengths.max()))
-    with tqdm(total=len(order), unit="prompt", desc="measuring exact match", leave=False, disable=None) as bar:
+    with progress(total=len(order), unit="prompt", desc="measuring exact match") as bar:
         for index in range(0, len(order), many):
             at = order[index : index + many]
             x, y = (torch.from_numpy(part).to(compute.device) for part in rows.rows(at, rows.width(block_size, at)))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
@@ -20,6 +19,7 @@ from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
+from tinygpt.terminal import progress
 from tinygpt.training.optimizer import Computing
 from tinygpt.training.processes import Processes
 
@@ -72,7 +72,7 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     if least < len(every):
         every = np.random.default_rng(0).permutation(every)
     sums, done, mean, error = np.zeros(6), 0, 0.0, math.inf
-    with tqdm(total=len(every), unit="row", desc=desc, leave=False, disable=None) as bar:
+    with progress(total=len(every), unit="row", desc=desc) as bar:
         while done < least or (not rows and done < len(every) and error > ERROR * max(1.0, mean)):
             some = every[done : least if least == len(every) else done + CHUNK]
             sums += loss_sums(model, source, some, compute)

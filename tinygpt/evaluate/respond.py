@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import cut, of_equal_length
 from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
+from tinygpt.terminal import progress
 
 BATCH_TOKENS = 1 << 14  # prompts and responses of a batch
 
@@ -41,7 +41,7 @@ def responses(
             )
     texts, log_probabilities = [""] * len(asked), np.zeros(len(asked))
     most = BATCH_TOKENS // (max(map(len, asked), default=0) + longest)
-    with tqdm(total=len(asked), unit="prompt", desc="writing responses", leave=False, disable=None) as bar:
+    with progress(total=len(asked), unit="prompt", desc="writing responses") as bar:
         for some in of_equal_length(asked, most):
             idx = torch.from_numpy(np.stack([asked[i] for i in some])).to(device)
             steps = min(longest, room - idx.size(1))

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tinygpt.data.tokenizer import (
     BYTES,
@@ -39,7 +38,7 @@ from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
 from tinygpt.interop.tokenizers import tokenizer_files
 from tinygpt.options import GPTConfig
-from tinygpt.terminal import escaped
+from tinygpt.terminal import escaped, progress
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
 
@@ -128,7 +127,7 @@ def read_file(path: Path) -> Pretrained:
     config = _config(path, reader, kind, value)
     names = _names(kind, config[_keys(kind)["block_count"]])
     weights = {}
-    for tensor in tqdm(reader.tensors, desc="reading", unit="tensor", leave=False, disable=None):
+    for tensor in progress(reader.tensors, desc="reading", unit="tensor"):
         shown = escaped(tensor.name)[:60]
         if tensor.name not in names:
             reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
@@ -528,7 +527,7 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for array, _, type_ in tqdm(plan.values(), desc="writing", unit="tensor", leave=False, disable=None):
+        for array, _, type_ in progress(plan.values(), desc="writing", unit="tensor"):
             writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(array), type_))
 
 

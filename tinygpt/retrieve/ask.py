@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tinygpt import device, terminal
 from tinygpt.checkpoint.adapter import load_model
@@ -35,7 +34,7 @@ from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised
 from tinygpt.retrieve.search import Hit, search, terms
 from tinygpt.retrieve.store import Index, open_index
-from tinygpt.terminal import escaped
+from tinygpt.terminal import escaped, progress
 
 SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
 K1 = 1.2  # of SQLite's BM25
@@ -286,7 +285,7 @@ def read_questions(path: Path) -> Iterator[Known]:
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
     """Answer questions with known answers and measure the outcomes: shares from 0 to 1 and their 95 % intervals, None
     where nothing counts."""
-    asked = tqdm(known, desc="asking", unit="question", leave=False, disable=None)
+    asked = progress(known, desc="asking", unit="question")
     outcomes = [respond(entry.question) for entry in asked]
     wanted = [normalised(entry.answer) for entry in known]
     given = [normalised(outcome.candidate) for outcome in outcomes]

@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
@@ -27,6 +25,7 @@ from tinygpt.files import file_error, file_lock, require_closed, require_writabl
 from tinygpt.retrieve import documents, embeddings, passages
 from tinygpt.retrieve.embeddings import Embeddings
 from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
+from tinygpt.terminal import progress
 
 BATCH = 1024  # passages that are embedded and stored together
 SAMPLES, SHOWN = 3, 100  # passages that are shown at the end, and characters of each
@@ -106,7 +105,7 @@ def update(
         return counts
     with (
         updated_index(Path(config.out), settings, new=known is None) as index,
-        tqdm(todo, desc="indexing", unit="document", leave=False, disable=None) as bar,
+        progress(todo, desc="indexing", unit="document") as bar,
     ):
         for name in gone:
             index.remove_source(name)

@@ -78,8 +78,8 @@ class RunLog:
             self.say(f"note: the run continues without {name} ({terminal.escaped(reason)}){afterwards}", always=True)
 
     def start_bar(self, first: int, total: int) -> None:
-        hidden = not self.active or self.quiet or None  # None: on a terminal only
-        self._bar = tqdm(total=total, initial=first, unit="it", disable=hidden, leave=False, dynamic_ncols=True)
+        show = self.active and not self.quiet
+        self._bar = terminal.progress(show=show, total=total, initial=first, dynamic_ncols=True)
 
     def advance(self) -> None:
         """Move the progress bar by an iteration."""

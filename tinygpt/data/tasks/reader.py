@@ -25,9 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from tinygpt.data.tasks.generate import Pair, digits, words
+from tinygpt.terminal import progress
 
 UNANSWERABLE = "not in the documents"
 NO = "no"  # what a response says of a passage that does not answer the question
@@ -275,7 +274,7 @@ def generate(dataset: str, seed: int) -> dict[str, list[Pair]]:
             if name == dataset:
                 splits[split] = [(each.prompt, each.response) for each in drawn]
     rng, size = Rng(f"{seed} {dataset} train"), SIZES[dataset]["train"]
-    with tqdm(total=size, desc="generating", unit="example", leave=False, disable=None) as bar:
+    with progress(total=size, desc="generating", unit="example") as bar:
         while len(splits["train"]) < size:
             each = example(rng, RECIPES[dataset])
             if held_out.isdisjoint(each.names):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig
@@ -23,6 +22,7 @@ from tinygpt.retrieve.answer import normalised, occurrence, unanswerable
 from tinygpt.retrieve.ask import Responder, load_reader
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import Index
+from tinygpt.terminal import progress
 
 
 class Reply(NamedTuple):
@@ -110,7 +110,7 @@ def measured(system: System, questions: Sequence[Question], numbers: Sequence[in
     """Ask the questions with these numbers; return what was answered, and what it cost, as plain values."""
     watch_the_network()
     attempts, began = _attempts[0], time.monotonic()
-    bar = tqdm(numbers, desc="asking", unit="question", leave=False, disable=None)
+    bar = progress(numbers, desc="asking", unit="question")
     replies = [system(questions[number]) for number in bar]
     return {
         "questions": list(numbers),
