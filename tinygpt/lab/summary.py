@@ -4,7 +4,6 @@ The page needs no other file and makes no request, like that of `tinygpt report`
 """
 
 import base64
-import hashlib
 import math
 import statistics
 import textwrap
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from tinygpt.errors import library
 from tinygpt.evaluate.share import wilson
 from tinygpt.files import drawing, replacing
-from tinygpt.report.page import read, templates
+from tinygpt.report.page import STYLES, render
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 
@@ -110,7 +109,7 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     with drawing(picture, "a lab") as (_, axes):
         summary.draw(axes)
     with replacing(page) as file:
-        file.write(as_page(summary, picture.read_bytes(), name, live).encode())
+        file.write(as_page(summary, picture.read_bytes(), name, live))
     return [picture, page]
 
 
@@ -123,13 +122,8 @@ def require_packages() -> None:
     library("matplotlib", "a lab")
 
 
-def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> str:
-    if live:
-        own_scripts = [read(file, f"tinygpt.lab.{name}") for file in ("search.js", "page.js")]
-        script = "\n".join([read("model.js"), *own_scripts])
-        checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        live = live | {"script": script, "checksum": checksum}
-    css, own = read("colours.css") + read("page.css"), read("page.css", "tinygpt.lab")
-    data = base64.b64encode(picture).decode()
-    template = templates("tinygpt.lab").get_template("page.html.j2")
-    return str(template.render(summary=summary, css=css, own=own, picture=data, live=live, name=name))
+def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> bytes:
+    scripts = ["report/model.js", f"lab/{name}/search.js", f"lab/{name}/page.js"] if live else []
+    values = {"kind": "lab", "title": summary.title, "summary": summary, "name": name, "live": live}
+    values |= {"picture": base64.b64encode(picture).decode()} | ({"data": live["data"]} if live else {})
+    return render(values, "lab/page.html.j2", scripts, [*STYLES, "lab/page.css"]).content

@@ -1,22 +1,22 @@
 """From values to a page: one HTML file with its style and script inside, and a policy that forbids every request.
 
-    page = render({"kind": "report", ...})      # the values of collect.py
-    write(page, Path("out/report.html"))
-
-`render` is for the pages of this package; `templates` and `read` are for those of other packages, too.
+page = render({"kind": "report", ...})      # the values of collect.py
+write(page, Path("out/report.html"))
 """
 
 import base64
 import hashlib
 import importlib.resources
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.errors import library
 from tinygpt.files import replacing, require_writable
 
-SCRIPTS = ("model.js", "page.js", "attention.js", "write.js", "compare.js")
+SCRIPTS = [f"report/{name}.js" for name in ("model", "page", "attention", "write", "compare")]
+STYLES = ["report/colours.css", "report/page.css"]
 
 
 class Page(NamedTuple):
@@ -28,15 +28,23 @@ class Page(NamedTuple):
     note: str
 
 
-def render(values: dict[str, Any], version: str = "", template: str = "page.html.j2") -> Page:
-    """Fill the template. `version`: of a page that `tinygpt watch` serves and updates; empty for a file."""
-    live = bool(version)
-    scripts = [*(SCRIPTS if "data" in values else ()), *(("live.js",) if live else ())]
-    script = "\n".join(read(name) for name in scripts)
+def render(
+    values: dict[str, Any],
+    template: str = "report/page.html.j2",
+    scripts: Sequence[str] = SCRIPTS,
+    styles: Sequence[str] = STYLES,
+    version: str = "",
+) -> Page:
+    """Fill a template. `version`: of a page that `tinygpt watch` serves and updates; empty for a file.
+
+    template, scripts, styles: files of the package tinygpt.
+    """
+    script = "\n".join(map(read, [*scripts, *["report/live.js"] * bool(version)]))
     checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; script-src 'sha256-{checksum}'; style-src 'unsafe-inline'; img-src data:; "
-    policy += "connect-src 'self'; " * live + "base-uri 'none'; form-action 'none'"
-    css = read("colours.css") + read("page.css") + (read("live.css") if live else "")
+    allowed = [f"script-src 'sha256-{checksum}'"] * bool(script) + ["style-src 'unsafe-inline'", "img-src data:"]
+    allowed += ["connect-src 'self'"] * bool(version)
+    policy = "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
+    css = "".join(map(read, [*styles, *["report/live.css"] * bool(version)]))
     page = templates().get_template(template).render(values, version=version, policy=policy, css=css, script=script)
     return Page(page.encode("utf-8", "replace"), policy, values.get("contents", ""), values.get("note", ""))
 
@@ -54,8 +62,9 @@ def announce(page: Page, path: Path) -> None:
     print(f"note: {page.note}")
 
 
-def read(name: str, package: str = "tinygpt.report") -> str:
-    return (importlib.resources.files(package) / name).read_text(encoding="utf-8")
+def read(name: str) -> str:
+    """Read a file of the package tinygpt."""
+    return (importlib.resources.files("tinygpt") / name).read_text(encoding="utf-8")
 
 
 def destination(output: str, folder: Path, name: str) -> Path:
@@ -66,11 +75,11 @@ def destination(output: str, folder: Path, name: str) -> Path:
     return path
 
 
-def templates(package: str = "tinygpt.report") -> Any:
-    """Create Jinja2's environment for the templates of a package. Errors: TinyGPTError if Jinja2 is not installed."""
+def templates() -> Any:
+    """Create Jinja2's environment for the templates of tinygpt. Errors: TinyGPTError if Jinja2 is not installed."""
     jinja2 = library("jinja2", "a report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "."),
+        loader=jinja2.PackageLoader("tinygpt", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -188,16 +188,17 @@ class LivePage:
             self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
         return values
 
-    def show(self, values: dict[str, Any], template: str = "page.html.j2") -> None:
-        """Serve a new version of the page."""
+    def show(self, values: dict[str, Any], **template: Any) -> None:
+        """Serve a new version of the page. template: see `render`."""
         self.count += 1
         version = f"{self.session}-{self.count}"
-        self.page = render(values, version=version, template=template)
+        self.page = render(values, version=version, **template)
         self.version = version
         self.problem = ""
 
     def show_waiting(self, reason: str) -> None:
-        self.show({"title": self.folder.resolve().name, "reason": reason}, "waiting.html.j2")
+        values = {"title": self.folder.resolve().name, "kind": "waiting", "reason": reason}
+        self.show(values, template="report/waiting.html.j2", scripts=[])
 
     def fail(self, error: Exception) -> None:
         """Note a problem, once."""
