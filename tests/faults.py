@@ -314,15 +314,15 @@ def everything_is_finite() -> None:
 
 
 def meta_stays() -> None:
-    """token_files.commit_dataset without `remove(folder / "meta.json")`: the old one describes the new files."""
+    """token_files.write_token_files without `remove(folder / "meta.json")`: the old one describes the new files."""
 
-    def commit_beside_the_old(*args: Any) -> Any:
+    def write_beside_the_old(*args: Any) -> Any:
         unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)
-        meta = commit(*args)
+        meta = write(*args)
         Path.unlink = unlink  # type: ignore[method-assign]
         return meta
 
-    commit = replace(prepare, "commit_dataset", commit_beside_the_old)
+    write = replace(prepare, "write_token_files", write_beside_the_old)
 
 
 def next_format_only() -> None:

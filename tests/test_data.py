@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from conftest import cli_here, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinygpt import files
 from tinygpt.config.schema import PrepareConfig
 from tinygpt.data import dataset as data
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import windows
-from tinygpt.data.token_files import TokenWriter
+from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.prepare import prepare
@@ -62,19 +64,22 @@ def test_a_large_file_is_mapped_and_reads_the_same(tiny_data: Path, monkeypatch:
     assert windows(mapped, np.array([0, 5]), 8).tolist() == windows(whole, np.array([0, 5]), 8).tolist()
 
 
-def test_a_writer_survives_short_writes(tmp_path: Path) -> None:
+def test_a_writer_survives_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may take fewer bytes than it is given."""
-    ids = np.arange(1000, dtype="<u2")
-    writer = TokenWriter(tmp_path / "train.bin")
-    file = writer._file
-    writer._file = SimpleNamespace(write=lambda part: file.write(part[:7]), close=file.close)  # type: ignore[assignment]
-    writer.write(ids[:600])
-    writer.write(ids[600:])
-    assert not (tmp_path / "train.bin").exists()
-    writer.commit()
+
+    class Short(io.FileIO):
+        def write(self, part: Any) -> int:
+            assert not (tmp_path / "train.bin").exists()
+            return super().write(memoryview(part)[:7])
+
+    monkeypatch.setattr(files, "open", lambda path, mode: io.BufferedRandom(Short(path, mode)), raising=False)
+    ids, tokenizer = np.arange(9000, dtype="<u2"), CharTokenizer("ab")
+    pieces = [("train", ids[:6000]), ("train", ids[6000:])]
+    meta = write_token_files(tmp_path, ("train",), pieces, tokenizer, "", {})
     assert (tmp_path / "train.bin").read_bytes() == ids.tobytes()
-    assert writer.sha256.hexdigest() == hashlib.sha256(ids.tobytes()).hexdigest() and writer.tokens == 1000
-    assert [path.name for path in tmp_path.iterdir()] == ["train.bin"]
+    assert meta["sha256"]["train.bin"] == hashlib.sha256(ids.tobytes()).hexdigest()
+    assert meta["tokens"] == {"train": 9000}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "train.bin"]
 
 
 @given(split=st.sampled_from(["train", "val"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))

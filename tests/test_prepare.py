@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from conftest import cli, cli_here, listing
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from tinygpt import prepare
+from tinygpt import files, prepare
 from tinygpt.config.schema import PrepareConfig
-from tinygpt.data import text_files, token_files
+from tinygpt.data import text_files
 from tinygpt.data.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import GPT2Tokenizer
@@ -321,6 +322,11 @@ def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, mo
 
         return maybe_fail
 
+    def opened(path: Path, mode: str) -> Any:
+        file: Any = counted(open)(path, mode)
+        file.write = counted(file.write)
+        return file
+
     outcomes = []
     while not outcomes or outcomes[-1] != "new":
         monkeypatch.undo()
@@ -328,13 +334,11 @@ def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, mo
         before = made.meta["sha256"]
         calls, fail_at = 0, fail_at + 1
         monkeypatch.setattr(os, "replace", counted(os.replace))
-        monkeypatch.setattr(token_files.TokenWriter, "__init__", counted(token_files.TokenWriter.__init__))
-        monkeypatch.setattr(token_files.TokenWriter, "write", counted(token_files.TokenWriter.write))
-        monkeypatch.setattr(json, "dumps", counted(json.dumps))
+        monkeypatch.setattr(files, "open", opened, raising=False)
         try:
             prepare.prepare(PrepareConfig("mine", (str(new),), data_dir=str(tmp_path)))
         except TinyGPTError as error:
-            assert error.status == 1 and "No space left" in error.message
+            assert error.status == 1 and "no space left" in error.message
             assert set(os.listdir(tmp_path / "mine")) <= FILES  # no temporary file
             try:
                 assert Dataset(str(tmp_path), "mine").meta["sha256"] == before
@@ -344,8 +348,8 @@ def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, mo
                 outcomes.append("none")
         else:
             outcomes.append("new")
-    # 2 files opened, 2 blocks written, meta.json: the old files; from the first of 3 names on: none
-    assert outcomes == ["old"] * 5 + ["none"] * 3 + ["new"]
+    # 3 files opened, 2 blocks and meta.json written: the old files; from the first of 3 names on: none
+    assert outcomes == ["old"] * 6 + ["none"] * 3 + ["new"]
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:
@@ -356,9 +360,11 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom tinygpt import prepare\nfrom tinygpt.config.schema import PrepareConfig\n"
         "from tinygpt.data import token_files\n"
-        "write = token_files.TokenWriter.write\n"
-        "die = lambda self, ids: (write(self, ids[:9]), os.kill(os.getpid(), signal.SIGKILL))\n"
-        "token_files.TokenWriter.write = die\n"
+        "write = token_files.write_token_files\n"
+        "def pieces(all):\n"
+        "    yield from ((split, ids[:9]) for split, ids in all)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare.write_token_files = lambda folder, splits, all, *more: write(folder, splits, pieces(all), *more)\n"
         "prepare.prepare(PrepareConfig('mine', (sys.argv[1],), data_dir=sys.argv[2]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.txt"), str(tmp_path)], timeout=60)

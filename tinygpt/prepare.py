@@ -21,7 +21,7 @@ from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding, left_out
-from tinygpt.data.token_files import commit_dataset, token_writers
+from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
     SPECIAL,
     Block,
@@ -121,13 +121,10 @@ def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, config: Pr
     """Second pass: encode the text and write the splits. Return the content of meta.json."""
     train = train_characters(text, config)
     characters = {"train": train, "val": text.characters - train}
-    with token_writers(folder, characters) as writers:
-        labelled = by_split(text.blocks("encoding"), train)
-        for split, group in itertools.groupby(labelled, key=operator.itemgetter(0)):
-            for ids in tokenizer.encode_blocks(block for _, block in group):
-                writers[split].write(ids)
-        facts = {"options": prepare_options(config), "characters": characters}
-        return commit_dataset(folder, writers, tokenizer, text.sha256.hexdigest(), facts)
+    labelled = itertools.groupby(by_split(text.blocks("encoding"), train), key=operator.itemgetter(0))
+    pieces = ((split, ids) for split, group in labelled for ids in tokenizer.encode_blocks(block for _, block in group))
+    facts = {"options": prepare_options(config), "characters": characters}
+    return write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), facts)
 
 
 def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[str, Block]]:

@@ -21,7 +21,7 @@ from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair, Task
 from tinygpt.data.text_files import not_decoded
-from tinygpt.data.token_files import commit_dataset, token_writers
+from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
 from tinygpt.errors import TinyGPTError
@@ -70,18 +70,11 @@ def write_pairs(
 
     labels: the responses, if they are a few labels, else empty. options: those of the command that made the pairs.
     """
-    with token_writers(folder, splits) as writers:
-        for name, part in splits.items():
-            for pair in part:
-                writers[name].write(tokenizer.encode_pair(*pair))
-        facts = {
-            "kind": "pairs",
-            "options": options,
-            "labels": labels,
-            "examples": {name: len(part) for name, part in splits.items()},
-        }
-        checksum = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
-        return commit_dataset(folder, writers, tokenizer, checksum, facts)
+    pieces = ((name, tokenizer.encode_pair(*pair)) for name, part in splits.items() for pair in part)
+    examples = {name: len(part) for name, part in splits.items()}
+    facts = {"kind": "pairs", "options": options, "labels": labels, "examples": examples}
+    checksum = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    return write_token_files(folder, splits, pieces, tokenizer, checksum, facts)
 
 
 def write_library(task: Task, folder: Path) -> None:

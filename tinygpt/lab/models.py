@@ -21,7 +21,7 @@ from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
-from tinygpt.data.token_files import commit_dataset, token_writers
+from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
@@ -47,11 +47,10 @@ def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
     """Write a dataset of plain text; its last tenth is the validation split."""
     folder, train = data / name, len(text) * 9 // 10
     splits = {"train": text[:train], "val": text[train:]}
-    with folder_lock(folder, "dataset"), token_writers(folder, splits) as writers:
-        for split, part in splits.items():
-            writers[split].write(tokenizer.encode(part))
-        facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}
-        commit_dataset(folder, writers, tokenizer, hashlib.sha256(text.encode()).hexdigest(), facts)
+    pieces = ((split, tokenizer.encode(part)) for split, part in splits.items())
+    facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}
+    with folder_lock(folder, "dataset"):
+        write_token_files(folder, splits, pieces, tokenizer, hashlib.sha256(text.encode()).hexdigest(), facts)
 
 
 def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
