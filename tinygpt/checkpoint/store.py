@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from tinygpt import __version__, lora
 from tinygpt.checkpoint.eight_bits import from_8_bits
 from tinygpt.config import suggest
+from tinygpt.config.fields import keys
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.device import Compute
@@ -342,24 +343,21 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
     Errors: TinyGPTError for impossible sizes, and for options that only a newer tinygpt knows. `made_by`: the version
     of tinygpt that wrote the file, empty for nanoGPT's.
     """
-    shape, hints = GPTConfig.from_dict(args), typing.get_type_hints(TrainConfig)
+    shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
-    for field in dataclasses.fields(GPTConfig):
-        value, kind = getattr(shape, field.name), type(field.default)
-        if kind is str and isinstance(value, str) and value not in typing.get_args(hints[field.name]) and made_by:
-            newer.append(f"{field.name}={value[:40]}")
-        elif type(value) not in ((int, float) if kind is float else (kind,)) or (
-            kind is str and value not in typing.get_args(hints[field.name])
-        ):
-            raise TinyGPTError(f"{path}: not a checkpoint ({field.name} is {str(value)[:40]!r})")
+    for name, value in vars(shape).items():
+        kind = type(getattr(GPTConfig, name))
+        right_type = type(value) in ((int, float) if kind is float else (kind,))
+        if right_type and (kind is not str or value in typing.get_args(known[name].type)):
+            continue
+        if not (right_type and made_by):
+            raise TinyGPTError(f"{path}: not a checkpoint ({name} is {str(value)[:40]!r})")
+        newer.append(f"{name}={value[:40]}")
     if newer:
         what = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
         raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
-    sizes = shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.block_size
-    shared = shape.n_kv_head < 0 or (shape.n_kv_head > 0 and shape.n_head % shape.n_kv_head)
-    impossible = min(sizes) < 1 or shape.n_embd % shape.n_head or shared or shape.mlp_width < 0
-    impossible = impossible or not (shape.rope_base > 0 and shape.norm_eps >= 0)  # NaN is neither
-    if impossible or not 0 <= shape.dropout <= 1 or shape.block_size > LONGEST_CONTEXT:
+    run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in known})
+    if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 
 
