@@ -17,6 +17,7 @@ from tinygpt.files import read_text
 
 # keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
 TEXT_KEYS = {key.name for key in keys(FinetuneConfig).values() if key.type is str}
+YAML = "tag:yaml.org,2002:"  # before the names of YAML's own types
 PACKAGE = Path(__file__).parent.parent
 NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/train_shakespeare_char.py": "configs/shakespeare_char_gpu.yaml",
@@ -55,48 +56,42 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping of keys to plain values. PyYAML's safe loader refuses tags that would build objects."""
+    """Parse a YAML mapping of keys to plain values. PyYAML's safe loader refuses tags that would build objects.
+
+    Only plain values are converted, since a few lines of aliases could expand to gigabytes. Errors: TinyGPTError, also
+    for a key that occurs twice.
+    """
+    values: dict[str, Any] = {}
+    hint = "write lines of 'key: value'"
     try:
-        written = _check_flat(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        loaded = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        top = loader.get_single_node()
+        if top is None or top.tag == YAML + "null":
+            return {}
+        if not isinstance(top, yaml.MappingNode):
+            raise TinyGPTError(f"{path}: not a mapping of keys to values", hint)
+        for key, value in top.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", hint)
+            if key.tag != YAML + "str":
+                raise TinyGPTError(f"{path}: not a mapping of keys to values", hint)
+            if key.value in values:
+                raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
+            if not isinstance(value, yaml.ScalarNode):
+                plain = {YAML + "seq": "list", YAML + "map": "dict"}.get(value.tag)
+                where = path if plain else f"{path}, line {value.start_mark.line + 1}"
+                what = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
+                raise TinyGPTError(what, f"{hint} with plain values, for example {key.value}: 1")
+            converted = loader.construct_object(value)
+            values[key.value] = value.value if key.value in TEXT_KEYS and converted is not None else converted
     except TinyGPTError:
         raise
     except Exception as error:  # odd numbers and dates make PyYAML raise many types
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or type(error).__name__
-        raise TinyGPTError(f"{where}: {what}", "write lines of 'key: value' with plain values") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise TinyGPTError(f"{path}: not a mapping of keys to values", "write lines of 'key: value'")
-    return {key: written[key] if key in TEXT_KEYS and value is not None else value for key, value in loaded.items()}
-
-
-def _check_flat(node: Any, path: Path) -> dict[str, str]:
-    """Check that a config is flat, and return its values as written.
-
-    The check precedes YAML's own conversion, in which a few lines of aliases could expand to gigabytes. Errors:
-    TinyGPTError for a key that occurs twice, and for a value that is a list, a mapping or an object.
-    """
-    written: dict[str, str] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        if not isinstance(key, yaml.ScalarNode):
-            raise TinyGPTError(
-                f"{path}, line {key.start_mark.line + 1}: a key must be a word", "write lines of 'key: value'"
-            )
-        if key.value in written:
-            raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
-        if not isinstance(value, yaml.ScalarNode):
-            plain = value.tag in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
-            what = ("list" if isinstance(value, yaml.SequenceNode) else "dict") if plain else value.tag
-            where = path if plain else f"{path}, line {value.start_mark.line + 1}"
-            raise TinyGPTError(
-                f"{where}: {key.value}: needs one plain value, not {what}",
-                f"write lines of 'key: value' with plain values, for example {key.value}: 1",
-            )
-        written[key.value] = value.value
-    return written
+        raise TinyGPTError(f"{where}: {what}", f"{hint} with plain values") from None
+    return values
 
 
 _ARITHMETIC = {
@@ -126,7 +121,11 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 sides = evaluate(left), evaluate(right)
                 if any(isinstance(side, str) for side in sides) and not isinstance(op, ast.Add):
                     raise TypeError("arithmetic on text")  # 'a' * 10**9 would fill the memory
-                return _bounded(_ARITHMETIC[type(op)](*sides))
+                result = _ARITHMETIC[type(op)](*sides)
+                # a short line can have a huge result
+                if (isinstance(result, int) and abs(result) > 1 << 64) or len(str(result)) > 10_000:
+                    raise ValueError("gives a result that is too large")
+                return result
             case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
                 return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
         raise TypeError("would need to be executed")
@@ -137,34 +136,25 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
         line = getattr(error, "lineno", None) or 1
         raise TinyGPTError(f"{path}, line {line}: not Python: {error}", "fix it, or write YAML: key: value") from None
     for statement in statements:
-        line = (ast.get_source_segment(text, statement) or "...").splitlines()[0][:60]
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=node):
-                try:
+        yaml_line = "key: value"
+        try:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=node):
+                    yaml_line = f"{name}: VALUE"
                     values[name] = evaluate(node)
-                except (TypeError, ArithmeticError, ValueError, RecursionError) as error:
-                    raise _needs_execution(line, statement.lineno, path, f"{name}: VALUE", str(error)) from None
-            case ast.Import(names=[ast.alias(name="time", asname=None)]):
-                pass  # for str(time.time())
-            case ast.Expr(value=ast.Constant()):
-                pass  # a docstring
-            case _:
-                raise _needs_execution(line, statement.lineno, path, "key: value")
+                case ast.Import(names=[ast.alias(name="time", asname=None)]):
+                    pass  # for str(time.time())
+                case ast.Expr(value=ast.Constant()):
+                    pass  # a docstring
+                case _:
+                    raise TypeError("would need to be executed")
+        except (TypeError, ArithmeticError, ValueError, RecursionError) as error:
+            line = (ast.get_source_segment(text, statement) or "...").splitlines()[0][:60]
+            raise TinyGPTError(
+                f"{path}, line {statement.lineno}: `{line}`: {error}; configs are parsed, never executed",
+                f"write the value itself, or use a YAML file with the line `{yaml_line}`",
+            ) from None
     return values
-
-
-def _bounded(value: Any) -> Any:
-    """Return a result of arithmetic. Errors: ValueError if it is huge, which a short line can achieve."""
-    if (isinstance(value, int) and abs(value) > 1 << 64) or (isinstance(value, str) and len(value) > 10_000):
-        raise ValueError("gives a result that is too large")
-    return value
-
-
-def _needs_execution(line: str, number: int, path: Path, yaml_line: str, why: str = "would need to be executed"):
-    return TinyGPTError(
-        f"{path}, line {number}: `{line}`: {why}; configs are parsed, never executed",
-        f"write the value itself, or use a YAML file with the line `{yaml_line}`",
-    )
 
 
 def to_yaml(config: Any) -> str:
