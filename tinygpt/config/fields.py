@@ -52,6 +52,7 @@ class FolderName:
         return f"dataset name {value!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
 
 
+REQUIRED = dataclasses.MISSING
 POSITIONAL = "positional"  # annotates a key that is given without --key
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
 
@@ -68,12 +69,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "True", "False"]
 
 
+@dataclasses.dataclass(kw_only=True)
 class Config:
-    """The configuration of a command. Subclasses are dataclasses, whose fields are the keys."""
+    """The configuration of a command. The keys are the fields of its subclasses."""
 
-    # not keys: which keys were given; empty for a configuration made in Python
-    flags: frozenset[str] = frozenset()  # as flags
-    given: frozenset[str] = frozenset()  # as flags or in files
+    # which keys were given; empty for a configuration made in Python
+    flags: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags
+    given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags or in files
 
     def problems(self) -> Iterator[str]:
         """Yield one phrase for each key whose value is out of range. A subclass adds contradictions between values."""
@@ -85,23 +87,24 @@ class Config:
 
 
 class Key(NamedTuple):
-    """A key of a configuration: a field of its dataclass."""
+    """A key of a configuration: a field of its dataclass, but `flags` and `given`."""
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
     marks: tuple[Any, ...]  # Limit, FolderName, POSITIONAL, PATH
-    required: bool
+    default: Any  # REQUIRED: none
 
 
 @functools.cache
 def keys(kind: type) -> dict[str, Key]:
-    """Return the keys of a configuration by name."""
+    """Return the keys of a configuration by name: its own before those of its base classes, which --help shows last."""
     hints, found = get_type_hints(kind, include_extras=True), {}
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
+    for name in dict.fromkeys([*inspect.get_annotations(kind), *hints]):
+        hint = hints[name]
         plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        required = field.default is dataclasses.MISSING
-        found[field.name] = Key(field.name, tuple if get_origin(plain) is tuple else plain, tuple(marks), required)
+        plain = tuple if get_origin(plain) is tuple else plain
+        if name not in Config.__annotations__:
+            found[name] = Key(name, plain, tuple(marks), getattr(kind, name, REQUIRED))
     return found
 
 

@@ -7,7 +7,6 @@ message. tyro prints --help and the shell completion; nothing else needs it.
 """
 
 import dataclasses
-import inspect
 import itertools
 import os
 import reprlib
@@ -15,7 +14,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 from tinygpt.config import suggest
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Config, Key, Limit, Switch, keys, meanings
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, Switch, keys, meanings
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
@@ -48,8 +47,8 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
                 if kind in (TrainConfig, PlanConfig) and is_left_over(name, value):
                     continue
                 from_files[name] = converted(find_key(kind, name, f"{path}: ", prog), value, f"{path}: ", prog)
-    config = kind(**values | from_files | flags)
-    config.flags, config.given = frozenset(flags), frozenset(flags | from_files)
+    given = frozenset(flags | from_files)
+    config = kind(**values | from_files | flags, flags=frozenset(flags), given=given)
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems), f"{prog} --help")
     return config
@@ -96,7 +95,7 @@ def placed(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> di
     for key in keys(kind).values():
         if POSITIONAL not in key.marks:
             continue
-        if key.required and not texts:
+        if key.default is REQUIRED and not texts:
             raise TinyGPTError(f"{prog} needs {key.name.upper()}", f"{prog} --help")
         here, texts = (texts, []) if key.type is tuple else (texts[:1], texts[1:])
         found = [converted(key, text, "", prog) for text in here]
@@ -112,18 +111,18 @@ def placed(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> di
 def find_key(kind: type, name: str, where: str, prog: str) -> Key:
     """Return the key of that name, unless it is positional. Errors: TinyGPTError that suggests the nearest name."""
     known = {key.name: key for key in keys(kind).values() if POSITIONAL not in key.marks}
-    if name in keys(kind) and name not in known:
+    if name in known:
+        return known[name]
+    if name in keys(kind):
         raise TinyGPTError(f"{where}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
-    if name not in known and kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
+    if kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
         raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", "tinygpt finetune --ckpt BASE/ckpt.pt")
-    if name not in known:
-        if name == "ckpt" and {"run", "runs", "folders"} & keys(kind).keys():
-            raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
-        sign = " =" if where.endswith(".py: ") else ":"
-        near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
-        hints = (f"--{key}=VALUE" if where == "--" else f"{key}{sign} VALUE" for key in near)
-        raise TinyGPTError(f"{where}{name}: no such key", next(hints, f"{prog} --help"))
-    return known[name]
+    if name == "ckpt" and {"run", "runs", "folders"} & keys(kind).keys():
+        raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
+    sign = " =" if where.endswith(".py: ") else ":"
+    near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
+    hints = (f"--{key}=VALUE" if where == "--" else f"{key}{sign} VALUE" for key in near)
+    raise TinyGPTError(f"{where}{name}: no such key", next(hints, f"{prog} --help"))
 
 
 def is_left_over(name: str, value: Any) -> bool:
@@ -169,27 +168,23 @@ def show_help(kind: type, prog: str) -> NoReturn:
 
 
 def for_tyro(kind: type) -> type:
-    """Translate a configuration class for tyro; a command's own keys come before those that it shares with `train`."""
+    """Translate a configuration class for tyro."""
     import tyro
 
-    texts, own = meanings(kind), list(inspect.get_annotations(kind))
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    annotations, defaults = {}, {}
-    for field in sorted(fields, key=lambda field: own.index(field.name) if field.name in own else len(own)):
-        key = keys(kind)[field.name]
+    texts = meanings(kind)
+    fields: list[Any] = []
+    for key in keys(kind).values():
         marks: list[Any] = [tyro.conf.Positional] if POSITIONAL in key.marks else []
         hint: dict[str, Any] = {}
-        if field.default in ("", ()) or (key.type is tuple and key.required):
+        if key.default in ("", ()) or (key.type is tuple and key.default is REQUIRED):
             hint = {"help_behavior_hint": ""}  # not "(default: )"
-        elif isinstance(field.default, str) and not field.default.isprintable():
-            hint = {"help_behavior_hint": f"(default: {field.default!r})"}  # a line end would break the table
+        elif isinstance(key.default, str) and not key.default.isprintable():
+            hint = {"help_behavior_hint": f"(default: {key.default!r})"}  # a line end would break the table
         marks.append(tyro.conf.arg(help=texts[key.name], metavar=metavar(key) or None, **hint))
         plain = tuple[str, ...] if key.type is tuple else key.type
-        annotations[key.name] = Annotated[(plain, *marks)]
-        if not key.required:
-            defaults[key.name] = field.default
-    shown = type(kind.__name__, (), {"__doc__": kind.__doc__, "__annotations__": annotations, **defaults})
-    return dataclasses.dataclass(shown)
+        default = [] if key.default is REQUIRED else [key.default]
+        fields.append((key.name, Annotated[(plain, *marks)], *default))
+    return dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": kind.__doc__})
 
 
 def metavar(key: Key) -> str:
@@ -198,7 +193,7 @@ def metavar(key: Key) -> str:
         return ""
     if POSITIONAL in key.marks:
         name = f"{key.name.upper()} ..." if key.type is tuple else key.name.upper()
-        return name if key.required else f"[{name}]"
+        return name if key.default is REQUIRED else f"[{name}]"
     limits = [f"{mark.sign}{mark.bound}" for mark in key.marks if isinstance(mark, Limit) and mark.bound < LARGEST]
     if key.type is tuple:
         return "FILE ..." if PATH in key.marks else "STR ..."

@@ -2,8 +2,8 @@
 
     defaults  <  config files (YAML, or Python in nanoGPT's style)  <  --key=value
 
-The text below a field is its help. Its limits are part of its type (`tinygpt/config/fields.py`).
-`tinygpt/config/parse.py` makes a config from files and flags.
+The text below a field is its help, which a subclass inherits if it only changes the default. Limits are part of a
+field's type (`tinygpt/config/fields.py`). `tinygpt/config/parse.py` makes a config from files and flags.
 """
 
 import dataclasses
@@ -28,11 +28,38 @@ from tinygpt.config.fields import (
     Seed,
     Share,
     Switch,
+    keys,
 )
 
 
+@dataclasses.dataclass(kw_only=True)
+class DataConfig(Config):
+    """A command that reads or writes datasets."""
+
+    data_dir: File = "data"
+    """folder that holds the datasets"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class DeviceConfig(Config):
+    """A command that computes with a trained model."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
+    dtype: Dtype = "auto"
+    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class InferenceConfig(DeviceConfig):
+    """A command that can choose between the two implementations of a model."""
+
+    fast: Switch = "auto"
+    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
+
+
 @dataclasses.dataclass
-class QuickstartConfig(Config):
+class QuickstartConfig(DataConfig):
     """Train your first model: run prepare, train and sample on Tiny Shakespeare, and explain each.
 
     tinygpt quickstart
@@ -40,14 +67,12 @@ class QuickstartConfig(Config):
 
     out_dir: File = "out"
     """folder for the model; a run that is there already is continued, not replaced"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
     max_iters: Count = 2000
     """training iterations"""
 
 
 @dataclasses.dataclass
-class PrepareConfig(Config):
+class PrepareConfig(DataConfig):
     """Turn text into token files: data/NAME/{train.bin, val.bin, meta.json}.
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
@@ -91,8 +116,6 @@ class PrepareConfig(Config):
     """for the built-in corpora: read the text from this path or URL (its checksum must match)"""
     synthetic: bool = False
     """for the task transactions: invented merchants instead of real brands"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -104,8 +127,8 @@ def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
     the dataset again."""
     apart = ("name", "source", "show", "data_dir")  # do not affect the content
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {key: v for key, v in values.items() if key not in apart and v != getattr(PrepareConfig, key)}
+    values = {key: getattr(config, key) for key in keys(PrepareConfig) if key not in apart}
+    return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 
 
 @dataclasses.dataclass
@@ -275,9 +298,9 @@ class TrainConfig(Config):
                 yield f"{factor} x batch_size x block_size is {tokens:,} tokens, more than any machine can hold"
 
 
-# keys of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
+# fields of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
 # from the command alone
-SESSION = ("watch", "watch_port")
+SESSION = ("watch", "watch_port", "flags", "given")
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:
@@ -339,29 +362,21 @@ class FinetuneConfig(TrainConfig):
     """scratch: start from --ckpt; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume
     if there is a last.pt, else scratch"""
     out_dir: File = "out-finetune"
-    """folder for checkpoints and metrics"""
     dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
     batch_size: Count = 32
-    """sequences per micro-step"""
     gradient_accumulation_steps: Count = 1
-    """micro-steps per iteration, summed over all processes"""
     learning_rate: NonNegative = 1e-3
-    """peak learning rate"""
     min_lr: NonNegative = 0.0
     """the learning rate after the decay"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
     warmup_iters: CountOrZero = 20
-    """iterations of linear warm-up"""
     max_iters: CountOrZero = 1000
-    """iterations (optimizer updates)"""
     eval_interval: Count = 100
     """iterations between evaluations"""
     eval_iters: CountOrZero = 0
     """batches per evaluation and split; 0: the complete validation split"""
     patience: CountOrZero = 5
-    """stop after this many evaluations in a row without a better validation loss; 0: never"""
     lora_rank: CountOrZero = 0
     """train LoRA adapters of this rank next to frozen weights (Hu et al. 2021); 0: train all weights"""
     lora_alpha: NonNegative = 16.0
@@ -394,7 +409,7 @@ class MergeConfig(Config):
 
 
 @dataclasses.dataclass
-class SampleConfig(Config):
+class SampleConfig(InferenceConfig):
     """Generate text with a trained model.
 
     tinygpt sample --ckpt out/ckpt.pt --start "ROMEO:" --max_new_tokens 300
@@ -426,13 +441,6 @@ class SampleConfig(Config):
     """remove prompt characters outside the model's vocabulary instead of refusing them"""
     exact_window: bool = False
     """beyond the context length, recompute the complete window for every token, as nanoGPT does (slow)"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
-    dtype: Dtype = "auto"
-    """dtype of the model; auto: float32; above 20 M parameters bfloat16 if the hardware supports it, which decodes
-    three times as fast"""
-    fast: Switch = "auto"
-    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object per sample, for programs"""
     data_dir: File = "data"
@@ -440,7 +448,7 @@ class SampleConfig(Config):
 
 
 @dataclasses.dataclass
-class EvalConfig(Config):
+class EvalConfig(InferenceConfig, DataConfig):
     """Evaluate a model on the complete validation split and compare it with n-gram baselines.
 
     tinygpt eval --ckpt out/ckpt.pt
@@ -471,14 +479,6 @@ class EvalConfig(Config):
     plot: File = ""
     """with --task: PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty:
     confusion.png or precision_recall.png in the checkpoint's folder"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
-    dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
-    fast: Switch = "auto"
-    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object, for programs"""
 
@@ -491,7 +491,7 @@ class EvalConfig(Config):
 
 
 @dataclasses.dataclass
-class AskConfig(Config):
+class AskConfig(InferenceConfig):
     """Search your documents for passages about a question, and let a model answer from them.
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db
@@ -525,18 +525,12 @@ class AskConfig(Config):
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     an empty answer: not in the documents; source: the document that contains the answer, may be left out"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
-    dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
-    fast: Switch = "auto"
-    """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     json: bool = False
     """print one JSON object per question, or per evaluation, for programs"""
 
 
 @dataclasses.dataclass
-class ServeConfig(Config):
+class ServeConfig(DeviceConfig):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 
     tinygpt serve --ckpt out/ckpt.pt
@@ -576,10 +570,6 @@ class ServeConfig(Config):
     """seconds after which a request that is not complete ends with an error"""
     skip_unknown: bool = False
     """remove characters outside the model's vocabulary from prompts instead of refusing them"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
-    dtype: Dtype = "auto"
-    """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     data_dir: File = "data"
     """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
@@ -610,7 +600,7 @@ class PlotConfig(Config):
 
 
 @dataclasses.dataclass
-class DoctorConfig(Config):
+class DoctorConfig(DataConfig):
     """Diagnose a run: still improving, finished, overfitting, diverged, too little data.
 
     tinygpt doctor out/
@@ -618,12 +608,10 @@ class DoctorConfig(Config):
 
     run: Annotated[File, POSITIONAL] = "out"
     """the run's folder"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
-class ReportConfig(Config):
+class ReportConfig(DataConfig):
     """Write one HTML file about a run, in which the model itself runs: no server, no network.
 
     tinygpt report out/ -o report.html
@@ -637,12 +625,10 @@ class ReportConfig(Config):
     """the HTML file, also -o; empty: report.html in the first folder"""
     no_text: bool = False
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
-class WatchConfig(Config):
+class WatchConfig(DataConfig):
     """Show the report of a run in a browser, and keep it up to date while the run trains.
 
     tinygpt watch out
@@ -660,8 +646,6 @@ class WatchConfig(Config):
     until_eof: bool = False
     """for programs that start this command, as train --watch does: when standard input ends, write RUN/report.html and
     exit; if the port is in use, take the next free one"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
@@ -749,7 +733,7 @@ class IndexConfig(Config):
 
 
 @dataclasses.dataclass
-class CheckConfig(Config):
+class CheckConfig(DataConfig):
     """Check the integrity of run folders and datasets, and list what can still be used.
 
     tinygpt check out/ data/shakespeare_char
@@ -765,12 +749,10 @@ class CheckConfig(Config):
     """base model for --resume with a fine-tuning config; empty: the one the config names"""
     iterations: Count = 60
     """iterations of the short run of --resume"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
 
 @dataclasses.dataclass
-class LabConfig(Config):
+class LabConfig(DataConfig):
     """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
 
     tinygpt lab for the list of labs
@@ -802,8 +784,6 @@ class LabConfig(Config):
     """lab confidence, lab cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
-    data_dir: File = "data"
-    """folder that holds the datasets"""
 
 
 @dataclasses.dataclass

@@ -105,15 +105,14 @@ def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
 def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: int) -> TrainConfig:
     """The configuration of a pilot with these iterations, or of its continuation if it was stopped."""
     out = folder / f"pilot-{length}"
-    made = dataclasses.replace(
+    return dataclasses.replace(
         config, max_iters=length, eval_interval=length, eval_iters=1, sample_interval=0, checkpoint_interval=0,
         patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", wandb_log=False, watch=False,
         quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), out_dir=str(out),
         init_from="resume" if (out / "last.pt").exists() else config.init_from, warmup_iters=warm_up,
         lr_decay_iters=decay,
+        given=frozenset({"block_size"}),  # may be shorter than that of the weights from which the run starts
     )  # fmt: skip
-    made.given = frozenset({"block_size"})  # may be shorter than that of the weights from which the run starts
-    return made
 
 
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:
