@@ -32,8 +32,8 @@ from tinygpt.data.tasks.reader import library
 from tinygpt.retrieve.answer import occurrence
 from tinygpt.retrieve.ask import Known, Outcome, Responder, evaluate
 from tinygpt.retrieve.index import index as make_index
-from tinygpt.retrieve.search import CANDIDATES, Hit, fused, match_any, search
-from tinygpt.retrieve.store import Index, open_index
+from tinygpt.retrieve.search import CANDIDATES, fused, match_any, search
+from tinygpt.retrieve.store import Index, Passage, open_index
 
 TOP = 10
 Question = tuple[str, str, str]  # question, path of the right document, text that a right passage contains ("": any)
@@ -166,7 +166,7 @@ def measured(respond: Callable[[str], Outcome], known: list[Known]) -> dict[str,
     return results | {"best thresholds": best, "seconds": seconds}
 
 
-def right_hits(index: Index, known: Known) -> list[Hit]:
+def right_hits(index: Index, known: Known) -> list[Passage]:
     """The passage of the right document that contains the answer; empty if the search does not find it."""
     found = search(index, known.question, 100)
     return [hit for hit in found if Path(hit.source).name == known.source and occurrence(known.answer, hit.text)][:1]

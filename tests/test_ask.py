@@ -31,8 +31,8 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer,
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, occurrence, shortened
 from tinygpt.retrieve.ask import SHIPPED, best_thresholds, relevance
-from tinygpt.retrieve.search import Hit, search
-from tinygpt.retrieve.store import open_index
+from tinygpt.retrieve.search import search
+from tinygpt.retrieve.store import Passage, open_index
 from tinygpt.terminal import escaped
 
 COLOURS = ["red", "green", "blue"]
@@ -215,11 +215,11 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
     expected = sum(logits[at - 1, ids[at]].item() for at in range(len(ids) - end, len(ids)))
     response, probability = answering.respond(ids[:-end])
     assert answering.tokenizer.decode(response) == answer and math.log(probability) == pytest.approx(expected, abs=1e-3)
-    assert answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).probability == probability
+    assert answering.read(EMIL, [Passage(text=passage)]).probability == probability
     answering.room = 5  # a response that is cut off: the end after it is improbable
     cut, improbable = answering.respond(ids[:-end])
     assert cut == response[:5] and improbable < 0.1
-    assert answering.read(EMIL, [Hit(passage, "", "", "", 0, 0, 0)]).note == "the answer was cut off after 5 tokens"
+    assert answering.read(EMIL, [Passage(text=passage)]).note == "the answer was cut off after 5 tokens"
 
 
 @pytest.mark.slow
@@ -568,7 +568,7 @@ def test_an_instruction_models_sentence_is_not_cut_at_a_citation(
 ) -> None:
     answering = Reader(*instructed)
     monkeypatch.setattr(answering, "respond", lambda prompt: (answering.tokenizer.encode(said).tolist(), 0.5))
-    read = answering.read("Who is it?", [Hit("It is Emil.", "", "", "", 0, 0, 0)])
+    read = answering.read("Who is it?", [Passage(text="It is Emil.")])
     assert (read.text, read.passage) == (said if answer is None else answer, passage)
 
 

@@ -25,8 +25,8 @@ from conftest import Result, cli, cli_here, listing, needs_fork, ok, refused
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_lock
 from tinygpt.retrieve import documents, embeddings, index, passages, store
-from tinygpt.retrieve.search import Hit, search
-from tinygpt.retrieve.store import Index, open_index
+from tinygpt.retrieve.search import search
+from tinygpt.retrieve.store import Index, Passage, open_index
 
 REPORT = """# Report
 Kalor Foods sold 412 tonnes of cheese.
@@ -121,7 +121,7 @@ def starting_with(code: str, folder: Path) -> str:
     return os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 
 
-def found(folder: Path, question: str, count: int = 5) -> list[Hit]:
+def found(folder: Path, question: str, count: int = 5) -> list[Passage]:
     with open_index(folder / "index.db") as opened:
         return search(opened, question, count)
 

@@ -31,7 +31,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
-from tinygpt.retrieve.search import Hit
+from tinygpt.retrieve.store import Passage
 
 LONGEST = 96  # tokens of a response, at most
 INSTRUCTION = (
@@ -71,7 +71,7 @@ class Reader:
         self.instructed = chat and not self.copies
         self.room = min(LONGEST, model.config.block_size // 3)  # for the response
 
-    def read(self, question: str, hits: Sequence[Hit]) -> Answer:
+    def read(self, question: str, hits: Sequence[Passage]) -> Answer:
         """Answer a question from one or more passages, the most relevant first.
 
         Errors: TinyGPTError if the question leaves no room for a passage in the model's context, or if the model's
@@ -155,18 +155,18 @@ class Reader:
         Reading each passage alone and taking the most probable answer, as Chen et al. do, was measured to be worse: a
         tiny reader answers from the wrong passage with confidence, and seldom abstains.
         """
-        most, chosen = self.model.config.block_size - self.room, [""] * len(passages)
-        for number, (title, text) in enumerate(passages):
-            before = list(filter(None, chosen))
+        chosen: list[str] = []
 
-            def fits(part: str, before: list[str] = before, title: str = title) -> bool:
-                return len(self.ids(question, [*before, title + part])) <= most
+        def fits(passage: str) -> bool:
+            return len(self.ids(question, [*filter(None, chosen), passage])) <= self.model.config.block_size - self.room
 
-            part = text if fits(text) else shortened(text, question, fits)
-            if not part and title:  # a long heading is left out before the text is
-                title = ""
-                part = shortened(text, question, lambda part: fits(part, title=""))
-            chosen[number] = title + part if part else ""
+        def selected(title: str, text: str) -> str:
+            part = shortened(text, question, lambda part: fits(title + part))
+            return title + part if part else ""
+
+        for title, text in passages:
+            # a long heading is left out before the text is
+            chosen.append(title + text if fits(title + text) else selected(title, text) or selected("", text))
         return chosen
 
     def not_read(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
@@ -175,11 +175,7 @@ class Reader:
         for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
             if used != "".join(passage):
                 parts["shortened" if used else "left out"].append(str(number))
-        said = [
-            f"passage{'s' * (len(numbers) > 1)} {', '.join(numbers)} {what}"
-            for what, numbers in parts.items()
-            if numbers
-        ]
+        said = [f"passage{'s' * (len(n) > 1)} {', '.join(n)} {what}" for what, n in parts.items() if n]
         return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(said)}" if said else ""
 
     def place(self, answer: str, text: str) -> tuple[int, int] | None:

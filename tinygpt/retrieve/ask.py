@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.answer import Answer, Reader, normalised
-from tinygpt.retrieve.search import Hit, search, terms
-from tinygpt.retrieve.store import Index, open_index
+from tinygpt.retrieve.search import search, terms
+from tinygpt.retrieve.store import Index, Passage, open_index
 from tinygpt.terminal import escaped, progress
 
 SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
@@ -58,12 +58,10 @@ class Outcome:
 
 def ask(config: AskConfig) -> int:
     """Answer one question, the lines of standard input, or evaluate a file of questions. Returns the exit status."""
-    question = " ".join(config.question)
-    if config.question:
-        question = checked(question)
-        if config.questions:
-            raise TinyGPTError("a question and --questions are two tasks", "give one of them")
-    known = list(read_questions(Path(config.questions))) if config.questions else []
+    question = checked(" ".join(config.question)) if config.question else ""
+    if question and config.questions:
+        raise TinyGPTError("a question and --questions are two tasks", "give one of them")
+    known = read_questions(Path(config.questions)) if config.questions else []
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
         if known:
@@ -92,58 +90,36 @@ class Responder:
         self.reader.require_room(question)  # before the search, which takes long for thousands of words
         return self.read(question, search(self.index, question, self.config.passages))
 
-    def read(self, question: str, hits: Sequence[Hit]) -> Outcome:
+    def read(self, question: str, hits: Sequence[Passage]) -> Outcome:
         """Answer from these passages, the most relevant first."""
-        texts = [" ".join(hit.text.split()) for hit in hits]
         scores = relevance(self.index, question, hits)
         best = max(scores, default=0.0)
         read = self.reader.read(question, hits) if hits else Answer("", 0.0)
         reason, candidate, passages = self.reason(read, best, bool(hits)), read.text, []
-        for rank, (hit, text, score) in enumerate(zip(hits, texts, scores, strict=True), start=1):
-            cited = read.passage in (0, rank)
-            start, end = (cited and self.reader.place(read.text, text)) or (None, None)
-            if candidate == read.text and start is not None:
+        for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
+            text = " ".join(hit.text.split())
+            found = self.reader.place(read.text, text) if read.passage in (0, rank) else None
+            start, end = found or (None, None)
+            if found and candidate == read.text:
                 candidate = text[start:end]  # as the document spells it
-            passages.append(
-                {
-                    "rank": rank,
-                    "cited": rank == read.passage,
-                    "source": hit.source,
-                    "position": hit.position,
-                    "title": hit.title,
-                    "score": score,
-                    "bm25": hit.bm25,
-                    "similarity": hit.similarity,
-                    "text": text,
-                    "start": start,
-                    "end": end,
-                }
-            )
+            facts = hit._asdict() | {"score": score, "text": text, "start": start, "end": end}
+            passages.append({"rank": rank, "cited": rank == read.passage} | facts)
         if self.reader.copies and read.passage and all(passage["start"] is None for passage in passages):
             reason = reason or f'the model\'s answer "{read.text}" does not occur in the passage that it cites'
             candidate = ""  # no threshold would make it an answer
-        return Outcome(
-            question=question,
-            answer="" if reason else candidate,
-            candidate=candidate,
-            probability=read.probability,
-            score=best,
-            reason=reason,
-            note=read.note,
-            passages=tuple(passages),
-        )
+        answer = "" if reason else candidate
+        return Outcome(question, answer, candidate, read.probability, best, reason, read.note, tuple(passages))
 
     def reason(self, read: Answer, best_score: float, found: bool) -> str:
         """Say why there is no answer; empty if there is one."""
-        low, high = self.min_score, self.min_probability
         if not found:
             return "no passage contains a word of the question"
-        if best_score < low and len(self.index) > self.config.passages:  # otherwise the model reads all passages
-            return f"the best passage's score {best_score:.2f} is below --min_score={low}"
+        if best_score < self.min_score and len(self.index) > self.config.passages:  # otherwise all passages are read
+            return f"the best passage's score {best_score:.2f} is below --min_score={self.min_score}"
         if not read.text:
             return f"the model finds no answer in the passages (probability {read.probability:.2f})"
-        if read.probability < high:
-            return f"the answer's probability {read.probability:.2f} is below --min_probability={high}"
+        if read.probability < self.min_probability:
+            return f"the answer's probability {read.probability:.2f} is below --min_probability={self.min_probability}"
         return ""
 
 
@@ -157,7 +133,7 @@ def load_reader(config: AskConfig) -> Reader:
     return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
 
 
-def relevance(index: Index, question: str, hits: Sequence[Hit]) -> list[float]:
+def relevance(index: Index, question: str, hits: Sequence[Passage]) -> list[float]:
     """Score each passage from 0 to 1: its BM25 as a share of an upper bound for the question.
 
     BM25 is a sum over the question's words, to which each adds less than its inverse document frequency times k1 + 1.
@@ -260,26 +236,24 @@ class Known:
     source: str  # the document that contains the answer; empty: not known
 
 
-def read_questions(path: Path) -> Iterator[Known]:
+def read_questions(path: Path) -> list[Known]:
     """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first invalid line."""
-    example = '{"question": "Who is the CFO?", "answer": "Lars Holm"}'
-    empty = True
+    example = 'write {"question": "Who is the CFO?", "answer": "Lars Holm"}'
+    known = []
     for number, line in enumerate(read_text(path, "--questions questions.jsonl").split("\n"), start=1):
         if not line.strip():
             continue
-        empty = False
         try:
             entry = json.loads(line)
-            known = Known(checked(entry["question"]), entry["answer"], entry.get("source", ""))
-            if not isinstance(known.answer, str) or not isinstance(known.source, str):
+            known.append(Known(checked(entry["question"]), entry["answer"], entry.get("source", "")))
+            if not isinstance(known[-1].answer, str) or not isinstance(known[-1].source, str):
                 raise TypeError
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            raise TinyGPTError(f"{path} line {number}: not a question with its answer", f"write {example}") from None
-        except TinyGPTError as error:
-            raise TinyGPTError(f"{path} line {number}: {error.message}", f"write {example}") from None
-        yield known
-    if empty:
-        raise TinyGPTError(f"{path}: contains no question", f"write {example}, one per line")
+        except (TinyGPTError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            problem = getattr(error, "message", "not a question with its answer")
+            raise TinyGPTError(f"{path} line {number}: {problem}", example) from None
+    if not known:
+        raise TinyGPTError(f"{path}: contains no question", f"{example}, one per line")
+    return known
 
 
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ for section in read(Path("report.md")): section.title, section.text, section.pos
 import csv
 import functools
 import io
+import itertools
 import logging
 import re
 import zipfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import read_text
+from tinygpt.files import file_error, read_text
 
 UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
@@ -85,45 +86,26 @@ def markdown(path: Path) -> Iterator[Section]:
                 elif marker[1].startswith(fence) and not line.strip(" \t`~"):
                     fence = ""
             heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t](.*)", line)
-            yield (len(heading[1]), without_closing(heading[2])) if heading else (0, line)
+            # `#` may close a heading: `Title` for `## Title ##`, but `C#` for `## C#`
+            yield (len(heading[1]), re.sub(r"(^|[ \t])#+$", "", heading[2].strip()).rstrip()) if heading else (0, line)
 
     yield from by_headings(blocks(), "line")
 
 
-def without_closing(heading: str) -> str:
-    """The heading without the `#` that may close it: `Title` for `Title ##`, but `C#` for `C#`."""
-    text = heading.strip()
-    before = text.rstrip("#")
-    return before.rstrip() if not before or before[-1] in " \t" else text
-
-
-class Titles:
-    """The headings above the current line: a heading replaces those of its own level and of deeper ones."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[int, str]] = []  # (level, heading), outermost first
-
-    def add(self, level: int, heading: str) -> None:
-        self._open = [entry for entry in self._open if entry[0] < level] + [(level, heading)]
-
-    @property
-    def path(self) -> str:
-        return " > ".join(heading for _, heading in self._open if heading)
-
-
 def by_headings(blocks: Iterable[tuple[int, str]], unit: str) -> Iterator[Section]:
     """Make sections of units (level of the heading or 0 for text, text). A unit is one line of a section."""
-    titles = Titles()
+    above: list[tuple[int, str]] = []  # (level, heading), outermost first
     lines: list[str] = []
-    number = 0
-    for number, (level, text) in enumerate(blocks, start=1):
-        if level:
-            yield Section(titles.path, "\n".join(lines), unit, number - len(lines))
-            titles.add(level, text)
-            lines = []
-        else:
+    for number, (level, text) in enumerate(
+        itertools.chain(blocks, [(1, "")]), start=1
+    ):  # the last one ends the last section
+        if not level:
             lines.append(text)
-    yield Section(titles.path, "\n".join(lines), unit, number + 1 - len(lines))
+            continue
+        title = " > ".join(heading for _, heading in above if heading)
+        yield Section(title, "\n".join(lines), unit, number - len(lines))
+        above = [outer for outer in above if outer[0] < level] + [(level, text)]
+        lines = []
 
 
 # ---- HTML ------------------------------------------------------------------------------------------------------------
@@ -142,9 +124,8 @@ class Blocks(HTMLParser):
         super().__init__()
         self.found: list[tuple[int, str]] = []
         self._parts: list[str] = []
-        self._level = 0
+        self._level, self._preformatted = 0, False
         self._hidden = ""  # the element whose content is dropped
-        self._preformatted = False
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if self._hidden or tag in HIDDEN:
@@ -260,7 +241,7 @@ def one_line(text: str) -> str:
 
 def damaged(path: Path, kind: str, error: Exception) -> TinyGPTError:
     if isinstance(error, OSError) and error.strerror:
-        return TinyGPTError(f"{path}: {error.strerror.lower()}", FORMATS)
+        return file_error(path, error, FORMATS)
     return TinyGPTError(f"{path}: cannot be read as {kind}: it is damaged or protected", "open it and save it again")
 
 

@@ -13,7 +13,6 @@ embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of l
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -23,33 +22,13 @@ NONE, WORDLLAMA = "none", "wordllama"  # anything else is the path of a checkpoi
 BATCH = 64  # texts, or windows of a model's context
 
 
-class Embeddings(Protocol):
-    """A function from texts to vectors.
-
-    `name` and `fingerprint` identify it. Vectors of different embeddings cannot be compared.
-    """
-
-    name: str
-    fingerprint: str
-
-    def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 (len(texts), d): rows of length 1, or zero for a text without tokens."""
-
-
-def load(name: str) -> Embeddings | None:
-    """Load embeddings: None for `none`, else `wordllama` or those of a checkpoint. Errors: TinyGPTError."""
-    if name == NONE:
-        return None
-    return WordLlama() if name == WORDLLAMA else HiddenStates(name)
-
-
 def installed() -> bool:
     """Return whether the packages that `wordllama` needs are installed."""
     return all(importlib.util.find_spec(package) for package in (WORDLLAMA, "tokenizers", "safetensors"))
 
 
 class WordLlama:
-    """The mean of the tokens' vectors in WordLlama's table."""
+    """The mean of the tokens' vectors in WordLlama's table. `name` and `fingerprint` identify it."""
 
     name, fingerprint = WORDLLAMA, "l2_supercat_256"
 
@@ -75,6 +54,7 @@ class WordLlama:
         self._tokenizer.no_padding()
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 (len(texts), d): rows of length 1, or zero for a text without tokens."""
         found = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
         made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         for row, encoded in zip(found, made, strict=True):
@@ -101,6 +81,7 @@ class HiddenStates:
         self._model = checkpoint.for_inference(self._compute)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """The same."""
         import torch
 
         width = self._model.config.block_size
@@ -127,3 +108,13 @@ class HiddenStates:
 def normalised(vectors: np.ndarray) -> np.ndarray:
     """Scale the rows to length 1; a row of zeros stays as it is."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+Embeddings = WordLlama | HiddenStates  # vectors of different ones cannot be compared
+
+
+def load(name: str) -> Embeddings | None:
+    """Load embeddings: None for `none`, else `wordllama` or those of a checkpoint. Errors: TinyGPTError."""
+    if name == NONE:
+        return None
+    return WordLlama() if name == WORDLLAMA else HiddenStates(name)

@@ -39,7 +39,7 @@ def index(config: IndexConfig) -> None:
         raise TinyGPTError(what, f"--overlap={config.passage_size // 5}")
     paths = input_files(config.documents, tuple(documents.READERS), way_out=documents.FORMATS)
     require_writable(out, "--out FOLDER/index.db")
-    embedding, notes = chosen(config.embeddings)
+    embedding = chosen(config.embeddings)
     settings = {
         "embeddings": embedding.name if embedding else embeddings.NONE,
         "fingerprint": embedding.fingerprint if embedding else "",
@@ -49,40 +49,34 @@ def index(config: IndexConfig) -> None:
     with file_lock(out, "choose another --out"):
         require_closed(out)
         out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # of a killed index: it holds text of documents
-        old, difference = existing(out, settings)
-        if difference:
-            notes.append(f"note: {difference}, so all documents are indexed again")
-        for note in notes:
-            print(note, flush=True)
-        counts = update(config, paths, settings, embedding, old)
+        counts = update(config, paths, settings, embedding, existing(out, settings))
     describe(out, counts)
     print(f"seconds: {time.monotonic() - started:.1f}")
     print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
 
 
-def chosen(name: str) -> tuple[Embeddings | None, list[str]]:
-    """Load the embeddings that --embeddings names; return them, and notes about what is missing."""
+def chosen(name: str) -> Embeddings | None:
+    """Load the embeddings that --embeddings names; print a note if a package is missing."""
     if name == "auto" and not embeddings.installed():
         way = "pip install 'tinygpt[retrieve]' adds semantic search"
-        return None, [f"note: keyword search only, since the package wordllama is missing; {way}"]
+        print(f"note: keyword search only, since the package wordllama is missing; {way}", flush=True)
+        return None
     if lone_surrogate(name):
         raise TinyGPTError(f"--embeddings={name_of(Path(name))}: the path is not valid UTF-8", "rename the checkpoint")
-    return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name), []
+    return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name)
 
 
-def existing(out: Path, settings: dict[str, Any]) -> tuple[dict[str, Fingerprint] | None, str]:
-    """Return the documents of the index at `out`, and how its settings differ.
-
-    The documents are None if there is no index, or if its settings differ.
-    """
+def existing(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | None:
+    """Return the documents of the index at `out`; None if there is none, or, with a note, if its settings differ."""
     if not out.exists():
-        return None, ""
+        return None
     with open_index(out) as old:
         before = old.settings
-        names = [name for name in settings if before.get(name) != settings[name]]
-        if names:
-            return None, f"{out} was made with {', '.join(f'{name}={before.get(name)}' for name in names)}"
-        return old.sources, ""
+        different = [f"{name}={before.get(name)}" for name in settings if before.get(name) != settings[name]]
+        if different:
+            what = f"{out} was made with {', '.join(different)}"
+            print(f"note: {what}, so all documents are indexed again", flush=True)
+        return None if different else old.sources
 
 
 def update(
@@ -187,11 +181,6 @@ def describe(out: Path, counts: dict[str, int]) -> None:
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
         print("some passages:")
         for passage in index.samples(SAMPLES):
-            place = ", ".join(filter(None, (passage.source, passage.position, passage.title)))
-            print(f"  {terminal.escaped(place)}: {terminal.escaped(shortened(passage.text))}")
-
-
-def shortened(text: str) -> str:
-    """The start of a text, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+            text = " ".join(passage.text.split())
+            text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+            print(f"  {terminal.escaped(passage.place)}: {terminal.escaped(text)}")

@@ -5,34 +5,20 @@ The scores of the two rankings cannot be compared, but the ranks can. The fused 
 the paper's constant, recall@5 was one to three percentage points lower on both data sets of scripts/bench_retrieve.py.
 
 with open_index(Path("index.db")) as index:
-    for hit in search(index, "How long is the warranty?", count=5): print(hit.source, hit.position, hit.text)
+    for passage in search(index, "How long is the warranty?", count=5): print(passage.source, passage.text)
 """
 
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
 
-from tinygpt.retrieve.store import Index
+from tinygpt.retrieve.store import Index, Passage
 
 CANDIDATES = 100  # passages that each ranking contributes
 RANK_CONSTANT = 10
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A passage that was found, with its scores."""
-
-    text: str  # of the passage
-    title: str  # headings above it, "Report > Outlook", may be empty
-    source: str  # the document's path as the user gave it
-    position: str  # "line 12", "page 3", "row 7"
-    score: float  # of the reciprocal rank fusion
-    bm25: float  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
-    similarity: float  # cosine, 0.0 without vectors
-
-
-def search(index: Index, question: str, count: int) -> list[Hit]:
+def search(index: Index, question: str, count: int) -> list[Passage]:
     """Return the `count` passages with the highest scores, best first; fewer if fewer are found.
 
     Errors: TinyGPTError if the index's embeddings cannot be loaded.
@@ -47,7 +33,7 @@ def search(index: Index, question: str, count: int) -> list[Hit]:
     scores = fused(rankings)
     ids = list(scores)[:count]
     return [
-        Hit(*passage, scores[i], by_words.get(i, 0.0), similarity.of(i) if similarity else 0.0)
+        passage._replace(score=scores[i], bm25=by_words.get(i, 0.0), similarity=similarity.of(i) if similarity else 0.0)
         for i, passage in zip(ids, index.passages(ids), strict=True)
     ]
 

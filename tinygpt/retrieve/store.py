@@ -59,12 +59,19 @@ class Fingerprint(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A passage of the index."""
+    """A passage of the index, with its scores if a search found it."""
 
-    text: str
-    title: str
-    source: str
-    position: str
+    source: str = ""  # the document's path as the user gave it
+    position: str = ""  # "line 12", "page 3", "row 7"
+    title: str = ""  # headings above it, "Report > Outlook", may be empty
+    score: float = 0.0  # of the reciprocal rank fusion
+    bm25: float = 0.0  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
+    similarity: float = 0.0  # cosine, 0.0 without vectors
+    text: str = ""
+
+    @property
+    def place(self) -> str:
+        return ", ".join(filter(None, (self.source, self.position, self.title)))
 
 
 class Similarities(NamedTuple):
@@ -106,9 +113,10 @@ class Index:
         return int(self._db.execute("SELECT count(*) FROM passages").fetchone()[0])
 
     def passages(self, ids: Iterable[int]) -> list[Passage]:
-        query = """SELECT text, title, path, position FROM passages JOIN sources ON sources.id = passages.source
+        query = """SELECT path, position, title, text FROM passages JOIN sources ON sources.id = passages.source
                    WHERE passages.id = ?"""
-        return [Passage(*self._db.execute(query, (int(number),)).fetchone()) for number in ids]
+        rows = (self._db.execute(query, (int(number),)).fetchone() for number in ids)
+        return [Passage(source, position, title, text=text) for source, position, title, text in rows]
 
     def samples(self, count: int) -> list[Passage]:
         """Passages at equal intervals."""
