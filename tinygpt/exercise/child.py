@@ -16,11 +16,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from tinygpt.exercise.steps import Check, CheckFailed, checks_of
+from tinygpt.exercise.steps import STEPS, CheckFailed
 
 LONGEST = 1000  # characters of a value or an exception in a report
 
@@ -40,8 +39,7 @@ def main(file: str, limit: float, steps: list[int]) -> None:
     os.chdir(os.path.dirname(file))
     torch.set_num_threads(1)
 
-    def tell(step: int, passed: list[str], check: Check | None = None, finding: dict[str, str] | None = None) -> None:
-        failed = {"check": check.name, "look": check.look} | (finding or {}) if check else {}
+    def tell(step: int, passed: list[str], **failed: str) -> None:
         out.write(f"{key}{json.dumps({'step': step, 'passed': passed, 'failed': failed})}\n")
         out.flush()
 
@@ -55,29 +53,41 @@ def main(file: str, limit: float, steps: list[int]) -> None:
 def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) -> list[str]:
     """Import the file, then run the checks of a step up to the first that fails. Returns the names of those passed."""
     passed: list[str] = []
-    importing = Check(step, "the file can be imported", "the code outside functions and classes", load_module)
-    for check in [importing, *checks_of(step)]:
-        tell(passed, check)
-        with time_limit(limit, file, functools.partial(tell, passed, check)):
-            finding = try_check(check, sys.modules["my_gpt"] if passed else file, file)
-        if finding is not None:
-            tell(passed, check, finding)
+    checks = checks_of(step, file)
+    check = next(checks, "")
+    while check:
+        name, look = map(str.strip, check.split("\n"))
+        tell(passed, check=name, look=look)
+        finding: dict[str, str] = {}
+        with time_limit(limit, file, functools.partial(tell, passed, check=name, look=look)):
+            torch.manual_seed(0)
+            try:
+                check = next(checks, "")
+            except BaseException as error:
+                finding = described(error, file)
+        if finding:
+            tell(passed, check=name, look=look, **finding)
             return passed
-        passed.append(check.name)
+        passed.append(name)
     tell(passed)
     return passed
 
 
+def checks_of(step: int, file: str) -> Iterator[str]:
+    """The checks of a step as in steps.py, after that of the import."""
+    yield "the file can be imported\nthe code outside functions and classes"
+    yield from STEPS[step - 1](load_module(file))
+
+
 @contextlib.contextmanager
-def time_limit(seconds: float, file: str, report: Callable[[dict[str, str]], None]) -> Iterator[None]:
+def time_limit(seconds: float, file: str, report: Callable[..., None]) -> Iterator[None]:
     """End the process if the body takes longer. Before that, report the line of the file that was running."""
     thread = threading.get_ident()
 
     def end() -> None:
         where = place(traceback.extract_stack(sys._current_frames()[thread]), file)
-        report(
-            {"got": f"still running after {seconds:g} seconds\n{where}".strip(), "expected": "a result within seconds"}
-        )
+        got = f"still running after {seconds:g} seconds\n{where}".strip()
+        report(got=got, expected="a result within seconds")
         os._exit(1)
 
     timer = threading.Timer(seconds, end)
@@ -89,17 +99,11 @@ def time_limit(seconds: float, file: str, report: Callable[[dict[str, str]], Non
         timer.cancel()
 
 
-def try_check(check: Check, my: Any, file: str) -> dict[str, str] | None:
-    """Run a check. Returns None if it passes, else what was given, what came out and what was expected."""
-    torch.manual_seed(0)
-    try:
-        check.run(my)
-    except CheckFailed as failure:
-        finding = failure.finding
-    except BaseException as error:
-        finding = raised(error, file)
-    else:
-        return None
+def described(error: BaseException, file: str) -> dict[str, str]:
+    """Describe why a check failed: what was given, what came out and what was expected."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):  # so a generator passes it on
+        error = error.__cause__
+    finding = error.finding if isinstance(error, CheckFailed) else raised(error, file)
     return {key: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for key, text in finding.items()}
 
 
