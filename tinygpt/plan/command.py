@@ -102,10 +102,10 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
 
 def planned(config: PlanConfig) -> Planned:
     """Check and describe the run. Errors: TinyGPTError as at the start of the run itself."""
-    known = keys(TrainConfig)
-    run = TrainConfig(**{key: getattr(config, key) for key in known})
-    run.flags, run.given = config.flags & known.keys(), config.given & known.keys()
-    flags = [f"--{key}={getattr(config, key)}" for key in known if key in config.flags]
+    own = keys(TrainConfig)
+    run = TrainConfig(**{key: getattr(config, key) for key in own})
+    run.flags, run.given = config.flags & own.keys(), config.given & own.keys()
+    flags = [f"--{key}={getattr(config, key)}" for key in own if key in config.flags]
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
