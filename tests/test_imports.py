@@ -16,9 +16,9 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "errors terminal",
     "files config",
     "data options cache model generate lora device fast",
-    "checkpoint training evaluate",
-    "prepare train sample finetune report exercise interop retrieve",
-    "quickstart lab serve plan",
+    "checkpoint training evaluate interop",
+    "prepare train sample finetune report exercise retrieve",
+    "quickstart lab serve plan convert",
     "cli __main__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}

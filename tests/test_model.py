@@ -11,10 +11,11 @@ import torch
 import transformers
 from models import CHOICES, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
 
-from tinygpt.checkpoint.gpt2 import from_huggingface
 from tinygpt.checkpoint.resize import set_block_size
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
 from tinygpt.generate import Choice, generate
+from tinygpt.interop.architectures import Stock, from_stock
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 
@@ -32,6 +33,14 @@ def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
     return model
 
 
+def our_gpt2(theirs: Any, kind: type[GPT] = GPT) -> GPT:
+    """Their model, imported."""
+    shape, weights = from_stock(
+        Stock(theirs.config.to_dict() | {"architectures": ["GPT2LMHeadModel"]}, theirs.state_dict())
+    )
+    return Checkpoint(weights, dataclasses.asdict(shape), {}).build_model(kind)
+
+
 @pytest.mark.parametrize(
     "activation,T",
     [("gelu_new", 16), ("gelu", 16), ("relu2", 16), ("gelu_new", 600)],
@@ -41,7 +50,7 @@ def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
 @torch.inference_mode()
 def test_logits_equal_huggingface_gpt2(activation: str, T: int, kind: type[GPT]) -> None:
     theirs = huggingface_gpt2(activation, n_positions=T)
-    ours = from_huggingface(theirs).build_model(kind).eval()
+    ours = our_gpt2(theirs, kind).eval()
     idx = ids(2, T)
     assert largest(theirs(idx).logits) > 1  # there is something to compare
     assert largest(ours(idx)[0] - theirs(idx).logits) < 1e-5
@@ -50,7 +59,7 @@ def test_logits_equal_huggingface_gpt2(activation: str, T: int, kind: type[GPT])
 @torch.inference_mode()
 def test_logits_differ_from_huggingface_when_one_weight_does() -> None:
     theirs = huggingface_gpt2()
-    ours = from_huggingface(theirs).build_model().eval()
+    ours = our_gpt2(theirs).eval()
     theirs.transformer.h[1].attn.c_proj.weight[3, 5] += 0.1
     assert largest(ours(ids(2, 16))[0] - theirs(ids(2, 16)).logits) > 1e-4
 
@@ -274,13 +283,13 @@ def test_targets_only_gives_the_positions_with_a_target_and_last_only_the_last(
 @every_path
 def test_gradients_equal_huggingfaces(kind: type[GPT], T: int) -> None:
     theirs = huggingface_gpt2(n_positions=T)
-    ours = from_huggingface(theirs).build_model(kind)
+    ours = our_gpt2(theirs, kind)
     x, y = ids(2, T), ids(2, T, seed=1)
     ours(x, y)[1].backward()
     torch.nn.functional.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten()).backward()
     for parameter in theirs.parameters():
         parameter.data = parameter.grad
-    gradients = from_huggingface(theirs).model
+    gradients = our_gpt2(theirs).state_dict()
     for name, parameter in ours.named_parameters():
         assert largest(parameter.grad - gradients[name]) < 1e-5 * max(1, largest(gradients[name])), name
 

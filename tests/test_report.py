@@ -583,7 +583,7 @@ def test_a_page_without_the_dataset_contains_no_absolute_path(private: Path, tmp
 
 
 def test_absolute_paths_of_any_system_are_shortened() -> None:
-    from tinygpt.report.collect import without_folders
+    from tinygpt.files import without_folders
 
     settings = {
         "out_dir": "/home/jane doe/out",

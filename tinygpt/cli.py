@@ -32,12 +32,8 @@ GROUPS = {
     "adapt and share a model": {
         "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
         "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
-        "import": ("interop.command:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
-        "export": (
-            "interop.command:export",
-            "ExportConfig",
-            "write a model for a browser, transformers, llama.cpp, peft",
-        ),
+        "import": ("convert:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
+        "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
     },
     "use a model": {
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError, library
@@ -279,3 +279,16 @@ def strict_json(value: Any) -> str:
         return [finite(inner) for inner in part] if isinstance(part, (list, tuple)) else part
 
     return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)
+
+
+def without_folders(value: Any) -> Any:
+    """Reduce absolute paths to their last part: they contain user names, and mean nothing on another machine.
+
+    `value`: a setting, or a list or dict of settings. Paths of Windows and of POSIX are recognised on both.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(one) for one in value]
+    is_absolute = isinstance(value, str) and PureWindowsPath(value).root
+    return PureWindowsPath(value).name if is_absolute else value

@@ -1,6 +1,5 @@
 """Models in and out: Hugging Face folders, GGUF files and PEFT adapters.
 
-    command.py         `tinygpt import` and `tinygpt export`
     architectures.py   a GPT as one of the classes that transformers ships, and back
     tokenizers.py      tokenizers and chat templates as files
     chat.py            chat templates: the text around prompt and response
@@ -10,7 +9,7 @@
 
 Everything passes through `architectures.Stock`: a model with the names and the config.json of a stock class.
 
-The package imports checkpoint, evaluate, report and the modules below them. Its libraries (safetensors, tokenizers,
+The commands `import` and `export` are in convert.py. The package imports checkpoint, data and model. Its libraries (safetensors, tokenizers,
 gguf, jinja2, huggingface_hub) come with `pip install "tinygpt[pretrained]"` and are imported inside the functions.
 
     tinygpt import smollm2 --out_dir out-smollm2

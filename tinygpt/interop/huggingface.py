@@ -8,6 +8,7 @@ incomplete folder for a model. The key "tinygpt" in it marks a folder that may b
     write_folder(Path("out-hf"), checkpoint, tokenizer, ["Trigram baseline: 2.01 nats per character."])
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -25,10 +26,9 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import file_error, remove, replacing
-from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, to_stock
+from tinygpt.files import file_error, remove, replacing, without_folders
+from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, from_stock, to_stock
 from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
-from tinygpt.report.collect import without_folders
 
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -36,6 +36,7 @@ SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
 WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 AGAIN = "download the folder again"
+GPT2 = "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"
 
 
 # ---- in ---------------------------------------------------------------------------------------------------------
@@ -57,6 +58,14 @@ def hub_folder(name: str) -> Path:
             f"{name}: no such folder, and it cannot be downloaded from the Hugging Face hub ({type(error).__name__})",
             "check the name and the connection, or give a folder that was downloaded elsewhere",
         ) from error
+
+
+def gpt2_checkpoint(name: str) -> Checkpoint:
+    """Download OpenAI's GPT-2, or find it in the cache. Errors: TinyGPTError for another name; see `hub_folder`."""
+    if name not in GPT2:
+        raise TinyGPTError(f"--init_from={name}: no such model", f"one of {', '.join(GPT2)}, or a checkpoint's path")
+    shape, weights = from_stock(read_folder(hub_folder(f"openai-community/{name}")).stock)
+    return Checkpoint(weights, dataclasses.asdict(shape), config={}, tokenizer={"kind": "gpt2"})
 
 
 def read_folder(path: Path) -> Pretrained:

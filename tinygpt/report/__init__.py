@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.files import without_folders
 from tinygpt.report.curves import RUN_COLOURS, draw_curves
 from tinygpt.report.page import announce, destination, render, templates, write
 
@@ -76,7 +77,7 @@ def gather(
     from tinygpt.report.one_step import one_step
 
     entries, settings = read_run(folders[0])
-    settings = collect.without_folders(settings)
+    settings = without_folders(settings)
     run = collect.load_run(str(folders[0]), config, device_name=device_name)
     with collect.few_threads(run.model):
         drawn = [collect.curves(folder) for folder in folders]
@@ -91,7 +92,7 @@ def gather(
             "passages": {} if config.no_text else collect.passages(run),
             "step": {} if config.no_text else one_step(run, quick),
             "memorised": {} if quick else collect.memorised(run, training, quote=not config.no_text),
-            "reproduce": collect.reproduce(run, settings or collect.without_folders(run.checkpoint.config)),
+            "reproduce": collect.reproduce(run, settings or without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
             "quick": quick,
         }

@@ -8,7 +8,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
+from tinygpt.files import without_folders
 from tinygpt.generate import Choice, answer, generate, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
@@ -129,19 +130,6 @@ def loadable(folders: list[Path], config: ReportConfig | WatchConfig) -> list[Lo
         with contextlib.suppress(TinyGPTError):
             found.append(load_run(str(folder), config))
     return found
-
-
-def without_folders(value: Any) -> Any:
-    """Reduce absolute paths to their last part: they contain user names, and mean nothing on another machine.
-
-    `value`: a setting, or a list or dict of settings. Paths of Windows and of POSIX are recognised on both.
-    """
-    if isinstance(value, dict):
-        return {key: without_folders(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_folders(one) for one in value]
-    is_absolute = isinstance(value, str) and PureWindowsPath(value).root
-    return PureWindowsPath(value).name if is_absolute else value
 
 
 @contextlib.contextmanager

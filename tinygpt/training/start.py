@@ -83,7 +83,7 @@ def starting_point(config: TrainConfig) -> Start:
         config.init_from = "scratch"
         return Start(config)
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
-        from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
+        from tinygpt.interop.huggingface import gpt2_checkpoint
 
         base = gpt2_checkpoint(config.init_from)
     else:
