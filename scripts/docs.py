@@ -5,13 +5,12 @@ python scripts/docs.py --check    # exit 1 if they would change (tests/test_docs
 """
 
 import ast
-import dataclasses
 import re
 import sys
 from pathlib import Path
 
 from tinygpt.config import schema
-from tinygpt.config.fields import meanings
+from tinygpt.config.fields import keys, meanings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
@@ -24,13 +23,12 @@ IN_A_LINE = {  # folders that are not listed file by file
 def key_table() -> str:
     """Return a table of every key of `tinygpt train` and the keys that `tinygpt finetune` adds."""
     docs = meanings(schema.FinetuneConfig) | meanings(schema.TrainConfig)
-    own = {field.name for field in dataclasses.fields(schema.TrainConfig)}
+    own = keys(schema.TrainConfig)
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    added = [field for field in dataclasses.fields(schema.FinetuneConfig) if field.name not in own]
-    for field in [*dataclasses.fields(schema.TrainConfig), *added]:
-        if field.name != "config":
-            meaning = docs[field.name] if field.name in own else f"finetune: {docs[field.name]}"
-            lines.append(f"| `{field.name}` | `{field.default}` | {meaning.replace('|', chr(92) + '|')} |")
+    for key in (own | keys(schema.FinetuneConfig) | own).values():  # train's keys first
+        if key.name != "config":
+            meaning = docs[key.name] if key.name in own else f"finetune: {docs[key.name]}"
+            lines.append(f"| `{key.name}` | `{key.default}` | {meaning.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 

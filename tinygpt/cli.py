@@ -6,7 +6,7 @@ Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a
 141 the reader of standard output has closed it.
 """
 
-import importlib
+import pkgutil
 import sys
 from typing import Any, NoReturn
 
@@ -51,15 +51,15 @@ GROUPS = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
-def group_help(title: str, commands: dict[str, tuple[str, str, str]]) -> str:
-    return "\n".join([f"{title}:", *(f"  {name:<10} {text}" for name, (_, _, text) in commands.items()), ""])
-
-
+LISTED = "\n".join(
+    f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
+    for title, commands in GROUPS.items()
+)
 HELP = f"""usage: tinygpt COMMAND [OPTIONS]
 
 Train tiny GPTs on your own machine, and see what they do.
 
-{chr(10).join(group_help(title, commands) for title, commands in GROUPS.items())}
+{LISTED}
 options:
   -h, --help   this text; tinygpt COMMAND --help explains a command and each of its options
   --version    the version
@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.filename is not None or not terminal.stdout_is_broken():  # no folder for temporary files, for example
             if debug:
                 raise
-            what = f"{error.filename}: " if error.filename is not None else ""
-            terminal.print_error(f"error: {what}{error.strerror or error}")
+            terminal.print_error(f"error: {error.strerror or error}")
             return 1
         terminal.silence("stdout")
         if terminal.reader_has_left(error):  # `head` for example
@@ -137,10 +136,8 @@ def run(args: list[str]) -> int:
     from tinygpt.config.parse import parse
 
     target, config_name, _ = COMMANDS[name]
-    module, _, function = target.partition(":")
     config = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
-    status = getattr(importlib.import_module(f"tinygpt.{module}"), function)(config)
-    return status or 0
+    return pkgutil.resolve_name(f"tinygpt.{target}")(config) or 0
 
 
 def print_completion(args: list[str]) -> NoReturn:

@@ -1,7 +1,7 @@
 """Configuration: the keys of each command, and how files and flags set them.
 
-fields.py   the base class of configurations, and the types of keys, with limits and other annotations
-schema.py   one dataclass per command: keys, defaults, help
+fields.py   the base class of configurations, their keys, and the limits of these
+schema.py   one dataclass per command: keys, types, defaults, help
 files.py    config files: YAML, or Python in nanoGPT's style, which is parsed and never executed
 parse.py    from files and flags to a checked config; --help
 suggest.py  the commands that messages suggest

@@ -1,4 +1,4 @@
-"""The base class of configurations; types of their keys, and their annotations: limits, path, positional.
+"""The base class of configurations, their keys, and the annotations of these: limits, path, positional.
 
 batch_size: Annotated[int, Limit(">=", 1)] = 12       # in schema.py
 keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)
@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import math
 import operator
 import re
 import reprlib
@@ -55,18 +54,6 @@ class FolderName:
 REQUIRED = dataclasses.MISSING
 POSITIONAL = "positional"  # annotates a key that is given without --key
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
-
-Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
-CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
-NonNegative = Annotated[float, Limit(">=", 0), Limit("<", math.inf)]
-Share = Annotated[float, Limit(">=", 0), Limit("<", 1)]
-Port = Annotated[int, Limit(">=", 0), Limit("<", 65536)]
-Seed = Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
-File = Annotated[str, PATH]
-Files = Annotated[tuple[str, ...], PATH]
-DatasetName = Annotated[str, FolderName()]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Switch = Literal["auto", "True", "False"]
 
 
 @dataclasses.dataclass(kw_only=True)

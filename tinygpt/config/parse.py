@@ -11,11 +11,11 @@ import itertools
 import os
 import reprlib
 from difflib import get_close_matches
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from tinygpt.config import suggest
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, Switch, keys, meanings
-from tinygpt.config.schema import FinetuneConfig, PlanConfig, TrainConfig
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, keys, meanings
+from tinygpt.config.schema import FinetuneConfig, PlanConfig, Switch, TrainConfig
 from tinygpt.errors import TinyGPTError
 
 OTHER_NAMES = {
@@ -36,7 +36,10 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
     """
     if "-h" in args or "--help" in args:
-        show_help(kind, prog)
+        import tyro
+
+        plain = (tyro.conf.FlagConversionOff,)  # --quiet {True,False}, not --quiet, --no-quiet
+        tyro.cli(for_tyro(kind), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
     texts, flags = split(kind, args, prog)
     values, from_files = placed(kind, texts, flags, prog), {}
     if values.get("config"):
@@ -157,14 +160,6 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
     except (KeyError, ValueError):
         expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {', '.join(choices)}")
         raise TinyGPTError(f"{name}: {reprlib.repr(value)} is not {expected}", f"{prog} --help") from None
-
-
-def show_help(kind: type, prog: str) -> NoReturn:
-    """Print what the command does and what each key means, then exit."""
-    import tyro
-
-    tyro.cli(for_tyro(kind), args=["--help"], prog=prog, use_underscores=True, config=(tyro.conf.FlagConversionOff,))
-    raise SystemExit
 
 
 def for_tyro(kind: type) -> type:

@@ -11,25 +11,19 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import (
-    LARGEST,
-    POSITIONAL,
-    Config,
-    Count,
-    CountOrZero,
-    DatasetName,
-    Dtype,
-    File,
-    Files,
-    FolderName,
-    Limit,
-    NonNegative,
-    Port,
-    Seed,
-    Share,
-    Switch,
-    keys,
-)
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Config, FolderName, Limit, keys
+
+Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
+CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
+NonNegative = Annotated[float, Limit(">=", 0), Limit("<", math.inf)]
+Share = Annotated[float, Limit(">=", 0), Limit("<", 1)]
+Port = Annotated[int, Limit(">=", 0), Limit("<", 65536)]
+Seed = Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
+File = Annotated[str, PATH]
+Files = Annotated[tuple[str, ...], PATH]
+DatasetName = Annotated[str, FolderName()]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Switch = Literal["auto", "True", "False"]
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -52,11 +52,6 @@ def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int =
     return again
 
 
-def sample(path: str | Path, prompt: str | None = None) -> str:
-    """Command that generates text with a checkpoint; `prompt` is for a model that answers prompts."""
-    return command("sample", "--ckpt", path, *([] if prompt is None else ["--start", prompt]))
-
-
 def next_command(
     config: dict[str, Any], out: str | Path, answers_prompts: bool, labelled: bool = False, prompt: str | None = None
 ) -> str:
@@ -67,8 +62,8 @@ def next_command(
     """
     if labelled or "\n" in (prompt or ""):
         return evaluate(config, out)
-    path = f"{out}/ckpt.pt"
-    return command("sample", "--ckpt", path, "--plain") if answers_prompts and prompt is None else sample(path, prompt)
+    flags = ["--start", prompt] if prompt is not None else ["--plain"] if answers_prompts else []
+    return command("sample", "--ckpt", f"{out}/ckpt.pt", *flags)
 
 
 def tensorboard(folder: str | Path) -> str:
