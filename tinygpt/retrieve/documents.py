@@ -7,6 +7,7 @@ and HTML needs only Python's own html.parser.
 for section in read(Path("report.md")): section.title, section.text, section.position(0)
 """
 
+import contextlib
 import csv
 import functools
 import io
@@ -160,11 +161,9 @@ class Blocks(HTMLParser):
 
 def html(path: Path) -> Iterator[Section]:
     parser, text = Blocks(), read_text(path, FORMATS)
-    try:
+    with undamaged(path, "HTML"):
         parser.feed(text)
         parser.close()
-    except AssertionError as error:  # html.parser raises it for some declarations, such as <![x]>
-        raise damaged(path, "HTML", error) from None
     parser.end_block()
     yield from by_headings(parser.found, "paragraph")
 
@@ -199,14 +198,11 @@ def pdf(path: Path) -> Iterator[Section]:
     """A section for each page."""
     pypdf = library("pypdf", f"{path}: PDF")
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about each small fault that it can ignore
-    try:
+    with undamaged(path, "PDF"):
         reader = pypdf.PdfReader(path)
-        locked = reader.is_encrypted and not reader.decrypt("")
-        pages = [] if locked else [page.extract_text() for page in reader.pages]
-    except Exception as error:  # a damaged file makes pypdf raise errors of many types
-        raise damaged(path, "PDF", error) from None
-    if locked:
-        raise TinyGPTError(f"{path}: is encrypted with a password", "save a copy without a password")
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise TinyGPTError(f"{path}: is encrypted with a password", "save a copy without a password")
+        pages = [page.extract_text() for page in reader.pages]
     for number, text in enumerate(pages, start=1):
         yield Section("", text, "page", number)
 
@@ -215,7 +211,7 @@ def word(path: Path) -> Iterator[Section]:
     """A section for each heading; a row of a table is a paragraph."""
     docx = library("docx", f"{path}: .docx")
     blocks: list[tuple[int, str]] = []
-    try:
+    with undamaged(path, ".docx"):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > UNPACKED:
@@ -228,10 +224,6 @@ def word(path: Path) -> Iterator[Section]:
                 style = (item.style.name or "") if item.style else ""
                 level = re.fullmatch(r"Heading (\d)", style)
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
-    except TinyGPTError:
-        raise
-    except Exception as error:  # a damaged file makes python-docx and lxml raise errors of many types
-        raise damaged(path, ".docx", error) from None
     yield from by_headings(blocks, "paragraph")
 
 
@@ -239,10 +231,18 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def damaged(path: Path, kind: str, error: Exception) -> TinyGPTError:
-    if isinstance(error, OSError) and error.strerror:
-        return file_error(path, error, FORMATS)
-    return TinyGPTError(f"{path}: cannot be read as {kind}: it is damaged or protected", "open it and save it again")
+@contextlib.contextmanager
+def undamaged(path: Path, kind: str) -> Iterator[None]:
+    """Turn the errors of many types that html.parser, pypdf, python-docx and lxml raise into TinyGPTError."""
+    try:
+        yield
+    except TinyGPTError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise file_error(path, error, FORMATS) from None
+        what = f"{path}: cannot be read as {kind}: it is damaged or protected"
+        raise TinyGPTError(what, "open it and save it again") from None
 
 
 READERS = {
