@@ -35,9 +35,8 @@ def huggingface_gpt2(activation: str = "gelu", n_positions: int = 16) -> Any:
 
 def our_gpt2(theirs: Any, kind: type[GPT] = GPT) -> GPT:
     """Their model, imported."""
-    shape, weights = from_stock(
-        Stock(theirs.config.to_dict() | {"architectures": ["GPT2LMHeadModel"]}, theirs.state_dict())
-    )
+    config = theirs.config.to_dict() | {"architectures": ["GPT2LMHeadModel"]}
+    shape, weights = from_stock(Stock(config, theirs.state_dict()))
     return Checkpoint(weights, dataclasses.asdict(shape), {}).build_model(kind)
 
 

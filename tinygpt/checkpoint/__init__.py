@@ -6,7 +6,6 @@
     snapshots.py    weights of several steps of a run, for the report
     eight_bits.py   weights in 8 bits, for snapshots and for pages
     health.py       refuse a model with NaN or infinite weights or logits
-    gpt2.py         OpenAI's GPT-2 weights as a checkpoint
 
 The package imports data, model, lora.py and what they import.
 
