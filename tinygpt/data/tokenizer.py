@@ -57,14 +57,33 @@ class PairFormat(NamedTuple):
 
 
 class BaseTokenizer:
-    """What all tokenizers share: examples of prompt and response."""
+    """What all tokenizers share: examples of prompt and response, and texts in blocks."""
 
+    kind: str
+    vocab_size: int
     pair: PairFormat | None = None  # None: the vocabulary has no special tokens for prompts and responses
     start = np.zeros(0, dtype="<u2")  # ids at the start of every text
     stop = ""  # special token that ends a generated text; empty: none
+    cut_before = ""  # where a text may be cut, see `cut_safely`
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16, shape (n,). Only characters can be unknown: subwords encode any text."""
         raise NotImplementedError
+
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
+
+        (LONGEST_WORD characters without a place to cut are cut, which can change a token.)
+        """
+        return map(self.encode, cut_safely(blocks, self.cut_before))
+
+    def joined(self, other: "Tokenizer") -> "Tokenizer":
+        """Return this tokenizer with those tokens of `other` that it lacks, as far as its vocabulary can grow; the ids
+        of its own tokens stay."""
+        return self  # type: ignore[return-value]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
 
     def encode_prompt(self, prompt: str, skip_unknown: bool = False) -> np.ndarray:
         """Ids of an example up to where its response begins."""
@@ -128,7 +147,7 @@ class CharTokenizer(BaseTokenizer):
         return "".join(map(chr, np.flatnonzero(seen & ~self._known)))
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of each block of a text, uint16 (n,): one table lookup per character. Errors: as in `encode`."""
+        """Ids of each block of a text: one table lookup per character. Errors: as in `encode`."""
         known = bytes(code for code in range(128) if self._known[code])
         table = bytearray(256)
         fits = all(self._ids[code] < 256 for code in known)  # always, if `prepare` has sorted the vocabulary
@@ -141,10 +160,9 @@ class CharTokenizer(BaseTokenizer):
                 yield self.encode(block if isinstance(block, str) else block.decode("ascii"))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """Return this tokenizer with the missing tokens of `other` appended; the ids of its own tokens stay."""
-        return (
-            CharTokenizer(dict.fromkeys([*self.symbols, *other.symbols])) if isinstance(other, CharTokenizer) else self
-        )
+        if not isinstance(other, CharTokenizer):
+            return self
+        return CharTokenizer(dict.fromkeys([*self.symbols, *other.symbols]))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of these ids; a special token becomes its name."""
@@ -155,7 +173,7 @@ class CharTokenizer(BaseTokenizer):
         return self.symbols[token].encode("utf-8", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "symbols": self.symbols}
+        return super().to_dict() | {"symbols": self.symbols}
 
 
 class GPT2Tokenizer(BaseTokenizer):
@@ -163,6 +181,8 @@ class GPT2Tokenizer(BaseTokenizer):
 
     kind = "gpt2"
     vocab_size = 50257
+    # GPT-2's pattern never lets a token span from a non-space to white space that follows it
+    cut_before = " \n"
 
     def __init__(self) -> None:
         from tinygpt.data.corpora import gpt2_encoding
@@ -170,20 +190,7 @@ class GPT2Tokenizer(BaseTokenizer):
         self._encoding = gpt2_encoding()
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing: BPE on bytes encodes any text."""
         return np.array(self._encoding.encode_ordinary(text), dtype="<u2")
-
-    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
-
-        GPT-2's pattern never lets a token span from a non-space to white space that follows it, so just before a blank
-        or a line end the text can be cut. (LONGEST_WORD characters without either are cut, which can change a token.)
-        """
-        return map(self.encode, cut_safely(blocks, " \n"))
-
-    def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """Return this tokenizer: its vocabulary cannot grow."""
-        return self
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
@@ -191,9 +198,6 @@ class GPT2Tokenizer(BaseTokenizer):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, for streaming: a character may be spread over several tokens."""
         return self._encoding.decode_single_token_bytes(token)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind}
 
 
 class HuggingFaceTokenizer(BaseTokenizer):
@@ -206,12 +210,12 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     kind = "huggingface"
 
-    def __init__(self, json: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
+    def __init__(self, text: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
         """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
-        self._encoding = from_json(json)
+        self._encoding = from_json(text)
         self._encoding.no_padding()
         self._encoding.no_truncation()
-        self._json, self.eos, self.chat_template, self._pair = json, eos, chat_template, pair
+        self._json, self.eos, self.chat_template, self._pair = text, eos, chat_template, pair
         self._tokens = {id: token for token, id in self._encoding.get_vocab(with_added_tokens=True).items()}
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:
@@ -227,15 +231,12 @@ class HuggingFaceTokenizer(BaseTokenizer):
                 raise ValueError("no special tokens around prompt and response")
             self.stop = pair["end"]
         self._encoding.encode_special_tokens = True
-        spec = self._spec()
+        spec = json.loads(text)
         self.byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
-        self._cut_before = " " if splits_at_spaces(spec, added) else ""
-
-    def _spec(self) -> dict[str, Any]:
-        return json.loads(self._json)  # type: ignore[no-any-return]
+        self.cut_before = " " if splits_at_spaces(spec, added) else ""
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). `skip_unknown` changes nothing. Errors: TinyGPTError for a surrogate."""
+        """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError for a surrogate."""
         try:
             return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
         except TypeError:  # the package takes only what can be UTF-8
@@ -251,22 +252,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         finally:
             self._encoding.encode_special_tokens = True
 
-    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
-
-        A tokenizer that never joins a non-space and a following space (see `splits_at_spaces`) encodes a text in pieces
-        that are cut there. (LONGEST_WORD characters without a space are cut, which can change a token.) Any other
-        tokenizer encodes the text at once.
-        """
-        return map(self.encode, cut_safely(blocks, self._cut_before))
-
     def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """Return this tokenizer; with special tokens for examples if `other` has them and this one has not."""
-        return self.with_pairs() if other.pair and not self.pair else self
-
-    def with_pairs(self) -> "HuggingFaceTokenizer":
-        """Return this tokenizer, with special tokens for prompts and responses unless its chat template has them."""
-        if self.pair:
+        if self.pair or not other.pair:
             return self
         if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
             raise TinyGPTError(
@@ -276,11 +263,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
             )
         grown = from_json(self._json)
         grown.add_special_tokens(list(SPECIAL))
-        pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
-        return HuggingFaceTokenizer(grown.to_str(), self.eos, "", pair)
+        return HuggingFaceTokenizer(grown.to_str(), self.eos, pair=dict(zip(PairFormat._fields, SPECIAL, strict=True)))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of these ids; a special token becomes its name."""
         ids = [int(i) for i in ids]
         if self.byte_level:
             return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
@@ -297,7 +282,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     def to_dict(self) -> dict[str, Any]:
         spec = {"json": self._json, "eos": self.eos, "chat_template": self.chat_template, "pair": self._pair}
-        return {"kind": self.kind, **spec}
+        return super().to_dict() | spec
 
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
@@ -345,15 +330,11 @@ def split_by(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def byte_characters() -> dict[str, int]:
-    """The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1
-    stand for themselves, the others are numbered from U+0100."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-BYTES = byte_characters()
+# The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1 stand
+# for themselves, the others are numbered from U+0100.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
@@ -396,22 +377,18 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
         ):
             if len(set(symbols)) == len(symbols):
                 return CharTokenizer(symbols)
-        case {"kind": "huggingface", "json": str(text), "eos": str(eos), "chat_template": str(template)} if _is_pair(
-            spec.get("pair")
-        ):
+        case {
+            "kind": "huggingface",
+            "json": str(text),
+            "eos": str(eos),
+            "chat_template": str(template),
+            "pair": (None | {"prefix": str(), "middle": str(), "end": str()}) as pair,
+        }:
             try:
-                return HuggingFaceTokenizer(text, eos, template, spec["pair"])
+                return HuggingFaceTokenizer(text, eos, template, pair)
             except ValueError as error:
                 raise TinyGPTError(f"{where}: contains a tokenizer that cannot be used ({error})") from None
     raise TinyGPTError(f"{where}: contains a tokenizer that tinygpt does not know", "re-run tinygpt prepare")
-
-
-def _is_pair(value: Any) -> bool:
-    """Return whether a value may be the `pair` of a HuggingFaceTokenizer."""
-    fields = set(PairFormat._fields)
-    return value is None or (
-        isinstance(value, dict) and value.keys() == fields and all(isinstance(text, str) for text in value.values())
-    )
 
 
 def fingerprint(spec: dict[str, Any]) -> str:
