@@ -53,10 +53,6 @@ class Dataset:
         return suggest.prepare(self.name, options, self.folder.parent, own_text)
 
     @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.tokenizer.to_dict())
-
-    @property
     def labels(self) -> list[str]:
         """The responses of a labelled task; empty for free responses and for plain text."""
         labels = self.meta.get("labels", []) if self.pairs else []
@@ -78,30 +74,23 @@ class Dataset:
         mine, theirs = self.tokenizer, tokenizer
         if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
             return True
-        if not isinstance(theirs, CharTokenizer):
-            return self._encode_again(theirs)
-        if not isinstance(mine, CharTokenizer):
-            return False
-        ids = {symbol: index for index, symbol in enumerate(theirs.symbols)}
-        if not ids.keys() >= set(mine.symbols):
-            return False
-        table = np.array([ids[symbol] for symbol in mine.symbols], dtype=TOKEN)
-        self.splits = {split: table[tokens] for split, tokens in self.splits.items()}
+        if isinstance(theirs, CharTokenizer):
+            ids = {symbol: index for index, symbol in enumerate(theirs.symbols)}
+            if not isinstance(mine, CharTokenizer) or not ids.keys() >= set(mine.symbols):
+                return False
+            table = np.array([ids[symbol] for symbol in mine.symbols], dtype=TOKEN)
+            self.splits = {split: table[tokens] for split, tokens in self.splits.items()}
+        else:
+            if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and theirs.pair is None):
+                return False
+            encoded: dict[str, np.ndarray] = {}
+            for split, tokens in self.splits.items():
+                pairs = self.sources[split].texts(mine)
+                text = [mine.decode(tokens.tolist())]
+                parts = [theirs.encode_pair(*pair) for pair in pairs] if pairs else theirs.encode_blocks(text)
+                encoded[split] = np.concatenate(list(parts))
+            self.splits = encoded
         self.tokenizer = theirs
-        self._set_sources()
-        return True
-
-    def _encode_again(self, tokenizer: Tokenizer) -> bool:
-        """Encode the text of this dataset with another tokenizer, which can encode every text."""
-        if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and tokenizer.pair is None):
-            return False
-        encoded: dict[str, np.ndarray] = {}
-        for split, tokens in self.splits.items():
-            pairs = self.sources[split].texts(self.tokenizer)
-            texts = [self.tokenizer.decode(tokens.tolist())]
-            parts = [tokenizer.encode_pair(*pair) for pair in pairs] if pairs else tokenizer.encode_blocks(texts)
-            encoded[split] = np.concatenate(list(parts))
-        self.splits, self.tokenizer = encoded, tokenizer
         self._set_sources()
         return True
 

@@ -1,8 +1,9 @@
 """Rows of tokens for training and evaluation, and the draw of a batch.
 
-A split of a dataset is plain text (`TextRows`) or prompts with responses (`PairRows`); both have the interface `Rows`.
-Training draws its batches from a split or from a mixture of two (`MixedRows`, for replay): the interface `Batches`. A
-handle identifies a row of a source: by its start in a text, or by the number of an example.
+A split of a dataset is plain text (`TextRows`) or prompts with responses (`PairRows`). Training draws its batches from
+a split or from a mixture of two (`MixedRows`, for replay). All have one interface, which `TextRows` explains; a mixture
+cannot be evaluated, so it lacks the methods from `every` on. A handle identifies a row of a source: by its start in a
+text, or by the number of an example.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
@@ -16,7 +17,7 @@ Source of the counter-based generator: Salmon et al. 2011, "Parallel random numb
 import copy
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,84 +27,30 @@ from tinygpt.errors import TinyGPTError
 REPLAY = 3  # stream of the replayed rows, see `draw_windows`
 
 
-class Batches(Protocol):
-    """What training draws its batches from. `at` is an array of n handles, which identify rows: int64 (n,), or (n, 2)
-    for a mixture."""
-
-    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
-        """Columns that all rows need, or those at `at`: at most block_size."""
-
-    def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Draw the `count` rows of a step's global batch: handles, int64, a pure function of the arguments."""
-
-    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        """Number of targets of each row, int64 (n,)."""
-
-    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). A target of -1 carries no loss."""
-
-    def grouped(self) -> "Batches":
-        """This source, but a batch has examples of similar length, so that little is padded."""
-
-    def describe(self) -> str:
-        """The size in words: `1,003,854 training tokens`."""
-
-    def describe_rows(self, count: int, block_size: int) -> str:
-        """The size of `count` rows in words: `16,384 tokens`."""
-
-    def passes(self, rows_per_iteration: float, block_size: int) -> float:
-        """Fraction of the source that an iteration reads: passes over the data per iteration."""
-
-
-class Rows(Batches, Protocol):
-    """A split of a dataset, which can also be evaluated."""
-
-    def every(self, block_size: int) -> np.ndarray:
-        """Handles of all rows, which together contain each target of the source once."""
-
-    def first(self, count: int) -> "Rows":
-        """The first `count` examples of this source, or tokens of a text."""
-
-    def like(self, other: Any) -> "Rows":
-        """The first part of this source, as large as `other`, a source of the same kind."""
-
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """All examples as (prompt, response); none for plain text."""
-
-    def prompt(self) -> np.ndarray:
-        """Token ids to begin a sample with, int64 (n,)."""
-
-    def room(self, block_size: int) -> int:
-        """How many tokens more than needed there are for a context of block_size; negative if the rows do not fit."""
-
-    def require(self, block_size: int, where: str) -> None:
-        """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
-
-
 class TextRows:
     """Plain text. Each block_size consecutive tokens are a row, whose targets are the same one token later.
 
-    A handle is the position of the row's first token.
+    A handle is the position of the row's first token. `at` is an array of n handles, int64 (n,), or (n, 2) for a
+    mixture.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
+        """Columns that all rows need, or those at `at`: at most block_size."""
         return block_size
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
+        """Draw the `count` rows of a step's global batch: handles, a pure function of the arguments."""
         return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
 
-    def every(self, block_size: int) -> np.ndarray:
-        """Starts of consecutive rows. Their targets are tokens[1:]; the last row may have fewer than the others."""
-        return np.arange(0, len(self.tokens) - 1, block_size)
-
     def targets(self, at: np.ndarray, width: int) -> np.ndarray:
+        """Number of targets of each row, int64 (n,)."""
         return np.minimum(width, len(self.tokens) - 1 - at)
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). Targets past the end of the text are -1."""
+        """Inputs and targets, int64 (n, width). A target of -1 carries no loss: those past the end of the text."""
         if not len(at) or at.max() + width < len(self.tokens):
             block = windows(self.tokens, at, width)
         else:
@@ -112,21 +59,9 @@ class TextRows:
             block = np.where(inside, self.tokens[np.minimum(places, len(self.tokens) - 1)].astype(np.int64), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
-    def first(self, count: int) -> "TextRows":
-        return TextRows(self.tokens[:count])
-
     def grouped(self) -> "TextRows":
+        """This source, but a batch has examples of similar length, so that little is padded."""
         return self
-
-    def like(self, other: Any) -> "TextRows":
-        return self.first(len(other.tokens))
-
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        return []
-
-    def prompt(self) -> np.ndarray:
-        """Token 0, as in nanoGPT: of characters the first in sorted order, usually the line end."""
-        return np.zeros(1, dtype=np.int64)
 
     def describe(self) -> str:
         return f"{len(self.tokens):,} training tokens"
@@ -135,12 +70,36 @@ class TextRows:
         return f"{count * block_size:,} tokens"
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
+        """Fraction of the source that an iteration reads: passes over the data per iteration."""
         return rows_per_iteration * block_size / len(self.tokens)
 
+    def every(self, block_size: int) -> np.ndarray:
+        """Handles of all rows, which together contain each target of the source once; the last may have fewer."""
+        return np.arange(0, len(self.tokens) - 1, block_size)
+
+    def first(self, count: int) -> "TextRows":
+        """The first `count` tokens of this text, or examples."""
+        return TextRows(self.tokens[:count])
+
+    def like(self, other: Any) -> "TextRows":
+        """The first part of this source, as large as `other`, a source of the same kind."""
+        return self.first(len(other.tokens))
+
+    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        """All examples as (prompt, response); none for plain text."""
+        return []
+
+    def prompt(self) -> np.ndarray:
+        """Token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, of characters the first in sorted
+        order, usually the line end."""
+        return np.zeros(1, dtype=np.int64)
+
     def room(self, block_size: int) -> int:
+        """How many tokens more than needed there are for a context of block_size; negative if the rows do not fit."""
         return len(self.tokens) - block_size - 1
 
     def require(self, block_size: int, where: str) -> None:
+        """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
         tokens = len(self.tokens)
         if self.room(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
@@ -256,7 +215,7 @@ class MixedRows:
     Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
     """
 
-    def __init__(self, new: Batches, old: Batches, share: float) -> None:
+    def __init__(self, new: "Batches", old: "Batches", share: float) -> None:
         self.new, self.old, self.share = new, old, share
 
     def width(self, block_size: int, at: np.ndarray | None = None) -> int:
@@ -289,7 +248,7 @@ class MixedRows:
             block[:, mine] = source.rows(at[mine, 1], width)
         return block[0], block[1]
 
-    def _parts(self, at: np.ndarray) -> list[tuple[Batches, np.ndarray]]:
+    def _parts(self, at: np.ndarray) -> list[tuple["Batches", np.ndarray]]:
         """Each source, and a mask of its handles, bool (n,)."""
         return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
 
@@ -305,6 +264,10 @@ class MixedRows:
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         """Passes over the new rows per iteration."""
         return self.new.passes(rows_per_iteration * (1 - self.share), block_size)
+
+
+Rows = TextRows | PairRows  # a split of a dataset
+Batches = Rows | MixedRows  # what training draws its batches from
 
 
 def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
