@@ -155,20 +155,12 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(f"--source is for the built-in corpora {', '.join(sources)}", instead)
     two_forms = [name for name, task in TASKS.items() if task.synthetic]
     if config.synthetic and config.name not in two_forms:
-        raise TinyGPTError(
-            f"--synthetic applies only to the built-in task {', '.join(two_forms)}",
-            "drop --synthetic",
-        )
+        raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(two_forms)}", "drop --synthetic")
     if config.name not in ready and not config.input:
+        path = config.name if Path(config.name).exists() else "path/to/text.txt"
         raise TinyGPTError(
             f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given",
-            suggest.command(
-                "prepare",
-                config.name,
-                "--input",
-                config.name if Path(config.name).exists() else "path/to/text.txt",
-                *suggest.data_dir_flag(config.data_dir),
-            ),
+            suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir)),
         )
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")

@@ -12,7 +12,7 @@ from tinygpt import device
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config.schema import SampleConfig
-from tinygpt.data.prompts import answers, encode_prompt, prompt_text, require_room
+from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
@@ -27,7 +27,7 @@ def sample(config: SampleConfig) -> None:
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
     model = checkpoint.for_inference(compute, config.fast)
-    if answers(tokenizer) and not config.plain:
+    if tokenizer.pair is not None and not config.plain:
         require_room(prompt, model.config.block_size)
     stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
     try:

@@ -17,36 +17,26 @@ def prompt_text(start: str) -> str:
     return read_text(Path(start.removeprefix("FILE:")), "--start FILE:path/to/prompt.txt")
 
 
-def answers(tokenizer: Tokenizer) -> bool:
-    """Return whether a model answers prompts: it was fine-tuned on pairs, or has a chat template."""
-    return tokenizer.pair is not None
-
-
 def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, plain: bool = False) -> list[int]:
     """Ids of the prompt, at least one, since a model needs a context. An empty prompt becomes a line end.
 
     For a model that answers prompts they end where the response begins; with `plain` they are the text alone. Errors:
     TinyGPTError for characters that the tokenizer does not know (`skip_unknown` leaves them out), and if none is left.
     """
-    if tokenizer.pair is not None and not plain:
-        if not text.strip():
-            raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start "a prompt", or --plain')
-        if not tokenizer.decode(tokenizer.encode(text, skip_unknown)).strip():
-            raise nothing_left()
-        return tokenizer.encode_prompt(text.strip("\n"), skip_unknown).tolist()
-    if text in ("", "\n"):
+    answering = tokenizer.pair is not None and not plain
+    if answering and not text.strip():
+        raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start "a prompt", or --plain')
+    if not answering and text in ("", "\n"):
         try:
             return tokenizer.start.tolist() or tokenizer.encode("\n").tolist()
         except TinyGPTError:
             return [0]  # a vocabulary without line ends
-    ids = tokenizer.encode(text, skip_unknown).tolist()
-    if not ids:
-        raise nothing_left()
-    return [*tokenizer.start.tolist(), *ids]
-
-
-def nothing_left() -> TinyGPTError:
-    return TinyGPTError("without characters outside the vocabulary, the prompt is empty", "use another --start")
+    ids = tokenizer.encode(text, skip_unknown)
+    if not len(ids) or (answering and not tokenizer.decode(ids).strip()):
+        raise TinyGPTError("without characters outside the vocabulary, the prompt is empty", "use another --start")
+    if answering:
+        return tokenizer.encode_prompt(text.strip("\n"), skip_unknown).tolist()
+    return [*tokenizer.start.tolist(), *ids.tolist()]
 
 
 def require_room(prompt: list[int], block_size: int) -> None:

@@ -10,13 +10,11 @@ line: if a file does not end with a line end, an LF is put between it and the ne
 """
 
 import codecs
-import contextlib
 import encodings
 import glob
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ from tinygpt.files import byte_order_mark, file_error
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the cache), with half the memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
+HOW = "give a text file, a folder or a quoted pattern to --input"
 LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an open workbook
 ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
@@ -48,9 +47,7 @@ def input_files(
     found: dict[Path, Path] = {}  # by full path
     for item in inputs:
         if not item:
-            raise TinyGPTError(
-                "a file name is empty", way_out or "give a text file, a folder or a quoted pattern to --input"
-            )
+            raise TinyGPTError("a file name is empty", way_out or HOW)
         path = Path(item)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())
@@ -61,7 +58,7 @@ def input_files(
             matches, missing = [path], ("", "")
         else:
             matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", way_out or "give a text file, a folder or a quoted pattern to --input"
+            missing = f"{item}: no such file", way_out or HOW
         matches = [match for match in matches if path == match or not match.name.startswith(LOCK_FILE)]
         if not matches:
             raise TinyGPTError(*missing)
@@ -159,11 +156,12 @@ class InputText:
     def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
         """The text in blocks, with a progress bar `label` for large input; `digest` adds the bytes to `sha256`."""
         self.crlf = self.boms = 0
-        with self._progress_bar(label) as advance:
+        shown = self.bytes >= BAR_FROM
+        with terminal.progress(show=shown, total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
             within_line = False
             for path in self.paths:
                 line_end_due = within_line
-                for block in self._unix_lines(self._decoded(path, advance, digest)):
+                for block in self._unix_lines(self._decoded(path, bar.update, digest)):
                     if line_end_due:
                         yield b"\n"
                     line_end_due, within_line = False, not ends_line(block)
@@ -175,14 +173,6 @@ class InputText:
         """Notes for the terminal on what the last pass changed in the text."""
         notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
         return notes + ([f"note: converted {self.crlf:,} CRLF line endings to LF"] if self.crlf else [])
-
-    @contextlib.contextmanager
-    def _progress_bar(self, label: str) -> Iterator[Callable[[int], Any]]:
-        if self.bytes < BAR_FROM or not sys.stderr.isatty():  # importing tqdm takes 20 ms
-            yield lambda count: None
-            return
-        with terminal.progress(total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
-            yield bar.update
 
     def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:
         """The text of one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
@@ -205,8 +195,14 @@ class InputText:
                     if ascii_based and raw.isascii() and start == offset:
                         yield raw
                     else:
-                        decoded = decoder.decode(raw)
-                        yield decoded if ascii_based else self._require_characters(decoded, path)
+                        text = decoder.decode(raw)
+                        if not ascii_based and "\0" in text:
+                            raise binary(path)
+                        if not ascii_based and (surrogate := lone_surrogate(text)):
+                            what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate})"
+                            hint = "use another --encoding, for example utf-8"
+                            raise TinyGPTError(f"{what}, half of a character", hint)
+                        yield text
                     offset += len(raw)
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
@@ -214,15 +210,6 @@ class InputText:
             raise not_decoded(path, self.encoding, error, start) from None
         except OSError as error:
             raise file_error(path, error) from None
-
-    def _require_characters(self, text: str, path: Path) -> str:
-        """Return the decoded text unchanged. Errors: TinyGPTError if it contains a NUL or a lone surrogate."""
-        if "\0" in text:
-            raise binary(path)
-        if surrogate := lone_surrogate(text):
-            what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate}), half of a character"
-            raise TinyGPTError(what, "use another --encoding, for example utf-8")
-        return text
 
     def _unix_lines(self, blocks: Iterable[Any]) -> Iterator[Block]:
         """Convert CRLF to LF and count it; a CR at the end of a block waits for the next block."""

@@ -22,7 +22,6 @@ from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.data.dataset import Dataset, data_dir
-from tinygpt.data.prompts import answers
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
@@ -69,7 +68,7 @@ class LoadedRun:
 
     @property
     def answers(self) -> bool:
-        return isinstance(self.tokenizer, CharTokenizer) and answers(self.tokenizer)
+        return isinstance(self.tokenizer, CharTokenizer) and self.tokenizer.pair is not None
 
     @property
     def is_large(self) -> bool:
