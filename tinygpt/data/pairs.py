@@ -19,7 +19,8 @@ from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.preview import show_pairs
-from tinygpt.data.tasks import TASKS, Pair, Task
+from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks.generate import hashed
 from tinygpt.data.text_files import not_decoded
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
@@ -36,8 +37,8 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
 
     tokenizer: one that encodes pairs; None: that of the pairs' characters.
     """
-    if config.name in TASKS:
-        task = TASKS[config.name]
+    task = TASKS.get(config.name)
+    if task:
         make = task.synthetic if config.synthetic and task.synthetic else task.make
         splits, labels = make(1337), list(task.labels)
         source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
@@ -49,12 +50,13 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     tokenizer = tokenizer or tokenizer_of_pairs(splits)
     folder = Path(config.data_dir) / config.name
     with folder_lock(folder, "dataset"):
-        if config.name in TASKS and TASKS[config.name].library:
-            write_library(TASKS[config.name], folder)
-        if config.name in TASKS and TASKS[config.name].database:
-            write_database(TASKS[config.name], folder)
+        if task and task.library:
+            write_library(*task.library(1337), folder)
+        if task and task.database:
+            with replacing(folder / "bank.db") as file, contextlib.closing(sqlite3.connect(file.name)) as copy:
+                task.database().backup(copy)
         meta = write_pairs(folder, splits, labels, tokenizer, prepare_options(config))
-    show_pairs(config, folder, meta, tokenizer, splits, source)
+    show_pairs(config, meta, tokenizer, splits, source)
 
 
 def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
@@ -77,10 +79,8 @@ def write_pairs(
     return write_token_files(folder, splits, pieces, tokenizer, checksum, facts)
 
 
-def write_library(task: Task, folder: Path) -> None:
-    """Write the documents of a task into folder/documents, and the questions about them next to it."""
-    assert task.library is not None
-    documents, questions = task.library(1337)
+def write_library(documents: dict[str, str], questions: dict[str, list[dict[str, str]]], folder: Path) -> None:
+    """Write documents into folder/documents, and the questions about them next to it."""
     (folder / "documents").mkdir(exist_ok=True)
     files = {f"documents/{name}": text for name, text in documents.items()}
     for split, asked in questions.items():
@@ -88,13 +88,6 @@ def write_library(task: Task, folder: Path) -> None:
     for name, text in files.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
-
-
-def write_database(task: Task, folder: Path) -> None:
-    """Write the database of a task into folder/bank.db, a SQLite file."""
-    assert task.database is not None
-    with replacing(folder / "bank.db") as file, contextlib.closing(sqlite3.connect(file.name)) as copy:
-        task.database().backup(copy)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -112,11 +105,10 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
             with open(path, "rb") as raw:
                 boms += bool(raw.read(byte_order_mark(raw.peek(3), path, config.encoding)))
                 for place, entry in entries(path, raw, config):
-                    pair, problem = checked(entry, config)
-                    if problem:
+                    try:
+                        yield pair_of(entry, config)
+                    except ValueError as problem:
                         bad.append(f"{place}: {problem}")
-                    else:
-                        yield pair
         except UnicodeError as error:
             raise not_decoded(path, config.encoding, error) from None
         except csv.Error as error:
@@ -222,31 +214,30 @@ def column_flags(named: list[str], config: PrepareConfig) -> list[str]:
     return [f"--{flag}={name}" for flag, name in flags.items()]
 
 
-def checked(entry: dict[str, Any] | str, config: PrepareConfig) -> tuple[Pair, str]:
-    """Return the pair of an entry, and an empty string; or an empty pair, and what is wrong with the entry.
-
-    An entry is a string if its line cannot be read: it says why.
-    """
-    none = ("", "")
+def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
+    """The pair of an entry, or of a string that says why a line cannot be read. Errors: ValueError that says what is
+    wrong."""
     if isinstance(entry, str):
-        return none, entry
+        raise ValueError(entry)
     for key in (config.prompt_field, config.response_field):
         if key not in entry:
-            return none, f"no key {key!r}"
-        if not isinstance(entry[key], str):
-            return none, f"{key} is not text"
-        if isinstance(entry[key], BadCell):
-            return none, f"{key} is {entry[key]}"
-        if not entry[key].strip():
-            return none, f"{key} is empty"
-        if "\0" in entry[key]:
-            return none, f"{key} contains a NUL"
-        if surrogate := lone_surrogate(entry[key]):
-            return none, f"{key} contains a lone surrogate ({surrogate}), which is half of a character"
+            raise ValueError(f"no key {key!r}")
+        text = entry[key]
+        if not isinstance(text, str):
+            raise ValueError(f"{key} is not text")
+        if isinstance(text, BadCell):
+            raise ValueError(f"{key} is {text}")
+        if not text.strip():
+            raise ValueError(f"{key} is empty")
+        if "\0" in text:
+            raise ValueError(f"{key} contains a NUL")
+        if surrogate := lone_surrogate(text):
+            raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
     prompt, response = entry[config.prompt_field].strip(), entry[config.response_field].strip()
     if config.labels and response not in map(str.strip, config.labels):
-        return none, f"{config.response_field} {response[:40]!r} is not one of the labels {', '.join(config.labels)}"
-    return (prompt, response), ""
+        labels = ", ".join(config.labels)
+        raise ValueError(f"{config.response_field} {response[:40]!r} is not one of the labels {labels}")
+    return prompt, response
 
 
 # ---- splitting --------------------------------------------------------------------------------------------------
@@ -256,8 +247,7 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     """Divide pairs into train, val and test by a hash of the prompt. Errors: TinyGPTError if a split is empty."""
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
-        digest = hashlib.sha256(normalised(pair[0]).encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
+        place = hashed(normalised(pair[0]))
         in_test, in_val = place < test_fraction, place < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
     empty = [name for name, part in splits.items() if not part]

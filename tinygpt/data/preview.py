@@ -1,7 +1,7 @@
 """Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command.
 
 show_text(folder, tokenizer, meta)                   # meta: the content of meta.json
-show_pairs(config, folder, meta, tokenizer, splits, "pairs.jsonl")
+show_pairs(config, meta, tokenizer, splits, "pairs.jsonl")
 """
 
 import contextlib
@@ -51,14 +51,10 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
 
 
 def show_pairs(
-    config: PrepareConfig,
-    folder: Path,
-    meta: dict[str, Any],
-    tokenizer: Tokenizer,
-    splits: dict[str, list[Pair]],
-    source: str,
+    config: PrepareConfig, meta: dict[str, Any], tokenizer: Tokenizer, splits: dict[str, list[Pair]], source: str
 ) -> None:
     """Print the size of a dataset of pairs, some training examples, and the next command."""
+    folder, task = Path(config.data_dir) / config.name, TASKS.get(config.name)
     print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
     if meta["labels"]:
         show_labels(meta["labels"], splits)
@@ -70,9 +66,9 @@ def show_pairs(
         print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
-    if config.name in TASKS and TASKS[config.name].library:
+    if task and task.library:
         print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for index and ask")
-    if config.name in TASKS and TASKS[config.name].database:
+    if task and task.database:
         print(f"            {folder}/bank.db, the SQLite database that the responses query")
     print_next_commands(config, folder, tokenizer, max(lengths) - 1)
 

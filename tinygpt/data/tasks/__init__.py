@@ -65,7 +65,14 @@ _TASKS = (
     Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
     Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
-    Task("reader_long", (), reader.make_long, "finetune_reader_long", base="out-reader", abstention=reader.abstention),
+    Task(
+        "reader_long",
+        (),
+        partial(reader.make, dataset="reader_long"),
+        "finetune_reader_long",
+        base="out-reader",
+        abstention=reader.abstention,
+    ),
     Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
     *(
         Task(f"reports_{firm}", (), partial(reports.make, firm), "finetune_reports", "out-reports", scores=scores)

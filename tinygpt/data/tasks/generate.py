@@ -1,10 +1,15 @@
 """Generate labelled examples from templates and a seed: fixed shares of the labels, and no near duplicates.
 
+The longer tables of wordings are text files next to the tasks, which `read_wordings` reads.
+
 generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
 """
 
+import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 SIZES = {"train": 4000, "val": 500, "test": 1000}
 MAX_CHARS = 61  # a prompt with the longest label of the task; with three special tokens they fill a context of 64
@@ -52,3 +57,24 @@ def digits(rng: random.Random, pattern: str) -> str:
 
 def words(text: str, separator: str = " ") -> tuple[str, ...]:
     return tuple(text.split(separator))
+
+
+def read_wordings(file: str) -> dict[str, tuple[str, dict[str, list[str]]]]:
+    """Read a file next to this module. By the title of each section: the rest of its line `[TITLE] REST`, and by their
+    mark the wordings of its lines `MARK WORDING`. Each file explains its marks."""
+    sections: dict[str, tuple[str, dict[str, list[str]]]] = {}
+    for line in Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            title, _, rest = line[1:].partition("]")
+            wordings: dict[str, list[str]] = defaultdict(list)
+            sections[title] = rest.strip(), wordings
+        elif line and not line.startswith("#"):
+            mark, _, wording = line.partition(" ")
+            wordings[mark].append(wording)
+    return sections
+
+
+def hashed(text: str) -> float:
+    """A number from 0 to 1 that depends on the text alone: it chooses a split that stays when others are added."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -11,13 +11,14 @@ names of a group are in one split. A hash of the group's first name chooses it, 
 """
 
 import functools
-import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tinygpt.data.tasks.generate import hashed
 
 TABLE = Path(__file__).with_name("merchants.txt")
 CATEGORIES = {  # the index's categories of each label; fees, income and subscriptions have none
@@ -122,24 +123,14 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
     for name, words in names.items():
         for key in (words, words[0], "".join(words), *(part for part in parts(words) if part in own)):
             keys[key].append(name)
-    parent = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
+    group = {name: {name} for name in names}
     for linked in keys.values():
-        for name in linked[1:]:
-            first, second = sorted((root(linked[0]), root(name)))
-            parent[second] = first
-    members: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        members[root(name)].append(name)
-    return list(members.values())
+        joined = set[str]().union(*(group[name] for name in linked))
+        group |= dict.fromkeys(joined, joined)
+    return [list(members) for members in dict.fromkeys(tuple(sorted(group[name])) for name in sorted(names))]
 
 
 def split_of(name: str) -> str:
     """The split of a group, by a hash of its first name: 70 % train, 10 % val, 20 % test."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    place = hashed(name)
     return "train" if place < 0.7 else "val" if place < 0.8 else "test"

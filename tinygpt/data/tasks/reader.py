@@ -22,10 +22,9 @@ There are two datasets: `reader`, and `reader_long` for a model that has learned
 import random
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from tinygpt.data.tasks.generate import Pair, digits, words
+from tinygpt.data.tasks.generate import Pair, digits, read_wordings, words
 from tinygpt.terminal import progress
 
 UNANSWERABLE = "not in the documents"
@@ -172,24 +171,9 @@ class Relation(NamedTuple):
     wordings: dict[str, list[str]]  # "+" and "?" for all splits, "+!" and "?!" for test only
 
 
-def read_relations(text: str) -> dict[str, Relation]:
-    """Parse reader.txt, which explains its format."""
-    relations: dict[str, Relation] = {}
-    for line in text.splitlines():
-        if line.startswith("["):
-            name, _, kind = line[1:].partition("] ")
-            relations[name] = Relation(VALUES[kind], {"+": [], "+!": [], "?": [], "?!": []})
-        elif line and not line.startswith("#"):
-            mark, _, wording = line.partition(" ")
-            relations[name].wordings[mark].append(wording)
-    return relations
-
-
 VALUES = {kind.__name__: kind for kind in (company, person, place, year, money, count, cents, percent, date, goods)}
-RELATIONS = read_relations(Path(__file__).with_name("reader.txt").read_text(encoding="utf-8"))
+RELATIONS = {name: Relation(VALUES[kind], wordings) for name, (kind, wordings) in read_wordings("reader.txt").items()}
 FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that no question asks about
-
-
 SECTIONS = {  # of a document, with their relations
     "Overview": ("founding year", "headquarters", "product", "owner", "employees"),
     "People": ("chief executive", "finance chief", "chair", "auditor"),
@@ -252,18 +236,9 @@ class Example(NamedTuple):
     names: set[str]  # all names in the passages
 
 
-def make(seed: int) -> dict[str, list[Pair]]:
-    """Generate short examples, for a context of 256 tokens."""
-    return generate("reader", seed)
-
-
-def make_long(seed: int) -> dict[str, list[Pair]]:
-    """Generate longer examples, for a context of 512 tokens: more passages, and more facts in each."""
-    return generate("reader_long", seed)
-
-
-def generate(dataset: str, seed: int) -> dict[str, list[Pair]]:
-    """Generate `SIZES[dataset]` examples. The names held out are those of both datasets, which train the same model."""
+def make(seed: int, dataset: str = "reader") -> dict[str, list[Pair]]:
+    """Generate `SIZES[dataset]` examples: `reader` has short ones, for a context of 256 tokens, `reader_long`, for one
+    of 512, more passages and more facts in each. The names held out are those of both, which train the same model."""
     splits: dict[str, list[Pair]] = {"train": []}
     held_out: set[str] = set()
     for name, recipe in RECIPES.items():
