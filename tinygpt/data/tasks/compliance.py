@@ -5,18 +5,19 @@ a private channel, no gift above 100 euros, no client data outside the bank, no 
 message is a breach if its author does, announces, proposes or requests the forbidden act. It is ok if the author
 refuses, forbids, reports or quotes it.
 
-So a breach is an act of `_ACTS` in a frame of `_DOING`. Every fifth ok message is a hard negative with the same words:
-the same act in a frame of `_REFUSING`, or in a frame of `_DOING` the permitted counterpart of the act. The other ok
-messages are ordinary. In val and test, every fourth act and every fourth frame is a wording that train does not have,
-made of words that it has. Each client's name belongs to one split.
+`compliance.txt` has the wordings. A breach is an act of `_ACTS` in a frame of `_DOING`. Every fifth ok message is a
+hard negative with the same words: the same act in a frame of `_REFUSING`, or in a frame of `_DOING` the permitted
+counterpart of the act. The other ok messages are ordinary. In val and test, every fourth act and every fourth frame is
+a wording that train does not have, made of words that it has. Each client's name belongs to one split.
 
     make(1337)["train"][0]  # -> (prompt, response)
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from tinygpt.data.tasks.generate import Pair, generate, words
+from tinygpt.data.tasks.generate import Pair, generate, read_wordings, words
 
 LABELS = ("ok", "breach")
 SIZES = {"train": 10000, "val": 5000, "test": 5000}
@@ -45,135 +46,20 @@ _DAYS = words("Monday Tuesday Wednesday Thursday Friday")
 _PRODUCTS = words("growth fund,bond fund,index note,savings plan,property fund,energy note", ",")
 _GIFTS = words("watch hamper pen voucher bag vase painting jacket")
 
-# Slots of the wordings: {c} client, {f} listed company, {n} colleague, {o} product, {p} per cent, {g} gift, {v} its
-# value, {d} day, {h} hour, {k} a number. The first tuple is for every split, the second only for val and test.
-_ACTS = {  # of each rule: the forbidden act, and its permitted counterpart (of a gift, one of a lower value)
-    "return": (
-        (
-            ("promise {c} a guaranteed return of {p} % on the {o}", "tell {c} that no return on the {o} is guaranteed"),
-            ("tell {c} that the {o} cannot lose money", "tell {c} that the {o} can lose money"),
-            ("guarantee {c} {p} % a year on the {o}", "show {c} the {p} % of last year, not guaranteed, on the {o}"),
-            ("offer {c} the {o} as free of any risk", "offer {c} the {o} with a list of its risks"),
-        ),
-        (
-            ("promise {c} that the {o} cannot lose money", "write to {c} that the {o} can lose money"),
-            ("write to {c} that {p} % on the {o} is guaranteed", "write to {c} that no {p} % is guaranteed on the {o}"),
-        ),
-    ),
-    "inside": (
-        (
-            ("buy {f} shares before the merger is announced", "wait with {f} shares until the merger is announced"),
-            ("tell {c} about the {f} deal before it is public", "tell {c} about the {f} deal, it is public now"),
-            ("pass the unpublished {f} results on to {c}", "pass the published {f} results on to {c}"),
-            ("let {c} know about the secret {f} merger", "let {c} know about the announced {f} merger"),
-        ),
-        (
-            ("sell {f} shares before the results are public", "sell {f} shares now that the results are public"),
-            ("tell {c} about the secret {f} results", "tell {c} about the published {f} results"),
-        ),
-    ),
-    "channel": (
-        (
-            ("move the order of {c} to my private phone", "move the order of {c} to the recorded line"),
-            ("write to {c} about {f} from my private e-mail", "write to {c} about {f} from the bank's e-mail"),
-            ("keep the {c} order off the recorded line", "keep the {c} order on the recorded line"),
-            ("settle the {c} trade in a private chat", "settle the {c} trade in the recorded chat"),
-        ),
-        (
-            ("take the {f} order of {c} on my private phone", "take the {f} order of {c} on the recorded line"),
-            ("move the chat with {c} off the recorded line", "move the chat with {c} to the recorded line"),
-        ),
-    ),
-    "gift": (
-        (
-            ("accept the {g} worth {v} euros from {c}",) * 2,
-            ("give {n} at {c} a {g} worth {v} euros",) * 2,
-            ("take the {g} of {v} euros that {c} offers",) * 2,
-            ("let {c} pay {v} euros for my dinner",) * 2,
-        ),
-        (("take the {g} worth {v} euros from {n} at {c}",) * 2, ("let {c} give me a {g} for {v} euros",) * 2),
-    ),
-    "data": (
-        (
-            ("send the account list of {c} to my home address", "send the account list of {c} to our back office"),
-            ("forward the file of {c} to a friend elsewhere", "forward the file of {c} to our own archive"),
-            ("show the balance of {c} to my brother", "show the balance of {c} to our auditors"),
-            ("upload the {c} statements to my own cloud", "upload the {c} statements to the bank's cloud"),
-        ),
-        (
-            ("send the {c} statements to my brother", "send the {c} statements to our auditors"),
-            ("show the account list of {c} to a friend", "show the account list of {c} to our back office"),
-        ),
-    ),
-    "ahead": (
-        (
-            (
-                "buy {f} for my own account before the {c} order",
-                "buy {f} for the {c} account before the end of the day",
-            ),
-            ("sell our {f} first and then the {c} order", "sell the {c} order first and then our {f}"),
-            ("put my own {f} trade ahead of the {c} order", "put the {c} order ahead of my own {f} trade"),
-            ("hold the {c} order until my {f} trade is done", "hold my {f} trade until the {c} order is done"),
-        ),
-        (
-            ("put our {f} trade first and then the {c} order", "put the {c} order first and then our {f} trade"),
-            ("sell my own {f} shares ahead of the {c} order", "sell the {c} order ahead of my own {f} shares"),
-        ),
-    ),
+Wordings = tuple[Sequence[Any], Sequence[Any]]  # for every split, and only for val and test
+
+
+def _acts(wordings: Sequence[str]) -> list[tuple[str, str]]:
+    """Forbidden acts, each with its permitted counterpart, which of a gift is one of a lower value."""
+    return [(act, permitted or act) for act, _, permitted in (each.partition(" | ") for each in wordings)]
+
+
+_SECTIONS: dict[str, Wordings] = {
+    name: (of["+"], of["+!"]) for name, (_, of) in read_wordings("compliance.txt").items()
 }
+_DOING, _REFUSING, _ORDINARY = map(_SECTIONS.pop, ("doing", "refusing", "ordinary"))
+_ACTS: dict[str, Wordings] = {rule: (_acts(common), _acts(new)) for rule, (common, new) in _SECTIONS.items()}
 RULES = tuple(_ACTS)
-_DOING = (
-    ("I will {a}", "I am going to {a}", "Let us {a}", "Please {a}", "Can you {a}?", "We should {a}", "Just {a}"),
-    ("We will {a}", "Can I {a}?", "Please just {a}", "I should {a}"),
-)
-_REFUSING = (
-    (
-        "I will not {a}", "I refused to {a}", "Let us not {a}", "Please do not {a}", "Nobody may {a}",
-        "We should never {a}", "The policy says: do not {a}", "{n} asked me to {a}, I said no",
-    ),
-    (
-        "I am not going to {a}", "We refused to {a}", "Please never {a}", "The policy says that nobody may {a}",
-        "{n} asked me to {a}, I refused",
-    ),
-)  # fmt: skip
-_ORDINARY = (
-    (
-        "The report on {c} is due on {d}, I am on page {k}",
-        "Can you book a room for the meeting with {c} on {d}?",
-        "The {f} order is done, the confirmation is in the file",
-        "The lunch with {n} and {c} moves to {d} at {h}",
-        "{c} asks for the fees of the {o}, who knows them?",
-        "I am out on {d}, {n} takes the calls of {c}",
-        "The new price list of the {o} is on the shared drive",
-        "Please check the address of {c} before {d}",
-        "The call with {c} on the recorded line starts at {h}",
-        "The {f} shares closed {p} % higher on {d}",
-        "We have {k} new accounts this week, two from {c}",
-        "The printer on floor {k} is broken, use the one next to {n}",
-        "{c} signed the contract for the {o} on {d}",
-        "Who can translate the letter of {c} until {d}?",
-        "My private phone is off until {h}, I am in the review of {c}",
-        "Your training on gifts and client data is on {d} at {h}",
-        "The public results of {f} are out, sales are up {p} %",
-        "{n} has the statements of {c}, ask before {h}",
-        "The guarantee for the loan of {c} ends on {d}",
-        "Can you send me the slides about {f} by {h}?",
-        "We should thank {n} for the work on the {o}",
-        "I will be {k} minutes late for the meeting about {c}",
-        "{c} wants to change the order from {k} to {h} shares of {f}",
-        "Let us talk about the budget of {c} on {d}",
-    ),
-    (
-        "The file of {c} needs a second signature by {d}",
-        "Do we have the tax form of {c} for last year?",
-        "The {o} was {p} % up last year, see the fact sheet for {c}",
-        "{n} is on holiday, so send the {c} invoice to me",
-        "Can we merge the two accounts of {c} before {d}?",
-        "I would like a second screen for the {f} desk",
-        "My plan for {d} is to finish the minutes on {c}",
-        "Go ahead with the letter to {c}, {n} has no comments",
-    ),
-)
 _OPENINGS = ("", "", "", "Hi {n}. ", "Morning {n}. ", "Hello all. ", "Dear {n}. ", "FYI: ", "A quick note: ")
 _CLOSINGS = ("", "", "", " Thanks.", " See you on {d}.", " Back at {h}.", " Best, {n}.", " More on {d}.", " Ask {n}.")
 
@@ -208,7 +94,7 @@ def _act(rng: random.Random, split: str, rule: str, forbidden: bool, refused: bo
     return _filled(rng, split, frame.replace("{a}", act), value)
 
 
-def _wording(rng: random.Random, split: str, wordings: tuple[tuple[Any, ...], tuple[Any, ...]]) -> Any:
+def _wording(rng: random.Random, split: str, wordings: Wordings) -> Any:
     """One of the wordings; in val and test, every fourth is one that train does not have."""
     common, new = wordings
     return rng.choice(new if split != "train" and rng.randrange(4) == 0 else common)

@@ -4,10 +4,10 @@ The bank has three tables:
 
     clients(name, city, segment)      accounts(client, kind, balance)      payments(client, category, month, amount)
 
-KINDS has twelve kinds of questions with several wordings each. Some wordings are held out: train and val do not have
-them, and half of test does. Values are held out, too. The clients and cities in train are invented for each example, so
-that memorising them does not help and the model learns to copy; those of val and test are the bank's. Amounts of val
-and test, and two of the months, do not occur in train either.
+`sql.txt` has twelve kinds of questions with several wordings each. Some wordings are held out: train and val do not
+have them, and half of test does. Values are held out, too. The clients and cities in train are invented for each
+example, so that memorising them does not help and the model learns to copy; those of val and test are the bank's.
+Amounts of val and test, and two of the months, do not occur in train either.
 
 A query is correct if it returns the rows of the expected query (execution accuracy). By chance, a wrong query can
 return the same rows in one database. So both run in five databases, which have the same clients and different rows
@@ -25,7 +25,7 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from tinygpt.data.query import Result, run_query, same_rows
-from tinygpt.data.tasks.generate import Pair, words
+from tinygpt.data.tasks.generate import Pair, read_wordings, words
 from tinygpt.data.tasks.reader import person, place
 
 SIZES = {"train": 48_000, "val": 500, "test": 1000}
@@ -60,173 +60,20 @@ AGGREGATES = {
     "min": ("smallest", "lowest"),
 }
 COMPARISONS = {">": ("above", "over", "more than"), "<": ("below", "under", "less than")}
-_IN_MONTH, _FOR_CATEGORY = ("in {month}", "month = '{month}'"), ("for {category}", "category = '{category}'")
-_COMPARED = ("{above} {amount}", "{sign} {amount}")
 
 
 class Kind(NamedTuple):
     """A kind of question. The query and the wordings have slots; {filter} and {where} are text and SQL of a filter."""
 
     query: str
-    filters: tuple[tuple[str, str], ...]
-    wordings: tuple[str, ...]
-    held_out: tuple[str, ...]
+    filters: list[list[str]]  # text, SQL, and the column by which the query groups
+    wordings: list[str]
+    held_out: list[str]
 
 
 KINDS = {
-    "count clients": Kind(
-        "select count(*) from clients where segment = '{segment}' and city = '{city}'",
-        (("in {city}", ""), ("from {city}", "")),
-        (
-            "How many {segment} clients are {filter}?",
-            "Number of {segment} clients {filter}?",
-            "Count the {segment} clients {filter}.",
-            "How many clients {filter} are {segment} clients?",
-        ),
-        ("What is the number of {segment} clients {filter}?", "{filter}, how many clients are {segment} clients?"),
-    ),
-    "count payments": Kind(
-        "select count(*) from payments where category = '{category}' and amount {where}",
-        (_COMPARED,),
-        (
-            "How many {category} payments are {filter}?",
-            "Number of {category} payments {filter}?",
-            "Count the payments for {category} {filter}.",
-            "For {category}, how many payments are {filter}?",
-        ),
-        ("What is the number of payments for {category} {filter}?", "How many payments {filter} are for {category}?"),
-    ),
-    "of a client": Kind(
-        "select {aggregate}(amount) from payments where client = '{client}'",
-        (("", ""),),
-        (
-            "What is the {word} amount paid by {client}?",
-            "{word} amount that {client} paid?",
-            "Show the {word} amount of the payments of {client}.",
-            "{client}: {word} amount paid?",
-        ),
-        ("For {client}, what is the {word} amount paid?", "What is the {word} amount that {client} paid?"),
-    ),
-    "of a category": Kind(
-        "select {aggregate}(amount) from payments where category = '{category}' and month = '{month}'",
-        (("", ""),),
-        (
-            "What is the {word} amount of {category} payments in {month}?",
-            "{word} amount paid for {category} in {month}?",
-            "In {month}, what is the {word} amount paid for {category}?",
-            "Show the {word} amount of the payments for {category} in {month}.",
-        ),
-        (
-            "For {category} in {month}, what is the {word} amount paid?",
-            "Show the {word} amount paid for {category} in {month}.",
-        ),
-    ),
-    "balance": Kind(
-        "select {aggregate}(balance) from accounts where kind = '{kind}' and balance {where}",
-        (_COMPARED,),
-        (
-            "What is the {word} balance of {kind} accounts {filter}?",
-            "{word} balance of the {kind} accounts {filter}?",
-            "Of {kind} accounts {filter}, show the {word} balance.",
-            "Show the {word} balance {filter} of {kind} accounts.",
-        ),
-        (
-            "What is the {word} balance {filter} of {kind} accounts?",
-            "For {kind} accounts {filter}, what is the {word} balance?",
-        ),
-    ),
-    "top clients": Kind(
-        "select client from payments where {where} group by client order by sum(amount) desc limit {n}",
-        (_IN_MONTH, _FOR_CATEGORY),
-        (
-            "Which {n} clients paid the most {filter}?",
-            "List the {n} clients that paid the most {filter}.",
-            "Name the {n} clients that paid the most {filter}.",
-            "{filter}, which {n} clients paid the most?",
-        ),
-        ("{filter}, list the {n} clients that paid the most.", "Show the {n} clients that paid the most {filter}."),
-    ),
-    "list clients": Kind(
-        "select name from clients where {where} order by name",
-        (
-            ("clients in {city}", "city = '{city}'"),
-            ("{segment} clients in {city}", "city = '{city}' and segment = '{segment}'"),
-        ),
-        (
-            "List the {filter} by name.",
-            "Show all {filter}, sorted by name.",
-            "Which {filter} are there? Sort by name.",
-            "Name the {filter}, sorted by name.",
-        ),
-        ("Show the {filter} by name.", "List all {filter}, sorted by name."),
-    ),
-    "top payments": Kind(
-        "select client, amount from payments where {where} order by amount {order}limit {n}",
-        (_IN_MONTH, _FOR_CATEGORY),
-        (
-            "Show client and amount of the {n} {extreme} payments {filter}.",
-            "Client and amount of the {n} {extreme} payments {filter}?",
-            "List the {n} {extreme} payments {filter} with client and amount.",
-            "{filter}, list the {n} {extreme} payments with client and amount.",
-        ),
-        (
-            "{filter}, show client and amount of the {n} {extreme} payments.",
-            "List client and amount of the {n} {extreme} payments {filter}.",
-        ),
-    ),
-    "per month or category": Kind(
-        "select {group}, {aggregate}(amount) from payments where {where} group by {group}",
-        (
-            ("for {category}|month", _FOR_CATEGORY[1]),
-            ("in {month}|category", _IN_MONTH[1]),
-            ("for {category} {above} {amount}|month", "category = '{category}' and amount {sign} {amount}"),
-        ),
-        (
-            "What is the {word} amount paid {filter} per {group}?",
-            "{word} amount per {group} {filter}?",
-            "Show the {word} amount {filter} for each {group}.",
-            "Per {group}, what is the {word} amount {filter}?",
-        ),
-        ("{filter}, what is the {word} amount per {group}?", "Per {group}, show the {word} amount paid {filter}."),
-    ),
-    "per city or segment": Kind(
-        "select {group}, {aggregate}(balance) from accounts join clients on client = name "
-        "where balance {where} group by {group}",
-        (("{above} {amount}|city", _COMPARED[1]), ("{above} {amount}|segment", _COMPARED[1])),
-        (
-            "{word} balance {filter} per {group}?",
-            "{word} balance {filter} for each {group}?",
-            "Show the {word} balance {filter} per {group}.",
-            "Per {group}, the {word} balance {filter}?",
-        ),
-        ("Per {group}, show the {word} balance {filter}.", "For each {group}, the {word} balance {filter}?"),
-    ),
-    "clients of a city": Kind(
-        "select {aggregate}(amount) from payments join clients on client = name where {where}",
-        (
-            ("in {city}", "city = '{city}'"),
-            ("in {city} for {category}", "city = '{city}' and category = '{category}'"),
-            ("in {city} in {month}", "city = '{city}' and month = '{month}'"),
-        ),
-        (
-            "{word} amount paid by clients {filter}?",
-            "What is the {word} amount paid {filter}?",
-            "Show the {word} amount paid {filter}.",
-            "{word} payment {filter}?",
-        ),
-        ("What is the {word} payment {filter}?", "Show the {word} payment of clients {filter}."),
-    ),
-    "of whom": Kind(
-        "select {column} from clients where name = '{client}'",
-        (("", ""),),
-        (
-            "What is the {column} of {client}?",
-            "Show the {column} of {client}.",
-            "{client}: which {column}?",
-            "Which {column} is {client} in?",
-        ),
-        ("For {client}, show the {column}.", "In which {column} is {client}?"),
-    ),
+    name: Kind(query, [[*each.split(" | "), "", ""][:3] for each in of["="] or [""]], of["?"], of["?!"])
+    for name, (query, of) in read_wordings("sql.txt").items()
 }
 
 
@@ -291,10 +138,10 @@ def scores(prompt: str, expected: str, response: str) -> dict[str, bool]:
 def _held_out_wordings() -> re.Pattern[str]:
     """A pattern of every prompt in a wording that train does not have."""
     wordings = [
-        wording.replace("{filter}", text.partition("|")[0])
+        wording.replace("{filter}", text)
         for kind in KINDS.values()
         for wording in kind.held_out
-        for text, _ in kind.filters
+        for text, _, _ in kind.filters
     ]
     return re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) for wording in wordings), re.IGNORECASE)
 
@@ -340,8 +187,7 @@ def draw(rng: random.Random, kind: Kind, new_values: bool, new_wording: bool) ->
         "order": "desc " if descending else "",
         "extreme": rng.choice(AGGREGATES["max" if descending else "min"]), "column": rng.choice(("city", "segment")),
     }  # fmt: skip
-    text, where = rng.choice(kind.filters)
-    text, _, slots["group"] = text.partition("|")
+    text, where, slots["group"] = rng.choice(kind.filters)
     slots |= {"filter": text.format(**slots), "where": where.format(**slots)}
     prompt = rng.choice(kind.held_out if new_wording else kind.wordings).format(**slots)
     return prompt[0].upper() + prompt[1:], kind.query.format(**slots)
