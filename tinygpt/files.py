@@ -29,8 +29,8 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` in one step when the block ends, and not at all if it raises.
 
     The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. After an error the old
-    file is unchanged and the temporary one is deleted. Errors: TinyGPTError as in `writing` and `move`, and if `path`
-    is a folder.
+    file is unchanged and the temporary one is deleted. Errors: TinyGPTError if `path` is a folder, and as in `writing`
+    and `_retry_while_open`.
     """
     refuse_link(path)
     if path.exists() and not path.is_file():
@@ -42,7 +42,7 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            move(temporary, path, next_step)
+            _retry_while_open(lambda: os.replace(temporary, path), path, next_step)
             sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -65,11 +65,6 @@ def drawing(path: Path, what: str, size: tuple[float, float] = (7, 4.2)) -> Iter
         figure.savefig(file, format="png", dpi=150)
 
 
-def move(source: Path, target: Path, next_step: str = RUN_AGAIN) -> None:
-    """Rename a file, replacing `target`. Errors: as in `_retry_while_open`."""
-    _retry_while_open(lambda: os.replace(source, target), target, next_step)
-
-
 def remove(path: Path) -> None:
     """Delete a file, if it exists. Errors: as in `_retry_while_open`."""
     _retry_while_open(lambda: path.unlink(missing_ok=True), path, RUN_AGAIN)
@@ -77,8 +72,8 @@ def remove(path: Path) -> None:
 
 def require_closed(path: Path) -> None:
     """Check that a file can be replaced, without changing it. Errors: as in `_retry_while_open`."""
-    if WINDOWS and path.exists():
-        move(path, path)  # renaming a file to its own name fails if replacing it would
+    if WINDOWS and path.exists():  # renaming a file to its own name fails if replacing it would
+        _retry_while_open(lambda: os.replace(path, path), path, RUN_AGAIN)
 
 
 def _retry_while_open(change: Callable[[], None], path: Path, next_step: str) -> None:
