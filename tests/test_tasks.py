@@ -270,7 +270,8 @@ def test_tables_notice_and_reader_are_distributed(kind: str) -> None:
     builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
     files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
     paths = {file.distribution_path.rpartition("tinygpt/")[2] for file in files}
-    tables = {f"data/tasks/{name}" for name in ("merchants.txt", "merchants.LICENSE", "reader.txt")}
+    tables = {str(file.relative_to(ROOT / "tinygpt")) for file in (ROOT / "tinygpt/data/tasks").glob("*.[tL]*")}
+    assert len(tables) == 6 and "data/tasks/merchants.LICENSE" in tables
     assert tables | {"retrieve/reader.pt"} <= paths
 
 
