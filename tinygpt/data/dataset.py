@@ -124,15 +124,13 @@ class Dataset:
             meta = None
         except OSError as error:
             raise file_error(path, error) from None
-        version = meta.get("format") if isinstance(meta, dict) else None
-        known = isinstance(version, int) and version <= META_FORMAT
-        if not isinstance(version, int) or (known and not _is_meta(meta)):
-            raise TinyGPTError(f"{path}: damaged, not what tinygpt prepare writes", f"re-run {self.prepare_command}")
-        if not known:
-            raise TinyGPTError(
-                f"{path}: format {meta['format']} is newer than this tinygpt's {META_FORMAT}", "upgrade tinygpt"
-            )
-        return meta
+        match meta:
+            case {"format": int(version)} if version > META_FORMAT:
+                what = f"{path}: format {version} is newer than this tinygpt's {META_FORMAT}"
+                raise TinyGPTError(what, "upgrade tinygpt")
+            case {"format": int()} if _is_dict(meta.get("sha256"), str) and _is_dict(meta.get("characters", {}), int):
+                return meta
+        raise TinyGPTError(f"{path}: damaged, not what tinygpt prepare writes", f"re-run {self.prepare_command}")
 
     def _open(self, split: str) -> np.ndarray:
         """The split's ids, uint16 (tokens,). A small file is read completely, so later changes cannot affect a run."""
@@ -201,12 +199,6 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 
-def _is_meta(meta: dict[str, Any]) -> bool:
-    """Return whether the content of meta.json has the types that `tinygpt prepare` writes."""
-    sums, counts = meta.get("sha256"), meta.get("characters", {})
-    return (
-        isinstance(sums, dict)
-        and isinstance(counts, dict)
-        and all(isinstance(value, str) for value in sums.values())
-        and all(isinstance(value, int) for value in counts.values())
-    )
+def _is_dict(value: Any, kind: type) -> bool:
+    """Return whether a value of meta.json is a dictionary whose values are of this type."""
+    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())

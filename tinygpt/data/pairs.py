@@ -132,11 +132,11 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
     if ending in UNREADABLE:
         raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
     if ending == ".xlsx":
-        sheet = read_sheet(path, file, {config.prompt_field, config.response_field})
-        if sheet.others:
-            print(f"note: {path}: used the sheet {sheet.title!r}, not {', '.join(map(repr, sheet.others))}")
-            where += f" sheet {sheet.title!r}"
-        for number, entry in table_lines(where, ending, iter(sheet.rows), config):
+        title, rows, others = read_sheet(path, file, {config.prompt_field, config.response_field})
+        if others:
+            print(f"note: {path}: used the sheet {title!r}, not {', '.join(map(repr, others))}")
+            where += f" sheet {title!r}"
+        for number, entry in table_lines(where, ending, iter(rows), config):
             yield f"{where} row {number}", entry
         return
     with io.TextIOWrapper(file, config.encoding, newline="") as text:

@@ -248,7 +248,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         """Ids of a text of the chat template, uint16 (n,): the name of a special token is that token."""
         self._encoding.encode_special_tokens = False
         try:
-            return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
+            return self.encode(text)
         finally:
             self._encoding.encode_special_tokens = True
 

@@ -5,13 +5,13 @@ openpyxl, from the extra `excel`, parses the file. A cell becomes the text that 
 text. Rows that a filter hides are read.
 
     with open("pairs.xlsx", "rb") as file:
-        sheet = read_sheet(Path("pairs.xlsx"), file, {"prompt", "response"})
-    sheet.rows[0]         # (1, ["prompt", "response"]): the row's number in Excel, the text of its cells
+        title, rows, others = read_sheet(Path("pairs.xlsx"), file, {"prompt", "response"})
+    rows[0]         # (1, ["prompt", "response"]): the row's number in Excel, the text of its cells
 """
 
 import warnings
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from tinygpt.data.text_files import LOCK_FILE
 from tinygpt.errors import TinyGPTError, library
@@ -25,25 +25,17 @@ class BadCell(str):
     """What a cell contains in place of text: `the error #N/A`."""
 
 
-class Sheet(NamedTuple):
-    """The sheet that was read, and the titles of the visible sheets that were not."""
-
-    title: str
-    rows: list[tuple[int, list[str]]]
-    others: list[str]
-
-
-def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
+def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> tuple[str, list[tuple[int, list[str]]], list[str]]:
     """Read the first visible sheet whose first row has all `columns`; if none has, the first visible sheet.
 
+    Returns its title, its rows, and the titles of the other visible sheets.
     Errors: TinyGPTError if openpyxl is missing, or the file is not an intact .xlsx workbook.
     """
     openpyxl = library("openpyxl", f"{path}: an Excel file")
     if path.name.startswith(LOCK_FILE):
         what = f"{path}: is a lock file, which Excel keeps while a workbook is open"
         raise TinyGPTError(what, "name the workbook itself")
-    start = file.read(len(COMPOUND_FILE))
-    if start == COMPOUND_FILE:
+    if file.read(len(COMPOUND_FILE)) == COMPOUND_FILE:
         what = f"{path}: is encrypted, or in the old .xls format"
         raise TinyGPTError(what, "remove the password in Excel, or save it as .xlsx or .csv")
     try:
@@ -64,7 +56,7 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> Sheet:
     except Exception as error:  # for a damaged file, openpyxl lets errors of a dozen kinds through
         what = f"{path}: is not an intact .xlsx workbook ({type(error).__name__})"
         raise TinyGPTError(what, "open it in Excel or LibreOffice, and save it again as .xlsx or .csv") from error
-    return Sheet(title, rows, [sheet.title for sheet in visible if sheet.title != title])
+    return title, rows, [sheet.title for sheet in visible if sheet.title != title]
 
 
 def cell_text(result: Any, formula: Any) -> str:
