@@ -9,6 +9,7 @@ import random
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,19 +22,20 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
 from tinygpt.evaluate.classify import (
-    Report,
+    as_text,
     calibration,
     confusion_matrix,
     draw_confusion,
     label_scores,
     make_report,
+    matrix_lines,
     ngram_baseline,
     predict_csv,
     probabilities,
     quality,
     rates,
 )
-from tinygpt.evaluate.share import percent
+from tinygpt.evaluate.share import percent, wilson
 from tinygpt.model import GPT
 
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
@@ -221,14 +223,16 @@ def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) 
     answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"], 2)
     assert answers is None and note == "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     report = sample_report()
-    assert set(report.results) == {"model", "normalised", "majority"}
-    assert f"({note})" in report.text() and "\nn-gram baseline" not in report.text()
+    assert set(report["results"]) == {"model", "normalised", "majority"}
+    assert f"({note})" in as_text(report) and "\nn-gram baseline" not in as_text(report)
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
 
 
-def sample_report(labels: tuple[str, ...] = ("person", "place", "time"), n: int = 80, wrong: float = 0.3) -> Report:
+def sample_report(
+    labels: tuple[str, ...] = ("person", "place", "time"), n: int = 80, wrong: float = 0.3
+) -> dict[str, Any]:
     """A report on made-up scores, right in most cases."""
     draw, train, val = np.random.default_rng(0), toy(200, 1), toy(n, 2)
     if labels != ("person", "place", "time"):
@@ -249,27 +253,28 @@ def test_the_report_adds_up() -> None:
     total = np.log(probs + 1e-9)
     tokens = np.array([8, 3, 2])  # with END; not the characters
     report = make_report("toy", "val", val, labels, total, tokens, train)
-    assert (report.n, report.labels, report.note) == (4, labels, "")
-    assert report.results["model"]["accuracy"] == 0.5
-    assert report.results["normalised"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}  # always person
-    assert report.results["majority"] == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3)}
-    assert report.results["ngram"] == report.results["word"] == {"accuracy": 1, "macro_f1": 1}
-    assert report.groups == {}
-    assert report.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
-    assert report.per_label["person"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert report.loss == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (8 + 3 + 2 + 8))
-    assert report.calibration_error == pytest.approx((0.3 + 0.9 + abs(0.4 - 1) + 0.6) / 4)
-    assert report.mistakes == [
+    assert (report["n"], report["labels"], report["note"]) == (4, labels, "")
+    assert report["results"]["model"]["accuracy"] == 0.5
+    person = {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3) / 3), "accuracy_interval": [*wilson(0.5, 4)]}
+    assert report["results"]["normalised"] == report["results"]["majority"] == person  # always this label
+    right = {"accuracy": 1, "macro_f1": 1, "accuracy_interval": [*wilson(1, 4)]}
+    assert report["results"]["ngram"] == report["results"]["word"] == right
+    assert report["groups"] == {}
+    assert report["confusion"] == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert report["per_label"]["person"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert report["loss"] == pytest.approx(-math.log(0.7 * 0.05 * 0.4 * 0.4) / (8 + 3 + 2 + 8))
+    assert report["calibration_error"] == pytest.approx((0.3 + 0.9 + abs(0.4 - 1) + 0.6) / 4)
+    assert report["mistakes"] == [
         {"prompt": "where is bbb?", "true": "place", "predicted": "person", "probability": pytest.approx(0.9)},
         {"prompt": "who is ddd?", "true": "person", "predicted": "place", "probability": pytest.approx(0.6)},
     ]
-    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["confusion"] == report.confusion.tolist()
-    assert len(make_report("toy", "val", val, labels, total, tokens, train, n_mistakes=1).mistakes) == 1
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert len(make_report("toy", "val", val, labels, total, tokens, train, n_mistakes=1)["mistakes"]) == 1
 
 
 def test_the_text_has_the_figures() -> None:
     report = sample_report()
-    text = report.text()
+    text = as_text(report)
     for name, key in (
         ("model ", "model"),
         ("model, length-norm", "normalised"),
@@ -278,15 +283,17 @@ def test_the_text_has_the_figures() -> None:
         ("majo", "majority"),
     ):
         line = next(line for line in text.splitlines() if line.startswith(name))
-        accuracy = report.results[key]["accuracy"]
+        accuracy = report["results"][key]["accuracy"]
         assert percent(accuracy, 80) in line
-        assert line.endswith(f"{report.results[key]['macro_f1']:.3f}")
+        assert line.endswith(f"{report['results'][key]['macro_f1']:.3f}")
     assert "length-normalised: ranked by mean log-probability per token" in text
-    assert f"loss {report.loss:.4f}" in text and f"expected error {report.calibration_error:.3f}" in text
+    assert f"loss {report['loss']:.4f}" in text and f"expected error {report['calibration_error']:.3f}" in text
     row = next(line for line in text.splitlines() if line.startswith("place")).split()
-    assert row[1:4] == [str(count or "·") for count in report.confusion[1]]
-    assert row[4] == f"{report.per_label['place']['recall']:.2f}"
-    assert repr(report.mistakes[0]["prompt"]) in text and f"{100 * report.mistakes[0]['probability']:.1f} %" in text
+    assert row[1:4] == [str(count or "·") for count in report["confusion"][1]]
+    assert row[4] == f"{report['per_label']['place']['recall']:.2f}"
+    assert (
+        repr(report["mistakes"][0]["prompt"]) in text and f"{100 * report['mistakes'][0]['probability']:.1f} %" in text
+    )
 
 
 def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
@@ -296,25 +303,25 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     truth = np.array([labels.index(label) for _, label in test])
     total = np.eye(3)[np.where(groups == "new words", labels.index("positive"), truth)]  # `positive` to all new words
     report = make_report("headlines", "test", test, labels, total, np.ones(3), examples["train"])
-    assert {name: (group["n"], group["model"]) for name, group in report.groups.items()} == {
+    assert {name: (group["n"], group["model"]) for name, group in report["groups"].items()} == {
         "neutral headlines": (333, 1),
         "new combinations": (223, 1),
         "new words": (444, 0.5),
     }
-    for key, result in report.results.items():
-        weighted = sum(group["n"] * group[key] for group in report.groups.values())
+    for key, result in report["results"].items():
+        weighted = sum(group["n"] * group[key] for group in report["groups"].values())
         assert weighted == pytest.approx(1000 * result["accuracy"])
-    shown = next(line for line in report.text().splitlines() if line.startswith("new words")).split()
-    accuracies = [report.groups["new words"][key] for key in ("model", "ngram", "word", "majority")]
+    shown = next(line for line in as_text(report).splitlines() if line.startswith("new words")).split()
+    accuracies = [report["groups"]["new words"][key] for key in ("model", "ngram", "word", "majority")]
     assert shown[2:] == ["444", *(part for a in accuracies for part in (f"{100 * a:.1f}", "%"))]
     own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
-    assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own).groups == {}
+    assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own)["groups"] == {}
 
 
 def test_a_rate_without_cases_is_not_shown_as_0() -> None:
     examples = [("a", "x"), ("b", "x"), ("c", "y")]
     total = np.log([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.9, 0.05, 0.05]])  # always x; z is not in the split
-    shown = make_report("toy", "test", examples, ["x", "y", "z"], total, np.full(3, 2), examples).matrix_lines()
+    shown = matrix_lines(make_report("toy", "test", examples, ["x", "y", "z"], total, np.full(3, 2), examples))
     assert [line.split()[-1] for line in shown[2:5]] == ["1.00", "0.00", "-"]
     assert shown[5].split() == ["precision", "0.67", "-", "-"]
 
@@ -323,7 +330,7 @@ def test_a_rate_without_cases_is_not_shown_as_0() -> None:
 def test_twelve_labels_fit_into_100_columns(name: str) -> None:
     labels = tuple(name.format(letter * 4) for letter in "abcdefghijkl")
     report = sample_report(labels, n=3000)
-    lines = report.text().splitlines()
+    lines = as_text(report).splitlines()
     assert max(map(len, lines)) <= 100
     heading = next(line for line in lines if line.startswith("true ")).split()
     assert heading[1:-1] == [str(i) for i in range(1, 13)] if "of" in name else heading[1] == "aaaa"
@@ -332,7 +339,7 @@ def test_twelve_labels_fit_into_100_columns(name: str) -> None:
 
 def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
     report = sample_report(("red\x1b[1m", "blue\n", "\x9bgreen"))
-    lines = report.text().splitlines()
+    lines = as_text(report).splitlines()
     assert all(line.isprintable() for line in lines)
     assert any(line.startswith(r"red\x1b[1m ") for line in lines) and any(line.startswith(r"blue\n ") for line in lines)
 

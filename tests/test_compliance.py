@@ -20,7 +20,14 @@ from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.evaluate.classify import ngram_baseline
-from tinygpt.evaluate.threshold import average_precision, cheapest_threshold, make_tradeoff, outcome, precision_recall
+from tinygpt.evaluate.threshold import (
+    as_text,
+    average_precision,
+    cheapest_threshold,
+    make_tradeoff,
+    outcome,
+    precision_recall,
+)
 
 ROOT = Path(__file__).parents[1]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
@@ -209,25 +216,26 @@ def tradeoff_of(classifier: str, split: str = "test"):
         "majority": lambda seed: np.full(4000, 0.02),
         "perfect": lambda seed: np.where(positive, 0.3, 0.1) + np.random.default_rng(seed).random(4000) / 20,
     }[classifier]
-    return make_tradeoff("bad\x1b[1m", split, 20, ({"model": score(1)}, positive), ({"model": score(2)}, positive))
+    val, wanted = ({"model": score(1)}, positive), ({"model": score(2)}, positive)
+    return make_tradeoff("bad\x1b[1m", split, 20, val, wanted)[0]
 
 
 def test_a_random_scorer_is_no_better_than_the_share() -> None:
     found = tradeoff_of("random")
-    assert found.average_precision["model"] == pytest.approx(0.02, abs=0.01)
-    assert found.rows[1]["cost"] > 0.95 * min(found.rows[2]["cost"], found.rows[3]["cost"])
+    assert found["average_precision"]["model"] == pytest.approx(0.02, abs=0.01)
+    assert found["rows"][1]["cost"] > 0.95 * min(found["rows"][2]["cost"], found["rows"][3]["cost"])
 
 
 def test_a_majority_scorer_flags_nothing() -> None:
     found = tradeoff_of("majority")
-    half, chosen, nothing, everything = found.rows
-    assert found.average_precision["model"] == pytest.approx(0.02)
+    half, chosen, nothing, everything = found["rows"]
+    assert found["average_precision"]["model"] == pytest.approx(0.02)
     for row in (half, chosen, nothing):  # 20 x 20 for the misses; flagging all would cost 980
         assert (row["precision"], row["recall"], row["false_alarms"], row["misses"]) == (None, 0, 0, 20)
         assert row["cost"] == 400 and row["accuracy"] == 0.98
     assert chosen["threshold"] is None
     assert (everything["recall"], everything["cost"], everything["precision"]) == (1, 980, 0.02)
-    text = found.text()
+    text = as_text(found)
     assert "accuracy misleads: flagging nothing is correct for 98.0 % of the prompts" in text
     assert "the model is correct for 98.0 % at threshold 0.5, and for 98.0 % at the chosen" in text
     assert "none (val)" in text and all(line.isprintable() for line in text.splitlines())
@@ -236,12 +244,12 @@ def test_a_majority_scorer_flags_nothing() -> None:
 
 def test_a_perfect_scorer_costs_nothing_at_its_own_threshold() -> None:
     found = tradeoff_of("perfect")
-    half, chosen = found.rows[:2]
-    assert found.average_precision["model"] == 1
+    half, chosen = found["rows"][:2]
+    assert found["average_precision"]["model"] == 1
     assert half["recall"] == 0 and 0.3 <= chosen["threshold"] < 0.31  # no P(positive) is above one half
     assert chosen["recall"] > 0.9 and chosen["false_alarms"] == 0
-    assert "this same split" in tradeoff_of("perfect", "val").text() and "this same split" not in found.text()
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"] == found.rows
+    assert "this same split" in as_text(tradeoff_of("perfect", "val")) and "this same split" not in as_text(found)
+    assert json.loads(json.dumps(found, allow_nan=False))["rows"] == found["rows"]
 
 
 @pytest.mark.slow
@@ -252,16 +260,16 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     probs, _ = ngram_baseline(splits["train"], truth["train"].astype(int), both, 2)
     assert probs is not None
     val, test = (({"ngram": some}, truth[s]) for s, some in zip(("val", "test"), np.split(probs[:, 1], 2), strict=True))
-    found = make_tradeoff("breach", "test", 20, val, test)
+    found, _ = make_tradeoff("breach", "test", 20, val, test)
     half, chosen = (
         f"{row['precision']:.2f} | {row['recall']:.2f} | {row['false_alarms']:.1f} | {row['misses']:.1f} | "
         f"{row['cost']:.1f} | {100 * row['accuracy']:.1f} %"
-        for row in found.rows[:2]
+        for row in found["rows"][:2]
     )
-    area = f"{found.average_precision['ngram']:.3f}"
+    area = f"{found['average_precision']['ngram']:.3f}"
     text = (ROOT / "docs/FINETUNING.md").read_text(encoding="utf-8")
     assert f"| n-gram baseline, 0.5 | {half} |" in text and f"and {area} for the n-gram baseline" in text
-    assert f"| n-gram baseline, chosen on val: {found.rows[1]['threshold']:.3f} | {chosen} |" in text
+    assert f"| n-gram baseline, chosen on val: {found['rows'][1]['threshold']:.3f} | {chosen} |" in text
     assert f"average precision of `breach` {area} |" in (ROOT / "data/README.md").read_text(encoding="utf-8")
 
 

@@ -93,7 +93,7 @@ def test_processes_share_the_work_without_loss_or_repetition() -> None:
     for rank in range(3):
         mine = starts[rank::3]
         size = sum(min(8, 59 - start) for start in mine)
-        total += mean_loss(model, TextRows(ids), mine, CPU, Processes()) * size
+        total += mean_loss(model, TextRows(ids), mine, CPU) * size
         count += size
     assert count == 59
     assert total / count == pytest.approx(mean_loss(model, TextRows(ids), starts, CPU), abs=1e-6)

@@ -22,7 +22,7 @@ from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.evaluate.exact import matches
+from tinygpt.evaluate.respond import matches
 from tinygpt.evaluate.share import percent, wilson
 from tinygpt.fast.model import FastGPT
 

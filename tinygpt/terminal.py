@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or lack a character; progress bars; control characters; durations.
+"""Standard streams that are closed, full, or lack a character; progress bars; control characters; tables; durations.
 
 terminal.prepare()           # at the start of a command
 print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
@@ -9,7 +9,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -65,6 +65,21 @@ def progress(items: Iterable[Any] | None = None, show: bool = True, **options: A
     from tqdm import tqdm
 
     return tqdm(items, **{"leave": False, "disable": None if show else True} | options)
+
+
+def cut(text: str, width: int) -> str:
+    """Cut a text to at most `width` characters, of which the last one is `…`."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a table. columns: the format of each head, such as `>12,.1f`; of a text, only its width applies."""
+    widths = [form.partition(".")[0].rstrip(",") for form in columns.values()]
+    lines = ["".join(f"{head:{width}}" for head, width in zip(columns, widths, strict=True))]
+    for row in rows:
+        cells = zip(row, columns.values(), widths, strict=True)
+        lines.append("".join(f"{cell:{width if isinstance(cell, str) else form}}" for cell, form, width in cells))
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -5,8 +5,7 @@
     classify.py     labelled tasks: probabilities of labels, metrics, calibration
     share.py        the interval of a share, right for small counts
     threshold.py    tasks with a rare label: precision, recall, and the threshold with the lowest cost
-    exact.py        tasks with free text: exact match, and the checks of a task
-    respond.py      greedy responses to many prompts
+    respond.py      tasks with free text: greedy responses, exact match, and the checks of a task
     command.py      `tinygpt eval`
     doctor.py       `tinygpt doctor`: the verdict on a run's curves
     check.py        `tinygpt check`: integrity of folders, exactness of resuming

@@ -11,11 +11,10 @@ Shapes: n prompts, L labels.
 
     total, tokens = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)  # (n, L), (L,)
     report = make_report("trec", "val", val, labels, total, tokens, train)                 # val, train: pairs
-    print(report.text())
+    print(as_text(report))
 """
 
 import csv
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +28,10 @@ from tinygpt.cache import KVCache
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate.share import INTERVALS, intervals, percent
+from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
 from tinygpt.files import drawing, strict_json
 from tinygpt.model import GPT
-from tinygpt.terminal import escaped, progress
+from tinygpt.terminal import cut, escaped, progress, table
 
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
@@ -65,23 +64,18 @@ def label_scores(
     loss is not finite.
     """
     assert tokenizer.pair is not None
-    questions = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
     answers = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
-    longest, room = max(answers, key=len), model.config.block_size
-    for number, (prompt, question) in enumerate(zip(prompts, questions, strict=True), start=1):
-        if len(question) + len(longest) - 1 > room:
-            raise TinyGPTError(
-                f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(question) + len(longest) - 1} tokens with the "
-                f"label {max(labels, key=lambda label: len(tokenizer.encode(label)))!r}, but the model reads {room}",
-                "shorten it, or train with a larger --block_size",
-            )
+    lengths, room = [len(answer) for answer in answers], model.config.block_size
+    longest = max(lengths)
+    what = f" with the label {labels[lengths.index(longest)]!r}, but the model reads {room}"
+    questions = encoded(prompts, tokenizer, skip_unknown, room, longest - 1, what)
     was_training = model.training
     model.eval()
     # all prompts begin with the same tokens, which are read once
     prefix = torch.from_numpy(tokenizer.pair.prefix.astype(np.int64))[None].to(device)
-    start = model.new_cache(1, max(map(len, questions), default=0) + len(longest))
+    start = model.new_cache(1, max(map(len, questions), default=0) + longest)
     model.next_logits(prefix, start)
-    most = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * len(longest))
+    most = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * longest)
     total = np.zeros((len(questions), len(labels)))
     with progress(total=total.size, unit="label", desc="scoring all labels") as bar:
         for some in of_equal_length(questions, most):
@@ -91,7 +85,19 @@ def label_scores(
     model.train(was_training)
     if not np.isfinite(total).all():
         raise diverged("the loss is", total[~np.isfinite(total)][0])
-    return total, np.array([len(answer) for answer in answers])
+    return total, np.array(lengths)
+
+
+def encoded(
+    prompts: Sequence[str], tokenizer: Tokenizer, skip_unknown: bool, room: int, more: int, what: str
+) -> list[np.ndarray]:
+    """Encode prompts, int64 (T,) each. Errors: TinyGPTError, ending with `what`, if one and `more` exceed `room`."""
+    found = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
+    for number, (prompt, ids) in enumerate(zip(prompts, found, strict=True), start=1):
+        if len(ids) + more > room:
+            problem = f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(ids) + more} tokens{what}"
+            raise TinyGPTError(problem, "shorten it, or train with a larger --block_size")
+    return found
 
 
 def of_equal_length(sequences: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
@@ -224,90 +230,6 @@ EXPLAINED = {  # the rows that need it
 }
 
 
-@dataclasses.dataclass
-class Report:
-    """Results of a model on a split of a task. All but `results["normalised"]` use the sum over a label's tokens."""
-
-    task: str
-    split: str
-    n: int
-    labels: list[str]
-    loss: float  # nats per token of the true responses
-    results: dict[str, dict[str, float]]  # accuracy and macro_f1 of each key of ROWS
-    groups: dict[str, dict[str, float]]  # of each group of prompts: n, and accuracy by ROWS; empty if it has none
-    per_label: dict[str, dict[str, float]]  # precision, recall, f1, support
-    confusion: np.ndarray  # (L, L): rows are the truth, columns the answers
-    calibration_error: float
-    bins: list[dict[str, Any]]
-    mistakes: list[dict[str, Any]]  # the most confident ones: prompt, true, predicted, probability
-    note: str = ""  # why a baseline is missing
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values for JSON."""
-        results = {key: row | intervals(row, {"accuracy": self.n}) for key, row in self.results.items()}
-        return dataclasses.asdict(self) | {"results": results, "confusion": self.confusion.tolist()}
-
-    def text(self) -> str:
-        """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
-        n, bins = self.n, [part for part in self.bins if part["count"]]
-        lines = [
-            f"{self.task}, split {self.split}: {n:,} prompts, {len(self.labels)} labels; "
-            f"loss {self.loss:.4f} nats per token of the true response\n",
-            f"{'':<28}{'accuracy':<25}macro F1",
-        ]
-        for key, name in ROWS.items():
-            if key in self.results:
-                accuracy, macro_f1 = self.results[key]["accuracy"], self.results[key]["macro_f1"]
-                lines.append(f"{name:<26}{percent(accuracy, n):<27}{macro_f1:>8.3f}")
-        confidence = sum(part["count"] * part["confidence"] for part in bins) / n
-        pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
-        lines += [
-            *([f"({self.note})"] if self.note else []),
-            "",
-            f"  {INTERVALS}",
-            *(f"  {text}" for key, text in EXPLAINED.items() if key in self.results),
-            *self.group_lines(),
-            *("", *self.matrix_lines(), ""),
-            f"calibration: expected error {self.calibration_error:.3f}; mean confidence {100 * confidence:.1f} %, "
-            f"accuracy {100 * self.results['model']['accuracy']:.1f} %",
-            f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
-        ]
-        lines += [f"\n{'confident errors':<17}{'true':<17}{'answer':<17}prompt"] if self.mistakes else []
-        for item in self.mistakes:
-            names = "".join(f"{cut(escaped(item[key]), 16):<17}" for key in ("true", "predicted"))
-            lines.append(f"{100 * item['probability']:>13.1f} %  {names}{cut(repr(item['prompt']), COLUMNS - 51)}")
-        return "\n".join(lines)
-
-    def group_lines(self) -> list[str]:
-        """Format the accuracy of each group of prompts, if the task has groups."""
-        keys = [key for key in ROWS if key in self.results and key != "normalised"]
-        heads = "".join(f"{ROWS[key].removesuffix(' baseline'):>11}" for key in keys)
-        lines = ["", f"{'accuracy in each group':<26}{'prompts':>8}{heads}"] if self.groups else []
-        for name, group in self.groups.items():
-            lines.append(f"{name:<26}{group['n']:>8,}{''.join(f'{100 * group[key]:>9.1f} %' for key in keys)}")
-        return lines
-
-    def matrix_lines(self) -> list[str]:
-        """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
-        labels, L = [escaped(label) for label in self.labels], len(self.labels)
-        width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
-        heads = [label[: width - 1].strip() for label in labels]
-        if len(set(heads)) < L:  # equal when they are cut: numbers instead
-            heads = [str(number) for number in range(1, L + 1)]
-            labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
-        left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
-        lines = ["confusion matrix: a row for each true label, a column for each answer"]
-        lines.append(f"{'true':<{left}}{''.join(f'{head:>{width}}' for head in heads)}{'recall':>8}")
-        rates = [self.per_label[label] for label in self.labels]
-        for label, counts, rate in zip(labels, self.confusion, rates, strict=True):
-            cells = "".join(f"{count or '·':>{width}}" for count in counts)
-            recall = f"{rate['recall']:.2f}" if rate["support"] else "-"
-            lines.append(f"{cut(label, left - 1):<{left}}{cells}{recall:>8}")
-        answered = zip(rates, self.confusion.sum(axis=0), strict=True)
-        precisions = (f"{rate['precision']:.2f}" if count else "-" for rate, count in answered)
-        return [*lines, f"{'precision':<{left}}" + "".join(f"{precision:>{width}}" for precision in precisions)]
-
-
 def make_report(
     task: str,
     split: str,
@@ -318,8 +240,9 @@ def make_report(
     train: LabelledPrompts,
     n_mistakes: int = 5,
     ngram: tuple[np.ndarray | None, str] | None = None,
-) -> Report:
-    """Make the report on `examples` from the scores of their prompts, total (n, L) and tokens (L,) of `label_scores`.
+) -> dict[str, Any]:
+    """Make the report on `examples` from the scores of their prompts, total (n, L) and tokens (L,) of `label_scores`:
+    the values for JSON. All but `results["normalised"]` use the sum over a label's tokens.
 
     ngram: the result of `ngram_baseline` for these prompts, if it is known already.
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
@@ -328,46 +251,113 @@ def make_report(
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)
     prompts = [prompt for prompt, _ in examples]
-    ngram_probs, note = ngram or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L)
-    majority = np.full(n, np.bincount(train_truth).argmax())
-    answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1), "majority": majority}
-    word_probs, word_note = ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, "word")
-    answers |= {k: p.argmax(axis=1) for k, p in (("ngram", ngram_probs), ("word", word_probs)) if p is not None}
+    answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1)}
+    answers["majority"] = np.full(n, np.bincount(train_truth).argmax())
+    notes: list[str] = []
+    for kind in LINEAR:
+        known = ngram if kind == "ngram" else None
+        linear, note = known or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, kind)
+        answers |= {} if linear is None else {kind: linear.argmax(axis=1)}
+        notes += [note] if note not in ("", *notes) else []
     builtin, groups = TASKS.get(task), {}
     if builtin and builtin.group and set(builtin.labels) == set(labels):
-        names = np.array([builtin.group(prompt) for prompt in prompts])
-        for name in sorted(set(names.tolist())):
-            among = names == name
-            right = {key: float((answer == truth)[among].mean()) for key, answer in answers.items()}
-            groups[name] = {"n": int(among.sum()), **right}
+        right = {key: answer == truth for key, answer in answers.items()}
+        groups = by_group([builtin.group(prompt) for prompt in prompts], right)
     confusion = confusion_matrix(truth, predicted, L)
-    columns = rates(confusion)
+    results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
-    confidence, wrong = probs.max(axis=1), np.flatnonzero(predicted != truth)
-    mistakes = [
-        {
-            "prompt": prompts[i],
-            "true": labels[truth[i]],
-            "predicted": labels[predicted[i]],
-            "probability": float(confidence[i]),
-        }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_mistakes]
+    confidence, wrong, columns = probs.max(axis=1), np.flatnonzero(predicted != truth), rates(confusion)
+    return {
+        "task": task,
+        "split": split,
+        "n": n,
+        "labels": list(labels),
+        "loss": float(-total[np.arange(n), truth].sum() / tokens[truth].sum()),  # nats per token of the true responses
+        "results": {key: row | intervals(row, {"accuracy": n}) for key, row in results.items()},  # by ROWS
+        "groups": groups,  # of each group of prompts: n, and accuracy by ROWS; empty if it has none
+        "per_label": {
+            label: {key: column[j].item() for key, column in columns.items()} for j, label in enumerate(labels)
+        },
+        "confusion": confusion.tolist(),  # (L, L): rows are the truth, columns the answers
+        "calibration_error": error,
+        "bins": bins,
+        "mistakes": [  # the most confident ones
+            {
+                "prompt": prompts[i],
+                "true": labels[truth[i]],
+                "predicted": labels[predicted[i]],
+                "probability": float(confidence[i]),
+            }
+            for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_mistakes]
+        ],
+        "note": "; ".join(notes),  # why a baseline is missing
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
+    n, bins = report["n"], [part for part in report["bins"] if part["count"]]
+    lines = [
+        f"{report['task']}, split {report['split']}: {n:,} prompts, {len(report['labels'])} labels; "
+        f"loss {report['loss']:.4f} nats per token of the true response\n",
     ]
-    return Report(
-        task=task,
-        split=split,
-        n=n,
-        labels=list(labels),
-        loss=float(-total[np.arange(n), truth].sum() / tokens[truth].sum()),
-        results={key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()},
-        groups=groups,
-        per_label={label: {key: column[j].item() for key, column in columns.items()} for j, label in enumerate(labels)},
-        confusion=confusion,
-        calibration_error=error,
-        bins=bins,
-        mistakes=mistakes,
-        note="; ".join(dict.fromkeys(filter(None, (note, word_note)))),
-    )
+    shown = [(name, report["results"][key]) for key, name in ROWS.items() if key in report["results"]]
+    figures = [(name, percent(result["accuracy"], n), result["macro_f1"]) for name, result in shown]
+    lines += table({"": "<26", "  accuracy": "<27", "macro F1": ">8.3f"}, figures)
+    confidence = sum(part["count"] * part["confidence"] for part in bins) / n
+    pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
+    lines += [
+        *([f"({report['note']})"] if report["note"] else []),
+        "",
+        f"  {INTERVALS}",
+        *(f"  {text}" for key, text in EXPLAINED.items() if key in report["results"]),
+        *group_lines(report),
+        *("", *matrix_lines(report), ""),
+        f"calibration: expected error {report['calibration_error']:.3f}; mean confidence {100 * confidence:.1f} %, "
+        f"accuracy {100 * report['results']['model']['accuracy']:.1f} %",
+        f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
+    ]
+    errors = []
+    for item in report["mistakes"]:
+        names = (cut(escaped(item[key]), 16) for key in ("true", "predicted"))
+        prompt = cut(repr(item["prompt"]), COLUMNS - 51)
+        errors.append((f"{100 * item['probability']:>13.1f} %", *names, prompt))
+    if errors:
+        heads = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}
+        lines += ["", *table(heads, errors)]
+    return "\n".join(lines)
+
+
+def group_lines(report: dict[str, Any]) -> list[str]:
+    """Format the accuracy of each group of prompts, if the task has groups."""
+    keys = [key for key in ROWS if key in report["results"] and key != "normalised"]
+    heads = {"accuracy in each group": "<26", "prompts": ">8,"}
+    heads |= {ROWS[key].removesuffix(" baseline"): ">11" for key in keys}
+    rows = [
+        (name, group["n"], *(f"{100 * group[key]:.1f} %" for key in keys)) for name, group in report["groups"].items()
+    ]
+    return ["", *table(heads, rows)] if rows else []
+
+
+def matrix_lines(report: dict[str, Any]) -> list[str]:
+    """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
+    labels, L = [escaped(label) for label in report["labels"]], len(report["labels"])
+    width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
+    heads = [label[: width - 1].strip() for label in labels]
+    if len(set(heads)) < L:  # equal when they are cut: numbers instead
+        heads = [str(number) for number in range(1, L + 1)]
+        labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
+    left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
+    lines = ["confusion matrix: a row for each true label, a column for each answer"]
+    lines.append(f"{'true':<{left}}{''.join(f'{head:>{width}}' for head in heads)}{'recall':>8}")
+    rates = [report["per_label"][label] for label in report["labels"]]
+    for label, counts, rate in zip(labels, report["confusion"], rates, strict=True):
+        cells = "".join(f"{count or '·':>{width}}" for count in counts)
+        recall = f"{rate['recall']:.2f}" if rate["support"] else "-"
+        lines.append(f"{cut(label, left - 1):<{left}}{cells}{recall:>8}")
+    answered = zip(rates, np.sum(report["confusion"], axis=0), strict=True)
+    precisions = (f"{rate['precision']:.2f}" if count else "-" for rate, count in answered)
+    return [*lines, f"{'precision':<{left}}" + "".join(f"{precision:>{width}}" for precision in precisions)]
 
 
 def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
@@ -382,21 +372,22 @@ def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -
     return np.array([place[label] for _, label in examples])
 
 
-def draw_confusion(report: Report, path: Path) -> None:
+def draw_confusion(report: dict[str, Any], path: Path) -> None:
     """Draw the confusion matrix as a PNG: counts, coloured by their fraction of the row. Errors: TinyGPTError."""
-    share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
-    names, L = [cut(escaped(label), 24) for label in report.labels], len(report.labels)
+    confusion = np.array(report["confusion"])
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    names, L = [cut(escaped(label), 24) for label in report["labels"]], len(confusion)
     size = (2.6 + 0.55 * L, 2.2 + 0.5 * L)
     with drawing(path, "the picture of the confusion matrix", size) as (figure, axes):
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
         axes.set_yticks(range(L), names, parse_math=False)
         axes.set(xlabel="answer", ylabel="true label")
-        for i, j in np.argwhere(report.confusion):
+        for i, j in np.argwhere(confusion):
             color = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, f"{report.confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
-        accuracy = 100 * report.results["model"]["accuracy"]
-        title = f"{report.task}, {report.split}: accuracy {accuracy:.1f} % of {report.n:,} prompts"
+            axes.text(j, i, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
+        accuracy = 100 * report["results"]["model"]["accuracy"]
+        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f} % of {report['n']:,} prompts"
         figure.suptitle(title, fontsize=11, parse_math=False)
         axes.set_xticks(np.arange(L + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(L + 1) - 0.5, minor=True)
@@ -428,8 +419,3 @@ def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], pr
         best = max(row)
         entry = {"prompt": prompt, "label": labels[row.index(best)], "probability": best}
         file.write(strict_json(entry | {"probabilities": dict(zip(labels, row, strict=True))}) + "\n")
-
-
-def cut(text: str, width: int) -> str:
-    """Cut a text to at most `width` characters, of which the last one is `…`."""
-    return text if len(text) <= width else text[: width - 1] + "…"

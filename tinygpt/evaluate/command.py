@@ -7,6 +7,7 @@ import io
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate import classify, exact, threshold
+from tinygpt.evaluate import classify, respond, threshold
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.files import read_text, replacing, require_writable, strict_json
@@ -68,8 +69,8 @@ def evaluate(config: EvalConfig) -> None:
     elif dataset.labels:
         measure_task(config, model, dataset, compute, positive)
     elif config.task:
-        report = exact.make_report(model, dataset, config.split, compute)
-        print(strict_json({"ckpt": config.ckpt, **report.to_dict()}) if config.json else report.text())
+        report = respond.make_report(model, dataset, config.split, compute)
+        print(strict_json({"ckpt": config.ckpt, **report}) if config.json else respond.as_text(report))
     else:
         measure_loss(config, model, dataset, compute)
 
@@ -126,25 +127,29 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
     scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels, compute.device) for s in splits}
     truth = classify.label_indices(dataset.name, examples["train"], labels)
-    asked = [prompt for split in splits for prompt in prompts[split]]
-    probs, note = classify.ngram_baseline(prompts["train"], truth, asked, len(labels))
-    ngram = {}
-    if probs is not None:
-        ends = np.cumsum([len(prompts[split]) for split in splits])[:-1]
-        ngram = dict(zip(splits, np.split(probs, ends), strict=True))
-    total, tokens = scores[config.split]
-    known = ngram.get(config.split), note
-    wanted, train = examples[config.split], examples["train"]
-    report = classify.make_report(dataset.name, config.split, wanted, labels, total, tokens, train, ngram=known)
-    rare = make_tradeoff(config, positive, labels, examples, scores, ngram) if positive else None
+    classifier, note = classify.ngram_classifier(prompts["train"], truth, len(labels))
+    ngram = {split: classifier(prompts[split]) for split in splits} if classifier else {}
+    wanted, train, known = examples[config.split], examples["train"], (ngram.get(config.split), note)
+    report = classify.make_report(dataset.name, config.split, wanted, labels, *scores[config.split], train, ngram=known)
+    rare: dict[str, Any] = {}
+    curves: dict[str, threshold.Curve] = {}
+    if positive:
+        scored = {}
+        for split in splits:
+            probs = {"model": classify.probabilities(scores[split][0])} | ({"ngram": ngram[split]} if ngram else {})
+            column = {key: found[:, labels.index(positive)] for key, found in probs.items()}
+            scored[split] = column, np.array([label == positive for _, label in examples[split]])
+        rare, curves = threshold.make_tradeoff(
+            positive, config.split, config.miss_cost, scored["val"], scored[config.split]
+        )
     if config.json:
-        tradeoff = {"tradeoff": rare.to_dict()} if rare else {}
-        print(strict_json({"ckpt": config.ckpt, **report.to_dict(), **tradeoff}))
+        found = report | ({"tradeoff": rare} if rare else {})
+        print(strict_json({"ckpt": config.ckpt, **found}))
         return
-    print(report.text())
+    print(classify.as_text(report))
     counts = np.bincount(truth, minlength=len(labels))
     if rare:
-        print(f"\n{rare.text()}")
+        print(f"\n{threshold.as_text(rare)}")
     elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
         name = labels[counts.argmin()]
         print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
@@ -152,7 +157,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if rare else "confusion.png")
     try:
         if rare:
-            threshold.draw_curves(dataset.name, rare, picture)
+            threshold.draw_curves(dataset.name, rare, curves, picture)
         else:
             classify.draw_confusion(report, picture)
         print(f"\nwritten: {picture}")
@@ -160,26 +165,6 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         if config.plot:
             raise
         print(f"\nno picture: {error.message}")
-
-
-def make_tradeoff(
-    config: EvalConfig,
-    positive: str,
-    labels: list[str],
-    examples: dict[str, list[tuple[str, str]]],
-    scores: dict[str, tuple[np.ndarray, np.ndarray]],
-    ngram: dict[str, np.ndarray],
-) -> threshold.Tradeoff:
-    """The trade-off of the positive label, from examples, scores and n-gram probabilities (n, L) of val and of
-    config.split."""
-    place = labels.index(positive)
-
-    def scored(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        found = {"model": classify.probabilities(scores[split][0])[:, place]}
-        found |= {"ngram": ngram[split][:, place]} if ngram else {}
-        return found, np.array([label == positive for _, label in examples[split]])
-
-    return threshold.make_tradeoff(positive, config.split, config.miss_cost, scored("val"), scored(config.split))
 
 
 def lines_of(path: Path) -> list[str]:
@@ -235,10 +220,12 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         return
     what = "response tokens" if dataset.pairs else "tokens, each predicted once"
     print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
-    print(f"{'':<10}{'loss':>8}{'perplexity':>13}{'bits per character':>21}")
-    for name, value in {**baselines, "model": loss}.items():
-        numbers = f"{value:>8.4f}{short_number(perplexity(value)):>13}{bits_per_character(value, dataset):>21.3f}"
-        print(f"{name:<10}{numbers}")
+    losses = [
+        (name, value, short_number(perplexity(value)), bits_per_character(value, dataset))
+        for name, value in {**baselines, "model": loss}.items()
+    ]
+    heads = {"": "<10", "loss": ">8.4f", "perplexity": ">13", "bits per character": ">21.3f"}
+    print("\n".join(terminal.table(heads, losses)))
     if baselines:
         print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
         print("estimate it from the training split, given the previous 0, 1 and 2 tokens")

@@ -5,6 +5,7 @@ bits = bits_per_character(loss, dataset)
 """
 
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,25 +29,15 @@ CHUNK = 32  # rows
 ERROR = 0.05  # standard error of a sampled loss at most: nats, or as a share of a loss above one nat
 
 
-def mean_loss(
-    model: Computing,
-    source: Rows,
-    at: np.ndarray,
-    compute: device.Compute,
-    ranks: Processes = Processes(),
-) -> float:
-    """Mean cross-entropy in nats over all targets of the rows `at`, which are divided among the processes."""
-    return measured_loss(model, source, at, compute, ranks)[0]
+def mean_loss(model: Computing, source: Rows, at: np.ndarray, compute: device.Compute) -> float:
+    """Mean cross-entropy in nats over all targets of the rows `at`."""
+    return measured_loss(model, source, at, compute)[0]
 
 
 def measured_loss(
-    model: Computing,
-    source: Rows,
-    at: np.ndarray,
-    compute: device.Compute,
-    ranks: Processes = Processes(),
+    model: Computing, source: Rows, at: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
 ) -> tuple[float, float]:
-    """`mean_loss` and its standard error, infinite for a single row."""
+    """`mean_loss` of rows that are divided among the processes, and its standard error, infinite for a single row."""
     sums = loss_sums(model, source, at[ranks.rank :: ranks.count], compute)
     return ratio(ranks.sum(sums.tolist(), compute.device), source.width(model.config.block_size))
 
@@ -172,11 +163,8 @@ def estimate_losses(
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss), or infinity where that exceeds the range of float64 (above about 709.8 nats)."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+    """Return exp(loss), or infinity where that exceeds the range of float64."""
+    return math.inf if loss > math.log(sys.float_info.max) else math.exp(loss)
 
 
 def bits_per_character(loss: float, dataset: Dataset) -> float:

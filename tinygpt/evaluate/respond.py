@@ -1,21 +1,34 @@
-"""Greedy responses of a model to many prompts, in batches.
+"""Tasks with free text: greedy responses to many prompts, exact match, and the checks of a task.
 
-texts, probabilities = responses(model, tokenizer, ["2 + 2", "3 + 4"], longest=8)      # ["4", "7"], [0.98, 0.91]
+Exact match is how often a model's greedy response equals the expected one, token by token. This is so if and only if,
+after each prefix of the expected response, its next token (or its end) is the most probable one. So one forward pass
+per batch measures it, without decoding. The metric is that of extractive question answering (Rajpurkar et al. 2016,
+section 6.1), without its normalisation of case, articles and punctuation.
+
+    texts, probabilities = responses(model, tokenizer, ["2 + 2", "3 + 4"], longest=8)      # ["4", "7"], [0.98, 0.91]
+    print(as_text(make_report(model, dataset, "test", compute)))
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import PairRows
+from tinygpt.data.tasks import TASKS, Scores
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import cut, of_equal_length
+from tinygpt.device import Compute
+from tinygpt.errors import diverged
+from tinygpt.evaluate.classify import encoded, of_equal_length
+from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent, wilson
 from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
-from tinygpt.terminal import progress
+from tinygpt.terminal import escaped, progress
 
-BATCH_TOKENS = 1 << 14  # prompts and responses of a batch
+BATCH_TOKENS = 1 << 14  # prompts and responses of a batch, padding included
 
 
 @torch.inference_mode()
@@ -30,15 +43,8 @@ def responses(
     """
     assert tokenizer.pair is not None
     end, device = int(tokenizer.pair.end[0]), model.lm_head.weight.device
-    asked = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
     room = model.config.block_size
-    for number, ids in enumerate(asked, start=1):
-        if len(ids) >= room:
-            raise TinyGPTError(
-                f"prompt {number} ({cut(repr(prompts[number - 1]), 40)}) takes {len(ids)} tokens, and the model's "
-                f"context has {room}",
-                "shorten it, or train with a larger --block_size",
-            )
+    asked = encoded(prompts, tokenizer, skip_unknown, room - 1, 0, f", and the model's context has {room}")
     texts, log_probabilities = [""] * len(asked), np.zeros(len(asked))
     most = BATCH_TOKENS // (max(map(len, asked), default=0) + longest)
     with progress(total=len(asked), unit="prompt", desc="writing responses") as bar:
@@ -61,3 +67,126 @@ def responses(
                 log_probabilities[i] = total[row]
             bar.update(len(some))
     return texts, np.exp(log_probabilities)
+
+
+@torch.inference_mode()
+def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether greedy decoding gives the response of each row, bool (n,), and the loss of each in nats, (n,)."""
+    model.eval()
+    exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
+    order = np.argsort(rows.lengths, kind="stable")  # so that little is padded
+    many = max(1, BATCH_TOKENS // int(rows.lengths.max()))
+    with progress(total=len(order), unit="prompt", desc="measuring exact match") as bar:
+        for index in range(0, len(order), many):
+            at = order[index : index + many]
+            x, y = (
+                torch.from_numpy(part).to(compute.device)
+                for part in rows.rows(at, rows.width(model.config.block_size, at))
+            )
+            wanted = y >= 0
+            logits = model(x, y, targets_only=True)[0]
+            row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target
+            wrong = (logits.argmax(-1) != y[wanted]).cpu().numpy()
+            exact[at] = np.bincount(row, wrong, len(at)) == 0
+            losses[at] = np.bincount(row, F.cross_entropy(logits, y[wanted], reduction="none").cpu().numpy(), len(at))
+            bar.update(len(at))
+    if not np.isfinite(losses).all():
+        raise diverged("the loss is", losses[~np.isfinite(losses)][0])
+    return exact, losses
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+
+
+def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> dict[str, Any]:
+    """Measure exact match on a split: the values for JSON. Errors: TinyGPTError for an example longer than the context.
+
+    An abstention counts only if it is exact, too: it repeats what is asked without a mistake.
+    """
+    rows, tokenizer = dataset.sources[split], dataset.tokenizer
+    assert isinstance(rows, PairRows)
+    rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
+    pairs, (exact, losses) = rows.texts(tokenizer), matches(model, rows, compute)
+    n, task = len(pairs), TASKS.get(dataset.name)
+    abstention: dict[str, Any] = {}
+    if task and task.abstention:
+        instead = [(prompt, task.abstention(prompt, wanted)) for prompt, wanted in pairs]
+        others = np.array([pair != abstaining for pair, abstaining in zip(pairs, instead, strict=True)])
+        rest = [tokenizer.encode_pair(*instead[i]) for i in np.flatnonzero(others)]
+        false = int(matches(model, PairRows(np.concatenate(rest), tokenizer), compute)[0].sum()) if rest else 0
+        true, without = int(exact[~others].sum()), n - len(rest)
+        abstention = {
+            "n": without,  # prompts without an answer
+            "abstentions": true + false,
+            "recall": true / max(without, 1),
+            "precision": true / max(true + false, 1),
+            "exact_of_others": int(exact[others].sum()) / max(len(rest), 1),
+        }
+        cases = {"recall": without, "precision": true + false, "exact_of_others": len(rest)}
+        abstention |= intervals(abstention, cases) if without else {}
+    mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)]
+    passed: dict[str, np.ndarray] = {}
+    if task and task.scores:
+        passed, mistakes = judged(model, tokenizer, task.scores, pairs)
+    groups = {}
+    if task and task.group:
+        groups = by_group([task.group(prompt) for prompt, _ in pairs], {"exact match": exact, **passed})
+    share = float(exact.mean())
+    scores = {name: float(ok.mean()) for name, ok in passed.items()}
+    return {
+        "task": dataset.name,
+        "split": split,
+        "n": n,
+        "loss": float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum()),  # nats per token
+        "exact": share,
+        "abstention": abstention,  # empty unless the task has prompts without an answer
+        "scores": scores,  # shares of the responses that pass each check of the task; empty if it has none
+        "groups": groups,  # of each group of prompts: n, exact match and scores; empty if it has none
+        "mistakes": mistakes[:3],
+        "exact_interval": [*wilson(share, n)],
+        "scores_interval": {name: [*wilson(score, n)] for name, score in scores.items()},
+    }
+
+
+def judged(
+    model: GPT, tokenizer: Tokenizer, scores: Scores, pairs: list[tuple[str, str]]
+) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
+    """Decode the response to each prompt. Return for each check which responses pass it, bool (n,), and the responses
+    that fail one."""
+    longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
+    said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
+    judgements = [scores(prompt, wanted, text) for (prompt, wanted), text in zip(pairs, said, strict=True)]
+    passed = {name: np.array([checks[name] for checks in judgements]) for name in judgements[0]}
+    mistakes = [
+        {"prompt": prompt, "wanted": wanted, "said": text, "fails": ", ".join(k for k, ok in checks.items() if not ok)}
+        for (prompt, wanted), text, checks in zip(pairs, said, judgements, strict=True)
+        if not all(checks.values())
+    ]
+    return passed, mistakes
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Format a report for the terminal."""
+    n, scores, abstention = report["n"], report["scores"], report["abstention"]
+    width = max(21, *(len(name) + 2 for name in scores), 0)
+    lines = [
+        f"{report['task']}, split {report['split']}: {n:,} prompts; "
+        f"loss {report['loss']:.4f} nats per token of the response",
+        f"{INTERVALS}\n",
+        *(f"{name:<{width}}{percent(share, n)}" for name, share in ({"exact match": report["exact"]} | scores).items()),
+    ]
+    if abstention:
+        without, made = abstention["n"], abstention["abstentions"]
+        lines += [
+            f"  with an answer     {percent(abstention['exact_of_others'], n - without)} of {n - without:,}",
+            f"  without an answer  {percent(abstention['recall'], without)} of {without:,}: recall of abstention",
+            f"                     {percent(abstention['precision'], made)} of {made:,}: precision of abstention",
+        ]
+    for group, rates in report["groups"].items():
+        lines.append(f"\n{group}: {rates['n']:,} prompts")
+        lines += [f"  {name:<19}{percent(rate, rates['n'])}" for name, rate in rates.items() if name != "n"]
+    for item in report["mistakes"]:
+        lines.append(f"\nprompt:    {escaped(item['prompt'])}\nexpected:  {escaped(item['wanted'])}")
+        if "said" in item:
+            lines.append(f"response:  {escaped(item['said'])} (fails: {item['fails']})")
+    return "\n".join(lines)

@@ -6,8 +6,10 @@ error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasG
     percent(1.0, 5)          # "100.0 % (57 to 100)"
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Z = 1.959964  # 97.5 % of a normal distribution lie below
 INTERVALS = "in parentheses: 95 % confidence intervals (Wilson)"
@@ -26,6 +28,15 @@ def percent(share: float, n: int) -> str:
     low, high = (100 * bound for bound in wilson(share, n))
     form = ".0f" if high - low > 10 else ".1f"
     return f"{100 * share:5.1f} % ({low:{form}} to {high:{form}})"
+
+
+def by_group(groups: Sequence[str], passed: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """For each group of cases, by name: their number n, and the share that passes each check, bool (cases,)."""
+    found, names = {}, np.array(groups)
+    for name in sorted(set(groups)):
+        shares = {check: float(ok[names == name].mean()) for check, ok in passed.items()}
+        found[name] = {"n": groups.count(name), **shares}
+    return found
 
 
 def intervals(shares: Mapping[str, Any], cases: Mapping[str, int]) -> dict[str, list[float] | None]:

@@ -13,7 +13,6 @@ Shapes: scores float64 (n,), positive bool (n,), which is the truth.
     outcome(test_scores, test_positive, threshold, miss_cost=20)["recall"]
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,36 +20,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.evaluate.classify import cut
 from tinygpt.evaluate.share import INTERVALS, intervals, wilson
 from tinygpt.files import drawing
-from tinygpt.terminal import escaped
+from tinygpt.terminal import cut, escaped, table
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
 NAMES = {"model": "model", "ngram": "n-gram baseline", "nothing": "flag nothing", "everything": "flag everything"}
 
 
 class Curve(NamedTuple):
-    """Counts at each distinct score as the threshold, from the highest to the lowest: int64 (T,) each."""
+    """What each distinct score gives as the threshold, from the highest to the lowest: (T,) each."""
 
-    thresholds: np.ndarray  # float64 (T,)
-    hits: np.ndarray  # positive prompts that are flagged
-    false_alarms: np.ndarray
-
-    @property
-    def positives(self) -> int:
-        """Number of positive prompts: the lowest threshold flags all."""
-        return int(self.hits[-1])
-
-    @property
-    def precision(self) -> np.ndarray:
-        """Share of the flagged prompts that are positive, (T,)."""
-        return self.hits / (self.hits + self.false_alarms)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """Share of the positive prompts that are flagged, (T,)."""
-        return self.hits / self.positives
+    thresholds: np.ndarray  # float64
+    hits: np.ndarray  # int64: positive prompts that are flagged, at the lowest threshold all of them
+    false_alarms: np.ndarray  # int64
+    precision: np.ndarray  # float64: share of the flagged prompts that are positive
+    recall: np.ndarray  # float64: share of the positive prompts that are flagged
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
@@ -64,7 +49,7 @@ def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
     ordered = scores[order]
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of each group of equal scores
     hits = np.cumsum(positive[order])[last]
-    return Curve(ordered[last], hits, last + 1 - hits)
+    return Curve(ordered[last], hits, last + 1 - hits, hits / (last + 1), hits / hits[-1])
 
 
 def average_precision(curve: Curve) -> float:
@@ -74,9 +59,9 @@ def average_precision(curve: Curve) -> float:
 
 def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
     """The threshold of the lowest cost; of several the highest; infinity if flagging nothing costs no more."""
-    costs = curve.false_alarms + miss_cost * (curve.positives - curve.hits)
-    thresholds = np.append(np.inf, curve.thresholds)
-    return float(thresholds[np.append(miss_cost * curve.positives, costs).argmin()])
+    hits, false_alarms = np.append(0, curve.hits), np.append(0, curve.false_alarms)
+    costs = false_alarms + miss_cost * (hits[-1] - hits)
+    return float(np.append(np.inf, curve.thresholds)[costs.argmin()])
 
 
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
@@ -122,118 +107,103 @@ def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> l
 # ---- the report -------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Tradeoff:
-    """The trade-off on a split. `rows`: an `outcome` each, with the keys classifier (of NAMES) and chosen (on val)."""
-
-    positive: str
-    split: str
-    n: int
-    positives: int
-    miss_cost: float
-    average_precision: dict[str, float]
-    rows: list[dict[str, Any]]
-    curves: dict[str, Curve]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values for JSON, without the curves."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name != "curves")
-        return {name: getattr(self, name) for name in fields}
-
-    def text(self) -> str:
-        """Format for the terminal, in 100 columns."""
-        name, share = cut(repr(self.positive), 30), self.positives / self.n
-        lines = [
-            f"precision-recall trade-off of {escaped(name)}: {self.positives:,} of {self.n:,} prompts "
-            f"({100 * share:.1f} %)",
-            f"per 1,000 prompts, a miss costs {self.miss_cost:g} false alarms".rjust(100),
-            f"{'':<16}{'threshold':>13}{'precision':>17}{'recall':>17}{'false alarms':>13}{'misses':>7}{'cost':>17}",
-        ]
-        for row in self.rows:
-            threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4f}"
-            threshold = "" if row["classifier"] not in self.curves else threshold + " (val)" * row["chosen"]
-            lines.append(
-                f"{NAMES[row['classifier']]:<16}{threshold:>13}{with_interval(row, 'precision'):>17}"
-                f"{with_interval(row, 'recall'):>17}{row['false_alarms']:>13.1f}{row['misses']:>7.1f} "
-                f"{with_interval(row, 'cost', '.1f', '.0f'):>16}"
-            )
-        areas = (f"{NAMES[key]} {area:.3f}" for key, area in self.average_precision.items())
-        lines += [
-            "",
-            f"average precision: {', '.join(areas)}; a random ranking {share:.3f}",
-            f"  {INTERVALS}",
-            "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
-            f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {self.miss_cost:g}) = "
-            f"{1 / (1 + self.miss_cost):.4f}",
-        ]
-        if self.split == "val":
-            lines.append("  the thresholds were chosen on this same split, so their costs are too low")
-        if 1 - share >= MISLEADING:
-            half, chosen = (f"{100 * row['accuracy']:.1f} %" for row in self.rows[:2])
-            lines += [
-                f"accuracy misleads: flagging nothing is correct for {100 * (1 - share):.1f} % of the prompts and "
-                "misses all positives;",
-                f"  the model is correct for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
-            ]
-        return "\n".join(lines)
-
-
-def with_interval(row: dict[str, Any], name: str, form: str = ".2f", bounds: str = ".2f") -> str:
-    """A figure of an `outcome` and its interval, as short as the table needs it."""
-    value, interval = row[name], row[f"{name}_interval"]
-    if interval is None:
-        return "-" if value is None else f"{value:{form}}"
-    return f"{value:{form}} ({interval[0]:{bounds}}-{interval[1]:{bounds}})"
-
-
 def make_tradeoff(
     positive: str,
     split: str,
     miss_cost: float,
     val: tuple[dict[str, np.ndarray], np.ndarray],
     wanted: tuple[dict[str, np.ndarray], np.ndarray],
-) -> Tradeoff:
+) -> tuple[dict[str, Any], dict[str, Curve]]:
     """Choose the thresholds on `val` and measure them on `wanted`: the scores of each classifier, and the truth.
 
-    Errors: ValueError if a split has no positive prompt.
+    Returns the values for JSON, and the curve of each classifier. `rows` are outcomes, with the keys classifier (of
+    NAMES) and chosen (on val). Errors: ValueError if a split has no positive prompt.
     """
     scores, truth = wanted
     curves = {key: precision_recall(some, truth) for key, some in scores.items()}
-    rows = []
-
-    def add(key: str, some: np.ndarray, threshold: float, chosen: bool = False) -> None:
-        rows.append({"classifier": key, "chosen": chosen, **outcome(some, truth, threshold, miss_cost)})
-
+    tried = []
     for key, some in scores.items():
-        add(key, some, 0.5)
-        add(key, some, cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost), chosen=True)
-    add("nothing", np.zeros(len(truth)), math.inf)
-    add("everything", np.zeros(len(truth)), 0.0)
+        cheapest = cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost)
+        tried += [(key, some, 0.5, False), (key, some, cheapest, True)]
+    tried += [(key, np.zeros(len(truth)), at, False) for key, at in (("nothing", math.inf), ("everything", 0.0))]
+    rows = [
+        {"classifier": key, "chosen": chosen, **outcome(some, truth, at, miss_cost)} for key, some, at, chosen in tried
+    ]
+    report = {"positive": positive, "split": split, "n": len(truth), "positives": int(truth.sum())}
     areas = {key: average_precision(curve) for key, curve in curves.items()}
-    return Tradeoff(positive, split, len(truth), int(truth.sum()), miss_cost, areas, rows, curves)
+    return report | {"miss_cost": miss_cost, "average_precision": areas, "rows": rows}, curves
 
 
-def draw_curves(task: str, tradeoff: Tradeoff, path: Path) -> None:
+def as_text(report: dict[str, Any]) -> str:
+    """Format for the terminal, in 100 columns."""
+    name, share = cut(repr(report["positive"]), 30), report["positives"] / report["n"]
+    lines = [
+        f"precision-recall trade-off of {escaped(name)}: {report['positives']:,} of {report['n']:,} prompts "
+        f"({100 * share:.1f} %)",
+        f"per 1,000 prompts, a miss costs {report['miss_cost']:g} false alarms".rjust(100),
+    ]
+    rows = []
+    for row in report["rows"]:
+        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4f}"
+        threshold = "" if row["classifier"] not in report["average_precision"] else threshold + " (val)" * row["chosen"]
+        shares, cost = (
+            (with_interval(row, key) for key in ("precision", "recall")),
+            with_interval(row, "cost", 1, 0),
+        )
+        rows.append((NAMES[row["classifier"]], threshold, *shares, row["false_alarms"], row["misses"], f" {cost}"))
+    heads = {"": "<16", "threshold": ">13", "precision": ">17", "recall": ">17"}
+    lines += table(heads | {"false alarms": ">13.1f", "misses": ">7.1f", "cost": ">17"}, rows)
+    areas = (f"{NAMES[key]} {area:.3f}" for key, area in report["average_precision"].items())
+    lines += [
+        "",
+        f"average precision: {', '.join(areas)}; a random ranking {share:.3f}",
+        f"  {INTERVALS}",
+        "  (val): the threshold that costs least on the validation split; none: flagging nothing costs least",
+        f"  if the probabilities were calibrated, the threshold would be 1 / (1 + {report['miss_cost']:g}) = "
+        f"{1 / (1 + report['miss_cost']):.4f}",
+    ]
+    if report["split"] == "val":
+        lines.append("  the thresholds were chosen on this same split, so their costs are too low")
+    if 1 - share >= MISLEADING:
+        half, chosen = (f"{100 * row['accuracy']:.1f} %" for row in report["rows"][:2])
+        lines += [
+            f"accuracy misleads: flagging nothing is correct for {100 * (1 - share):.1f} % of the prompts and "
+            "misses all positives;",
+            f"  the model is correct for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
+        ]
+    return "\n".join(lines)
+
+
+def with_interval(row: dict[str, Any], name: str, digits: int = 2, of_bounds: int = 2) -> str:
+    """A figure of an `outcome` and its interval, as short as the table needs it."""
+    value, interval = row[name], row[f"{name}_interval"]
+    if value is None:
+        return "-"
+    low_high = f" ({interval[0]:.{of_bounds}f}-{interval[1]:.{of_bounds}f})" if interval else ""
+    return f"{value:.{digits}f}{low_high}"
+
+
+def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], path: Path) -> None:
     """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
     with drawing(path, "the picture of the precision-recall curve", (7, 4.6)) as (figure, axes):
-        for index, (key, curve) in enumerate(tradeoff.curves.items()):
+        for index, (key, curve) in enumerate(curves.items()):
             color = f"C{index}"
-            label = f"{NAMES[key]}, average precision {tradeoff.average_precision[key]:.2f}"
+            label = f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
             axes.step(
                 np.append(0, curve.recall), np.append(curve.precision[0], curve.precision), color=color, label=label
             )
-            for row in tradeoff.rows:
+            for row in report["rows"]:
                 if row["classifier"] == key and row["precision"] is not None:
                     filled = color if row["chosen"] else "white"
                     axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
-        share = tradeoff.positives / tradeoff.n
+        share = report["positives"] / report["n"]
         axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random ranking")
-        axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {tradeoff.miss_cost:g} false alarms")
+        axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {report['miss_cost']:g} false alarms")
         axes.plot([], [], "o", color="gray", markerfacecolor="white", label="threshold 0.5")
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
         axes.set_xlabel("recall: share of the positive prompts that are flagged")
         axes.set_ylabel("precision: positive share of flagged prompts")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-        name = cut(escaped(tradeoff.positive), 24)
-        title = f"{task}, {tradeoff.split}: {name} is {100 * share:.1f} % of {tradeoff.n:,} prompts"
+        name = cut(escaped(report["positive"]), 24)
+        title = f"{task}, {report['split']}: {name} is {100 * share:.1f} % of {report['n']:,} prompts"
         figure.suptitle(title, fontsize=11, parse_math=False)
