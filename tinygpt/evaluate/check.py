@@ -111,12 +111,10 @@ def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder)), str(folder), hint)
     except TinyGPTError as error:
         return report(False, error.message, error.hint)
-    same = not state.data or dataset.is_of(state.data)
-    return report(
-        same,
-        f"dataset {name!r}: " + ("the one it was trained on" if same else "the same vocabulary, but different text"),
-        "" if same else "to resume, prepare the old text again",
-    )
+    if state.data and not dataset.is_of(state.data):
+        problem = f"dataset {name!r}: the same vocabulary, but different text"
+        return report(False, problem, "to resume, prepare the old text again")
+    return report(True, f"dataset {name!r}: the one it was trained on")
 
 
 def check_dataset(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from tinygpt.config.files import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
+from tinygpt.evaluate.forecast import FILE, compared, differences, number, read_plan
 from tinygpt.training.log import is_number, read_metrics
 
 IN_A_ROW = 3  # evaluations
@@ -56,25 +56,18 @@ class Verdict:
     @property
     def title(self) -> str:
         """The kind, and since which step."""
-        if self.kind == "too little data":
-            return f"too little data: overfitting since step {self.since:,}"
-        return self.kind if self.since is None else f"{self.kind} since step {self.since:,}"
+        kind = self.kind + ": overfitting" * (self.kind == "too little data")
+        return kind if self.since is None else f"{kind} since step {self.since:,}"
 
     @property
     def overfitting(self) -> str:
-        seen = self.kind in ("overfitting", "too little data")
-        return f"since step {self.since:,}" if seen else "not seen"
+        return f"since step {self.since:,}" if self.kind in ("overfitting", "too little data") else "not seen"
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        note = [f"note:        {self.note}"] if self.note else []
-        return [
-            f"verdict:     {self.title} ({self.why})",
-            f"rule:        {self.rule}",
-            f"overfitting: {self.overfitting}",
-            *note,
-            f"try:         {self.command}",
-        ]
+        lines = {"verdict": f"{self.title} ({self.why})", "rule": self.rule, "overfitting": self.overfitting}
+        lines |= ({"note": self.note} if self.note else {}) | {"try": self.command}
+        return [f"{name + ':':<12} {text}" for name, text in lines.items()]
 
 
 def doctor(config: DoctorConfig) -> None:
@@ -238,9 +231,3 @@ def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool
         case "too little data":
             return "tinygpt prepare mine --input MORE_TEXT"
     return suggest.evaluate(settings, out)
-
-
-def number(values: dict[str, Any], key: str, default: float) -> float:
-    """Read a positive number from a file that may have been edited; `default` for any other value."""
-    value = values.get(key)
-    return value if is_number(value) and value > 0 else default

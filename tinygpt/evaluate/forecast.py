@@ -31,6 +31,9 @@ class Interval(NamedTuple):
     def contains(self, result: float) -> bool:
         return self.low <= result <= self.high
 
+    def text(self, form: str, unit: str = "") -> str:
+        return f"{self.value:{form}}{unit} ({self.low:{form}} to {self.high:{form}})"
+
 
 class Forecast(NamedTuple):
     """The predictions of `tinygpt plan` for a run."""
@@ -45,10 +48,14 @@ class Forecast(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """The predictions as in plan.json and `tinygpt plan --json`."""
-        made: dict[str, Any] = {}
-        for name in ("seconds", "memory_mb", "loss"):
-            interval = getattr(self, name)
-            made[f"predicted_{name}"] = interval and interval._asdict()
+        intervals: dict[str, Interval | None] = {
+            "seconds": self.seconds,
+            "memory_mb": self.memory_mb,
+            "loss": self.loss,
+        }
+        made: dict[str, Any] = {
+            f"predicted_{name}": interval and interval._asdict() for name, interval in intervals.items()
+        }
         made |= {"loss_at_most": self.at_most, "no_loss": self.no_loss}
         return made | {"start": self.start, "unsteady": self.unsteady}
 
@@ -58,12 +65,12 @@ class Forecast(NamedTuple):
         if self.unsteady:
             lines.append("note:        the time per iteration varied by more than 30 %, so the interval is wide")
         if self.memory_mb:
-            lines.append(f"memory:      {memory_text(self.memory_mb)}")
+            lines.append(f"memory:      {self.memory_mb.text(',.0f', ' MB')}")
         if self.loss:
-            lines.append(f"loss:        {loss_text(self.loss)} nats per token, on the validation split")
+            lines.append(f"loss:        {self.loss.text('.3f')} nats per token, on the validation split")
         elif self.at_most is not None:
-            said = f"probably {bound_text(self.at_most)} nats per token at the best evaluation (the loss of the pilot)"
-            lines.append(f"loss:        {said}")
+            where = "nats per token at the best evaluation (the loss of the pilot)"
+            lines.append(f"loss:        probably at most {self.at_most:.3f} {where}")
             lines.append(f"note:        the loss is not predicted: {self.no_loss}")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")
@@ -73,18 +80,6 @@ class Forecast(NamedTuple):
 def time_text(seconds: Interval) -> str:
     low, high, value = durations([seconds.low, seconds.high, seconds.value])
     return f"{value} ({low} to {high})"
-
-
-def memory_text(mb: Interval) -> str:
-    return f"{mb.value:,.0f} MB ({mb.low:,.0f} to {mb.high:,.0f})"
-
-
-def loss_text(loss: Interval) -> str:
-    return f"{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
-
-
-def bound_text(loss: float) -> str:
-    return f"at most {loss:.3f}"
 
 
 def relevant(settings: dict[str, Any]) -> dict[str, Any]:
@@ -136,34 +131,33 @@ def compared(
     end, made, bound = ends[-1], [], plan.get("loss_at_most")
     evaluated = [entry for entry in entries if entry["kind"] == "eval" and is_number(entry.get("val_loss"))]
     best = min(evaluated, key=lambda entry: entry["val_loss"], default={})
-    estimated = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
-    for what, key, actual, form, text in (
-        ("time", "predicted_seconds", end["seconds"] + number(plan.get("start")), time_text, seconds_text),
-        ("memory", "predicted_memory_mb", end.get("memory_mb"), memory_text, "{:,.0f} MB".format),
-        ("validation loss", "predicted_loss", end.get("val_loss"), loss_text, f"{{:.3f}}{estimated}".format),
+    on = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
+    for what, key, actual, form, unit, how in (
+        ("time", "predicted_seconds", end["seconds"] + number(plan, "start", 0.0), "", "", ""),
+        ("memory", "predicted_memory_mb", end.get("memory_mb"), ",.0f", " MB", ""),
+        ("validation loss", "predicted_loss", end.get("val_loss"), ".3f", "", on),
     ):
         values = plan.get(key)
         found: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
         if not (is_number(actual) and actual):
             continue
+        result = f"{actual:{form}}{unit}{how}" if form else durations([actual])[0]
         if len(found) == 3 and all(map(is_number, found)):
             said = Interval(*found)
-            error = f"{100 * (said.value / actual - 1):+.0f} %"
-            inside = error if said.contains(actual) else f"{error}, outside the interval"
-            made.append(Comparison(what, form(said), f"{text(actual)} ({inside})"))
-        elif what == "validation loss" and is_number(bound):
-            least = best["val_loss"] - 2 * number(best.get("val_loss_se"))  # what is above may be chance
+            error = f"{100 * (said.value / actual - 1):+.0f} %" + ", outside the interval" * (not said.contains(actual))
+            predicted = said.text(form, unit) if form else time_text(said)
+            made.append(Comparison(what, predicted, f"{result} ({error})"))
+        elif key == "predicted_loss" and is_number(bound):
+            least = best["val_loss"] - 2 * number(best, "val_loss_se", 0.0)  # what is above may be chance
             above = "above it by less than two standard errors" if least <= bound else "did not hold"
-            result = f"{text(best['val_loss'])} ({'held' if best['val_loss'] <= bound else above})"
-            made.append(Comparison(f"best {what}", bound_text(bound), result))
-        elif what == "validation loss" and plan.get("no_loss"):
-            made.append(Comparison(what, f"not predicted: {plan['no_loss']}", text(actual)))
+            held = "held" if best["val_loss"] <= bound else above
+            made.append(Comparison(f"best {what}", f"at most {bound:.3f}", f"{best['val_loss']:.3f}{on} ({held})"))
+        elif key == "predicted_loss" and plan.get("no_loss"):
+            made.append(Comparison(what, f"not predicted: {plan['no_loss']}", result))
     return made
 
 
-def seconds_text(seconds: float) -> str:
-    return durations([seconds])[0]
-
-
-def number(value: Any) -> float:
-    return value if is_number(value) else 0.0
+def number(values: dict[str, Any], key: str, default: float) -> float:
+    """Read a positive number from a file that may have been edited; `default` for any other value."""
+    value = values.get(key)
+    return value if is_number(value) and value > 0 else default

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlotConfig
 from tinygpt.errors import TinyGPTError
@@ -48,33 +46,27 @@ def convert(folders: list[Path]) -> None:
 
 def draw(config: PlotConfig) -> None:
     """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour."""
-    runs = [(Path(folder), run_curves(Path(folder))) for folder in config.runs]
-    path = Path(config.output) if config.output else runs[0][0] / "loss.png"
+    runs = []
+    for folder in map(Path, config.runs):
+        entries = read_metrics(folder)
+        if not any(entry["kind"] == "eval" for entry in entries):
+            raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
+        steps, train, val, *_ = evaluations(entries, {})
+        if not steps:
+            raise TinyGPTError(
+                f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate"
+            )
+        runs.append((folder.name, steps, train, val))
+    path = Path(config.output or Path(config.runs[0], "loss.png"))
     require_writable(path, "--output losses.png")
     with drawing(path, "a plot") as (_, axes):
-        for index, (folder, (steps, train, val)) in enumerate(runs):
-            color = f"C{index}"
-            axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{folder.name} training")
-            axes.plot(steps, val, color=color, label=f"{folder.name} validation")
-            best = int(val.argmin())
-            axes.plot(steps[best], val[best], "o", color=color)
-            axes.annotate(
-                f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 7), ha="center"
-            )
+        for index, (name, steps, train, val) in enumerate(runs):
+            color, best = f"C{index}", int(val.argmin())
+            axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{name} training")
+            axes.plot(steps, val, color=color, label=f"{name} validation")
+            lowest = steps[best], val[best]
+            axes.plot(*lowest, "o", color=color)
+            axes.annotate(f"{val[best]:.3f}", lowest, textcoords="offset points", xytext=(0, 7), ha="center")
         axes.set(xlabel="iteration", ylabel="loss (nats per token)")
         axes.legend(frameon=False)
     print(f"written: {path}")
-
-
-def run_curves(folder: Path) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Steps, training losses and validation losses of a run's evaluations, except those with a loss that is not finite.
-
-    Errors: TinyGPTError if there are none.
-    """
-    entries = read_metrics(folder)
-    if not any(entry["kind"] == "eval" for entry in entries):
-        raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
-    steps, train, val, *_ = evaluations(entries, {})
-    if not steps:
-        raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate")
-    return steps, train, val

@@ -3,14 +3,11 @@
 The time of an iteration is measured for each size; a scaling law (evaluate/law.py) says which loss the model reaches in
 the budget, or how long it needs to reach the target. Its losses serve to rank the sizes. To predict the loss of the
 chosen one, plan that run: its loss pilots measure its own recipe.
-
-    sizes = measured(config, dataset)               # [Size(width=32, parameters=28160, step=0.004), ...]
-    iterations(sizes[0], 2048, law, 600, 0.0)       # how many batches of 2,048 tokens fit into ten minutes
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +18,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
 from tinygpt.fast import model_class
 from tinygpt.plan.pilots import MOST_PASSES
-from tinygpt.terminal import duration
+from tinygpt.terminal import duration, table
 from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch
 
 START = 5.0  # seconds until the first iteration
@@ -31,20 +28,12 @@ FEWEST = 100  # iterations of a run that is suggested
 SLOWEST = 2.0  # seconds per iteration; no size beyond the first that takes longer is measured
 
 
-class Size(NamedTuple):
-    """A model size, measured on this machine."""
-
-    width: int
-    parameters: int
-    step: float  # seconds per iteration
-
-
 class Choice(NamedTuple):
     """A model size with the length of its run, its time, and its loss by the scaling law."""
 
     width: int
     parameters: int
-    step: float
+    step: float  # seconds per iteration, measured on this machine
     iterations: int
     passes: float  # over the training data
     seconds: float
@@ -59,39 +48,50 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
         raise TinyGPTError(
             "a size can be chosen for a new model of plain text only", "the same command without --budget and --target"
         )
-    law = chosen_law(config, run)
-    tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
-    found = []
-    for size in measured(run, dataset):
-        count = iterations(size, batch, law, seconds, config.target)
-        if not config.target:
-            count = min(count, MOST_PASSES * tokens // batch)
-        passes = count * batch / tokens
-        if count >= FEWEST and passes <= MOST_PASSES:
-            loss = float(law.loss(size.parameters, count * batch))
-            found.append(Choice(*size, count, passes, START + count * size.step / SHARE, loss))
+    found = list(choices(config, run, dataset, seconds))
     if not found:
         raise TinyGPTError(
             f"no size fits: each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data",
             "another target, or more text" if config.target else "a larger budget, or more text",
         )
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
-    print(
-        f"{'width x layers':>14}{'parameters':>12}{'ms/iter':>9}{'iterations':>12}{'passes':>8}{'time':>13}{'loss':>7}"
-    )
+    heads = {"width x layers": ">14", "parameters": ">12,", "ms/iter": ">9.1f", "iterations": ">12,"}
+    heads |= {"passes": ">8.1f", "time": ">13", "loss": ">7.2f", "": "<0"}
+    rows = []
     for choice in found:
-        name = f"{choice.width} x {SHAPES[choice.width][0]}"
-        print(
-            f"{name:>14}{choice.parameters:>12,}{1000 * choice.step:>9.1f}{choice.iterations:>12,}{choice.passes:>8.1f}"
-            f"{duration(choice.seconds):>13}{choice.loss:>7.2f}{'  best' if choice is best else ''}"
-        )
+        width, parameters, step, iterations, passes, took, loss = choice
+        name, mark = f"{width} x {SHAPES[width][0]}", "  best" * (choice is best)
+        rows.append((name, parameters, 1000 * step, iterations, passes, duration(took), loss, mark))
+    print("\n".join(table(heads, rows)))
     if any(choice.passes > MOST_PASSES - 0.1 for choice in found):
         print(f"note:        no run is longer than {MOST_PASSES} passes over the data, so some leave time unused")
     command = arguments(run, flags, best)
     print(f"\nnext: {suggest.command('plan', *command)}")
     print(f"or:   {suggest.command('train', *command)}")
-    choices = [choice._asdict() for choice in found]
-    return {"choices": choices, "best": best._asdict(), "command": suggest.command("train", *command)}
+    every = [choice._asdict() for choice in found]
+    return {"choices": every, "best": best._asdict(), "command": suggest.command("train", *command)}
+
+
+def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float) -> Iterator[Choice]:
+    """The sizes whose best run fits into the time: as long as it allows, or just long enough to reach the target."""
+    law, compute = chosen_law(config, run), choose_compute(run, {})
+    tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
+    for width in SHAPES:
+        sized = dataclasses.replace(run, **shape(width))
+        parameters = make_model(sized, dataset, Start(), model_class(sized.fast, compute))[0].num_params()
+        step = seconds_per_batch(sized, dataset, compute) * run.gradient_accumulation_steps
+        most = max(0.0, (seconds - START) * SHARE / step)
+        if config.target:
+            needed = law.tokens_for(config.target, parameters) / batch
+            count = math.ceil(needed) if math.isfinite(needed) and needed <= most else 0
+        else:
+            count = min(int(most), MOST_PASSES * tokens // batch)
+        passes = count * batch / tokens
+        if count >= FEWEST and passes <= MOST_PASSES:
+            loss = float(law.loss(parameters, count * batch))
+            yield Choice(width, parameters, step, count, passes, START + count * step / SHARE, loss)
+        if step > SLOWEST:
+            break
 
 
 def chosen_law(config: PlanConfig, run: TrainConfig) -> Law:
@@ -103,15 +103,6 @@ def chosen_law(config: PlanConfig, run: TrainConfig) -> Law:
     where = measured_on if measured_on == run.dataset else f"{measured_on}; on {run.dataset} it can only rank the sizes"
     print(f"law:         measured with the recipe configs/lab_scale.yaml on {where}")
     return law
-
-
-def iterations(size: Size, batch: int, law: Law, seconds: float, target: float) -> int:
-    """How many iterations fit into the time, or how few reach the target; 0 if the time is too short."""
-    most = max(0.0, (seconds - START) * SHARE / size.step)
-    if not target:
-        return int(most)
-    needed = law.tokens_for(target, size.parameters) / batch
-    return math.ceil(needed) if math.isfinite(needed) and needed <= most else 0
 
 
 def shape(width: int) -> dict[str, Any]:
@@ -128,19 +119,6 @@ def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]
     kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
     chosen = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]
     return [*run.config, *kept, *chosen]
-
-
-def measured(run: TrainConfig, dataset: Dataset) -> list[Size]:
-    """Measure the time of an iteration for each size: the shortest of a few on one batch."""
-    compute, found = choose_compute(run, {}), []
-    for width in SHAPES:
-        config = dataclasses.replace(run, **shape(width))
-        model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
-        step = seconds_per_batch(config, dataset, compute) * run.gradient_accumulation_steps
-        found.append(Size(width, model.num_params(), step))
-        if step > SLOWEST:
-            break
-    return found
 
 
 def budget_seconds(text: str) -> float:

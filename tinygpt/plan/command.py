@@ -24,7 +24,7 @@ from tinygpt.plan import cost, fit, pilots
 from tinygpt.plan.choose import choose
 from tinygpt.plan.cost import Costs
 from tinygpt.plan.pilots import Pilot
-from tinygpt.terminal import duration
+from tinygpt.terminal import duration, table
 from tinygpt.training.start import (
     choose_compute,
     fit_dataset,
@@ -46,7 +46,7 @@ class Planned(NamedTuple):
     flags: list[str]  # of tinygpt train, as given on the command line
     passes: float  # over the training data
     pairs: bool  # the dataset has prompts and responses
-    data: dict[str, str]  # SHA-256 of the dataset's files
+    record: dict[str, Any]  # `settings`, and `data`: SHA-256 of the dataset's files
 
     @property
     def out(self) -> Path:
@@ -129,7 +129,7 @@ def planned(config: PlanConfig) -> Planned:
         print(f"model:       {model.num_params():,} parameters")
         print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
     data = {key: str(value) for key, value in dataset.meta["sha256"].items()}
-    return Planned(run, flags, passes, dataset.pairs, data)
+    return Planned(run, flags, passes, dataset.pairs, {"settings": run_settings(run), "data": data})
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def planned(config: PlanConfig) -> Planned:
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
     content = read_plan(run.out) or {}
-    if "predicted_seconds" not in content and identity(content) == identity(record(run)):
+    if "predicted_seconds" not in content and identity(content) == identity(run.record):
         with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
             return cost.from_json(content["costs"]), tuple(map(pilots.from_json, content["pilots"]))
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
@@ -182,10 +182,6 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
 # ---- plan.json, and the table ---------------------------------------------------------------------------------------
 
 
-def record(run: Planned) -> dict[str, Any]:
-    return {"settings": run_settings(run.config), "data": run.data}
-
-
 def identity(content: dict[str, Any]) -> Any:
     """What two plans must have in common to share their measurements."""
     settings = {key: value for key, value in content.get("settings", {}).items() if key not in ELSEWHERE}
@@ -194,7 +190,7 @@ def identity(content: dict[str, Any]) -> Any:
 
 def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecast | None = None) -> None:
     """Write plan.json. Errors: TinyGPTError for a full disk."""
-    content = record(run) | {"costs": costs._asdict(), "pilots": [pilot._asdict() for pilot in done]}
+    content = run.record | {"costs": costs._asdict(), "pilots": [pilot._asdict() for pilot in done]}
     with replacing(run.out / FILE, "free some space and run the command again") as file:
         file.write(strict_json(content | (forecast.as_json() if forecast else {})).encode() + b"\n")
 
@@ -203,9 +199,9 @@ def show_costs(run: Planned, costs: Costs) -> None:
     """Print what each part of the run costs, according to the time pilot."""
     found = cost.parts(run.config, costs)
     total = sum(part.seconds for part in found.values())
-    print(f"{'':13}{'count':>9}{'ms each':>12}{'total':>12}{'share':>8}")
+    rows = []
     for name, part in found.items():
-        share, took = f"{part.seconds / total:.0%}", f"{part.seconds:.1f} s"
-        took = took if part.seconds < 90 else duration(part.seconds)
-        print(f"{name + ':':13}{part.times:>9,}{1000 * part.each:>12,.1f}{took:>12}{share:>8}")
+        took = f"{part.seconds:.1f} s" if part.seconds < 90 else duration(part.seconds)
+        rows.append((f"{name}:", part.times, 1000 * part.each, took, part.seconds / total))
+    print("\n".join(table({"": "<13", "count": ">9,", "ms each": ">12,.1f", "total": ">12", "share": ">8.0%"}, rows)))
     print(f"disk:        up to {cost.disk(run.config, costs) / 1e6:,.0f} MB in {run.out}")

@@ -120,7 +120,7 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
         samples += extra and end % config.sample_interval == 0
     found = {
         "start": Part(1, costs.start + costs.warm_up),
-        "iterations": Part(config.max_iters, costs.step),
+        "iterations": Part(end, costs.step),
         "evaluations": Part(evaluations, costs.evaluation),
         "saves": Part(saves, costs.save),
         "samples": Part(samples, costs.sample),
@@ -162,8 +162,8 @@ def unsteady(costs: Costs) -> bool:
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Predict the time of the complete run. The interval reaches from the speed of fast blocks to that of slow ones,
-    and extends by at least TIME_ERROR to either side."""
+    """Predict the time of the complete run: from the speed of fast blocks to that of slow ones, and TIME_ERROR at
+    least."""
     total = sum(part.seconds for part in parts(config, costs).values())
     fast, slow = (total + config.max_iters * (step - costs.step) for step in fast_and_slow(costs))
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
@@ -185,15 +185,15 @@ def disk(config: TrainConfig, costs: Costs) -> int:
 def from_json(content: dict[str, Any]) -> Costs:
     """Read the costs from the JSON of `Costs._asdict`. Errors: TypeError, ValueError for other content."""
     costs = Costs(**content)
-    if not all(is_number(value) and value >= 0 for value in costs[:-1]) or not costs.step:
+    if not all(is_number(value) and value >= 0 for value in costs[:-1]) or not (costs.step and costs.blocks):
         raise ValueError("costs")
-    return costs._replace(blocks=blocks_from_json(costs.blocks, least=1))
+    return costs._replace(blocks=blocks_from_json(costs.blocks))
 
 
-def blocks_from_json(content: Any, least: int = 0) -> list[Block]:
-    """Read a list of blocks from JSON. Errors: TypeError, ValueError for other content."""
+def blocks_from_json(content: Any) -> list[Block]:
+    """The same for a list of blocks."""
     blocks = [Block(int(iterations), float(seconds)) for iterations, seconds in content]
-    if len(blocks) < least or not all(block.iterations > 0 and block.seconds > 0 for block in blocks):
+    if not all(block.iterations > 0 and block.seconds > 0 for block in blocks):
         raise ValueError("blocks")
     return blocks
 
