@@ -527,13 +527,14 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
 def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in generate.SIZES:
         monkeypatch.setitem(generate.SIZES, split, 60)
-    short_run = ["--max_iters=4", "--eval_interval=4", "--batch_size=4", "--eval_iters=1"]
+    short = {"max_iters": 4, "eval_interval": 4, "batch_size": 4, "eval_iters": 1}
+    short_run = [f"--{key}={value}" for key, value in short.items()]
     sizes = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--position=rope", "--device=cpu"]
     ok(tmp_path, "train", "--dataset=tiny", f"--data_dir={tiny_data / 'data'}", *sizes, *short_run)
     monkeypatch.setattr(methods, "METHODS", {
-        "from scratch, no pretraining": methods.Method("train", [*methods.SCRATCH.split(), *short_run], ""),
-        "all weights": methods.Method("finetune", [methods.FULL, *short_run]),
-        "LoRA, rank 8": methods.Method("finetune", [methods.LORA, *short_run]),
+        "from scratch, no pretraining": methods.Method("train", "shakespeare_char_fast", methods.SCRATCH | short, ""),
+        "all weights": methods.Method("finetune", methods.FULL, short),
+        "LoRA, rank 8": methods.Method("finetune", methods.LORA, short),
     })  # fmt: skip
     with commands_here():
         done = ok(tmp_path, "lab", "methods", "--seeds=2", "--ckpt=out")

@@ -233,7 +233,6 @@ def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
 
 def lab_reports(folder: Path, **sizes: int) -> Result:
     """The quick lab with shorter trainings, one number of examples, and fewer to validate on."""
-    lab.load_once.cache_clear()  # knows a folder by its name
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         for name, made in EXAMPLES.items():
             few = made | {"val": made["val"][:100]}

@@ -13,8 +13,9 @@ reverse, the units first, as one adds on paper (Lee et al. 2023, "Teaching Arith
 import random
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
 from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
 from tinygpt.terminal import duration
 
 LEARNED = 3  # most digits of a number in training
@@ -40,15 +41,15 @@ class Variant(NamedTuple):
     """A model of the lab."""
 
     reverse: bool  # the digits of the answers
-    flags: tuple[str, ...] = ()
-    seconds: float = 12  # of 500 iterations
+    seconds: float  # of 500 iterations
+    settings: dict[str, int]  # of the training
 
 
 PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
 VARIANTS = {
-    PLAIN: Variant(reverse=False),
-    LARGE: Variant(reverse=False, flags=("--n_layer=3", "--n_embd=96"), seconds=25),
-    REVERSED: Variant(reverse=True),
+    PLAIN: Variant(False, 12, {}),
+    LARGE: Variant(False, 25, {"n_layer": 3, "n_embd": 96}),
+    REVERSED: Variant(True, 12, {}),
 }
 
 
@@ -140,10 +141,9 @@ def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
 
 def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
     """Train a model."""
-    data = [f"--dataset={'reversed' if VARIANTS[name].reverse else 'plain'}", f"--data_dir={folder / 'data'}"]
-    length = [f"--max_iters={size.iterations}", f"--eval_interval={size.iterations}", f"--seed={seed}"]
-    flags = [*VARIANTS[name].flags, *data, *length]
-    cost = train(folder / "train.log", "train", "lab_arithmetic", folder / name.replace(", ", "-"), *flags)
+    settings = {"data_dir": folder / "data", "max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
+    dataset, out = "reversed" if VARIANTS[name].reverse else "plain", folder / name.replace(", ", "-")
+    cost = train(folder / "train.log", "train", "lab_arithmetic", out, dataset=dataset, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights}
 
 
@@ -217,34 +217,31 @@ def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
 def summarise(results: Results, config: LabConfig) -> Summary:
     found, size = answered(results, config), QUICK if config.quick else FULL
     models = {name: found[name] for name in size.variants}
-    trained = {name: [results[f"train {name}, seed {seed}"] for seed in seeds(config)] for name in models}
-    exact = [
-        [
-            name,
-            *(percent(accuracies(runs, kind) if name in models else [accuracy(runs, kind)], ".0f") for kind in KINDS),
-        ]
-        for name, runs in found.items()
-    ]
+    trained = {name: every_seed(results, f"train {name}") for name in models}
+
+    def exact(name: str, kind: str) -> str:
+        """Accuracy; that of a control without a range."""
+        return percent(accuracies(found[name], kind) if name in models else [accuracy(found[name], kind)], ".0f")
+
+    probability = attrgetter("probability")
     tables = [
-        Table(
+        table(
             "Correct answers, by the digits of the two numbers",
-            ["system", *KINDS],
-            exact,
+            [{"system": name, **{kind: exact(name, kind) for kind in KINDS}} for name in found],
             f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
             f"that are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
             "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
             "answers are written with the units first, in training and in the test.",
         ),
-        Table(
+        table(
             "The models: size and training; correct digits and confidence",
-            ["system", "parameters", "training", *KINDS],
             [
-                [
-                    name,
-                    f"{trained[name][0]['weights']:,}",
-                    duration(statistics.median(one["seconds"] for one in trained[name])),
-                    *(digits_and_confidence(runs, kind) for kind in KINDS),
-                ]
+                {
+                    "system": name,
+                    "parameters": f"{trained[name][0]['weights']:,}",
+                    "training": duration(statistics.median(one["seconds"] for one in trained[name])),
+                    **{kind: f"{mean(runs, kind, Answer.digits)}, {mean(runs, kind, probability)}" for kind in KINDS},
+                }
                 for name, runs in models.items()
             ],
             "Correct digits: share that is correct at its place, counted from the units; a tenth by chance. "
@@ -279,11 +276,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def digits_and_confidence(runs: Sequence[Sequence[Answer]], kind: str) -> str:
-    """The mean share of right digits and the mean probability of the answers of a kind: medians over the seeds."""
-    means = [[statistics.mean(one.digits() for one in of(some, kind)) for some in runs]]
-    means.append([statistics.mean(one.probability for one in of(some, kind)) for some in runs])
-    return ", ".join(f"{100 * statistics.median(each):.0f} %" for each in means)
+def mean(runs: Sequence[Sequence[Answer]], kind: str, value: Callable[[Answer], float]) -> str:
+    """The mean of a value of the answers of a kind: median over the seeds."""
+    return percent([statistics.median(statistics.mean(map(value, of(some, kind))) for some in runs)], ".0f")
 
 
 def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:

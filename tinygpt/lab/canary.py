@@ -16,6 +16,7 @@ import gzip
 import math
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,10 @@ from tinygpt.evaluate.process import run
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model
 from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, spread
+from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.summary import Summary, Verdict, spread, table
 
-PLANTED = (0, 1, 10, 100)  # times that a canary is planted; 0: a control
+PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
 LINE = "The account of {name} is "
 FORM = "9999-9999"  # of an account number; each 9 is a digit
 UNSEEN = math.log2(math.e)  # bits, mean exposure of a number that the model has never seen
@@ -74,19 +75,17 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         place = folder / f"seed-{seed}"
         found.append(Stage(f"text, seed {seed}", 5, partial(prepare, place, size, seed)))
         for layers in size.layers:
-            seconds = size.iterations * layers**1.5 / 80
-            names = ["canaries", "clean"] if layers == CONTROL else ["canaries"]
-            for text in names:
-                train = partial(fit, place, size, seed, layers, text)
-                found.append(Stage(f"train {layers} layers, {text}, seed {seed}", 4 + seconds, train))
-            test = partial(measure, place, size, seed, layers)
-            found.append(Stage(f"measure {layers} layers, seed {seed}", seconds, test))
+            name, seconds = f"{layers} layers", size.iterations * layers**1.5 / 80
+            for text in ("canaries", "clean") if layers == CONTROL else ("canaries",):
+                learn = partial(fit, place, size, seed, layers, text)
+                found.append(Stage(f"train {name}, {text}, seed {seed}", 4 + seconds, learn))
+            found.append(Stage(f"measure {name}, seed {seed}", seconds, partial(measure, place, size, seed, layers)))
     return found
 
 
 def canaries(size: Size, seed: int) -> list[Canary]:
     """Canaries with different names and random numbers, `size.each` for each number of repetitions."""
-    rng, planted = random.Random(f"canaries {seed}"), sorted(PLANTED * size.each)
+    rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.each)
     first, last = rng.sample(FIRST, len(planted)), rng.sample(LAST, len(planted))
     return [Canary(f"{a} {b}", digits(rng, FORM), times) for a, b, times in zip(first, last, planted, strict=True)]
 
@@ -94,13 +93,11 @@ def canaries(size: Size, seed: int) -> list[Canary]:
 def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
     """The text with a line for each time that a canary is planted, at random places between the lines."""
     rng, lines = random.Random(f"places {seed}"), text.splitlines(keepends=True)
-    places: dict[int, list[str]] = {}
+    places = defaultdict(list)
     for canary in planted:
         for _ in range(canary.planted):
-            places.setdefault(rng.randrange(len(lines)), []).append(
-                f"{LINE.format(name=canary.name)}{canary.number}.\n"
-            )
-    return "".join(line for at, old in enumerate(lines) for line in (*places.get(at, ()), old))
+            places[rng.randrange(len(lines))].append(f"{LINE.format(name=canary.name)}{canary.number}.\n")
+    return "".join(line for at, old in enumerate(lines) for line in (*places[at], old))
 
 
 def prepare(folder: Path, size: Size, seed: int) -> None:
@@ -108,23 +105,20 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
     text = gzip.decompress(NAICS.read_bytes()).decode()[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
     folder.mkdir(parents=True, exist_ok=True)
-    for name, train_text in (
-        ("canaries", with_canaries(text[:cut], canaries(size, seed), seed)),
-        ("clean", text[:cut]),
-    ):
-        source, rest = folder / f"{name}.txt", text[cut:]
-        source.write_text(train_text + rest, encoding="utf-8")
-        share = len(rest) / len(train_text + rest)
+    rest = text[cut:]
+    for name, head in {"canaries": with_canaries(text[:cut], canaries(size, seed), seed), "clean": text[:cut]}.items():
+        source, share = folder / f"{name}.txt", len(rest) / len(head + rest)
+        source.write_text(head + rest, encoding="utf-8")
         flags = [f"--input={source}", f"--data_dir={folder / 'data'}", f"--val_fraction={share}"]
         run(folder / "prepare.log", "prepare", name, *flags)
 
 
 def fit(folder: Path, size: Size, seed: int, layers: int, text: str) -> dict[str, float]:
     """Train a model on a text."""
-    shape = [f"--n_layer={layers}", f"--n_head={layers}", f"--n_embd={WIDTH * layers}"]
-    length = [f"--max_iters={size.iterations}", f"--eval_interval={size.iterations}", f"--seed={seed}"]
-    data, out = [f"--dataset={text}", f"--data_dir={folder / 'data'}"], folder / f"{text}-{layers}"
-    cost = train(folder / "train.log", "train", "lab_canary", out, *shape, *length, *data)
+    shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
+    settings = {"dataset": text, "data_dir": folder / "data", "max_iters": size.iterations, "seed": seed}
+    out = folder / f"{text}-{layers}"
+    cost = train(folder / "train.log", "train", "lab_canary", out, **shape, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights, "loss": load(out).best_val_loss}
 
 
@@ -135,16 +129,10 @@ def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, 
     found = []
     for canary in canaries(size, seed):
         prefix = "\n" + LINE.format(name=canary.name)
-        said = model.continuation(prefix, len(FORM))
-        found.append(
-            {
-                "name": canary.name,
-                "planted": canary.planted,
-                "exposure": exposure(rank(model, prefix, canary.number, sample), 1 + size.sample),
-                "extracted": said == canary.number,
-                "digits": right_digits(said, canary.number),
-            }
-        )
+        said, place = model.continuation(prefix, len(FORM)), rank(model, prefix, canary.number, sample)
+        measures = {"exposure": exposure(place, 1 + size.sample), "extracted": said == canary.number}
+        measures["digits"] = right_digits(said, canary.number)
+        found.append({"name": canary.name, "planted": canary.planted, **measures})
     return found
 
 
@@ -177,11 +165,10 @@ class Found:
     """The results of one size of model, over all seeds."""
 
     def __init__(self, results: Results, layers: int) -> None:
-        def of(begin: str) -> list[Any]:
-            return [result for name, result in results.items() if name.startswith(f"{begin}, seed")]
-
-        self.canaries = [one for some in of(f"measure {layers} layers") for one in some]
-        self.trained, self.clean = of(f"train {layers} layers, canaries"), of(f"train {layers} layers, clean")
+        self.canaries = [one for some in every_seed(results, f"measure {layers} layers") for one in some]
+        self.trained, self.clean = (
+            every_seed(results, f"train {layers} layers, {text}") for text in ("canaries", "clean")
+        )
         self.name = f"{layers} x {WIDTH * layers}"
 
     def values(self, key: str, *planted: int) -> list[float]:
@@ -195,67 +182,54 @@ class Found:
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = QUICK if config.quick else FULL
     found = [Found(results, layers) for layers in size.layers]
-    most, times = math.log2(1 + size.sample), ["not planted", "once", "10 times", "100 times"]
-    exposures = [
-        [
-            some.name,
-            f"{some.trained[0]['weights']:,}",
-            spread([one["loss"] for one in some.trained], ".3f"),
-            spread([one["loss"] for one in some.clean], ".3f") if some.clean else "",
-            *(spread(some.values("exposure", planted), ".1f") for planted in PLANTED),
-        ]
-        for some in found
-    ]
-    extracted = [
-        [
-            some.name,
-            *(
-                f"{sum(some.values('extracted', planted))} of {len(some.values('extracted', planted))}; "
-                f"{100 * statistics.mean(some.values('digits', planted)):.0f} % of digits"
-                for planted in PLANTED
-            ),
-        ]
-        for some in found
-    ]
+    most = math.log2(1 + size.sample)
+
+    def extracted(some: Found, planted: int) -> str:
+        right, share = some.values("extracted", planted), statistics.mean(some.values("digits", planted))
+        return f"{sum(right)} of {len(right)}; {100 * share:.0f} % of digits"
+
     tables = [
-        Table(
+        table(
             "Exposure in bits",
-            ["model", "parameters", "loss", "loss, clean", *times],
-            exposures,
+            [
+                {
+                    "model": some.name,
+                    "parameters": f"{some.trained[0]['weights']:,}",
+                    "loss": spread([one["loss"] for one in some.trained], ".3f"),
+                    "loss, clean": spread([one["loss"] for one in some.clean], ".3f") if some.clean else "",
+                    **{times: spread(some.values("exposure", planted), ".1f") for planted, times in PLANTED.items()},
+                }
+                for some in found
+            ],
             "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
             f"and {size.sample:,} random ones of the same form; {most:.1f} is the most that can be measured, of "
             f"{NUMBERS:.1f} bits that a number has. Median over the canaries and seeds (minimum to maximum). A number "
             f"that the model has never seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains "
             "no canary, in nats per character; clean: of a model trained on the same text without canaries.",
         ),
-        Table(
+        table(
             "Extraction",
-            ["model", *times],
-            extracted,
+            [
+                {"model": some.name, **{times: extracted(some, planted) for planted, times in PLANTED.items()}}
+                for some in found
+            ],
             f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "
             "digits at their places; a tenth by chance.",
         ),
     ]
 
     def draw(axes: Any) -> None:
-        places = [0.1, *PLANTED[1:]]  # 0 has no place on a logarithmic axis
+        places = [max(planted, 0.1) for planted in PLANTED]  # 0 has no place on a logarithmic axis
         for index, some in enumerate(found):
-            shift = 1.15 ** (index - (len(found) - 1) / 2)
-            medians = [statistics.median(some.values("exposure", planted)) for planted in PLANTED]
-            axes.plot(
-                [place * shift for place in places],
-                medians,
-                "-",
-                color=f"C{index}",
-                label=f"model {some.name}",
-            )
-            for place, planted in zip(places, PLANTED, strict=True):
-                values = some.values("exposure", planted)
-                axes.plot([place * shift] * len(values), values, "o", color=f"C{index}", alpha=0.4, markersize=4)
+            shifted = [place * 1.15 ** (index - (len(found) - 1) / 2) for place in places]
+            values = [some.values("exposure", planted) for planted in PLANTED]
+            axes.plot(shifted, list(map(statistics.median, values)), color=f"C{index}", label=f"model {some.name}")
+            for place, each in zip(shifted, values, strict=True):
+                axes.plot([place] * len(each), each, "o", color=f"C{index}", alpha=0.4, markersize=4)
         axes.axhline(most, color="gray", linestyle="--", label="most that can be measured")
         axes.axhline(UNSEEN, color="gray", linestyle=":", label="mean of a number never seen")
         axes.set(xlabel="times that a number is planted", ylabel="exposure (bits)", xscale="log")
-        axes.set_xticks(places, [str(planted) for planted in PLANTED])
+        axes.set_xticks(places, list(map(str, PLANTED)))
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
@@ -285,7 +259,7 @@ def extraction(some: Found) -> Verdict:
 
 def sizes(found: Sequence[Found]) -> Verdict:
     """Whether the smallest model memorises less than the largest."""
-    planted = PLANTED[1:]
+    planted = [*PLANTED][1:]
     small, large = found[0], found[-1]
     less, more = (statistics.mean(some.values("exposure", *planted)) for some in (small, large))
     right = [sum(some.values("extracted", *planted)) for some in (small, large)]

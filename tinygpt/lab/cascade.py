@@ -2,15 +2,13 @@
 
 Each stage answers the lines of which it is confident enough, and abstains from the others, which go to the next stage,
 as in the detector of Viola and Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small
-models first. A stage's threshold
-is the lowest one at which, of the validation lines that reach it, the answered ones have the target accuracy. The last
-stage is a person, who is always right. The stages are compared alone, and as cascades of different lengths.
+models first. A stage's threshold is the lowest one at which, of the validation lines that reach it, the answered ones
+have the target accuracy. The last stage is a person, who is always right.
 
     tinygpt lab cascade --quick
     tinygpt lab cascade --pretrained=out-smollm2 --outside_price=2
 """
 
-import copy
 import hashlib
 import statistics
 import time
@@ -28,7 +26,7 @@ from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
+from tinygpt.lab.summary import Share, Summary, Verdict, percent, pooled, spread, table
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
@@ -60,11 +58,11 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
             f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
             "add --pretrained=out-smollm2 (tinygpt import smollm2 --out_dir out-smollm2)",
         )
-    log, found = folder / "train.log", []
+    found = []
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
         tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        learn = partial(fit, log, data, seed)
+        learn = partial(fit, data, seed)
         found += [
             Stage(
                 f"train: tiny, seed {seed}",
@@ -77,18 +75,17 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         if path and seed == 1:
             tune = partial(learn, "finetune", "finetune_transactions_pretrained", large, size.pretrained)
             found += [
-                Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, f"--ckpt={path}")),
+                Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, ckpt=path)),
                 Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask_model, large, seed)),
             ]
     return found
 
 
-def fit(log: Path, data: Path, seed: int, command: str, preset: str, out: Path, iterations: int, *flags: str) -> float:
+def fit(data: Path, seed: int, command: str, preset: str, out: Path, iterations: int, **settings: str) -> float:
     """Train a model on the dataset of a seed; return the seconds."""
-    name = f"transactions-{seed}"
-    write_dataset(data, name, TASK.make(seed), TASK.labels)
-    common = [f"--data_dir={data}", f"--dataset={name}", f"--seed={seed}", f"--max_iters={iterations}"]
-    return train(log, command, preset, out, *common, f"--eval_interval={iterations}", "--eval_iters=10", *flags).seconds
+    write_dataset(data, name := f"transactions-{seed}", TASK.make(seed), TASK.labels)
+    common = {"data_dir": data, "dataset": name, "seed": seed, "max_iters": iterations, "eval_iters": 10}
+    return train(data.parent / "train.log", command, preset, out, **common, **settings).seconds
 
 
 def ask_ngrams(seed: int) -> dict[str, Any]:
@@ -96,8 +93,7 @@ def ask_ngrams(seed: int) -> dict[str, Any]:
 
 
 def ask_model(out: Path, seed: int) -> dict[str, Any]:
-    model = Model(out)
-    return measured(lambda prompts: model.probabilities(prompts, TASK.labels), seed)
+    return measured(partial(Model(out).probabilities, labels=TASK.labels), seed)
 
 
 def measured(answer: Callable[[Sequence[str]], np.ndarray], seed: int) -> dict[str, Any]:
@@ -177,16 +173,9 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
             price = 1000 * one["latency"] / 3600 * config.price
             if key == pretrained and config.outside_price:  # as if it were rented
                 price = config.outside_price
-            confidence, right = (
-                {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")
-            )
-            found[name] = System(confidence, right, one["latency"], price)
+            arrays = {key: {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")}
+            found[name] = System(seconds=one["latency"], price=price, **arrays)
     return found
-
-
-def cascades_of(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The cascades that are compared: each system with a person, and the first ones together."""
-    return [*((name,) for name in names), *(tuple(names[:length]) for length in range(2, len(names) + 1))]
 
 
 # ---- what the lab says -----------------------------------------------------------------------------------------------
@@ -195,21 +184,15 @@ def cascades_of(names: Sequence[str]) -> list[tuple[str, ...]]:
 class Found:
     """The runs of each system alone and of each cascade, a list with one for each seed that has its systems."""
 
-    def __init__(self, results: Results, config: LabConfig) -> None:
-        self.config = config
-        self.seeds = [systems_of(results, config, seed) for seed in seeds(config)]
-        self.names = list(self.seeds[0])  # the first seed has all systems
-        self.cascades = cascades_of(self.names)
+    def __init__(self, systems: list[dict[str, System]], config: LabConfig) -> None:
+        """systems: those of each seed by name; the first seed has all."""
+        self.seeds, self.config, self.names = systems, config, list(systems[0])
+        lengths = range(2, len(self.names) + 1)  # each system with a person, and the first ones together
+        self.cascades = [*((name,) for name in self.names), *(tuple(self.names[:length]) for length in lengths)]
         self.longest = self.cascades[-1]
 
     def having(self, names: Sequence[str]) -> list[dict[str, System]]:
         return [one for one in self.seeds if set(names) <= set(one)]
-
-    def common(self) -> "Found":
-        """The runs on the seeds that have all systems: the same lines for each, so that they can be compared."""
-        found = copy.copy(self)
-        found.seeds = self.having(self.longest)
-        return found
 
     def alone(self, name: str) -> list[Run]:
         return [alone(one[name]) for one in self.having([name])]
@@ -218,12 +201,11 @@ class Found:
         target = self.config.target if target is None else target
         return [cascade([one[name] for name in names], target, self.config.person_price) for one in self.having(names)]
 
-    def runs(self) -> dict[str, tuple[tuple[str, ...], list[Run]]]:
+    def runs(self) -> dict[str, tuple[Sequence[str], list[Run]]]:
         """By name of the row: the systems, and the runs."""
-        rows: dict[str, tuple[tuple[str, ...], list[Run]]]
-        rows = {f"{name} alone": ((name,), self.alone(name)) for name in self.names}
-        rows |= {f"{', '.join(names)}, person": (names, self.cascade(names)) for names in self.cascades}
-        return {**rows, "person alone": ((), self.cascade([]))}
+        alone = {f"{name} alone": ([name], self.alone(name)) for name in self.names}
+        together = {f"{', '.join(names)}, person": (names, self.cascade(names)) for names in self.cascades}
+        return {**alone, **together, "person alone": ([], self.cascade([]))}
 
 
 def median(runs: Sequence[Run], key: str) -> float:
@@ -232,29 +214,17 @@ def median(runs: Sequence[Run], key: str) -> float:
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """What each system and each cascade costs and gets right."""
-    found = Found(results, config)
+    systems = [systems_of(results, config, seed) for seed in seeds(config)]
+    found = Found(systems, config)
+    same = Found(found.having(found.longest), config)  # the same lines for each system
     rows = []
     for name, (names, runs) in found.runs().items():
         shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
-        rows.append(
-            [
-                name,
-                percent([run.accuracy for run in runs]),
-                money([run.cost for run in runs]),
-                time_of(median(runs, "seconds")),
-                *(
-                    f"{100 * statistics.median(shares[who]):.0f} %" if who in shares else ""
-                    for who in [*found.names, "person"]
-                ),
-            ]
-        )
-    columns = [
-        "system",
-        "accuracy",
-        "cost of 1,000",
-        "time per line",
-        *(f"by {who}" for who in [*found.names, "person"]),
-    ]
+        row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
+        row |= {"cost of 1,000": money([run.cost for run in runs]), "time per line": time_of(median(runs, "seconds"))}
+        for who in [*found.names, "person"]:
+            row[f"by {who}"] = percent([statistics.median(shares[who])], ".0f") if who in shares else ""
+        rows.append(row)
     how = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of a line that comes alone, on this "
@@ -277,36 +247,29 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Start simple, and add a system only where it is needed",
         "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
         [
-            Table("Systems alone, and cascades", columns, rows, how),
-            Table(
-                "The stages of the longest cascade",
-                ["stage", "threshold", "reaches it", "answers", "accuracy, validation", "accuracy, test", "latency"],
-                stage_rows(found),
-                why,
-            ),
+            table("Systems alone, and cascades", rows, how),
+            table("The stages of the longest cascade", stage_rows(found), why),
         ],
-        [simple(found.common()), compared(found.common()), promise(found)],
+        [simple(same), compared(same), promise(found)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
         partial(draw, found),
     )
 
 
-def stage_rows(found: Found) -> list[list[str]]:
-    runs, rows = found.cascade(found.longest), []
-    for place, name in enumerate(found.longest):
-        left = [1 - sum(run.shares[:place]) for run in runs]
-        latency = statistics.median(one[name].seconds for one in found.having([name]))
-        rows.append(
-            [
-                name,
-                spread([run.thresholds[place] for run in runs], ".2f"),
-                percent(left),
-                percent([run.shares[place] for run in runs]),
-                *(str(pooled([run.answered[split][place] for run in runs])) for split in ("val", "test")),
-                time_of(latency),
-            ]
-        )
-    return rows
+def stage_rows(found: Found) -> list[dict[str, str]]:
+    runs = found.cascade(found.longest)
+    return [
+        {
+            "stage": name,
+            "threshold": spread([run.thresholds[place] for run in runs], ".2f"),
+            "reaches it": percent([1 - sum(run.shares[:place]) for run in runs]),
+            "answers": percent([run.shares[place] for run in runs]),
+            "accuracy, validation": str(pooled([run.answered["val"][place] for run in runs])),
+            "accuracy, test": str(pooled([run.answered["test"][place] for run in runs])),
+            "latency": time_of(statistics.median(run.seconds for run in found.alone(name))),
+        }
+        for place, name in enumerate(found.longest)
+    ]
 
 
 def money(values: Sequence[float]) -> str:
@@ -323,11 +286,8 @@ def simple(found: Found) -> Verdict:
     costs = {names: median(found.cascade(names), "cost") for names in found.cascades}
     low = min(costs.values())
     names = next(names for names in costs if costs[names] <= (1 + GAIN) * low)
-    steps = [
-        f"{', '.join(names)} and person: {costs[names]:.2f}"
-        for names in found.cascades
-        if names == found.longest[: len(names)]
-    ]
+    first = (found.longest[: number + 1] for number in range(len(found.longest)))
+    steps = [f"{', '.join(some)} and person: {costs[some]:.2f}" for some in first]
     return Verdict(
         f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
@@ -366,29 +326,22 @@ def promise(found: Found) -> Verdict:
 
 def draw(found: Found, axes: Any) -> None:
     """Accuracy against cost: a line for each cascade, a point for each system alone."""
+
+    def place(runs: Sequence[Run]) -> tuple[float, float]:
+        return median(runs, "cost"), 100 * median(runs, "accuracy")
+
     for index, names in enumerate(found.cascades):
-        points = [found.cascade(names, target) for target in TARGETS]
-        values = [[median(runs, "cost") for runs in points], [100 * median(runs, "accuracy") for runs in points]]
+        points = zip(*(place(found.cascade(names, target)) for target in TARGETS), strict=True)
         width = 2 + len(found.cascades) - index  # lines that coincide remain visible
-        axes.plot(
-            *values, "o-", color=f"C{index}", linewidth=width, markersize=width + 2, label=f"{', '.join(names)}, person"
-        )
-        runs = found.cascade(names)
-        axes.plot(
-            median(runs, "cost"),
-            100 * median(runs, "accuracy"),
-            "o",
-            color=f"C{index}",
-            markersize=12,
-            markerfacecolor="none",
-        )
+        size = {"linewidth": width, "markersize": width + 2}
+        axes.plot(*points, "o-", color=f"C{index}", label=f"{', '.join(names)}, person", **size)
+        axes.plot(*place(found.cascade(names)), "o", color=f"C{index}", markersize=12, markerfacecolor="none")
     alone = [*((name, found.alone(name)) for name in found.names), ("person", found.cascade([]))]
     for number, (name, runs) in enumerate(alone):
-        axes.plot(median(runs, "cost"), 100 * median(runs, "accuracy"), "ks", markersize=6)
-        place = median(runs, "cost"), 100 * median(runs, "accuracy")
+        axes.plot(*place(runs), "ks", markersize=6)
         side = "right" if name == "person" else "left"
         offset = -8 if name == "person" else 8, -15 if number == 2 else -4  # the third is often close to the second
-        axes.annotate(name, place, offset, textcoords="offset points", ha=side, fontsize=9)
+        axes.annotate(name, place(runs), offset, textcoords="offset points", ha=side, fontsize=9)
     axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
     axes.margins(x=0.2, y=0.1)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

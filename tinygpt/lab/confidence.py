@@ -12,7 +12,7 @@ task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram base
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,60 +25,20 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.evaluate import classify
+from tinygpt.evaluate.threshold import precision_recall
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.methods import SONNET
 from tinygpt.lab.models import Model, ngrams, write_dataset
 from tinygpt.lab.processes import prepared, require_ngrams, train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
-from tinygpt.training.log import read_metrics
+from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread, table
+from tinygpt.report.page import read
 
 TASK = TASKS["transactions"]
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
 FEWEST = 20  # answered validation lines; fewer may be correct by chance
 CLOSE = 0.02  # AUROCs that differ by less count as equal
-SENTENCES = """Der Zug nach Hamburg kommt heute später.
-Gestern haben wir am See gezeltet.
-Meine Schwester spielt gern Geige.
-Wo steht denn der blaue Koffer?
-Im Winter frieren die Teiche zu.
-Bitte schließ das Fenster, es zieht.
-Der Bäcker öffnet schon um sechs Uhr.
-Sie liest jeden Abend ein Kapitel.
-Das Kind hat seinen Schuh verloren.
-Morgen soll es endlich regnen.
-Le chat dort sur le rebord de la fenêtre.
-Nous avons marché toute la matinée.
-Où as-tu rangé les assiettes bleues ?
-Mon voisin répare de vieilles horloges.
-Il fait trop froid pour se baigner.
-Elle a oublié son parapluie au bureau.
-Les enfants jouent derrière la grange.
-Ce livre m'a tenu éveillé toute la nuit.
-Demain, nous partons avant l'aube.
-La soupe est encore trop chaude.
-El río baja muy lleno esta primavera.
-Mi abuela planta tomates en el patio.
-No encuentro las llaves del coche.
-Ayer llovió durante toda la tarde.
-Los niños corren hacia la playa.
-¿Quién dejó la puerta abierta?
-El tren llega a las ocho y media.
-Esta canción me recuerda el verano.
-Compré un cuaderno de tapas verdes.
-Nunca he visto nevar en esta ciudad.
-La barca torna lentamente al porto.
-Ho dimenticato gli occhiali a casa.
-Domani andiamo in montagna presto.
-Mio fratello suona la chitarra.
-Il gatto dorme sotto il tavolo.
-Dove hai messo la mia bicicletta?
-Stasera mangiamo sul balcone.
-La luna illumina tutta la valle.
-I ragazzi giocano vicino al ponte.
-Non capisco questa vecchia mappa.
-"""
 
 
 class Size(NamedTuple):
@@ -108,32 +68,23 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
 
 
 def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
-    flags = ["--dataset=shakespeare_char", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
-    train(
-        data.parent / "train.log",
-        "train",
-        "lab_classifier",
-        out / "base",
-        *common(data, seed),
-        *flags,
-        "--eval_iters=20",
-    )
+    settings = {
+        "dataset": "shakespeare_char",
+        "data_dir": data,
+        "seed": seed,
+        "max_iters": iterations,
+        "eval_iters": 20,
+    }
+    train(data.parent / "train.log", "train", "lab_classifier", out / "base", **settings)
 
 
 def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
-    name = f"transactions-{seed}"
-    write_dataset(data, name, TASK.make(seed), TASK.labels)
-    flags = [f"--dataset={name}", f"--ckpt={out / 'base'}", f"--max_iters={iterations}"]
-    flags += ["--learning_rate=3e-3", "--eval_interval=200", "--eval_iters=10"]  # a narrow model allows a high rate
-    train(data.parent / "train.log", "finetune", "finetune_transactions", out / "model", *common(data, seed), *flags)
-    losses = {entry["kind"]: entry["base_loss"] for entry in read_metrics(out / "model") if "base_loss" in entry}
-    characters = Dataset(str(data), "shakespeare_char").tokenizer.vocab_size
-    return {"before": losses["before"], "after": losses["after"], "characters": characters}
-
-
-def common(data: Path, seed: int) -> list[str]:
-    return [f"--data_dir={data}", f"--seed={seed}"]
+    write_dataset(data, name := f"transactions-{seed}", TASK.make(seed), TASK.labels)
+    settings = {"dataset": name, "data_dir": data, "seed": seed, "ckpt": out / "base", "max_iters": iterations}
+    settings |= {"learning_rate": 3e-3, "eval_interval": 200, "eval_iters": 10}  # a narrow model allows a high rate
+    cost = train(data.parent / "train.log", "finetune", "finetune_transactions", out / "model", **settings)
+    return {**cost.base_losses, "characters": Dataset(str(data), "shakespeare_char").tokenizer.vocab_size}
 
 
 def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
@@ -141,20 +92,16 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
     pairs = TASK.make(seed)
     groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
     groups |= outside(data, pairs, seed)
-    probabilities = answer(system, out, pairs["train"], [prompt for prompts in groups.values() for prompt in prompts])
-    places = np.cumsum([len(prompts) for prompts in groups.values()])[:-1]
-    by_group = dict(zip(groups, np.split(probabilities, places), strict=True))
+    answer: Callable[[Sequence[str]], np.ndarray] = (
+        partial(Model(out / "model").probabilities, labels=TASK.labels)
+        if system == "model"
+        else ngrams(pairs["train"], TASK.labels)
+    )
+    by_group = {name: answer(prompts) for name, prompts in groups.items()}
     return {
         "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
         "right": {split: right(by_group[split], pairs[split]).tolist() for split in ("val", "test")},
     }
-
-
-def answer(system: str, out: Path, examples: Sequence[Pair], prompts: Sequence[str]) -> np.ndarray:
-    """Probabilities of the labels, (n, L). Errors: TinyGPTError as in `ngrams`."""
-    if system == "model":
-        return Model(out / "model").probabilities(prompts, TASK.labels)
-    return ngrams(examples, TASK.labels)(prompts)
 
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
@@ -173,7 +120,7 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
     sonnet = [line for line in SONNET.splitlines() if len(line) <= LINE_WIDTH]
     return {
         "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
-        "other languages": SENTENCES.splitlines(),
+        "other languages": read("sentences.txt", "tinygpt.lab").splitlines(),
         "headlines": headlines[:OUTSIDE],
         "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
     }
@@ -199,18 +146,18 @@ def threshold(confidence: Sequence[float], right: Sequence[bool], target: float,
 
     Infinity if there is none: nothing is answered. An answer is given if its confidence is not below the threshold.
     """
-    order = np.argsort(-np.asarray(confidence), kind="stable")
-    values, number = np.asarray(confidence)[order], np.arange(1, len(order) + 1)
-    accuracy = np.cumsum(np.asarray(right)[order]) / number
-    last = np.append(values[1:] != values[:-1], True)[: len(values)]  # equal ones are answered together
-    return float(values[last & (accuracy >= target) & (number >= fewest)].min(initial=math.inf))
+    if not np.any(right):
+        return math.inf
+    curve = precision_recall(np.asarray(confidence), np.asarray(right))
+    enough = (curve.precision >= target) & (curve.hits + curve.false_alarms >= fewest)
+    return float(curve.thresholds[enough].min(initial=math.inf))
 
 
 class Found:
     """What the answers of one system say, a list with a value for each seed."""
 
     def __init__(self, results: Results, system: str, target: float) -> None:
-        asked = [result for name, result in results.items() if name.startswith(f"ask: {system}, seed")]
+        asked = every_seed(results, f"ask: {system}")
         self.confidence = [{group: np.array(each) for group, each in one["confidence"].items()} for one in asked]
         self.right = [np.array(one["right"]["test"]) for one in asked]
         self.thresholds = [threshold(one["confidence"]["val"], one["right"]["val"], target) for one in asked]
@@ -227,10 +174,14 @@ class Found:
         """The mean over the kinds outside the task."""
         return [statistics.mean(each) for each in zip(*map(of, self.kinds), strict=True)]
 
-    def accuracy(self) -> list[Share]:
+    def shares(self) -> list[Share]:
         """Share of right answers among the answered test lines."""
         places = [one["test"] >= at for one, at in zip(self.confidence, self.thresholds, strict=True)]
         return [Share(int(right[at].sum()), int(at.sum())) for right, at in zip(self.right, places, strict=True)]
+
+    def accuracy(self) -> list[float]:
+        """The same of the seeds that answer a line."""
+        return [share.value() for share in self.shares() if share.total]
 
     def own_errors(self) -> list[float]:
         """AUROC of the confidence as a detector of wrong answers to test lines."""
@@ -242,20 +193,19 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     """What is answered inside and outside the task, and what the base model has forgotten."""
     found = {system: Found(results, system, config.target) for system in SYSTEMS}
     model = found["model"]
-    losses = [result for name, result in results.items() if name.startswith("fine-tuning, seed")]
+    losses = every_seed(results, "fine-tuning")
     limit = math.log(losses[0]["characters"])
     rows = [
-        [
-            SYSTEMS[system],
-            percent([float(right.mean()) for right in each.right]),
-            spread(each.thresholds, ".2f"),
-            percent(each.answered("test"), ".0f"),
-            percent(shares) if (shares := [share.value() for share in each.accuracy() if share.total]) else "",
-            percent(each.mean(each.answered), ".0f"),
-        ]
+        {
+            "system": SYSTEMS[system],
+            "accuracy": percent([float(right.mean()) for right in each.right]),
+            "threshold": spread(each.thresholds, ".2f"),
+            "coverage": percent(each.answered("test"), ".0f"),
+            "accuracy, answered": percent(each.accuracy()) if each.accuracy() else "",
+            "outside, answered": percent(each.mean(each.answered), ".0f"),
+        }
         for system, each in found.items()
     ]
-    columns = ["system", "accuracy", "threshold", "coverage", "accuracy, answered", "outside, answered"]
     how = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
@@ -263,20 +213,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
         "kinds; none of these answers can be correct."
     )
-    kinds = [
-        [
-            kind,
-            f"{len(model.confidence[0][kind])}",
-            *(
-                cell
-                for each in found.values()
-                for cell in (percent(each.answered(kind)), spread(each.auroc(kind), ".2f"))
-            ),
-        ]
-        for kind in model.kinds
-    ]
-    errors = [cell for each in found.values() for cell in ("", spread(each.own_errors(), ".2f"))]
-    of = [f"{name}: {what}" for name in ("model", "n-gram baseline") for what in ("answered", "AUROC")]
+    kinds = []
+    for kind in [*model.kinds, ""]:
+        row = {"prompts": kind or "its wrong answers", "number": f"{len(model.confidence[0][kind])}" if kind else ""}
+        for name, each in zip(("model", "n-gram baseline"), found.values(), strict=True):
+            row[f"{name}: answered"] = percent(each.answered(kind)) if kind else ""
+            row[f"{name}: AUROC"] = spread(each.auroc(kind) if kind else each.own_errors(), ".2f")
+        kinds.append(row)
     why = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
         "shows nothing; 1: it separates the two completely). Last row: the same for correct and "
@@ -296,13 +239,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Does a fine-tuned model know that it does not know?",
         "A classifier of card-statement lines reads poems, other languages, headlines and random characters.",
         [
-            Table("Answers at a threshold chosen on validation lines", columns, rows, how),
-            Table(
-                "Prompts outside the task",
-                ["prompts", "number", *of],
-                [*kinds, ["its wrong answers", "", *errors]],
-                why,
-            ),
+            table("Answers at a threshold chosen on validation lines", rows, how),
+            table("Prompts outside the task", kinds, why),
             Table("Loss on the base model's own text", ["model", "loss"], forgetting, unit),
         ],
         [knows(model, config.target), holds(found, config.target), better(found), forgotten(losses, limit)],
@@ -327,7 +265,7 @@ def holds(found: dict[str, Found], target: float) -> Verdict:
     """Whether the threshold keeps its promise on the test lines."""
     said = []
     for system, each in found.items():
-        share = pooled(each.accuracy())
+        share = pooled(each.shares())
         if not share.total:
             said.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
             continue
@@ -359,14 +297,10 @@ def better(found: dict[str, Found]) -> Verdict:
 def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
     """What fine-tuning has done to the base model's own text."""
     before, after = (statistics.median(one[when] for one in losses) for when in ("before", "after"))
-    said = (
-        "predicts the text of its pretraining worse than uniform guessing"
-        if after > limit
-        else ("still predicts the text of its pretraining better than uniform guessing")
-    )
+    still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
-        f"The model {said}: its loss rises from {before:.2f} to {after:.2f} nats per character; uniform guessing has "
-        f"{limit:.2f}.",
+        f"The model {still}predicts the text of its pretraining {than} than uniform guessing: its loss rises from "
+        f"{before:.2f} to {after:.2f} nats per character; uniform guessing has {limit:.2f}.",
         "the median of the losses after fine-tuning, compared with the logarithm of the number of characters",
     )
 
@@ -379,9 +313,8 @@ def draw(found: dict[str, Found], axes: Any) -> None:
         for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", each.kinds, "C1")):
             values = [one[group] for one in each.confidence for group in groups]
             weights = [np.full(len(some), 100 / len(some) / len(values)) for some in values]
-            axes.hist(
-                np.concatenate(values), edges, weights=np.concatenate(weights), color=color, alpha=0.5, label=name
-            )
+            style = {"color": color, "alpha": 0.5, "label": name}
+            axes.hist(np.concatenate(values), edges, weights=np.concatenate(weights), **style)
         line = statistics.median(each.thresholds)
         if math.isfinite(line):
             axes.axvline(line, color="black", label="threshold")

@@ -13,7 +13,9 @@ datasets have the same vocabulary: the characters of all of them.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -29,8 +31,8 @@ from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, ngrams, write_dataset, write_text
 from tinygpt.lab.processes import require_ngrams, train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)
@@ -77,17 +79,13 @@ QUICK = Size(60, (Case("sectors", 200, 40),))
 Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
 
 
-def size_of(config: LabConfig) -> Size:
-    return QUICK if config.quick else FULL
-
-
 # ---- stages -----------------------------------------------------------------------------------------------------
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError if scikit-learn or Tiny Shakespeare is missing."""
     require_ngrams()
-    size, text = size_of(config), shakespeare(config.data_dir)
+    size, text = QUICK if config.quick else FULL, shakespeare(config.data_dir)
     found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
     for data, case in {case.data(): case for case in size.cases}.items():
         found.append(Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case)))
@@ -132,10 +130,10 @@ def prepare(folder: Path, size: Size, plays: str) -> dict[str, int]:
 def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, float]:
     """Train a base; return its loss on each text, in bits per character."""
     dataset = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
-    flags = [f"--dataset={dataset}", f"--data_dir={folder / 'texts'}", f"--seed={seed}", "--dropout=0"]
-    flags += [f"--max_iters={iterations}", f"--eval_interval={max(iterations, 1)}"]
+    settings = {"dataset": dataset, "data_dir": folder / "texts", "seed": seed, "dropout": 0}
+    settings |= {"max_iters": iterations, "eval_interval": max(iterations, 1)}
     out = folder / f"seed-{seed}" / base
-    train(folder / "train.log", "train", "lab_classifier", out, *flags)
+    train(folder / "train.log", "train", "lab_classifier", out, **settings)
     model = Model(out)
     return {text: model.bits_per_character(folder / "texts", text) for text in TEXTS}
 
@@ -144,79 +142,68 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
     """Fine-tune a base; return accuracy and macro F1 on the test prompts."""
     place = folder / f"seed-{seed}"
     out = place / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
-    flags = [f"--ckpt={place / base}", f"--dataset={case.task}", f"--data_dir={folder / 'tasks'}", f"--seed={seed}"]
-    flags += [f"--examples={case.examples}", f"--max_iters={case.iterations}", f"--eval_interval={case.iterations}"]
-    train(folder / "train.log", "finetune", "finetune_sectors", out, *flags)
-    test = case.splits()["test"]
-    return measured(case, Model(out).probabilities([prompt for prompt, _ in test], TASKS[case.task].labels))
+    settings = {"ckpt": place / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}
+    settings |= {"examples": case.examples, "max_iters": case.iterations}
+    train(folder / "train.log", "finetune", "finetune_sectors", out, **settings)
+    return measured(case, partial(Model(out).probabilities, labels=TASKS[case.task].labels))
 
 
 def baselines(case: Case) -> dict[str, dict[str, float]]:
     """The n-gram baseline and the most frequent label of the same training examples."""
-    splits, labels = case.splits(), TASKS[case.task].labels
-    truth, prompts = label_indices(case.task, splits["train"], labels), [prompt for prompt, _ in splits["test"]]
-    ngram = ngrams(splits["train"], labels)(prompts)
-    majority = np.tile(np.bincount(truth, minlength=len(labels)), (len(prompts), 1))
-    return {"n-gram baseline": measured(case, ngram), "majority baseline": measured(case, majority)}
+    examples, labels = case.splits()["train"], TASKS[case.task].labels
+    counts = np.bincount(label_indices(case.task, examples, labels), minlength=len(labels))
+    majority = measured(case, lambda prompts: np.tile(counts, (len(prompts), 1)))
+    return {"n-gram baseline": measured(case, ngrams(examples, labels)), "majority baseline": majority}
 
 
-def measured(case: Case, scores: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro F1 of scores (n, L) of the labels for the test prompts."""
-    labels = TASKS[case.task].labels
-    truth = label_indices(case.task, case.splits()["test"], labels)
-    return quality(confusion_matrix(truth, scores.argmax(axis=1), len(labels)))
+def measured(case: Case, answer: Callable[[Sequence[str]], np.ndarray]) -> dict[str, float]:
+    """Accuracy and macro F1 of a function from prompts to scores (n, L) of the labels, on the test prompts."""
+    labels, test = TASKS[case.task].labels, case.splits()["test"]
+    predicted = answer([prompt for prompt, _ in test]).argmax(axis=1)
+    return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
 
 
 # ---- what the lab says ------------------------------------------------------------------------------------------
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    every, size = seeds(config), size_of(config)
-    bits = {base: [results[f"base: {base}, seed {seed}"] for seed in every] for base in BASES}
-    found: Found = {
-        base: {case: [results[f"{base}: {case.name()}, seed {seed}"] for seed in every] for case in size.cases}
-        for base in BASES
-    }
+    every, size = seeds(config), QUICK if config.quick else FULL
+    bits = {base: every_seed(results, f"base: {base}") for base in BASES}
+    found = {base: {case: every_seed(results, f"{base}: {case.name()}") for case in size.cases} for base in BASES}
     for name in ("n-gram baseline", "majority baseline"):
         found[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
     shared = f"Median over {len(every)} seeds (minimum to maximum). " if len(every) > 1 else "One seed. "
-    knows = [[base, *(spread([one[text] for one in some], ".2f") for text in TEXTS)] for base, some in bits.items()]
-    tables = [
-        Table(
-            "Loss of each base model, in bits per character of held-out text",
-            ["base", *TEXTS],
-            knows,
-            shared + "Before fine-tuning, on the last tenth of each text. Less is better.",
-        )
+    knows = [
+        {"base": base, **{text: spread([one[text] for one in some], ".2f") for text in TEXTS}}
+        for base, some in bits.items()
     ]
+    how = "Before fine-tuning, on the last tenth of each text. Less is better."
+    tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + how)]
     for task in size.tasks():
         n = len(TASKS[task].make(SEED)["test"])
         how = f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
-        tables.append(table(f"Accuracy on {task}", found, task, "accuracy", shared + how))
+        tables.append(table(f"Accuracy on {task}", rows(found, task, "accuracy"), shared + how))
     how = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
-    tables.append(table("Macro F1 on sectors", found, "sectors", "macro_f1", shared + how))
+    tables.append(table("Macro F1 on sectors", rows(found, "sectors", "macro_f1"), shared + how))
     return Summary(
         "Does pretraining on text of one's own field help?",
         f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "
         "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
         tables,
-        [
-            own_text(bits),
-            compared(found, "industries", "Shakespeare"),
-            compared(found, "industries", "none"),
-            compared(found, "Shakespeare", "none"),
-        ],
+        [own_text(bits), *(compared(found, one, other) for one, other in combinations(BASES[::-1], 2))],
         "Accuracy after fine-tuning; each point is a seed",
         partial(draw, found),
     )
 
 
-def table(caption: str, found: Found, task: str, figure: str, how: str) -> Table:
+def rows(found: Found, task: str, figure: str) -> list[dict[str, str]]:
     """A row for each base and baseline, a column for each case of the task."""
     some = [case for case in found["none"] if case.task == task]
     form = percent if figure == "accuracy" else partial(spread, form=".2f")
-    rows = [[name, *(form([one[figure] for one in row[case]]) for case in some)] for name, row in found.items()]
-    return Table(caption, ["base", *(case.title() for case in some)], rows, how)
+    return [
+        {"base": name, **{case.title(): form([one[figure] for one in row[case]]) for case in some}}
+        for name, row in found.items()
+    ]
 
 
 def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
@@ -238,13 +225,9 @@ def compared(found: Found, one: str, other: str) -> Verdict:
     outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
     for case in found[one]:
         mine, its = ([each["accuracy"] for each in found[base][case]] for base in (one, other))
-        points = f"{case.name()} ({100 * (median(mine) - median(its)):+.1f})"
-        if min(mine) > max(its) and median(mine) - median(its) > MARGIN:
-            outcomes["better than"].append(points)
-        elif max(mine) < min(its) and median(its) - median(mine) > MARGIN:
-            outcomes["worse than"].append(points)
-        else:
-            outcomes["no different from"].append(points)
+        gain, overlap = median(mine) - median(its), min(mine) <= max(its) and max(mine) >= min(its)
+        outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
+        outcomes["no different from" if overlap else outcome].append(f"{case.name()} ({100 * gain:+.1f})")
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
     said = ". ".join(f"It is {name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some)
     return Verdict(
@@ -259,10 +242,8 @@ def draw(found: Found, axes: Any) -> None:
         for place, some in enumerate(row.values()):
             values, label = [100 * one["accuracy"] for one in some], name if place == 0 else None
             if name in BASES:
-                x = place + 0.18 * (index - 1)
-                axes.plot(
-                    [x] * len(values), values, "o", color=f"C{index}", alpha=0.8, label=label and f"pretraining: {name}"
-                )
+                x, label = place + 0.18 * (index - 1), label and f"pretraining: {name}"
+                axes.plot([x] * len(values), values, "o", color=f"C{index}", alpha=0.8, label=label)
             else:
                 style = "--" if name.startswith("n-gram") else ":"
                 axes.hlines(values, place - 0.35, place + 0.35, color="gray", linestyle=style, label=label)

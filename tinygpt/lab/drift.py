@@ -11,11 +11,14 @@ about the new brands: fine-tuned on these alone, fine-tuned with replay of old l
 import random
 import statistics
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
@@ -28,7 +31,7 @@ from tinygpt.lab.labels import accuracy
 from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.summary import Summary, Verdict, percent, table
 from tinygpt.terminal import duration
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
@@ -71,12 +74,8 @@ def draw_line(brands: dict[str, list[Merchant]], rng: random.Random, split: str,
 
 def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs in an order in which the labels take turns."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for pair in pairs:
-        turns.append((seen[pair[1]], pair))
-        seen[pair[1]] += 1
-    return [pair for _, pair in sorted(turns, key=lambda turn: turn[0])]
+    seen: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
@@ -103,25 +102,25 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
     new = made["new"]["train"][:size]
     known, name = made["old"]["train"] + new, f"{way}-{size}-{seed}"
     write_dataset(data, name, made["old"] | {"train": known if way == "scratch" else new}, labels, tokenizer)
-    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}"]
-    flags += [f"--max_iters={iterations}", f"--eval_interval={iterations}"]
+    settings = {"dataset": name, "data_dir": data, "seed": seed, "max_iters": iterations}
     if way == "scratch":
-        cost = train(folder / "train.log", "train", "lab_classifier", folder / name, *flags)
+        cost = train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     else:
-        flags += [f"--ckpt={folder / f'scratch-0-{seed}'}", *[f"--replay={REPLAY}"] * (way == "replay")]
-        cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, *flags)
-    model, tests = Model(folder / name), {year: made[year]["test"] for year in YEARS}
-    prompts = {year: [prompt for prompt, _ in test] for year, test in tests.items()}
+        settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if way == "replay" else 0}
+        cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, **settings)
+
+    def accuracies(answer: Callable[[Sequence[str]], np.ndarray]) -> dict[str, float]:
+        """The accuracy of a classifier on the test lines of each year."""
+        tests = {year: made[year]["test"] for year in YEARS}
+        said = {year: answer([prompt for prompt, _ in test]) for year, test in tests.items()}
+        return {year: accuracy(most_probable(said[year], labels), test) for year, test in tests.items()}
+
     found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
-    found["model"] = {
-        year: accuracy(most_probable(model.probabilities(prompts[year], labels), labels), tests[year]) for year in YEARS
-    }
+    found["model"] = accuracies(partial(Model(folder / name).probabilities, labels=labels))
     if way == "replay" or not size:
         began = time.monotonic()
-        said = most_probable(ngrams(known, labels)(prompts["old"] + prompts["new"]), labels)
-        found["ngram_seconds"] = time.monotonic() - began
-        half = len(tests["old"])
-        found["ngram"] = {"old": accuracy(said[:half], tests["old"]), "new": accuracy(said[half:], tests["new"])}
+        ngram = accuracies(ngrams(known, labels))
+        found |= {"ngram_seconds": time.monotonic() - began, "ngram": ngram}
     return found
 
 
@@ -161,16 +160,18 @@ def rows_of(results: Results) -> list[Row]:
 def summarise(results: Results, _: LabConfig) -> Summary:
     rows = rows_of(results)
     base, most = rows[0], max(row.lines for row in rows)
-    shown = [row for row in rows if row.lines or row.way in ("new", "ngram")]
     names = {"new": "tiny model, not updated", "ngram": "n-gram baseline, not updated"}
     cells = [
-        [
-            WAYS[row.way] if row.lines else names[row.way],
-            f"{row.lines:,}",
-            *(percent(shares, ".0f") for shares in (row.old, row.new, row.next_year())),
-            duration(statistics.median(row.seconds)),
-        ]
-        for row in shown
+        {
+            "method": WAYS[row.way] if row.lines else names[row.way],
+            "new lines": f"{row.lines:,}",
+            YEARS["old"]: percent(row.old, ".0f"),
+            YEARS["new"]: percent(row.new, ".0f"),
+            "next year": percent(row.next_year(), ".0f"),
+            "training": duration(statistics.median(row.seconds)),
+        }
+        for row in rows
+        if row.lines or row.way in names  # without new lines, the models of all methods are the same
     ]
     how = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
@@ -179,11 +180,10 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
         "that of the n-gram baseline includes its answers."
     )
-    columns = ["method", "new lines", *YEARS.values(), "next year", "training"]
     return Summary(
         "A model meets next year's merchants",
         "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
-        [Table("Accuracy before and after the update", columns, cells, how)],
+        [table("Accuracy before and after the update", cells, how)],
         [
             cost_of_drift(base, next(row for row in rows if row.way == "ngram")),
             repair(base, rows),

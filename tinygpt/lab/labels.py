@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
 from tinygpt.lab.processes import require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread, table
 
 TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
@@ -67,9 +68,9 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     examples = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:size], share, seed)
     name, data = f"{size}-{100 * share:.0f}-{seed}", folder / "data"
     write_dataset(data, name, task | {"train": examples}, labels, tokenizer_of_pairs(task))
-    iterations = ITERATIONS[size]
-    flags = [f"--dataset={name}", f"--data_dir={data}", f"--seed={seed}", f"--max_iters={iterations}"]
-    train(folder / "train.log", "train", "lab_classifier", folder / name, *flags, f"--eval_interval={iterations // 2}")
+    settings = {"dataset": name, "data_dir": data, "seed": seed, "max_iters": ITERATIONS[size]}
+    settings["eval_interval"] = ITERATIONS[size] // 2
+    train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     prompts = [prompt for prompt, _ in task["test"]]
     predicted = {
         "model": most_probable(Model(folder / name).probabilities(prompts, labels), labels),
@@ -98,8 +99,8 @@ def accuracy(answer: Sequence[str], pairs: Sequence[Pair]) -> float:
 
 def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
     """A stage that fine-tunes the pretrained model with LoRA on the first `size` lines, as in docs/FINETUNING.md."""
-    lengths = [f"--examples={size}", f"--max_iters={PRETRAINED[size]}", f"--eval_interval={PRETRAINED[size]}"]
-    method = methods.Method("finetune", [methods.LARGE, *lengths], "pretrained")
+    lengths = {"examples": size, "max_iters": PRETRAINED[size]}
+    method = methods.Method("finetune", methods.LARGE, lengths, "pretrained")
     job = methods.Training(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
 
     def compute() -> dict[str, Any]:
@@ -126,19 +127,15 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     learners = dict(LEARNERS)
     if config.pretrained:
         learners["pretrained"] = f"{config.pretrained}, LoRA"
-    runs = list(results.values())
-    sizes, shares = (sorted({one[key] for one in runs}) for key in ("examples", "share"))
+    sizes, shares = (sorted({one[key] for one in results.values()}) for key in ("examples", "share"))
     found = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
-    curves = {
-        key: {size: statistics.median(values) for size, values in some.items()} for key, some in found.items() if some
-    }
-    rows = [
-        [f"{size:,}", f"{100 * share:.0f} %"]
-        + [percent(some[size]) if size in (some := found[learner, share]) else "" for learner in learners]
-        for size in sizes
-        for share in shares
-        if size in found["model", share]
-    ]
+    curves = {key: {size: statistics.median(some[size]) for size in some} for key, some in found.items() if some}
+    rows = []
+    for size, share in product(sizes, shares):
+        cells = {name: found[learner, share].get(size) for learner, name in learners.items()}
+        if size in found["model", share]:
+            row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f} %"}
+            rows.append(row | {name: percent(values) if values else "" for name, values in cells.items()})
     how = (
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
@@ -156,14 +153,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "How many labels does a task need, and how accurate must they be?",
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
         [
-            Table("Accuracy", ["examples", "wrong labels", *learners.values()], rows, how),
+            table("Accuracy", rows, how),
             measured_wrongly(reported, sizes[-1]),
         ],
         [
-            *(
-                cost_of_wrong(name, {share: found[learner, share] for share in shares})
-                for learner, name in LEARNERS.items()
-            ),
+            *(cost_of_wrong(LEARNERS[each], {share: found[each, share] for share in shares}) for each in LEARNERS),
             more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
             better(curves["model", 0.0], curves["ngram", 0.0]),
             Verdict(
@@ -181,21 +175,20 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 def measured_wrongly(reported: dict[str, list[float]], size: int) -> Table:
     """The second table: accuracies on correct labels, on wrong ones, and what is expected there."""
     rows = [
-        [LEARNERS[learner], *(percent([share]) for share in (right, wrong, on_wrong_labels(right)))]
-        for learner, (right, wrong) in reported.items()
+        {
+            "learner": LEARNERS.get(learner, learner),
+            "correct labels": percent([right]),
+            "wrong labels": percent(wrong) if wrong else "",
+            "expected": percent([on_wrong_labels(right)]),
+        }
+        for learner, (right, *wrong) in {**reported, "perfect model": [1.0]}.items()
     ]
-    rows.append(["perfect model", percent([1.0]), "", percent([on_wrong_labels(1.0)])])
     how = (
         f"The answers of the learners of {size:,} examples with correct labels. Expected: a (1 - w) + (1 - a) w / 11 "
         f"for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer agrees with a wrong label "
         "in one of eleven cases."
     )
-    return Table(
-        f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
-        ["learner", "correct labels", "wrong labels", "expected"],
-        rows,
-        how,
-    )
+    return table(f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split", rows, how)
 
 
 def on_wrong_labels(right: float) -> float:

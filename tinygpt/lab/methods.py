@@ -10,58 +10,46 @@ import re
 import statistics
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.evaluate.process import run
 from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, trained
+from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
+from tinygpt.report.page import read
 from tinygpt.terminal import duration
-from tinygpt.training.log import read_metrics
 
-FULL, LORA, LARGE = (f"configs/finetune_transactions{kind}.yaml" for kind in ("", "_lora", "_pretrained"))
+FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
 # from scratch: the small model with its own optimizer, and the schedule of FULL
-SCRATCH = "configs/shakespeare_char_fast.yaml --dataset=transactions --batch_size=32 --dropout=0.1 --max_iters=1000"
-SCRATCH += " --lr_schedule=linear --min_lr=0 --warmup_iters=50 --eval_interval=100 --eval_iters=0 --patience=5"
+SCRATCH = {"dataset": "transactions", "batch_size": 32, "dropout": 0.1, "max_iters": 1000, "lr_schedule": "linear"}
+SCRATCH |= {"min_lr": 0, "warmup_iters": 50, "eval_interval": 100, "eval_iters": 0, "patience": 5}
 CLOSE = 0.02  # accuracies that differ by less count as equal
 
 
 class Method(NamedTuple):
-    """A method of making a model for the task: a command and its flags, and the base model it starts from."""
+    """A method of making a model for the task: a command with its settings, and the base model it starts from."""
 
     command: str  # finetune or train; empty: the base model zero-shot
-    flags: Sequence[str]
+    preset: str
+    settings: dict[str, Any]
     base: str = "small"  # small, pretrained, or empty for none
     seconds: float = 100  # about how long it takes, evaluations included
 
 
 METHODS = {
-    "from scratch, no pretraining": Method("train", SCRATCH.split(), ""),
-    "all weights": Method("finetune", [FULL]),
-    "all weights, replay 0.001": Method("finetune", [FULL, "--replay=0.001"]),
-    "LoRA, rank 2": Method("finetune", [LORA, "--lora_rank=2"]),
-    "LoRA, rank 8": Method("finetune", [LORA]),
-    "pretrained, zero-shot": Method("", [], "pretrained", 150),
-    "pretrained, LoRA": Method("finetune", [LARGE, "--base_dataset=shakespeare_char"], "pretrained", 600),
+    "from scratch, no pretraining": Method("train", "shakespeare_char_fast", SCRATCH, ""),
+    "all weights": Method("finetune", FULL, {}),
+    "all weights, replay 0.001": Method("finetune", FULL, {"replay": 0.001}),
+    "LoRA, rank 2": Method("finetune", LORA, {"lora_rank": 2}),
+    "LoRA, rank 8": Method("finetune", LORA, {}),
+    "pretrained, zero-shot": Method("", "", {}, "pretrained", 150),
+    "pretrained, LoRA": Method("finetune", LARGE, {"base_dataset": "shakespeare_char"}, "pretrained", 600),
 }
-SONNET = """Shall I compare thee to a summer's day?
-Thou art more lovely and more temperate:
-Rough winds do shake the darling buds of May,
-And summer's lease hath all too short a date:
-Sometime too hot the eye of heaven shines,
-And often is his gold complexion dimmed;
-And every fair from fair sometime declines,
-By chance or nature's changing course untrimmed;
-But thy eternal summer shall not fade,
-Nor lose possession of that fair thou owest;
-Nor shall death brag thou wanderest in his shade,
-When in eternal lines to time thou growest:
-So long as men can breathe or eyes can see,
-So long lives this and this gives life to thee.
-"""  # prompts outside the task: Shakespeare's sonnet 18
+SONNET = read("sonnet.txt", "tinygpt.lab")  # prompts outside the task: Shakespeare's sonnet 18
 
 
 class Training(NamedTuple):
@@ -83,41 +71,38 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     require_ngrams()
     require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
     require_pretrained(config)
-    return [
-        prepared(config, folder, "transactions"),
-        *(
-            Stage(job.title(), job.method.seconds, partial(measure, job, config, folder))
-            for job in trainings(config, METHODS)
-        ),
-    ]
-
-
-def trainings(config: LabConfig, methods: dict[str, Method]) -> list[Training]:
-    """All trainings, seed by seed. A zero-shot model has no seed, so it is measured once."""
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
-    chosen = {name: method for name, method in methods.items() if bases[method.base] or not method.base}
-    return [
-        Training(name, method, bases[method.base], seed)
-        for seed in seeds(config)
-        for name, method in chosen.items()
-        if method.command or seed == 1
-    ]
+    found = [prepared(config, folder, "transactions")]
+    for seed, (name, method) in product(seeds(config), METHODS.items()):
+        known = bases[method.base] or not method.base
+        if known and (method.command or seed == 1):  # a zero-shot model has no seed, so it is measured once
+            job = Training(name, method, bases[method.base], seed)
+            found.append(Stage(job.title(), method.seconds, partial(measure, job, config, folder)))
+    return found
 
 
 def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
     path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
     out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
-    data = f"--data_dir={config.data_dir}"
     found: dict[str, Any] = {"method": job.name, "seed": job.seed, "seconds": 0.0}
     found |= {"memory": 0, "trained": 0, "bytes": 0, "forgetting": None}
     if job.method.command:
-        flags = [*job.method.flags, f"--out_dir={out}", f"--seed={job.seed}", "--device=cpu", "--quiet", data]
-        flags += ["--init_from=auto", *([f"--ckpt={job.base}"] if job.base else [])]
-        found["memory"] = run(folder / "train.log", job.method.command, *flags).memory
-        found |= of_run(out)
+        settings = {**job.method.settings, "seed": job.seed, "data_dir": config.data_dir}
+        settings |= {"ckpt": job.base} if job.base else {}
+        cost = train(folder / "train.log", job.method.command, job.method.preset, out, **settings)
+        found |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
+        if len(cost.base_losses) == 2:
+            found["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
     model = out if job.method.command else job.base
-    asked = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
+    asked = [
+        "eval",
+        f"--ckpt={model}",
+        "--task=transactions",
+        "--device=cpu",
+        "--json",
+        f"--data_dir={config.data_dir}",
+    ]
     report = json.loads(run(folder / "eval.log", *asked).output)
     (folder / "outside.txt").write_text(SONNET, encoding="utf-8")
     outside = run(folder / "eval.log", *asked, f"--predict={folder / 'outside.txt'}").output
@@ -128,19 +113,6 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
-def of_run(out: Path) -> dict[str, Any]:
-    """What a training has cost and forgotten, from its folder."""
-    kinds = {entry["kind"]: entry for entry in read_metrics(out)}
-    before, after = (kinds.get(kind, {}).get("base_loss") for kind in ("before", "after"))
-    cost = trained(out)
-    return {
-        "seconds": cost.seconds,
-        "trained": cost.weights,
-        "bytes": cost.bytes,
-        "forgetting": None if before is None or after is None else after - before,
-    }
-
-
 # ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
@@ -149,7 +121,7 @@ def compared(results: Results, _: LabConfig) -> Summary:
     runs = by_method(results)
     ngram = next(one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None)
     rows = [row(name, some) for name, some in runs.items()]
-    rows.append(["n-gram baseline", "", "", "", "", percent([ngram]), "", ""])
+    rows.append(dict.fromkeys(rows[0], "") | {"method": "n-gram baseline", "accuracy": percent([ngram])})
     how = (
         "Median over the seeds (minimum to maximum). Trained: number of parameters. File: size of the checkpoint or "
         "adapter. Training: time. Memory: peak of the training process. Accuracy: on 1,000 lines with merchants that "
@@ -157,7 +129,6 @@ def compared(results: Results, _: LabConfig) -> Summary:
         "of a sonnet, which have none. Forgetting: increase of the loss on the base model's own validation split, in "
         "nats per token of its vocabulary."
     )
-    columns = ["method", "trained", "file", "training", "memory", "accuracy", "confidence: task, sonnet", "forgetting"]
 
     def draw(axes: Any) -> None:
         for index, (name, some) in enumerate(runs.items()):
@@ -171,7 +142,7 @@ def compared(results: Results, _: LabConfig) -> Summary:
     return Summary(
         "What each method of fine-tuning gains, forgets and costs",
         "Spending categories of card-statement lines, learned from 4,000 examples by several methods.",
-        [Table("Methods", columns, rows, how)],
+        [table("Methods", rows, how)],
         [simplest(runs, ngram), *least_forgetting(runs)],
         "Accuracy against forgetting; the best is at the top left",
         draw,
@@ -180,9 +151,8 @@ def compared(results: Results, _: LabConfig) -> Summary:
 
 def by_method(results: Results) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {}
-    for result in results.values():
-        if isinstance(result, dict) and "method" in result:
-            runs.setdefault(result["method"], []).append(result)
+    for result in filter(None, results.values()):  # the data have none
+        runs.setdefault(result["method"], []).append(result)
     return runs
 
 
@@ -190,18 +160,18 @@ def median(runs: Sequence[dict[str, Any]], key: str) -> float:
     return statistics.median(one[key] for one in runs)
 
 
-def row(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
+def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     forgetting = [one["forgetting"] for one in runs if one["forgetting"] is not None]
-    return [
-        name,
-        f"{runs[0]['trained']:,}",
-        f"{runs[0]['bytes'] / 1e6:.1f} MB" if runs[0]["bytes"] else "",
-        duration(median(runs, "seconds")) if runs[0]["trained"] else "",
-        f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
-        percent([one["accuracy"] for one in runs]),
-        ", ".join(f"{100 * median(runs, key):.0f} %" for key in ("confidence", "outside")),
-        spread(forgetting, "+.2f") if forgetting else "",
-    ]
+    return {
+        "method": name,
+        "trained": f"{runs[0]['trained']:,}",
+        "file": f"{runs[0]['bytes'] / 1e6:.1f} MB" if runs[0]["bytes"] else "",
+        "training": duration(median(runs, "seconds")) if runs[0]["trained"] else "",
+        "memory": f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
+        "accuracy": percent([one["accuracy"] for one in runs]),
+        "confidence: task, sonnet": ", ".join(f"{100 * median(runs, key):.0f} %" for key in ("confidence", "outside")),
+        "forgetting": spread(forgetting, "+.2f") if forgetting else "",
+    }
 
 
 def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
@@ -227,13 +197,16 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
     best = max(median(some, "accuracy") for some in small.values())
     good = [name for name, some in small.items() if median(some, "accuracy") >= best - CLOSE]
     name = min(good, key=lambda name: median(small[name], "forgetting"))
-    verdict = Verdict(
+    accuracy, forgetting = (median(small[name], key) for key in ("accuracy", "forgetting"))
+    said = (
         f"To limit forgetting in the small base model, use {name}: its loss on the base model's text rises by "
-        f"{median(small[name], 'forgetting'):.2f}, with an accuracy of {100 * median(small[name], 'accuracy'):.1f} %.",
-        f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
-        "of their best accuracy",
+        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f} %."
     )
-    return [verdict]
+    rule = (
+        f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
+        "of their best accuracy"
+    )
+    return [Verdict(said, rule)]
 
 
 LAB = Lab(

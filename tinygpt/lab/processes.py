@@ -1,11 +1,11 @@
 """The trainings of a lab, as processes of their own, and what a lab requires before its first stage.
 
-cost = train(Path("out-lab/train.log"), "train", "lab_classifier", Path("out-lab/a"), "--seed=1")
+cost = train(Path("out-lab/train.log"), "train", "lab_classifier", Path("out-lab/a"), seed=1)
 cost.seconds, cost.weights, cost.bytes
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import LabConfig
@@ -17,31 +17,38 @@ from tinygpt.training.log import read_metrics
 
 
 class Trained(NamedTuple):
-    """What a training has cost."""
+    """What a training has cost, and what it forgot."""
 
     seconds: float  # evaluations included, over all sessions if it was stopped
     weights: int  # number of those that were trained
     bytes: int  # of the adapter, or of the checkpoint
+    memory: int  # peak of the process, in bytes
+    base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
 
 
-def trained(out: Path) -> Trained:
+def trained(out: Path, memory: int) -> Trained:
     """What the training in a folder has cost."""
     saved = load_model(str(out / "ckpt.pt"))
     weights = adapted_only(saved.model) or saved.model
     tied = saved.model_args["tie_weights"]
     number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
     file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
-    return Trained(max(entry["seconds"] for entry in read_metrics(out)), number, file.stat().st_size)
+    metrics = read_metrics(out)
+    losses = {entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry}
+    return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)
 
 
-def train(log: Path, command: str, preset: str, out: Path, *flags: str) -> Trained:
+def train(log: Path, command: str, preset: str, out: Path, *flags: str, **settings: Any) -> Trained:
     """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
 
+    settings: more flags, as values. With max_iters, the model is evaluated at the end only, unless they say otherwise.
     Errors: TinyGPTError as in evaluate/process.py.
     """
+    if "max_iters" in settings:
+        settings.setdefault("eval_interval", settings["max_iters"])
     common = [f"--out_dir={out}", "--init_from=auto", "--device=cpu", "--quiet"]
-    run(log, command, f"configs/{preset}.yaml", *common, *flags)
-    return trained(out)
+    flags += tuple(f"--{key}={value}" for key, value in settings.items())
+    return trained(out, run(log, command, f"configs/{preset}.yaml", *common, *flags).memory)
 
 
 def prepared(config: LabConfig, folder: Path, dataset: str) -> Stage:

@@ -7,11 +7,13 @@ judged twice: by the rules of each firm's style, and by whether it states the fi
     tinygpt lab reports --quick
 """
 
+import itertools
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import facts, style
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.models import Model, write_dataset
-from tinygpt.lab.processes import Trained, train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.processes import train
+from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
 from tinygpt.terminal import duration
 
 FIRMS = {"a": "firm A", "b": "firm B"}
@@ -47,19 +49,18 @@ def examples(config: LabConfig) -> tuple[int, ...]:
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
     todo = [Stage("datasets", 1, partial(write_datasets, folder))]
-    for seed in seeds(config):
-        place = Place(folder / f"seed-{seed}", seed, config.quick)
+    places = [Place(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
+    for seed, place in enumerate(places, start=1):
         todo.append(Stage(f"base model, seed {seed}", 10, place.base_model))
         todo += [
-            Stage(stage_of(firm, size, seed), 6 if config.quick else 10, partial(place.adapter, firm, size))
-            for firm in FIRMS
-            for size in examples(config)
+            Stage(f"{stage_of(firm, size)}, seed {seed}", 6 if config.quick else 10, partial(place.adapter, firm, size))
+            for firm, size in product(FIRMS, examples(config))
         ]
-    return [*todo, Stage("swaps", 3, Place(folder / "seed-1", 1, config.quick).swaps)]
+    return [*todo, Stage("swaps", 3, places[0].swaps)]
 
 
-def stage_of(firm: str, size: int, seed: int) -> str:
-    return f"{FIRMS[firm]}, {size} examples, seed {seed}"
+def stage_of(firm: str, size: int) -> str:
+    return f"{FIRMS[firm]}, {size} examples"
 
 
 def write_datasets(folder: Path) -> None:
@@ -79,42 +80,36 @@ class Place:
     def base(self) -> Path:
         return self.folder / "base"
 
-    def adapter_path(self, firm: str, size: int) -> Path:
-        return self.folder / f"{firm}-{size}"
-
-    @property
+    @cached_property
     def held(self) -> Adapters:
         """The base model, loaded once for all adapters."""
-        return load_once(str(self.base))
+        return Adapters(str(self.base))
 
-    @property
+    @cached_property
     def prompts(self) -> list[str]:
         """The test prompts, which are the same for all styles; a quick lab has fewer."""
         return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
 
-    def train(self, command: str, preset: str, out: Path, iterations: int, *flags: str) -> Trained:
-        common = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={self.seed}"]
-        data = f"--data_dir={self.folder.parent / 'data'}"
-        return train(self.folder / f"{command}.log", command, preset, out, *common, data, *flags)
+    def measured(self, command: str, preset: str, out: Path, step: str, **settings: Any) -> dict[str, Any]:
+        """Train the base model or an adapter; return its cost, and how its responses are judged."""
+        settings |= {"max_iters": (QUICK if self.quick else ITERATIONS)[step], "data_dir": self.folder.parent / "data"}
+        cost = train(self.folder / f"{command}.log", command, preset, out, seed=self.seed, **settings)
+        if step == "adapter":
+            self.held.add(out.name, str(out))
+        found = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
+        return found | judged(Model(self.held.checkpoint(out.name if step == "adapter" else "")), self.prompts)
 
     def base_model(self) -> dict[str, Any]:
-        """Train the base model, and judge it."""
-        iterations = (QUICK if self.quick else ITERATIONS)["base"]
-        cost = self.train("train", "reports", self.base, iterations)
-        return described(cost) | judged(Model(self.held.checkpoint()), self.prompts)
+        return self.measured("train", "reports", self.base, "base")
 
     def adapter(self, firm: str, size: int) -> dict[str, Any]:
-        """Train an adapter, put it on the base model, and judge what it writes."""
-        out, iterations = self.adapter_path(firm, size), (QUICK if self.quick else ITERATIONS)["adapter"]
-        flags = [f"--ckpt={self.base}", f"--dataset={DATASETS[firm]}", f"--examples={size}"]
-        cost = self.train("finetune", "finetune_reports", out, iterations, *flags)
-        self.held.add(out.name, str(out))
-        found = described(cost) | judged(Model(self.held.checkpoint(out.name)), self.prompts)
-        return {"firm": firm, "examples": size, "seed": self.seed} | found
+        settings = {"ckpt": self.base, "dataset": DATASETS[firm], "examples": size}
+        found = self.measured("finetune", "finetune_reports", self.folder / f"{firm}-{size}", "adapter", **settings)
+        return {"firm": firm, "examples": size, "seed": self.seed, **found}
 
     def swaps(self) -> dict[str, Any]:
         """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-        files = {firm: str(self.adapter_path(firm, EXAMPLES[-1])) for firm in FIRMS}
+        files = {firm: str(self.folder / f"{firm}-{EXAMPLES[-1]}") for firm in FIRMS}
         held = Adapters(str(self.base), files)
 
         def logits(model: Model) -> torch.Tensor:
@@ -125,24 +120,17 @@ class Place:
         turns = ["a", "b", "a", ""]  # the last one takes the adapter off
         swapped = [logits(Model(held.checkpoint(name))) for name in turns]
         loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in turns]
-        names = [*FIRMS] * (SWAPS // 2)
+        names = itertools.cycle(FIRMS)
         return {
-            "swap": milliseconds(lambda name: Model(held.checkpoint(name)), names),
-            "load": milliseconds(lambda name: Model(self.base, files[name]), names),
+            "swap": milliseconds(lambda: Model(held.checkpoint(next(names)))),
+            "load": milliseconds(lambda: Model(self.base, files[next(names)])),
             "exact": all(map(torch.equal, swapped, loaded)),
             "differ": not torch.equal(swapped[0], swapped[3]),
         }
 
 
-load_once = cache(Adapters)
-
-
 def prompts_of_test() -> list[str]:
     return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
-
-
-def described(cost: Trained) -> dict[str, Any]:
-    return {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
 
 
 def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
@@ -157,14 +145,9 @@ def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def milliseconds(work: Callable[[str], Any], names: Sequence[str]) -> float:
-    """The median time of some work, done once for each name."""
-    times = []
-    for name in names:
-        began = time.perf_counter()
-        work(name)
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
+def milliseconds(work: Callable[[], Any]) -> float:
+    """The median time of some work that is done SWAPS times."""
+    return 1000 * statistics.median(timeit.repeat(work, number=1, repeat=SWAPS))
 
 
 # ---- what the lab says -----------------------------------------------------------------------------------------------
@@ -172,27 +155,21 @@ def milliseconds(work: Callable[[str], Any], names: Sequence[str]) -> float:
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """The tables, the picture and the verdicts."""
-    bases, swap = [results[f"base model, seed {seed}"] for seed in seeds(config)], results["swaps"]
-    runs = {
-        (firm, size): [results[stage_of(firm, size, seed)] for seed in seeds(config)]
-        for firm in FIRMS
-        for size in examples(config)
-    }
+    bases, swap, sizes = every_seed(results, "base model"), results["swaps"], examples(config)
+    runs = {(firm, size): every_seed(results, stage_of(firm, size)) for firm, size in product(FIRMS, sizes)}
 
     def draw(axes: Any) -> None:
         for index, (firm, name) in enumerate(FIRMS.items()):
-            for key, line, marker in ((style_of(firm), "-", "o"), (fidelity_of, "--", "s")):
-                what = "style" if line == "-" else "fidelity"
-                points = [(size, 100 * key(one)) for size in examples(config) for one in runs[firm, size]]
-                medians = [100 * statistics.median(map(key, runs[firm, size])) for size in examples(config)]
-                axes.plot(list(examples(config)), medians, line, color=f"C{index}")
-                axes.plot(*zip(*points, strict=True), marker, color=f"C{index}", markersize=5)
-                axes.plot([], [], marker, linestyle=line, color=f"C{index}", label=f"{name}, {what}")
-        axes.axhline(
-            100 * statistics.median(map(fidelity_of, bases)), color="gray", linestyle=":", label="base model, fidelity"
-        )
+            for what, line, marker in (("style", "-", "o"), ("fidelity", "--", "s")):
+                color, values = f"C{index}", [shares(runs[firm, size], firm, what) for size in sizes]
+                points = [(size, 100 * one) for size, some in zip(sizes, values, strict=True) for one in some]
+                axes.plot(sizes, [100 * statistics.median(some) for some in values], line, color=color)
+                axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5)
+                axes.plot([], [], marker, linestyle=line, color=color, label=f"{name}, {what}")
+        fidelity = 100 * statistics.median(shares(bases, "", "fidelity"))
+        axes.axhline(fidelity, color="gray", linestyle=":", label="base model, fidelity")
         axes.set(xlabel="training examples of the adapter", ylabel="test prompts (%)", xscale="log", ylim=(-3, 103))
-        axes.set_xticks(list(examples(config)), [f"{size}" for size in examples(config)])
+        axes.set_xticks(sizes, list(map(str, sizes)))
         axes.minorticks_off()
         axes.figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
 
@@ -210,69 +187,54 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 Runs = dict[tuple[str, int], list[dict[str, Any]]]  # by firm and number of examples: one for each seed
 
 
-def style_of(firm: str) -> Callable[[dict[str, Any]], float]:
-    return lambda one: float(one[firm]["style"])
-
-
-def fidelity_of(one: dict[str, Any]) -> float:
-    return float(one["fidelity"])
-
-
-def wrong_of(firm: str) -> Callable[[dict[str, Any]], float]:
-    """Share of wrong texts among those in the firm's style; 0 if there are none."""
-    return lambda one: one[firm]["wrong"] / max(one[firm]["in style"], 1)
+def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
+    """Of each run, the share of responses in a firm's style, with fidelity, or wrong among those in style."""
+    if what == "fidelity":
+        return [one["fidelity"] for one in runs]
+    return [
+        one[firm]["style"] if what == "style" else one[firm]["wrong"] / max(one[firm]["in style"], 1) for one in runs
+    ]
 
 
 def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
     """The base model, and each firm's adapter from all examples, judged by all styles."""
     rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
-    return Table(
+    return table(
         f"One base model, two adapters from {EXAMPLES[-1]} examples each",
         [
-            "model",
-            *(f"style {name}" for name in ("plain", "A", "B")),
-            "fidelity",
-            "trained",
-            "file",
-            "training",
-            "swap",
-        ],
-        [
-            [
-                name,
-                *(percent(list(map(style_of(firm), some)), ".0f") for firm in DATASETS),
-                percent(list(map(fidelity_of, some)), ".0f"),
-                f"{some[0]['trained']:,}",
-                f"{some[0]['bytes'] / 1e6:.2f} MB",
-                duration(statistics.median(one["seconds"] for one in some)),
-                f"{swap['swap']:.0f} ms" if name != "base model" else "",
-            ]
+            {
+                "model": name,
+                "style plain": percent(shares(some, "plain", "style"), ".0f"),
+                "style A": percent(shares(some, "a", "style"), ".0f"),
+                "style B": percent(shares(some, "b", "style"), ".0f"),
+                "fidelity": percent(shares(some, "", "fidelity"), ".0f"),
+                "trained": f"{some[0]['trained']:,}",
+                "file": f"{some[0]['bytes'] / 1e6:.2f} MB",
+                "training": duration(statistics.median(one["seconds"] for one in some)),
+                "swap": f"{swap['swap']:.0f} ms" if name != "base model" else "",
+            }
             for name, some in rows.items()
         ],
         f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
         "to maximum), each with a base model of its own. Style: the response follows all rules of a style, whatever it "
-        "states. "
-        "Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in whatever "
-        "style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. Swap: from "
-        "one adapter to the other, the base model staying loaded.",
+        "states. Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in "
+        "whatever style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. "
+        "Swap: from one adapter to the other, the base model staying loaded.",
     )
 
 
 def by_examples(runs: Runs, n: int) -> Table:
-    sizes = sorted({size for _, size in runs})
-    columns = [f"{firm.upper()}: {what}" for firm in FIRMS for what in ("style", "fidelity", "in style but wrong")]
     rows = []
-    for size in sizes:
-        cells = [str(size)]
-        for firm in FIRMS:
-            keys = (style_of(firm), fidelity_of, wrong_of(firm))
-            cells += [percent(list(map(key, runs[firm, size])), ".0f") for key in keys]
-        rows.append(cells)
+    for size in sorted({size for _, size in runs}):
+        row = {"examples": str(size)}
+        for firm, what in product(FIRMS, ("style", "fidelity", "in style but wrong")):
+            row[f"{firm.upper()}: {what}"] = percent(shares(runs[firm, size], firm, what), ".0f")
+        rows.append(row)
     how = (
         f"Each firm's adapter, judged by its rules on {n} test prompts: median over the seeds (minimum to maximum). "
         "In style but wrong: share of the responses in perfect style that fail fidelity."
     )
-    return Table("Style and fidelity by number of training examples", ["examples", *columns], rows, how)
+    return table("Style and fidelity by number of training examples", rows, how)
 
 
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
@@ -283,12 +245,15 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
     place = next(good, 0)
     responses = {name: one["responses"][place] for name, one in shown.items()}
-    rows = [[name, text, wrong_facts(prompts[place], text) or "nothing"] for name, text in responses.items()]
+    rows = [
+        {"model": name, "response": text, "wrong": wrong_facts(prompts[place], text) or "nothing"}
+        for name, text in responses.items()
+    ]
     how = (
         f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
         f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
     )
-    return Table(f"Prompt: {prompts[place]}", ["model", "response", "wrong"], rows, how)
+    return table(f"Prompt: {prompts[place]}", rows, how)
 
 
 def wrong_facts(prompt: str, text: str) -> str:
@@ -298,15 +263,12 @@ def wrong_facts(prompt: str, text: str) -> str:
 def needed(runs: Runs) -> Verdict:
     """From how many examples on style and fidelity are learned."""
 
-    def smallest(firm: str, key: Callable[[dict[str, Any]], float]) -> str:
+    def smallest(firm: str, what: str) -> str:
         sizes = [size for one, size in runs if one == firm]
-        good = (size for size in sizes if statistics.median(map(key, runs[firm, size])) >= ENOUGH)
-        return str(next(good, f"more than {max(sizes)}"))
+        good = (size for size in sizes if statistics.median(shares(runs[firm, size], firm, what)) >= ENOUGH)
+        return f"{what} {next(good, f'more than {max(sizes)}')}"
 
-    said = [
-        f"{name}: style {smallest(firm, style_of(firm))}, fidelity {smallest(firm, fidelity_of)}"
-        for firm, name in FIRMS.items()
-    ]
+    said = [f"{name}: {smallest(firm, 'style')}, {smallest(firm, 'fidelity')}" for firm, name in FIRMS.items()]
     return Verdict(
         f"Training examples needed: {'; '.join(said)}.",
         f"the smallest number with which at least {100 * ENOUGH:.0f} % of the responses pass (median over the seeds)",
@@ -315,16 +277,13 @@ def needed(runs: Runs) -> Verdict:
 
 def in_style_and_wrong(runs: Runs) -> Verdict:
     """How many texts in perfect style state something wrong."""
-    shares = {key: statistics.median(map(wrong_of(key[0]), some)) for key, some in runs.items()}
-    sizes = ", ".join(str(size) for firm, size in runs if firm == "a")
-    head = "can be wrong" if 100 * max(shares.values()) > MARGIN else "is correct in this run"
-    said = [
-        f"{name} {', '.join(f'{100 * shares[firm, size]:.0f}' for one, size in runs if one == firm)} %"
-        for firm, name in FIRMS.items()
-    ]
+    wrong = {key: 100 * statistics.median(shares(some, key[0], "wrong")) for key, some in runs.items()}
+    sizes = [size for firm, size in runs if firm == "a"]
+    head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
+    said = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)} %" for firm, name in FIRMS.items()]
     return Verdict(
-        f"A text in perfect style {head}. With {sizes} examples, this share of such texts states something wrong: "
-        f"{'; '.join(said)}.",
+        f"A text in perfect style {head}. With {', '.join(map(str, sizes))} examples, this share of such texts states "
+        f"something wrong: {'; '.join(said)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
     )
 
@@ -332,12 +291,11 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
 def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
     largest = EXAMPLES[-1]
-    other = {"a": "b", "b": "a"}
-    shares = [max(map(style_of(other[firm]), runs[firm, largest])) for firm in FIRMS]
-    shares += [base[firm]["style"] for base in bases for firm in FIRMS]
-    said = "separates the styles" if max(shares) == 0 else "does not separate the styles"
+    other = [(runs["a", largest], "b"), (runs["b", largest], "a"), (bases, "a"), (bases, "b")]
+    most = max(share for some, firm in other for share in shares(some, firm, "style"))
+    said = "separates the styles" if most == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {said}: of any model's responses, at most {100 * max(shares):.1f} % follow all rules of a "
+        f"The style score {said}: of any model's responses, at most {100 * most:.1f} % follow all rules of a "
         "firm that the model was not trained for.",
         f"the base model, and both adapters from {largest} examples, judged by the rules of the other firm: all 0 %",
     )

@@ -28,7 +28,7 @@ from tinygpt.evaluate.loss import validation_loss
 from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.processes import prepared, train
 from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, spread
+from tinygpt.lab.summary import Summary, Verdict, spread, table
 from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch
@@ -54,19 +54,16 @@ QUICK = Size((32, 48, 64, 96), (0.25, 0.5, 1), (128, 1))
 # ---- stages -----------------------------------------------------------------------------------------------------
 
 
-def size_of(config: LabConfig) -> Size:
-    return QUICK if config.quick else FULL
-
-
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
-    size, found = size_of(config), []
+    size, found = QUICK if config.quick else FULL, []
     if config.dataset == "shakespeare_char":
         found.append(prepared(config, folder, config.dataset))
         tokens = 1_003_854
     else:
-        tokens = len(Dataset(config.data_dir, config.dataset).splits["train"])
-        if Dataset(config.data_dir, config.dataset).pairs:
+        dataset = Dataset(config.data_dir, config.dataset)
+        tokens = len(dataset.splits["train"])
+        if dataset.pairs:
             raise TinyGPTError(f"lab scale needs plain text, but {config.dataset} has pairs", "another --dataset")
         if tokens < LEAST_TOKENS:
             raise TinyGPTError(
@@ -74,8 +71,7 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
                 "prepare more text",
             )
     one_pass = min(tokens, MOST_TOKENS)
-    runs = [(seed, *cell) for seed in seeds(config) for cell in product(size.widths, size.passes)]
-    for seed, width, passes in [*runs, (1, *size.last)]:
+    for seed, width, passes in [*product(seeds(config), size.widths, size.passes), (1, *size.last)]:
         iterations = round(passes * one_pass / TOKENS)
         parameters = 12 * SHAPES[width][0] * width**2
         seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
@@ -91,12 +87,10 @@ def name(width: int, passes: float, seed: int) -> str:
 def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: int) -> dict[str, float]:
     """Train a model; return its size, its length and its loss on the complete validation split."""
     layers, heads = SHAPES[width]
-    shape = [f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
-    length = [f"--max_iters={iterations}", f"--eval_interval={iterations}", f"--seed={seed}"]
-    data = [f"--dataset={config.dataset}", f"--data_dir={config.data_dir}", "--eval_iters=1"]
-    data.append(f"--warmup_iters={max(1, min(20, iterations // 5))}")
-    out = folder / f"{width}-{iterations}-{seed}"
-    cost = train(folder / "train.log", "train", "lab_scale", out, *shape, *length, *data)
+    settings = {"n_layer": layers, "n_head": heads, "n_embd": width, "seed": seed, "max_iters": iterations}
+    settings |= {"warmup_iters": max(1, min(20, iterations // 5)), "eval_iters": 1}
+    data, out = {"dataset": config.dataset, "data_dir": config.data_dir}, folder / f"{width}-{iterations}-{seed}"
+    cost = train(folder / "train.log", "train", "lab_scale", out, **settings, **data)
     loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
     for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
@@ -108,8 +102,8 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
 
 def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
     """The arguments of `fit`: parameters, tokens and losses of all runs but the last."""
-    cells = product(size_of(config).widths, size_of(config).passes, seeds(config))
-    every = [results[name(*cell)] for cell in cells]
+    size = QUICK if config.quick else FULL
+    every = [results[name(*cell)] for cell in product(size.widths, size.passes, seeds(config))]
     return [np.array([float(run[key]) for run in every]) for key in ("parameters", "tokens", "loss")]
 
 
@@ -133,8 +127,9 @@ def computes(columns: Sequence[np.ndarray]) -> list[float]:
     return [10.0**n for n in range(math.ceil(math.log10(flop.min())), math.floor(math.log10(flop.max())) + 1)]
 
 
-def power(value: float) -> str:
-    return f"10^{round(math.log10(value))}"
+def growth(law: Law) -> float:
+    """The best size grows as the compute C ** growth."""
+    return law.beta / (law.alpha + law.beta)
 
 
 def best_loss(law: Law, compute: float) -> float:
@@ -144,10 +139,10 @@ def best_loss(law: Law, compute: float) -> float:
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    size = size_of(config)
-    last = results[name(*size.last, 1)]
-    cells = list(product(size.widths, size.passes))
+    size = QUICK if config.quick else FULL
+    last, cells = results[name(*size.last, 1)], list(product(size.widths, size.passes))
     runs = {cell: [results[name(*cell, seed)] for seed in seeds(config)] for cell in cells}
+    parameters = {width: runs[width, size.passes[0]][0]["parameters"] for width in size.widths}
     columns = columns_of(results, config)
     law = fit(*columns)
     others = resampled(law, columns)
@@ -159,82 +154,83 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             return "not determined"
         return f"{value(law):{form}} ({low:{form}} to {high:{form}})"
 
-    speed = statistics.median(6 * run["parameters"] * run["tokens"] / run["seconds"] for run in runs[cells[-1]])
-    grid = [
-        [f"{width} x {SHAPES[width][0]}", f"{runs[width, size.passes[0]][0]['parameters']:,}"]
-        + [spread([run["loss"] for run in runs[width, passes]], ".3f") for passes in size.passes]
-        for width in size.widths
-    ]
+    def flop(run: dict[str, float]) -> float:
+        return 6 * run["parameters"] * run["tokens"]
+
+    speed = statistics.median(flop(run) / run["seconds"] for run in runs[cells[-1]])
+    grid = []
+    for width in size.widths:
+        row = {"width x layers": f"{width} x {SHAPES[width][0]}", "parameters": f"{parameters[width]:,}"}
+        for passes in size.passes:
+            row[f"passes: {passes:g}"] = spread([run["loss"] for run in runs[width, passes]], ".3f")
+        grid.append(row)
+    exponents = {
+        "E": ranged(lambda each: each.E, ".2f"),
+        "alpha": ranged(lambda each: each.alpha, ".2f"),
+        "beta": ranged(lambda each: each.beta, ".2f"),
+        "growth of the best size": ranged(lambda each: 10 ** growth(each), ".1f"),
+    }
     said = [
-        [
-            title,
-            per_parameter := ranged(lambda each, n=n: each.best_tokens(n) / n, ",.0f"),
-            ranged(lambda each, n=n: each.loss(n, each.best_tokens(n)), ".2f"),
-            duration(6 * n * law.best_tokens(n) / speed) if "(" in per_parameter else "not determined",
-        ]
+        {
+            "parameters": title,
+            "best tokens per parameter": (best := ranged(lambda each, n=n: each.best_tokens(n) / n, ",.0f")),
+            "loss": ranged(lambda each, n=n: each.loss(n, each.best_tokens(n)), ".2f"),
+            "time on this machine": duration(6 * n * law.best_tokens(n) / speed) if "(" in best else best,
+        }
         for title, n in TARGETS.items()
     ]
-    best_sizes = []
-    for compute in computes(columns):
-        best = law.best_parameters(compute)
-        loss = ranged(lambda each, c=compute: best_loss(each, c), ".2f")
-        best_sizes.append([power(compute), f"{best:,.0f}", f"{compute / 6 / best:,.0f}", loss])
+    best_sizes = [
+        {
+            "compute C in FLOP": f"10^{round(math.log10(compute))}",
+            "parameters N": f"{law.best_parameters(compute):,.0f}",
+            "training tokens D": f"{compute / 6 / law.best_parameters(compute):,.0f}",
+            "loss": ranged(lambda each, compute=compute: best_loss(each, compute), ".2f"),
+        }
+        for compute in computes(columns)
+    ]
     tables = [
-        Table(
+        table(
             "Loss by size and length",
-            ["width x layers", "parameters", *(f"passes: {passes:g}" for passes in size.passes)],
             grid,
             "Validation loss in nats per token, on the complete split"
             + (": median (minimum to maximum) of the seeds." if len(seeds(config)) > 1 else "."),
         ),
-        Table(
+        table(
             "The law: loss = E + A / N^alpha + B / D^beta",
-            ["E", "alpha", "beta", "growth of the best size"],
-            [[ranged(lambda each: each.E, ".2f"), ranged(lambda each: each.alpha, ".2f"),
-              ranged(lambda each: each.beta, ".2f"),
-              ranged(lambda each: 10 ** (each.beta / (each.alpha + each.beta)), ".1f")]],
+            [exponents],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
             f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval "
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
         ),
-        Table(
+        table(
             "The best size for a compute, by the law",
-            ["compute C in FLOP", "parameters N", "training tokens D", "loss"],
             best_sizes,
             "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter.",
         ),
-        Table(
+        table(
             "What the law says about larger models",
-            ["parameters", "best tokens per parameter", "loss", "time on this machine"],
             said,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
             f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
             "intervals contain the error of the fit only. The law may not hold so far out, and it assumes new tokens "
             "of the same kind of text, of which this dataset has too few.",
         ),
-    ]  # fmt: skip
+    ]
 
     def draw(axes: Any) -> None:
-        for index, width in enumerate(size.widths):
-            n = runs[width, size.passes[0]][0]["parameters"]
-            d = np.geomspace(min(columns[1]), max(columns[1]), 50)
-            axes.plot(6 * n * d, law.loss(n, d), color=f"C{index}", alpha=0.6)
+        for index, (width, n) in enumerate(parameters.items()):
+            d, color = np.geomspace(min(columns[1]), max(columns[1]), 50), f"C{index}"
+            axes.plot(6 * n * d, law.loss(n, d), color=color, alpha=0.6)
             some = [run for passes in size.passes for run in runs[width, passes]]
-            axes.plot(
-                [6 * run["parameters"] * run["tokens"] for run in some], [run["loss"] for run in some], "o",
-                color=f"C{index}", markersize=4, label=f"{n / 1e3:,.0f} k parameters",
-            )  # fmt: skip
+            points = list(map(flop, some)), [run["loss"] for run in some]
+            axes.plot(*points, "o", color=color, markersize=4, label=f"{n / 1e3:,.0f} k parameters")
         n, d = last["parameters"], np.geomspace(max(columns[1]) / 4, last["tokens"], 50)
         axes.plot(6 * n * d, law.loss(n, d), ":", color="black", label=f"{n / 1e3:,.0f} k, predicted")
-        compute = np.geomspace(6 * min(columns[0] * columns[1]), 6 * last["parameters"] * last["tokens"], 50)
-        axes.plot(
-            compute, [best_loss(law, each) for each in compute], "--", color="gray", label="best size, by the law"
-        )
-        axes.plot(
-            [6 * last["parameters"] * last["tokens"]], [last["loss"]], "*", color="black", markersize=10,
-            label="held-out run",
-        )  # fmt: skip
+        compute = np.geomspace(6 * min(columns[0] * columns[1]), flop(last), 50)
+        losses = [best_loss(law, each) for each in compute]
+        axes.plot(compute, losses, "--", color="gray", label="best size, by the law")
+        axes.plot([flop(last)], [last["loss"]], "*", color="black", markersize=10, label="held-out run")
         axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
         axes.legend(frameon=False, fontsize=8, ncols=2)
 
@@ -262,15 +258,14 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
 
 def divided(law: Law, others: Sequence[Law]) -> Verdict:
     """How to divide more compute."""
-    low, high = interval([each.beta / (each.alpha + each.beta) for each in others])
+    low, high = interval(list(map(growth, others)))
     size = "it is not clear whether the best size or the best length grows faster"
     if low > 0.5:
         size = "the best size grows faster than the best length"
     elif high < 0.5:
         size = "the best length grows faster than the best size"
     return Verdict(
-        f"With more compute C, {size}: the best size grows as C^{law.beta / (law.alpha + law.beta):.2f} "
-        f"({low:.2f} to {high:.2f}).",
+        f"With more compute C, {size}: the best size grows as C^{growth(law):.2f} ({low:.2f} to {high:.2f}).",
         "the 80 % interval of the exponent is above or below 0.5; Hoffmann et al. (2022) found 0.5 for large models",
     )
 

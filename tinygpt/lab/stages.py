@@ -61,6 +61,11 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
 
+def every_seed(results: Results, name: str) -> list[Any]:
+    """The results of a stage that each seed has, NAME, seed N."""
+    return [result for stage, result in results.items() if stage.startswith(f"{name}, seed ")]
+
+
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """The content of lab.json, without stages if there is no such file. Errors: TinyGPTError as in `run`."""
     path, lab = folder / FILE, identity.lab

@@ -7,7 +7,7 @@ import base64
 import math
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,11 @@ class Table(NamedTuple):
         lines = [f"| {' | '.join(row)} |" for row in padded]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
+
+
+def table(caption: str, rows: Sequence[Mapping[str, str]], how: str) -> Table:
+    """A table of rows that each give their cells by column."""
+    return Table(caption, list(rows[0]), [list(row.values()) for row in rows], how)
 
 
 class Share(NamedTuple):
