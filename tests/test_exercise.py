@@ -30,7 +30,7 @@ WRONG = [
     (1, "for c in text]", "for c in text.rstrip()]", "decoding gives the text back", "5!'"),
     (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "return []", "an unknown character raises", "got=[]"),
     (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', 'raise ValueError("bad")', "an unknown character raises", "names 'x'"),
-    (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "raise StopIteration", "an unknown character raises", "got=StopIteration line"),
+    (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "raise StopIteration", "an unknown character raises", "got=StopIteration\nline"),
     (2, "return data[:cut], data[cut:]", "return data[-cut:], data[:-cut]", "the validation part is the end", "[0, 1]"),
     (2, "return data[:cut], data[cut:]", "return data, data[cut:]", "the validation part is the end", "8, 9] and [8, 9]"),
     (2, "    cut = int(", "    data = data[torch.randperm(len(data))]\n    cut = int(", "the validation part is the end", "split(torch.arange(10), 0.2)"),

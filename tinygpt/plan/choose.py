@@ -78,7 +78,8 @@ def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: flo
     tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     for width in SHAPES:
         sized = dataclasses.replace(run, **shape(width))
-        parameters = make_model(sized, dataset, Start(), model_class(sized.fast, compute))[0].num_params()
+        kind = model_class(sized.fast, compute)
+        parameters = make_model(Start(sized), kind, dataset.tokenizer.vocab_size)[0].num_params()
         step = seconds_per_batch(sized, dataset, compute) * run.gradient_accumulation_steps
         most = max(0.0, (seconds - START) * SHARE / step)
         if config.target:
