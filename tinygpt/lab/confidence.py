@@ -120,7 +120,7 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
     sonnet = [line for line in SONNET.splitlines() if len(line) <= LINE_WIDTH]
     return {
         "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
-        "other languages": read("sentences.txt", "tinygpt.lab").splitlines(),
+        "other languages": read("lab/sentences.txt").splitlines(),
         "headlines": headlines[:OUTSIDE],
         "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
     }

@@ -49,7 +49,7 @@ METHODS = {
     "pretrained, zero-shot": Method("", "", {}, "pretrained", 150),
     "pretrained, LoRA": Method("finetune", LARGE, {"base_dataset": "shakespeare_char"}, "pretrained", 600),
 }
-SONNET = read("sonnet.txt", "tinygpt.lab")  # prompts outside the task: Shakespeare's sonnet 18
+SONNET = read("lab/sonnet.txt")  # prompts outside the task: Shakespeare's sonnet 18
 
 
 class Training(NamedTuple):
