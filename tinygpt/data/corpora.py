@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from tinygpt.data.tokenizer import BYTES
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import replacing, writing
 from tinygpt.terminal import progress
@@ -49,6 +48,12 @@ RUNNING_HEADS = {"henry-vi-part-3": "3 KING HENRY VI"}  # appears in the text at
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 GPT2_EOS, GPT2_END_OF_TEXT = "<|endoftext|>", 50256
+
+# The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1 stand
+# for themselves, the others are numbered from U+0100.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 def tiny_shakespeare(path: Path, source: str | None = None) -> str:

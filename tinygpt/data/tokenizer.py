@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygpt.data.corpora import BYTES, gpt2_encoding
 from tinygpt.errors import TinyGPTError, library
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
@@ -185,8 +186,6 @@ class GPT2Tokenizer(BaseTokenizer):
     cut_before = " \n"
 
     def __init__(self) -> None:
-        from tinygpt.data.corpora import gpt2_encoding
-
         self._encoding = gpt2_encoding()
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
@@ -328,13 +327,6 @@ def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:
 def split_by(pattern: str) -> dict[str, Any]:
     """The step of a tokenizer.json that makes each match of a pattern a piece of its own."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-# The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1 stand
-# for themselves, the others are numbered from U+0100.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
-BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:

@@ -22,17 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt.data.tokenizer import (
-    BYTES,
-    LLAMA3,
-    MAX_SYMBOLS,
-    QWEN2,
-    SPECIAL,
-    CharTokenizer,
-    Tokenizer,
-    from_json,
-    split_by,
-)
+from tinygpt.data.corpora import BYTES
+from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass

@@ -13,8 +13,8 @@ import itertools
 import json
 from typing import Any
 
-from tinygpt.data.corpora import gpt2_ranks
-from tinygpt.data.tokenizer import BYTES, END, PROMPT, RESPONSE, SPECIAL, Tokenizer, from_json, tokenizers_library
+from tinygpt.data.corpora import BYTES, gpt2_ranks
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, from_json, tokenizers_library
 from tinygpt.errors import TinyGPTError
 
 GPT2_EOS = "<|endoftext|>"
