@@ -212,18 +212,15 @@ def informative(query: str) -> bool:
 
 def misses(query: str) -> list[str]:
     """Near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
-    others = []
-    for aggregate in AGGREGATES:
-        others.append(re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query))
+    others = [re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query) for aggregate in AGGREGATES]
     others.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
-    for old, new in ((">", "<"), ("<", ">"), (" desc", ""), (" amount limit", " amount desc limit")):
-        others.append(query.replace(old, new))
+    swaps = ((">", "<"), ("<", ">"), (" desc", ""), (" amount limit", " amount desc limit"))
+    others += [query.replace(old, new) for old, new in swaps]
     others.append(re.sub(r"limit (\d)", lambda found: f"limit {int(found[1]) + 1}", query))
     for number in re.findall(r"[<>] (\d+)", query):
         others += [query.replace(number, str(int(number) + change)) for change in (-10, 10)]
     for column, values in COLUMNS.items():
-        for value in values:
-            others.append(re.sub(rf"\b{column} = '\w+'", f"{column} = '{value}'", query))
+        others += [re.sub(rf"\b{column} = '\w+'", f"{column} = '{value}'", query) for value in values]
     others += [query.replace(condition, " ", 1) for condition in re.findall(r" and \w+ . \S+", query)]
     others.append(re.sub(r"where .*? and ", "where ", query))
     others.append(re.sub(r"where \w+ . ('[^']*'|\d+)(?! and)", "", query))
