@@ -37,9 +37,8 @@ def sample(config: SampleConfig) -> None:
         if not device.is_out_of_memory(error):
             raise
         what = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
-        raise TinyGPTError(
-            f"out of memory on {compute.device} with {what}", "lower --num_samples or --max_new_tokens", status=1
-        ) from None
+        problem = f"out of memory on {compute.device} with {what}"
+        raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
 def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:

@@ -4,11 +4,10 @@ Source: Jurafsky & Martin, "Speech and Language Processing", chapter 3 (n-gram l
 
 losses = ngram_baselines(train, val, vocab_size)      # {"uniform": ln V, "unigram": ..., ...} in nats per token
 
-Both splits may be memory-mapped files far larger than memory. Each distinct trigram of the validation split needs its
-counts from the training split, and the distinct trigrams can be as many as the targets. So they are handled exactly, in
-groups of at most KEYS, in ascending order of an integer key; each group costs one pass over the training split and two
-over the validation split. The key begins with the trigram's middle token, because its trigram, its bigram and both
-their contexts contain that token: a pass compares every token with the group's range and does work for few of them.
+Both splits may be memory-mapped files far larger than memory, with as many distinct trigrams as targets. So these are
+counted in groups of at most KEYS, in ascending order of an integer key; each group costs one pass over the training
+split and two over the validation split. The key begins with the trigram's middle token, because its bigram and both
+contexts contain that token, too: a pass compares every token with the group's range and does work for few of them.
 
 Measured on two busy cores, 10 GB of training and 1 GB of validation tokens: 3.5 minutes and 0.24 GB for 65 different
 tokens; 12.6 minutes and 0.84 GB for 50,257. Uniformly random tokens, where almost no trigram repeats, took 1.13 GB.
@@ -38,8 +37,7 @@ def ngram_baselines(
     pseudo-observation distributed like the unigram (Dirichlet smoothing). trigram: the same after two tokens, the
     pseudo-observation distributed like the bigram; the first target, which only one token precedes, keeps its bigram.
 
-    Memory: at most about 1.2 GB for files and vocabularies of any size, and 8 bytes per index in `where`; mapped pages
-    of the files, which the system can reclaim, come on top.
+    Memory: at most about 1.2 GB for files and vocabularies of any size, 8 bytes per index in `where`, and mapped pages.
     Errors: TinyGPTError for a token outside the vocabulary.
     """
     # A different extra token is put before each split. So the first bigram of a split also ends a trigram; and because
@@ -136,10 +134,8 @@ def unigram_counts(ids: np.ndarray, vocab_size: int, split: str) -> np.ndarray:
     for start in range(0, len(ids), BLOCK):
         found = np.bincount(ids[start : start + BLOCK], minlength=vocab_size)
         if len(found) > vocab_size:
-            raise TinyGPTError(
-                f"the {split} split has token {len(found) - 1}, outside the {vocab_size:,} tokens of the vocabulary",
-                "tinygpt check DATASET_FOLDER",
-            )
+            outside = f"token {len(found) - 1}, outside the {vocab_size:,} tokens of the vocabulary"
+            raise TinyGPTError(f"the {split} split has {outside}", "tinygpt check DATASET_FOLDER")
         counts += found
     return counts
 

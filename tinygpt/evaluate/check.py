@@ -40,9 +40,8 @@ def check(config: CheckConfig) -> int:
         elif any(folder.glob("*.pt")):
             ok &= check_run(folder, config)
         else:
-            raise TinyGPTError(
-                f"{folder}: neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)", "tinygpt check out"
-            )
+            problem = f"{folder}: neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)"
+            raise TinyGPTError(problem, "tinygpt check out")
     return 0 if ok else 1
 
 
@@ -72,11 +71,8 @@ def check_run(folder: Path, config: CheckConfig) -> bool:
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
         ok &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
-    usable = []
-    if best:
-        usable.append(next_command(best, folder, place))
-    if last and last.training and same_data:
-        usable.append(suggest.resume(last.config, folder))
+    usable = [next_command(best, folder, place)] if best else []
+    usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
     return ok
 
@@ -96,10 +92,7 @@ def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
-    """Check that the dataset is the one that the run was trained on.
-
-    The vocabulary of a fine-tuned model may be larger than the dataset's: it includes that of the base model.
-    """
+    """Check that the dataset is the one that the run was trained on; a fine-tuned model's vocabulary may be larger."""
     name = str(state.config.get("dataset", ""))
     try:
         dataset = Dataset(place, name)
@@ -152,16 +145,12 @@ def check_resume(config: CheckConfig) -> int:
             run = [*command, f"--out_dir={out}"]
             if title == "killed and resumed":
                 if not kill_at(run, out, iterations * 2 // 3):
+                    problem = f"the run of {iterations} iterations ended before it could be killed: nothing was checked"
                     longer = [config.resume, *base, f"--iterations={10 * iterations}", *place]
-                    raise TinyGPTError(
-                        f"the run of {iterations} iterations ended before it could be killed: nothing was checked",
-                        suggest.command("check", "--resume", *longer),
-                        status=1,
-                    )
+                    raise TinyGPTError(problem, suggest.command("check", "--resume", *longer), status=1)
                 run.append("--init_from=resume")
-            finished = subprocess.run(
-                run, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": "utf-8"}
-            )
+            utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}
+            finished = subprocess.run(run, capture_output=True, encoding="utf-8", env=utf8)
             if finished.returncode:
                 message = finished.stderr.strip().removeprefix("error: ")
                 again = suggest.command(name, config.resume, *base, *place)

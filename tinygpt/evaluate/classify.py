@@ -1,11 +1,9 @@
 """Classification with a language model: probabilities of labels, metrics, calibration and their report.
 
-A labelled task has prompts whose responses are a few labels. The probability of a label as the response to a prompt is
-the product over its tokens and END, so P(label | prompt) is exact; nothing is sampled. The softmax over the labels
-excludes all other responses, and the most probable label is the answer. The length-normalised score is the mean over
-the tokens instead of the sum. It is for models that were not trained on these labels, which prefer short labels (Brown
-et al. 2020, section 2.4). The report compares the model with three baselines and measures its calibration (Guo et al.
-2017).
+The probability of a label as the response to a prompt is the product over its tokens and END, so P(label | prompt) is
+exact; nothing is sampled. The softmax over the labels excludes all other responses, and the most probable label is the
+answer. The length-normalised score is the mean over the tokens instead of the sum, for models that were not trained on
+these labels: they prefer short ones (Brown et al. 2020, section 2.4).
 
 Shapes: n prompts, L labels.
 
@@ -50,20 +48,15 @@ LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 
 @torch.inference_mode()
 def label_scores(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    labels: Sequence[str],
-    device: torch.device | str = "cpu",
-    skip_unknown: bool = False,
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], labels: Sequence[str], skip_unknown: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute log P(label, END | prompt) in nats, float64 (n, L); and count the tokens of each label and END, (L,).
 
-    Shows a progress bar on a terminal. Errors: TinyGPTError for a prompt that, with the longest label, does not fit the
-    model's context, for a character without an id (in prompts, `skip_unknown` leaves those out), and for a model whose
-    loss is not finite.
+    Errors: TinyGPTError for a prompt that, with the longest label, does not fit the model's context, for a character
+    without an id (in prompts, `skip_unknown` leaves those out), and for a model whose loss is not finite.
     """
     assert tokenizer.pair is not None
+    device = model.lm_head.weight.device
     answers = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
     lengths, room = [len(answer) for answer in answers], model.config.block_size
     longest = max(lengths)
@@ -110,10 +103,7 @@ def of_equal_length(sequences: Sequence[np.ndarray], most: int) -> Iterator[list
 
 
 def answer_scores(model: GPT, cache: KVCache, asked: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
-    """Log-probabilities of L answers, each int64 (n,), after prompts int64 (B, T) that continue the cache: (B, L).
-
-    A prompt is read once, and each answer continues a copy of its cache.
-    """
+    """Log-probabilities of L answers, each int64 (n,), after prompts int64 (B, T) that continue the cache: (B, L)."""
     B, L, longest = len(asked), len(answers), max(map(len, answers))
     y = np.full((L, longest), -1)
     for row, answer in enumerate(answers):
@@ -159,10 +149,10 @@ def quality(confusion: np.ndarray) -> dict[str, float]:
 
 
 def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple[float, list[dict[str, Any]]]:
-    """Expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L), and its bins.
+    """Expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L): mean |accuracy - confidence|.
 
-    Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; of each the number of answers, their
-    mean confidence and their accuracy (None in an empty bin). The error is the mean of |accuracy - confidence|.
+    Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]. Confidence and accuracy are means, None
+    in an empty bin.
     """
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
     places = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
@@ -241,8 +231,7 @@ def make_report(
     n_mistakes: int = 5,
     ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> dict[str, Any]:
-    """Make the report on `examples` from the scores of their prompts, total (n, L) and tokens (L,) of `label_scores`:
-    the values for JSON. All but `results["normalised"]` use the sum over a label's tokens.
+    """Report on `examples`, as values for JSON, from total (n, L) and tokens (L,), the `label_scores` of their prompts.
 
     ngram: the result of `ngram_baseline` for these prompts, if it is known already.
     Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
@@ -366,9 +355,8 @@ def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -
         raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more examples")
     place = {label: index for index, label in enumerate(labels)}
     for unknown in (label for _, label in examples if label not in place):
-        raise TinyGPTError(
-            f"{task}: the response {unknown!r} is not one of its {len(labels)} labels", "prepare it again"
-        )
+        problem = f"{task}: the response {unknown!r} is not one of its {len(labels)} labels"
+        raise TinyGPTError(problem, "prepare it again")
     return np.array([place[label] for _, label in examples])
 
 
@@ -398,10 +386,7 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
 
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
-    """Write probabilities (n, L) as CSV: prompt, label, its probability, and a column per label.
-
-    `file` must be open with newline="".
-    """
+    """Write probabilities (n, L) as CSV; `file` must be open with newline=""."""
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
 

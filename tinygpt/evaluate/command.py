@@ -17,7 +17,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
 from tinygpt.evaluate.baselines import ngram_baselines
@@ -65,9 +65,9 @@ def evaluate(config: EvalConfig) -> None:
         raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
     positive = positive_label(config, dataset)
     if prompts:
-        label_lines(config, model, dataset, compute, prompts)
+        label_lines(config, model, dataset, prompts)
     elif dataset.labels:
-        measure_task(config, model, dataset, compute, positive)
+        measure_task(config, model, dataset, positive)
     elif config.task:
         report = respond.make_report(model, dataset, config.split, compute)
         print(strict_json({"ckpt": config.ckpt, **report}) if config.json else respond.as_text(report))
@@ -75,10 +75,10 @@ def evaluate(config: EvalConfig) -> None:
         measure_loss(config, model, dataset, compute)
 
 
-def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, prompts: list[str]) -> None:
+def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
     """Write the probability of each label for each prompt, to --output or the terminal."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
-    total, _ = classify.label_scores(model, tokenizer, prompts, labels, compute.device, skip_unknown=True)
+    total, _ = classify.label_scores(model, tokenizer, prompts, labels, skip_unknown=True)
     write = classify.predict_json if config.json else classify.predict_csv
     if config.output:
         with replacing(Path(config.output)) as file:
@@ -88,7 +88,8 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, compute: devic
         print(f"written: {config.output}, {len(prompts):,} lines")
     else:
         write(sys.stdout, prompts, labels, classify.probabilities(total))
-    note_unknown(tokenizer, prompts)
+    if isinstance(tokenizer, CharTokenizer):
+        note_unknown(tokenizer, prompts)
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
@@ -106,26 +107,23 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
         what = f"{len(labels)} labels" if labels else "no labels"
         raise TinyGPTError(f"--positive is for a task with two labels, but {name!r} has {what}", "drop --positive")
     if positive not in labels:
-        raise TinyGPTError(
-            f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}",
-            f"--positive={suggest.quoted(labels[1])}",
-        )
+        problem = f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}"
+        raise TinyGPTError(problem, f"--positive={suggest.quoted(labels[1])}")
     for split in ("val", config.split):
         if all(label != positive for _, label in dataset.sources[split].texts(dataset.tokenizer)):
-            raise TinyGPTError(
-                f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured",
-                "prepare it with more examples, or with a larger --val_fraction and --test_fraction",
-            )
+            problem = f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured"
+            hint = "prepare it with more examples, or with a larger --val_fraction and --test_fraction"
+            raise TinyGPTError(problem, hint)
     return positive
 
 
-def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute, positive: str) -> None:
+def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> None:
     """Print the report on a labelled task, and draw the confusion matrix, or the curves of a positive label."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
-    scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels, compute.device) for s in splits}
+    scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels) for s in splits}
     truth = classify.label_indices(dataset.name, examples["train"], labels)
     classifier, note = classify.ngram_classifier(prompts["train"], truth, len(labels))
     ngram = {split: classifier(prompts[split]) for split in splits} if classifier else {}
@@ -179,10 +177,8 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def note_unknown(tokenizer: Tokenizer, prompts: list[str]) -> None:
+def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
     """Report on standard error how many prompts contain characters outside the model's vocabulary."""
-    if not isinstance(tokenizer, CharTokenizer):
-        return
     known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
     changed = [count for count, prompt in zip(known, prompts, strict=True) if count < len(prompt)]
     if changed:
@@ -207,16 +203,9 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     targets = int(source.targets(rows, source.width(block_size)).sum())
     baselines = {} if dataset.pairs else ngram_baselines(train, val, dataset.tokenizer.vocab_size)
     if config.json:
-        result = {
-            "ckpt": config.ckpt,
-            "dataset": dataset.name,
-            "tokens": targets,
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "bits_per_character": bits_per_character(loss, dataset),
-            "baselines": baselines,
-        }
-        print(strict_json(result))
+        result = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
+        result |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
+        print(strict_json(result | {"baselines": baselines}))
         return
     what = "response tokens" if dataset.pairs else "tokens, each predicted once"
     print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")

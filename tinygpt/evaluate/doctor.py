@@ -1,10 +1,9 @@
 """`tinygpt doctor`: the verdict on a run, with its rule and the next command to try.
 
-`judge` is a pure function of the lines of metrics.jsonl. Two evaluations also differ by chance, by about the standard
-error that each one notes. Only a difference larger than two standard errors counts.
+Two evaluations also differ by chance, by about the standard error that each one notes. Only a difference larger than
+two standard errors counts.
 
-    verdict = judge(read_metrics(Path("out")), config, "out")
-    verdict.kind          # "still improving", "stopped early", "finished", "overfitting", ...: a key of RULES
+    judge(read_metrics(Path("out")), config, "out").kind         # "still improving", ...: a key of RULES
 """
 
 import contextlib
@@ -95,10 +94,7 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The lines of metrics.jsonl, and the values of config.yaml or none if that cannot be read.
-
-    Errors: TinyGPTError for a folder without metrics.jsonl.
-    """
+    """The lines of metrics.jsonl, and the values of config.yaml, none if it cannot be read. Errors: TinyGPTError."""
     entries = read_metrics(folder)
     try:
         return entries, read_config(folder / "config.yaml")
@@ -112,10 +108,9 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def judge(
     entries: list[dict[str, Any]], settings: dict[str, Any], out: str, parameters: int = 0, tokens: int = 0
 ) -> Verdict:
-    """Judge a run by the lines of its metrics.jsonl.
+    """Judge a run by the lines of its metrics.jsonl and its configuration; `out` is its folder, for the command.
 
-    settings: the run's configuration; out: its folder as the user names it, for the command. If the parameters or the
-    training tokens are not known (0), the verdict is overfitting instead of too little data.
+    If the parameters or the training tokens are not known (0), the verdict is overfitting instead of too little data.
     """
     steps, train, val, error, note = evaluations(entries, settings)
     unfinished = is_unfinished(entries, settings)

@@ -2,9 +2,8 @@
 
     L(N, D) = E + A / N^alpha + B / D^beta                                     (Hoffmann et al. 2022, approach 3)
 
-N is the number of parameters, D the number of training tokens, E the irreducible loss: what would remain with an
-infinitely large model and infinitely many tokens. A and alpha say what the limited size adds to the loss, B and beta
-what the limited training adds.
+N is the number of parameters, D the number of training tokens, E the irreducible loss. A and alpha say what the limited
+size adds to the loss, B and beta what the limited training adds.
 
 `tinygpt lab scale` fits a law and writes it to law.json; `tinygpt plan --budget` uses it to choose a size and a length.
 
@@ -50,9 +49,8 @@ class Law(NamedTuple):
             return math.inf
         if not self.B:
             return 1.0
-        logarithm = (
-            math.log(self.beta * self.B / (self.alpha * self.A)) + self.alpha * math.log(parameters)
-        ) / self.beta
+        ratio = self.beta * self.B / (self.alpha * self.A)
+        logarithm = (math.log(ratio) + self.alpha * math.log(parameters)) / self.beta
         return math.exp(min(max(logarithm, 0.0), LARGEST))
 
     def tokens_for(self, loss: float, parameters: float) -> float:
@@ -85,10 +83,7 @@ SHAPES = {
 
 
 def read_law(path: Path) -> tuple[Law, str]:
-    """Read law.json, given the file or its folder. Return the law and the name of the dataset it was measured on.
-
-    Errors: TinyGPTError for a file that is missing or is not a law.
-    """
+    """Read the law and the name of its dataset, given law.json or its folder. Errors: TinyGPTError."""
     path = path / FILE if path.is_dir() else path
     hint = "tinygpt lab scale, which writes law.json"
     try:
@@ -105,8 +100,7 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
     """Fit the law by least squares of the relative errors, with variable projection (Golub & Pereyra 1973).
 
     For given exponents, E, A and B solve a linear least-squares problem, so only alpha and beta are searched, on a grid
-    that is refined twice. All three arrays are float64 (runs,), with at least two sizes and two lengths. Another common
-    method, a parabola through the losses at equal compute, can be biased (tests/test_law.py).
+    that is refined twice. All arrays are float64 (runs,), with at least two sizes and two lengths.
     """
     units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
     n, d = np.log(parameters / units[0]), np.log(tokens / units[1])

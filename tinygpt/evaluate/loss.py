@@ -55,7 +55,6 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     """Mean loss on a source, measured on all rows if that costs little, else on a random sample of them.
 
     The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR.
-    Shows a progress bar named `desc`.
     """
     block_size = model.config.block_size
     every, width = source.every(block_size), source.width(block_size)
@@ -99,8 +98,8 @@ def loss_sums(model: Computing, source: Rows, mine: np.ndarray, compute: device.
 def ratio(sums: list[float], width: int) -> tuple[float, float]:
     """The mean loss per target and its standard error, from the sums of `loss_sums` over rows of this width.
 
-    The rows are taken as independent draws with different numbers of targets. So the mean is a ratio of two sums, and
-    its error is that of a ratio estimator (Cochran 1977, "Sampling Techniques", section 6.3).
+    The rows are independent draws with different numbers of targets, so the mean is a ratio of two sums (Cochran 1977,
+    "Sampling Techniques", section 6.3).
     """
     total, count, rows, square, mixed, counts_square = sums
     if not count:
@@ -146,9 +145,9 @@ def estimate_losses(
 ) -> dict[str, float]:
     """Losses of both splits, and `val_se`, the standard error of the second.
 
-    They are measured on `eval_iters` random batches as in nanoGPT; with 0, on the whole validation split and an equally
-    large part of the training split. The random rows are the same at every evaluation, so that two evaluations differ
-    only in the model. They come from a separate stream, so that evaluation does not change the training batches.
+    They are measured on `eval_iters` random batches, the same at every evaluation; with 0, on the whole validation
+    split and an equally large part of the training split. The batches come from streams of their own, so that
+    evaluation does not change those of training.
     """
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):

@@ -53,9 +53,8 @@ def draw(config: PlotConfig) -> None:
             raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
         steps, train, val, *_ = evaluations(entries, {})
         if not steps:
-            raise TinyGPTError(
-                f"{folder} has no evaluation with a finite loss", "train again with a lower learning_rate"
-            )
+            problem = f"{folder} has no evaluation with a finite loss"
+            raise TinyGPTError(problem, "train again with a lower learning_rate")
         runs.append((folder.name, steps, train, val))
     path = Path(config.output or Path(config.runs[0], "loss.png"))
     require_writable(path, "--output losses.png")

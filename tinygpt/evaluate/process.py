@@ -1,10 +1,9 @@
 """Run a command of tinygpt as a process of its own, and measure what it costs.
 
-A process of its own can be measured, and its memory is free again when it ends. Its progress bar and its errors appear
-on the terminal; what it prints goes into a log.
+Its memory is free again when it ends. Its progress bar and its errors appear on the terminal; what it prints goes into
+a log.
 
     done = run(Path("out-lab/train.log"), "train", "configs/shakespeare_char.yaml", "--quiet")
-    done.seconds, done.memory, done.output
 """
 
 import contextlib
@@ -57,11 +56,9 @@ def run(log: Path, *args: str) -> Done:
         output = file.read()
     if status:
         status = status if status > 0 else 128 - status  # a signal, as shells count it
-        raise TinyGPTError(
-            f"tinygpt {args[0]} failed with status {status}; its output is in {log}",
-            "fix the cause, and run the same command again: it continues where it stopped",
-            status,
-        )
+        problem = f"tinygpt {args[0]} failed with status {status}; its output is in {log}"
+        hint = "fix the cause, and run the same command again: it continues where it stopped"
+        raise TinyGPTError(problem, hint, status)
     return Done(output, time.monotonic() - began, int(memory.read_text()))
 
 

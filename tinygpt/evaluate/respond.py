@@ -1,9 +1,8 @@
 """Tasks with free text: greedy responses to many prompts, exact match, and the checks of a task.
 
-Exact match is how often a model's greedy response equals the expected one, token by token. This is so if and only if,
-after each prefix of the expected response, its next token (or its end) is the most probable one. So one forward pass
-per batch measures it, without decoding. The metric is that of extractive question answering (Rajpurkar et al. 2016,
-section 6.1), without its normalisation of case, articles and punctuation.
+A greedy response equals the expected one if and only if, after each prefix of the latter, its next token (or its end)
+is the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
+extractive question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of the texts.
 
     texts, probabilities = responses(model, tokenizer, ["2 + 2", "3 + 4"], longest=8)      # ["4", "7"], [0.98, 0.91]
     print(as_text(make_report(model, dataset, "test", compute)))
@@ -37,9 +36,8 @@ def responses(
 ) -> tuple[list[str], np.ndarray]:
     """Decode the response to each prompt greedily, up to its end or `longest` tokens: texts, and their probabilities.
 
-    A probability, float64 (n,), is that of the complete response, the product over its tokens and END; a response that
-    is cut off has the probability of its tokens. Errors: TinyGPTError for a prompt that leaves no room for a response
-    in the model's context, and for logits that are not finite.
+    A probability, float64 (n,), is the product over the response's tokens and END, if it is not cut off. Errors:
+    TinyGPTError for a prompt that leaves no room for a response in the context, and for logits that are not finite.
     """
     assert tokenizer.pair is not None
     end, device = int(tokenizer.pair.end[0]), model.lm_head.weight.device
@@ -53,9 +51,8 @@ def responses(
             steps = min(longest, room - idx.size(1))
             made, ended = np.full((len(some), steps), end), torch.zeros(len(some), dtype=torch.bool)
             total = torch.zeros(len(some), dtype=torch.float64)
-            for step, (tokens, logits) in enumerate(
-                generate_with_logits(model, idx, steps, GREEDY, tokenizer.vocab_size)
-            ):
+            decoded = generate_with_logits(model, idx, steps, GREEDY, tokenizer.vocab_size)
+            for step, (tokens, logits) in enumerate(decoded):
                 best, chosen = logits.float().log_softmax(-1).amax(-1).cpu(), tokens.cpu()
                 total += best.double().masked_fill(ended, 0)
                 ended = ended | (chosen == end)

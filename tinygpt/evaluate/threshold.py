@@ -1,11 +1,10 @@
 """The precision-recall trade-off of a rare label: which prompts to flag, at which threshold, and at what cost.
 
-A classifier gives each prompt a score, its P(positive), and a prompt is flagged if the score is at least a threshold. A
-false alarm is a flagged prompt without the positive label; a miss is a positive prompt that is not flagged. A miss
-costs as much as `miss_cost` false alarms. The threshold is chosen on the validation split, where it costs least, and
-measured on another. If P(positive) is calibrated, the cheapest threshold is 1 / (1 + miss_cost) (Elkan 2001). The
-precision-recall curve suits rare labels: it does not count the many negatives that nobody flags (Saito and Rehmsmeier
-2015).
+A prompt is flagged if its score, P(positive), is at least a threshold. A false alarm is a flagged prompt without the
+positive label; a miss, a positive prompt that is not flagged, costs as much as `miss_cost` false alarms. The threshold
+is chosen on the validation split, where it costs least. If P(positive) is calibrated, the cheapest threshold is
+1 / (1 + miss_cost) (Elkan 2001). The precision-recall curve suits rare labels: it does not count the many negatives
+that nobody flags (Saito and Rehmsmeier 2015).
 
 Shapes: scores float64 (n,), positive bool (n,), which is the truth.
 
@@ -66,9 +65,8 @@ def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
 
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
-    alarms, the misses and the cost, in false alarms. Precision, recall and cost have a 95 % interval, `_interval`
-    (None for a recall that is 0 or 1 by definition, since nothing or everything is flagged); recall and cost also have
-    a standard error, `_error`, which is 0 if no error was counted.
+    alarms, the misses and the cost, in false alarms; with 95 % intervals (None for a recall that is 0 or 1 by
+    definition, since nothing or everything is flagged) and standard errors, which are 0 if no error was counted.
     """
     flagged, n = scores >= threshold, len(scores)
     hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())

@@ -45,15 +45,13 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
     seconds = budget_seconds(config.budget) if config.budget else math.inf
     dataset = Dataset(run.data_dir, run.dataset)
     if run.init_from != "scratch" or dataset.pairs:
-        raise TinyGPTError(
-            "a size can be chosen for a new model of plain text only", "the same command without --budget and --target"
-        )
+        problem = "a size can be chosen for a new model of plain text only"
+        raise TinyGPTError(problem, "the same command without --budget and --target")
     found = list(choices(config, run, dataset, seconds))
     if not found:
-        raise TinyGPTError(
-            f"no size fits: each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data",
-            "another target, or more text" if config.target else "a larger budget, or more text",
-        )
+        needs = f"each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data"
+        other = "another target" if config.target else "a larger budget"
+        raise TinyGPTError(f"no size fits: {needs}", f"{other}, or more text")
     best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
     heads = {"width x layers": ">14", "parameters": ">12,", "ms/iter": ">9.1f", "iterations": ">12,"}
     heads |= {"passes": ">8.1f", "time": ">13", "loss": ">7.2f", "": "<0"}

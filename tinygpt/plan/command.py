@@ -1,8 +1,7 @@
 """`tinygpt plan`: the stages of a plan, what it prints, and plan.json.
 
-The time pilot comes first and takes seconds; the loss pilots take about a quarter of the run. Each result is stored in
-OUT_DIR/plan.json at once, so a plan that was stopped continues with the pilot that it had begun. The pilots' own
-files are in OUT_DIR/.plan-pilots, which is removed at the end.
+The time pilot comes first and takes seconds; the loss pilots take about a quarter of the run. Each result is stored at
+once, so a plan that was stopped continues with the pilot that it had begun, whose files are in OUT_DIR/.plan-pilots.
 """
 
 import contextlib
@@ -68,9 +67,8 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
     with file_lock(run.out / FILE, "choose another --out_dir"):
         costs, done = unfinished(run)
         if cost.load_per_core() > BUSY:
-            print(
-                "note:        this machine was busy in the last minute; for the time when it is idle, plan again later"
-            )
+            later = "for the time when it is idle, plan again later"
+            print(f"note:        this machine was busy in the last minute; {later}")
         if run.config.max_iters < cost.WARM_UP + cost.STEPS:
             print("note:        the time pilot has more iterations than this run")
         if costs is None:
@@ -110,9 +108,8 @@ def planned(config: PlanConfig) -> Planned:
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
         what = "eval_only" if run.eval_only else "max_iters=0" if not run.max_iters else f"init_from={run.init_from}"
-        raise TinyGPTError(
-            f"plan predicts a new run, but this one has {what}", "plan a new run, with at least one iteration"
-        )
+        problem = f"plan predicts a new run, but this one has {what}"
+        raise TinyGPTError(problem, "plan a new run, with at least one iteration")
     require_dataset_choice(run, "plan")
     dataset = Dataset(run.data_dir, run.dataset)
     start = starting_point(run)
@@ -151,9 +148,8 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable
     lengths = [config.max_iters for config in todo]
     took = duration(sum(lengths) * costs.step)
     if predictable:
-        listed = ", ".join(f"{length:,}" for length in lengths[:-1])
-        each = f"runs of {listed} and {lengths[-1]:,} iterations, about {took} in all, and an evaluation each"
-        print(f"loss pilots: {each}", flush=True)
+        listed = f"{', '.join(f'{length:,}' for length in lengths[:-1])} and {lengths[-1]:,} iterations"
+        print(f"loss pilots: runs of {listed}, about {took} in all, and an evaluation each", flush=True)
     elif todo:
         print(f"loss pilot:  the first {lengths[0]:,} iterations, about {took}, and an evaluation", flush=True)
     for config, length in zip(todo, lengths, strict=True):
@@ -169,9 +165,8 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable
 def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str) -> Forecast:
     """Predict the time, the memory and the loss of the run from the measurements."""
     loss = at_most = None
-    lengths, losses = [pilot.iterations for pilot in done], [pilot.loss for pilot in done]
-    if losses:
-        no_bound = fit.rising(losses)
+    if losses := [pilot.loss for pilot in done]:
+        lengths, no_bound = [pilot.iterations for pilot in done], fit.rising(losses)
         no_loss = no_bound or no_loss or fit.refusal(losses, pilots.ngram_loss(run.config))
         loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
         at_most = losses[-1] if no_loss and not no_bound else None

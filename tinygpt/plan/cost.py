@@ -3,9 +3,7 @@
 It makes WARM_UP + STEPS iterations with two evaluations and their saves, as `tinygpt train` in a process of its own, so
 its start and its peak memory are those of the run. All times are differences of the `seconds` in its metrics.jsonl.
 
-    costs = measure(config, Path("out/.plan-pilots"))
-    costs.step, costs.evaluation              # seconds
-    parts(config, costs)                      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
+    parts(config, measure(config, folder))      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
 """
 
 import dataclasses
@@ -129,7 +127,7 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
 
 
 def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
-    """The costs with the time per iteration of later blocks, which are those of the loss pilots, if there are any."""
+    """The costs with the time per iteration of the loss pilots, if there are any."""
     if not blocks:
         return costs
     step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
@@ -138,11 +136,9 @@ def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
 
 def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
     """The iterations of a run without evaluations but at its start and its end, in blocks of at least these seconds."""
-    entries = [entry for entry in read_metrics(folder) if entry["kind"] == "train" and entry["step"] >= WARM_UP]
+    first, *entries = [e for e in read_metrics(folder) if e["kind"] == "train" and e["step"] >= WARM_UP] or [{}]
     found: list[Block] = []
-    first = entries[0] if entries else None
-    for entry in entries[1:]:
-        assert first is not None
+    for entry in entries:
         if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not found):
             found.append(Block(entry["step"] - first["step"], took))
             first = entry
@@ -156,7 +152,7 @@ def fast_and_slow(costs: Costs) -> tuple[float, float]:
 
 
 def unsteady(costs: Costs) -> bool:
-    """Whether the time per iteration of the pilots varied by more than UNSTEADY."""
+    """Whether the time per iteration varied by more than UNSTEADY."""
     fast, slow = fast_and_slow(costs)
     return slow - fast > UNSTEADY * costs.step
 
@@ -214,8 +210,5 @@ def has_diverged(folder: Path) -> bool:
 
 def diverges(config: TrainConfig, why: str) -> TinyGPTError:
     """Make the error for a pilot that diverged."""
-    return TinyGPTError(
-        f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too",
-        f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters",
-        1,
-    )
+    problem = f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too"
+    return TinyGPTError(problem, f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters", 1)

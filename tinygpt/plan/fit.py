@@ -2,10 +2,10 @@
 
     L(D) = E + A / D^alpha                                                (Hestness et al. 2017; Hoffmann et al. 2022)
 
-D is the number of iterations, E the irreducible loss, A and alpha the height and the steepness of the fall. Three noisy
-pilots determine E, A and alpha only poorly. So all pairs of E and alpha on a grid are weighted by how well they fit the
-pilots, and by a prior on alpha; E lies between 0 and the lowest loss. The prediction is the weighted mean. The prior
-and the noise were chosen on the development runs of docs/SCALING.md, not on the twelve runs that test the predictions.
+D is the number of iterations, E the irreducible loss. Three noisy pilots determine E, A and alpha only poorly. So all
+pairs of E and alpha on a grid are weighted by how well they fit the pilots, and by a prior on alpha; the prediction is
+the weighted mean. The prior and the noise were chosen on the development runs of docs/SCALING.md, not on the twelve
+runs that test the predictions.
 
 The law holds only for a model that has beaten the n-gram baselines. Before that, its loss stays near the bigram
 baseline, and then falls by an amount that the pilots cannot show.
@@ -43,16 +43,12 @@ def refusal(losses: Sequence[float], baseline: float) -> str:
     baseline: the loss of the best n-gram baseline, in nats per token.
     """
     if losses[-1] > baseline:
-        return (
-            f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f}), so most of the "
-            "fall is still to come, and a power law does not hold yet"
-        )
+        late = f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f})"
+        return f"{late}, so most of the fall is still to come, and a power law does not hold yet"
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:
-        return (
-            f"the loss falls faster with each doubling of the length ({100 * first:.0f} %, then {100 * second:.0f} %), "
-            "unlike a power law"
-        )
+        falls = f"({100 * first:.0f} %, then {100 * second:.0f} %)"
+        return f"the loss falls faster with each doubling of the length {falls}, unlike a power law"
     return ""
 
 

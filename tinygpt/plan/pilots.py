@@ -2,14 +2,11 @@
 
 A run cannot be predicted from its own beginning, because the decay of the learning rate lowers the loss towards the
 end. A short run with its own warm-up and decay can be compared with a long one (Hoffmann et al. 2022, appendix B;
-Porian et al. 2024). Its loss is measured on the complete validation split.
+Porian et al. 2024).
 
 If the loss cannot be predicted, whatever the pilots show, the beginning of the run still gives an upper bound, because
 a run keeps the weights of its best evaluation. A short run with a decay gives a bound only if the run makes few passes
 over its data: a long run that overfits before it decays may never reach that loss.
-
-    config = shortened(config, 32, Path("out/.plan-pilots"))
-    pilot = run_pilot(config)                  # Pilot(62, 2.61, [Block(...)])
 """
 
 import contextlib
@@ -48,15 +45,13 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
     if config.max_iters < BEGINNING * SHORTEST:
         return f"the run has fewer than {BEGINNING * SHORTEST} iterations, too few for a pilot"
     if config.init_from != "scratch":
-        return (
-            f"the run starts from trained weights ({config.init_from}), and the power law is for training from scratch"
-        )
+        start = f"the run starts from trained weights ({config.init_from})"
+        return f"{start}, and the power law is for training from scratch"
     if pairs:
         return "the dataset has pairs, and the loss of such a task may fall suddenly, unlike a power law"
-    shortest = config.max_iters // PARTS[0]
-    if shortest < SHORTEST:
+    if (length := config.max_iters // PARTS[0]) < SHORTEST:
         needed = f"it needs {SHORTEST} (max_iters={PARTS[0] * SHORTEST})"
-        return f"the shortest pilot would have {shortest} iterations; {needed}"
+        return f"the shortest pilot would have {length} iterations; {needed}"
     if passes > MOST_PASSES:
         return f"the run makes {passes:.0f} passes over its data; the fit is for at most {MOST_PASSES}"
     return ""
@@ -65,8 +60,8 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
 def ngram_loss(config: TrainConfig) -> float:
     """The loss of the best n-gram baseline on the validation split, in nats per token."""
     dataset = Dataset(config.data_dir, config.dataset)
-    splits = dataset.splits
-    return min(ngram_baselines(splits["train"], splits["val"], dataset.tokenizer.vocab_size).values())
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    return min(ngram_baselines(train, val, dataset.tokenizer.vocab_size).values())
 
 
 def from_json(content: dict[str, Any]) -> Pilot:
@@ -82,8 +77,7 @@ def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list
     empty if that is too short."""
     if predictable:
         return [shortened(config, part, folder) for part in PARTS]
-    length = bounding(config)
-    decay = config.lr_decay_iters or config.max_iters
+    length, decay = bounding(config), config.lr_decay_iters or config.max_iters
     return [pilot(config, length, folder, config.warmup_iters, decay)] if length else []
 
 
