@@ -327,8 +327,8 @@ def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
     """
     shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
-    for name, value in vars(shape).items():
-        kind = type(getattr(GPTConfig, name))
+    for field in dataclasses.fields(shape):
+        name, value, kind = field.name, getattr(shape, field.name), type(field.default)
         right_type = type(value) in ((int, float) if kind is float else (kind,))
         if right_type and (kind is not str or value in typing.get_args(known[name].type)):
             continue

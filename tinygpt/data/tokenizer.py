@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.data.corpora import BYTES, gpt2_encoding
 from tinygpt.errors import TinyGPTError, library
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
@@ -186,6 +185,8 @@ class GPT2Tokenizer(BaseTokenizer):
     cut_before = " \n"
 
     def __init__(self) -> None:
+        from tinygpt.data.corpora import gpt2_encoding
+
         self._encoding = gpt2_encoding()
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
@@ -211,6 +212,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     def __init__(self, text: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
         """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
+        from tinygpt.data.corpora import BYTES
+
         self._encoding = from_json(text)
         self._encoding.no_padding()
         self._encoding.no_truncation()
@@ -231,7 +234,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
             self.stop = pair["end"]
         self._encoding.encode_special_tokens = True
         spec = json.loads(text)
-        self.byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
+        self.bytes = BYTES if (spec.get("decoder") or {}).get("type") == "ByteLevel" else {}
         self.cut_before = " " if splits_at_spaces(spec, added) else ""
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
@@ -266,15 +269,15 @@ class HuggingFaceTokenizer(BaseTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids]
-        if self.byte_level:
+        if self.bytes:
             return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
         return str(self._encoding.decode(ids, skip_special_tokens=False))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, for streaming; a padded row of the embedding has none."""
         text = self._tokens.get(token, "")
-        if self.byte_level and text not in self._added and BYTES.keys() >= set(text):
-            return bytes(BYTES[character] for character in text)
+        if text not in self._added and self.bytes.keys() >= set(text):
+            return bytes(self.bytes[character] for character in text)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
             return bytes.fromhex(byte[1])
         return text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
