@@ -148,6 +148,7 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("LlamaForCausalLM", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
     ("LlamaForCausalLM", {"attention_bias": True, "rms_norm_eps": 0.1}),
     ("LlamaForCausalLM", {"mlp_bias": True}),
+    ("LlamaForCausalLM", {"sliding_window": 128}),  # which this class does not read
     ("Qwen3ForCausalLM", {}),
     ("Qwen3ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
     ("ArceeForCausalLM", {}),

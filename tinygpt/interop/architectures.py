@@ -19,6 +19,7 @@ Sources: the modeling_*.py of transformers, whose classes and keys these are.
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from tinygpt.options import GPTConfig
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 Options = dict[str, set[Any]]  # field of GPTConfig: values of it
+Check = Callable[[Any, GPTConfig], bool]  # whether the GPT can express this value of a key of config.json
 LARGEST = 1 << 20  # of any size in a config.json, so that no size overflows; contexts of a million tokens exist
 
 
@@ -64,6 +66,7 @@ class StockClass:
     options: tuple[Options, ...]
     keys: dict[str, str]  # field of GPTConfig: key of config.json
     layers: dict[str, str]  # layer of GPT: the layers whose rows it stacks; N is the block's number
+    checked: dict[str, Check]  # further keys that change the function, if they are present
     biases: dict[str, str] = dataclasses.field(default_factory=dict)  # part of a block: key that gives it biases
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys with one value that a GPT can express
     missing: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the class takes for a key that is absent
@@ -88,9 +91,13 @@ LEARNED: Options = {"position": {"learned"}, "norm": {"layernorm"}, "bias": {Fal
 ROPE: Options = {"position": {"rope"}, "norm": {"layernorm", "rmsnorm"}, "bias": {False}}
 ROPE_BIAS: Options = ROPE | {"norm": {"rmsnorm"}, "bias": {True}}  # the RMSNorm of a centred input has no bias
 QK_NORM: Options = {"qk_norm": {True}}
-GPT2_KEYS = {name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-GPT2_KEYS |= {"block_size": "n_positions", "mlp_width": "n_inner", "norm_eps": "layer_norm_epsilon"}
-GPT2_KEYS |= {"activation": "activation_function"}
+GPT2_KEYS = {
+    **{name: name for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+    "block_size": "n_positions",
+    "mlp_width": "n_inner",
+    "norm_eps": "layer_norm_epsilon",
+    "activation": "activation_function",
+}
 LLAMA_KEYS = {
     "vocab_size": "vocab_size",
     "block_size": "max_position_embeddings",
@@ -103,9 +110,8 @@ LLAMA_KEYS = {
     "activation": "hidden_act",
 }
 HERE, THERE = "transformer.h.N", "model.layers.N"
-GPT2_LAYERS = {name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")}
-GPT2_LAYERS |= {f"{HERE}.{part}": f"{HERE}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj")}
-GPT2_LAYERS |= {f"{HERE}.{part}": f"{HERE}.{part}" for part in ("ln_2", "mlp.c_fc", "mlp.c_proj")}
+BLOCK = [f"{HERE}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")]
+GPT2_LAYERS = {name: name for name in ("transformer.wte", "transformer.wpe", *BLOCK, "transformer.ln_f", "lm_head")}
 ARCEE_LAYERS = {
     "transformer.wte": "model.embed_tokens",
     f"{HERE}.ln_1": f"{THERE}.input_layernorm",
@@ -124,12 +130,33 @@ ATTENTION_BIAS = {"attn": "attention_bias"}
 BOTH_BIASES = ATTENTION_BIAS | {"mlp": "mlp_bias"}
 LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 
+
+ROPE_VALUES = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+
+
+def _plain_rope(value: Any, config: GPTConfig) -> bool:
+    return isinstance(value, dict) and all(key == "rope_theta" or value[key] == ROPE_VALUES.get(key) for key in value)
+
+
+NOT_QUANTISED: dict[str, Check] = {"quantization_config": lambda value, _: value is None}
+PLAIN_ROPE: dict[str, Check] = NOT_QUANTISED | {
+    "rope_parameters": _plain_rope,
+    "rope_scaling": _plain_rope,
+    "partial_rotary_factor": lambda value, _: value == 1,
+    "head_dim": lambda value, config: not value or value == config.head_dim,
+    "layer_types": lambda value, config: not value or value == ["full_attention"] * config.n_layer,
+}
+NO_WINDOW: dict[str, Check] = {  # or one that is wider than the context
+    "sliding_window": lambda value, config: value is None or (isinstance(value, int) and value >= config.block_size)
+}
+
 STOCK = {
     "GPT2LMHeadModel": StockClass(
         model_type="gpt2",
         options=(LEARNED | UNGATED,),
         keys=GPT2_KEYS,
         layers=GPT2_LAYERS,
+        checked=NOT_QUANTISED,
         fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         missing={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
     ),
@@ -138,6 +165,7 @@ STOCK = {
         options=(ROPE | SWIGLU, ROPE_BIAS | SWIGLU),
         keys=LLAMA_KEYS,
         layers=LLAMA_LAYERS,
+        checked=PLAIN_ROPE,
         biases=BOTH_BIASES,
         missing=LLAMA_MISSING,
     ),
@@ -146,6 +174,7 @@ STOCK = {
         options=(ROPE | SWIGLU | QK_NORM,),
         keys=LLAMA_KEYS,
         layers=LLAMA_LAYERS | QK_NORMS,
+        checked=PLAIN_ROPE,
         biases=ATTENTION_BIAS,
         fixed={"use_sliding_window": False},
         missing={**LLAMA_MISSING, "head_dim": 128},
@@ -155,6 +184,7 @@ STOCK = {
         options=(ROPE | UNGATED, ROPE_BIAS | UNGATED),
         keys=LLAMA_KEYS,
         layers=ARCEE_LAYERS,
+        checked=PLAIN_ROPE,
         biases=BOTH_BIASES,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
     ),
@@ -163,6 +193,7 @@ STOCK = {
         options=(ROPE | UNGATED | QK_NORM,),
         keys=LLAMA_KEYS,
         layers=ARCEE_LAYERS | APERTUS_NORMS | QK_NORMS,
+        checked=PLAIN_ROPE,
         biases=ATTENTION_BIAS,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
     ),
@@ -171,6 +202,7 @@ STOCK = {
         options=(ROPE | SWIGLU,),
         keys=LLAMA_KEYS,
         layers=LLAMA_LAYERS,
+        checked=PLAIN_ROPE | NO_WINDOW,
         missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
 }
@@ -218,7 +250,7 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
     """
     name = stock_name(config)
     row, tied = STOCK[name], config.tie_weights and not centred(config)
-    converted: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for full, weight in weights.items():
         layer, _, kind = full.rpartition(".")
         weight = weight.float()
@@ -226,14 +258,14 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
             continue
         if layer == "transformer.wte" and centred(config):
             weight = weight - weight.mean(1, keepdim=True)
-        parts = split_rows(row, config, layer, outward(config, layer, weight))
-        converted |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
+        parts = split_rows(row, config, layer, converted(config, layer, weight))
+        result |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
         if row.learned and not config.bias and _has_bias(row, layer, {}):
-            converted[f"{layer}.bias"] = torch.zeros(len(weight))
+            result[f"{layer}.bias"] = torch.zeros(len(weight))
     if config.qk_norm and not config.qk_norm_weights:
         for block in range(config.n_layer):
-            converted |= {f"model.layers.{block}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
-    return Stock(_stock_config(name, config, tied), converted)
+            result |= {f"model.layers.{block}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
+    return Stock(_stock_config(name, config, tied), result)
 
 
 def _stock_config(name: str, config: GPTConfig, tied: bool) -> dict[str, Any]:
@@ -261,25 +293,16 @@ def centred(config: GPTConfig) -> bool:
     return config.norm == "layernorm" and config.position != "learned"
 
 
-def outward(config: GPTConfig, layer: str, outputs: Tensor) -> Tensor:
-    """Change the outputs of a layer of a GPT as the stock class needs them.
+def converted(config: GPTConfig, layer: str, outputs: Tensor, inverse: bool = False) -> Tensor:
+    """Change the outputs of a layer of a GPT as the stock class needs them; `inverse`: undo it, except for centring.
 
     outputs: (out, ...), a weight, a bias, or the B of an adapter.
     """
     if centred(config) and layer.endswith(".c_proj"):
         return outputs - outputs.mean(0)
-    return _scaled(config, layer, outputs, (config.norm_eps / QK_EPS) ** 0.5)
-
-
-def inward(config: GPTConfig, layer: str, outputs: Tensor) -> Tensor:
-    """Undo `outward`, except for centring, which changes nothing in a model with RMSNorm."""
-    return _scaled(config, layer, outputs, (QK_EPS / config.norm_eps) ** 0.5)
-
-
-def _scaled(config: GPTConfig, layer: str, outputs: Tensor, scale: float) -> Tensor:
-    """Multiply the outputs that are queries and keys by `scale`, if they are normalised afterwards."""
     if not (config.qk_norm and layer.endswith(".c_attn")):
         return outputs
+    scale = (QK_EPS / config.norm_eps if inverse else config.norm_eps / QK_EPS) ** 0.5
     normalised = (config.n_head + config.kv_heads) * config.head_dim
     return torch.cat((outputs[:normalised] * scale, outputs[normalised:]))
 
@@ -318,8 +341,8 @@ def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
 def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Convert a model of a stock class to a GPT.
 
-    Nothing is allocated before config and tensors are known to agree. Errors: TinyGPTError for a config.json that
-    a GPT cannot express, and for a tensor that is missing, superfluous or of another shape.
+    Nothing is allocated before a tensor's shape is known to agree with config.json. Errors: TinyGPTError for a
+    config.json that a GPT cannot express, and for a tensor that is missing, superfluous or of another shape.
     """
     row = _row(stock.config)
     config = _gpt_config(row, stock.config)
@@ -327,39 +350,28 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     blocks = {name.split(".")[2] for name in found if re.match(r"\w+\.\w+\.\d+\.", name)}
     if len(blocks) != config.n_layer:  # before the shapes of a model of absurd depth are computed
         raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
-    shapes = shapes_of(config)
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
     head = found.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and embeddings in found and not torch.equal(head, found[embeddings]):
         raise _unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
-    taken: dict[str, list[Tensor]] = {}
+    shapes, weights = shapes_of(config), dict[str, Tensor]()
     for name, shape in shapes.items():
         layer, _, kind = name.rpartition(".")
-        if layer == "lm_head" and config.tie_weights:
+        if (layer == "lm_head" and config.tie_weights) or (kind == "bias" and not _has_bias(row, layer, stock.config)):
             continue
-        if kind == "weight" or _has_bias(row, layer, stock.config):
-            described = split_rows(row, config, layer, torch.empty(shape, device="meta"))
-            taken[name] = [
-                _take(found, f"{part}.{kind}", _turned(row, layer, rows)) for part, rows in described.items()
-            ]
+        parts = []
+        for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
+            wanted, expected = f"{part}.{kind}", tuple(_turned(row, layer, rows).shape)
+            if wanted not in found:
+                raise _unusable(f"the weights lack the tensor {wanted}")
+            if (actual := tuple(found[wanted].shape)) != expected:
+                raise _unusable(f"the shape of the tensor {wanted} is {actual}, but config.json requires {expected}")
+            parts.append(_turned(row, layer, found.pop(wanted)))
+        weights[name] = converted(config, layer, torch.cat(parts), inverse=True)
     if found:
-        raise _unusable(
-            f"the weights have a tensor that {stock.config['architectures'][0]} lacks: {shown(next(iter(found)))}"
-        )
-    weights = {
-        name: inward(config, name.rpartition(".")[0], torch.cat([_turned(row, name, part) for part in parts]))
-        for name, parts in taken.items()
-    }
+        kind = stock.config["architectures"][0]
+        raise _unusable(f"the weights have a tensor that {kind} lacks: {shown(next(iter(found)))}")
     return _simplified(config, shapes, weights)
-
-
-def _take(found: dict[str, Tensor], name: str, described: Tensor) -> Tensor:
-    if name not in found:
-        raise _unusable(f"the weights lack the tensor {name}")
-    if found[name].shape != described.shape:
-        shapes = f"{tuple(found[name].shape)}, but config.json requires {tuple(described.shape)}"
-        raise _unusable(f"the shape of the tensor {name} is {shapes}")
-    return found.pop(name)
 
 
 def _simplified(
@@ -370,16 +382,15 @@ def _simplified(
     If only some layers have biases, the others get zeros, since a GPT has biases everywhere or nowhere.
     """
     biases = [name for name in shapes if name.endswith(".bias")]
-    if any(weights[name].any() for name in biases if name in weights):
-        weights |= {name: torch.zeros(shapes[name]) for name in biases if name not in weights}
-    else:
-        config = dataclasses.replace(config, bias=False)
     norms = [name for name in shapes if name.endswith(("q_norm.weight", "k_norm.weight"))]
-    if all(weights[name].eq(1).all() for name in norms):
-        config = dataclasses.replace(config, qk_norm_weights=False)
+    has_bias = any(weights[name].any() for name in biases if name in weights)
+    has_norms = not all(weights[name].eq(1).all() for name in norms)
+    for name in biases:
+        weights.setdefault(name, torch.zeros(shapes[name]))
     if config.tie_weights:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    dropped = {*(biases if not config.bias else ()), *(norms if not config.qk_norm_weights else ())}
+    dropped = {*([] if has_bias else biases), *([] if has_norms else norms)}
+    config = dataclasses.replace(config, bias=has_bias, qk_norm_weights=has_norms)
     return config, {name: weight for name, weight in weights.items() if name not in dropped}
 
 
@@ -412,23 +423,22 @@ def _row(config: dict[str, Any]) -> StockClass:
 
 def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     """Translate a config.json. Errors: TinyGPTError for any field that changes the function and that a GPT lacks."""
-    values, keys = {**row.missing, **config}, row.keys
-    for key, only in {**row.fixed, "quantization_config": None}.items():
-        if values.get(key, only) != only:
-            raise _unusable(f"config.json: {key} is {shown(values[key])}, which a GPT of tinygpt cannot express")
-    sizes: dict[str, Any] = {
-        name: size(values, keys[name]) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-    }
-    if sizes["vocab_size"] > MAX_SYMBOLS:
+    values, keys, rope = {**row.missing, **config}, row.keys, dict[str, Any]()
+    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
+        values[key] = values.get(key) or row.missing.get(key) or {}
+        rope |= values[key] if isinstance(values[key], dict) else {}
+    rope.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
+    vocabulary, width, heads = (size(values, keys[field]) for field in ("vocab_size", "n_embd", "n_head"))
+    if vocabulary > MAX_SYMBOLS:
         raise TinyGPTError(
-            f"config.json: vocab_size is {sizes['vocab_size']:,}, above the {MAX_SYMBOLS:,} that fit: "
+            f"config.json: vocab_size is {vocabulary:,}, above the {MAX_SYMBOLS:,} that fit: "
             "tinygpt stores token ids as uint16",
             "choose a model with a smaller vocabulary, for example GPT-2 or SmolLM2",
         )
-    kv_heads = size(values, keys["n_kv_head"], sizes["n_head"]) if "n_kv_head" in keys else sizes["n_head"]
-    for key, whole, part in (("n_head", sizes["n_embd"], sizes["n_head"]), ("n_kv_head", sizes["n_head"], kv_heads)):
+    kv_heads = size(values, keys["n_kv_head"], heads) if "n_kv_head" in keys else heads
+    for field, whole, part in (("n_head", width, heads), ("n_kv_head", heads, kv_heads)):
         if whole % part:
-            raise _unusable(f"config.json: {keys[key]} is {part}, which does not divide {whole}")
+            raise _unusable(f"config.json: {keys[field]} is {part}, which does not divide {whole}")
     act = values.get(keys["activation"])
     activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
     if activation not in row.options[0]["activation"]:
@@ -437,9 +447,13 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         )
     flags = {key: _flag(values, key) for key in (*row.biases.values(), "tie_word_embeddings")}
     result = GPTConfig(
-        **sizes,
-        n_kv_head=kv_heads if kv_heads != sizes["n_head"] else 0,
-        mlp_width=size(values, keys["mlp_width"], 4 * sizes["n_embd"] if row.learned else None),
+        block_size=size(values, keys["block_size"]),
+        vocab_size=vocabulary,
+        n_layer=size(values, keys["n_layer"]),
+        n_head=heads,
+        n_embd=width,
+        n_kv_head=kv_heads if kv_heads != heads else 0,
+        mlp_width=size(values, keys["mlp_width"], 4 * width if row.learned else None),
         bias=row.learned or any(flags[key] for key in row.biases.values()),
         norm="layernorm" if row.learned else "rmsnorm",
         position="learned" if row.learned else "rope",
@@ -448,53 +462,32 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         qk_norm_weights="qk_norm" in row.options[0],
         tie_weights=flags["tie_word_embeddings"],
         norm_eps=number(values, keys["norm_eps"], 1e-12, 1.0),
+        rope_base=number(rope, "rope_theta", 1.0, 1e12),
     )
-    return result if row.learned else dataclasses.replace(result, rope_base=_rope_base(row, values, result))
+    refused = [key for key, only in row.fixed.items() if values.get(key, only) != only]
+    refused += [key for key, fits in row.checked.items() if key in values and not fits(values[key], result)]
+    for key in refused:
+        raise _unusable(f"config.json: {key} is {shown(values[key])}, which a GPT of tinygpt cannot express")
+    if not row.learned and result.head_dim % 2:
+        raise _unusable(f"config.json: head_dim is {result.head_dim}, but RoPE rotates pairs of channels")
+    return result
 
 
-def _rope_base(row: StockClass, values: dict[str, Any], config: GPTConfig) -> float:
-    """Return the base of RoPE; refuse whatever else changes positions, heads or the window of attention."""
-    rope: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
-        part = values.get(key) or row.missing.get(key) or {}
-        if not isinstance(part, dict) or part.get("rope_type", part.get("type", "default")) != "default":
-            raise _unusable(f"config.json: {key} is {shown(part)}, which a GPT of tinygpt cannot express")
-        rope |= part
-    window, kinds = values.get("sliding_window"), values.get("layer_types") or []
-    unusual = {
-        **{key: value for key, value in rope.items() if key not in ("rope_type", "type", "rope_theta")},
-        "partial_rotary_factor": rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)),
-        "head_dim": values.get("head_dim") or config.head_dim,
-        "layer_types": "full_attention" if kinds == ["full_attention"] * config.n_layer else kinds or "full_attention",
-        "sliding_window": window if "sliding_window" in row.missing else None,
-    }
-    usual = {"partial_rotary_factor": 1, "head_dim": config.head_dim, "layer_types": "full_attention"}
-    if isinstance(window, int) and window >= config.block_size:  # wider than the context: no window
-        usual["sliding_window"] = window
-    for key, value in unusual.items():
-        if value != usual.get(key):
-            raise _unusable(f"config.json: {key} is {shown(value)}, which a GPT of tinygpt cannot express")
-    if config.head_dim % 2:
-        raise _unusable(f"config.json: head_dim is {config.head_dim}, but RoPE rotates pairs of channels")
-    base = {"rope_theta": 10000.0, **({"rope_theta": values["rope_theta"]} if values.get("rope_theta") else {}), **rope}
-    return number(base, "rope_theta", 1.0, 1e12)
-
-
-def number(values: dict[str, Any], key: str, low: float, high: float, where: object = "config.json") -> float:
+def number(
+    values: dict[str, Any], key: str, low: float, high: float, where: object = "config.json", whole: bool = False
+) -> float:
     """Take a number from the content of the file `where`. Errors: TinyGPTError unless it is from `low` to `high`."""
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise _unusable(f"{where}: {key} is {shown(value)}, not a number from {low:g} to {high:g}")
-    return float(value)
+    value, types = values.get(key), (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
+        limits = f"a whole number from {low:,} to {high:,}" if whole else f"a number from {low:g} to {high:g}"
+        raise _unusable(f"{where}: {key} is {shown(value)}, not {limits}")
+    return value if whole else float(value)
 
 
 def size(values: dict[str, Any], key: str, default: int | None = None, where: object = "config.json") -> int:
-    """Take a size from the content of the file `where`. Errors: TinyGPTError unless it is from 1 to LARGEST."""
-    value = values.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise _unusable(f"{where}: {key} is {shown(value)}, not a whole number from 1 to {LARGEST:,}")
-    return value
+    """Take a size, a whole number from 1 to LARGEST; errors as in `number`."""
+    found = default if values.get(key) is None else values[key]
+    return int(number({key: found}, key, 1, LARGEST, where, whole=True))
 
 
 def _flag(values: dict[str, Any], key: str) -> bool:

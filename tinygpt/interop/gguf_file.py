@@ -92,7 +92,7 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
 
 # ---- reading ------------------------------------------------------------------------------------------------------
 
-HINT = "download or export it again"
+HINT, ANOTHER = "download or export it again", "import another model"
 MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
 
 
@@ -103,26 +103,33 @@ def read_file(path: Path) -> Pretrained:
     quantisation that gguf cannot read, and for a tokenizer that is not byte-level BPE.
     """
     reader = _open(path)
+    with _refusing(path):
+        header = {key: field.contents() for key, field in reader.fields.items()}
 
     def value(key: str, kind: type, default: Any = None) -> Any:
-        return _value(path, reader, key, kind, default)
+        found = header.get(key, default)
+        if found is None:
+            raise TinyGPTError(f"{path}: its header lacks {key}", HINT)
+        if kind is float and isinstance(found, float):
+            found = float(str(np.float32(found)))  # 1e-05, not 9.999999747378752e-06
+        if type(found) is not kind:
+            raise TinyGPTError(f"{path}: {key} is {str(found)[:40]!r}, not of the type {kind.__name__}", HINT)
+        return found
 
     kind = value("general.architecture", str)
     if kind not in ACTIVATIONS:
-        raise TinyGPTError(
-            f"{path}: has the architecture {kind!r}; tinygpt reads only {', '.join(ACTIVATIONS)}",
-            "import another model",
-        )
+        what = f"has the architecture {kind!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
+        raise TinyGPTError(f"{path}: {what}", ANOTHER)
     if (parts := value("split.count", int, 1)) > 1:
         raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
-    config = _config(path, reader, kind, value)
+    config = _config(path, header, value, kind, len(reader.tensors))
     names = _names(kind, config[_keys(kind)["block_count"]])
     weights = {}
     for tensor in progress(reader.tensors, desc="reading", unit="tensor"):
         shown = escaped(tensor.name)[:60]
         if tensor.name not in names:
             reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
-            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", "import another model")
+            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", ANOTHER)
         name = names[tensor.name]
         try:
             with _refusing(path):
@@ -139,22 +146,16 @@ def read_file(path: Path) -> Pretrained:
     embedding, head = next(iter(names.values())), "lm_head.weight"
     if embedding not in weights:
         raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
-    config |= {"vocab_size": len(weights[embedding]), "tie_word_embeddings": head not in weights}
-    config |= {
-        key: any(f"{part}." in name and name.endswith("_proj.bias") for name in weights)
-        for part, key in _row(kind).biases.items()
-    }
-    if (said := value(f"{kind}.vocab_size", int, config["vocab_size"])) != config["vocab_size"]:
-        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has {config['vocab_size']} rows", HINT)
-    text, eos, bos = _read_tokenizer(path, value, config["vocab_size"])
+    vocab_size = len(weights[embedding])
+    if (said := value(f"{kind}.vocab_size", int, vocab_size)) != vocab_size:
+        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has {vocab_size} rows", HINT)
+    biased = [name for name in weights if name.endswith("_proj.bias")]
+    config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(kind).biases.items()}
+    text, eos, bos = _read_tokenizer(path, value, vocab_size)
+    config |= {"vocab_size": vocab_size, "tie_word_embeddings": head not in weights}
     config |= {"eos_token_id": eos, "bos_token_id": bos}
-    tokens = value("tokenizer.ggml.tokens", list)
-    return Pretrained(
-        Stock(config, weights),
-        tokenizer_json=text,
-        eos="" if eos is None else tokens[eos],
-        chat_template=value("tokenizer.chat_template", str, ""),
-    )
+    end = "" if eos is None else header["tokenizer.ggml.tokens"][eos]
+    return Pretrained(Stock(config, weights), text, end, value("tokenizer.chat_template", str, ""))
 
 
 def _open(path: Path) -> Any:
@@ -206,53 +207,38 @@ def _refusing(path: Path) -> Iterator[None]:
         raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", HINT) from None
 
 
-def _value(path: Path, reader: Any, key: str, kind: type, default: Any) -> Any:
-    """The value of a key of the header. Errors: TinyGPTError for another type, or if it is missing without default."""
-    field = reader.get_field(key)
-    if field is None:
-        if default is None:
-            raise TinyGPTError(f"{path}: its header lacks {key}", HINT)
-        return default
-    with _refusing(path):
-        value = field.contents()
-    if kind is float and isinstance(value, float):
-        value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
-    if type(value) is not kind:
-        raise TinyGPTError(f"{path}: {key} is {str(value)[:40]!r}, not of the type {kind.__name__}", HINT)
-    return value
-
-
-def _config(path: Path, reader: Any, kind: str, value: Callable[..., Any]) -> dict[str, Any]:
+def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind: str, tensors: int) -> dict[str, Any]:
     """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
-    keys = _keys(kind)
-    for key in reader.fields:
-        name = key.removeprefix(f"{kind}.")
-        if name == key or name in {*keys, *DERIVED}:
-            continue
-        with _refusing(path):
-            found = reader.fields[key].contents()
-        if found not in NEUTRAL:
+    keys, row = _keys(kind), _row(kind)
+    for key, found in header.items():
+        if (
+            key.startswith(f"{kind}.")
+            and key.removeprefix(f"{kind}.") not in {*keys, *DERIVED}
+            and found not in NEUTRAL
+        ):
             shown = escaped(f"{key} = {str(found)[:40]}")[:100]
-            raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", "import another model")
+            raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
     if not 0 < heads <= width:
         raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
-    if not 0 < value(f"{kind}.block_count", int) <= len(reader.tensors):
-        raise TinyGPTError(f"{path}: block_count does not fit its {len(reader.tensors)} tensors", HINT)
+    if not 0 < value(f"{kind}.block_count", int) <= tensors:
+        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", HINT)
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
-    name, row = next((name, row) for name, row in STOCK.items() if row.model_type == kind)
-    config: dict[str, Any] = {"architectures": [name], "model_type": kind}
-    config |= {
-        name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key)) for key, name in keys.items()
+    config: dict[str, Any] = {
+        "architectures": [next(name for name, one in STOCK.items() if one is row)],
+        "model_type": kind,
+        **{
+            name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key))
+            for key, name in keys.items()
+        },
+        row.keys["activation"]: ACTIVATIONS[kind][0],
     }
-    config[row.keys["activation"]] = ACTIVATIONS[kind][0]
     if row.learned:
         return config
     for key in ("rope.dimension_count", "attention.value_length"):
         if (size := value(f"{kind}.{key}", int, config["head_dim"])) != config["head_dim"]:
-            raise TinyGPTError(
-                f"{path}: {kind}.{key} is {size}, but a head has {config['head_dim']} channels", "import another model"
-            )
+            what = f"{kind}.{key} is {size}, but a head has {config['head_dim']} channels"
+            raise TinyGPTError(f"{path}: {what}", ANOTHER)
     if config["num_key_value_heads"] < 1:
         raise TinyGPTError(f"{path}: has no attention heads for keys and values", HINT)
     return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
@@ -268,8 +254,6 @@ DEFAULT = (
     r"\p{N}+",
     r"[0-9][0-9][0-9]",
 )
-
-
 PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cuts a text before the merges
     "gpt-2": [GPT2_SPLIT],
     "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT],
@@ -344,18 +328,15 @@ def _characters(tokens: list[str], types: list[int]) -> list[str]:
 
     Its merges only join the bytes of a character, and pass through strings that are not tokens.
     """
+    used = [(token, type_) for token, type_ in zip(tokens, types, strict=True) if type_ != UNUSED]
     symbols = []
-    for token, type_ in zip(tokens, types, strict=True):
-        if type_ == UNUSED:
-            continue
+    for token, type_ in used:
         if type_ == NORMAL and BYTES.keys() >= set(token):
-            symbols.append(bytes(BYTES[character] for character in token).decode("utf-8", "replace"))
-        else:
-            symbols.append(token)
-        if len(symbols[-1]) != 1 and (type_ == NORMAL or token not in SPECIAL):
+            token = bytes(BYTES[character] for character in token).decode("utf-8", "replace")
+        if len(token) != 1 and (type_ == NORMAL or token not in SPECIAL):
             return []
-    padded = types[: len(symbols)].count(UNUSED)
-    return symbols if not padded and len(set(symbols)) == len(symbols) else []
+        symbols.append(token)
+    return symbols if UNUSED not in types[: len(used)] and len(set(symbols)) == len(symbols) else []
 
 
 def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[str, Any]:
@@ -501,13 +482,12 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     writer = gguf.GGUFWriter(None, kind)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    sizes = _sizes(config)
     for key, name in _keys(kind).items():
-        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{kind}.{key}", sizes[name])
+        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{kind}.{key}", config[name])
     writer.add_vocab_size(config["vocab_size"])
     if not _row(kind).learned:
-        writer.add_rope_dimension_count(sizes["head_dim"])
-        writer.add_value_length(sizes["head_dim"])
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     _write_tokenizer(writer, tokenizer, config["vocab_size"])
 
     for array, target, type_ in plan.values():
@@ -533,16 +513,6 @@ def dequantised(stock: Stock, quantisation: str) -> Stock:
     return Stock({**stock.config, _row(kind).keys["activation"]: ACTIVATIONS[kind][0]}, weights)
 
 
-def _sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the sizes that it may leave to the class."""
-    if _row(config["model_type"]).learned:
-        return config | {"n_inner": config.get("n_inner") or 4 * config["n_embd"]}
-    rope = config.get("rope_parameters") or {}
-    heads = config["num_attention_heads"]
-    defaults = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads, "rope_theta": 10000.0}
-    return defaults | rope | {key: value for key, value in config.items() if value is not None}
-
-
 def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
     """What a config.json has that no key and no tensor of GGUF expresses: `option=value`, under tinygpt's names."""
     written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *row.fixed, *IMPLIED}
@@ -563,13 +533,13 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     row, problem = _row(kind), ""
     if kind not in ACTIVATIONS:
         problem = f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model"
-    elif (activation := config.get(row.keys["activation"], ACTIVATIONS[kind][0])) not in ACTIVATIONS[kind]:
+    elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[kind]:
         problem = f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}"
     elif lacking := _unwritten(config, row):
         problem = f"llama.cpp's architecture {kind} lacks {' and '.join(lacking)}, which this model has"
     if problem:
         raise TinyGPTError(problem, "export with --format hf, or train with configs/portable.yaml")
-    names = {name: target for target, name in _names(kind, _sizes(config)[_keys(kind)["block_count"]]).items()}
+    names = {name: target for target, name in _names(kind, config[_keys(kind)["block_count"]]).items()}
     plan = {}
     for name, tensor in stock.weights.items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
@@ -580,7 +550,7 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
         if array.ndim == 1 or name == "transformer.wpe.weight":
             type_ = "F32"
         if type_.startswith("Q") and (columns := array.shape[-1]) % 32:
-            option = "n_embd" if columns == config.get("n_embd", config.get("hidden_size")) else "mlp_width"
+            option = "n_embd" if columns == config[row.keys["n_embd"]] else "mlp_width"
             raise TinyGPTError(
                 f"{quantisation} stores rows in blocks of 32 values, and {option}={columns} is not a multiple of 32",
                 f"export as f16, or train with another {option} (configs/portable.yaml has mlp_width: 352)",

@@ -74,13 +74,11 @@ def read_folder(path: Path) -> Pretrained:
     Errors: TinyGPTError for a file that is missing or damaged, and for a model that tinygpt's GPT cannot express.
     """
     config = read_json(path / "config.json", "give a folder with config.json and model.safetensors")
-    stock = Stock(config, {})
     text = _text(path / TOKENIZER, "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)")
     tokenizer = load_tokenizer(text, path / TOKENIZER)
     settings = _optional(path / "tokenizer_config.json")
     eos = _eos(tokenizer, settings, _optional(path / "generation_config.json"), config)
-    stock.weights = _weights(path)
-    return Pretrained(stock, text, eos, _chat_template(path, settings))
+    return Pretrained(Stock(config, _weights(path)), text, eos, _chat_template(path, settings))
 
 
 def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
@@ -192,11 +190,8 @@ def write_folder(
     stock = to_stock(model.config, model.state_dict())
     files = tokenizer_files(tokenizer, model.config.block_size)
     settings = json.loads(files["tokenizer_config.json"])
-    eos = (
-        load_tokenizer(files[TOKENIZER], TOKENIZER).token_to_id(settings["eos_token"])
-        if "eos_token" in settings
-        else None
-    )
+    eos = settings.get("eos_token")
+    eos = None if eos is None else load_tokenizer(files[TOKENIZER], TOKENIZER).token_to_id(eos)
     require_own(out, {*WRITTEN, beside})
     try:
         out.mkdir(parents=True, exist_ok=True)

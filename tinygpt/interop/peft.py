@@ -3,7 +3,7 @@
 Both sides compute W x + (alpha / rank) B A x, but PEFT adapts the layers of a stock class. A fused layer of a GPT
 (c_attn, SwiGLU's c_fc) is several of them. Going out, they share A and split the rows of B. Coming in, their A are
 stacked and their B become the blocks of a block-diagonal matrix, and all layers are padded with zeros to one rank.
-`outward` and `inward` change B as they change the weights.
+`converted` changes B as it changes the weights.
 
 PEFT's adapters have no rows for new tokens, so the exported base already contains them.
 
@@ -27,9 +27,8 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import (
     STOCK,
     centred,
-    inward,
+    converted,
     number,
-    outward,
     shapes_of,
     shown,
     size,
@@ -69,7 +68,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     for name, a in run.model.items():
         layer, _, kind = name.rpartition(".")
         if kind == "lora_A":
-            outputs = outward(config, layer, run.model[f"{layer}.lora_B"].float())
+            outputs = converted(config, layer, run.model[f"{layer}.lora_B"].float())
             for part, b in split_rows(row, config, layer, outputs).items():
                 weights[f"base_model.model.{part}.lora_A.weight"] = a.float().clone()  # safetensors shares no memory
                 weights[f"base_model.model.{part}.lora_B.weight"] = b.contiguous()
@@ -168,8 +167,8 @@ def _layer(
     if not any(map(len, a_parts)):
         return None
     if all(torch.equal(a, a_parts[0]) for a in a_parts):  # as write_adapter writes them
-        return a_parts[0], inward(config, layer, torch.cat(b_parts))
-    return torch.cat(a_parts), inward(config, layer, torch.block_diag(*b_parts))
+        return a_parts[0], converted(config, layer, torch.cat(b_parts), inverse=True)
+    return torch.cat(a_parts), converted(config, layer, torch.block_diag(*b_parts), inverse=True)
 
 
 def _rank(state: dict[str, Tensor]) -> int:
