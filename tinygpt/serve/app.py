@@ -9,9 +9,10 @@ protection, is in http.py.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,24 +25,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tinygpt.data.prompts import encode_prompt
-from tinygpt.errors import TinyGPTError
+from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
-from tinygpt.serve.engine import (
-    TIMED_OUT,
-    Engine,
-    Event,
-    Failed,
-    Piece,
-    Prompt,
-    QueueFull,
-    Served,
-    Settings,
-    Task,
-    Token,
-)
+from tinygpt.serve.engine import TIMED_OUT, Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
 from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, page, read_json, refused
-from tinygpt.serve.protocol import DOCUMENTS, ApiError
+from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing
 
 MAX_PROMPTS = 128  # of a request
 LONG = 10_000  # characters that take more than some milliseconds to encode
@@ -50,6 +39,9 @@ POLL = 0.5  # seconds between checks that the client of a request without a stre
 GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
 CLIENT_LEFT = Failed("the client has left", "")
 STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # HTTP status of each error code of the engine
+
+Body = dict[str, Any]  # of a request or a response, or a part of one
+Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the number of its choice
 
 
 @dataclasses.dataclass
@@ -65,34 +57,25 @@ class Documents:
     """Answers from an index, one at a time, in one thread of their own. The index is opened in this thread, because a
     connection to SQLite works only in the thread that opened it."""
 
-    def __init__(
-        self, make: Callable[[], AbstractContextManager[Callable[[str], dict[str, Any]]]], max_queue: int
-    ) -> None:
-        self._pool, self._opened = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack()
+    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], Body]]], max_queue: int) -> None:
+        self._pool, self._opened, self._left = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack(), max_queue
         self._respond = self._pool.submit(lambda: self._opened.enter_context(make())).result()
-        self._left, self._closed = max_queue, False
 
-    async def __call__(self, question: str, timeout: float) -> dict[str, Any]:
+    async def __call__(self, question: str, timeout: float) -> Body:
         """Answer a question within so many seconds. Errors: ApiError; TinyGPTError for a question that is too long."""
         if self._left == 0:
             raise queue_full()
         self._left -= 1
         try:
             async with asyncio.timeout(timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, question)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
         except TimeoutError:
             raise ApiError(503, TIMED_OUT[0], code="timeout") from None
         finally:
             self._left += 1
 
-    def _answer(self, question: str) -> dict[str, Any]:
-        if self._closed:
-            raise ApiError(503, "the server is ending", code="loading")
-        return self._respond(question)
-
     def close(self) -> None:
-        """Close the index, after the question that is being answered."""
-        self._closed = True
+        """Close the index, after the question that is being answered; those that wait end with their requests."""
         self._pool.submit(self._opened.close).result()
         self._pool.shutdown()
 
@@ -100,8 +83,8 @@ class Documents:
 class State:
     """What the paths share. Until `open` is called, the server is loading."""
 
-    def __init__(self, limits: Limits, key: str = "", hosts: frozenset[str] = frozenset(), origin: str = "") -> None:
-        self.limits, self.key, self.hosts, self.origin = limits, key, hosts, origin
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.engine: Engine | None = None
         self.models: dict[str, Served] = {}
         self.chats: dict[str, ChatFormat] = {}
@@ -114,10 +97,6 @@ class State:
         self.chats = {name: ChatFormat.of(model.tokenizer, skip_unknown) for name, model in self.models.items()}
         self.engine = engine
 
-    @property
-    def ready(self) -> bool:
-        return self.engine is not None and self.engine.alive
-
     def require_ready(self) -> None:
         """Errors: ApiError while the server loads, or if it has failed."""
         if self.engine is None:
@@ -128,21 +107,19 @@ class State:
     def served(self, name: str) -> Served:
         """The model that a request names; the first one if it names none. Errors: ApiError."""
         self.require_ready()
-        if not name:
-            return next(iter(self.models.values()))
+        name = name or next(iter(self.models))
         if name not in self.models:
-            raise no_such_model(self, name)
+            raise self.no_such_model(name)
         return self.models[name]
 
     def names(self) -> list[str]:
         return [*self.models, *([DOCUMENTS] if self.documents else [])]
 
-
-def no_such_model(state: State, name: str) -> ApiError:
-    message = f"the model {name!r} is not served here; the models are {', '.join(state.names())}"
-    if name in state.names():
-        message = f"{name!r} answers questions: use /v1/chat/completions"
-    return ApiError(404, message, "model", "model_not_found")
+    def no_such_model(self, name: str) -> ApiError:
+        message = f"the model {name!r} is not served here; the models are {', '.join(self.names())}"
+        if name in self.names():
+            message = f"{name!r} answers questions: use /v1/chat/completions"
+        return ApiError(404, message, "model", "model_not_found")
 
 
 def queue_full() -> ApiError:
@@ -153,7 +130,7 @@ def queue_full() -> ApiError:
 
 
 class Answer:
-    """The tasks of one HTTP request, and their events as one stream of (number of the task, event)."""
+    """The tasks of one HTTP request, and their events as one stream."""
 
     def __init__(self, state: State, served: Served, prompts: list[list[int]], settings: Settings) -> None:
         """Errors: ApiError if a prompt is too long or the queue is full."""
@@ -161,25 +138,14 @@ class Answer:
         room = served.model.config.block_size
         for prompt in prompts:
             if len(prompt) > room:
-                raise ApiError(
-                    400,
-                    f"the prompt has {len(prompt):,} tokens, and the context of {served.name} has {room:,}",
-                    "prompt",
-                    "context_length_exceeded",
-                )
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+                message = f"the prompt has {len(prompt):,} tokens, and the context of {served.name} has {room:,}"
+                raise ApiError(400, message, "prompt", "context_length_exceeded")
+        self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
         self._loop, self._timeout = asyncio.get_running_loop(), state.limits.timeout
         deadline = time.monotonic() + self._timeout
-
-        def deliver_to(number: int) -> Callable[[Event], None]:
-            def deliver(event: Event) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                    self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
-
-            return deliver
-
         self.tasks = [
-            Task(served, prompt, settings, deliver_to(number), deadline) for number, prompt in enumerate(prompts)
+            Task(served, prompt, settings, functools.partial(self._deliver, number), deadline)
+            for number, prompt in enumerate(prompts)
         ]
         self.n = settings.n
         try:
@@ -187,23 +153,32 @@ class Answer:
         except QueueFull:
             raise queue_full() from None
 
-    async def events(self, request: Request | None = None) -> AsyncIterator[tuple[int, Event]]:
-        """The events until all sequences are complete. request: stop if its client has left.
+    def _deliver(self, task: int, event: Prompt | Piece | Failed) -> None:
+        """Called in the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (task, event))
 
-        Errors: ApiError if a task fails; ClientDisconnect.
+    async def events(self, request: Request | None = None) -> Events:
+        """The events until all choices are complete, those of the first prompt numbered first.
+
+        request: stop if its client has left. Errors: ApiError if a task fails; ClientDisconnect.
         """
         left = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
         late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, Failed(*TIMED_OUT)))
         try:
             while left:
-                number, event = await self._queue.get()
+                task, event = await self._queue.get()
                 if event is CLIENT_LEFT:
                     raise ClientDisconnect
                 if isinstance(event, Failed):
                     raise ApiError(STATUS.get(event.code, 500), event.message, code=event.code)
-                left -= isinstance(event, Piece) and bool(event.finish)
-                yield number, event
+                if isinstance(event, Piece):
+                    left -= bool(event.finish)
+                    yield task * self.n + event.sequence, event
+                else:
+                    for index in range(self.n):
+                        yield task * self.n + index, event
         finally:
             late.cancel()
             if watcher:
@@ -215,17 +190,6 @@ class Answer:
             await asyncio.sleep(POLL)
         self._queue.put_nowait((0, CLIENT_LEFT))
 
-    async def texts(self, request: Request) -> list["Text"]:
-        """All sequences, those of the first prompt first, when they are complete; their tokens with those of `echo`."""
-        found = [Text() for _ in range(len(self.tasks) * self.n)]
-        async for task, event in self.events(request):
-            if isinstance(event, Prompt):
-                for text in found[task * self.n : (task + 1) * self.n]:
-                    text.tokens += event.tokens
-            elif isinstance(event, Piece):
-                found[task * self.n + event.sequence].add(event)
-        return found
-
     def cancel(self) -> None:
         """End the tasks that are not complete."""
         for task in self.tasks:
@@ -233,32 +197,63 @@ class Answer:
 
 
 @dataclasses.dataclass
-class Text:
-    """A choice of a response so far: its text, its tokens and its finish reason."""
+class Choice:
+    """A choice of a response: what of it has not been sent yet, and its finish reason."""
 
     text: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
     made: int = 0
     finish: str | None = None
 
-    def add(self, piece: Piece) -> None:
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.made, self.finish = piece.made, piece.finish or None
+    def add(self, event: Prompt | Piece) -> None:
+        self.tokens += event.tokens
+        if isinstance(event, Piece):
+            self.text += event.text
+            self.made, self.finish = event.made, event.finish or None
 
 
-def state_of(request: Request) -> State:
-    state: State = request.app.state.tinygpt
-    return state
+async def respond(
+    asked: Body,
+    head: Body,
+    choices: list[Choice],
+    events: Events,
+    prompt_tokens: int,
+    whole: Callable[[int], Body],
+    parts: Callable[[int, Prompt | Piece], Iterator[Body]],
+    close: Callable[[], None] = lambda: None,
+    last: Body | None = None,
+) -> Response:
+    """The response to a request when all events have come, or a stream with chunks for each event.
+
+    head: the fields of every chunk; last: more fields of the last one. whole: format a choice; parts: what of it has
+    not been sent, for the event that brought it. close: see Stream.
+    """
+
+    def usage() -> dict[str, int]:
+        return protocol.usage(prompt_tokens, sum(choice.made for choice in choices))
+
+    async def chunks() -> AsyncIterator[Body]:
+        async for number, event in events:
+            choices[number].add(event)
+            for part in parts(number, event):
+                yield head | {"choices": [part]} | (last if last and part["finish_reason"] else {})
+            if isinstance(event, Piece):
+                choices[number].text, choices[number].tokens = "", []
+        if asked["stream_options"]["include_usage"]:
+            yield head | {"choices": [], "usage": usage()}
+
+    if asked["stream"]:
+        return Stream(chunks(), close)
+    async for number, event in events:
+        choices[number].add(event)
+    return JSONResponse(head | {"choices": [*map(whole, range(len(choices)))], "usage": usage()} | (last or {}))
 
 
 # ---- completions ------------------------------------------------------------------------------------------------
 
 
-async def completions(request: Request) -> Response:
+async def completions(state: State, request: Request, asked: Body) -> Response:
     """POST /v1/completions"""
-    state, body = state_of(request), await read_json(request)
-    asked = protocol.read(protocol.COMPLETION, body)
     served = state.served(asked["model"])
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
@@ -268,48 +263,28 @@ async def completions(request: Request) -> Response:
         prompt if isinstance(prompt, str) and prompt and not state.skip_unknown else served.text(ids)
         for prompt, ids in zip(asked["prompt"], prompts, strict=True)
     ]
-    answer, n = Answer(state, served, prompts, settings), settings.n
+    answer = Answer(state, served, prompts, settings)
+    choices = [Choice(text * asked["echo"]) for text in echoed for _ in range(settings.n)]
+    offsets = [protocol.TextOffsets() for _ in choices]
+
+    def whole(number: int) -> Body:
+        choice, logprobs = choices[number], None
+        if settings.logprobs >= 0:
+            logprobs = protocol.completion_logprobs(served.tokenizer, choice.tokens, offsets[number])
+        return {"text": choice.text, "index": number, "logprobs": logprobs, "finish_reason": choice.finish}
+
+    def parts(number: int, event: Prompt | Piece) -> Iterator[Body]:
+        if isinstance(event, Piece):  # what is echoed comes with the first one
+            yield whole(number)
+
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": served.name,
     }
-    offsets = [protocol.TextOffsets() for _ in range(len(prompts) * n)]
-
-    def choice(number: int, one: Text) -> dict[str, Any]:
-        logprobs = None
-        if settings.logprobs >= 0:
-            logprobs = protocol.completion_logprobs(served.tokenizer, one.tokens, offsets[number])
-        return {"text": one.text, "index": number, "logprobs": logprobs, "finish_reason": one.finish}
-
-    def usage(made: int) -> dict[str, int]:
-        return protocol.usage(sum(map(len, prompts)), made)
-
-    if asked["stream"]:
-
-        async def chunks() -> AsyncIterator[dict[str, Any]]:
-            made, first = dict[int, int](), dict[int, Text]()  # first: what comes before the first piece
-            async for task, event in answer.events():
-                if isinstance(event, Prompt):
-                    for number in range(task * n, (task + 1) * n):
-                        first[number] = Text(echoed[task] * asked["echo"], list(event.tokens))
-                elif isinstance(event, Piece):
-                    number = task * n + event.sequence
-                    one = first.pop(number, Text())
-                    one.add(event)
-                    made[number] = event.made
-                    yield head | {"choices": [choice(number, one)]}
-            if asked["stream_options"]["include_usage"]:
-                yield head | {"choices": [], "usage": usage(sum(made.values()))}
-
-        return Stream(chunks(), answer.cancel)
-
-    found = await answer.texts(request)
-    for number, one in enumerate(found):
-        one.text = echoed[number // n] * asked["echo"] + one.text
-    choices = [choice(number, one) for number, one in enumerate(found)]
-    return JSONResponse(head | {"choices": choices, "usage": usage(sum(one.made for one in found))})
+    events = answer.events(None if asked["stream"] else request)
+    return await respond(asked, head, choices, events, sum(map(len, prompts)), whole, parts, answer.cancel)
 
 
 async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments: Any) -> Any:
@@ -328,10 +303,8 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
     """Ids of a prompt that is a text or ids already. Errors: ApiError."""
     if isinstance(prompt, str):
         require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
-        try:
+        with refusing("prompt"):
             return encode_prompt(prompt, served.tokenizer, skip_unknown, plain=True)
-        except TinyGPTError as error:
-            raise protocol.from_error(error, "prompt") from None
     require_ids(prompt, served, "prompt")
     return prompt
 
@@ -346,123 +319,103 @@ def require_ids(ids: list[int], served: Served, field: str) -> None:
 # ---- chat -------------------------------------------------------------------------------------------------------
 
 
-async def chat(request: Request) -> Response:
+async def chat(state: State, request: Request, asked: Body) -> Response:
     """POST /v1/chat/completions"""
-    state, body = state_of(request), await read_json(request)
-    asked = protocol.read(protocol.CHAT, body)
     if asked["model"] == DOCUMENTS and state.documents:
-        return await ask_documents(state, state.documents, asked)
+        return await ask_documents(state.documents, asked, state.limits.timeout)
     served = state.served(asked["model"])
     for message in asked["messages"]:
         require_length(message["content"], served.model.config.block_size * served.longest_token, "messages")
-    whole = "".join(message["content"] for message in asked["messages"])
-    prompt = await encoded(whole, state.chats[served.name].encode, asked["messages"])
+    text = "".join(message["content"] for message in asked["messages"])
+    prompt = await encoded(text, state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, room)
     answer = Answer(state, served, [prompt], settings)
-    head, tokenizer = chat_head(served.name), served.tokenizer
-
-    def told(tokens: list[Token]) -> dict[str, Any] | None:
-        return protocol.chat_logprobs(tokenizer, tokens) if settings.logprobs >= 0 else None
-
-    if asked["stream"]:
-
-        async def chunks() -> AsyncIterator[dict[str, Any]]:
-            part, made = head | {"object": "chat.completion.chunk"}, {}
-
-            def chunk(index: int, delta: dict[str, str], told: Any = None, finish: str | None = None) -> dict[str, Any]:
-                entry = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
-                return part | {"choices": [entry]}
-
-            async for _, event in answer.events():
-                if isinstance(event, Prompt):
-                    for index in range(settings.n):
-                        yield chunk(index, {"role": "assistant", "content": ""})
-                elif isinstance(event, Piece):
-                    made[event.sequence] = event.made
-                    if event.text or event.tokens:
-                        yield chunk(event.sequence, {"content": event.text}, told(event.tokens))
-                    if event.finish:
-                        yield chunk(event.sequence, {}, None, event.finish)
-            if asked["stream_options"]["include_usage"]:
-                yield part | {"choices": [], "usage": protocol.usage(len(prompt), sum(made.values()))}
-
-        return Stream(chunks(), answer.cancel)
-
-    found = await answer.texts(request)
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": one.text, "refusal": None},
-            "logprobs": told(one.tokens),
-            "finish_reason": one.finish,
-        }
-        for index, one in enumerate(found)
-    ]
-    used = protocol.usage(len(prompt), sum(one.made for one in found))
-    return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": used})
+    events = answer.events(None if asked["stream"] else request)
+    return await respond_to_chat(asked, served.name, events, len(prompt), served.tokenizer, answer.cancel)
 
 
-def chat_head(model: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-
-async def ask_documents(state: State, documents: Documents, asked: dict[str, Any]) -> Response:
+async def ask_documents(documents: Documents, asked: Body, timeout: float) -> Response:
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
-    last = asked["messages"][-1]
-    if last["role"] != "user" or not last["content"].strip():
+    question = asked["messages"][-1]
+    if question["role"] != "user" or not question["content"].strip():
         raise protocol.wrong("messages", "the last message must be the question, with the role user")
     for name, neutral in (("n", 1), ("logprobs", False)):
         if asked[name] != neutral:
             raise protocol.wrong(name, f"not supported by the model {DOCUMENTS}")
-    try:
-        outcome = await documents(last["content"], state.limits.timeout)
-    except TinyGPTError as error:
-        raise protocol.from_error(error, "messages") from None
-    content = outcome["answer"] or "not in the documents"
-    head = chat_head(DOCUMENTS)
-    if not asked["stream"]:
-        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-        body = head | {"object": "chat.completion", "choices": [choice], "usage": protocol.usage(0, 0)}
-        return JSONResponse(body | {"documents": outcome})
+    with refusing("messages"):
+        outcome = await documents(question["content"], timeout)
 
-    async def chunks() -> AsyncIterator[dict[str, Any]]:
-        part = head | {"object": "chat.completion.chunk"}
-        for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": content}, None), ({}, "stop")):
-            entry = part | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-            yield entry | ({"documents": outcome} if finish else {})
-        if asked["stream_options"]["include_usage"]:
-            yield part | {"choices": [], "usage": protocol.usage(0, 0)}
+    async def events() -> Events:
+        yield 0, Prompt([])
+        yield 0, Piece(0, outcome["answer"] or "not in the documents", [], 0, "stop")
 
-    return Stream(chunks())
+    return await respond_to_chat(asked, DOCUMENTS, events(), last={"documents": outcome})
+
+
+async def respond_to_chat(
+    asked: Body,
+    model: str,
+    events: Events,
+    prompt_tokens: int = 0,
+    tokenizer: Tokenizer | None = None,
+    close: Callable[[], None] = lambda: None,
+    last: Body | None = None,
+) -> Response:
+    """See `respond`. tokenizer: needed if log probabilities are asked for."""
+    choices = [Choice() for _ in range(asked["n"])]
+
+    def told(number: int) -> Body | None:
+        return protocol.chat_logprobs(tokenizer, choices[number].tokens) if tokenizer and asked["logprobs"] else None
+
+    def whole(number: int) -> Body:
+        message = {"role": "assistant", "content": choices[number].text, "refusal": None}
+        finish = choices[number].finish
+        return {"index": number, "message": message, "logprobs": told(number), "finish_reason": finish}
+
+    def parts(number: int, event: Prompt | Piece) -> Iterator[Body]:
+        choice = {"index": number, "delta": {}, "logprobs": None, "finish_reason": None}
+        if isinstance(event, Prompt):
+            yield choice | {"delta": {"role": "assistant", "content": ""}}
+            return
+        if event.text or event.tokens:
+            yield choice | {"delta": {"content": event.text}, "logprobs": told(number)}
+        if event.finish:
+            yield choice | {"finish_reason": event.finish}
+
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": model,
+        "object": "chat.completion" + ".chunk" * asked["stream"],
+    }
+    return await respond(asked, head, choices, events, prompt_tokens, whole, parts, close, last)
 
 
 # ---- models, tokenizer, page ------------------------------------------------------------------------------------
 
 
-async def models(request: Request) -> Response:
+async def models(state: State, request: Request, asked: Body) -> Body:
     """GET /v1/models"""
-    state = state_of(request)
     state.require_ready()
-    return JSONResponse({"object": "list", "data": [described(state, name) for name in state.names()]})
+    return {"object": "list", "data": [described(state, name) for name in state.names()]}
 
 
-async def model(request: Request) -> Response:
+async def model(state: State, request: Request, asked: Body) -> Body:
     """GET /v1/models/NAME"""
-    state, name = state_of(request), request.path_params["name"]
+    name = request.path_params["name"]
     state.require_ready()
     if name not in state.names():
-        raise no_such_model(state, name)
-    return JSONResponse(described(state, name))
+        raise state.no_such_model(name)
+    return described(state, name)
 
 
-def described(state: State, name: str) -> dict[str, Any]:
+def described(state: State, name: str) -> Body:
     """A model as OpenAI lists it, and what the page shows: what it does, its context and its size."""
-    entry: dict[str, Any] = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
+    entry: Body = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
     if name == DOCUMENTS:
         return entry | {"task": "documents"}
-    served = state.models[name]
-    chats = state.chats[name]
+    served, chats = state.models[name], state.chats[name]
     return entry | {
         "task": "text" if served.tokenizer.pair is None else "chat",
         "turns": chats.between is not None,
@@ -473,79 +426,83 @@ def described(state: State, name: str) -> dict[str, Any]:
     }
 
 
-async def tokenize(request: Request) -> Response:
+async def tokenize(state: State, request: Request, asked: Body) -> Body:
     """POST /tokenize: the ids of a text. A text that is the name of a special token is that token."""
-    state = state_of(request)
-    asked = protocol.read(protocol.TOKENIZE, await read_json(request))
     served = state.served(asked["model"])
     tokenizer, text = served.tokenizer, asked["prompt"]
     require_length(text, MAX_TOKENIZE, "prompt")
-    try:
+    with refusing("prompt"):
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
         else:
             found = (await encoded(text, tokenizer.encode, text, state.skip_unknown)).tolist()
-    except TinyGPTError as error:
-        raise protocol.from_error(error, "prompt") from None
-    return JSONResponse({"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found})
+    return {"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found}
 
 
-async def detokenize(request: Request) -> Response:
+async def detokenize(state: State, request: Request, asked: Body) -> Body:
     """POST /detokenize: the text of some ids."""
-    asked = protocol.read(protocol.DETOKENIZE, await read_json(request))
-    served = state_of(request).served(asked["model"])
+    served = state.served(asked["model"])
     require_ids(asked["tokens"], served, "tokens")
-    return JSONResponse({"prompt": served.tokenizer.decode(asked["tokens"])})
+    return {"prompt": served.tokenizer.decode(asked["tokens"])}
 
 
-async def tokenizer_info(request: Request) -> Response:
+async def tokenizer_info(state: State, request: Request, asked: Body) -> Body:
     """GET /tokenizer_info: the special tokens, as lm-eval's remote tokenizer expects them."""
-    served = state_of(request).served(request.query_params.get("model", ""))
+    served = state.served(request.query_params.get("model", ""))
     tokenizer = served.tokenizer
-    start = tokenizer.decode(tokenizer.start[:1].tolist()) or None
-    return JSONResponse(
-        {
-            "tokenizer_class": type(tokenizer).__name__,
-            "vocab_size": tokenizer.vocab_size,
-            "model_max_length": served.model.config.block_size,
-            "bos_token": start,
-            "eos_token": tokenizer.stop or None,
-            "pad_token": None,
-            "chat_template": getattr(tokenizer, "chat_template", "") or None,
-        }
-    )
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": served.model.config.block_size,
+        "bos_token": tokenizer.decode(tokenizer.start[:1].tolist()) or None,
+        "eos_token": tokenizer.stop or None,
+        "pad_token": None,
+        "chat_template": getattr(tokenizer, "chat_template", "") or None,
+    }
 
 
-async def health(request: Request) -> Response:
+async def health(state: State, request: Request, asked: Body) -> Response:
     """GET /health"""
-    state = state_of(request)
-    status = "ready" if state.ready else "failed" if state.engine else "loading"
-    return JSONResponse({"status": status}, 200 if state.ready else 503)
+    status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 # ---- the application ----------------------------------------------------------------------------------------------
 
+Handler = Callable[[State, Request, Body], Awaitable[Response | Body]]
+PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST; none: GET
+    ("/v1/models", models, {}),
+    ("/v1/models/{name:path}", model, {}),
+    ("/v1/completions", completions, protocol.COMPLETION),
+    ("/v1/chat/completions", chat, protocol.CHAT),
+    ("/tokenize", tokenize, protocol.TOKENIZE),
+    ("/detokenize", detokenize, protocol.DETOKENIZE),
+    ("/tokenizer_info", tokenizer_info, {}),
+    ("/health", health, {}),
+]
 
-def make_app(state: State) -> Starlette:
-    """The ASGI application: paths, middleware, and errors as responses."""
-    paths: list[tuple[str, Callable[[Request], Awaitable[Response]], str]] = [
-        ("/v1/models", models, "GET"),
-        ("/v1/models/{name:path}", model, "GET"),
-        ("/v1/completions", completions, "POST"),
-        ("/v1/chat/completions", chat, "POST"),
-        ("/tokenize", tokenize, "POST"),
-        ("/detokenize", detokenize, "POST"),
-        ("/tokenizer_info", tokenizer_info, "GET"),
-        ("/health", health, "GET"),
-        *((path, page, "GET") for path in PAGE),
-    ]
+
+def route(state: State, path: str, handle: Handler, fields: dict[str, protocol.Field]) -> Route:
+    """A path whose requests are read and checked before `handle` gets their fields, and its values sent as JSON."""
+
+    async def endpoint(request: Request) -> Response:
+        asked = protocol.read(fields, await read_json(request)) if fields else {}
+        found = await handle(state, request, asked)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return Route(path, endpoint, methods=["POST" if fields else "GET"])
+
+
+def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset(), origin: str = "") -> Starlette:
+    """The ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard; origin: of web pages
+    that may use it."""
     cors = []
-    if state.origin:
+    if origin:
         allowed = ["GET", "POST"]  # and any header: OpenAI's client in a browser sends several of its own
-        cors = [Middleware(CORSMiddleware, allow_origins=[state.origin], allow_methods=allowed, allow_headers=["*"])]
+        cors = [Middleware(CORSMiddleware, allow_origins=[origin], allow_methods=allowed, allow_headers=["*"])]
     app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for path, endpoint, method in paths],
-        middleware=[*cors, Middleware(Guard, key=state.key, hosts=state.hosts)],
+        routes=[*(route(state, *entry) for entry in PATHS), *(Route(path, page, methods=["GET"]) for path in PAGE)],
+        middleware=[*cors, Middleware(Guard, key=key, hosts=hosts)],
         exception_handlers={ApiError: refused, ClientDisconnect: client_left, 404: no_such_path, 405: no_such_path},
     )
     app.state.tinygpt = state

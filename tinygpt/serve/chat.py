@@ -18,7 +18,7 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.chat import PROMPT, RESPONSE, render
-from tinygpt.serve.protocol import from_error, wrong
+from tinygpt.serve.protocol import refusing, wrong
 
 SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
@@ -97,7 +97,7 @@ class ChatFormat(NamedTuple):
                 "messages", "this model answers one prompt and does not see earlier turns; send the last message alone"
             )
         pair, parts = self.tokenizer.pair, list[np.ndarray]()
-        try:
+        with refusing("messages"):
             first = encode_prompt(turns[0]["content"], self.tokenizer, self.skip_unknown)
             if not system and len(turns) == 1:
                 return first
@@ -113,6 +113,4 @@ class ChatFormat(NamedTuple):
                 else:
                     parts += [self.between] if number and self.between is not None else []
                     parts += [content, pair.middle]
-        except TinyGPTError as error:
-            raise from_error(error, "messages") from None
         return np.concatenate(parts).tolist()

@@ -45,8 +45,8 @@ def serve(config: ServeConfig) -> int:
     host, port = listener.getsockname()[:2]
     local = is_loopback(config.host)
     hosts = LOCAL | {config.host.lower()} if local else frozenset()  # with a key, DNS rebinding gains nothing
-    state = State(Limits(config.max_tokens, config.max_batch, config.timeout), key, hosts, config.allow_origin)
-    server = make_server(make_app(state), DRAIN)
+    state = State(Limits(config.max_tokens, config.max_batch, config.timeout))
+    server = make_server(make_app(state, key, hosts, config.allow_origin), DRAIN)
     problem: list[BaseException] = []
 
     def load() -> None:

@@ -11,7 +11,8 @@ Source: https://platform.openai.com/docs/api-reference (completions, chat, error
 """
 
 import codecs
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
@@ -40,9 +41,13 @@ def wrong(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{param}: {message}", param, code)
 
 
-def from_error(error: TinyGPTError, param: str) -> ApiError:
-    """Turn the error for a text that the model cannot read into a refusal."""
-    return wrong(param, f"{error.message}; try: {error.hint}" if error.hint else error.message)
+@contextlib.contextmanager
+def refusing(param: str) -> Iterator[None]:
+    """Refuse a request whose field `param` has a text that the model cannot read."""
+    try:
+        yield
+    except TinyGPTError as error:
+        raise wrong(param, f"{error.message}; try: {error.hint}" if error.hint else error.message) from None
 
 
 # ---- fields of a request ----------------------------------------------------------------------------------------
