@@ -65,10 +65,11 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     return chances
 
 
-def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+def draw(logits: Tensor, choice: Choice, *generators: torch.Generator) -> Tensor:
     """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
 
-    On a CPU, multinomial itself raises for a distribution with NaN, so finite logits need no separate check.
+    generators: one for all rows, or one for each row. On a CPU, multinomial itself raises for a distribution with NaN,
+    so finite logits need no separate check.
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
         require_finite(logits)  # argmax treats NaN as the largest; multinomial of NaN makes a GPU unusable
@@ -76,7 +77,8 @@ def draw(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
         return logits.argmax(-1, keepdim=True)
     chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
     try:
-        return torch.multinomial(chances, 1, generator=generator)
+        parts = zip(chances.chunk(len(generators)), generators, strict=True)
+        return torch.cat([torch.multinomial(part, 1, generator=generator) for part, generator in parts])
     except RuntimeError:
         require_finite(logits)
         raise

@@ -11,6 +11,8 @@ generator of its own, so what else is served changes nothing but the rounding of
 """
 
 import collections
+import dataclasses
+import math
 import secrets
 import threading
 import time
@@ -23,7 +25,7 @@ from torch import Tensor
 from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
-from tinygpt.generate import Choice, probabilities, to_read_again
+from tinygpt.generate import Choice, draw, to_read_again
 from tinygpt.model import GPT
 from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
@@ -83,21 +85,16 @@ class Failed(NamedTuple):
 Event = Prompt | Piece | Failed
 
 
+@dataclasses.dataclass(eq=False)
 class Task:
-    """A prompt to continue; a request has a task for each of its prompts. Set `cancelled` when nobody waits for it."""
+    """A prompt to continue; a request has a task for each of its prompts."""
 
-    def __init__(
-        self,
-        served: "Served",
-        prompt: Sequence[int],
-        settings: Settings,
-        deliver: Callable[[Event], None],
-        deadline: float = float("inf"),
-    ) -> None:
-        """prompt: at least one token, at most the model's context. deadline: as time.monotonic() counts."""
-        assert 0 < len(prompt) <= served.model.config.block_size
-        self.served, self.prompt, self.settings, self.deliver = served, list(prompt), settings, deliver
-        self.deadline, self.cancelled = deadline, False
+    served: "Served"
+    prompt: list[int]  # at least one token, at most the model's context
+    settings: Settings
+    deliver: Callable[[Event], None]
+    deadline: float = math.inf  # as time.monotonic() counts
+    cancelled: bool = False  # nobody waits for it, or it has failed
 
 
 class QueueFull(Exception):
@@ -279,15 +276,9 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
             fail(row.task, *NOT_FINITE)
         else:
             groups[choice.temperature, choice.top_k, choice.top_p].append(number)
-    for (temperature, top_k, top_p), numbers in groups.items():
-        some = logits[numbers]
-        if temperature == 0:
-            tokens = some.argmax(-1).tolist()
-        else:
-            chances = probabilities(some, temperature, top_k, top_p)
-            generators = [rows[number].generator for number in numbers]
-            drawn = [torch.multinomial(chances[i], 1, generator=one) for i, one in enumerate(generators)]
-            tokens = torch.cat(drawn).tolist()
+    for numbers in groups.values():
+        some, choice = logits[numbers], rows[numbers[0]].task.settings.choice
+        tokens = draw(some, choice, *(rows[number].generator for number in numbers))[:, 0].tolist()
         most = max(rows[number].task.settings.logprobs for number in numbers)
         details = with_logprobs(some, tokens, most) if most >= 0 else [None] * len(tokens)
         for number, token, detail in zip(numbers, tokens, details, strict=True):
