@@ -30,7 +30,7 @@ from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import without_folders
 from tinygpt.report.curves import RUN_COLOURS, draw_curves
-from tinygpt.report.page import announce, destination, render, templates, write
+from tinygpt.report.page import destination, publish, templates
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
@@ -44,9 +44,7 @@ def report(config: ReportConfig) -> None:
         raise TinyGPTError(
             f"one figure cannot show the curves of {len(config.runs)} runs", f"name at most {RUN_COLOURS} run folders"
         )
-    page = render(gather([Path(name) for name in config.runs], config))
-    write(page, path)
-    announce(page, path)
+    publish(gather([Path(name) for name in config.runs], config), path)
 
 
 def export(config: ExportConfig) -> None:
@@ -60,9 +58,7 @@ def export(config: ExportConfig) -> None:
     run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
     collect.live_model(run)
     with collect.few_threads(run.model):
-        page = render(complete(run, [], {"kind": "export"}, opening=not run.answers))  # not text of the dataset
-    write(page, path)
-    announce(page, path)
+        publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
 
 
 def gather(
@@ -86,8 +82,8 @@ def gather(
             "kind": "report",
             "summary": collect.summary(run, entries, settings, quick),
             "runs": drawn,
-            "wide": draw_curves(drawn, 860, run.unit) if any(one["steps"] for one in drawn) else "",
-            "narrow": draw_curves(drawn, 360, run.unit) if any(one["steps"] for one in drawn) else "",
+            "wide": draw_curves(drawn, 860, run.unit),
+            "narrow": draw_curves(drawn, 360, run.unit),
             "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": {} if config.no_text else collect.passages(run),
             "step": {} if config.no_text else one_step(run, quick),
@@ -99,12 +95,6 @@ def gather(
         return complete(run, collect.loadable(folders[1:], config), values, opening=not config.no_text)
 
 
-def title(run: "LoadedRun") -> str:
-    """Title of the page: the name of the dataset, and that of the run if it has one."""
-    name = str(run.checkpoint.config.get("wandb_run_name") or "run")
-    return str(run.checkpoint.config.get("dataset") or "a model") + (f", {name}" if name != "run" else "")
-
-
 def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:
     """Add what the pages of runs and of models share, and empty values for what the page of a model does not have.
 
@@ -112,16 +102,9 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
     """
     from tinygpt.report import collect
 
-    nothing: dict[str, Any] = {
-        "samples": [],
-        "passages": {},
-        "runs": [],
-        "memorised": {},
-        "step": {},
-        "no_text": False,
-        "quick": False,
-    }
-    values = nothing | values
+    nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
+    values = nothing | {"no_text": False, "quick": False} | values
+    name, trained = (str(run.checkpoint.config.get(key) or "") for key in ("wandb_run_name", "dataset"))
     models, silent = [], ""
     try:
         models = collect.models(run, others)
@@ -143,7 +126,7 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         note += "; report --no_text leaves out samples and all text of the dataset"
     shown = [one["name"] for one in models]
     return values | {
-        "title": title(run),
+        "title": (trained or "a model") + (f", {name}" if name not in ("", "run") else ""),
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),

@@ -21,8 +21,10 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     """Draw an SVG, `width` pixels wide: both losses and the gap between them, the learning rate, the gradient norm.
 
     runs: {"name", "steps", "train", "val" (lists, one entry per evaluation), "lines": [(step, lr, grad_norm), ...]}.
-    Errors: TinyGPTError if matplotlib is missing.
+    Empty if no run was evaluated. Errors: TinyGPTError if matplotlib is missing.
     """
+    if not any(run["steps"] for run in runs):
+        return ""
     library("matplotlib", "a report").use("agg")
     from matplotlib import pyplot, ticker
 

@@ -55,8 +55,10 @@ def write(page: Page, path: Path) -> None:
         file.write(page.content)
 
 
-def announce(page: Page, path: Path) -> None:
-    """Print the path of the file and what it contains."""
+def publish(values: dict[str, Any], path: Path) -> None:
+    """Write the page of a run or a model, and print its path and what it contains."""
+    page = render(values)
+    write(page, path)
     print(f"written: {path}, {len(page.content) / 1e6:.1f} MB; open it in any browser")
     print(f"contains: {page.contents}")
     print(f"note: {page.note}")
