@@ -578,7 +578,7 @@ def test_a_step_of_fine_tuning(tuned: Path, run: str) -> None:  # noqa: F811
 def test_a_step_with_muon(work: Path) -> None:
     trained(work, "--optimizer=muon", *PLAIN)
     found = the_step(work)
-    assert found["optimizer"] == "muon" and found["after"] < found["loss"]
+    assert found["config"].optimizer == "muon" and found["after"] < found["loss"]
     assert not any("attention c_attn" in weight["name"] or "MLP c_fc" in weight["name"] for weight in found["weights"])
 
 

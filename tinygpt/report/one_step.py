@@ -93,7 +93,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
         "step": step,
-        "max_iters": config.max_iters,
+        "config": config,
         "rows": rows,
         "whole": whole,
         "width": x.shape[1],
@@ -105,15 +105,10 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         "diverged": not math.isfinite(after),
         "predicted": predicted,
         "norm": norm,
-        "clip": config.grad_clip,
         "factor": factor,
         "rate": rate,
-        "decay": config.weight_decay,
         "lora": any("lora_" in name for name in now),
-        "beta1": config.beta1,
-        "beta2": config.beta2,
         "times": times,
-        "optimizer": config.optimizer,
         "weights": weights,
     }
 

@@ -68,7 +68,8 @@ class BatchCache:
         slots = min(slots, self.config.block_size)
         if rows <= len(old.last_token) and slots <= self.slots:
             return
-        rows, slots = power(max(rows, len(old.last_token))), power(max(slots, self.slots))
+        least = max(rows, len(old.last_token)), max(slots, self.slots)
+        rows, slots = (1 << (number - 1).bit_length() for number in least)
         self._all = KVCache(self.config, rows, self._like, slots)
         self._all.keys_values[:, :, :count, :, : old.block_size] = old.keys_values[:, :, :count]
         self._all.last_input[:, :, :count] = old.last_input[:, :, :count]
@@ -102,8 +103,3 @@ class BatchCache:
         """Count the tokens int64 (B, 1) as read."""
         self.last_token.copy_(idx)
         self.lengths = [length + 1 for length in self.lengths]
-
-
-def power(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()

@@ -10,7 +10,7 @@ They are encoded separately from the contents, so a user's text cannot contain a
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,29 +54,17 @@ class ChatFormat(NamedTuple):
         form = cls(tokenizer, skip_unknown)
         if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
             return form
-        bos = tokenizer.decode(tokenizer.start[:1])
+        bos, encode = tokenizer.decode(tokenizer.start[:1]), tokenizer.encode_template
         once, several, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
         if PROMPT not in once:  # the template cannot be run here: one turn, as the checkpoint describes it
             return form
-        form = form._replace(between=form._between(once, several))
-        return form._replace(**form._around_system(once, with_system))
-
-    def _between(self, once: str, several: str) -> np.ndarray | None:
-        assert isinstance(self.tokenizer, HuggingFaceTokenizer)
-        middle, end = once.split(PROMPT)[1], self.tokenizer.stop
-        start = once + RESPONSE + end
-        if not several.startswith(start) or not several.endswith(AGAIN + middle) or several.count(AGAIN) != 1:
-            return None
-        return self.tokenizer.encode_template(several[len(start) : -len(AGAIN + middle)])
-
-    def _around_system(self, once: str, with_system: str) -> dict[str, Any]:
-        assert isinstance(self.tokenizer, HuggingFaceTokenizer)
-        middle = once.split(PROMPT)[1]
-        if with_system.count(SYSTEM) != 1 or not with_system.endswith(PROMPT + middle):
-            return {}
-        before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
-        encode = self.tokenizer.encode_template
-        return {"before_system": encode(before), "after_system": encode(after)}
+        start, middle = once + RESPONSE + tokenizer.stop, once.split(PROMPT)[1]
+        if several.startswith(start) and several.endswith(AGAIN + middle) and several.count(AGAIN) == 1:
+            form = form._replace(between=encode(several[len(start) : -len(AGAIN + middle)]))
+        if with_system.count(SYSTEM) == 1 and with_system.endswith(PROMPT + middle):
+            before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
+            form = form._replace(before_system=encode(before), after_system=encode(after))
+        return form
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the next response begins.

@@ -106,6 +106,12 @@ def is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
+def ids(value: Any) -> list[int]:
+    if value != [] and not is_ids(value):
+        raise ValueError("expected a list of token ids")
+    return list(value)
+
+
 def messages(value: Any) -> list[dict[str, str]]:
     """Read messages whose contents are texts or lists of parts of the type text. Returns their roles and texts."""
     if not isinstance(value, list) or not value:
@@ -181,13 +187,7 @@ CHAT = COMMON | {
     "audio": unsupported(),
 }
 TOKENIZE = {"model": Field("", text), "prompt": Field("", text)}
-DETOKENIZE = {"model": Field("", text), "tokens": Field([], lambda value: value if value == [] else ids(value))}
-
-
-def ids(value: Any) -> list[int]:
-    if not is_ids(value):
-        raise ValueError("expected a list of token ids")
-    return list(value)
+DETOKENIZE = {"model": Field("", text), "tokens": Field([], ids)}
 
 
 def read(fields: dict[str, Field], body: Any) -> dict[str, Any]:
@@ -211,11 +211,8 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
     """How to generate. cap: tokens that a request may ask for; rows: sequences that it may have; room: the default of
     max_tokens for a chat. Errors: ApiError."""
     chat = "messages" in request
-    asked = request["max_tokens"]
-    if chat and request["max_completion_tokens"] is not None:
-        asked = request["max_completion_tokens"]
-    if asked is None:
-        asked = min(cap, room)
+    given = request.get("max_completion_tokens"), request["max_tokens"], min(cap, room)
+    asked = next(number for number in given if number is not None)
     if asked > cap:
         raise wrong("max_tokens", f"{asked:,} is above this server's limit of {cap:,} (--max_tokens)")
     if request["n"] > rows:
@@ -227,9 +224,10 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
         if request["top_logprobs"] is not None and not request["logprobs"]:
             raise wrong("top_logprobs", "needs logprobs: true")
         top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
-        return Settings(asked, choice, seeded, request["n"], request["stop"], top)
-    top = -1 if request["logprobs"] is None else request["logprobs"]
-    return Settings(asked, choice, seeded, request["n"], request["stop"], top, request["echo"] and top >= 0)
+    else:
+        top = -1 if request["logprobs"] is None else request["logprobs"]
+    echo = not chat and request["echo"] and top >= 0
+    return Settings(asked, choice, seeded, request["n"], request["stop"], top, echo)
 
 
 # ---- responses --------------------------------------------------------------------------------------------------
