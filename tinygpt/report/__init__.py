@@ -77,7 +77,7 @@ def gather(
     run = collect.load_run(str(folders[0]), config, device_name=device_name)
     with collect.few_threads(run.model):
         drawn = [collect.curves(folder) for folder in folders]
-        training = collect.training_text(run)
+        training = collect.Training(run.training_text()) if run.dataset else None
         values: dict[str, Any] = {
             "kind": "report",
             "summary": collect.summary(run, entries, settings, quick),

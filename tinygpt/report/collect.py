@@ -88,6 +88,9 @@ class LoadedRun:
         assert self.dataset is not None
         return self.dataset.splits[name]
 
+    def training_text(self) -> str:
+        return self.tokenizer.decode(self.split("train")[:MOST_TEXT].tolist())
+
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """Prompts and responses of the validation split; none for plain text or without the dataset."""
         return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
@@ -172,8 +175,8 @@ def summary(
     }
     for each in compared(run.folder, entries, settings, run.checkpoint.data):
         facts[f"predicted {each.what}"] = f"{each.predicted}; measured {each.actual}"
-    values = {"losses": losses(run, quick), "before_after": before_after(entries)}
-    return {"facts": facts, "verdict": verdict, "parts": parts, **values}
+    measured = {"losses": losses(run, quick), "before_after": before_after(entries)}
+    return {"facts": facts, "verdict": verdict, "parts": parts, **measured}
 
 
 def parameters(model: GPT) -> dict[str, int]:
@@ -283,10 +286,6 @@ def samples(entries: list[dict[str, Any]], training: Training | None, first: str
         share = training.share(text) if training else math.nan
         found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
     return found
-
-
-def training_text(run: LoadedRun) -> Training | None:
-    return Training(run.tokenizer.decode(run.split("train")[:MOST_TEXT].tolist())) if run.dataset else None
 
 
 def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[str, Any]:
@@ -505,12 +504,11 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
     if samples := values["samples"]:
         length = sum(len(one["prompt"]) + sum(len(piece) for piece, _ in one["pieces"]) for one in samples)
         found.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")
-    for split, cells in values["passages"].items():
-        length = sum(len(cell["text"]) for cell in cells if cell["text"] not in SPECIAL)
-        found.append(f"{amount(length, 'character')} of the {'training' if split == 'train' else 'validation'} data")
-    if step := values["step"]:
-        length = sum(len(cell["text"]) for cell in step["cells"] if cell["text"] not in SPECIAL)
-        found.append(f"{amount(length, 'character')} of a training batch")
+    shown = values["passages"] | values["step"]
+    for key, whose in (("train", "the training data"), ("val", "the validation data"), ("cells", "a training batch")):
+        if key in shown:
+            length = sum(len(cell["text"]) for cell in shown[key] if cell["text"] not in SPECIAL)
+            found.append(f"{amount(length, 'character')} of {whose}")
     if longest := values["memorised"].get("longest"):
         length = sum(size for size, _, _ in longest)
         found.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")

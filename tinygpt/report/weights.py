@@ -24,7 +24,7 @@ import torch
 from tinygpt import lora
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.model import GPT
 from tinygpt.options import Position
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
@@ -56,9 +56,15 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     for name, weight in weights.items():
         tensors[name] = {"shape": list(weight.shape), "offset": offset}
         offset += weight.numel()
+    distances = torch.arange(model.config.block_size)
+    bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size)
     return {
         "config": dataclasses.asdict(model.config) | {"vocab_size": tokenizer.vocab_size},
-        "position": pack_position(model),
+        "position": {  # what model.position computes
+            "relative": model.position.relative,
+            "frequencies": frequencies(model.position),
+            "bias": None if bias is None else bias[:, 0].tolist(),
+        },
         "vocabulary": tokenizer.symbols,
         "special": tokenizer.special,
         "dtype": str(numbers.dtype).removeprefix("torch."),
@@ -69,7 +75,9 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
 def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor]:
     """Return the weights that a page needs, in float32, without rows that belong to no token. Errors: see `pack`."""
-    require_implemented(model.config)
+    if lacking := model.config.beyond(EVERY_VALUE, VALUES):
+        what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
+        raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     if lora.is_adapted(weights):
         raise TinyGPTError("the model has LoRA adapters next to its weights", "merge them first: tinygpt merge")
@@ -124,24 +132,6 @@ def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def encoded(numbers: np.ndarray) -> str:
     """Base64 of the numbers, little-endian."""
     return base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
-
-
-def require_implemented(config: GPTConfig) -> None:
-    """Errors: TinyGPTError for an option that model.js does not implement."""
-    if lacking := config.beyond(EVERY_VALUE, VALUES):
-        what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
-        raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
-
-
-def pack_position(model: GPT) -> dict[str, Any]:
-    """Pack what model.position computes: each channel's angle per position, and the attention bias by distance."""
-    distances = torch.arange(model.config.block_size)
-    bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size)
-    return {
-        "relative": model.position.relative,
-        "frequencies": frequencies(model.position),
-        "bias": None if bias is None else bias[:, 0].tolist(),
-    }
 
 
 def frequencies(position: Position) -> list[float] | None:

@@ -96,8 +96,8 @@ class LivePage:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
         self.session, self.count = secrets.token_hex(4), 0  # a version is never that of an earlier server
-        self.shows: Any = None  # what the run was like when the newest page was begun
-        self.shown: Any = None  # and when the page that is served was begun
+        self.shows: Any = None  # what the run was like when the newest page was begun,
+        self.shown: Any = None  # and when the page that is served was
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
@@ -152,12 +152,10 @@ class LivePage:
             return False
         if ended:
             return not self.run.is_running
-        return self.run.is_saved and time.monotonic() >= self.rest_until and not self.would_block_saving()
-
-    def would_block_saving(self) -> bool:
-        """On Windows a run cannot replace a checkpoint that is being read; reading a large one would take too long."""
         path = self.folder / "ckpt.pt"
-        return WINDOWS and path.exists() and path.stat().st_size > LARGE
+        if WINDOWS and path.exists() and path.stat().st_size > LARGE:
+            return False  # the run could not replace the checkpoint while it is being read, which would take too long
+        return self.run.is_saved and time.monotonic() >= self.rest_until
 
     def make(self) -> dict[str, Any]:
         """Make the page. A page that cannot be made is only noted. Returns its values; none if it failed."""
