@@ -38,7 +38,6 @@ MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer ov
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
 GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
 CLIENT_LEFT = Failed("the client has left", "")
-STATUS = {"timeout": 503, "server_error": 500, "diverged": 500}  # HTTP status of each error code of the engine
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
 Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the number of its choice
@@ -70,7 +69,7 @@ class Documents:
             async with asyncio.timeout(timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
         except TimeoutError:
-            raise ApiError(503, TIMED_OUT[0], code="timeout") from None
+            raise failure(TIMED_OUT) from None
         finally:
             self._left += 1
 
@@ -122,6 +121,10 @@ class State:
         return ApiError(404, message, "model", "model_not_found")
 
 
+def failure(event: Failed) -> ApiError:
+    return ApiError(503 if event == TIMED_OUT else 500, event.message, code=event.code)
+
+
 def queue_full() -> ApiError:
     return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
 
@@ -165,14 +168,14 @@ class Answer:
         """
         left = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
-        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, Failed(*TIMED_OUT)))
+        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, TIMED_OUT))
         try:
             while left:
                 task, event = await self._queue.get()
                 if event is CLIENT_LEFT:
                     raise ClientDisconnect
                 if isinstance(event, Failed):
-                    raise ApiError(STATUS.get(event.code, 500), event.message, code=event.code)
+                    raise failure(event)
                 if isinstance(event, Piece):
                     left -= bool(event.finish)
                     yield task * self.n + event.sequence, event

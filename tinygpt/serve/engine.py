@@ -31,9 +31,6 @@ from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
 
 PREFILL_TOKENS = 256  # tokens of prompts between two steps
-# message and code of an error
-NOT_FINITE = "the model's logits are not finite", "diverged"
-TIMED_OUT = "the request took longer than the server allows (--timeout)", "timeout"
 
 
 # ---- requests and what they get ---------------------------------------------------------------------------------
@@ -83,6 +80,8 @@ class Failed(NamedTuple):
 
 
 Event = Prompt | Piece | Failed
+NOT_FINITE = Failed("the model's logits are not finite", "diverged")
+TIMED_OUT = Failed("the request took longer than the server allows (--timeout)", "timeout")
 
 
 @dataclasses.dataclass(eq=False)
@@ -157,7 +156,7 @@ class Prefill:
             return len(some)
         logits = served.model(idx, cache=self.cache)[0][0, :, : served.tokenizer.vocab_size]  # (T, V)
         if not logits.isfinite().all():
-            fail(self.task, *NOT_FINITE)
+            fail(self.task, NOT_FINITE)
             self.left = []
             return len(some)
         if self.logits is None:
@@ -253,7 +252,7 @@ class Served:
     def fail(self, message: str) -> None:
         """Fail the tasks of all sequences, and forget them."""
         for row in [*self.rows, *(row for prefill in self.prefills for row in prefill.rows)]:
-            fail(row.task, message, "server_error")
+            fail(row.task, Failed(message, "server_error"))
         self.rows.clear()
         self.prefills.clear()
         self.batch = BatchCache(self.model)
@@ -262,7 +261,7 @@ class Served:
 def expired(task: Task, now: float) -> bool:
     """Return whether a task is over: nobody waits for it, or its time is up. In the second case, deliver the error."""
     if now > task.deadline:
-        fail(task, *TIMED_OUT)
+        fail(task, TIMED_OUT)
     return task.cancelled
 
 
@@ -273,7 +272,7 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
     for number, row in enumerate(rows):
         choice = row.task.settings.choice
         if row.task.cancelled or not finite[number]:
-            fail(row.task, *NOT_FINITE)
+            fail(row.task, NOT_FINITE)
         else:
             groups[choice.temperature, choice.top_k, choice.top_p].append(number)
     for numbers in groups.values():
@@ -288,11 +287,11 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
             rows[number].add(token, detail)
 
 
-def fail(task: Task, message: str, code: str) -> None:
+def fail(task: Task, error: Failed) -> None:
     """End a task with an error, unless it has ended."""
     if not task.cancelled:
         task.cancelled = True
-        task.deliver(Failed(message, code))
+        task.deliver(error)
 
 
 def with_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token]:
@@ -356,7 +355,7 @@ class Engine:
             with self._changed:
                 self._closing = True
                 for task in self._waiting:
-                    fail(task, "the server has failed", "server_error")
+                    fail(task, Failed("the server has failed", "server_error"))
             for model in self.models:
                 if model.busy():
                     model.fail("the server has failed")
