@@ -585,7 +585,7 @@ def test_a_request_that_takes_too_long_gets_503_or_ends_its_stream(models: Path)
         with pytest.raises(openai.InternalServerError, match="longer than the server allows") as caught:
             create(model="out", prompt="the", max_tokens=1000000)
         assert (caught.value.status_code, caught.value.code) == (503, "timeout")
-        limits, pieces = server.app.state.tinygpt.limits, []
+        limits, pieces = server.app.state.tinygpt.config, []
         limits.timeout = 3.0
         with pytest.raises(openai.APIError, match="longer than the server allows"):
             for chunk in create(model="out", prompt="the", max_tokens=1000000, stream=True):

@@ -31,10 +31,11 @@ from models import small
 from serving import Server, events, first_chunk, sampled, serving, serving_here
 from starlette.requests import HTTPConnection as Connection
 
+from tinygpt.config.schema import ServeConfig
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.serve import engine as engines
 from tinygpt.serve import listen as listening
-from tinygpt.serve.app import Limits, State, make_app
+from tinygpt.serve.app import State, make_app
 from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
 from tinygpt.serve.http import Guard
 from tinygpt.serve.listen import listen, make_server
@@ -630,7 +631,7 @@ def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pyt
 def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "IDLE", 0.3)
     listener = listen("127.0.0.1", 0)
-    server = make_server(make_app(State(Limits(1, 1, 1.0))), drain=10)
+    server = make_server(make_app(State(ServeConfig())), drain=10)
     thread = threading.Thread(target=server.run, args=[[listener]])
     with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as silent:
         asked = HTTPConnection(*listener.getsockname(), timeout=PATIENCE)

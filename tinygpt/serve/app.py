@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tinygpt.config.schema import ServeConfig
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.serve import protocol
@@ -41,15 +42,6 @@ CLIENT_LEFT = Failed("the client has left", "")
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
 Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the number of its choice
-
-
-@dataclasses.dataclass
-class Limits:
-    """What a request may ask for."""
-
-    max_tokens: int
-    max_batch: int
-    timeout: float  # seconds
 
 
 class Documents:
@@ -82,19 +74,18 @@ class Documents:
 class State:
     """What the paths share. Until `open` is called, the server is loading."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, config: ServeConfig) -> None:
+        self.config, self.created = config, int(time.time())
         self.engine: Engine | None = None
         self.models: dict[str, Served] = {}
         self.chats: dict[str, ChatFormat] = {}
         self.documents: Documents | None = None
-        self.created, self.skip_unknown = int(time.time()), False
 
-    def open(self, engine: Engine, documents: Documents | None, skip_unknown: bool) -> None:
+    def open(self, engine: Engine, documents: Documents | None) -> None:
         self.models = {model.name: model for model in engine.models}
-        self.skip_unknown, self.documents = skip_unknown, documents
-        self.chats = {name: ChatFormat.of(model.tokenizer, skip_unknown) for name, model in self.models.items()}
-        self.engine = engine
+        skip = self.config.skip_unknown
+        self.chats = {name: ChatFormat.of(model.tokenizer, skip) for name, model in self.models.items()}
+        self.documents, self.engine = documents, engine
 
     def require_ready(self) -> None:
         """Errors: ApiError while the server loads, or if it has failed."""
@@ -144,7 +135,7 @@ class Answer:
                 message = f"the prompt has {len(prompt):,} tokens, and the context of {served.name} has {room:,}"
                 raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
-        self._loop, self._timeout = asyncio.get_running_loop(), state.limits.timeout
+        self._loop, self._timeout = asyncio.get_running_loop(), state.config.timeout
         deadline = time.monotonic() + self._timeout
         self.tasks = [
             Task(served, prompt, settings, functools.partial(self._deliver, number), deadline)
@@ -258,12 +249,12 @@ async def respond(
 async def completions(state: State, request: Request, asked: Body) -> Response:
     """POST /v1/completions"""
     served = state.served(asked["model"])
-    settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, 0)
+    settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
-    prompts = [await encoded(prompt, as_ids, prompt, served, state.skip_unknown) for prompt in asked["prompt"]]
+    prompts = [await encoded(prompt, as_ids, prompt, served, state.config.skip_unknown) for prompt in asked["prompt"]]
     echoed = [  # as it was read: without the characters that --skip_unknown leaves out
-        prompt if isinstance(prompt, str) and prompt and not state.skip_unknown else served.text(ids)
+        prompt if isinstance(prompt, str) and prompt and not state.config.skip_unknown else served.text(ids)
         for prompt, ids in zip(asked["prompt"], prompts, strict=True)
     ]
     answer = Answer(state, served, prompts, settings)
@@ -325,14 +316,14 @@ def require_ids(ids: list[int], served: Served, field: str) -> None:
 async def chat(state: State, request: Request, asked: Body) -> Response:
     """POST /v1/chat/completions"""
     if asked["model"] == DOCUMENTS and state.documents:
-        return await ask_documents(state.documents, asked, state.limits.timeout)
+        return await ask_documents(state.documents, asked, state.config.timeout)
     served = state.served(asked["model"])
     for message in asked["messages"]:
         require_length(message["content"], served.model.config.block_size * served.longest_token, "messages")
     text = "".join(message["content"] for message in asked["messages"])
     prompt = await encoded(text, state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
-    settings = protocol.settings(asked, state.limits.max_tokens, state.limits.max_batch, room)
+    settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, room)
     answer = Answer(state, served, [prompt], settings)
     events = answer.events(None if asked["stream"] else request)
     return await respond_to_chat(asked, served.name, events, len(prompt), served.tokenizer, answer.cancel)
@@ -438,7 +429,7 @@ async def tokenize(state: State, request: Request, asked: Body) -> Body:
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
         else:
-            found = (await encoded(text, tokenizer.encode, text, state.skip_unknown)).tolist()
+            found = (await encoded(text, tokenizer.encode, text, state.config.skip_unknown)).tolist()
     return {"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found}
 
 
@@ -496,10 +487,9 @@ def route(state: State, path: str, handle: Handler, fields: dict[str, protocol.F
     return Route(path, endpoint, methods=["POST" if fields else "GET"])
 
 
-def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset(), origin: str = "") -> Starlette:
-    """The ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard; origin: of web pages
-    that may use it."""
-    cors = []
+def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset()) -> Starlette:
+    """The ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard."""
+    cors, origin = [], state.config.allow_origin
     if origin:
         allowed = ["GET", "POST"]  # and any header: OpenAI's client in a browser sends several of its own
         cors = [Middleware(CORSMiddleware, allow_origins=[origin], allow_methods=allowed, allow_headers=["*"])]

@@ -36,7 +36,7 @@ SHORTEST_KEY = 16  # characters
 def serve(config: ServeConfig) -> int:
     """Serve until a signal. Returns the exit status."""
     require_installed("tinygpt serve", "starlette", "uvicorn")
-    from tinygpt.serve.app import Documents, Limits, State, make_app
+    from tinygpt.serve.app import Documents, State, make_app
 
     key = read_key(config)
     check_origin(config)
@@ -45,8 +45,8 @@ def serve(config: ServeConfig) -> int:
     host, port = listener.getsockname()[:2]
     local = is_loopback(config.host)
     hosts = LOCAL | {config.host.lower()} if local else frozenset()  # with a key, DNS rebinding gains nothing
-    state = State(Limits(config.max_tokens, config.max_batch, config.timeout))
-    server = make_server(make_app(state, key, hosts, config.allow_origin), DRAIN)
+    state = State(config)
+    server = make_server(make_app(state, key, hosts), DRAIN)
     problem: list[BaseException] = []
 
     def load() -> None:
@@ -56,7 +56,7 @@ def serve(config: ServeConfig) -> int:
             documents = Documents(lambda: reader(config), config.max_queue) if config.index else None
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
-            state.open(engine, documents, config.skip_unknown)
+            state.open(engine, documents)
             print(
                 welcome(config, state.names(), example(config, adapters.checkpoint(), models[0]), host, port),
                 flush=True,
