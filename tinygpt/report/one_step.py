@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinygpt.config.fields import keys
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
@@ -39,8 +40,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     saved = run.checkpoint.training.get("optimizer")
     if run.is_large or run.dataset is None or not saved:
         return {}
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in known})
+    config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in keys(TrainConfig)})
     own = {name: weight.clone() for name, weight in run.checkpoint.model.items()}  # the run's model shares its weights
     model = dataclasses.replace(run.checkpoint, model=own).build_for_resuming().to(run.compute.device).eval()
     optimizer = TorchOptimizer(model, config, run.compute)
