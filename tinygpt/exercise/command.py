@@ -14,7 +14,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import ExerciseConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.exercise.folder import check_folder
-from tinygpt.exercise.outline import TITLES, Step, defined, template_steps
+from tinygpt.exercise.outline import NEEDS, Step, defined, template_steps
 from tinygpt.exercise.runner import LABELS, check_file, side_by_side
 from tinygpt.files import read_text, replacing, require_writable
 
@@ -80,8 +80,9 @@ def start(step: Step, head: str, path: Path) -> None:
     with replacing(path) as file:
         file.write(f"{before}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
     print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
-    if step.needs and step.needs not in there:
-        print(f"It uses {step.needs} of an earlier step: {command('start', step.number - 1, path)}")
+    needs = NEEDS.get(step.number)
+    if needs and needs not in there:
+        print(f"It uses {needs} of an earlier step: {command('start', step.number - 1, path)}")
     print(f"Replace each raise NotImplementedError with your code, then: {command('check', step.number, path)}")
 
 
@@ -132,11 +133,10 @@ def check(steps: list[Step], path: Path) -> int:
     if any(outcomes[step.number].failed for step in contained):
         print(f"\nthen again: {command('check', number, path)}")
         return 1
-    following = contained[-1].number + 1
-    is_last = following > len(TITLES)
-    print(
-        "All checks passed. " + ("This is a complete GPT." if is_last else f"Next: {command('start', following, path)}")
-    )
+    last = contained[-1].number
+    complete = last == len(template_steps()[1])
+    following = "This is a complete GPT." if complete else f"Next: {command('start', last + 1, path)}"
+    print(f"All checks passed. {following}")
     return 0
 
 

@@ -10,18 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TEMPLATE = Path(__file__).parent / "template.py"
-TITLES = {  # name in the template: title, and the class of an earlier step that this one uses
-    "tokenizer": ("text to token ids and back", ""),
-    "batches": ("train and validation split, windows and targets", ""),
-    "bigram": ("the bigram model, and the lowest loss it can reach", ""),
-    "head": ("one attention head: scaled scores, causal mask", ""),
-    "block": ("multi-head attention, MLP, residuals, LayerNorm", ""),
-    "gpt": ("the complete model", "Block"),
-    "training": ("learning rate schedule; one step, gradient clipping", ""),
-    "sampler": ("temperature, top-k, top-p; the generation loop", ""),
-    "fine-tuning": ("prompt and response; loss on the response only", ""),
-    "lora": ("a frozen layer with a low-rank update; merging", ""),
-}
+NEEDS = {6: "Block"}  # by step: a class of an earlier step that it uses
 
 
 class Step(NamedTuple):
@@ -29,7 +18,6 @@ class Step(NamedTuple):
 
     number: int
     title: str
-    needs: str  # a class of an earlier step, or empty
     source: str  # its part of the template
 
     @property
@@ -39,10 +27,10 @@ class Step(NamedTuple):
 
 def template_steps() -> tuple[str, list[Step]]:
     """Read the template. Returns its imports, and its steps."""
-    head, *parts = re.split(r"^# ==== step \d+: (.+) ====$", TEMPLATE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    bodies = zip(parts[::2], parts[1::2], strict=True)
-    found = [Step(i, *TITLES[name], body.strip()) for i, (name, body) in enumerate(bodies, 1)]
-    return head.split('"""', 2)[2].strip(), found
+    text = TEMPLATE.read_text(encoding="utf-8")
+    head, *parts = re.split(r"^# ==== step (\d+): (.+) ====$", text, flags=re.MULTILINE)
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return head.split('"""', 2)[2].strip(), [Step(int(number), title, body.strip()) for number, title, body in triples]
 
 
 def defined(tree: ast.Module) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 # Shapes: B sequences, T positions, C = n_embd channels, V = vocab_size.
 
 
-# ==== step 1: tokenizer ====
+# ==== step 1: text to token ids and back ====
 
 
 class CharTokenizer:
@@ -33,7 +33,7 @@ class CharTokenizer:
         raise NotImplementedError
 
 
-# ==== step 2: batches ====
+# ==== step 2: train and validation split, windows and targets ====
 
 
 def split(data: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def get_batch(data: Tensor, block_size: int, batch_size: int, generator: torch.G
     raise NotImplementedError
 
 
-# ==== step 3: bigram ====
+# ==== step 3: the bigram model, and the lowest loss it can reach ====
 
 
 class Bigram(nn.Module):
@@ -72,7 +72,7 @@ def counts_loss(data: Tensor, vocab_size: int) -> float:
     raise NotImplementedError
 
 
-# ==== step 4: head ====
+# ==== step 4: one attention head: scaled scores, causal mask ====
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-# ==== step 5: block ====
+# ==== step 5: multi-head attention, MLP, residuals, LayerNorm ====
 
 
 class MultiHeadAttention(nn.Module):
@@ -140,7 +140,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
 
-# ==== step 6: gpt ====
+# ==== step 6: the complete model ====
 
 
 class GPT(nn.Module):
@@ -159,7 +159,7 @@ class GPT(nn.Module):
         raise NotImplementedError
 
 
-# ==== step 7: training ====
+# ==== step 7: learning rate schedule; one step, gradient clipping ====
 
 
 def learning_rate(step: int, peak: float, minimum: float, warmup: int, total: int) -> float:
@@ -181,7 +181,7 @@ def train_step(
     raise NotImplementedError
 
 
-# ==== step 8: sampler ====
+# ==== step 8: temperature, top-k, top-p; the generation loop ====
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -211,7 +211,7 @@ def generate(
     raise NotImplementedError
 
 
-# ==== step 9: fine-tuning ====
+# ==== step 9: prompt and response; loss on the response only ====
 
 
 def pair_example(prompt: list[int], response: list[int], end: int, block_size: int) -> tuple[Tensor, Tensor]:
@@ -228,7 +228,7 @@ def masked_loss(logits: Tensor, targets: Tensor) -> Tensor:
     raise NotImplementedError
 
 
-# ==== step 10: lora ====
+# ==== step 10: a frozen layer with a low-rank update; merging ====
 
 
 class LoRALinear(nn.Module):
