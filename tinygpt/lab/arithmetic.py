@@ -12,20 +12,18 @@ reverse, the units first, as one adds on paper (Lee et al. 2023, "Teaching Arith
 
 import random
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset
-from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.models import Model, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
 from tinygpt.terminal import duration
 
@@ -86,19 +84,16 @@ def right(prompt: str) -> str:
     return str(sum(map(int, prompt.split("+"))))
 
 
-def drawn(rng: random.Random, sizes: Sequence[int]) -> str:
-    """A sum of numbers with so many digits; 0 has one."""
-    return "+".join(str(rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)) for digits in sizes)
-
-
 def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
     """Different sums to learn and, by kind, to test; none is in both."""
     rng, seen = random.Random(f"sums {seed}"), set[str]()
 
     def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
+        """Sums of numbers with so many digits each; 0 has one."""
         made: list[str] = []
         while len(made) < count:
-            prompt = drawn(rng, sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2))
+            both = sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2)
+            prompt = "+".join(str(rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in both)
             if prompt not in seen:
                 made.append(prompt)
                 seen.add(prompt)
@@ -187,31 +182,26 @@ class Answer(NamedTuple):
 def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]]]:
     """The answers of each system, in a list per seed."""
     size = QUICK if config.quick else FULL
-    found: dict[str, list[list[Answer]]] = {}
+    found = defaultdict(list)
     for seed in seeds(config):
         asked = [(prompt, kind) for kind, some in sums(size, seed)[1].items() for prompt in some]
         controls, ones = results[f"examples, seed {seed}"], [1.0] * len(asked)
-        said = {
-            GUESS: ([controls["guess"]] * len(asked), ones),
-            NEAREST: (controls["nearest"], ones),
-            CALCULATOR: ([right(prompt) for prompt, _ in asked], ones),
-        }
+        said = {GUESS: ([controls["guess"]] * len(asked), ones), NEAREST: (controls["nearest"], ones)}
+        said[CALCULATOR] = [right(prompt) for prompt, _ in asked], ones
         for name in size.variants:
-            stage = results[f"answer {name}, seed {seed}"]
-            said[name] = stage["said"], stage["probabilities"]
+            said[name] = itemgetter("said", "probabilities")(results[f"answer {name}, seed {seed}"])
         for system, columns in said.items():
-            answers = [Answer(*one, *rest) for one, *rest in zip(asked, *columns, strict=True)]
-            found.setdefault(system, []).append(answers)
+            found[system].append([Answer(*one, *rest) for one, *rest in zip(asked, *columns, strict=True)])
     return found
 
 
-def accuracies(runs: Sequence[Sequence[Answer]], *kinds: str) -> list[float]:
-    """Accuracy on sums of these kinds, for each seed."""
-    return [statistics.mean(one.exact() for one in some if one.kind in kinds) for some in runs]
+def means(runs: Sequence[Sequence[Answer]], value: Callable[[Answer], float], *kinds: str) -> list[float]:
+    """The mean of a value of the answers to sums of these kinds, for each seed."""
+    return [statistics.mean(map(value, of(some, *kinds))) for some in runs]
 
 
 def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
-    return statistics.median(accuracies(runs, *kinds))
+    return statistics.median(means(runs, Answer.exact, *kinds))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
@@ -221,9 +211,14 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     def exact(name: str, kind: str) -> str:
         """Accuracy; that of a control without a range."""
-        return percent(accuracies(found[name], kind) if name in models else [accuracy(found[name], kind)], ".0f")
+        shares = means(found[name], Answer.exact, kind)
+        return percent(shares if name in models else [statistics.median(shares)], ".0f")
 
-    probability = attrgetter("probability")
+    def partly(name: str, kind: str) -> str:
+        """Correct digits and confidence."""
+        both = (means(found[name], value, kind) for value in (Answer.digits, attrgetter("probability")))
+        return ", ".join(percent([statistics.median(each)], ".0f") for each in both)
+
     tables = [
         table(
             "Correct answers, by the digits of the two numbers",
@@ -240,9 +235,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                     "system": name,
                     "parameters": f"{trained[name][0]['weights']:,}",
                     "training": duration(statistics.median(one["seconds"] for one in trained[name])),
-                    **{kind: f"{mean(runs, kind, Answer.digits)}, {mean(runs, kind, probability)}" for kind in KINDS},
+                    **{kind: partly(name, kind) for kind in KINDS},
                 }
-                for name, runs in models.items()
+                for name in models
             ],
             "Correct digits: share that is correct at its place, counted from the units; a tenth by chance. "
             "Confidence: mean probability of the answers, correct or wrong. Medians over the seeds.",
@@ -274,11 +269,6 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Correct answers against the number of digits",
         draw,
     )
-
-
-def mean(runs: Sequence[Sequence[Answer]], kind: str, value: Callable[[Answer], float]) -> str:
-    """The mean of a value of the answers of a kind: median over the seeds."""
-    return percent([statistics.median(statistics.mean(map(value, of(some, kind))) for some in runs)], ".0f")
 
 
 def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:

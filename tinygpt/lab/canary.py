@@ -27,10 +27,8 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.corpora import NAICS
 from tinygpt.data.tasks.generate import digits, words
 from tinygpt.evaluate.process import run
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model
-from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.models import Model, train
+from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Summary, Verdict, spread, table
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
@@ -166,17 +164,12 @@ class Found:
 
     def __init__(self, results: Results, layers: int) -> None:
         self.canaries = [one for some in every_seed(results, f"measure {layers} layers") for one in some]
-        self.trained, self.clean = (
-            every_seed(results, f"train {layers} layers, {text}") for text in ("canaries", "clean")
-        )
+        self.trained = every_seed(results, f"train {layers} layers, canaries")
+        self.clean = every_seed(results, f"train {layers} layers, clean")  # empty for most sizes
         self.name = f"{layers} x {WIDTH * layers}"
 
     def values(self, key: str, *planted: int) -> list[float]:
         return [one[key] for one in self.canaries if one["planted"] in planted]
-
-    def enough(self) -> int | None:
-        """The fewest times of planting from which most canaries are extracted."""
-        return next((times for times in PLANTED if statistics.mean(self.values("extracted", times)) > 0.5), None)
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
@@ -248,13 +241,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 def extraction(some: Found) -> Verdict:
     """From how many repetitions the numbers are extracted."""
     rule = "the fewest times of planting at which more than half of the numbers are extracted"
-    enough = some.enough()
-    if enough is None:
-        return Verdict(
-            f"Model {some.name}: most of the numbers are not extracted, however often they are planted.", rule
-        )
-    right, total = sum(some.values("extracted", enough)), len(some.values("extracted", enough))
-    return Verdict(f"Model {some.name}: numbers planted {enough} times are extracted, {right} of {total}.", rule)
+    said = "most of the numbers are not extracted, however often they are planted"
+    right = {times: some.values("extracted", times) for times in PLANTED}
+    if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
+        said = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
+    return Verdict(f"Model {some.name}: {said}.", rule)
 
 
 def sizes(found: Sequence[Found]) -> Verdict:

@@ -12,7 +12,7 @@ have the target accuracy. The last stage is a person, who is always right.
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,8 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, ngrams, write_dataset
-from tinygpt.lab.processes import require_ngrams, require_pretrained, train
-from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.models import classifier, ngrams, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Share, Summary, Verdict, percent, pooled, spread, table
 
 SPLITS = ("val", "test")  # thresholds, and figures
@@ -46,13 +44,8 @@ FULL, QUICK = Size(500, 100), Size(200, 20)
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """Train and ask each system. A pretrained one has the first seed only.
-
-    Errors: TinyGPTError if scikit-learn or the pretrained model is missing, or has a price but is not given.
-    """
+    """Train and ask each system, a pretrained one with the first seed. Errors: TinyGPTError for a price without one."""
     size, path, data = QUICK if config.quick else FULL, config.pretrained, folder / "data"
-    require_ngrams()
-    require_pretrained(config)
     if config.outside_price and not path:
         raise TinyGPTError(
             f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
@@ -64,41 +57,31 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
         learn = partial(fit, data, seed)
         found += [
-            Stage(
-                f"train: tiny, seed {seed}",
-                3 + size.tiny / 25,
-                partial(learn, "train", "lab_classifier", tiny, size.tiny),
-            ),
-            Stage(f"ask: ngram, seed {seed}", 4, partial(ask_ngrams, seed)),
-            Stage(f"ask: tiny, seed {seed}", 4, partial(ask_model, tiny, seed)),
+            Stage(f"train: tiny, seed {seed}", 3 + size.tiny / 25, partial(learn, "lab_classifier", tiny, size.tiny)),
+            Stage(f"ask: ngram, seed {seed}", 4, partial(ask, seed)),
+            Stage(f"ask: tiny, seed {seed}", 4, partial(ask, seed, tiny)),
         ]
         if path and seed == 1:
-            tune = partial(learn, "finetune", "finetune_transactions_pretrained", large, size.pretrained)
+            tune = partial(learn, "finetune_transactions_pretrained", large, size.pretrained)
             found += [
                 Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, ckpt=path)),
-                Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask_model, large, seed)),
+                Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask, seed, large)),
             ]
     return found
 
 
-def fit(data: Path, seed: int, command: str, preset: str, out: Path, iterations: int, **settings: str) -> float:
-    """Train a model on the dataset of a seed; return the seconds."""
+def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: str) -> float:
+    """Train a model on the dataset of a seed, from a base if there is one; return the seconds."""
     write_dataset(data, name := f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    common = {"data_dir": data, "dataset": name, "seed": seed, "max_iters": iterations, "eval_iters": 10}
-    return train(data.parent / "train.log", command, preset, out, **common, **settings).seconds
+    settings = {"data_dir": data, "dataset": name, "seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
+    return train(data.parent / "train.log", "finetune" if base else "train", preset, out, **settings).seconds
 
 
-def ask_ngrams(seed: int) -> dict[str, Any]:
-    return measured(ngrams(TASK.make(seed)["train"], TASK.labels), seed)
-
-
-def ask_model(out: Path, seed: int) -> dict[str, Any]:
-    return measured(partial(Model(out).probabilities, labels=TASK.labels), seed)
-
-
-def measured(answer: Callable[[Sequence[str]], np.ndarray], seed: int) -> dict[str, Any]:
-    """Confidence and right answers on val and test, and the latency of a line that comes alone, in seconds."""
+def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
+    """Confidence and right answers on val and test, and the latency of a line that comes alone, in seconds: those of a
+    model, or of the n-gram baseline."""
     pairs, found = TASK.make(seed), {}
+    answer = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
     for split in SPLITS:
         probs = answer([prompt for prompt, _ in pairs[split]])
         found[split] = {"confidence": probs.max(axis=1).tolist(), "right": right(probs, pairs[split]).tolist()}
@@ -347,11 +330,6 @@ def draw(found: Found, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-LAB = Lab(
-    "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?",
-    stages,
-    summarise,
-    models=("pretrained",),
-    others=("price", "outside_price", "person_price", "target"),
-    quick=True,
-)
+ABOUT = "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?"
+PRICES = ("price", "outside_price", "person_price", "target")
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=PRICES, quick=True, ngrams=True)

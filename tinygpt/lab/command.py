@@ -10,37 +10,18 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, library, require_installed
 from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.files import folder_lock
-from tinygpt.lab import (
-    arithmetic,
-    canary,
-    cascade,
-    confidence,
-    domain,
-    drift,
-    facts,
-    labels,
-    methods,
-    reports,
-    scale,
-    summary,
-)
-from tinygpt.lab.stages import Identity, run
+from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, scale
+from tinygpt.lab.stages import Identity, Lab, run
+from tinygpt.lab.summary import write
 
-LABS = {
-    "facts": facts.LAB,
-    "methods": methods.LAB,
-    "labels": labels.LAB,
-    "reports": reports.LAB,
-    "domain": domain.LAB,
-    "drift": drift.LAB,
-    "confidence": confidence.LAB,
-    "canary": canary.LAB,
-    "arithmetic": arithmetic.LAB,
-    "cascade": cascade.LAB,
-    "scale": scale.LAB,
+MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, scale)
+LABS: dict[str, Lab] = {module.__name__.removeprefix("tinygpt.lab."): module.LAB for module in MODULES}
+BASES = {  # the commands that make the base models of labs
+    "ckpt": "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu",
+    "pretrained": "tinygpt import smollm2 --out_dir out-smollm2",
 }
 
 
@@ -52,15 +33,22 @@ def lab(config: LabConfig) -> None:
     if config.name not in LABS:
         raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
     chosen, folder = LABS[config.name], Path(config.out_dir or f"out-lab-{config.name}{'-quick' * config.quick}")
-    summary.require_packages()
+    for package in ("jinja2", "matplotlib"):  # a missing one is reported before the first stage, not after the last
+        library(package, "a lab")
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
     for key in sorted(config.given - chosen.keys):
         using = ", ".join(name for name, lab in LABS.items() if key in lab.keys)
         raise TinyGPTError(f"lab {config.name} does not use --{key}", f"drop it; it is for lab {using}")
+    if chosen.ngrams:
+        require_installed("the n-gram baseline", "sklearn")
+    bases = {key: getattr(config, key) for key in chosen.models if key != "pretrained" or config.pretrained}
+    for key, path in bases.items():
+        if not any((Path(path) / name).is_file() for name in ("", "ckpt.pt")):
+            raise TinyGPTError(f"--{key}={path}: no such model", BASES[key])
     stages = chosen.stages(config, folder)
     settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
-    models = {path: weights_fingerprint(load(path).model) for key in chosen.models if (path := getattr(config, key))}
+    models = {path: weights_fingerprint(load(path).model) for path in bases.values()}
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
         models[str(data)] = " ".join(map(str, Dataset(config.data_dir, config.dataset).meta["sha256"].values()))
@@ -71,7 +59,7 @@ def lab(config: LabConfig) -> None:
         found = chosen.summarise(results, config)
         print(f"\n{found.as_text()}\n")
         live = chosen.live(config, folder, results) if chosen.live else None
-        written = summary.write(found, folder, config.name, live)
+        written = write(found, folder, config.name, live)
         written += [chosen.more(results, config, folder)] if chosen.more else []
         for path in written:
             print(f"written: {path}")

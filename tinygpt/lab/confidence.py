@@ -12,8 +12,7 @@ task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram base
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +25,9 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.evaluate import classify
 from tinygpt.evaluate.threshold import precision_recall
-from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.methods import SONNET
-from tinygpt.lab.models import Model, ngrams, write_dataset
-from tinygpt.lab.processes import prepared, require_ngrams, train
-from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.models import classifier, ngrams, prepared, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread, table
 from tinygpt.report.page import read
 
@@ -52,10 +49,9 @@ FULL, QUICK = Size(500, 600), Size(100, 200)
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """For each seed: train the base model, fine-tune it, ask both systems. Errors: TinyGPTError, no scikit-learn."""
-    require_ngrams()
+    """For each seed: train the base model, fine-tune it, ask both systems."""
     size, data = QUICK if config.quick else FULL, folder / "data"
-    found = [prepared(replace(config, data_dir=str(data)), folder, "shakespeare_char")]
+    found = [prepared(data, folder, "shakespeare_char")]
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
         found += [
@@ -68,14 +64,8 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
 
 
 def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
-    settings = {
-        "dataset": "shakespeare_char",
-        "data_dir": data,
-        "seed": seed,
-        "max_iters": iterations,
-        "eval_iters": 20,
-    }
-    train(data.parent / "train.log", "train", "lab_classifier", out / "base", **settings)
+    settings = {"dataset": "shakespeare_char", "data_dir": data, "seed": seed, "eval_iters": 20}
+    train(data.parent / "train.log", "train", "lab_classifier", out / "base", max_iters=iterations, **settings)
 
 
 def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
@@ -92,11 +82,7 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
     pairs = TASK.make(seed)
     groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
     groups |= outside(data, pairs, seed)
-    answer: Callable[[Sequence[str]], np.ndarray] = (
-        partial(Model(out / "model").probabilities, labels=TASK.labels)
-        if system == "model"
-        else ngrams(pairs["train"], TASK.labels)
-    )
+    answer = classifier(out / "model", TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
     by_group = {name: answer(prompts) for name, prompts in groups.items()}
     return {
         "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
@@ -222,9 +208,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         kinds.append(row)
     why = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
-        "shows nothing; 1: it separates the two completely). Last row: the same for correct and "
-        "wrong answers to test lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up "
-        "to 7 (95 %)."
+        "shows nothing; 1: it separates the two completely). Last row: the same for correct and wrong answers to test "
+        "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
     )
     forgetting = [
         ["base model", spread([one["before"] for one in losses], ".2f")],
@@ -326,4 +311,5 @@ def draw(found: dict[str, Found], axes: Any) -> None:
     axes.set_xlabel("confidence (largest probability of a label)")
 
 
-LAB = Lab("does a fine-tuned model know that it does not know?", stages, summarise, others=("target",), quick=True)
+ABOUT = "does a fine-tuned model know that it does not know?"
+LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True)

@@ -13,7 +13,6 @@ datasets have the same vocabulary: the characters of all of them.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -28,10 +27,8 @@ from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, ngrams, write_dataset, write_text
-from tinygpt.lab.processes import require_ngrams, train
-from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
+from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
 
 TEXTS = ("Shakespeare", "industries")
@@ -83,8 +80,7 @@ Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """All stages. Errors: TinyGPTError if scikit-learn or Tiny Shakespeare is missing."""
-    require_ngrams()
+    """All stages. Errors: TinyGPTError if Tiny Shakespeare is missing."""
     size, text = QUICK if config.quick else FULL, shakespeare(config.data_dir)
     found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
     for data, case in {case.data(): case for case in size.cases}.items():
@@ -145,7 +141,7 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
     settings = {"ckpt": place / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}
     settings |= {"examples": case.examples, "max_iters": case.iterations}
     train(folder / "train.log", "finetune", "finetune_sectors", out, **settings)
-    return measured(case, partial(Model(out).probabilities, labels=TASKS[case.task].labels))
+    return measured(case, classifier(out, TASKS[case.task].labels))
 
 
 def baselines(case: Case) -> dict[str, dict[str, float]]:
@@ -156,8 +152,8 @@ def baselines(case: Case) -> dict[str, dict[str, float]]:
     return {"n-gram baseline": measured(case, ngrams(examples, labels)), "majority baseline": majority}
 
 
-def measured(case: Case, answer: Callable[[Sequence[str]], np.ndarray]) -> dict[str, float]:
-    """Accuracy and macro F1 of a function from prompts to scores (n, L) of the labels, on the test prompts."""
+def measured(case: Case, answer: Classifier) -> dict[str, float]:
+    """Accuracy and macro F1 on the test prompts."""
     labels, test = TASKS[case.task].labels, case.splits()["test"]
     predicted = answer([prompt for prompt, _ in test]).argmax(axis=1)
     return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
@@ -253,4 +249,5 @@ def draw(found: Found, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
 
 
-LAB = Lab("does pretraining on text of the task's own field help?", stages, summarise, others=("data_dir",), quick=True)
+ABOUT = "does pretraining on text of the task's own field help?"
+LAB = Lab(ABOUT, stages, summarise, others=("data_dir",), quick=True, ngrams=True)

@@ -12,13 +12,11 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
@@ -26,11 +24,9 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
-from tinygpt.lab.lab import Lab, seeds
 from tinygpt.lab.labels import accuracy
-from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
-from tinygpt.lab.processes import require_ngrams, train
-from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.models import Classifier, classifier, most_probable, ngrams, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Summary, Verdict, percent, table
 from tinygpt.terminal import duration
 
@@ -79,8 +75,7 @@ def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """A stage for each training. Errors: TinyGPTError if scikit-learn is missing."""
-    require_ngrams()
+    """A stage for each training."""
     todo = []
     sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
     scratch = SCRATCH_QUICK if config.quick else SCRATCH
@@ -109,14 +104,14 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
         settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if way == "replay" else 0}
         cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, **settings)
 
-    def accuracies(answer: Callable[[Sequence[str]], np.ndarray]) -> dict[str, float]:
+    def accuracies(answer: Classifier) -> dict[str, float]:
         """The accuracy of a classifier on the test lines of each year."""
         tests = {year: made[year]["test"] for year in YEARS}
         said = {year: answer([prompt for prompt, _ in test]) for year, test in tests.items()}
         return {year: accuracy(most_probable(said[year], labels), test) for year, test in tests.items()}
 
     found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
-    found["model"] = accuracies(partial(Model(folder / name).probabilities, labels=labels))
+    found["model"] = accuracies(classifier(folder / name, labels))
     if way == "replay" or not size:
         began = time.monotonic()
         ngram = accuracies(ngrams(known, labels))
@@ -273,4 +268,5 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-LAB = Lab("a model meets next year's merchants: what does it cost, and what repairs it?", stages, summarise, quick=True)
+ABOUT = "a model meets next year's merchants: what does it cost, and what repairs it?"
+LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)

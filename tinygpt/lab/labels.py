@@ -23,11 +23,9 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.lab import methods
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, most_probable, ngrams, write_dataset
-from tinygpt.lab.processes import require_ngrams, require_pretrained, train
-from tinygpt.lab.stages import Results, Stage
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread, table
+from tinygpt.lab.models import classifier, most_probable, ngrams, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, seeds
+from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
 
 TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
@@ -47,9 +45,7 @@ Curve = dict[int, float]  # number of examples -> accuracy, median over the seed
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """A stage for each training. Errors: TinyGPTError if the pretrained model or scikit-learn is missing."""
-    require_ngrams()
-    require_pretrained(config)
+    """A stage for each training."""
     grid = QUICK if config.quick else GRID
     todo = []
     for seed in seeds(config):
@@ -73,7 +69,7 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     prompts = [prompt for prompt, _ in task["test"]]
     predicted = {
-        "model": most_probable(Model(folder / name).probabilities(prompts, labels), labels),
+        "model": most_probable(classifier(folder / name, labels)(prompts), labels),
         "ngram": most_probable(ngrams(examples, labels)(prompts), labels),
     }
     found: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
@@ -154,7 +150,21 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
         [
             table("Accuracy", rows, how),
-            measured_wrongly(reported, sizes[-1]),
+            table(
+                f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
+                [
+                    {
+                        "learner": LEARNERS.get(learner, learner),
+                        "correct labels": percent([right]),
+                        "wrong labels": percent(wrong) if wrong else "",
+                        "expected": percent([on_wrong_labels(right)]),
+                    }
+                    for learner, (right, *wrong) in {**reported, "perfect model": [1.0]}.items()
+                ],
+                f"The answers of the learners of {sizes[-1]:,} examples with correct labels. Expected: a (1 - w) + "
+                f"(1 - a) w / 11 for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer "
+                "agrees with a wrong label in one of eleven cases.",
+            ),
         ],
         [
             *(cost_of_wrong(LEARNERS[each], {share: found[each, share] for share in shares}) for each in LEARNERS),
@@ -170,25 +180,6 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Accuracy on correct labels against the number of training examples",
         partial(draw, curves=curves, names=learners),
     )
-
-
-def measured_wrongly(reported: dict[str, list[float]], size: int) -> Table:
-    """The second table: accuracies on correct labels, on wrong ones, and what is expected there."""
-    rows = [
-        {
-            "learner": LEARNERS.get(learner, learner),
-            "correct labels": percent([right]),
-            "wrong labels": percent(wrong) if wrong else "",
-            "expected": percent([on_wrong_labels(right)]),
-        }
-        for learner, (right, *wrong) in {**reported, "perfect model": [1.0]}.items()
-    ]
-    how = (
-        f"The answers of the learners of {size:,} examples with correct labels. Expected: a (1 - w) + (1 - a) w / 11 "
-        f"for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer agrees with a wrong label "
-        "in one of eleven cases."
-    )
-    return table(f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split", rows, how)
 
 
 def on_wrong_labels(right: float) -> float:
@@ -269,6 +260,5 @@ def draw(axes: Any, curves: dict[tuple[str, float], Curve], names: dict[str, str
     axes.legend(frameon=False, fontsize=8)
 
 
-LAB = Lab(
-    "how many labels does one need, and how good must they be?", stages, summarise, models=("pretrained",), quick=True
-)
+ABOUT = "how many labels does one need, and how good must they be?"
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True)

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.evaluate.process import run
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.processes import prepared, require_model, require_ngrams, require_pretrained, train
-from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.models import prepared, train
+from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
 from tinygpt.report.page import read
 from tinygpt.terminal import duration
@@ -67,12 +66,9 @@ class Training(NamedTuple):
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """A stage for each training. Errors: TinyGPTError if a base model or scikit-learn is missing."""
-    require_ngrams()
-    require_model(config.ckpt, "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu", "--ckpt")
-    require_pretrained(config)
+    """A stage for each training."""
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
-    found = [prepared(config, folder, "transactions")]
+    found = [prepared(config.data_dir, folder, "transactions")]
     for seed, (name, method) in product(seeds(config), METHODS.items()):
         known = bases[method.base] or not method.base
         if known and (method.command or seed == 1):  # a zero-shot model has no seed, so it is measured once
@@ -209,10 +205,5 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
     return [Verdict(said, rule)]
 
 
-LAB = Lab(
-    "what each method of fine-tuning gains, forgets and costs",
-    stages,
-    compared,
-    settings=("data_dir",),
-    models=("ckpt", "pretrained"),
-)
+ABOUT = "what each method of fine-tuning gains, forgets and costs"
+LAB = Lab(ABOUT, stages, compared, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)

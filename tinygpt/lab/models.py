@@ -1,16 +1,19 @@
-"""Datasets that a lab makes, and the answers of a trained model, measured in the lab's own process.
+"""The datasets of a lab, the trainings, as processes of their own, and the answers of a trained model.
 
 write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
 write_text(folder / "data", "verses", text, tokenizer)
+cost = train(folder / "train.log", "train", "lab_classifier", folder / "out", seed=1)
+cost.seconds, cost.weights, cost.bytes
 model = Model(folder / "out")
-model.probabilities(["is 2 even?"], ["yes", "no"])        # (1, 2)
-model.continuation("\nThe account of ", 20)               # of a model of plain text
-ngrams(pairs, ["yes", "no"])(["is 2 even?"])              # (1, 2), the n-gram baseline
+model.continuation("\nThe account of ", 20)
+classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
+ngrams(pairs, ["yes", "no"])(["is 2 even?"])               # (1, 2), the n-gram baseline
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,21 +29,22 @@ from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
+from tinygpt.evaluate.process import run
 from tinygpt.files import folder_lock
 from tinygpt.generate import Choice, generate
+from tinygpt.lab.stages import Stage
+from tinygpt.lora import adapted_only
+from tinygpt.training.log import read_metrics
+
+Classifier = Callable[[Sequence[str]], np.ndarray]  # prompts to probabilities of the labels, float64 (n, L)
 
 
 def write_dataset(
-    data: Path,
-    name: str,
-    splits: dict[str, list[Pair]],
-    labels: Sequence[str] = (),
-    tokenizer: Tokenizer | None = None,
+    data: Path, name: str, splits: dict[str, list[Pair]], labels: Sequence[str] = (), tokenizer: Tokenizer | None = None
 ) -> None:
     """Write a dataset of pairs with the given splits (train, val, test), as `tinygpt prepare` writes its own."""
-    folder = data / name
-    with folder_lock(folder, "dataset"):
-        write_pairs(folder, splits, list(labels), tokenizer or tokenizer_of_pairs(splits), {})
+    with folder_lock(data / name, "dataset"):
+        write_pairs(data / name, splits, list(labels), tokenizer or tokenizer_of_pairs(splits), {})
 
 
 def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
@@ -53,16 +57,24 @@ def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
         write_token_files(folder, splits, pieces, tokenizer, hashlib.sha256(text.encode()).hexdigest(), facts)
 
 
-def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
-    """The n-gram baseline, trained on the examples: prompts to probabilities of the labels, float64 (n, L).
-
-    Errors: TinyGPTError if it cannot be trained.
-    """
+def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Classifier:
+    """The n-gram baseline, trained on the examples. Errors: TinyGPTError if it cannot be trained."""
     truth = classify.label_indices("train", examples, labels)
     trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(labels))
     if trained is None:
         raise TinyGPTError(problem)
     return trained
+
+
+def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
+    """A trained model."""
+    model = Model(ckpt)
+
+    def classify_prompts(prompts: Sequence[str]) -> np.ndarray:
+        scores, _ = classify.label_scores(model.model, model.tokenizer, prompts, labels, skip_unknown=True)
+        return classify.probabilities(scores)
+
+    return classify_prompts
 
 
 def most_probable(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
@@ -79,11 +91,6 @@ class Model:
         self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
         self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
         self.model = checkpoint.for_inference(self.compute)
-
-    def probabilities(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-        """Probabilities of the labels as responses, float64 (n, L); each row sums to 1."""
-        total, _ = classify.label_scores(self.model, self.tokenizer, prompts, labels, skip_unknown=True)
-        return classify.probabilities(total)
 
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
         """Greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
@@ -115,3 +122,51 @@ class Model:
         source = dataset.sources["val"]
         loss = mean_loss(self.model, source, source.every(self.model.config.block_size), self.compute)
         return bits_per_character(loss, dataset)
+
+
+# ---- trainings, as processes of their own ---------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """What a training has cost, and what it forgot."""
+
+    seconds: float  # evaluations included, over all sessions if it was stopped
+    weights: int  # number of those that were trained
+    bytes: int  # of the adapter, or of the checkpoint
+    memory: int  # peak of the process, in bytes
+    base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
+
+
+def trained(out: Path, memory: int) -> Trained:
+    """What the training in a folder has cost."""
+    saved = load_model(str(out / "ckpt.pt"))
+    weights = adapted_only(saved.model) or saved.model
+    tied = saved.model_args["tie_weights"]
+    number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
+    file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
+    metrics = read_metrics(out)
+    losses = {entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry}
+    return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)
+
+
+def train(log: Path, command: str, preset: str, out: Path, *flags: str, **settings: Any) -> Trained:
+    """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
+
+    settings: more flags, as values. With max_iters, the model is evaluated at the end only, unless they say otherwise.
+    Errors: TinyGPTError as in evaluate/process.py.
+    """
+    if "max_iters" in settings:
+        settings.setdefault("eval_interval", settings["max_iters"])
+    common = [f"--out_dir={out}", "--init_from=auto", "--device=cpu", "--quiet"]
+    flags += tuple(f"--{key}={value}" for key, value in settings.items())
+    return trained(out, run(log, command, f"configs/{preset}.yaml", *common, *flags).memory)
+
+
+def prepared(data: str | Path, folder: Path, dataset: str) -> Stage:
+    """A stage that prepares a dataset, unless it is there."""
+
+    def prepare() -> None:
+        if not (Path(data) / dataset / "meta.json").exists():
+            run(folder / "prepare.log", "prepare", dataset, f"--data_dir={data}")
+
+    return Stage(f"prepare {dataset}", 5, prepare)

@@ -23,10 +23,8 @@ from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import facts, style
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.models import Model, write_dataset
-from tinygpt.lab.processes import train
-from tinygpt.lab.stages import Results, Stage, every_seed
+from tinygpt.lab.models import Model, train, write_dataset
+from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
 from tinygpt.terminal import duration
 

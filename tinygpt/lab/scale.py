@@ -25,9 +25,8 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
-from tinygpt.lab.lab import Lab, seeds
-from tinygpt.lab.processes import prepared, train
-from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.models import prepared, train
+from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Summary, Verdict, spread, table
 from tinygpt.terminal import duration
 
@@ -58,7 +57,7 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     """All stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
     size, found = QUICK if config.quick else FULL, []
     if config.dataset == "shakespeare_char":
-        found.append(prepared(config, folder, config.dataset))
+        found.append(prepared(config.data_dir, folder, config.dataset))
         tokens = 1_003_854
     else:
         dataset = Dataset(config.data_dir, config.dataset)
@@ -121,12 +120,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def computes(columns: Sequence[np.ndarray]) -> list[float]:
-    """Powers of ten within the compute of the runs."""
-    flop = 6 * columns[0] * columns[1]
-    return [10.0**n for n in range(math.ceil(math.log10(flop.min())), math.floor(math.log10(flop.max())) + 1)]
-
-
 def growth(law: Law) -> float:
     """The best size grows as the compute C ** growth."""
     return law.beta / (law.alpha + law.beta)
@@ -164,7 +157,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for passes in size.passes:
             row[f"passes: {passes:g}"] = spread([run["loss"] for run in runs[width, passes]], ".3f")
         grid.append(row)
-    exponents = {
+    figures = {
         "E": ranged(lambda each: each.E, ".2f"),
         "alpha": ranged(lambda each: each.alpha, ".2f"),
         "beta": ranged(lambda each: each.beta, ".2f"),
@@ -179,14 +172,15 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         }
         for title, n in TARGETS.items()
     ]
+    exponents = np.log10(6 * columns[0] * columns[1])
     best_sizes = [
         {
-            "compute C in FLOP": f"10^{round(math.log10(compute))}",
+            "compute C in FLOP": f"10^{math.log10(compute):.0f}",
             "parameters N": f"{law.best_parameters(compute):,.0f}",
             "training tokens D": f"{compute / 6 / law.best_parameters(compute):,.0f}",
             "loss": ranged(lambda each, compute=compute: best_loss(each, compute), ".2f"),
         }
-        for compute in computes(columns)
+        for compute in [10.0**n for n in range(math.ceil(exponents.min()), math.floor(exponents.max()) + 1)]
     ]
     tables = [
         table(
@@ -197,7 +191,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         ),
         table(
             "The law: loss = E + A / N^alpha + B / D^beta",
-            [exponents],
+            [figures],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
             f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval "
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
@@ -289,12 +283,5 @@ def law_file(results: Results, config: LabConfig, folder: Path) -> Path:
     return fit(*columns_of(results, config)).write(folder, dataset=config.dataset)
 
 
-LAB = Lab(
-    "how the loss depends on size and length: a scaling law",
-    stages,
-    summarise,
-    ("dataset",),
-    others=("data_dir",),
-    quick=True,
-    more=law_file,
-)
+ABOUT = "how the loss depends on size and length: a scaling law"
+LAB = Lab(ABOUT, stages, summarise, ("dataset",), others=("data_dir",), quick=True, more=law_file)

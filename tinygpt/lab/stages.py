@@ -1,4 +1,4 @@
-"""Run the stages of a lab, each once, keep their results, and say how long the rest will take.
+"""What a lab is, and how its stages are run: each once, with the time that the rest will take.
 
 The results are in lab.json in the lab's folder, which is replaced after each stage. A stage that was stopped starts
 again; the folders that its commands wrote are its own, so the commands can resume.
@@ -13,13 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, replacing, strict_json
+from tinygpt.lab.summary import Summary
 from tinygpt.terminal import duration
 
 VERSION = 1  # of lab.json
 FILE = "lab.json"
 Results = dict[str, Any]  # by stage, plain values
+
+
+ALL_LABS = ("name", "quick", "seeds", "out_dir")  # keys of every lab
 
 
 class Stage(NamedTuple):
@@ -28,6 +33,31 @@ class Stage(NamedTuple):
     name: str
     seconds: float  # about how long it takes on two cores with bfloat16; only the ratios of stages matter
     compute: Callable[[], Any]  # a value that JSON can store
+
+
+class Lab(NamedTuple):
+    """An experiment: the entry LAB, with which the module or package tinygpt.lab.NAME of a lab ends."""
+
+    about: str
+    stages: Callable[[LabConfig, Path], list[Stage]]  # for a configuration and the lab's folder
+    summarise: Callable[[Results, LabConfig], Summary]
+    settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
+    models: tuple[str, ...] = ()  # keys that name a base model
+    others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
+    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
+    quick: bool = False  # has a short form for a lesson
+    ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
+    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes one more file into the folder
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that it uses."""
+        return {*ALL_LABS, *self.settings, *self.models, *self.others}
+
+
+def seeds(config: LabConfig) -> range:
+    """The seeds of the repetitions: 1, 2, ...; a quick lab has one."""
+    return range(1, (1 if config.quick else config.seeds) + 1)
 
 
 class Identity(NamedTuple):
@@ -41,7 +71,7 @@ class Identity(NamedTuple):
 def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
     """Run the stages that have no result yet, in order, and return all results.
 
-    Errors: TinyGPTError for a folder of another lab, version, settings or model; those of the stages.
+    Errors: TinyGPTError for a folder of another lab, version, settings or model; for a full disk; those of the stages.
     """
     content = stored(folder, identity)
     known: dict[str, dict[str, Any]] = content["stages"]
@@ -57,7 +87,8 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
         began = time.monotonic()
         result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
-        store(folder, content)
+        with replacing(folder / FILE, "free some space and run the command again; finished stages are kept") as file:
+            file.write(strict_json(content).encode() + b"\n")
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
 
@@ -96,12 +127,6 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
 def described(content: dict[str, Any]) -> str:
     settings = "".join(f", {name}={value}" for name, value in dict(content["settings"]).items())
     return f"lab {content['lab']}, version {content['version']}{settings}"
-
-
-def store(folder: Path, content: dict[str, Any]) -> None:
-    """Replace lab.json. Errors: TinyGPTError as in `replacing`."""
-    with replacing(folder / FILE, "free some space and run the command again; finished stages are kept") as file:
-        file.write(strict_json(content).encode() + b"\n")
 
 
 def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:

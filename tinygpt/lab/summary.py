@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.errors import library
 from tinygpt.evaluate.share import wilson
 from tinygpt.files import drawing, replacing
 from tinygpt.report.page import STYLES, render
@@ -39,7 +38,7 @@ class Table(NamedTuple):
 
 def table(caption: str, rows: Sequence[Mapping[str, str]], how: str) -> Table:
     """A table of rows that each give their cells by column."""
-    return Table(caption, list(rows[0]), [list(row.values()) for row in rows], how)
+    return Table(caption, list(rows[0]) if rows else [], [list(row.values()) for row in rows], how)
 
 
 class Share(NamedTuple):
@@ -116,15 +115,6 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     with replacing(page) as file:
         file.write(as_page(summary, picture.read_bytes(), name, live))
     return [picture, page]
-
-
-def require_packages() -> None:
-    """Import what a lab needs at its end before its first stage.
-
-    Errors: TinyGPTError if matplotlib or jinja2 is missing; OSError if matplotlib finds no folder for its cache.
-    """
-    library("jinja2", "a lab")
-    library("matplotlib", "a lab")
 
 
 def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> bytes:

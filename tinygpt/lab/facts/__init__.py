@@ -12,7 +12,7 @@ tinygpt lab facts --quick
 
 from tinygpt.lab.facts.experiment import live, stages
 from tinygpt.lab.facts.summary import summarise
-from tinygpt.lab.lab import Lab
+from tinygpt.lab.stages import Lab
 
 LAB = Lab(
     "retrieve, fine-tune or train: what each knows, and what a change of facts costs",

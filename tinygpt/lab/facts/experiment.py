@@ -41,9 +41,8 @@ from tinygpt.lab.facts.systems import (
     retrieval,
 )
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.lab.lab import seeds
-from tinygpt.lab.processes import Trained, require_pretrained, train
-from tinygpt.lab.stages import Results, Stage
+from tinygpt.lab.models import Trained, train
+from tinygpt.lab.stages import Results, Stage, seeds
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
 from tinygpt.retrieve.store import Index, open_index
@@ -69,10 +68,9 @@ FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90,
 
 
 def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """All stages. Errors: TinyGPTError if the pretrained model is missing."""
+    """All stages."""
     size = QUICK if config.quick else FULL
     places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds(config)]
-    require_pretrained(config)
     if config.pretrained:
         places.insert(1, Pretrained(folder / "seed-1", 1, size, config.pretrained))
     return [stage for place in places for stage in place.stages()]
