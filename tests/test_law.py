@@ -59,6 +59,8 @@ def test_the_best_size_and_length_against_a_search() -> None:
         assert TRUE.best_parameters(compute) == pytest.approx(searched, rel=0.01)
         assert 6 * searched * TRUE.best_tokens(searched) == pytest.approx(compute, rel=0.05)
     assert TRUE._replace(A=0.0).best_tokens(1e6) == np.inf and TRUE._replace(B=0.0).best_tokens(1e6) == 1
+    assert scale.best_loss(TRUE, 1e13) == pytest.approx(TRUE.loss(sizes, 1e13 / 6 / sizes).min(), rel=1e-6)
+    assert scale.best_loss(TRUE._replace(A=0.0), 1e13) == scale.best_loss(TRUE._replace(B=0.0), 1e13) == TRUE.E
 
 
 def test_a_loss_gives_the_length_that_reaches_it() -> None:

@@ -127,6 +127,8 @@ def growth(law: Law) -> float:
 
 def best_loss(law: Law, compute: float) -> float:
     """The loss of the best size for a compute in FLOP."""
+    if not (law.A and law.B):  # size, or length, costs nothing: the best size is 0, or infinite
+        return law.E
     best = law.best_parameters(compute)
     return float(law.loss(best, compute / 6 / best))
 
@@ -177,7 +179,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         {
             "compute C in FLOP": f"10^{math.log10(compute):.0f}",
             "parameters N": f"{law.best_parameters(compute):,.0f}",
-            "training tokens D": f"{compute / 6 / law.best_parameters(compute):,.0f}",
+            "training tokens D": f"{compute / 6 / law.best_parameters(compute) if law.A else math.inf:,.0f}",
             "loss": ranged(lambda each, compute=compute: best_loss(each, compute), ".2f"),
         }
         for compute in [10.0**n for n in range(math.ceil(exponents.min()), math.floor(exponents.max()) + 1)]
