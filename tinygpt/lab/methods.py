@@ -90,15 +90,8 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
         found |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
         if len(cost.base_losses) == 2:
             found["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
-    model = out if job.method.command else job.base
-    asked = [
-        "eval",
-        f"--ckpt={model}",
-        "--task=transactions",
-        "--device=cpu",
-        "--json",
-        f"--data_dir={config.data_dir}",
-    ]
+    model, data = out if job.method.command else job.base, f"--data_dir={config.data_dir}"
+    asked = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
     report = json.loads(run(folder / "eval.log", *asked).output)
     (folder / "outside.txt").write_text(SONNET, encoding="utf-8")
     outside = run(folder / "eval.log", *asked, f"--predict={folder / 'outside.txt'}").output

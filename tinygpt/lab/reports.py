@@ -7,13 +7,12 @@ judged twice: by the rules of each firm's style, and by whether it states the fi
     tinygpt lab reports --quick
 """
 
-import itertools
 import statistics
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ class Place:
         turns = ["a", "b", "a", ""]  # the last one takes the adapter off
         swapped = [logits(Model(held.checkpoint(name))) for name in turns]
         loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in turns]
-        names = itertools.cycle(FIRMS)
+        names = cycle(FIRMS)
         return {
             "swap": milliseconds(lambda: Model(held.checkpoint(next(names)))),
             "load": milliseconds(lambda: Model(self.base, files[next(names)])),
