@@ -88,8 +88,8 @@ def test_doctor_and_report_compare_it_with_the_run(planned: Path, tmp_path: Path
     folder = Path(shutil.copytree(planned, tmp_path / "work"))
     assert cli_here("doctor", "out", cwd=folder).status == 2  # no run yet
     ok(folder, "train", *PLAN[1:], "--quiet")
-    found = {each.what: each for each in compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data)}
-    assert {"time", "memory"} <= found.keys()
+    found = compared(folder / "out", *read_run(folder / "out"), load(folder / "out").data)
+    assert {"time", "memory"} <= {what for what, *_ in found}
     said = ok(folder, "doctor", "out").out
     assert re.search(r"^predicted: +time \d+ s \(\d+ to \d+\), measured \d+ s \([+-]\d+ %.*\)$", said, re.MULTILINE)
     memory = r"^predicted: +memory [\d,]+ MB \([\d,]+ to [\d,]+\), measured [\d,]+ MB \(.*\)$"

@@ -4,7 +4,6 @@ tinygpt check out/ data/shakespeare_char
 tinygpt check --resume configs/shakespeare_char.yaml
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
@@ -157,7 +157,7 @@ def check_resume(config: CheckConfig) -> int:
                 raise TinyGPTError(f"the run for this check failed: {message}", again)
             state = load(out / "last.pt")
             command.append(f"--device={state.training['device']}")  # on a Mac, `auto` might choose another one now
-            hashes[title] = weights_hash(state)
+            hashes[title] = weights_fingerprint(state.model)
             print(f"{title + ':':<20} {hashes[title]}")
     same = len(set(hashes.values())) == 1
     return 0 if report(same, f"weights after {iterations} iterations are {'equal' if same else 'NOT equal'}") else 1
@@ -178,12 +178,3 @@ def kill_at(command: list[str], out: Path, step: int) -> bool:
             time.sleep(0.005)
     last = out / "last.pt"
     return last.exists() and (state := load(last)).step < state.config["max_iters"]
-
-
-def weights_hash(state: Checkpoint) -> str:
-    """SHA-256 over the names and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(state.model.items()):
-        digest.update(name.encode())
-        digest.update(weight.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -89,8 +89,8 @@ def doctor(config: DoctorConfig) -> None:
     plan = read_plan(folder)
     if plan and entries and (other := differences(plan, settings, data)):
         print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(other)}")
-    for each in compared(folder, entries, settings, data):
-        print(f"predicted:   {each}")
+    for what, prediction, result in compared(folder, entries, settings, data):
+        print(f"predicted:   {what} {prediction}, measured {result}")
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 `tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show the predictions next to the results.
 
-    compared(Path("out"), entries, settings, data)      # [Comparison("time", "120 s (110 to 130)", "115 s"), ...]
+    compared(Path("out"), entries, settings, data)      # [("time", "120 s (110 to 130)", "115 s (+4 %)"), ...]
 """
 
 import json
@@ -82,11 +82,6 @@ def time_text(seconds: Interval) -> str:
     return f"{value} ({low} to {high})"
 
 
-def relevant(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings on which the time, the memory or the loss of a run depends."""
-    return {key: value for key, value in settings.items() if key not in IRRELEVANT}
-
-
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """Read plan.json. None if it is missing or damaged."""
     try:
@@ -98,29 +93,19 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 def differences(plan: dict[str, Any], settings: dict[str, Any], data: dict[str, str]) -> list[str]:
     """The settings in which a run differs from the run that was planned; `data` if its token files differ."""
-    planned, run = relevant(plan["settings"]), relevant(settings)
-    other = [key for key in sorted(planned.keys() | run.keys()) if planned.get(key) != run.get(key)]
+    planned = plan["settings"]
+    every = sorted((planned.keys() | settings.keys()) - IRRELEVANT)
+    other = [key for key in every if planned.get(key) != settings.get(key)]
     return other + ["data"] * (plan.get("data") != data)
-
-
-class Comparison(NamedTuple):
-    """A prediction and its result, both as text."""
-
-    what: str
-    predicted: str
-    actual: str
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.predicted}, measured {self.actual}"
 
 
 def compared(
     folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], data: dict[str, str]
-) -> list[Comparison]:
-    """Compare the plan in a run's folder with the run.
+) -> list[tuple[str, str, str]]:
+    """Compare the plan in a run's folder with the run: what, the prediction, and the result.
 
-    data: SHA-256 of the run's token files, which its checkpoints have. Returns nothing without a plan of these settings
-    and this data, and before the end of the run.
+    data: SHA-256 of the run's token files, which its checkpoints have. Empty without a plan of these settings and this
+    data, and before the end of the run.
     """
     plan = read_plan(folder)
     if plan is None or differences(plan, settings, data):
@@ -146,14 +131,14 @@ def compared(
             said = Interval(*found)
             error = f"{100 * (said.value / actual - 1):+.0f} %" + ", outside the interval" * (not said.contains(actual))
             predicted = said.text(form, unit) if form else time_text(said)
-            made.append(Comparison(what, predicted, f"{result} ({error})"))
+            made.append((what, predicted, f"{result} ({error})"))
         elif key == "predicted_loss" and is_number(bound):
             least = best["val_loss"] - 2 * number(best, "val_loss_se", 0.0)  # what is above may be chance
             above = "above it by less than two standard errors" if least <= bound else "did not hold"
             held = "held" if best["val_loss"] <= bound else above
-            made.append(Comparison(f"best {what}", f"at most {bound:.3f}", f"{best['val_loss']:.3f}{on} ({held})"))
+            made.append((f"best {what}", f"at most {bound:.3f}", f"{best['val_loss']:.3f}{on} ({held})"))
         elif key == "predicted_loss" and plan.get("no_loss"):
-            made.append(Comparison(what, f"not predicted: {plan['no_loss']}", result))
+            made.append((what, f"not predicted: {plan['no_loss']}", result))
     return made
 
 

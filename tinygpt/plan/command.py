@@ -16,7 +16,7 @@ from tinygpt.config.fields import keys
 from tinygpt.config.schema import PlanConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import FILE, Forecast, read_plan
+from tinygpt.evaluate.forecast import FILE, Forecast, Interval, differences, read_plan
 from tinygpt.fast import model_class
 from tinygpt.files import file_lock, replacing, strict_json
 from tinygpt.plan import cost, fit, pilots
@@ -35,7 +35,6 @@ from tinygpt.training.start import (
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
 BUSY = 0.5  # load average per core, from which the machine counts as busy
-ELSEWHERE = ("config", "out_dir", "quiet")  # settings on which no measurement depends
 
 
 class Planned(NamedTuple):
@@ -134,8 +133,8 @@ def planned(config: PlanConfig) -> Planned:
 
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
-    content = read_plan(run.out) or {}
-    if "predicted_seconds" not in content and identity(content) == identity(run.record):
+    content = read_plan(run.out)
+    if content and "predicted_seconds" not in content and not differences(content, **run.record):
         with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
             return cost.from_json(content["costs"]), tuple(map(pilots.from_json, content["pilots"]))
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
@@ -170,17 +169,12 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
         no_loss = no_bound or no_loss or fit.refusal(losses, pilots.ngram_loss(run.config))
         loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
         at_most = losses[-1] if no_loss and not no_bound else None
-    memory = cost.memory_mb(costs) if costs.memory else None
+    mb = costs.memory / 1e6
+    memory = Interval(mb, mb * (1 - cost.MEMORY_ERROR), mb * (1 + cost.MEMORY_ERROR)) if mb else None
     return Forecast(cost.seconds(run.config, costs), memory, loss, at_most, no_loss, costs.start, cost.unsteady(costs))
 
 
 # ---- plan.json, and the table ---------------------------------------------------------------------------------------
-
-
-def identity(content: dict[str, Any]) -> Any:
-    """What two plans must have in common to share their measurements."""
-    settings = {key: value for key, value in content.get("settings", {}).items() if key not in ELSEWHERE}
-    return settings, content.get("data")
 
 
 def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecast | None = None) -> None:

@@ -165,12 +165,6 @@ def seconds(config: TrainConfig, costs: Costs) -> Interval:
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
 
 
-def memory_mb(costs: Costs) -> Interval:
-    """Peak memory of the process, in 10^6 bytes."""
-    value = costs.memory / 1e6
-    return Interval(value, value * (1 - MEMORY_ERROR), value * (1 + MEMORY_ERROR))
-
-
 def disk(config: TrainConfig, costs: Costs) -> int:
     """The largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the snapshots,
     which have one byte instead of twelve per weight, and a line of the log for each logged iteration."""

@@ -173,8 +173,8 @@ def summary(
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    for each in compared(run.folder, entries, settings, run.checkpoint.data):
-        facts[f"predicted {each.what}"] = f"{each.predicted}; measured {each.actual}"
+    for what, prediction, result in compared(run.folder, entries, settings, run.checkpoint.data):
+        facts[f"predicted {what}"] = f"{prediction}; measured {result}"
     measured = {"losses": losses(run, quick), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **measured}
 
