@@ -635,7 +635,7 @@ def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, co
 
 def test_the_command_to_try_fits_the_model_and_its_dataset(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygpt.config import suggest
-    from tinygpt.evaluate.origin import next_command
+    from tinygpt.evaluate.check import next_command
 
     monkeypatch.chdir(moved)
     labelled, text = load("run"), load("out")

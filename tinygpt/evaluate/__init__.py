@@ -8,12 +8,11 @@
     respond.py      tasks with free text: greedy responses, exact match, and the checks of a task
     command.py      `tinygpt eval`
     doctor.py       `tinygpt doctor`: the verdict on a run's curves
-    check.py        `tinygpt check`: integrity of folders, exactness of resuming
+    check.py        `tinygpt check`: integrity of folders, exactness of resuming; what can be done with a model
     plot.py         `tinygpt plot`: loss curves as a PNG, or for TensorBoard
     forecast.py     plan.json, and the predictions next to the results
     law.py          a scaling law: loss as a function of parameters and training tokens
     process.py      a command as a child process; peak memory
-    origin.py       the command to try next with a model
 
 The package imports training, checkpoint, data and the modules below them. `train` imports loss.py and doctor.py.
 

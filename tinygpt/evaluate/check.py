@@ -4,6 +4,7 @@ tinygpt check out/ data/shakespeare_char
 tinygpt check --resume configs/shakespeare_char.yaml
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,9 +23,8 @@ from tinygpt.config.files import find_config, read_config
 from tinygpt.config.schema import CheckConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.token_files import TOKEN
-from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.origin import next_command
 from tinygpt.training.log import read_metrics
 
 
@@ -120,6 +120,19 @@ def check_dataset(folder: Path) -> bool:
         return True
     except TinyGPTError as error:
         return report(False, error.message, error.hint)
+
+
+def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
+    """Command to try with a model whose best checkpoint is in `out`; its dataset is looked for in `folder`."""
+    tokenizer = model.tokenizer or {}
+    answers_prompts = bool(tokenizer.get("pair")) or PROMPT in tokenizer.get("symbols", [])
+    labelled, prompt = False, None
+    if answers_prompts:
+        with contextlib.suppress(TinyGPTError):
+            dataset = Dataset(folder, str(model.config.get("dataset", "")))
+            labelled = bool(dataset.labels)
+            prompt = next((prompt for prompt, _ in dataset.sources["val"].texts(dataset.tokenizer)), None)
+    return suggest.next_command(model.config | {"data_dir": folder}, out, answers_prompts, labelled, prompt)
 
 
 # ---- exact resuming --------------------------------------------------------------------------------------------

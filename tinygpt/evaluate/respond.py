@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
-from tinygpt.data.tasks import TASKS, Scores
+from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import Compute
 from tinygpt.errors import diverged
@@ -124,7 +124,14 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)]
     passed: dict[str, np.ndarray] = {}
     if task and task.scores:
-        passed, mistakes = judged(model, tokenizer, task.scores, pairs)
+        longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
+        said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
+        judgements = [task.scores(*pair, text) for pair, text in zip(pairs, said, strict=True)]
+        passed = {check: np.array([checks[check] for checks in judgements]) for check in judgements[0]}
+        mistakes = []
+        for (prompt, wanted), text, checks in zip(pairs, said, judgements, strict=True):
+            if fails := ", ".join(check for check, ok in checks.items() if not ok):
+                mistakes.append({"prompt": prompt, "wanted": wanted, "said": text, "fails": fails})
     groups = {}
     if task and task.group:
         groups = by_group([task.group(prompt) for prompt, _ in pairs], {"exact match": exact, **passed})
@@ -143,23 +150,6 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
         "exact_interval": [*wilson(share, n)],
         "scores_interval": {name: [*wilson(score, n)] for name, score in scores.items()},
     }
-
-
-def judged(
-    model: GPT, tokenizer: Tokenizer, scores: Scores, pairs: list[tuple[str, str]]
-) -> tuple[dict[str, np.ndarray], list[dict[str, str]]]:
-    """Decode the response to each prompt. Return for each check which responses pass it, bool (n,), and the responses
-    that fail one."""
-    longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
-    said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
-    judgements = [scores(prompt, wanted, text) for (prompt, wanted), text in zip(pairs, said, strict=True)]
-    passed = {name: np.array([checks[name] for checks in judgements]) for name in judgements[0]}
-    mistakes = [
-        {"prompt": prompt, "wanted": wanted, "said": text, "fails": ", ".join(k for k, ok in checks.items() if not ok)}
-        for (prompt, wanted), text, checks in zip(pairs, said, judgements, strict=True)
-        if not all(checks.values())
-    ]
-    return passed, mistakes
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config.schema import MergeConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.origin import next_command
+from tinygpt.evaluate.check import next_command
 from tinygpt.files import folder_lock
 
 
