@@ -55,12 +55,14 @@ def ngram_baselines(
         contexts, pairs = distinct(keys // base, base**2)[0], distinct(ends(keys, base), base**2)[0]
         weight, triple_count, context_count, pair_count = (np.zeros(len(k)) for k in (keys, keys, contexts, pairs))
         show = f"n-gram baselines: {done / len(targets.at):.0%} of the targets done, next pass"
-        for found, counts in training.counted(keys[0], keys[-1], show):
+        middles = keys[0] // base**2, keys[-1] // base**2
+        for part in batches(training.keys(*middles, show)):
+            found, counts = distinct(part, base**3)
             add(triple_count, keys, found, counts)
             add(context_count, contexts, found // base, counts)
             add(pair_count, pairs, ends(found, base), counts)
-        for found, counts in targets.counted(keys[0], keys[-1]):
-            add(weight, keys, found, counts)
+        for part in batches(targets.keys(*middles)):
+            add(weight, keys, *distinct(part, base**3))
         middle, last = keys // base**2, keys % base
         bigram = (pair_count[np.searchsorted(pairs, ends(keys, base))] + unigram[last]) / (once[middle] + 1)
         trigram = (triple_count + bigram) / (context_count[np.searchsorted(contexts, keys // base)] + 1)
@@ -80,14 +82,6 @@ class Trigrams:
     def __init__(self, ids: np.ndarray, at: range | np.ndarray, base: int, before: int) -> None:
         self.ids, self.at, self.base, self.before = ids, at, base, before
 
-    def counted(self, low: int, high: int, show: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Distinct keys, ascending, and how often each occurs, for each batch of the split in turn.
-
-        Covers all trigrams with a middle token from that of key `low` to that of `high`. `show`: names a progress bar.
-        """
-        for keys in batches(self.keys(low // self.base**2, high // self.base**2, show)):
-            yield distinct(keys, self.base**3)
-
     def smallest(self, low: int) -> np.ndarray:
         """The smallest KEYS distinct keys from `low`, or all if there are fewer: ascending."""
         found, high = np.zeros(0, dtype=np.int64), self.base**3
@@ -99,7 +93,10 @@ class Trigrams:
         return found
 
     def keys(self, first: int, last: int, show: str = "") -> Iterator[np.ndarray]:
-        """The keys with middle tokens from `first` to `last`, in the order of the split, block by block."""
+        """The keys with middle tokens from `first` to `last`, in the order of the split, block by block.
+
+        show: names a progress bar.
+        """
         end = len(self.ids) - 1
         with progress(None, bool(show) and end >= BAR_FROM, total=end, unit="tok", unit_scale=True, desc=show) as bar:
             for start in range(0, end, BLOCK):

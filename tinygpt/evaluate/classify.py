@@ -285,47 +285,38 @@ def make_report(
 
 def as_text(report: dict[str, Any]) -> str:
     """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
-    n, bins = report["n"], [part for part in report["bins"] if part["count"]]
+    n, results, bins = report["n"], report["results"], [part for part in report["bins"] if part["count"]]
+    names = {key: name for key, name in ROWS.items() if key in results}
+    figures = [(name, percent(results[key]["accuracy"], n), results[key]["macro_f1"]) for key, name in names.items()]
     lines = [
         f"{report['task']}, split {report['split']}: {n:,} prompts, {len(report['labels'])} labels; "
         f"loss {report['loss']:.4f} nats per token of the true response\n",
+        *table({"": "<26", "  accuracy": "<27", "macro F1": ">8.3f"}, figures),
+        *([f"({report['note']})"] if report["note"] else []),
+        f"\n  {INTERVALS}",
+        *(f"  {text}" for key, text in EXPLAINED.items() if key in results),
     ]
-    shown = [(name, report["results"][key]) for key, name in ROWS.items() if key in report["results"]]
-    figures = [(name, percent(result["accuracy"], n), result["macro_f1"]) for name, result in shown]
-    lines += table({"": "<26", "  accuracy": "<27", "macro F1": ">8.3f"}, figures)
+    del names["normalised"]
+    if report["groups"]:
+        heads = {"accuracy in each group": "<26", "prompts": ">8,"}
+        heads |= {name.removesuffix(" baseline"): ">11" for name in names.values()}
+        groups = [(name, r["n"], *(f"{100 * r[key]:.1f} %" for key in names)) for name, r in report["groups"].items()]
+        lines += ["", *table(heads, groups)]
     confidence = sum(part["count"] * part["confidence"] for part in bins) / n
     pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
     lines += [
-        *([f"({report['note']})"] if report["note"] else []),
-        "",
-        f"  {INTERVALS}",
-        *(f"  {text}" for key, text in EXPLAINED.items() if key in report["results"]),
-        *group_lines(report),
         *("", *matrix_lines(report), ""),
         f"calibration: expected error {report['calibration_error']:.3f}; mean confidence {100 * confidence:.1f} %, "
-        f"accuracy {100 * report['results']['model']['accuracy']:.1f} %",
+        f"accuracy {100 * results['model']['accuracy']:.1f} %",
         f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
     ]
-    errors = []
-    for item in report["mistakes"]:
-        names = (cut(escaped(item[key]), 16) for key in ("true", "predicted"))
-        prompt = cut(repr(item["prompt"]), COLUMNS - 51)
-        errors.append((f"{100 * item['probability']:>13.1f} %", *names, prompt))
-    if errors:
-        heads = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}
+    if report["mistakes"]:
+        heads, errors = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}, []
+        for item in report["mistakes"]:
+            labels = (cut(escaped(item[key]), 16) for key in ("true", "predicted"))
+            errors.append((f"{100 * item['probability']:>13.1f} %", *labels, cut(repr(item["prompt"]), COLUMNS - 51)))
         lines += ["", *table(heads, errors)]
     return "\n".join(lines)
-
-
-def group_lines(report: dict[str, Any]) -> list[str]:
-    """Format the accuracy of each group of prompts, if the task has groups."""
-    keys = [key for key in ROWS if key in report["results"] and key != "normalised"]
-    heads = {"accuracy in each group": "<26", "prompts": ">8,"}
-    heads |= {ROWS[key].removesuffix(" baseline"): ">11" for key in keys}
-    rows = [
-        (name, group["n"], *(f"{100 * group[key]:.1f} %" for key in keys)) for name, group in report["groups"].items()
-    ]
-    return ["", *table(heads, rows)] if rows else []
 
 
 def matrix_lines(report: dict[str, Any]) -> list[str]:
