@@ -6,11 +6,12 @@ its start and its peak memory are those of the run. All times are differences of
     parts(config, measure(config, folder))      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +75,8 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
     with writing(settings):
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(to_yaml(pilot), encoding="utf-8")
-    try:
-        with ended_by_sigterm():
-            done = run(folder / "time.log", "train", str(settings))
-    except TinyGPTError:
-        if has_diverged(folder / "time"):
-            raise diverges(pilot, "at the beginning") from None
-        raise
+    with explaining(pilot, "at the beginning"), ended_by_sigterm():
+        done = run(folder / "time.log", "train", str(settings))
     size = (folder / "time/last.pt").stat().st_size
     return costs_of(read_metrics(folder / "time"), done.seconds)._replace(memory=done.memory, checkpoint=size)
 
@@ -196,10 +192,16 @@ def load_per_core() -> float:
         return 0.0
 
 
-def has_diverged(folder: Path) -> bool:
-    """Whether a run has noted that it diverged."""
-    exists = (folder / "metrics.jsonl").exists()
-    return exists and any(entry["kind"] == "diverged" for entry in read_metrics(folder))
+@contextlib.contextmanager
+def explaining(config: TrainConfig, why: str = "") -> Iterator[None]:
+    """Name the divergence of a pilot in place of the error that ended it; `why` in place of that error's message."""
+    try:
+        yield
+    except TinyGPTError as error:
+        metrics = Path(config.out_dir, "metrics.jsonl")
+        if metrics.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(metrics.parent)):
+            raise diverges(config, why or error.message) from None
+        raise
 
 
 def diverges(config: TrainConfig, why: str) -> TinyGPTError:

@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import Block, blocks_from_json, blocks_of, diverges, has_diverged
+from tinygpt.plan.cost import Block, blocks_from_json, blocks_of, diverges, explaining
 from tinygpt.train import train
 from tinygpt.training.start import choose_compute
 
@@ -114,19 +114,14 @@ def run_pilot(config: TrainConfig, log: Path) -> Pilot:
 
     Errors: TinyGPTError for a pilot that diverges, or that a signal stops.
     """
-    folder, length = Path(config.out_dir), f"{config.max_iters:,}"
     log.parent.mkdir(parents=True, exist_ok=True)  # it was removed, if only plan.json is left of an interrupted plan
-    with writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        try:
-            status = train(config)
-        except TinyGPTError as error:
-            if has_diverged(folder):
-                raise diverges(config, error.message) from None
-            raise
+    with explaining(config), writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        status = train(config)
     if status:
-        raise TinyGPTError(f"stopped in the pilot of {length} iterations", "the same command continues it", status)
+        problem = f"stopped in the pilot of {config.max_iters:,} iterations"
+        raise TinyGPTError(problem, "the same command continues it", status)
     dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
-    loss = validation_loss(folder / "last.pt", dataset, compute)
+    loss = validation_loss(Path(config.out_dir, "last.pt"), dataset, compute)
     if not math.isfinite(loss):
         raise diverges(config, "its loss is not finite")
-    return Pilot(config.max_iters, loss, blocks_of(folder))
+    return Pilot(config.max_iters, loss, blocks_of(Path(config.out_dir)))
