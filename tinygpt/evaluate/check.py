@@ -140,8 +140,7 @@ def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
 
 def check_resume(config: CheckConfig) -> int:
     """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=resume; compare."""
-    iterations = config.iterations
-    preset = find_config(config.resume)
+    iterations, preset = config.iterations, find_config(config.resume)
     settings = read_config(preset)
     base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
     name = "finetune" if base else suggest.training_command(settings)
@@ -151,8 +150,7 @@ def check_resume(config: CheckConfig) -> int:
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
         command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
         command += ["--patience=0", "--watch=False"]
-        if settings.get("init_from") in ("resume", "auto"):
-            command.append("--init_from=scratch")
+        command += ["--init_from=scratch"] * (settings.get("init_from") in ("resume", "auto"))
         for title in ("uninterrupted", "killed and resumed"):
             out = Path(scratch) / title.split()[0]
             run = [*command, f"--out_dir={out}"]

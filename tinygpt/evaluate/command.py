@@ -137,12 +137,10 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
             probs = {"model": classify.probabilities(scores[split][0])} | ({"ngram": ngram[split]} if ngram else {})
             column = {key: found[:, labels.index(positive)] for key, found in probs.items()}
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
-        rare, curves = threshold.make_tradeoff(
-            positive, config.split, config.miss_cost, scored["val"], scored[config.split]
-        )
+        val, measured = scored["val"], scored[config.split]
+        rare, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
     if config.json:
-        found = report | ({"tradeoff": rare} if rare else {})
-        print(strict_json({"ckpt": config.ckpt, **found}))
+        print(strict_json({"ckpt": config.ckpt, **report, **({"tradeoff": rare} if rare else {})}))
         return
     print(classify.as_text(report))
     counts = np.bincount(truth, minlength=len(labels))

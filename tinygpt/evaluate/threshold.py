@@ -24,6 +24,7 @@ from tinygpt.files import drawing
 from tinygpt.terminal import cut, escaped, table
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
+Scored = tuple[dict[str, np.ndarray], np.ndarray]  # the scores by each classifier, and the truth
 NAMES = {"model": "model", "ngram": "n-gram baseline", "nothing": "flag nothing", "everything": "flag everything"}
 
 
@@ -106,13 +107,9 @@ def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> l
 
 
 def make_tradeoff(
-    positive: str,
-    split: str,
-    miss_cost: float,
-    val: tuple[dict[str, np.ndarray], np.ndarray],
-    wanted: tuple[dict[str, np.ndarray], np.ndarray],
+    positive: str, split: str, miss_cost: float, val: Scored, wanted: Scored
 ) -> tuple[dict[str, Any], dict[str, Curve]]:
-    """Choose the thresholds on `val` and measure them on `wanted`: the scores of each classifier, and the truth.
+    """Choose the thresholds on `val` and measure them on `wanted`.
 
     Returns the values for JSON, and the curve of each classifier. `rows` are outcomes, with the keys classifier (of
     NAMES) and chosen (on val). Errors: ValueError if a split has no positive prompt.
