@@ -13,6 +13,16 @@ SCALE = ".scale"  # suffix of a matrix's name: the name of its scales
 SMALLEST = 2.0**-14  # the smallest normal number of float16
 
 
+def absmax(rows: Tensor, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Divide each row of (rows, columns) by its scale: int8 of that shape, -127 to 127, and scales float16 (rows, 1).
+
+    smallest: of the scales; a row whose scale is 0 becomes 0.
+    """
+    scales = (rows.abs().amax(1, keepdim=True).float() / 127).clamp(smallest, torch.finfo(torch.float16).max).half()
+    divisors = scales.float().where(scales > 0, 1.0)
+    return (rows / divisors).round().clamp(-127, 127).to(torch.int8), scales
+
+
 def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Quantise weights: a matrix (rows, columns) to int8 of that shape and scales float16 (rows, 1)."""
     small: dict[str, Tensor] = {}
@@ -22,8 +32,7 @@ def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             small[name] = weight.half()
             continue
         if weight.data_ptr() not in done:
-            scale = (weight.float().abs().amax(1, keepdim=True) / 127).half().clamp(min=SMALLEST)
-            done[weight.data_ptr()] = ((weight / scale.float()).round().clamp(-127, 127).to(torch.int8), scale)
+            done[weight.data_ptr()] = absmax(weight, SMALLEST)
         small[name], small[name + SCALE] = done[weight.data_ptr()]
     return small
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from tinygpt import lora
+from tinygpt.checkpoint.eight_bits import absmax
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.model import GPT
@@ -123,10 +124,8 @@ def differences(
 def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a float16 scale for each block of BLOCK values, and the values divided by it, int8 in -127 to 127."""
     blocks = np.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
-    scales = np.minimum(np.abs(blocks).max(1) / 127, np.finfo(np.float16).max).astype(np.float16)
-    divisors = np.where(scales > 0, scales, 1).astype(np.float32)[:, None]
-    change = np.rint(blocks / divisors).clip(-127, 127).astype(np.int8)
-    return scales, change.reshape(-1)[: len(values)]
+    change, scales = absmax(torch.from_numpy(blocks))
+    return scales[:, 0].numpy(), change.numpy().reshape(-1)[: len(values)]
 
 
 def encoded(numbers: np.ndarray) -> str:
