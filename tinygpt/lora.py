@@ -90,15 +90,12 @@ def attach(model: GPT, lora: LoRA, new_tokens: int) -> None:
     """
     model.requires_grad_(False)
     for target in lora.targets.split(","):
-        found = False
-        for block in model.transformer["h"]:
-            for part in (block.attn, block.mlp):
-                layer = getattr(part, target, None)
-                if isinstance(layer, nn.Linear):
-                    setattr(part, target, LoRALinear(layer, lora))
-                    found = True
-        if not found:
+        parts = [part for block in model.transformer["h"] for part in (block.attn, block.mlp) if hasattr(part, target)]
+        parts = [part for part in parts if isinstance(getattr(part, target), nn.Linear)]
+        if not parts:
             raise TinyGPTError(f"lora_targets: no layer is called {target!r}", "--lora_targets=c_attn,c_proj,c_fc")
+        for part in parts:
+            setattr(part, target, LoRALinear(getattr(part, target), lora))
     if new_tokens:
         model.transformer["wte"] = GrownEmbedding(model.transformer["wte"], new_tokens)
         model.lm_head = GrownHead(model.lm_head, model.transformer["wte"])
@@ -119,8 +116,9 @@ def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.fl
     Returns the state of an ordinary GPT that computes the same function; its merged weights are in `dtype`, converted
     one by one.
     """
-    plain = {name: weight for name, weight in state.items() if name not in adapted_only(state)}
-    for name in adapted_only(state):
+    trained = adapted_only(state)
+    plain = {name: weight for name, weight in state.items() if name not in trained}
+    for name in trained:
         layer, _, kind = name.rpartition(".")
         weight = plain[f"{layer}.weight"]
         if kind == "lora_A":

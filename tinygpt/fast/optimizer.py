@@ -101,17 +101,16 @@ class FlatOptimizer:
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Return the moments of each parameter by name, as views of the flat tensors."""
-        slices = list(zip(self.places, self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True))
+        averages = zip(self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True)
+        states = [{"exp_avg": average, "exp_avg_sq": square} for average, square in averages]
+        slices = list(zip(self.places, states, strict=True))
+        if self.muon:
+            slices.append((self.muon_place, {"momentum": self.muon.momentum}))
         found: dict[str, dict[str, Tensor]] = {}
         for name, place in self.flat.places.items():
-            shape = self.flat.shapes[name]
-            if self.muon and self.flat.kinds[name] == MATRIX:
-                at = slice(place.start - self.muon_place.start, place.stop - self.muon_place.start)
-                found[name] = {"momentum": self.muon.momentum[at].view(shape)}
-                continue
-            piece, average, square = next(s for s in slices if s[0].start <= place.start < s[0].stop)
-            at = slice(place.start - piece.start, place.stop - piece.start)
-            found[name] = {"exp_avg": average[at].view(shape), "exp_avg_sq": square[at].view(shape)}
+            whole, state = next((whole, state) for whole, state in slices if whole.start <= place.start < whole.stop)
+            at, shape = slice(place.start - whole.start, place.stop - whole.start), self.flat.shapes[name]
+            found[name] = {key: tensor[at].view(shape) for key, tensor in state.items()}
         return found
 
     @property
