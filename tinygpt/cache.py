@@ -56,15 +56,15 @@ class KVCache:
         slots = torch.arange(min(last + 1, self.block_size), device=self.last_token.device)
         return last - (last - slots) % self.block_size
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
-        """Store keys and values (B, kv_heads, T, head_dim) of new positions; return all: (2, B, kv_heads, S, head_dim).
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """Store keys and values (B, kv_heads, T, head_dim) of new positions; return all, (B, kv_heads, S, head_dim).
 
         If T > 1, no older position may be overwritten: length + T <= block_size.
         """
         T, slot = k.size(-2), self.length % self.block_size
         self.keys_values[layer, 0, :, :, slot : slot + T] = k
         self.keys_values[layer, 1, :, :, slot : slot + T] = v
-        return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)]
+        return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)].unbind()
 
     def advance(self, idx: Tensor) -> None:
         """Move on by the T tokens of idx, int64 (B, T), whose keys and values are stored."""

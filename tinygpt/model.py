@@ -31,8 +31,11 @@ class Context:
     """Inputs of a forward pass that all blocks share."""
 
     rotation: Tensor | None  # (2, T, head_dim), or (2, B, 1, T, head_dim): rotation of queries and keys
-    mask: Tensor | None  # (..., T, S), added to attention's scores (B, n_head, T, S); None: causal, and S = T
-    cache: Any = None  # a KVCache, or what takes its place (fast/prefix.py, serve/batch.py)
+    mask: Tensor | None  # (1 or B, 1 or n_head, T, S), added to attention's scores; None: causal, and S = T
+    cache: Any = None  # a KVCache, or serve/batch.py's BatchCache
+
+    def __post_init__(self) -> None:
+        assert self.mask is None or self.mask.dim() == 4, self.mask.shape
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -220,15 +223,15 @@ class GPT(nn.Module):
     def context(self, queries: Tensor, cache: Any = None) -> Context:
         """Build the context of a forward pass over the tokens at the positions `queries`, int64 (T,).
 
-        If the sequences of a cache have different lengths, positions have the shape (B, 1, T), and masks (B, 1, T, S).
+        If the sequences of a cache have different lengths, positions have the shape (B, 1, T).
         """
         keys = queries if cache is None else cache.positions(queries.size(-1))
         mask = self.position.bias(queries, keys)
         if cache is not None or mask is not None:
             later = keys[..., None, :] > queries[..., None]
-            mask = (torch.zeros(later.shape, device=later.device) if mask is None else mask).masked_fill(
-                later, -math.inf
-            )
+            mask = torch.zeros(later.shape, device=later.device) if mask is None else mask
+            mask = mask.masked_fill(later, -math.inf)
+            mask = mask[(None,) * (4 - mask.dim())]
         return Context(self.position.rotation(queries), mask, cache)
 
     def new_cache(self, batch_size: int, length: int = 0) -> KVCache:

@@ -1,9 +1,8 @@
 """The fast path: model and optimizer in a version that is faster for small models on a CPU.
 
-    model.py        FastGPT: the GPT of model.py with the attention and the decoder below
+    model.py        FastGPT: the GPT of model.py with attention and decoder below; what all rows share is computed once
     attention.py    attention, normalisation and rotation with handwritten gradients
     decoder.py      decoding, with weights laid out for matrix products with few rows
-    prefix.py       training on rows that begin with the same tokens
     weights.py      all weights in one flat tensor, which one kernel casts to low precision
     optimizer.py    AdamW and Muon on that flat tensor
     muon.py         Muon, which batches all matrices of one shape

@@ -14,50 +14,66 @@ from torch import Tensor
 
 from tinygpt.cache import KVCache
 from tinygpt.model import QK_EPS, CausalSelfAttention, Context, attend
+from tinygpt.options import GPTConfig
 
 LONGEST = 512  # up to this context plain products are faster than PyTorch's fused call, whose backward pass is slow
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention; with a KVCache it calls that class."""
+    """The same function of the same parameters as CausalSelfAttention; for decoding it calls that class."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        if isinstance(context.cache, KVCache):
+        if context.cache is not None and not isinstance(context.cache, SharedPrefix):
             return super().forward(x, context)
         B, T, C = x.size()
+        dropout, mask = self.dropout if self.training else 0.0, context.mask
+        qkv = self.c_attn(x)
         if context.cache is not None or len(set(self.heads)) > 1 or self.q_norm is not None:
-            return self.grouped(x, context)
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hd)
-        if self.qk_norm or context.rotation is not None:
-            rotation = None if context.rotation is None else context.rotation.to(qkv.dtype)
-            qkv = NormRotate.apply(qkv, rotation, self.qk_norm)
-        dropout = self.dropout if self.training else 0.0
-        if T > LONGEST or dropout:
-            q, k, v = qkv
-            y = attend(q, k, v, context.mask, dropout)
+            q, k, v = self.split_heads(qkv, B, T, context.rotation)
+            if context.cache is not None:
+                k, v = context.cache.extend(self.layer, k, v)
+            long = k.size(2) > LONGEST or dropout
+            y = attend(q, k, v, mask, dropout) if long else written_out(q, k, v, mask)
         else:
-            y = UnfusedAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), context.mask).view(qkv.shape[1:])
+            qkv = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, head_dim)
+            if self.qk_norm or context.rotation is not None:
+                rotation = None if context.rotation is None else context.rotation.to(qkv.dtype)
+                qkv = NormRotate.apply(qkv, rotation, self.qk_norm)
+            if T > LONGEST or dropout:
+                q, k, v = qkv
+                y = attend(q, k, v, mask, dropout)
+            else:
+                y = UnfusedAttention.apply(qkv.reshape(3, -1, T, qkv.size(-1)), mask).view(qkv.shape[1:])
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
-    def grouped(self, x: Tensor, context: Context) -> Tensor:
-        """The same for grouped heads, and with a SharedPrefix: the queries of a group are rows of one product."""
-        B, T, C = x.size()
-        q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
-        if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k, v)
-        S, heads, mask = k.size(2), k.size(1), context.mask
-        dropout = self.dropout if self.training else 0.0
-        if S > LONGEST or dropout:
-            y = attend(q, k, v, mask, dropout)
-        else:
-            q = (q * q.size(-1) ** -0.5).reshape(B, heads, -1, q.size(-1))  # (B, kv_heads, group T, head_dim)
-            scores = (q @ k.transpose(2, 3)).view(B, heads, -1, T, S)
-            mask = causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype)
-            mask = mask if mask.dim() == 2 else mask.view(heads, -1, T, S)
-            y = (scores + mask).softmax(-1).view(B, heads, -1, S) @ v
-        y = y.reshape(B, self.n_head, T, -1).transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` as plain products: the queries of a group, which share keys, are rows of one product."""
+    B, n_head, T, head_dim = q.shape
+    scores = (q * head_dim**-0.5).reshape(B, k.size(1), -1, head_dim) @ k.transpose(2, 3)  # (B, kv_heads, group T, S)
+    scores = scores.view(B, n_head, T, -1) + (causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype))
+    return (scores.softmax(-1).view(B, k.size(1), -1, k.size(2)) @ v).view(B, n_head, T, head_dim)
+
+
+class SharedPrefix(KVCache):
+    """Keys and values of tokens with which all rows begin, computed for one row; unlike KVCache's, with gradients.
+
+    The first pass stores them, and the second puts them before those of its own rows.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, 0, like=torch.empty(0))  # nothing is allocated
+        self.stored: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        if layer not in self.stored:
+            self.stored[layer] = k, v
+            return k, v
+        first = self.stored[layer]
+        return tuple(
+            torch.cat((old.expand(len(k), -1, -1, -1), new), dim=2) for old, new in zip(first, (k, v), strict=True)
+        )
 
 
 class UnfusedAttention(torch.autograd.Function):
@@ -65,14 +81,14 @@ class UnfusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        """qkv (3, N, T, head_dim) for N = B n_head, mask as in Context; returns (N, T, head_dim)."""
+        """qkv (3, N, T, head_dim) for N = B n_head, mask (1, 1 or n_head, T, T); returns (N, T, head_dim)."""
         q, k, v = qkv
         T, head_dim = q.shape[1:]
         if mask is None:
             p = torch.baddbmm(causal_mask(T, q.dtype), q, k.transpose(1, 2), alpha=head_dim**-0.5)  # (N, T, T)
         else:
             p = torch.bmm(q * head_dim**-0.5, k.transpose(1, 2))
-            p.view(-1, *mask.shape).add_(mask)  # N is (B, n_head); mask may begin with n_head
+            p.view(-1, *mask.shape[1:]).add_(mask)  # N is (B, n_head)
         torch.softmax(p, -1, out=p)
         ctx.save_for_backward(qkv, p)
         return torch.bmm(p, v)

@@ -33,22 +33,23 @@ class Linear:
         return y if self.bias is None else y.add_(self.bias)
 
 
-@dataclasses.dataclass(slots=True)
-class PackedLinear:
+class Packed(nn.Module):
     """The same in bfloat16, with a weight in the layout of oneDNN's kernels. Packing it once makes a product with one
     row about twice as fast as F.linear, which is then limited by the memory's bandwidth (docs/PERFORMANCE.md)."""
 
-    weight: Tensor
-    bias: Tensor | None
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.bias = None if linear.bias is None else linear.bias.detach()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+    def __call__(self, x: Tensor) -> Tensor:  # without the cost of calling a module
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         return self(x).add_(residual)
 
 
-Product = Linear | PackedLinear
+Product = Linear | Packed
 
 
 class Decoder(KVCache):
@@ -153,19 +154,8 @@ def layout_block(block: Block) -> tuple[Function, Product, Product, Function, Pr
 def layout(linear: nn.Linear) -> Product:
     weight = linear.weight.detach()
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and packs():
-        return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, 1), linear.bias)
+        return Packed(linear)
     return Linear(weight.t().contiguous(), linear.bias)
-
-
-class Packed(nn.Module):
-    """A linear layer with the packed weights of `layout`, for a model that keeps its modules (`pack`)."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.product = layout(linear)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
 
 
 def pack(model: GPT) -> GPT:

@@ -1,5 +1,9 @@
 """FastGPT: the GPT with faster attention and decoding on a CPU. Parameters, their names and results are GPT's.
 
+The chat template of a model puts the same text before every prompt, for SmolLM2 half of a short example. A position
+depends on earlier ones only, so this beginning has the same activations in every row of a batch. Its keys and values
+are computed for one row and used by all, and autograd adds up their gradients.
+
 model = FastGPT(config)
 """
 
@@ -7,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinygpt.fast.attention import FastSelfAttention
+from tinygpt.fast.attention import FastSelfAttention, SharedPrefix
 from tinygpt.fast.decoder import Decoder
-from tinygpt.fast.prefix import SharedPrefix, common
 from tinygpt.model import GPT, KVCache
+from tinygpt.options import GPTConfig
+
+SHORTEST = 8  # tokens; a shorter common beginning saves less than a second pass through the layers costs
 
 
 class FastGPT(GPT):
@@ -30,7 +36,7 @@ class FastGPT(GPT):
         if targets_only and targets is not None and cache is None and not self.drops():
             prefix = common(idx, self.config)
             if prefix and (targets[:, :prefix] < 0).all():
-                cache = SharedPrefix()
+                cache = SharedPrefix(self.config)
                 self.residual(idx[:1, :prefix], cache)
                 idx, targets = idx[:, prefix:], targets[:, prefix:]
         return super().forward(idx, targets, cache, last_only, targets_only)
@@ -47,3 +53,15 @@ class FastGPT(GPT):
         layers = [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
         ordinary = all(type(layer) in (nn.Linear, nn.Embedding) for layer in layers)
         return Decoder(self, batch_size, length) if ordinary else super().new_cache(batch_size, length)
+
+
+def common(idx: Tensor, config: GPTConfig) -> int:
+    """Number of tokens at the beginning of the rows of idx (B, T) that are worth computing once; 0 if none are.
+
+    token_shift and bigram_table also read the previous token outside attention.
+    """
+    if len(idx) == 1 or config.token_shift or config.bigram_table:
+        return 0
+    equal = (idx == idx[:1]).all(0)
+    count = int(equal.long().cumprod(0).sum())
+    return count if SHORTEST <= count < idx.size(1) else 0

@@ -92,12 +92,12 @@ class BatchCache:
         held = self._queries - (self._queries - slots) % self.slots
         return held.masked_fill(held < 0, 1 << 40)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
-        """Store keys and values (B, kv_heads, 1, head_dim); return all: (2, B, kv_heads, S, head_dim)."""
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """Store keys and values (B, kv_heads, 1, head_dim); return all, (B, kv_heads, S, head_dim)."""
         keys_values = self._all.keys_values[layer]
         keys_values[0, self._rows, :, self._slots] = k[:, :, 0]
         keys_values[1, self._rows, :, self._slots] = v[:, :, 0]
-        return keys_values[:, : len(self), :, : self._filled]
+        return keys_values[:, : len(self), :, : self._filled].unbind()
 
     def advance(self, idx: Tensor) -> None:
         """Count the tokens int64 (B, 1) as read."""
