@@ -176,9 +176,9 @@ def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
                 "p": p[target].item(),
                 "loss": -math.log(max(p[target].item(), 1e-300)),
                 "sum": row.exp().sum().item(),
+                "top": [
+                    (run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids
+                ],
             }
-            cell["top"] = [
-                (run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids
-            ]
         found.append(cell)
     return found

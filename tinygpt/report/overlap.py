@@ -25,15 +25,10 @@ class Training:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._seen: dict[str, np.ndarray] = {}
-
-    def seen(self, text: str) -> np.ndarray:
-        """Find the windows of SHORTEST characters that are in the training text: bool, (max(len(text) - 19, 0),)."""
-        self.look_up([text])
-        return self._seen[text]
+        self._seen: dict[str, np.ndarray] = {}  # of each text its windows that are in it: bool, (max(len - 19, 0),)
 
     def look_up(self, texts: Iterable[str]) -> None:
-        """Look up the windows of several texts in one pass over the training text.
+        """Look up the windows of SHORTEST characters of several texts in one pass over the training text.
 
         The windows of all texts are hashed. Equal hashes are compared by their text, since hashes can collide.
         """
@@ -52,9 +47,10 @@ class Training:
 
     def stretches(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each quotation of SHORTEST or more characters that cannot be extended, in order."""
+        self.look_up([text])
         found: list[tuple[int, int]] = []
         end = 0
-        for start in np.flatnonzero(self.seen(text)).tolist():
+        for start in np.flatnonzero(self._seen[text]).tolist():
             end = max(end, start + SHORTEST)
             while end < len(text) and text[start : end + 1] in self.text:
                 end += 1

@@ -103,12 +103,12 @@ class FollowedRun:
         phase = self._phase(done, most, ended or not self.is_running)
         left = (most - done) * pace[0] if phase in ("training", "evaluating") and pace else None
         resumes = phase == "stopped" and (self.folder / "last.pt").exists()
+        logged = {name: last[name] if is_number(last.get(name)) else None for name in ("loss", "tokens_per_second")}
         return {
             "phase": phase,
             "step": done,
             "max_iters": most,
-            "loss": last["loss"] if is_number(last.get("loss")) else None,
-            "tokens_per_second": last["tokens_per_second"] if is_number(last.get("tokens_per_second")) else None,
+            **logged,
             "seconds_left": None if left is None else round(left),
             "next": suggest.resume(self.settings, self.folder) if resumes else "",
         }
