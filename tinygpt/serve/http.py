@@ -122,15 +122,13 @@ class Guard:
         self.app, self.key, self.hosts = app, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         try:
-            self.check(Request(scope))
+            if scope["type"] == "http":
+                self.check(Request(scope))
         except ApiError as error:
             await refusal(error)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     def check(self, request: Request) -> None:
         """Errors: ApiError."""

@@ -257,19 +257,16 @@ class TextOffsets:
 
 def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: TextOffsets) -> dict[str, Any]:
     """The field `logprobs` of a completion's choice. offsets: those of the choice, for a stream of all its chunks."""
+    top: list[dict[str, float] | None] = [None] * len(tokens)
+    for number, (token, logprob, others) in enumerate(tokens):
+        if logprob is not None:  # the token itself may not be one of the most probable ones
+            top[number] = {token_text(tokenizer, one): value for one, value in (*others, (token, logprob))}
     return {
         "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [None if token.logprob is None else with_own(tokenizer, token) for token in tokens],
+        "top_logprobs": top,
         "text_offset": [offsets.add(tokenizer.token_bytes(token.id)) for token in tokens],
     }
-
-
-def with_own(tokenizer: Tokenizer, token: Token) -> dict[str, float]:
-    """The most probable tokens of a completion, and the token itself, which may not be one of them."""
-    assert token.logprob is not None
-    top = {token_text(tokenizer, other): logprob for other, logprob in token.top}
-    return top | {token_text(tokenizer, token.id): token.logprob}
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
