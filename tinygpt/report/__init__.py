@@ -23,6 +23,7 @@ The package imports evaluate, finetune, sample and the modules below them. Heavy
     tinygpt report out
 """
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,11 @@ def gather(
             "no_text": config.no_text,
             "quick": quick,
         }
-        return complete(run, collect.loadable(folders[1:], config), values, opening=not config.no_text)
+        others = []
+        for folder in folders[1:]:
+            with contextlib.suppress(TinyGPTError):  # it may have no model, or one that diverged
+                others.append(collect.load_run(str(folder), config))
+        return complete(run, others, values, opening=not config.no_text)
 
 
 def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:

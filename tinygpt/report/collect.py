@@ -125,15 +125,6 @@ def load_run(
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
 
 
-def loadable(folders: list[Path], config: ReportConfig | WatchConfig) -> list[LoadedRun]:
-    """Load the best models of those folders that have one, and whose model has not diverged."""
-    found = []
-    for folder in folders:
-        with contextlib.suppress(TinyGPTError):
-            found.append(load_run(str(folder), config))
-    return found
-
-
 @contextlib.contextmanager
 def few_threads(model: GPT) -> Iterator[None]:
     """Compute with one thread for a small model, whose matrix products are too small to divide.
