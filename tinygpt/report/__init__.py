@@ -135,7 +135,6 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),
-        "block_size": run.model.config.block_size,
         "silent": silent,
         "omitted": omitted,
         "missing": run.missing,
