@@ -226,10 +226,10 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.config.parse import parse
     from tinygpt.config.schema import SampleConfig, TrainConfig
     from tinygpt.data.prompts import encode_prompt
-    from tinygpt.fast import attention, model_class
+    from tinygpt.device import model_class
+    from tinygpt.fast import attention
     from tinygpt.fast.model import FastGPT
-    from tinygpt.fast.optimizer import FlatOptimizer
-    from tinygpt.fast.weights import FlatWeights
+    from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
     from tinygpt.model import GPT, QK_EPS
     from tinygpt.options import rotate
     from tinygpt.train import batch, finite, forward_backward
@@ -668,7 +668,7 @@ def spread(numbers: list[float]) -> str:
 
 def preset_value(name: str, key: str) -> int:
     """A number in a preset of tinygpt, or its default."""
-    from tinygpt.config.files import find_config, read_config
+    from tinygpt.config.parse import find_config, read_config
     from tinygpt.config.schema import TrainConfig
 
     return int(read_config(find_config(name)).get(key, getattr(TrainConfig, key)))

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import cli
-from tinygpt.config import files as configfile
+from tinygpt.config import parse as configfile
 from tinygpt.config import schema
 from tinygpt.config.fields import POSITIONAL, Config, keys, meanings
-from tinygpt.config.files import read_python, read_yaml, to_yaml
-from tinygpt.config.parse import parse
+from tinygpt.config.parse import parse, read_python, read_yaml, to_yaml
 from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.config.schema import TrainConfig
-from tinygpt.device import Compute
+from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast import attention, model_class
+from tinygpt.fast import attention
 from tinygpt.fast.attention import NormRotate
 from tinygpt.fast.decoder import Decoder, Packed, pack, packs
 from tinygpt.fast.model import FastGPT

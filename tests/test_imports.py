@@ -15,7 +15,7 @@ SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # a module imports from rows above its own, and from its own row without a cycle
     "errors terminal",
     "files config",
-    "data options cache model generate lora device fast",
+    "data options model generate lora device fast",
     "checkpoint training evaluate interop",
     "prepare train sample finetune report exercise retrieve",
     "quickstart lab serve plan convert",

@@ -18,7 +18,7 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast.weights import FlatWeights
+from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.lora import LoRA
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import build

@@ -13,8 +13,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
-from tinygpt.fast.optimizer import FlatOptimizer
-from tinygpt.fast.weights import FlatWeights
+from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig
 from tinygpt.model import kind as kind_of
 from tinygpt.training.optimizer import OPTIMIZERS, Computing, Optimizer, build, load_state, state_of

@@ -23,7 +23,7 @@ from test_report_model import node
 
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
 from tinygpt.checkpoint.store import load, save, tokenizer_of
-from tinygpt.config.files import read_config
+from tinygpt.config.parse import read_config
 from tinygpt.config.schema import ReportConfig
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.model import GPT, GPTConfig

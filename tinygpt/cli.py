@@ -6,6 +6,7 @@ Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a
 141 the reader of standard output has closed it.
 """
 
+import os
 import pkgutil
 import sys
 from typing import Any, NoReturn
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    terminal.prepare()
+    prepare_streams()
     try:
         status = guarded(args, debug)
         sys.stdout.flush()
@@ -93,6 +94,20 @@ def main(argv: list[str] | None = None) -> int:
             return 141
         terminal.print_error(f"error: cannot write to standard output: {error.strerror}")
         return 1
+
+
+def prepare_streams() -> None:
+    """Replace characters that a stream's encoding lacks, and open the null device in place of a closed stream.
+
+    `print` ignores a closed stream, but the next file opened would get its file descriptor.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        unsafe = ("strict", "surrogateescape")  # the second, of the C locale, raises for other lone surrogates
+        if getattr(stream, "errors", "") in unsafe and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def guarded(args: list[str], debug: bool) -> int:

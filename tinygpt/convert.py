@@ -20,9 +20,9 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ImportConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
-from tinygpt.fast import model_class
 from tinygpt.files import folder_lock, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock

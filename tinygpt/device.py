@@ -10,13 +10,16 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tinygpt.errors import TinyGPTError
+
+if TYPE_CHECKING:
+    from tinygpt.model import GPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,19 @@ def _device(device: str) -> torch.device:
     if device == "mps" and not torch.backends.mps.is_available():
         raise TinyGPTError("--device=mps: this is not a Mac with Metal", "--device=cpu")
     return torch.device(device)
+
+
+def model_class(fast: str, compute: Compute) -> "type[GPT]":
+    """GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
+    from tinygpt.fast.model import FastGPT
+    from tinygpt.model import GPT
+
+    on_cpu = compute.device.type == "cpu"
+    if fast == "True" and not on_cpu:
+        raise TinyGPTError(f"fast=True is for a CPU, not for {compute.device}", "--fast=auto")
+    if not on_cpu or fast == "False":
+        return GPT
+    return FastGPT
 
 
 def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) -> Compute:

@@ -2,7 +2,7 @@
 
     for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
 
-With the key-value cache (cache.py) a step computes one position. Past block_size tokens, a model with relative
+With the key-value cache (model.KVCache) a step computes one position. Past block_size tokens, a model with relative
 positions overwrites the oldest position at each step. With learned positions, every cached position would need another
 embedding, so the cache is cleared and the last half of the context is read again.
 """

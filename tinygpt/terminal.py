@@ -1,7 +1,7 @@
 """Standard streams that are closed, full, or lack a character; progress bars; control characters; tables; durations.
 
-terminal.prepare()           # at the start of a command
-print("→ 3 % ± 1")           # "? 3 % ? 1" where the encoding is ASCII
+for row in terminal.progress(rows, unit="row"): ...
+print(*terminal.table({"model": "<20", "loss": ">8.3f"}, [("tiny", 1.88)]), sep="\n")
 """
 
 import contextlib
@@ -11,20 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-
-def prepare() -> None:
-    """Replace characters that a stream's encoding lacks, and open the null device in place of a closed stream.
-
-    `print` ignores a closed stream, but the next file opened would get its file descriptor.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
-    for stream in (sys.stdout, sys.stderr):
-        unsafe = ("strict", "surrogateescape")  # the second, of the C locale, raises for other lone surrogates
-        if getattr(stream, "errors", "") in unsafe and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 def escaped(text: str) -> str:

@@ -31,9 +31,8 @@ from tinygpt.config import suggest
 from tinygpt.config.fields import keys
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
-from tinygpt.device import Compute
+from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast import model_class
 from tinygpt.files import RUN_AGAIN, file_error, replacing
 from tinygpt.model import GPT, GPTConfig
 

@@ -2,7 +2,6 @@
 
 fields.py   the base class of configurations, their keys, and the limits of these
 schema.py   one dataclass per command: keys, types, defaults, help
-files.py    config files: YAML, or Python in nanoGPT's style, which is parsed and never executed
 parse.py    from files and flags to a checked config; --help
 suggest.py  the commands that messages suggest
 

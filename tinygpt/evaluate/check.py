@@ -19,7 +19,7 @@ from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
-from tinygpt.config.files import find_config, read_config
+from tinygpt.config.parse import find_config, read_config
 from tinygpt.config.schema import CheckConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.token_files import TOKEN

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinygpt.cache import KVCache
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
 from tinygpt.files import drawing, strict_json
-from tinygpt.model import GPT
+from tinygpt.model import GPT, KVCache
 from tinygpt.terminal import cut, escaped, progress, table
 
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included

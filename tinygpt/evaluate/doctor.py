@@ -16,12 +16,12 @@ import numpy as np
 
 from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
-from tinygpt.config.files import read_config
+from tinygpt.config.parse import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import FILE, compared, differences, number, read_plan
-from tinygpt.training.log import is_number, read_metrics
+from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
+from tinygpt.training.log import is_number, number, read_metrics
 
 IN_A_ROW = 3  # evaluations
 CROWDED = 10  # parameters per training token; with more of them there is too little data

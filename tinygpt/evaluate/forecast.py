@@ -13,7 +13,7 @@ from tinygpt.config.schema import SESSION
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 from tinygpt.terminal import durations
-from tinygpt.training.log import is_number
+from tinygpt.training.log import is_number, number
 
 FILE = "plan.json"
 # keys of TrainConfig that affect none of the predictions
@@ -140,9 +140,3 @@ def compared(
         elif key == "predicted_loss" and plan.get("no_loss"):
             made.append((what, f"not predicted: {plan['no_loss']}", result))
     return made
-
-
-def number(values: dict[str, Any], key: str, default: float) -> float:
-    """Read a positive number from a file that may have been edited; `default` for any other value."""
-    value = values.get(key)
-    return value if is_number(value) and value > 0 else default

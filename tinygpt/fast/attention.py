@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.cache import KVCache
-from tinygpt.model import QK_EPS, CausalSelfAttention, Context, attend
+from tinygpt.model import QK_EPS, CausalSelfAttention, Context, KVCache, attend
 from tinygpt.options import GPTConfig
 
 LONGEST = 512  # up to this context plain products are faster than PyTorch's fused call, whose backward pass is slow

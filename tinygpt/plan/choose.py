@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlanConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
-from tinygpt.fast import model_class
 from tinygpt.plan.pilots import MOST_PASSES
 from tinygpt.terminal import duration, table
 from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch

@@ -15,9 +15,9 @@ from tinygpt.config import suggest
 from tinygpt.config.fields import keys
 from tinygpt.config.schema import PlanConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
+from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, Forecast, Interval, differences, read_plan
-from tinygpt.fast import model_class
 from tinygpt.files import file_lock, replacing, strict_json
 from tinygpt.plan import cost, fit, pilots
 from tinygpt.plan.choose import choose

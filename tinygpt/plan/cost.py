@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.snapshots import snapshot_steps
-from tinygpt.config.files import to_yaml
+from tinygpt.config.parse import to_yaml
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import Interval

@@ -11,8 +11,7 @@ Row b holds a sequence of lengths[b] tokens, so every row has a position of its 
 import torch
 from torch import Tensor
 
-from tinygpt.cache import KVCache
-from tinygpt.model import GPT
+from tinygpt.model import GPT, KVCache
 
 
 class BatchCache:

@@ -22,11 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tinygpt.cache import KVCache
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
 from tinygpt.generate import Choice, draw, to_read_again
-from tinygpt.model import GPT
+from tinygpt.model import GPT, KVCache
 from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
 

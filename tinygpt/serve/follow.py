@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.config import suggest
-from tinygpt.config.files import read_config
+from tinygpt.config.parse import read_config
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import WINDOWS, lock_owner
 from tinygpt.training.log import intact_entry, is_number

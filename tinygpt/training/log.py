@@ -78,8 +78,8 @@ class RunLog:
             self.say(f"note: the run continues without {name} ({terminal.escaped(reason)}){afterwards}", always=True)
 
     def start_bar(self, first: int, total: int) -> None:
-        show = self.active and not self.quiet
-        self._bar = terminal.progress(show=show, total=total, initial=first, dynamic_ncols=True)
+        hidden = not self.active or self.quiet or None  # None: on a terminal only
+        self._bar = tqdm(total=total, initial=first, disable=hidden, leave=False, dynamic_ncols=True)
 
     def advance(self) -> None:
         """Move the progress bar by an iteration."""
@@ -220,3 +220,9 @@ def intact_entry(line: str) -> dict[str, Any] | None:
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value read from a file is a number that a run could have written."""
     return isinstance(value, (int, float)) and abs(value) < 1e100
+
+
+def number(values: dict[str, Any], key: str, default: float) -> float:
+    """Read a positive number from a file that may have been edited; `default` for any other value."""
+    value = values.get(key)
+    return value if is_number(value) and value > 0 else default

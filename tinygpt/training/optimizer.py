@@ -20,8 +20,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Autocast, Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
-from tinygpt.fast.optimizer import FlatOptimizer
-from tinygpt.fast.weights import FlatWeights
+from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, VECTOR, kind
 
 OPTIMIZERS = ("adamw", "muon")

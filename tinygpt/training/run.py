@@ -23,12 +23,12 @@ from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.fields import LARGEST
-from tinygpt.config.files import to_yaml
+from tinygpt.config.parse import to_yaml
 from tinygpt.config.schema import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
+from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError, require_installed
-from tinygpt.fast import model_class
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.training import sinks, watch
@@ -256,7 +256,7 @@ def open_folder(run: Run, resuming: bool) -> None:
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
         for name in ("last.pt", "adapter.pt"):
             remove(run.out / name)
-        for path in snapshots(run.out).values():
+        for path in snapshots(run.out).values() if (run.out / FOLDER).exists() else ():
             remove(path)
         if (run.out / "tensorboard").exists():
             for curves in ("train", "val"):

@@ -24,9 +24,8 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.device import Compute
+from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
-from tinygpt.fast import model_class
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 from tinygpt.training import processes
