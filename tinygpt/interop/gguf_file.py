@@ -93,6 +93,7 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 HINT, ANOTHER = "download or export it again", "import another model"
+FOLDER = "import the Hugging Face folder of this model"
 MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
 
 
@@ -210,12 +211,9 @@ def _refusing(path: Path) -> Iterator[None]:
 def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind: str, tensors: int) -> dict[str, Any]:
     """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
     keys, row = _keys(kind), _row(kind)
+    known = {f"{kind}.{key}" for key in {*keys, *DERIVED}}
     for key, found in header.items():
-        if (
-            key.startswith(f"{kind}.")
-            and key.removeprefix(f"{kind}.") not in {*keys, *DERIVED}
-            and found not in NEUTRAL
-        ):
+        if key.startswith(f"{kind}.") and key not in known and found not in NEUTRAL:
             shown = escaped(f"{key} = {str(found)[:40]}")[:100]
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
@@ -269,10 +267,8 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[str, int | None, int | None]:
     """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
     if (kind := value("tokenizer.ggml.model", str)) != "gpt2":
-        raise TinyGPTError(
-            f"{path}: has a tokenizer of the kind {kind!r}, and tinygpt reads only 'gpt2' (byte-level BPE)",
-            "import the Hugging Face folder of this model",
-        )
+        what = f"has a tokenizer of the kind {kind!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
+        raise TinyGPTError(f"{path}: {what}", FOLDER)
     tokens = value("tokenizer.ggml.tokens", list)
     types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
     if not all(isinstance(token, str) for token in tokens) or not len(set(tokens)) == len(tokens) == len(types) == size:
@@ -283,16 +279,12 @@ def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[s
         return token if token < size and types[token] not in (NORMAL, UNUSED) else None
 
     eos, bos = special("eos_token_id"), special("bos_token_id")
-    symbols = _characters(tokens, types)
-    if symbols:
+    if symbols := _characters(tokens, types):
         return tokenizer_files(CharTokenizer(symbols))["tokenizer.json"], eos, bos
-
     pre = value("tokenizer.ggml.pre", str, "default")
     if pre not in PRE:
-        raise TinyGPTError(
-            f"{path}: has the pre-tokenizer {pre!r}, and tinygpt knows only {', '.join(PRE)}",
-            "import the Hugging Face folder of this model",
-        )
+        what = f"has the pre-tokenizer {pre!r}, and tinygpt knows only {', '.join(PRE)}"
+        raise TinyGPTError(f"{path}: {what}", FOLDER)
     ids = {token: id for id, token in enumerate(tokens)}
     merges = [str(merge).partition(" ")[::2] for merge in value("tokenizer.ggml.merges", list)]
     for left, right in merges:
@@ -407,14 +399,11 @@ def _characters_of(spec: dict[str, Any]) -> list[str]:
 
 def _char_tokens(symbols: list[str]) -> tuple[list[str], list[int], list[str]]:
     """A character vocabulary as byte-level BPE: tokens, types, and merges that join each character's bytes in turn."""
-    tokens, types = [], []
-    merges: dict[str, None] = {}
-    for symbol in symbols:
-        token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
-        tokens.append(symbol if symbol in SPECIAL else token)
-        types.append(CONTROL if symbol in SPECIAL else NORMAL)
-        if symbol not in SPECIAL:
-            merges |= {f"{token[:at]} {token[at]}": None for at in range(1, len(token))}
+    encoded = ("".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass")) for symbol in symbols)
+    tokens = [symbol if symbol in SPECIAL else token for symbol, token in zip(symbols, encoded, strict=True)]
+    types = [CONTROL if symbol in SPECIAL else NORMAL for symbol in symbols]
+    plain = [token for token in tokens if token not in SPECIAL]
+    merges = dict.fromkeys(f"{token[:at]} {token[at]}" for token in plain for at in range(1, len(token)))
     return tokens, types, list(merges)
 
 
@@ -530,7 +519,7 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     config, kind = stock.config, stock.config["model_type"]
     if quantisation not in QUANTISATIONS:
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
-    row, problem = _row(kind), ""
+    row, problem, (matrices, embeddings) = _row(kind), "", QUANTISATIONS[quantisation]
     if kind not in ACTIVATIONS:
         problem = f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model"
     elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[kind]:
@@ -545,7 +534,6 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         array = _arranged(tensor.numpy(), name, config)
-        matrices, embeddings = QUANTISATIONS[quantisation]
         type_ = embeddings if name.split(".")[-2] in EMBEDDINGS else matrices
         if array.ndim == 1 or name == "transformer.wpe.weight":
             type_ = "F32"

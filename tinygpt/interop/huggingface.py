@@ -24,7 +24,7 @@ from tinygpt import __version__
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
-from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, remove, replacing, without_folders
 from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, from_stock, to_stock
@@ -115,7 +115,7 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
             token = token[0] if isinstance(token, list) and token else token
             if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size():
                 token = tokenizer.id_to_token(token)
-            if isinstance(token, str) and _is_unicode(token) and tokenizer.token_to_id(token) is not None:
+            if isinstance(token, str) and not lone_surrogate(token) and tokenizer.token_to_id(token) is not None:
                 return token
     return ""
 
@@ -126,14 +126,9 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
         return _text(path / TEMPLATE, AGAIN)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several templates with names
-        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) and _is_unicode(found) else ""
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded: JSON can contain lone surrogates."""
-    return not re.search("[\ud800-\udfff]", text)
+        named = [one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[-1] if named else ""
+    return found if isinstance(found, str) and not lone_surrogate(found) else ""
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -164,14 +159,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise TinyGPTError(f"{path}: cannot be read: {reason} ({type(error).__name__})", AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise TinyGPTError(f"{path}: holds something other than tensors", AGAIN)
-    found = {str(name): weight for name, weight in found.items() if not str(name).endswith(BUFFERS)}
+    weights: dict[str, Tensor] = {}
     for name, weight in found.items():
+        if str(name).endswith(BUFFERS):
+            continue
         if weight.dtype not in FLOATS or weight.layout != torch.strided:
-            kind = str(weight.dtype).removeprefix("torch.")
-            raise TinyGPTError(
-                f"{path}: the tensor {ascii(name)[:80]} is {kind}", "choose a model that is not quantised"
-            )
-    return {name: weight.to(torch.float32) for name, weight in found.items()}
+            what = f"the tensor {ascii(str(name))[:80]} is {str(weight.dtype).removeprefix('torch.')}"
+            raise TinyGPTError(f"{path}: {what}", "choose a model that is not quantised")
+        weights[str(name)] = weight.to(torch.float32)
+    return weights
 
 
 # ---- out --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinygpt.checkpoint.store import Checkpoint
@@ -61,7 +62,8 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
 
     Errors: TinyGPTError as in `write_folder`, and for a checkpoint without an adapter.
     """
-    if not is_adapted(run.model) or not (rank := _rank(run.model)):
+    rank = next((len(weight) for name, weight in run.model.items() if name.endswith(".lora_A")), 0)
+    if not rank:
         raise TinyGPTError("this checkpoint has no LoRA adapter", "export it with --format hf")
     config = GPTConfig.from_dict(run.model_args)
     row, weights = STOCK[stock_name(config)], {}
@@ -113,27 +115,18 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     rank, scale = _settings(settings, folder / SETTINGS)
     pickled = WEIGHTS.replace(".safetensors", ".bin")
     found = read_tensors(folder / (pickled if (folder / pickled).exists() else WEIGHTS))
-    layers = {}
-    for name, shape in shapes_of(config).items():
-        layer, _, kind = name.rpartition(".")
-        if (
-            kind == "weight"
-            and ".h." in layer
-            and len(shape) == 2
-            and (one := _layer(config, layer, shape, rank, found))
-        ):
-            layers[layer] = one
-    if found or not layers:
-        raise _foreign(folder, f"the tensor {shown(next(iter(found)))} belongs to no layer" if found else "no tensors")
-    targets = [name for name in LoRA.targets.split(",") if any(layer.endswith(f".{name}") for layer in layers)]
+    shapes = {name.removesuffix(".weight"): shape for name, shape in shapes_of(config).items() if ".h." in name}
+    layers = {layer: _layer(config, layer, shape, rank, found) for layer, shape in shapes.items() if len(shape) == 2}
     width = max(len(a) for a, _ in layers.values())
+    if found or not width:
+        raise _foreign(folder, f"the tensor {shown(next(iter(found)))} belongs to no layer" if found else "no tensors")
+    adapted = {layer.rpartition(".")[2] for layer, (a, _) in layers.items() if len(a)}
+    targets = [name for name in LoRA.targets.split(",") if name in adapted]
     weights = {}
-    for name, shape in shapes_of(config).items():
-        layer = name.removesuffix(".weight")
-        if ".h." in layer and layer.rpartition(".")[2] in targets and name.endswith(".weight"):
-            a, b = layers.get(layer, (torch.zeros(0, shape[1]), torch.zeros(shape[0], 0)))
-            weights[f"{layer}.lora_A"] = torch.cat((a, torch.zeros(width - len(a), shape[1])))
-            weights[f"{layer}.lora_B"] = torch.cat((b, torch.zeros(shape[0], width - len(a))), dim=1)
+    for layer, (a, b) in layers.items():
+        if layer.rpartition(".")[2] in targets:
+            weights[f"{layer}.lora_A"] = F.pad(a, (0, 0, 0, width - len(a)))
+            weights[f"{layer}.lora_B"] = F.pad(b, (0, width - len(a)))
     lora = {"lora_rank": width, "lora_alpha": scale * width, "lora_targets": ",".join(targets), "lora_dropout": 0.0}
     return dataclasses.replace(base, model={**base.model, **weights}, config={**base.config, **lora})
 
@@ -153,8 +146,8 @@ def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
 
 def _layer(
     config: GPTConfig, layer: str, shape: tuple[int, ...], rank: int, found: dict[str, Tensor]
-) -> tuple[Tensor, Tensor] | None:
-    """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; None if none is adapted."""
+) -> tuple[Tensor, Tensor]:
+    """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; rank 0 if none is adapted."""
     a_parts, b_parts = [], []
     row = STOCK[stock_name(config)]
     for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
@@ -164,15 +157,9 @@ def _layer(
             raise _foreign(Path(part), f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit r = {rank}")
         a_parts.append(a)
         b_parts.append(b)
-    if not any(map(len, a_parts)):
-        return None
     if all(torch.equal(a, a_parts[0]) for a in a_parts):  # as write_adapter writes them
         return a_parts[0], converted(config, layer, torch.cat(b_parts), inverse=True)
     return torch.cat(a_parts), converted(config, layer, torch.block_diag(*b_parts), inverse=True)
-
-
-def _rank(state: dict[str, Tensor]) -> int:
-    return next((len(weight) for name, weight in state.items() if name.endswith(".lora_A")), 0)
 
 
 def _foreign(where: Path, problem: str) -> TinyGPTError:
