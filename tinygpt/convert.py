@@ -20,7 +20,6 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ImportConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
-from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
 from tinygpt.files import folder_lock, require_writable
