@@ -232,7 +232,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
     from tinygpt.model import GPT, QK_EPS
     from tinygpt.options import rotate
-    from tinygpt.train import batch, finite, forward_backward
+    from tinygpt.train import batch, forward_backward, require_finite_loss
     from tinygpt.training import run as training_run
     from tinygpt.training.optimizer import TorchOptimizer, build, learning_rate
     from tinygpt.training.start import Start
@@ -284,7 +284,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
             start = time.perf_counter()
             for _ in range(count):
                 run.optimizer.set_learning_rate(learning_rate(run.progress.step, run.config))
-                finite(run, *forward_backward(run, *batch(run, run.progress.step)))
+                require_finite_loss(run, *forward_backward(run, *batch(run, run.progress.step)))
                 run.optimizer.update()
                 run.progress.step += 1
             return count / (time.perf_counter() - start)

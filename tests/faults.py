@@ -170,7 +170,7 @@ def on_iteration(step: int, action: Callable[[], None]) -> None:
 
 
 def die_before_saving() -> None:
-    replace(train, "evaluate_and_save", lambda state: die())
+    replace(train, "evaluate", lambda state: die())
 
 
 def endless_iterations() -> None:
@@ -226,7 +226,7 @@ def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) 
             if not all(weight.isfinite().all() for weight in run.model.parameters()):
                 print("updated before the check")
 
-    original = replace(train, "finite", finite)
+    original = replace(train, "require_finite_loss", finite)
 
 
 def forbid_sockets() -> None:
@@ -309,7 +309,7 @@ def no_signal_handlers() -> None:
 
 
 def everything_is_finite() -> None:
-    """train.finite without `raise not_finite(...)`."""
+    """train.require_finite_loss without `raise diverged(...)`."""
     replace(train, "math", SimpleNamespace(**{**vars(train.math), "isfinite": lambda number: True}))
 
 

@@ -21,7 +21,7 @@ from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
-from tinygpt.evaluate.loss import bits_per_character, estimate_losses, mean_loss, measured_loss, sampled_loss
+from tinygpt.evaluate.loss import bits_per_character, estimate_losses, loss_and_error, mean_loss, sampled_loss
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.processes import Processes
 
@@ -140,13 +140,13 @@ def test_the_standard_error_is_that_of_the_windows_means() -> None:
     """Windows of one length: the plain standard error of their means; and it predicts how estimates scatter."""
     model, source = tiny(), TextRows(tokens(4000))
     starts = source.draw(1, 0, 8, 50)
-    mean, error = measured_loss(model, source, starts, CPU)
+    mean, error = loss_and_error(model, source, starts, CPU)
     each = [mean_loss(model, source, starts[i : i + 1], CPU) for i in range(50)]
     assert mean == pytest.approx(np.mean(each), abs=1e-6)
     assert error == pytest.approx(np.std(each, ddof=1) / math.sqrt(50), rel=1e-3)
     scatter = np.std([mean_loss(model, source, source.draw(seed, 0, 8, 50), CPU) for seed in range(100)], ddof=1)
     assert error == pytest.approx(scatter, rel=0.3)
-    assert measured_loss(model, source, starts[:1], CPU)[1] == math.inf  # one window has no spread
+    assert loss_and_error(model, source, starts[:1], CPU)[1] == math.inf  # one window has no spread
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> 
     """Complete if that is cheap; else a sample whose error is bounded, of the same rows for every model."""
     model, source = tiny(), TextRows(tokens(8 * 3000))
     rows = source.every(8)
-    exact, _ = measured_loss(model, source, rows, CPU)
+    exact, _ = loss_and_error(model, source, rows, CPU)
     complete = sampled_loss(model, source, CPU)
     assert (complete.loss, complete.rows, complete.of) == (exact, 3000, 3000)
     monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 0)

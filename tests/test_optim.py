@@ -15,8 +15,8 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig
-from tinygpt.model import kind as kind_of
-from tinygpt.training.optimizer import OPTIMIZERS, Computing, Optimizer, build, load_state, state_of
+from tinygpt.model import parameter_class as kind_of
+from tinygpt.training.optimizer import OPTIMIZERS, AmpModel, Optimizer, build, load_state, state_of
 
 both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 
@@ -26,12 +26,12 @@ def tiny(kind: type[GPT] = GPT, **options: Any) -> GPT:
     return kind(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, bias=True, **options))
 
 
-def set_up(kind: type[GPT], config: TrainConfig, **options: Any) -> tuple[GPT, Computing, Optimizer]:
+def set_up(kind: type[GPT], config: TrainConfig, **options: Any) -> tuple[GPT, AmpModel, Optimizer]:
     model = tiny(kind, **options)
     return model, *build(model, config, Compute(torch.device("cpu"), torch.float32, ""))
 
 
-def give(model: GPT, computing: Computing, gradients: dict[str, Tensor]) -> None:
+def give(model: GPT, computing: AmpModel, gradients: dict[str, Tensor]) -> None:
     """Set the gradient of every parameter that is trained."""
     if isinstance(computing, FlatWeights):
         computing.weights.grad = torch.cat([gradients[name].flatten() for name in computing.places])
@@ -44,12 +44,12 @@ def constant(model: GPT, value: float) -> dict[str, Tensor]:
     return {name: torch.full_like(weight, value) for name, weight in model.named_parameters()}
 
 
-def gradient(computing: Computing, seed: int) -> None:
+def gradient(computing: AmpModel, seed: int) -> None:
     x = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(seed))
     computing(x[:, :-1], x[:, 1:])[1].backward()
 
 
-def one_step(computing: Computing, optimizer: Optimizer, seed: int) -> None:
+def one_step(computing: AmpModel, optimizer: Optimizer, seed: int) -> None:
     gradient(computing, seed)
     optimizer.clip()
     optimizer.update()

@@ -56,9 +56,9 @@ def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, dtype: to
     config = TrainConfig(optimizer=optimizer, batch_size=2, gradient_accumulation_steps=2, block_size=16)  # type: ignore[arg-type]
     compute = device.Compute(torch.device("cpu"), dtype, "")
     computing, made = build(small(dropout=0.1).train(), config, compute)
-    run: Any = SimpleNamespace(config=config, compute=compute, forward=computing, optimizer=made, has_dropout=True)
+    run: Any = SimpleNamespace(config=config, compute=compute, ddp_model=computing, optimizer=made, has_dropout=True)
     run.progress, run.ranks = SimpleNamespace(step=0), distributed.Processes()
-    run.source, run.rows_per_iter, run.width_of = TextRows(np.arange(60, dtype=np.uint16)), 4, lambda at: 16
+    run.source, run.rows_per_iter, run.row_length = TextRows(np.arange(60, dtype=np.uint16)), 4, lambda at: 16
     with ReadsNothing() as counter:
         for step in range(3):
             run.progress.step = step
@@ -66,7 +66,7 @@ def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, dtype: to
             loss, norm = train.forward_backward(run, *train.batch(run, step))
             made.update()
         assert counter.reads == 0
-        train.finite(run, loss, norm)  # negative control: this is what a step that logs does
+        train.require_finite_loss(run, loss, norm)  # negative control: this is what a step that logs does
         assert counter.reads == 2
 
 

@@ -203,15 +203,16 @@ def test_a_run_continues_without_event_files(
     """One note on one line, no traceback, and the same run; then the missing points can be made up for."""
     if sabotage is fill_the_disk and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    evaluate, add_scalar = tinygpt.train.evaluate_and_save, torch.utils.tensorboard.SummaryWriter.add_scalar
+    evaluate, add_scalar = tinygpt.train.evaluate, torch.utils.tensorboard.SummaryWriter.add_scalar
 
-    def sabotaged(run: Any) -> None:
-        evaluate(run)
+    def sabotaged(run: Any) -> bool:
+        best = evaluate(run)
         if run.progress.step == 10:
             sabotage(run.out)
+        return best
 
     with monkeypatch.context() as patched:
-        patched.setattr(tinygpt.train, "evaluate_and_save", sabotaged)
+        patched.setattr(tinygpt.train, "evaluate", sabotaged)
         patched.setattr(threading, "excepthook", threading.__excepthook__)  # pytest's would collect the traceback
         patched.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", add_scalar)
         result = trained(work, ON)
@@ -303,15 +304,16 @@ def test_a_link_is_removed_and_its_target_kept(run_copy: Path) -> None:
 
 
 def test_the_event_files_of_a_run_in_progress_are_not_replaced(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, said = tinygpt.train.evaluate_and_save, []
+    evaluate, said = tinygpt.train.evaluate, []
 
-    def evaluated(run: Any) -> None:
-        evaluate(run)
+    def evaluated(run: Any) -> bool:
+        best = evaluate(run)
         if run.progress.step == 10:
             child = Child(["plot", "out", "--to", "tensorboard"], work / "log", work)
             said.append((child.wait(), child.output))
+        return best
 
-    monkeypatch.setattr(tinygpt.train, "evaluate_and_save", evaluated)
+    monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
     trained(work, ON)
     assert said[0][0] == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0][1]
     assert shown(work / "out") == logged(work / "out")

@@ -241,7 +241,7 @@ def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> 
     config = TrainConfig(batch_size=16, gradient_accumulation_steps=1, block_size=8)
     new = Dataset(str(tiny_data / "data"), "tiny").sources["train"]
     source = MixedRows(new, TextRows(np.zeros(999, dtype=np.uint16)), 0.25)
-    run: Any = SimpleNamespace(config=config, source=source, width_of=lambda at: 8, rows_per_iter=16)
+    run: Any = SimpleNamespace(config=config, source=source, row_length=lambda at: 8, rows_per_iter=16)
     run.compute = SimpleNamespace(device=torch.device("cpu"))
     for rank in range(4):
         run.ranks = Processes(rank, 4)
@@ -431,19 +431,19 @@ def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.M
     from tinygpt import train
 
     now = [0.0]
-    step, evaluation = train.forward_backward, train.evaluate_and_save
+    step, evaluation = train.forward_backward, train.evaluate
 
     def forward_backward(*args: Any) -> Any:
         now[0] += 0.5
         return step(*args)
 
-    def evaluate_and_save(run: Any) -> None:
+    def evaluate(run: Any) -> bool:
         now[0] += 60
-        evaluation(run)
+        return evaluation(run)
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(train, "forward_backward", forward_backward)
-    monkeypatch.setattr(train, "evaluate_and_save", evaluate_and_save)
+    monkeypatch.setattr(train, "evaluate", evaluate)
     flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
     said = ok(work, *TINY_TRAIN, *flags).out
     speeds = [entry["tokens_per_second"] for entry in read_metrics(work / "run") if entry["kind"] == "train"]

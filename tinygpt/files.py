@@ -25,7 +25,7 @@ PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
 
 
 @contextlib.contextmanager
-def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
+def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` in one step when the block ends, and not at all if it raises.
 
     The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. After an error the old
@@ -37,12 +37,12 @@ def replacing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
         raise TinyGPTError(f"{path}: is not a regular file", "name another file")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with writing(path, next_step):
+        with writing(path, retry_hint):
             with open(temporary, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _retry_while_open(lambda: os.replace(temporary, path), path, next_step)
+            _retry_while_open(lambda: os.replace(temporary, path), path, retry_hint)
             sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -76,11 +76,11 @@ def require_closed(path: Path) -> None:
         _retry_while_open(lambda: os.replace(path, path), path, RUN_AGAIN)
 
 
-def _retry_while_open(change: Callable[[], None], path: Path, next_step: str) -> None:
+def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -> None:
     """Call `change`, which renames or deletes `path`; on Windows, try again for two seconds if that is denied.
 
     Windows denies both (errors 5 and 32) while another process maps the file or has it open, as a virus scanner does
-    for a moment. Errors: on Windows TinyGPTError whose hint ends with `next_step`; elsewhere PermissionError.
+    for a moment. Errors: on Windows TinyGPTError whose hint ends with `retry_hint`; elsewhere PermissionError.
     """
     pause, deadline = 0.05, time.monotonic() + PATIENCE
     while True:
@@ -93,7 +93,7 @@ def _retry_while_open(change: Callable[[], None], path: Path, next_step: str) ->
                 raise TinyGPTError(
                     f"{path}: another program has this file open; what was saved before is unchanged",
                     "close the program (Excel, a training run that reads this dataset, a virus scanner, OneDrive), or "
-                    f"make the file writable if it is read-only, then {next_step}",
+                    f"make the file writable if it is read-only, then {retry_hint}",
                     status=1,
                 ) from error
         time.sleep(min(pause, max(deadline - time.monotonic(), 0.01)))
@@ -127,10 +127,10 @@ def require_writable(path: Path, hint: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
+def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
     """Turn system errors while `path` is written into TinyGPTError; for a full disk it states the free space.
 
-    The hint ends with `next_step`: what to do once there is space, or permission.
+    The hint ends with `retry_hint`: what to do once there is space, or permission.
     """
     try:
         yield
@@ -139,11 +139,11 @@ def writing(path: Path, next_step: str = RUN_AGAIN) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free / 1e6
             raise TinyGPTError(
                 f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged",
-                f"free some space, then {next_step}",
+                f"free some space, then {retry_hint}",
                 status=1,
             ) from error
         if isinstance(error, OSError):
-            hint = f"check the disk and the folder's permissions, then {next_step}"
+            hint = f"check the disk and the folder's permissions, then {retry_hint}"
             problem = "what was saved before is unchanged, but this file cannot be written"
             raise file_error(path, error, hint, problem, status=1) from error
         raise

@@ -43,7 +43,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float 
 
     q (B, n_head, T, head_dim), k and v (B, kv_heads, S, head_dim), mask as in Context; returns the shape of q.
     """
-    mask, grouped = None if mask is None else mask.to(q.dtype), q.size(1) != k.size(1)
+    mask = None if mask is None else mask.to(q.dtype)
+    grouped = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
     )
@@ -204,7 +205,7 @@ class GPT(nn.Module):
     def residual(self, idx: Tensor, cache: Any = None) -> Tensor:
         """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""
         T = idx.size(1)
-        positions = torch.arange(T, device=idx.device) if cache is None else cache.queries(T)
+        positions = torch.arange(T, device=idx.device) if cache is None else cache.query_positions(T)
         x: Tensor = self.transformer["wte"](idx)
         if self.config.bigram_table:  # pairs (previous token, token); the token before the first is taken to be 0
             first = torch.zeros_like(idx[:, :1]) if cache is None else cache.last_token
@@ -225,7 +226,7 @@ class GPT(nn.Module):
 
         If the sequences of a cache have different lengths, positions have the shape (B, 1, T).
         """
-        keys = queries if cache is None else cache.positions(queries.size(-1))
+        keys = queries if cache is None else cache.key_positions(queries.size(-1))
         mask = self.position.bias(queries, keys)
         if cache is not None or mask is not None:
             later = keys[..., None, :] > queries[..., None]
@@ -251,7 +252,7 @@ class GPT(nn.Module):
 MATRIX, EMBEDDING, VECTOR = range(3)
 
 
-def kind(name: str, weight: Tensor) -> int:
+def parameter_class(name: str, weight: Tensor) -> int:
     """Parameter class for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
     if weight.dim() < 2:
         return VECTOR
@@ -293,11 +294,11 @@ class KVCache:
         self.last_token = torch.zeros_like(self.last_token)
         self.last_input.zero_()
 
-    def queries(self, T: int) -> Tensor:
+    def query_positions(self, T: int) -> Tensor:
         """Positions of the next T tokens: int64 (T,)."""
         return torch.arange(self.length, self.length + T, device=self.last_token.device)
 
-    def positions(self, T: int) -> Tensor:
+    def key_positions(self, T: int) -> Tensor:
         """Positions of the keys after T more tokens are read: int64 (S,)."""
         last = self.length + T - 1
         slots = torch.arange(min(last + 1, self.block_size), device=self.last_token.device)

@@ -6,7 +6,6 @@ ends with the same weights, bit for bit, as an uninterrupted one.
 """
 
 import contextlib
-import dataclasses
 import math
 import time
 
@@ -26,7 +25,7 @@ from tinygpt.generate import Choice, generate
 from tinygpt.training.log import Pace, peak_memory, read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal
-from tinygpt.training.run import Run, micro_steps, not_finite, out_of_memory, set_up
+from tinygpt.training.run import Run, diverged, micro_steps, out_of_memory, set_up
 from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
@@ -42,17 +41,20 @@ def train(config: TrainConfig) -> int:
             run = set_up(stack, start, compute)
             stop = stack.enter_context(StopSignal())
             if config.eval_only:
-                return loop(run, stop)
+                run.log.start_bar(run.progress.step, config.max_iters)
+                evaluate(run)
+                return 0
             if config.watch and run.ranks.is_main:
                 stack.enter_context(Watcher(config, run.log, stop))
             if run.tuning:
                 compare.before(run, run.tuning)
             status = loop(run, stop)
-            if not status and run.tuning:
+            if status:  # stopped by a signal
+                return status
+            if run.tuning:
                 compare.after(run, run.tuning)
-            if not status:
-                finish(run)
-            return status
+            finish(run)
+            return 0
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
@@ -63,44 +65,50 @@ def train(config: TrainConfig) -> int:
 
 
 def loop(run: Run, stop: StopSignal) -> int:
-    """Evaluate, save, step, until max_iters, until patience ends, or until a signal asks to stop."""
+    """Train: evaluate, save and step, until max_iters, until patience ends, or until a signal asks to stop.
+
+    Returns the exit status: 0, or 128 plus the number of the signal.
+    """
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
-    snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
+    snapshot_at = snapshot_steps(config.snapshots, config.max_iters)
     run.log.start_bar(first, config.max_iters)
-    data = batch(run, first)
+    x, y, loss_weights = batch(run, first)
     while True:
         if evaluation_due(run):
-            evaluate_and_save(run)
+            best = evaluate(run)
+            save(run, *(["ckpt.pt"] if best or config.always_save_checkpoint else []), "last.pt")
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
-        if progress.step in snapshot_at and not config.eval_only:
+        if progress.step in snapshot_at:
             keep_snapshot(run)
-        if config.eval_only or progress.step >= config.max_iters or out_of_patience(run):
+        if progress.step >= config.max_iters or out_of_patience(run):
             return 0
 
         began = time.perf_counter()
-        step, rate = progress.step, learning_rate(progress.step, config)
+        rate = learning_rate(progress.step, config)
         run.optimizer.set_learning_rate(rate)
-        loss, norm = forward_backward(run, *data)
-        width = data[0].size(-1)
-        data = batch(run, step + 1)  # a GPU still computes while the next batch is drawn and copied
-        logged = step % config.log_interval == 0
-        waits = logged or run.compute.device.type == "cpu"  # reading a value from a GPU waits for it
-        if waits:
-            mean_loss, grad_norm = finite(run, loss, norm)
+        loss, norm = forward_backward(run, x, y, loss_weights)
+        tokens = run.rows_per_iter * x.size(-1)
+        # a GPU still computes while the next batch is drawn and copied; the last one is not used
+        x, y, loss_weights = batch(run, progress.step + 1)
+        logged = progress.step % config.log_interval == 0
+        synchronises = logged or run.compute.device.type == "cpu"  # reading a value waits for a GPU's queued kernels
+        if synchronises:
+            mean_loss, grad_norm = require_finite_loss(run, loss, norm)
         run.optimizer.update()
-        pace.add(run.rows_per_iter * width, time.perf_counter() - began)
-        progress.step += 1
+        pace.add(tokens, time.perf_counter() - began)
 
         if logged:
-            values = {"loss": mean_loss, "lr": rate, "grad_norm": grad_norm, "tokens_per_second": pace.measure()}
-            run.log.metric("train", step, run.seconds(), **values)
-            run.log.show(loss=f"{mean_loss:.3f}", tokens=f"{pace.tokens_per_second / 1000:.0f}k/s")
+            speed = pace.read()
+            run.metric("train", loss=mean_loss, lr=rate, grad_norm=grad_norm, tokens_per_second=round(speed))
+            run.log.show(loss=f"{mean_loss:.3f}", tokens=f"{speed / 1000:.0f}k/s")
+        progress.step += 1
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
             run.log.say(expected)
-        if (waits or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
+        # several processes agree on stopping by an all-reduce, so they do it where they synchronise anyway
+        if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
                 f"stopped by a signal after {progress.step:,} iterations; state saved in {run.out}/last.pt", always=True
@@ -109,27 +117,48 @@ def loop(run: Run, stop: StopSignal) -> int:
             return stop.status
 
 
-def forward_backward(
-    run: Run, x: torch.Tensor, y: torch.Tensor, weights: list[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute and clip the gradient of a global batch. Returns the loss, whose mean over the processes is the loss of
-    the global batch, and the gradient's norm before clipping.
+def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Draw this process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and
+    the weight of each micro-step's mean loss.
 
-    x, y, weights: this process's share of the batch, from `batch`.
+    With these weights the loss is the mean over all targets of the global batch, however the batch is split into
+    micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
+    processes, because DistributedDataParallel averages their gradients. For plain text it is 1 / micro_steps, as in
+    nanoGPT.
+    """
+    config, ranks, rows = run.config, run.ranks, run.rows_per_iter
+    at = run.source.draw(config.seed, step, config.block_size, rows)
+    width = run.row_length(at)
+    total = int(run.source.targets(at, width).sum())
+    mine = at[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
+    # int64 (2, micro_steps, rows, T): inputs and targets
+    pieces = np.stack(run.source.rows(mine, width)).reshape(2, micro_steps(config, ranks), -1, width)
+    loss_weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
+    x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
+    return x, y, loss_weights
+
+
+def forward_backward(
+    run: Run, x: torch.Tensor, y: torch.Tensor, loss_weights: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute and clip the gradient of a global batch.
+
+    x, y, loss_weights: this process's share of the batch, from `batch`. Returns this process's loss, whose average over
+    the processes is the loss of the global batch, and the norm of the gradient before clipping.
     """
     loss = torch.zeros((), device=run.compute.device)
     for micro_step in range(len(x)):
-        last = micro_step == len(x) - 1
         if run.has_dropout:
             seed_dropout(run.config.seed, run.progress.step, micro_step, run.ranks.rank)
-        with contextlib.nullcontext() if last or run.ranks.count == 1 else run.forward.no_sync():
-            micro_loss = run.forward(x[micro_step], y[micro_step])[1] * weights[micro_step]
+        accumulating = run.ranks.count > 1 and micro_step < len(x) - 1  # gradients are averaged at the last micro-step
+        with run.ddp_model.no_sync() if accumulating else contextlib.nullcontext():
+            micro_loss = run.ddp_model(x[micro_step], y[micro_step])[1] * loss_weights[micro_step]
             run.optimizer.backward(micro_loss)
         loss += micro_loss.detach()
     return loss, run.optimizer.clip()
 
 
-def finite(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:
+def require_finite_loss(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:
     """Return the loss of the global batch and the gradient's norm. Errors: TinyGPTError if one is not finite.
 
     In float16 a norm that is not finite is not an error: the scaler skips that update.
@@ -137,29 +166,10 @@ def finite(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, flo
     grad_norm = norm.item()
     mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
     if not math.isfinite(mean_loss):
-        raise not_finite(run, "the loss is")
+        raise diverged(run, "the loss is")
     if not (math.isfinite(grad_norm) or run.optimizer.scaler.is_enabled()):
-        raise not_finite(run, "the norm of the gradient is")
+        raise diverged(run, "the norm of the gradient is")
     return mean_loss, grad_norm
-
-
-def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
-    """Draw this process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and
-    the weight of each micro-step's mean loss.
-
-    With these weights the loss is the mean over all targets of the global batch, however the batch is split into
-    micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
-    processes, because DistributedDataParallel averages their gradients.
-    """
-    config, ranks, rows = run.config, run.ranks, run.rows_per_iter
-    at = run.source.draw(config.seed, step, config.block_size, rows)
-    width = run.width_of(at)
-    total = int(run.source.targets(at, width).sum())
-    mine = at[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
-    pieces = np.stack(run.source.rows(mine, width)).reshape(2, micro_steps(config, ranks), -1, width)
-    weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
-    x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
-    return x, y, weights
 
 
 def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
@@ -172,77 +182,77 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
 
 
 def evaluation_due(run: Run) -> bool:
-    """Return whether to evaluate now: once at every eval_interval and once at the end."""
+    """Return whether to evaluate now: at multiples of eval_interval and at the end. A run that is resumed from the
+    state after an evaluation does not repeat it."""
     config, progress = run.config, run.progress
     due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters
-    return config.eval_only or (due and progress.evaluated_at != progress.step)
+    return due and progress.evaluated_at != progress.step
 
 
-def evaluate_and_save(run: Run) -> None:
-    """Log the loss of both splits; save ckpt.pt if the validation loss is the best so far, then last.pt."""
+def evaluate(run: Run) -> bool:
+    """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
     config, progress = run.config, run.progress
     with run.log.doing("evaluating"):
         losses = estimate_losses(
-            run.computing, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
+            run.amp_model, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
         )
     for split, name in (("train", "training"), ("val", "validation")):
         if not math.isfinite(losses[split]):
-            raise not_finite(run, f"the {name} loss is")
+            raise diverged(run, f"the {name} loss is")
     best = losses["val"] < progress.best_val_loss
     run.log.say(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
         f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
         always=True,
     )
-    more = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
-    more |= {"memory_mb": round(peak_memory() / 1e6)}
-    run.log.metric("eval", progress.step, run.seconds(), train_loss=losses["train"], val_loss=losses["val"], **more)
+    error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
+    memory = round(peak_memory() / 1e6)
+    run.metric("eval", train_loss=losses["train"], val_loss=losses["val"], **error, memory_mb=memory)
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
     if config.sample_interval and progress.step % config.sample_interval == 0 and run.ranks.is_main:
         show_sample(run)
-    if config.eval_only:
-        return
-    if best or config.always_save_checkpoint:
-        save(run, "ckpt.pt")
-    save(run, "last.pt")
+    return best
 
 
-def save(run: Run, name: str) -> None:
-    """Save the complete state before iteration `progress.step`. Errors: TinyGPTError if a weight is not finite."""
+def save(run: Run, *names: str) -> None:
+    """Save the complete state after `progress.step` iterations, as each of `names`: ckpt.pt (the best), last.pt.
+
+    Errors: TinyGPTError if a weight is not finite.
+    """
     require_finite_weights(run)
     if run.ranks.is_main:
         state = run.checkpoint()
-        store.save(run.out / name, state, run.log.next_step)
-        if name == "ckpt.pt" and run.tuning and run.tuning.config.lora_rank:
-            save_adapter(run.out / "adapter.pt", state, run.tuning.base_fingerprint, run.log.next_step)
-    if name == "last.pt":
-        run.saved_at = run.progress.step
-        run.log.next_step = f"resume: {run.resume_command}"
+        for name in names:
+            store.save(run.out / name, state, run.log.retry_hint)
+            if name == "ckpt.pt" and run.tuning and run.tuning.config.lora_rank:
+                save_adapter(run.out / "adapter.pt", state, run.tuning.base_fingerprint, run.log.retry_hint)
+    run.saved_at = run.progress.step
+    run.log.retry_hint = f"resume: {run.resume_command}"
 
 
 def keep_snapshot(run: Run) -> None:
     """Keep the weights of this step for the report's slider. Errors: as in `save`."""
     require_finite_weights(run)
     if run.ranks.is_main:
-        save_snapshot(run.out, run.checkpoint(), run.log.next_step)
+        save_snapshot(run.out, run.checkpoint(), run.log.retry_hint)
 
 
 def require_finite_weights(run: Run) -> None:
     if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
-        raise not_finite(run, "a weight is")
+        raise diverged(run, "a weight is")
 
 
 def show_sample(run: Run, length: int = 200) -> None:
     """Print and log a short sample; prompt and seed are the same at every evaluation."""
-    tokenizer, start = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
-    prompt = torch.from_numpy(start[None]).to(run.compute.device)
+    tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
     choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
-    made = [int(row[0]) for row in generate(run.model.eval(), prompt, length, choice, tokenizer.vocab_size)]
+    idx = torch.from_numpy(prompt[None]).to(run.compute.device)
+    ids = [int(row[0]) for row in generate(run.model.eval(), idx, length, choice, tokenizer.vocab_size)]
     run.model.train()
-    text = tokenizer.decode(made)
-    run.log.metric("sample", run.progress.step, run.seconds(), text=text, prompt=tokenizer.decode(start.tolist()))
+    text = tokenizer.decode(ids)
+    run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
     run.log.say("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
 
 
@@ -266,8 +276,8 @@ def finish(run: Run) -> None:
     files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{kept}{events}"
     run.log.say(f"written: {run.out}/{files}")
     if run.ranks.is_main:
-        sizes = run.model.num_params(), len(run.dataset.splits["train"])
-        for line in judge(read_metrics(run.out), dataclasses.asdict(config), str(run.out), *sizes).lines():
+        parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
+        for line in judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens).lines():
             run.log.say(line, always=True)
     prompt = next((prompt for prompt, _ in source.texts(run.dataset.tokenizer)), None)
     after = suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

@@ -43,7 +43,7 @@ def weights_fingerprint(weights: dict[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
-def save_adapter(path: Path, run: Checkpoint, base: str, next_step: str = RUN_AGAIN) -> None:
+def save_adapter(path: Path, run: Checkpoint, base: str, retry_hint: str = RUN_AGAIN) -> None:
     """Write the adapter of a LoRA run. `base`: the fingerprint of the weights that it adapts."""
     state = {
         "tinygpt_adapter": ADAPTER_FORMAT,
@@ -56,7 +56,7 @@ def save_adapter(path: Path, run: Checkpoint, base: str, next_step: str = RUN_AG
         "step": run.step,
         "best_val_loss": run.best_val_loss,
     }
-    checkpoint.write(path, state, next_step)
+    checkpoint.write(path, state, retry_hint)
 
 
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:

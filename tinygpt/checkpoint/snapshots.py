@@ -27,11 +27,11 @@ def snapshot_steps(count: int, max_iters: int) -> list[int]:
     return sorted({0, *later})[:count]
 
 
-def save_snapshot(folder: Path, state: Checkpoint, next_step: str = RUN_AGAIN) -> None:
+def save_snapshot(folder: Path, state: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
     """Write the snapshot of a run's state. Errors: TinyGPTError for a full disk; see `save`."""
     path = folder / FOLDER / f"step-{state.step}.pt"
     path.parent.mkdir(exist_ok=True)
-    save(path, dataclasses.replace(state, model=to_8_bits(state.model), training={}), next_step)
+    save(path, dataclasses.replace(state, model=to_8_bits(state.model), training={}), retry_hint)
 
 
 def snapshots(folder: Path) -> dict[int, Path]:

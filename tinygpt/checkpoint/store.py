@@ -44,7 +44,7 @@ SEAL_BYTES = len(SEAL) + 64  # followed by the digest in hex
 
 @dataclasses.dataclass
 class Checkpoint:
-    """The state of a run before iteration `step`."""
+    """The state of a run after `step` iterations."""
 
     model: dict[str, torch.Tensor]  # weights under nanoGPT's names
     model_args: dict[str, Any]  # the fields of GPTConfig
@@ -130,10 +130,10 @@ class WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def save(path: Path, checkpoint: Checkpoint, next_step: str = RUN_AGAIN) -> None:
+def save(path: Path, checkpoint: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
     """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file is unchanged, and
-    the hint ends with `next_step`: what to do once space is free."""
-    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, next_step)
+    the hint ends with `retry_hint`: what to do once space is free."""
+    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, retry_hint)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -175,9 +175,9 @@ def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer
     return tokenizer
 
 
-def write(path: Path, state: dict[str, Any], next_step: str = RUN_AGAIN) -> None:
+def write(path: Path, state: dict[str, Any], retry_hint: str = RUN_AGAIN) -> None:
     """Write tensors and plain values, atomically and sealed."""
-    with replacing(path, next_step) as file:
+    with replacing(path, retry_hint) as file:
         torch.save(state, file)
         _seal(file)
 

@@ -21,7 +21,7 @@ from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.terminal import progress
-from tinygpt.training.optimizer import Computing
+from tinygpt.training.optimizer import AmpModel
 from tinygpt.training.processes import Processes
 
 CHEAP = 10**12  # parameters x tokens of a sample: seconds on two cores; a smaller split is measured completely
@@ -29,13 +29,13 @@ CHUNK = 32  # rows
 ERROR = 0.05  # standard error of a sampled loss at most: nats, or as a share of a loss above one nat
 
 
-def mean_loss(model: Computing, source: Rows, at: np.ndarray, compute: device.Compute) -> float:
+def mean_loss(model: AmpModel, source: Rows, at: np.ndarray, compute: device.Compute) -> float:
     """Mean cross-entropy in nats over all targets of the rows `at`."""
-    return measured_loss(model, source, at, compute)[0]
+    return loss_and_error(model, source, at, compute)[0]
 
 
-def measured_loss(
-    model: Computing, source: Rows, at: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
+def loss_and_error(
+    model: AmpModel, source: Rows, at: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
 ) -> tuple[float, float]:
     """`mean_loss` of rows that are divided among the processes, and its standard error, infinite for a single row."""
     sums = loss_sums(model, source, at[ranks.rank :: ranks.count], compute)
@@ -73,7 +73,7 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
 
 
 @torch.inference_mode()
-def loss_sums(model: Computing, source: Rows, mine: np.ndarray, compute: device.Compute) -> np.ndarray:
+def loss_sums(model: AmpModel, source: Rows, mine: np.ndarray, compute: device.Compute) -> np.ndarray:
     """Sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
     block_size = model.config.block_size
     width = source.width(block_size)
@@ -123,7 +123,7 @@ def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute 
     return mean_loss(model, source, source.every(model.config.block_size), compute)
 
 
-def row_losses(model: Computing, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies of each row: float32 (B,), for x and y int64 (B, T), -1 where there is no target."""
     wanted = y >= 0
     if wanted.all():
@@ -135,7 +135,7 @@ def row_losses(model: Computing, x: torch.Tensor, y: torch.Tensor) -> torch.Tens
 
 
 def estimate_losses(
-    model: Computing,
+    model: AmpModel,
     dataset: Dataset,
     seed: int,
     eval_iters: int,
@@ -143,7 +143,7 @@ def estimate_losses(
     compute: device.Compute,
     ranks: Processes,
 ) -> dict[str, float]:
-    """Losses of both splits, and `val_se`, the standard error of the second.
+    """Losses `train` and `val` of both splits, and their standard errors `train_se` and `val_se`.
 
     They are measured on `eval_iters` random batches, the same at every evaluation; with 0, on the whole validation
     split and an equally large part of the training split. The batches come from streams of their own, so that
@@ -157,8 +157,8 @@ def estimate_losses(
         else:
             source = source.like(dataset.sources["val"])
             at = source.every(block_size)
-        losses[split], error = measured_loss(model, source, at, compute, ranks)
-    return losses | {"val_se": error}
+        losses[split], losses[f"{split}_se"] = loss_and_error(model, source, at, compute, ranks)
+    return losses
 
 
 def perplexity(loss: float) -> float:

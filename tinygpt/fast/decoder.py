@@ -111,7 +111,7 @@ class Decoder(KVCache):
         """The mask of the next T tokens. A single token attends to every key, so without a bias it needs no mask."""
         if T == 1 and not self.biased:
             return None
-        mask = self.model.context(self.queries(T), self).mask
+        mask = self.model.context(self.query_positions(T), self).mask
         return None if mask is None else mask.to(self.wte.dtype)
 
     def _rotation(self, start: int, T: int) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch.optim.adamw import adamw
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.fast.muon import Muon
-from tinygpt.model import EMBEDDING, GPT, MATRIX, VECTOR, GPTConfig, kind
+from tinygpt.model import EMBEDDING, GPT, MATRIX, VECTOR, GPTConfig, parameter_class
 
 
 class FlatWeights(nn.Module):
@@ -35,10 +35,10 @@ class FlatWeights(nn.Module):
         self.model: GPT
         self.__dict__["model"] = model  # not a submodule: its weights are here already
         named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        named = dict(sorted(named.items(), key=lambda item: kind(*item)))  # the model's order within a kind
+        named = dict(sorted(named.items(), key=lambda item: parameter_class(*item)))  # the model's order within a kind
         self.dtype = dtype
         self.shapes = {name: weight.shape for name, weight in named.items()}
-        self.kinds = {name: kind(name, weight) for name, weight in named.items()}
+        self.kinds = {name: parameter_class(name, weight) for name, weight in named.items()}
         self.weights = nn.Parameter(torch.cat([weight.detach().flatten() for weight in named.values()]).float())
         self.places: dict[str, slice] = {}
         end = 0

@@ -1,8 +1,8 @@
 """Compare the model before and after fine-tuning, which shows gain and cost: the loss on the task's responses, the loss
 on the base model's validation split (its increase is the forgetting), and the answers to three prompts.
 
-    before(run)     # logged as `before`
-    after(run)      # logged as `after`, and printed next to it
+    before(run, run.tuning)     # logged as `before`
+    after(run, run.tuning)      # logged as `after`, and printed next to it
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def after(run: Run, tuning: Tuning) -> None:
         return
     earlier = measured_before(run)
     later = measure(run, tuning, store.load(run.out / "ckpt.pt"), earlier)
-    run.log.metric("after", run.progress.step, run.seconds(), **later)
+    run.metric("after", **later)
     for line in side_by_side(earlier, later):
         run.log.say(line, always=True)
 
@@ -57,13 +57,12 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
             rows = before.get(f"{name}_rows", 0)
             measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
             found |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
-    source, tokenizer = run.dataset.sources["val"], run.dataset.tokenizer
-    pairs = source.texts(tokenizer)
-    if pairs:
-        distinct = {response: prompt for prompt, response in reversed(pairs)}  # the first of each response
-        chosen = [(prompt, response) for response, prompt in reversed(distinct.items())][:3]
-        found["prompts"], found["responses"] = [prompt for prompt, _ in chosen], [right for _, right in chosen]
-        found["answers"] = [answer(model, tokenizer, prompt) for prompt, _ in chosen]
+    tokenizer, first = run.dataset.tokenizer, dict[str, str]()
+    for prompt, response in run.dataset.sources["val"].texts(tokenizer):
+        first.setdefault(response, prompt)
+    if first:  # three different responses, and the first prompt of each
+        found["responses"], found["prompts"] = list(first)[:3], list(first.values())[:3]
+        found["answers"] = [answer(model, tokenizer, prompt) for prompt in found["prompts"]]
     return found
 
 

@@ -28,7 +28,7 @@ from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
-from tinygpt.evaluate.loss import bits_per_character, measured_loss, perplexity, short_number
+from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.files import without_folders
 from tinygpt.generate import Choice, answer, generate, require_finite
 from tinygpt.model import GPT
@@ -212,7 +212,7 @@ def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
     rows = source.every(block_size)
     work = WORK // QUICK if quick else WORK
     rows = rows[: max(1, work // run.model.num_params() // source.width(block_size))]
-    loss, error = measured_loss(run.model, source, rows, run.compute)
+    loss, error = loss_and_error(run.model, source, rows, run.compute)
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
     val = run.split("val")

@@ -18,7 +18,7 @@ from tinygpt.config.fields import keys
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
-from tinygpt.model import VECTOR, kind
+from tinygpt.model import VECTOR, parameter_class
 from tinygpt.report.collect import QUICK, LoadedRun
 from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
 
@@ -87,7 +87,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         place = int(gradients[name].abs().argmax())
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
-        decay = 0.0 if kind(name, before[name]) == VECTOR else config.weight_decay
+        decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
         words = weight_name(name, place, before[name].shape, run)
         found: dict[str, Any] = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
         weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))

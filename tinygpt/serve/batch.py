@@ -76,7 +76,7 @@ class BatchCache:
 
     # ---- what the model calls, one token at a time ----
 
-    def queries(self, T: int) -> Tensor:
+    def query_positions(self, T: int) -> Tensor:
         """Positions of the next tokens, int64 (B, 1, T). T is 1."""
         self._reserve(len(self), max(self.lengths) + 1)
         lengths = torch.tensor(self.lengths, device=self._like.device)
@@ -85,7 +85,7 @@ class BatchCache:
         self._queries = lengths[:, None, None]
         return self._queries
 
-    def positions(self, T: int) -> Tensor:
+    def key_positions(self, T: int) -> Tensor:
         """Positions of the keys, int64 (B, 1, S); of an empty slot one in the future, which the causal mask hides."""
         slots = torch.arange(self._filled, device=self._like.device)
         held = self._queries - (self._queries - slots) % self.slots

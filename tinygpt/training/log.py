@@ -39,7 +39,7 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self.sinks: dict[str, Sink] = {}
-        self.next_step = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
+        self.retry_hint = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
         """Start the file. When resuming, keep only the lines that precede the state before iteration `step`.
@@ -52,10 +52,10 @@ class RunLog:
             remove(self.path)
         elif self.path.exists():
             lines = self.path.read_bytes().splitlines()
-            kept = [line for line in lines if _is_known(line, step, evaluated_at)]
-            with replacing(self.path, self.next_step) as file:
+            kept = [line for line in lines if _precedes(line, step, evaluated_at)]
+            with replacing(self.path, self.retry_hint) as file:
                 file.write(b"".join(line + b"\n" for line in kept))
-        with writing(self.path, self.next_step):
+        with writing(self.path, self.retry_hint):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
     def add(self, name: str, start: Callable[[], Sink]) -> None:
@@ -119,7 +119,7 @@ class RunLog:
             return
         entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
         line = (strict_json(entry) + "\n").encode()
-        with writing(self.path, self.next_step):
+        with writing(self.path, self.retry_hint):
             while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
         self._pass_on(lambda sink: sink.write(entry))
@@ -138,13 +138,13 @@ class RunLog:
 
 
 class Pace:
-    """Training speed since the last measurement: the time of iterations, without evaluations and saves."""
+    """Training speed between two log lines, and one prediction of the remaining time; without evaluations and saves."""
 
-    SETTLE, MEASURE = 5, 20  # iterations: the first ones are slower; the next ones predict the time of the run
+    SKIPPED, TIMED = 5, 20  # iterations: the first ones are slower; the next ones predict the time of the run
 
     def __init__(self) -> None:
-        self.tokens, self.seconds, self.tokens_per_second = 0, 0.0, 0.0
-        self.total = self.settled = 0.0  # seconds: of all iterations, of the first ones
+        self.tokens, self.seconds = 0, 0.0  # since the last `read`
+        self.total = self.skipped = 0.0  # seconds: of all iterations, of the first ones
 
     def add(self, tokens: int, seconds: float) -> None:
         """Add an iteration."""
@@ -152,22 +152,22 @@ class Pace:
         self.seconds += seconds
         self.total += seconds
 
-    def measure(self) -> int:
-        """Set `tokens_per_second`, return it rounded, and start the next measurement."""
-        self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
+    def read(self) -> float:
+        """Return the tokens per second since the last call."""
+        speed = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
-        return round(self.tokens_per_second)
+        return speed
 
     def expected(self, done: int, left: int) -> str:
         """Return, once, a line that predicts the time of the `left` iterations; else an empty string.
 
         done: iterations of this session.
         """
-        if done == self.SETTLE:
-            self.settled = self.total
-        if done != self.SETTLE + self.MEASURE:
+        if done == self.SKIPPED:
+            self.skipped = self.total
+        if done != self.SKIPPED + self.TIMED:
             return ""
-        each = (self.total - self.settled) / self.MEASURE
+        each = (self.total - self.skipped) / self.TIMED
         wait = f"{each * left / 60:.1f} minutes" if each * left >= 60 else f"{each * left:.0f} seconds"
         return f"expected:    {wait} for {left:,} more iterations ({each * 1000:.1f} ms each)"
 
@@ -186,7 +186,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
 
 
-def _is_known(line: bytes, step: int, evaluated_at: int) -> bool:
+def _precedes(line: bytes, step: int, evaluated_at: int) -> bool:
     """Return whether a line is intact and precedes the state before iteration `step`."""
     try:
         entry = json.loads(line)

@@ -1,6 +1,6 @@
 """The learning-rate schedule, and the optimizers: AdamW, or Muon for the blocks' matrices, from torch.optim.
 
-    computing, optimizer = build(model, config, compute)       # plain PyTorch, or tinygpt/fast on a CPU
+    amp_model, optimizer = build(model, config, compute)       # plain PyTorch, or tinygpt/fast on a CPU
     optimizer.set_learning_rate(learning_rate(step, config))   # step 0 is the first update
     optimizer.backward(loss)
     norm = optimizer.clip()
@@ -21,10 +21,10 @@ from tinygpt.device import Autocast, Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
-from tinygpt.model import GPT, MATRIX, VECTOR, kind
+from tinygpt.model import GPT, MATRIX, VECTOR, parameter_class
 
 OPTIMIZERS = ("adamw", "muon")
-Computing = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss
+AmpModel = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss
 
 
 # ---- schedule ---------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def schedule_note(config: TrainConfig) -> str:
 # ---- optimizers -------------------------------------------------------------------------------------------------
 
 
-def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[Computing, "Optimizer"]:
+def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:
     """Wrap `model` so that it computes in compute.dtype, and make the optimizer of its float32 weights.
 
     Errors: ValueError for an optimizer that neither path has.
@@ -134,7 +134,7 @@ class TorchOptimizer:
         self.named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         groups: dict[int, list[Tensor]] = {}
         for name, weight in self.named.items():
-            groups.setdefault(kind(name, weight), []).append(weight)
+            groups.setdefault(parameter_class(name, weight), []).append(weight)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.optimizer == "muon" and MATRIX in groups:
             rate = config.muon_learning_rate
@@ -149,7 +149,9 @@ class TorchOptimizer:
         self.owner = {w: o for o in self.optimizers for group in o.param_groups for w in group["params"]}
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-        self.param_groups = [{"params": list(self.named.values())}]  # one overflow anywhere skips both optimizers
+        self.param_groups = [
+            {"params": list(self.named.values())}
+        ]  # where GradScaler looks for an overflow, which skips both optimizers
 
     def set_learning_rate(self, rate: float) -> None:
         share = rate / self.config.learning_rate if self.config.learning_rate else 0.0
@@ -171,6 +173,7 @@ class TorchOptimizer:
             weight.grad = None
 
     def step(self) -> None:
+        """Update the weights; GradScaler.step calls it unless a gradient overflowed."""
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -231,7 +234,8 @@ def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[st
 
     AdamW had one slice for parameters with weight decay and one for those without; Muon had one for its matrices.
     """
-    ordered = sorted(own, key=lambda name: kind(name, next(iter(own[name].values()))))  # the model's order in each kind
+    # the model's order in each class
+    ordered = sorted(own, key=lambda name: parameter_class(name, next(iter(own[name].values()))))
     saved: dict[str, dict[str, Tensor]] = {name: {} for name in own}
     for part, slices in (
         (part, state["moments"][part]) for part in ("exp_avg", "exp_avg_sq", "momentum") if part in state["moments"]

@@ -34,7 +34,7 @@ from tinygpt.model import GPT
 from tinygpt.training import sinks, watch
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
-    Computing,
+    AmpModel,
     Optimizer,
     build,
     describe_schedule,
@@ -60,7 +60,7 @@ class Progress:
 
     @classmethod
     def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
-        """Return that of a run to be resumed. Errors: TinyGPTError if it is missing, or is not that of a run."""
+        """Read the progress from a checkpoint's training state. Errors: TinyGPTError if it is missing or invalid."""
         found, fields = saved.get("progress"), dataclasses.fields(cls)
         values = {field.name: found.get(field.name, field.default) for field in fields if isinstance(found, dict)}
         if values and all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
@@ -78,8 +78,8 @@ class Run:
     dataset: Dataset
     source: Batches  # from which batches are drawn
     model: GPT  # with float32 weights, as saved
-    computing: Computing  # the same weights, computing in compute.dtype
-    forward: Any  # `computing`, compiled or wrapped for several processes if configured
+    amp_model: AmpModel  # the same weights, with matrix products in compute.dtype (automatic mixed precision)
+    ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if there are several processes
     optimizer: Optimizer
     compute: device.Compute
     ranks: Processes
@@ -87,7 +87,7 @@ class Run:
     progress: Progress
     compiled: bool  # by torch.compile
     tuning: Tuning | None  # what fine-tuning adds
-    saved_at: int  # the iteration before which last.pt was written; -1 before the first one
+    saved_at: int  # iterations done when last.pt was written; -1 before that
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
@@ -95,15 +95,15 @@ class Run:
         return Path(self.config.out_dir)
 
     @functools.cached_property
-    def width(self) -> int:
-        """Tokens per row of a batch, at most."""
+    def longest_row(self) -> int:
+        """Tokens of the longest row."""
         return self.source.width(self.config.block_size)
 
-    def width_of(self, at: np.ndarray) -> int:
-        """Tokens per row of the batch `at`: those of its longest row, rounded up to a multiple of 8, so that there are
-        few different shapes. A compiled model gets a single shape."""
+    def row_length(self, at: np.ndarray) -> int:
+        """Length of the rows of the batch `at`: its longest, rounded up to a multiple of 8 to limit the number of
+        shapes; for a compiled model always that of the longest row."""
         needed = self.source.width(self.config.block_size, at)
-        return self.width if self.compiled else min(self.width, math.ceil(needed / 8) * 8)
+        return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
 
     @property
     def rows_per_iter(self) -> int:
@@ -121,17 +121,21 @@ class Run:
     def seconds(self) -> float:
         return self.progress.seconds + time.perf_counter() - self.started
 
-    def numerics(self) -> dict[str, str]:
+    def metric(self, kind: str, **values: Any) -> None:
+        """Append a line on the current iteration to metrics.jsonl."""
+        self.log.metric(kind, self.progress.step, self.seconds(), **values)
+
+    def numeric_settings(self) -> dict[str, str]:
         """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
-        return {"device": self.compute.device.type, "dtype": dtype, "path": self.path}
+        return {"device": self.compute.device.type, "dtype": dtype, "path": self.code_path}
 
     @property
-    def path(self) -> str:
+    def code_path(self) -> str:
         return "plain" if type(self.model) is GPT else "fast"
 
     def checkpoint(self) -> Checkpoint:
-        """Return the complete state before iteration `progress.step`."""
+        """Return the complete state after `progress.step` iterations."""
         progress = dataclasses.replace(self.progress, seconds=self.seconds())
         return Checkpoint(
             model=self.model.state_dict(),
@@ -144,7 +148,7 @@ class Run:
             training={
                 "progress": dataclasses.asdict(progress),
                 "optimizer": state_of(self.optimizer),
-                **self.numerics(),
+                **self.numeric_settings(),
                 **(self.tuning.state() if self.tuning else {}),
             },
         )
@@ -158,13 +162,13 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     dataset = start.dataset(config.dataset)
     check_processes(config, ranks)
     check_folder(out, config)
+    require_packages(config)
     known = fit_dataset(dataset, start)
     model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     if config.group_by_length:
         source = source.grouped()
-    require_packages(config)
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(out, "run"))
     ranks.wait()
@@ -172,35 +176,35 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
     if compute.device.type == "cpu":
         device.keep_freed_memory()
-    computing, optimizer = build(model.to(compute.device), config, compute)
-    computing.train()
+    amp_model, optimizer = build(model.to(compute.device), config, compute)
+    amp_model.train()
     progress = Progress()
     if start.saved:
         progress = Progress.restored(start.saved, start.where)
         load_state(optimizer, start.saved["optimizer"])
     rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
-    forward, compiled = device.compile_model(computing, config.compile, compute, example)
+    compiled, compile_status = device.compile_model(amp_model, config.compile, compute, example)
     run = Run(
         config=config,
         dataset=dataset,
         source=source,
         model=model,
-        computing=computing,
-        forward=nn.parallel.DistributedDataParallel(forward) if ranks.count > 1 else forward,
+        amp_model=amp_model,
+        ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 else compiled,
         optimizer=optimizer,
         compute=compute,
         ranks=ranks,
         log=RunLog(out, ranks.is_main, config.quiet),
         progress=progress,
-        compiled=forward is not computing,
+        compiled=compiled is not amp_model,
         tuning=tuning,
         saved_at=progress.step if start.saved else -1,
     )
     stack.callback(run.log.close)
     if ranks.is_main and not config.eval_only:
         open_folder(run, start.resuming)
-    show_start(run, compiled)
+    show_start(run, compile_status)
     note_changes(run, start.saved)
     return run
 
@@ -241,7 +245,7 @@ def check_processes(config: TrainConfig, ranks: Processes) -> None:
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
     """Print what a resumed run computes differently from now on. Version 0.1 had only the fast path."""
-    now = run.numerics()
+    now = run.numeric_settings()
     for key, earlier in ({"path": "fast"} | saved if saved else {}).items():
         if now.get(key, earlier) != earlier:
             name = "code path" if key == "path" else key
@@ -274,21 +278,21 @@ def open_folder(run: Run, resuming: bool) -> None:
         run.log.add("TensorBoard", lambda: sinks.TensorBoard(run.out, read_metrics(run.out), started))
 
 
-def show_start(run: Run, compiled: str) -> None:
+def show_start(run: Run, compile_status: str) -> None:
     """Print the settings of the run and derived figures, before the first iteration."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
-    size = source.describe_rows(run.rows_per_iter, run.width)
+    size = source.describe_rows(run.rows_per_iter, run.longest_row)
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = any(not weight.requires_grad for weight in model.parameters())
-    path = "the CPU's fast path (tinygpt/fast)" if run.path == "fast" else "plain PyTorch"
+    path = "the CPU's fast path (tinygpt/fast)" if run.code_path == "fast" else "plain PyTorch"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (
         f"device:      {run.compute.describe()}{processes}",
         f"computed by: {path}",
-        f"compile:     {compiled}",
+        f"compile:     {compile_status}",
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
@@ -308,10 +312,10 @@ def show_start(run: Run, compiled: str) -> None:
 # ---- errors that end a run --------------------------------------------------------------------------------------
 
 
-def not_finite(run: Run, what: str) -> TinyGPTError:
+def diverged(run: Run, what: str) -> TinyGPTError:
     """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
     reason = f"{what} NaN or infinite"
-    run.log.metric("diverged", run.progress.step, run.seconds(), reason=reason)
+    run.metric("diverged", reason=reason)
     # a state saved just before this iteration is intact, but a run resumed from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"

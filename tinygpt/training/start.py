@@ -1,9 +1,11 @@
 """Where a run starts: its checkpoint, its complete configuration, its device and its model.
 
-start = starting_point(config)                      # loads the checkpoint, if any
-compute = choose_compute(start.config, start.saved)
-known = fit_dataset(dataset, start)                         # the dataset adopts the checkpoint's vocabulary
-model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known)
+    start = starting_point(config)                      # loads the checkpoint, if any
+    compute = choose_compute(start.config, start.saved)
+    known = fit_dataset(dataset, start)                 # the dataset adopts the checkpoint's vocabulary
+    model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known)
+
+config.given has the keys that the command line or a config file gives, config.flags those of the command line alone.
 """
 
 import copy
@@ -78,7 +80,7 @@ def starting_point(config: TrainConfig) -> Start:
     require_dataset_choice(config)
     if not config.eval_only:
         refuse_other_models(Path(config.out_dir))
-    if config.init_from in ("scratch", "auto"):
+    if config.init_from in ("scratch", "auto"):  # auto without a last.pt: `resumes` is false
         config.init_from = "scratch"
         return Start(config)
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
