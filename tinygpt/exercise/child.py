@@ -40,7 +40,8 @@ def main(file: str, limit: float, steps: list[int]) -> None:
     torch.set_num_threads(1)
 
     def tell(step: int, passed: list[str], **failed: str) -> None:
-        out.write(f"{key}{json.dumps({'step': step, 'passed': passed, 'failed': failed})}\n")
+        short = {part: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for part, text in failed.items()}
+        out.write(f"{key}{json.dumps({'step': step, 'passed': passed, 'failed': short})}\n")
         out.flush()
 
     for step in steps:
@@ -57,16 +58,19 @@ def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) ->
     check = next(checks, "")
     while check:
         name, look = map(str.strip, check.split("\n"))
-        tell(passed, check=name, look=look)
+        report = functools.partial(tell, passed, check=name, look=look)
+        report()
         finding: dict[str, str] = {}
-        with time_limit(limit, file, functools.partial(tell, passed, check=name, look=look)):
+        with time_limit(limit, file, report):
             torch.manual_seed(0)
             try:
                 check = next(checks, "")
+            except CheckFailed as failure:
+                finding = failure.args[0]
             except BaseException as error:
-                finding = described(error, file)
+                finding = raised(error, file)
         if finding:
-            tell(passed, check=name, look=look, **finding)
+            report(**finding)
             return passed
         passed.append(name)
     tell(passed)
@@ -74,9 +78,14 @@ def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) ->
 
 
 def checks_of(step: int, file: str) -> Iterator[str]:
-    """The checks of a step as in steps.py, after that of the import."""
+    """Import the student's file as the module my_gpt, as a check of its own, then run those of the step in steps.py."""
     yield "the file can be imported\nthe code outside functions and classes"
-    yield from STEPS[step - 1](load_module(file))
+    spec = importlib.util.spec_from_file_location("my_gpt", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["my_gpt"] = module
+    spec.loader.exec_module(module)
+    yield from STEPS[step - 1](module)
 
 
 @contextlib.contextmanager
@@ -99,16 +108,10 @@ def time_limit(seconds: float, file: str, report: Callable[..., None]) -> Iterat
         timer.cancel()
 
 
-def described(error: BaseException, file: str) -> dict[str, str]:
-    """Describe why a check failed: what was given, what came out and what was expected."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):  # so a generator passes it on
-        error = error.__cause__
-    finding = error.finding if isinstance(error, CheckFailed) else raised(error, file)
-    return {key: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for key, text in finding.items()}
-
-
 def raised(error: BaseException, file: str) -> dict[str, str]:
     """Describe an exception, with the line of the student's file in which it was raised."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):  # so a generator passes it on
+        error = error.__cause__
     if isinstance(error, SyntaxError) and error.filename == file:
         return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
     where = place(traceback.extract_tb(error.__traceback__), file)
@@ -129,16 +132,6 @@ def place(frames: Sequence[traceback.FrameSummary], file: str) -> str:
     """Return the innermost line of the file in a stack; empty if there is none."""
     own = [frame for frame in frames if frame.filename == file]
     return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
-
-
-def load_module(file: str) -> ModuleType:
-    """Import the student's file as the module my_gpt."""
-    spec = importlib.util.spec_from_file_location("my_gpt", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["my_gpt"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -19,17 +19,13 @@ from tinygpt.model import GPT, GPTConfig
 
 
 class CheckFailed(Exception):
-    """A property that does not hold: the input, the output and the expected output."""
-
-    def __init__(self, given: str, got: str, expected: str) -> None:
-        super().__init__(given, got, expected)
-        self.finding = {"given": given, "got": got, "expected": expected}
+    """A property that does not hold. Its argument: {"given", "got", "expected"}, as texts."""
 
 
-def expect(holds: bool, given: str, got: Any, expected: Any) -> None:
+def expect(holds: Any, given: str, got: Any, expected: Any) -> None:
     """Errors: CheckFailed unless the property holds."""
     if not holds:
-        raise CheckFailed(given, shown(got), shown(expected))
+        raise CheckFailed({"given": given, "got": shown(got), "expected": shown(expected)})
 
 
 def expect_equal(got: Any, expected: Any, given: str) -> None:
@@ -43,7 +39,7 @@ def expect_number(got: float, expected: float, given: str, label: str = "", atol
 def expect_close(got: Any, expected: Tensor, given: str, atol: float = 1e-5) -> None:
     """Errors: CheckFailed unless `got` is a tensor with the shape and, up to rounding, the values of `expected`."""
     expect_shape(got, tuple(expected.shape), given)
-    expect(bool(torch.isfinite(got).all()), given, got, expected)
+    expect(torch.isfinite(got).all(), given, got, expected)
     expect(torch.allclose(got.float(), expected.float(), atol=atol, rtol=1e-4), given, got, expected)
 
 
@@ -147,8 +143,8 @@ def batches(my: Any) -> Iterator[str]:
     yield """the target is the input shifted by one
     y starts one position after x, in the same window"""
     given = f"data 0, 1, 2, ..., 99; the window x[0] = {x[0].tolist()}"
-    expect(bool((x[:, 1:] == x[:, :-1] + 1).all()), given, x[0], "consecutive numbers")
-    expect(bool((y == x + 1).all()), given, f"y[0] = {y[0].tolist()}", f"y[0] = {(x[0] + 1).tolist()}")
+    expect((x[:, 1:] == x[:, :-1] + 1).all(), given, x[0], "consecutive numbers")
+    expect((y == x + 1).all(), given, f"y[0] = {y[0].tolist()}", f"y[0] = {(x[0] + 1).tolist()}")
 
     yield """windows are random and depend only on the generator
     pass generator=generator to torch.randint"""
@@ -231,8 +227,7 @@ def head(my: Any) -> Iterator[str]:
     later = [(t, s) for t in range(4) for s in range(t + 1, 4) if weights[t, s].abs() > 1e-6]
     given = "attention_weights of 4 positions"
     expect(not later, f"{given}; row t has the weights of position t", weights, "zeros above the diagonal")
-    visible = bool((weights.tril() > 0).sum() == 10)
-    expect(visible, given, weights, "weights above zero on and below the diagonal")
+    expect((weights.tril() > 0).sum() == 10, given, weights, "weights above zero on and below the diagonal")
 
     yield """equal scores give equal weights
     a query of zeros gives equal scores, so each of the t + 1 visible positions has the weight 1 / (t + 1)"""
@@ -567,7 +562,7 @@ def fine_tuning(my: Any) -> Iterator[str]:
     assert logits.grad is not None
     idle = logits.grad[0, :2].abs().sum(-1)
     expect(not idle.sum(), "the gradient at the masked positions 0 and 1", idle, "zeros")
-    expect(bool((logits.grad[0, 2:].abs().sum(-1) > 0).all()), "the gradient at positions 2 and 3", "zero", "not zero")
+    expect((logits.grad[0, 2:].abs().sum(-1) > 0).all(), "the gradient at positions 2 and 3", "zero", "not zero")
 
 
 # ==== step 10: lora ====
@@ -594,7 +589,7 @@ def lora(my: Any) -> Iterator[str]:
     yield """a new adapter can learn
     if A and B are both zero, both gradients are zero and stay zero"""
     own(noise(3, 6)).square().sum().backward()
-    moved = own.B.grad is not None and bool(own.B.grad.abs().sum() > 0)
+    moved = own.B.grad is not None and own.B.grad.abs().sum() > 0
     expect(moved, "the gradient of B after one backward pass", "zero", "not zero")
 
     yield """the adapter adds (alpha / rank) B A x
