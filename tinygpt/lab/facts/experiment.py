@@ -23,25 +23,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.process import run
-from tinygpt.lab.facts.systems import (
-    System,
-    best_passage,
-    closed_book,
-    given_the_right_passage,
-    majority,
-    measured,
-    outcome,
-    retrieval,
-)
+from tinygpt.lab.facts import systems
+from tinygpt.lab.facts.systems import System, measured
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.lab.models import Trained, train
+from tinygpt.lab.models import train
 from tinygpt.lab.stages import Results, Stage, seeds
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
@@ -76,6 +68,16 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
     return [stage for place in places for stage in place.stages()]
 
 
+class Cost(TypedDict):
+    """What it costs to build a system, or to bring it up to date."""
+
+    seconds: float  # to index, or to train
+    commands: int
+    examples: int  # pairs of question and answer about the companies that someone has to write
+    bytes: int  # of the documents, or of the files of the model
+    weights: int  # trained
+
+
 @dataclass(frozen=True)
 class Place:
     """The folder of one seed: its documents, indexes, pairs and models, and what all systems have in common."""
@@ -94,27 +96,28 @@ class Place:
     def stage(self, name: str, seconds: float, compute: Callable[[], Any]) -> Stage:
         return Stage(f"{name}, seed {self.seed}", seconds, compute)
 
+    def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
+        """The stages in which systems answer the questions, from the seconds that each takes."""
+        return [self.stage(f"{when}: {name}", each, partial(self.ask, name, when)) for name, each in seconds.items()]
+
     # ---- models ---------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    def prepare(self, when: When, dataset: str) -> int:
-        """Prepare pairs that teach the facts, or with the dataset `changes` the new facts; return how many."""
+    def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, *flags: str) -> Cost:
+        """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
         world = self.world(when)
         new = {(one.company, one.relation) for one in world.questions if one.kind == "changed"}
         lines = pairs(world, self.seed, new if dataset == "changes" else None)
-        source = self.folder / f"{dataset}.jsonl"
+        source, data = self.folder / f"{dataset}.jsonl", self.folder / "data"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-        form = ["--format=pairs", f"--data_dir={self.data}"]
-        run(self.folder / "prepare.log", "prepare", dataset, f"--input={source}", *form)
-        return len(lines)
+        form = [f"--input={source}", "--format=pairs", f"--data_dir={data}"]
+        run(self.folder / "prepare.log", "prepare", dataset, *form)
+        return self.train(command, preset, dataset, data, out, *flags) | {"examples": len(lines)}
 
-    def train(self, command: str, preset: str, dataset: str, out: Path, data: Path, *flags: str) -> Trained:
+    def train(self, command: str, preset: str, dataset: str, data: Path, out: Path, *flags: str) -> Cost:
         """Train, or continue a training that was stopped."""
         common = [f"--dataset={dataset}", f"--data_dir={data}", f"--seed={self.seed}"]
-        return train(self.folder / "train.log", command, preset, out, *common, *flags)
+        cost = train(self.folder / "train.log", command, preset, out, *common, *flags)
+        return Cost(seconds=cost.seconds, commands=2, examples=0, bytes=cost.bytes, weights=cost.weights)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
@@ -122,8 +125,8 @@ class Place:
         raise NotImplementedError
 
     def reader_flags(self, name: str) -> list[str]:
-        """Flags of `tinygpt ask` for the model of a retrieval system."""
-        raise NotImplementedError
+        """Flags of `tinygpt ask` for the model of a retrieval system: none, for the reader that ships with tinygpt."""
+        return []
 
     def responder(self, name: str, index: Index, *flags: str) -> Responder:
         return Responder(parse(AskConfig, ["--device=cpu", *self.reader_flags(name), *flags]), index)
@@ -143,7 +146,7 @@ class Place:
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.kept("after.db")) as index:
             respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
-            return measured(given_the_right_passage(respond), questions, numbers)
+            return measured(systems.given_the_right_passage(respond), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
         """Seconds from a changed document to a right answer, with the commands `index` and `ask`; see TRIES."""
@@ -159,7 +162,7 @@ class Place:
             flags = [f"--index={self.folder / 'index.db'}", "--device=cpu", "--json", *self.reader_flags(name)]
             said = json.loads(run(self.folder / "ask.log", "ask", one.text, *flags).output)
             seconds = time.monotonic() - began
-            if outcome(one, said["answer"]) == "right":
+            if systems.outcome(one, said["answer"]) == "right":
                 return {"seconds": seconds}
         return {"seconds": None}
 
@@ -169,10 +172,10 @@ class Place:
         for name, text in self.world(when).documents().items():
             (docs / name).write_text(text, encoding="utf-8")
 
-    def index(self) -> None:
-        """Index the documents that have changed."""
+    def index(self) -> float:
+        """Index the documents that have changed; return the seconds that this took."""
         flags = [f"--out={self.folder / 'index.db'}", "--embeddings=none"]
-        run(self.folder / "index.log", "index", str(self.folder / "docs"), *flags)
+        return run(self.folder / "index.log", "index", str(self.folder / "docs"), *flags).seconds
 
     def restore(self, when: When) -> None:
         """Restore the documents and the index as they were."""
@@ -190,82 +193,57 @@ class Place:
         return path
 
 
-class Cost(NamedTuple):
-    """What it costs to build a system, or to bring it up to date."""
-
-    seconds: float  # to index, or to train
-    commands: int
-    examples: int  # pairs of question and answer about the companies that someone has to write
-    bytes: int  # of the documents, or of the files of the model
-    weights: int  # trained
-
-
 class Tiny(Place):
     """The systems without a model, with the tiny reader, and with a model trained on the facts alone."""
 
     def stages(self) -> list[Stage]:
         scale, train = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
-        seconds = {
-            name: scale * each for name, each in {"majority": 1, "search": 5, "reader": 90, "closed": 60}.items()
-        }
+        seconds = {"majority": scale, "search": 5 * scale, "reader": 90 * scale, "closed": 60 * scale}
         return [
             self.stage("questions", 1, partial(self.questions, "after")),
-            self.stage("build: index", 3, self.build_index),
+            self.stage("build: index", 3, partial(self.reindex, "before")),
             self.stage("build: closed", train, partial(self.memorise, "before", "closed")),
-            *(self.stage(f"before: {name}", each, partial(self.ask, name, "before")) for name, each in seconds.items()),
-            self.stage("update: index", 3, self.update_index),
+            *self.asking("before", seconds),
+            self.stage("update: index", 3, partial(self.reindex, "after")),
             self.stage("update: closed", 20, self.memorise_changes),
             self.stage("update: again", train, partial(self.memorise, "after", "again")),
-            *(self.stage(f"after: {name}", each, partial(self.ask, name, "after")) for name, each in seconds.items()),
-            self.stage("after: again", seconds["closed"], partial(self.ask, "again", "after")),
+            *self.asking("after", seconds | {"again": seconds["closed"]}),
             self.stage("passage: reader", 0.8 * seconds["reader"], partial(self.ask_with_passage, "reader")),
             self.stage("fresh: reader", 5, partial(self.freshness, "reader")),
         ]
 
-    def build_index(self) -> dict[str, float]:
-        """Index the documents; return what it cost."""
-        (self.folder / "index.db").unlink(missing_ok=True)
-        return self.indexed("before", {})
-
-    def update_index(self) -> dict[str, float]:
-        """Index the documents after the change; return what it cost."""
-        self.restore("before")
-        return self.indexed("after", self.world("before").documents())
-
-    def indexed(self, when: When, old: dict[str, str]) -> dict[str, float]:
+    def reindex(self, when: When) -> Cost:
+        """Index the documents for the first time, or those that the change has changed."""
+        old: dict[str, str] = {}
+        if when == "before":
+            (self.folder / "index.db").unlink(missing_ok=True)
+        else:
+            self.restore("before")
+            old = self.world("before").documents()
         self.write_documents(when)
-        new = [text for name, text in self.world(when).documents().items() if old.get(name) != text]
-        began = time.monotonic()
-        self.index()
-        seconds = time.monotonic() - began
+        seconds = self.index()
         shutil.copy(self.folder / "index.db", self.folder / f"{when}.db")
-        return Cost(seconds, 1, 0, sum(len(text.encode()) for text in new), 0)._asdict()
+        new = [text for name, text in self.world(when).documents().items() if old.get(name) != text]
+        return Cost(seconds=seconds, commands=1, examples=0, bytes=sum(len(text.encode()) for text in new), weights=0)
 
-    def memorise(self, when: When, name: str) -> dict[str, float]:
-        """Train a closed-book model from scratch; return what it cost."""
-        dataset, length = f"facts-{when}", f"--max_iters={self.size.closed}"
-        examples = self.prepare(when, dataset)
-        cost = self.train("train", "lab_closed_book", dataset, self.folder / name, self.data, length)
-        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
+    def memorise(self, when: When, name: str) -> Cost:
+        """Train a closed-book model from scratch."""
+        out, length = self.folder / name, f"--max_iters={self.size.closed}"
+        return self.teach("train", "lab_closed_book", when, f"facts-{when}", out, length)
 
-    def memorise_changes(self) -> dict[str, float]:
-        """Teach the closed-book model the new facts alone; return what it cost."""
-        examples, out = self.prepare("after", "changes"), self.folder / "updated"
+    def memorise_changes(self) -> Cost:
+        """Teach the closed-book model the new facts alone."""
         flags = [f"--ckpt={self.folder / 'closed'}", f"--max_iters={self.size.update}"]
-        cost = self.train("finetune", "finetune_lab_update", "changes", out, self.data, *flags)
-        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
+        return self.teach("finetune", "finetune_lab_update", "after", "changes", self.folder / "updated", *flags)
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name == "majority":
-            return majority(self.questions(when))
+            return systems.majority(self.questions(when))
         if name == "search":
-            return best_passage(index)
+            return systems.best_passage(index)
         if name == "reader":
-            return retrieval(self.responder(name, index))
-        return closed_book(str(self.folder / ("updated" if (name, when) == ("closed", "after") else name)))
-
-    def reader_flags(self, name: str) -> list[str]:
-        return []  # the reader that ships with tinygpt
+            return systems.retrieval(self.responder(name, index))
+        return systems.closed_book(str(self.folder / ("updated" if (name, when) == ("closed", "after") else name)))
 
 
 @dataclass(frozen=True)
@@ -274,13 +252,9 @@ class Pretrained(Place):
 
     path: str
 
-    @property
-    def names(self) -> tuple[str, str, str]:
-        return names(self.path)
-
     def stages(self) -> list[Stage]:
-        asked, size = dict(zip(self.names, (1.5, 1.5, 0.5), strict=True)), self.size
-        zero_shot, reading, memorised = self.names
+        size, (zero_shot, reading, memorised) = self.size, names(self.path)
+        asked = {zero_shot: 1.5 * size.sample, reading: 1.5 * size.sample, memorised: 0.5 * size.sample}
         return [
             self.stage(f"build: {memorised}", 1.5 * size.facts, self.memorise),
             self.stage(f"build: {reading}", 30 + 3 * size.reading, self.learn_to_read),
@@ -294,12 +268,6 @@ class Pretrained(Place):
             *(self.stage(f"fresh: {name}", 10, partial(self.freshness, name)) for name in (zero_shot, reading)),
         ]
 
-    def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
-        return [
-            self.stage(f"{when}: {name}", self.size.sample * each, partial(self.ask, name, when))
-            for name, each in seconds.items()
-        ]
-
     def numbers(self) -> list[int]:
         return sample(self.questions("after"), self.size.sample)
 
@@ -307,43 +275,42 @@ class Pretrained(Place):
         """A folder of its own for a model that is made from the pretrained one."""
         return self.folder / f"{name}-{hashlib.sha256(self.path.encode()).hexdigest()[:8]}"
 
-    def adapt(self, preset: str, dataset: str, out: Path, data: Path, base: Path | str, iterations: int) -> Trained:
-        """Fine-tune with LoRA, and evaluate once at the end."""
-        flags = [f"--ckpt={base}", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
-        return self.train("finetune", preset, dataset, out, data, *flags)
+    def memorise(self) -> Cost:
+        """Teach the facts with LoRA."""
+        flags = lora_flags(self.path, self.size.facts)
+        return self.teach("finetune", "finetune_lab_facts", "before", "facts-before", self.out("closed"), *flags)
 
-    def memorise(self) -> dict[str, float]:
-        """Teach the facts; return what it cost."""
-        examples, out = self.prepare("before", "facts-before"), self.out("closed")
-        cost = self.adapt("finetune_lab_facts", "facts-before", out, self.data, self.path, self.size.facts)
-        return Cost(cost.seconds, 2, examples, cost.bytes, cost.weights)._asdict()
+    def memorise_changes(self) -> Cost:
+        """Merge the adapter into the model, and teach the new facts alone with another one."""
+        merged = self.out("merged")
+        files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--out_dir={merged}"]
+        seconds = run(self.folder / "merge.log", "merge", *files).seconds
+        flags = lora_flags(merged, self.size.changes)
+        cost = self.teach("finetune", "finetune_lab_facts", "after", "changes", self.out("updated"), *flags)
+        written = (merged / "ckpt.pt").stat().st_size
+        return cost | {"commands": 3, "seconds": seconds + cost["seconds"], "bytes": written + cost["bytes"]}
 
-    def memorise_changes(self) -> dict[str, float]:
-        """Merge the adapter into the model, and teach the new facts alone with another one; return what it cost."""
-        examples, merged = self.prepare("after", "changes"), self.out("merged")
-        flags = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--out_dir={merged}"]
-        seconds = run(self.folder / "merge.log", "merge", *flags).seconds
-        out = self.out("updated")
-        cost = self.adapt("finetune_lab_facts", "changes", out, self.data, merged, self.size.changes)
-        written = cost.bytes + (merged / "ckpt.pt").stat().st_size
-        return Cost(seconds + cost.seconds, 3, examples, written, cost.weights)._asdict()
-
-    def learn_to_read(self) -> dict[str, float]:
-        """Learn to answer from passages about other facts (RAFT, Zhang et al. 2024); return what it cost."""
-        dataset, data, out = "reader_long", self.out("data"), self.out("reader")
+    def learn_to_read(self) -> Cost:
+        """Learn to answer from passages about other facts (RAFT, Zhang et al. 2024)."""
+        dataset, data = "reader_long", self.out("data")
         if not (data / dataset / "meta.json").exists():  # 160,000 examples, too many to encode when training starts
             form = [f"--tokenizer={self.path}", f"--data_dir={data}"]
             run(self.folder / "prepare.log", "prepare", dataset, *form)
-        cost = self.adapt("finetune_lab_reader", dataset, out, data, self.path, self.size.reading)
-        return Cost(cost.seconds, 2, 0, cost.bytes, cost.weights)._asdict()
+        flags = lora_flags(self.path, self.size.reading)
+        return self.train("finetune", "finetune_lab_reader", dataset, data, self.out("reader"), *flags)
 
     def system(self, name: str, when: When, index: Index) -> System:
-        if name != self.names[2]:
-            return retrieval(self.responder(name, index))
-        return closed_book(str(self.out("closed" if when == "before" else "updated")))
+        if name != names(self.path)[2]:
+            return systems.retrieval(self.responder(name, index))
+        return systems.closed_book(str(self.out("closed" if when == "before" else "updated")))
 
     def reader_flags(self, name: str) -> list[str]:
-        return [f"--ckpt={self.out('reader') if name == self.names[1] else self.path}"]
+        return [f"--ckpt={self.out('reader') if name == names(self.path)[1] else self.path}"]
+
+
+def lora_flags(base: Path | str, iterations: int) -> list[str]:
+    """Fine-tune a base model, and evaluate once at the end."""
+    return [f"--ckpt={base}", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
 
 
 def names(pretrained: str) -> tuple[str, str, str]:
@@ -362,13 +329,12 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     questions: dict[str, list[str]] = {}
     for one in before.questions:
         questions.setdefault(one.company, []).append(one.text)
-    packed = {key: pack(each.build_model(), tokenizer_of(each, key, "data")) for key, each in models.items()}
-    data = packed | {
+    data = {key: pack(each.build_model(), tokenizer_of(each, key, "data")) for key, each in models.items()} | {
         "documents": before.documents(),
         "questions": questions,
         "known": {
             old.text: [old.answer, new.answer]
-            for old, new in zip(before.questions, place.world("after").questions, strict=True)
+            for old, new in zip(before.questions, place.questions("after"), strict=True)
         },
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
@@ -37,6 +37,14 @@ COSTS = (
     "to use the network while the system answered."
 )
 BASELINES = 2  # rows
+EFFORT: dict[str, tuple[str, Callable[[float], str]]] = {  # column: key of a Cost, and how it is shown
+    "update": ("seconds", duration),
+    "build": ("seconds", duration),
+    "commands": ("commands", "{:.0f}".format),
+    "examples": ("examples", "{:,.0f}".format),
+    "written": ("bytes", lambda size: f"{size / 1e3:,.0f} kB"),
+    "trained": ("weights", "{:,.0f}".format),
+}
 
 
 class Row(NamedTuple):
@@ -47,38 +55,32 @@ class Row(NamedTuple):
     before: str
     update: str
     after: str
-    passage: str = ""
-    fresh: str = ""
+
+    def stage(self, name: str) -> str:
+        """Another stage of the system that answers after the change; not every system has it."""
+        return f"{name}: {self.after.partition(': ')[2]}"
 
 
 def rows(pretrained: str) -> list[Row]:
     """The systems, the simplest first; the first two are baselines."""
-
-    def retrieval(name: str, key: str, build: str = "build: index") -> Row:
-        return Row(name, build, f"before: {key}", "update: index", f"after: {key}", f"passage: {key}", f"fresh: {key}")
-
-    def closed(name: str, update: str, after: str) -> Row:
-        return Row(f"closed book, {name}", "build: closed", "before: closed", update, after)
-
-    zero_shot, reading, memorised = names(pretrained)
-    tiny = [
+    systems = [
         Row("majority baseline", "", "before: majority", "", "after: majority"),
         Row("search only", "build: index", "before: search", "update: index", "after: search"),
-        retrieval("retrieval: tiny reader", "reader"),
-        closed("not updated", "", "before: closed"),
-        closed("fine-tuned", "update: closed", "after: closed"),
-        closed("trained again", "update: again", "after: again"),
+        Row("retrieval: tiny reader", "build: index", "before: reader", "update: index", "after: reader"),
+        Row("closed book, not updated", "build: closed", "before: closed", "", "before: closed"),
+        Row("closed book, fine-tuned", "build: closed", "before: closed", "update: closed", "after: closed"),
+        Row("closed book, trained again", "build: closed", "before: closed", "update: again", "after: again"),
     ]
-    if not pretrained:
-        return tiny
-    lora = (f"{what}: {memorised}" for what in ("build", "before", "update", "after"))
-    return [
-        *tiny[:3],
-        retrieval(f"retrieval: {zero_shot}", zero_shot),
-        *tiny[3:],
-        Row(f"closed book, {memorised}", *lora),
-        retrieval(f"retrieval: {reading}", reading, f"build: {reading}"),
-    ]
+    if pretrained:
+        zero_shot, reading, lora = names(pretrained)
+        asked = (f"before: {zero_shot}", "update: index", f"after: {zero_shot}")
+        systems.insert(3, Row(f"retrieval: {zero_shot}", "build: index", *asked))
+        systems.append(
+            Row(f"closed book, {lora}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}")
+        )
+        asked = (f"before: {reading}", "update: index", f"after: {reading}")
+        systems.append(Row(f"retrieval: {reading}", f"build: {reading}", *asked))
+    return systems
 
 
 class Measured:
@@ -95,18 +97,24 @@ class Measured:
 
     def of(self, stage: str) -> list[tuple[int, Any]]:
         """The seeds that have a stage, and its results."""
-        found = ((seed, self.results.get(f"{stage}, seed {seed}")) for seed in self.questions)
-        return [(seed, result) for seed, result in found if result is not None]
+        stages = ((seed, f"{stage}, seed {seed}") for seed in self.questions)
+        return [(seed, self.results[name]) for seed, name in stages if name in self.results]
+
+    def replies(self, stage: str, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
+        """The questions of these kinds, each with its answer and the probability of the answer."""
+        for seed, result in self.of(stage):
+            columns = (result[key] for key in ("questions", "answers", "probabilities"))
+            for number, text, probability in zip(*columns, strict=True):
+                if (question := self.questions[seed][number]).kind in kinds:
+                    yield question, text, probability
 
     def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> Share:
         """The share of an outcome among the answers to questions of these kinds; `before` the change, or after it."""
         found = []
-        for seed, answers in self.of(stage):
-            for number, text in zip(answers["questions"], answers["answers"], strict=True):
-                if (question := self.questions[seed][number]).kind in kinds:
-                    changed = question.kind == "changed" and before
-                    asked = question._replace(answer=question.stale, stale="") if changed else question
-                    found.append(outcome(asked, text))
+        for question, text, _ in self.replies(stage, kinds):
+            if question.kind == "changed" and before:
+                question = question._replace(answer=question.stale, stale="")
+            found.append(outcome(question, text))
         return Share(found.count(wanted), len(found))
 
     def right(self, row: Row) -> float:
@@ -118,29 +126,24 @@ class Measured:
 
     def confidence(self, stage: str) -> float | None:
         """Mean probability of the answers to questions that no document answers; None without such answers."""
-        found = [
-            probability
-            for seed, answers in self.of(stage)
-            for number, text, probability in zip(
-                answers["questions"], answers["answers"], answers["probabilities"], strict=True
-            )
-            if text and probability is not None and self.questions[seed][number].kind == "absent"
-        ]
+        replies = self.replies(stage, ["absent"])
+        found = [probability for _, text, probability in replies if text and probability is not None]
         return statistics.mean(found) if found else None
 
     def mean(self, stage: str, key: str) -> float | None:
-        """The mean over the seeds; None if the stage does not exist or has found none."""
+        """The mean over the seeds; None if the stage does not exist or has no value."""
         found = [result[key] for _, result in self.of(stage) if result[key] is not None]
         return statistics.mean(found) if found else None
 
     def connections(self, row: Row) -> int:
-        stages = {row.before, row.after, row.passage} - {""}
+        stages = {row.before, row.after, row.stage("passage")}
         return sum(result["connections"] for stage in stages for _, result in self.of(stage))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """What each system knows before and after the change, and what it costs."""
     found, systems = Measured(results), rows(config.pretrained)
+    fine_tuning = [combined(found, config.pretrained)] if config.pretrained else []
 
     def draw(axes: Any) -> None:
         for index, row in enumerate(systems):
@@ -160,44 +163,19 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Retrieve, fine-tune or train?",
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
-            Table(
+            table(
                 "Right answers before and after the change",
-                [
-                    "system",
-                    "unchanged, before",
-                    "unchanged, after",
-                    "changed",
-                    "stale",
-                    "passage given",
-                    "abstains",
-                    "confidence",
-                    "conflict",
-                ],
                 [known(found, row) for row in systems],
                 f"{asked(found)} {KNOWS}",
             ),
-            Table(
-                "What the change costs",
-                ["system", "update", "commands", "examples", "written", "trained", "time to a right answer"],
-                [change(found, row) for row in systems],
-                CHANGES,
-            ),
-            Table(
+            table("What the change costs", [change(found, row) for row in systems], CHANGES),
+            table(
                 "What building and asking cost",
-                [
-                    "system",
-                    "build",
-                    "commands",
-                    "examples",
-                    "time per question",
-                    "cost of 1,000 questions",
-                    "connections",
-                ],
                 [costs(found, row, config.price) for row in systems],
                 f"{COSTS} Cost: at a price of {config.price:g} per hour (--price).",
             ),
         ],
-        [simplest(found, systems), freshest(found), *combined(found, config.pretrained), private(results)],
+        [simplest(found, systems), freshest(found), *fine_tuning, private(results)],
         "Answers after the change",
         draw,
     )
@@ -210,50 +188,56 @@ def asked(found: Measured) -> str:
     return f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's."
 
 
-def known(found: Measured, row: Row) -> list[str]:
+def table(caption: str, rows: Sequence[dict[str, str]], how: str) -> Table:
+    """A table of rows that are given as cells by column."""
+    return Table(caption, list(rows[0]), [list(row.values()) for row in rows], how)
+
+
+def known(found: Measured, row: Row) -> dict[str, str]:
+    def share(stage: str, wanted: str, *kinds: str) -> str:
+        return str(found.share(stage, kinds, wanted))
+
     confidence = found.confidence(row.after)
-    return [
-        row.name,
-        str(found.share(row.before, ["fact"], "right", before=True)),
-        str(found.share(row.after, ["fact"], "right")),
-        str(found.share(row.after, ["changed"], "right")),
-        str(found.share(row.after, ["changed"], "stale")),
-        str(found.share(row.passage, ["fact", "changed"], "right")),
-        str(found.share(row.after, ["absent"], "abstained")),
-        "" if confidence is None else f"{confidence:.2f}",
-        str(found.share(row.after, ["conflict"], "right")),
-    ]
+    return {
+        "system": row.name,
+        "unchanged, before": share(row.before, "right", "fact"),
+        "unchanged, after": share(row.after, "right", "fact"),
+        "changed": share(row.after, "right", "changed"),
+        "stale": share(row.after, "stale", "changed"),
+        "passage given": share(row.stage("passage"), "right", "fact", "changed"),
+        "abstains": share(row.after, "abstained", "absent"),
+        "confidence": "" if confidence is None else f"{confidence:.2f}",
+        "conflict": share(row.after, "right", "conflict"),
+    }
 
 
-def change(found: Measured, row: Row) -> list[str]:
-    seconds = found.mean(row.update, "seconds")
-    if seconds is None:
-        return [row.name, *[""] * 6]
-    counts = [found.mean(row.update, key) or 0.0 for key in ("commands", "examples", "bytes", "weights")]
-    fresh = found.mean(row.fresh, "seconds")
-    if not row.fresh and row.after != "after: search":
-        fresh = seconds + (found.mean(row.after, "seconds per question") or 0.0)
-    return [
-        row.name,
-        duration(seconds),
-        f"{counts[0]:.0f}",
-        f"{counts[1]:,.0f}",
-        f"{counts[2] / 1e3:,.0f} kB",
-        f"{counts[3]:,.0f}",
-        ("none" if row.fresh else "") if fresh is None else duration(fresh),
-    ]
+def change(found: Measured, row: Row) -> dict[str, str]:
+    update, fresh = found.mean(row.update, "seconds"), found.mean(row.stage("fresh"), "seconds")
+    failed = "none" if found.of(row.stage("fresh")) else ""
+    if update is not None and not failed and row.after != "after: search":
+        fresh = update + (found.mean(row.after, "seconds per question") or 0.0)
+    return {
+        "system": row.name,
+        **effort(found, row.update, "update", "commands", "examples", "written", "trained"),
+        "time to a right answer": failed if fresh is None else duration(fresh),
+    }
 
 
-def costs(found: Measured, row: Row, price: float) -> list[str]:
-    build, seconds = found.mean(row.build, "seconds"), found.mean(row.after, "seconds per question") or 0.0
-    effort = [found.mean(row.build, key) or 0.0 for key in ("commands", "examples")]
-    return [
-        row.name,
-        *(["", "", ""] if build is None else [duration(build), f"{effort[0]:.0f}", f"{effort[1]:,.0f}"]),
-        f"{1000 * seconds:,.0f} ms" if seconds >= 1e-3 else "under 1 ms",
-        f"{1000 * seconds * price / 3600:.4f}",
-        str(found.connections(row)),
-    ]
+def costs(found: Measured, row: Row, price: float) -> dict[str, str]:
+    seconds = found.mean(row.after, "seconds per question") or 0.0
+    return {
+        "system": row.name,
+        **effort(found, row.build, "build", "commands", "examples"),
+        "time per question": f"{1000 * seconds:,.0f} ms" if seconds >= 1e-3 else "under 1 ms",
+        "cost of 1,000 questions": f"{1000 * seconds * price / 3600:.4f}",
+        "connections": str(found.connections(row)),
+    }
+
+
+def effort(found: Measured, stage: str, *columns: str) -> dict[str, str]:
+    """Parts of the Cost of a stage, by column; empty cells if there is no such stage."""
+    means = {column: found.mean(stage, EFFORT[column][0]) for column in columns}
+    return {column: "" if mean is None else EFFORT[column][1](mean) for column, mean in means.items()}
 
 
 def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
@@ -290,32 +274,26 @@ def freshest(found: Measured) -> Verdict:
     )
 
 
-def combined(found: Measured, pretrained: str) -> list[Verdict]:
-    """What fine-tuning adds to retrieval; empty without a pretrained model."""
-    if not pretrained:
-        return []
-    zero_shot, reading, _ = names(pretrained)
+def combined(found: Measured, pretrained: str) -> Verdict:
+    """What fine-tuning adds to retrieval."""
     right, abstains = (
-        [found.share(f"after: {name}", kinds, wanted).value() * 100 for name in (zero_shot, reading)]
+        [100 * found.share(f"after: {name}", kinds, wanted).value() for name in names(pretrained)[:2]]
         for kinds, wanted in ((["fact", "changed"], "right"), (["absent"], "abstained"))
     )
-    return [
-        Verdict(
-            f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
-            f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
-            f"{abstains[1]:.0f} %.",
-            "the same questions and search, with the defaults of tinygpt ask for each model; the training examples "
-            "state other facts, so fine-tuning has taught the task, not the facts",
-        )
-    ]
+    return Verdict(
+        f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
+        f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
+        f"{abstains[1]:.0f} %.",
+        "the same questions and search, with the defaults of tinygpt ask for each model; the training examples "
+        "state other facts, so fine-tuning has taught the task, not the facts",
+    )
 
 
 def private(results: Results) -> Verdict:
     used = sum(each["connections"] for each in results.values() if isinstance(each, dict) and "connections" in each)
+    attempts = f"Python reported {used} attempts to use the network while the systems answered."
     return Verdict(
-        f"Python reported {used} attempts to use the network while the systems answered."
-        if used
-        else "No system used the network while it answered.",
+        attempts if used else "No system used the network while it answered.",
         "the number of connections and name lookups that Python reported; this does not show what the weights have "
         "memorised (tinygpt lab canary does)",
     )

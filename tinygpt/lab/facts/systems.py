@@ -6,6 +6,7 @@ them. Each is a function from a question to a Reply.
     measured(closed_book("out-closed"), world.questions, [0, 1])["answers"]      # ["Ana Torres", "Oslo"]
 """
 
+import functools
 import sys
 import time
 from collections import Counter
@@ -85,15 +86,13 @@ def best_passage(index: Index) -> System:
 
 
 CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
-_attempts = [0]
-_watching: list[bool] = []
+_attempts: list[str] = []
 
 
+@functools.cache  # once: an audit hook cannot be removed
 def watch_the_network() -> None:
-    """Count each attempt of this process to use the network, from now on (an audit hook cannot be removed)."""
-    if not _watching:
-        _watching.append(True)
-        sys.addaudithook(lambda event, _: _attempts.__setitem__(0, _attempts[0] + (event in CONNECTIONS)))
+    """List each attempt of this process to use the network, from now on."""
+    sys.addaudithook(lambda event, _: _attempts.append(event) if event in CONNECTIONS else None)
 
 
 def outcome(question: Question, text: str) -> str:
@@ -109,7 +108,7 @@ def outcome(question: Question, text: str) -> str:
 def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:
     """Ask the questions with these numbers; return what was answered, and what it cost, as plain values."""
     watch_the_network()
-    attempts, began = _attempts[0], time.monotonic()
+    attempts, began = len(_attempts), time.monotonic()
     bar = progress(numbers, desc="asking", unit="question")
     replies = [system(questions[number]) for number in bar]
     return {
@@ -117,5 +116,5 @@ def measured(system: System, questions: Sequence[Question], numbers: Sequence[in
         "answers": [reply.text for reply in replies],
         "probabilities": [reply.probability for reply in replies],
         "seconds per question": (time.monotonic() - began) / len(numbers),
-        "connections": _attempts[0] - attempts,
+        "connections": len(_attempts) - attempts,
     }

@@ -99,17 +99,10 @@ def changed(world: World, seed: int, share: float) -> World:
     Facts that an older document contradicts stay as they are.
     """
     rng = Rng(f"change {seed}")
-    places = [
-        (key, relation)
-        for key, company in world.companies.items()
-        for relation in company.facts
-        if relation not in company.old
-    ]
-    count = round(share * sum(len(company.facts) for company in world.companies.values()))
-    new = {
-        place: other_value(rng, place[1], world.companies[place[0]].facts[place[1]])
-        for place in rng.sample(places, count)
-    }
+    known = [one for one in world.questions if one.answer]
+    free = [one for one in known if one.kind != "conflict"]
+    chosen = rng.sample(free, round(share * len(known)))
+    new = {(one.company, one.relation): other_value(rng, one.relation, one.answer) for one in chosen}
     companies = {
         key: company._replace(facts={each: new.get((key, each), value) for each, value in company.facts.items()})
         for key, company in world.companies.items()
@@ -126,14 +119,10 @@ def changed(world: World, seed: int, share: float) -> World:
 def sample(questions: Sequence[Question], size: int) -> list[int]:
     """Choose the numbers of `size` questions, of each kind the share in SAMPLE, as far as there are so many."""
     rng, chosen = Rng("sample"), list[int]()
-
-    def add(kind: str, count: int) -> None:
+    for kind in [*SAMPLE, "fact"]:
+        count = round(size * SAMPLE[kind]) if kind in SAMPLE else size - len(chosen)
         own = [number for number, one in enumerate(questions) if one.kind == kind]
-        chosen.extend(rng.sample(own, min(count, len(own))))
-
-    for kind, share in SAMPLE.items():
-        add(kind, round(size * share))
-    add("fact", size - len(chosen))
+        chosen += rng.sample(own, min(count, len(own)))
     return sorted(chosen)
 
 
