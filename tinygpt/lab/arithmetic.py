@@ -13,7 +13,7 @@ reverse, the units first, as one adds on paper (Lee et al. 2023, "Teaching Arith
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -63,20 +63,15 @@ class Size(NamedTuple):
 FULL, QUICK = Size(10_000, 300, 500, tuple(VARIANTS)), Size(10_000, 100, 350, (PLAIN, REVERSED))
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
-    found = []
     for seed in seeds(config):
         place = folder / f"seed-{seed}"
-        found.append(Stage(f"examples, seed {seed}", 3, partial(examples, place, size, seed)))
+        yield Stage(f"examples, seed {seed}", 3, partial(examples, place, size, seed))
         for name in size.variants:
             seconds = 4 + VARIANTS[name].seconds * size.iterations / FULL.iterations
-            found.append(Stage(f"train {name}, seed {seed}", seconds, partial(fit, place, size, seed, name)))
-            found.append(Stage(f"answer {name}, seed {seed}", 2, partial(answers, place, size, seed, name)))
-    return found
-
-
-# ---- sums ------------------------------------------------------------------------------------------------------------
+            yield Stage(f"train {name}, seed {seed}", seconds, partial(fit, place, size, seed, name))
+            yield Stage(f"answer {name}, seed {seed}", 2, partial(answers, place, size, seed, name))
 
 
 def right(prompt: str) -> str:
@@ -118,9 +113,6 @@ def nearest(known: Sequence[str], asked: Sequence[str]) -> list[str]:
     return [known[place] for place in (vectors(asked) @ vectors(known).T).argmax(axis=1)]
 
 
-# ---- stages ----------------------------------------------------------------------------------------------------------
-
-
 def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """Write the datasets, and answer the test with the controls."""
     known, test = sums(size, seed)
@@ -149,9 +141,6 @@ def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
     said, probabilities = model.responses(asked, max(len(right(prompt)) for prompt in asked) + 2)
     step = -1 if VARIANTS[name].reverse else 1
     return {"said": [text[::step] for text in said], "probabilities": probabilities.tolist()}
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 class Answer(NamedTuple):

@@ -17,7 +17,7 @@ import math
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,19 +66,17 @@ WIDTH = 32  # per layer
 CONTROL = 2  # layers of the model that is also trained on the text without canaries
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
-    found = []
     for seed in seeds(config):
         place = folder / f"seed-{seed}"
-        found.append(Stage(f"text, seed {seed}", 5, partial(prepare, place, size, seed)))
+        yield Stage(f"text, seed {seed}", 5, partial(prepare, place, size, seed))
         for layers in size.layers:
             name, seconds = f"{layers} layers", size.iterations * layers**1.5 / 80
             for text in ("canaries", "clean") if layers == CONTROL else ("canaries",):
                 learn = partial(fit, place, size, seed, layers, text)
-                found.append(Stage(f"train {name}, {text}, seed {seed}", 4 + seconds, learn))
-            found.append(Stage(f"measure {name}, seed {seed}", seconds, partial(measure, place, size, seed, layers)))
-    return found
+                yield Stage(f"train {name}, {text}, seed {seed}", 4 + seconds, learn)
+            yield Stage(f"measure {name}, seed {seed}", seconds, partial(measure, place, size, seed, layers))
 
 
 def canaries(size: Size, seed: int) -> list[Canary]:
@@ -154,9 +152,6 @@ def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
 def right_digits(said: str, number: str) -> float:
     """Share of the digits that are right at their place; with random digits a tenth."""
     return statistics.mean(a == b for a, b in zip(said.ljust(len(number)), number, strict=False) if b.isdigit())
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 class Found:

@@ -12,7 +12,7 @@ have the target accuracy. The last stage is a person, who is always right.
 import hashlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Size(NamedTuple):
 FULL, QUICK = Size(500, 100), Size(200, 20)
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """Train and ask each system, a pretrained one with the first seed. Errors: TinyGPTError for a price without one."""
     size, path, data = QUICK if config.quick else FULL, config.pretrained, folder / "data"
     if config.outside_price and not path:
@@ -51,23 +51,18 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
             f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
             "add --pretrained=out-smollm2 (tinygpt import smollm2 --out_dir out-smollm2)",
         )
-    found = []
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
         tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
         learn = partial(fit, data, seed)
-        found += [
-            Stage(f"train: tiny, seed {seed}", 3 + size.tiny / 25, partial(learn, "lab_classifier", tiny, size.tiny)),
-            Stage(f"ask: ngram, seed {seed}", 4, partial(ask, seed)),
-            Stage(f"ask: tiny, seed {seed}", 4, partial(ask, seed, tiny)),
-        ]
+        train_tiny = partial(learn, "lab_classifier", tiny, size.tiny)
+        yield Stage(f"train: tiny, seed {seed}", 3 + size.tiny / 25, train_tiny)
+        yield Stage(f"ask: ngram, seed {seed}", 4, partial(ask, seed))
+        yield Stage(f"ask: tiny, seed {seed}", 4, partial(ask, seed, tiny))
         if path and seed == 1:
             tune = partial(learn, "finetune_transactions_pretrained", large, size.pretrained)
-            found += [
-                Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, ckpt=path)),
-                Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask, seed, large)),
-            ]
-    return found
+            yield Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, ckpt=path))
+            yield Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask, seed, large))
 
 
 def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: str) -> float:
@@ -91,9 +86,6 @@ def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
         answer([prompt])
         seconds.append(time.monotonic() - began)
     return {**found, "latency": statistics.median(seconds)}
-
-
-# ---- cascades --------------------------------------------------------------------------------------------------------
 
 
 class System(NamedTuple):
@@ -159,9 +151,6 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
             arrays = {key: {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")}
             found[name] = System(seconds=one["latency"], price=price, **arrays)
     return found
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 class Found:

@@ -46,7 +46,7 @@ def lab(config: LabConfig) -> None:
     for key, path in bases.items():
         if not any((Path(path) / name).is_file() for name in ("", "ckpt.pt")):
             raise TinyGPTError(f"--{key}={path}: no such model", BASES[key])
-    stages = chosen.stages(config, folder)
+    stages = list(chosen.stages(config, folder))
     settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
     models = {path: weights_fingerprint(load(path).model) for path in bases.values()}
     data = Path(config.data_dir, config.dataset)

@@ -12,7 +12,7 @@ task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram base
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,19 +48,16 @@ class Size(NamedTuple):
 FULL, QUICK = Size(500, 600), Size(100, 200)
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """For each seed: train the base model, fine-tune it, ask both systems."""
     size, data = QUICK if config.quick else FULL, folder / "data"
-    found = [prepared(data, folder, "shakespeare_char")]
+    yield prepared(data, folder, "shakespeare_char")
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
-        found += [
-            Stage(f"base, seed {seed}", 3 + size.base / 20, partial(train_base, out, data, seed, size.base)),
-            Stage(f"fine-tuning, seed {seed}", 6 + size.task / 20, partial(fine_tune, out, data, seed, size.task)),
-            Stage(f"ask: model, seed {seed}", 5, partial(ask, "model", out, data, seed)),
-            Stage(f"ask: ngram, seed {seed}", 5, partial(ask, "ngram", out, data, seed)),
-        ]
-    return found
+        yield Stage(f"base, seed {seed}", 3 + size.base / 20, partial(train_base, out, data, seed, size.base))
+        yield Stage(f"fine-tuning, seed {seed}", 6 + size.task / 20, partial(fine_tune, out, data, seed, size.task))
+        for system in SYSTEMS:
+            yield Stage(f"ask: {system}, seed {seed}", 5, partial(ask, system, out, data, seed))
 
 
 def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
@@ -110,9 +107,6 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
         "headlines": headlines[:OUTSIDE],
         "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
     }
-
-
-# ---- what the answers say --------------------------------------------------------------------------------------------
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:

@@ -13,6 +13,7 @@ datasets have the same vocabulary: the characters of all of them.
 """
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -76,25 +77,21 @@ QUICK = Size(60, (Case("sectors", 200, 40),))
 Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
 
 
-# ---- stages -----------------------------------------------------------------------------------------------------
-
-
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """All stages. Errors: TinyGPTError if Tiny Shakespeare is missing."""
     size, text = QUICK if config.quick else FULL, shakespeare(config.data_dir)
-    found = [Stage("datasets", 2, partial(prepare, folder, size, text))]
+    yield Stage("datasets", 2, partial(prepare, folder, size, text))
     for data, case in {case.data(): case for case in size.cases}.items():
-        found.append(Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case)))
+        yield Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case))
     for seed in seeds(config):
         for base in BASES:
             iterations = size.pretraining if base in TEXTS else 0
             compute = partial(pretrain, folder, base, iterations, seed)
-            found.append(Stage(f"base: {base}, seed {seed}", 3 + iterations / 35, compute))
+            yield Stage(f"base: {base}, seed {seed}", 3 + iterations / 35, compute)
         for case in size.cases:
             for base in BASES:
                 compute = partial(finetune, folder, base, case, seed)
-                found.append(Stage(f"{base}: {case.name()}, seed {seed}", 3 + case.iterations / 30, compute))
-    return found
+                yield Stage(f"{base}: {case.name()}, seed {seed}", 3 + case.iterations / 30, compute)
 
 
 def shakespeare(data_dir: str) -> str:
@@ -157,9 +154,6 @@ def measured(case: Case, answer: Classifier) -> dict[str, float]:
     labels, test = TASKS[case.task].labels, case.splits()["test"]
     predicted = answer([prompt for prompt, _ in test]).argmax(axis=1)
     return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
-
-
-# ---- what the lab says ------------------------------------------------------------------------------------------
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:

@@ -49,9 +49,6 @@ YEARS = {"old": "last year's brands", "new": "new brands"}
 Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
 
 
-# ---- the experiment --------------------------------------------------------------------------------------------------
-
-
 def lines(seed: int) -> Lines:
     """Lines of last year and of the new brands, whose names share no word with the others. The categories have equal
     shares in every beginning of every split, and no two lines have the same letters."""
@@ -74,17 +71,15 @@ def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """A stage for each training."""
-    todo = []
     sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
     scratch = SCRATCH_QUICK if config.quick else SCRATCH
     for seed in seeds(config):
         for size, way in [(0, "scratch"), *((size, way) for size in sizes for way in ways)]:
             length = scratch if way == "scratch" else UPDATE[size]
             name = f"{size:,} new lines, {WAYS[way]}, seed {seed}" if size else f"last year's model, seed {seed}"
-            todo.append(Stage(name, 4 + length / 25, partial(measure, folder, seed, way, size, length)))
-    return todo
+            yield Stage(name, 4 + length / 25, partial(measure, folder, seed, way, size, length))
 
 
 def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> dict[str, Any]:
@@ -117,9 +112,6 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
         ngram = accuracies(ngrams(known, labels))
         found |= {"ngram_seconds": time.monotonic() - began, "ngram": ngram}
     return found
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,20 +41,15 @@ LEARNERS = {"model": "tiny model", "ngram": "n-gram baseline"}
 Curve = dict[int, float]  # number of examples -> accuracy, median over the seeds
 
 
-# ---- the experiment --------------------------------------------------------------------------------------------------
-
-
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """A stage for each training."""
     grid = QUICK if config.quick else GRID
-    todo = []
     for seed in seeds(config):
         for size, share in grid:
             name = f"{size:,} examples, {100 * share:.0f} % wrong labels, seed {seed}"
-            todo.append(Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed)))
+            yield Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed))
         if config.pretrained:
-            todo += [pretrained(config, folder, size, seed) for size, share in grid if not share]
-    return todo
+            yield from (pretrained(config, folder, size, seed) for size, share in grid if not share)
 
 
 def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
@@ -105,9 +100,6 @@ def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
         return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": found["accuracy"]}}
 
     return Stage(job.title(), 60 + 2 * PRETRAINED[size], compute)
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 def accuracies(results: Results, learner: str, share: float, kind: str = "correct") -> dict[int, list[float]]:

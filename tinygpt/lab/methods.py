@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -65,16 +65,15 @@ class Training(NamedTuple):
         return ", ".join(filter(None, (self.name, base, f"seed {self.seed}")))
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """A stage for each training."""
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
-    found = [prepared(config.data_dir, folder, "transactions")]
+    yield prepared(config.data_dir, folder, "transactions")
     for seed, (name, method) in product(seeds(config), METHODS.items()):
         known = bases[method.base] or not method.base
         if known and (method.command or seed == 1):  # a zero-shot model has no seed, so it is measured once
             job = Training(name, method, bases[method.base], seed)
-            found.append(Stage(job.title(), method.seconds, partial(measure, job, config, folder)))
-    return found
+            yield Stage(job.title(), method.seconds, partial(measure, job, config, folder))
 
 
 def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
@@ -100,9 +99,6 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     found["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
     found["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
     return found
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 def compared(results: Results, _: LabConfig) -> Summary:

@@ -124,9 +124,6 @@ class Model:
         return bits_per_character(loss, dataset)
 
 
-# ---- trainings, as processes of their own ---------------------------------------------------------------------------
-
-
 class Trained(NamedTuple):
     """What a training has cost, and what it forgot."""
 

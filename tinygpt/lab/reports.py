@@ -9,7 +9,7 @@ judged twice: by the rules of each firm's style, and by whether it states the fi
 
 import statistics
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import cycle, product
@@ -43,17 +43,16 @@ def examples(config: LabConfig) -> tuple[int, ...]:
     return tuple(sorted({EXAMPLES[0], EXAMPLES[-1]})) if config.quick else EXAMPLES
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
-    todo = [Stage("datasets", 1, partial(write_datasets, folder))]
+    yield Stage("datasets", 1, partial(write_datasets, folder))
     places = [Place(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
     for seed, place in enumerate(places, start=1):
-        todo.append(Stage(f"base model, seed {seed}", 10, place.base_model))
-        todo += [
-            Stage(f"{stage_of(firm, size)}, seed {seed}", 6 if config.quick else 10, partial(place.adapter, firm, size))
-            for firm, size in product(FIRMS, examples(config))
-        ]
-    return [*todo, Stage("swaps", 3, places[0].swaps)]
+        yield Stage(f"base model, seed {seed}", 10, place.base_model)
+        for firm, size in product(FIRMS, examples(config)):
+            name = f"{stage_of(firm, size)}, seed {seed}"
+            yield Stage(name, 6 if config.quick else 10, partial(place.adapter, firm, size))
+    yield Stage("swaps", 3, places[0].swaps)
 
 
 def stage_of(firm: str, size: int) -> str:
@@ -145,9 +144,6 @@ def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
 def milliseconds(work: Callable[[], Any]) -> float:
     """The median time of some work that is done SWAPS times."""
     return 1000 * statistics.median(timeit.repeat(work, number=1, repeat=SWAPS))
-
-
-# ---- what the lab says -----------------------------------------------------------------------------------------------
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:

@@ -12,7 +12,7 @@ tests whether the law predicts it.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -50,14 +50,11 @@ FULL = Size((32, 48, 64, 96, 128), (0.25, 0.5, 1, 2), (160, 4))
 QUICK = Size((32, 48, 64, 96), (0.25, 0.5, 1), (128, 1))
 
 
-# ---- stages -----------------------------------------------------------------------------------------------------
-
-
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """All stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
-    size, found = QUICK if config.quick else FULL, []
+    size = QUICK if config.quick else FULL
     if config.dataset == "shakespeare_char":
-        found.append(prepared(config.data_dir, folder, config.dataset))
+        yield prepared(config.data_dir, folder, config.dataset)
         tokens = 1_003_854
     else:
         dataset = Dataset(config.data_dir, config.dataset)
@@ -75,8 +72,7 @@ def stages(config: LabConfig, folder: Path) -> list[Stage]:
         parameters = 12 * SHAPES[width][0] * width**2
         seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
         compute = partial(fit_one, config, folder, seed, width, iterations)
-        found.append(Stage(name(width, passes, seed), seconds, compute))
-    return found
+        yield Stage(name(width, passes, seed), seconds, compute)
 
 
 def name(width: int, passes: float, seed: int) -> str:
@@ -94,9 +90,6 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
-
-
-# ---- what the lab says ----------------------------------------------------------------------------------------------
 
 
 def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ again; the folders that its commands wrote are its own, so the commands can resu
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class Lab(NamedTuple):
     """An experiment: the entry LAB, with which the module or package tinygpt.lab.NAME of a lab ends."""
 
     about: str
-    stages: Callable[[LabConfig, Path], list[Stage]]  # for a configuration and the lab's folder
+    stages: Callable[[LabConfig, Path], Iterator[Stage]]  # for a configuration and the lab's folder
     summarise: Callable[[Results, LabConfig], Summary]
     settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
     models: tuple[str, ...] = ()  # keys that name a base model

@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,13 +59,13 @@ class Size(NamedTuple):
 FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90, 20, 150)
 
 
-def stages(config: LabConfig, folder: Path) -> list[Stage]:
-    """All stages."""
+def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
-    places: list[Tiny | Pretrained] = [Tiny(folder / f"seed-{seed}", seed, size) for seed in seeds(config)]
-    if config.pretrained:
-        places.insert(1, Pretrained(folder / "seed-1", 1, size, config.pretrained))
-    return [stage for place in places for stage in place.stages()]
+    for seed in seeds(config):
+        place = folder / f"seed-{seed}"
+        yield from Tiny(place, seed, size).stages()
+        if config.pretrained and seed == 1:
+            yield from Pretrained(place, seed, size, config.pretrained).stages()
 
 
 class Cost(TypedDict):
@@ -316,9 +316,6 @@ def lora_flags(base: Path | str, iterations: int) -> list[str]:
 def names(pretrained: str) -> tuple[str, str, str]:
     """The names of the pretrained model's systems: zero-shot, fine-tuned to read, fine-tuned on the facts."""
     return f"{pretrained} zero-shot", f"{pretrained} fine-tuned to read", f"{pretrained} with LoRA"
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:

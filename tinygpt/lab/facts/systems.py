@@ -82,9 +82,6 @@ def best_passage(index: Index) -> System:
     return lambda question: Reply(" ".join(hit.text for hit in search(index, question.text, 1)), None)
 
 
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
 CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
 _attempts: list[str] = []
 
