@@ -28,7 +28,11 @@ BASES = {  # the commands that make the base models of labs
 def lab(config: LabConfig) -> None:
     """List the labs, or run one. Errors: TinyGPTError for an unknown lab, and those of its stages."""
     if not config.name:
-        print(listing())
+        width = max(map(len, LABS))
+        print("Labs, experiments on this machine:\n")
+        for name, each in LABS.items():
+            print(f"  {name:<{width}}  {each.about}")
+        print(f"\nnext: {suggest.command('lab', 'facts', '--quick')}")
         return
     if config.name not in LABS:
         raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
@@ -47,7 +51,8 @@ def lab(config: LabConfig) -> None:
         if not any((Path(path) / name).is_file() for name in ("", "ckpt.pt")):
             raise TinyGPTError(f"--{key}={path}: no such model", BASES[key])
     stages = list(chosen.stages(config, folder))
-    settings = {key: getattr(config, key) for key in (*["quick"] * chosen.quick, *chosen.settings)}
+    keys = ("quick", *chosen.settings) if chosen.quick else chosen.settings
+    settings = {key: getattr(config, key) for key in keys}
     models = {path: weights_fingerprint(load(path).model) for path in bases.values()}
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
@@ -59,22 +64,7 @@ def lab(config: LabConfig) -> None:
         found = chosen.summarise(results, config)
         print(f"\n{found.as_text()}\n")
         live = chosen.live(config, folder, results) if chosen.live else None
-        written = write(found, folder, config.name, live)
-        written += [chosen.more(results, config, folder)] if chosen.more else []
-        for path in written:
+        more = [chosen.more(results, config, folder)] if chosen.more else []
+        for path in (*write(found, folder, config.name, live), *more):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
-
-
-def listing() -> str:
-    """The labs, with the command of each."""
-    width = max(map(len, LABS))
-    return "\n".join(
-        [
-            "Labs, experiments on this machine:",
-            "",
-            *(f"  {name:<{width}}  {each.about}" for name, each in LABS.items()),
-            "",
-            f"next: {suggest.command('lab', 'facts', '--quick')}",
-        ]
-    )

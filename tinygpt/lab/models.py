@@ -146,17 +146,17 @@ def trained(out: Path, memory: int) -> Trained:
     return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)
 
 
-def train(log: Path, command: str, preset: str, out: Path, *flags: str, **settings: Any) -> Trained:
+def train(log: Path, command: str, preset: str, out: Path, **settings: Any) -> Trained:
     """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
 
-    settings: more flags, as values. With max_iters, the model is evaluated at the end only, unless they say otherwise.
+    With max_iters, the model is evaluated at the end only, unless the settings say otherwise.
     Errors: TinyGPTError as in evaluate/process.py.
     """
     if "max_iters" in settings:
         settings.setdefault("eval_interval", settings["max_iters"])
-    common = [f"--out_dir={out}", "--init_from=auto", "--device=cpu", "--quiet"]
-    flags += tuple(f"--{key}={value}" for key, value in settings.items())
-    return trained(out, run(log, command, f"configs/{preset}.yaml", *common, *flags).memory)
+    settings |= {"out_dir": out, "init_from": "auto", "device": "cpu"}
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    return trained(out, run(log, command, f"configs/{preset}.yaml", "--quiet", *flags).memory)
 
 
 def prepared(data: str | Path, folder: Path, dataset: str) -> Stage:

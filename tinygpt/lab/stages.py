@@ -24,9 +24,6 @@ FILE = "lab.json"
 Results = dict[str, Any]  # by stage, plain values
 
 
-ALL_LABS = ("name", "quick", "seeds", "out_dir")  # keys of every lab
-
-
 class Stage(NamedTuple):
     """One step of a lab."""
 
@@ -51,8 +48,8 @@ class Lab(NamedTuple):
 
     @property
     def keys(self) -> set[str]:
-        """The keys that it uses."""
-        return {*ALL_LABS, *self.settings, *self.models, *self.others}
+        """The keys that it uses; the first four are those of every lab."""
+        return {"name", "quick", "seeds", "out_dir", *self.settings, *self.models, *self.others}
 
 
 def seeds(config: LabConfig) -> range:
@@ -115,9 +112,8 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt lab", elsewhere) from None
     if found != wanted:
-        raise TinyGPTError(
-            f"{folder} holds results of {described(found)}; this command is {described(wanted)}", elsewhere
-        )
+        problem = f"{folder} holds results of {described(found)}; this command is {described(wanted)}"
+        raise TinyGPTError(problem, elsewhere)
     for model, fingerprint in identity.models.items():
         if models.get(model, fingerprint) != fingerprint:
             raise TinyGPTError(f"{model} is not the one that {folder} was made with", elsewhere)

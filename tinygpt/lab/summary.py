@@ -112,13 +112,10 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
     with drawing(picture, "a lab") as (_, axes):
         summary.draw(axes)
-    with replacing(page) as file:
-        file.write(as_page(summary, picture.read_bytes(), name, live))
-    return [picture, page]
-
-
-def as_page(summary: Summary, picture: bytes, name: str, live: dict[str, Any] | None) -> bytes:
-    scripts = ["report/model.js", f"lab/{name}/search.js", f"lab/{name}/page.js"] if live else []
     values = {"kind": "lab", "title": summary.title, "summary": summary, "name": name, "live": live}
-    values |= {"picture": base64.b64encode(picture).decode()} | ({"data": live["data"]} if live else {})
-    return render(values, "lab/page.html.j2", scripts, [*STYLES, "lab/page.css"]).content
+    values |= {"picture": base64.b64encode(picture.read_bytes()).decode()} | ({"data": live["data"]} if live else {})
+    scripts = ["report/model.js", f"lab/{name}/search.js", f"lab/{name}/page.js"] if live else []
+    html = render(values, "lab/page.html.j2", scripts, [*STYLES, "lab/page.css"])
+    with replacing(page) as file:
+        file.write(html.content)
+    return [picture, page]

@@ -90,9 +90,6 @@ class Place:
         world = make(self.seed, self.size.companies)
         return world if when == "before" else changed(world, self.seed, CHANGED)
 
-    def questions(self, when: When) -> list[Question]:
-        return self.world(when).questions
-
     def stage(self, name: str, seconds: float, compute: Callable[[], Any]) -> Stage:
         return Stage(f"{name}, seed {self.seed}", seconds, compute)
 
@@ -100,9 +97,7 @@ class Place:
         """The stages in which systems answer the questions, from the seconds that each takes."""
         return [self.stage(f"{when}: {name}", each, partial(self.ask, name, when)) for name, each in seconds.items()]
 
-    # ---- models ---------------------------------------------------------------------------------------------------
-
-    def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, *flags: str) -> Cost:
+    def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
         world = self.world(when)
         new = {(one.company, one.relation) for one in world.questions if one.kind == "changed"}
@@ -111,15 +106,13 @@ class Place:
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         form = [f"--input={source}", "--format=pairs", f"--data_dir={data}"]
         run(self.folder / "prepare.log", "prepare", dataset, *form)
-        return self.train(command, preset, dataset, data, out, *flags) | {"examples": len(lines)}
+        return self.train(command, preset, dataset, data, out, **settings) | {"examples": len(lines)}
 
-    def train(self, command: str, preset: str, dataset: str, data: Path, out: Path, *flags: str) -> Cost:
+    def train(self, command: str, preset: str, dataset: str, data: Path, out: Path, **settings: Any) -> Cost:
         """Train, or continue a training that was stopped."""
-        common = [f"--dataset={dataset}", f"--data_dir={data}", f"--seed={self.seed}"]
-        cost = train(self.folder / "train.log", command, preset, out, *common, *flags)
+        settings |= {"dataset": dataset, "data_dir": data, "seed": self.seed}
+        cost = train(self.folder / "train.log", command, preset, out, **settings)
         return Cost(seconds=cost.seconds, commands=2, examples=0, bytes=cost.bytes, weights=cost.weights)
-
-    # ---- questions ------------------------------------------------------------------------------------------------
 
     def system(self, name: str, when: When, index: Index) -> System:
         raise NotImplementedError
@@ -133,16 +126,16 @@ class Place:
 
     def numbers(self) -> list[int]:
         """The numbers of the questions that the systems answer."""
-        return list(range(len(self.questions("after"))))
+        return list(range(len(self.world("after").questions)))
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
         """Let a system answer the questions."""
         with open_index(self.kept(f"{when}.db")) as index:
-            return measured(self.system(name, when, index), self.questions(when), self.numbers())
+            return measured(self.system(name, when, index), self.world(when).questions, self.numbers())
 
     def ask_with_passage(self, name: str) -> dict[str, Any]:
         """Let a system answer the questions that have an answer, given the passage that contains it."""
-        questions = self.questions("after")
+        questions = self.world("after").questions
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.kept("after.db")) as index:
             respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
@@ -185,11 +178,8 @@ class Place:
     def kept(self, name: str) -> Path:
         """The path of a file that a finished stage has written. Errors: TinyGPTError if it was deleted."""
         if not (path := self.folder / name).exists():
-            lab = self.folder.parent
-            raise TinyGPTError(
-                f"{path} was deleted, and lab.json says that its stage is finished",
-                f"delete {lab}, and run the lab again",
-            )
+            problem = f"{path} was deleted, and lab.json says that its stage is finished"
+            raise TinyGPTError(problem, f"delete {self.folder.parent}, and run the lab again")
         return path
 
 
@@ -200,7 +190,7 @@ class Tiny(Place):
         scale, train = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
         seconds = {"majority": scale, "search": 5 * scale, "reader": 90 * scale, "closed": 60 * scale}
         return [
-            self.stage("questions", 1, partial(self.questions, "after")),
+            self.stage("questions", 1, lambda: self.world("after").questions),
             self.stage("build: index", 3, partial(self.reindex, "before")),
             self.stage("build: closed", train, partial(self.memorise, "before", "closed")),
             *self.asking("before", seconds),
@@ -228,17 +218,17 @@ class Tiny(Place):
 
     def memorise(self, when: When, name: str) -> Cost:
         """Train a closed-book model from scratch."""
-        out, length = self.folder / name, f"--max_iters={self.size.closed}"
-        return self.teach("train", "lab_closed_book", when, f"facts-{when}", out, length)
+        settings = {"max_iters": self.size.closed, "eval_interval": 500}
+        return self.teach("train", "lab_closed_book", when, f"facts-{when}", self.folder / name, **settings)
 
     def memorise_changes(self) -> Cost:
         """Teach the closed-book model the new facts alone."""
-        flags = [f"--ckpt={self.folder / 'closed'}", f"--max_iters={self.size.update}"]
-        return self.teach("finetune", "finetune_lab_update", "after", "changes", self.folder / "updated", *flags)
+        settings = {"ckpt": self.folder / "closed", "max_iters": self.size.update, "eval_interval": 50}
+        return self.teach("finetune", "finetune_lab_update", "after", "changes", self.folder / "updated", **settings)
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name == "majority":
-            return systems.majority(self.questions(when))
+            return systems.majority(self.world(when).questions)
         if name == "search":
             return systems.best_passage(index)
         if name == "reader":
@@ -269,7 +259,7 @@ class Pretrained(Place):
         ]
 
     def numbers(self) -> list[int]:
-        return sample(self.questions("after"), self.size.sample)
+        return sample(self.world("after").questions, self.size.sample)
 
     def out(self, name: str) -> Path:
         """A folder of its own for a model that is made from the pretrained one."""
@@ -277,16 +267,16 @@ class Pretrained(Place):
 
     def memorise(self) -> Cost:
         """Teach the facts with LoRA."""
-        flags = lora_flags(self.path, self.size.facts)
-        return self.teach("finetune", "finetune_lab_facts", "before", "facts-before", self.out("closed"), *flags)
+        settings, out = {"ckpt": self.path, "max_iters": self.size.facts}, self.out("closed")
+        return self.teach("finetune", "finetune_lab_facts", "before", "facts-before", out, **settings)
 
     def memorise_changes(self) -> Cost:
         """Merge the adapter into the model, and teach the new facts alone with another one."""
         merged = self.out("merged")
         files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--out_dir={merged}"]
         seconds = run(self.folder / "merge.log", "merge", *files).seconds
-        flags = lora_flags(merged, self.size.changes)
-        cost = self.teach("finetune", "finetune_lab_facts", "after", "changes", self.out("updated"), *flags)
+        settings, out = {"ckpt": merged, "max_iters": self.size.changes}, self.out("updated")
+        cost = self.teach("finetune", "finetune_lab_facts", "after", "changes", out, **settings)
         written = (merged / "ckpt.pt").stat().st_size
         return cost | {"commands": 3, "seconds": seconds + cost["seconds"], "bytes": written + cost["bytes"]}
 
@@ -294,10 +284,9 @@ class Pretrained(Place):
         """Learn to answer from passages about other facts (RAFT, Zhang et al. 2024)."""
         dataset, data = "reader_long", self.out("data")
         if not (data / dataset / "meta.json").exists():  # 160,000 examples, too many to encode when training starts
-            form = [f"--tokenizer={self.path}", f"--data_dir={data}"]
-            run(self.folder / "prepare.log", "prepare", dataset, *form)
-        flags = lora_flags(self.path, self.size.reading)
-        return self.train("finetune", "finetune_lab_reader", dataset, data, self.out("reader"), *flags)
+            run(self.folder / "prepare.log", "prepare", dataset, f"--tokenizer={self.path}", f"--data_dir={data}")
+        settings = {"ckpt": self.path, "max_iters": self.size.reading}
+        return self.train("finetune", "finetune_lab_reader", dataset, data, self.out("reader"), **settings)
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name != names(self.path)[2]:
@@ -306,11 +295,6 @@ class Pretrained(Place):
 
     def reader_flags(self, name: str) -> list[str]:
         return [f"--ckpt={self.out('reader') if name == names(self.path)[1] else self.path}"]
-
-
-def lora_flags(base: Path | str, iterations: int) -> list[str]:
-    """Fine-tune a base model, and evaluate once at the end."""
-    return [f"--ckpt={base}", f"--max_iters={iterations}", f"--eval_interval={iterations}"]
 
 
 def names(pretrained: str) -> tuple[str, str, str]:
@@ -323,16 +307,11 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     place = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = place.world("before")
     models = {"reader": load(SHIPPED), "closed": load(place.kept("closed/ckpt.pt"))}
-    questions: dict[str, list[str]] = {}
-    for one in before.questions:
-        questions.setdefault(one.company, []).append(one.text)
+    both = zip(before.questions, place.world("after").questions, strict=True)
     data = {key: pack(each.build_model(), tokenizer_of(each, key, "data")) for key, each in models.items()} | {
         "documents": before.documents(),
-        "questions": questions,
-        "known": {
-            old.text: [old.answer, new.answer]
-            for old, new in zip(before.questions, place.questions("after"), strict=True)
-        },
+        "questions": {key: [one.text for one in before.questions if one.company == key] for key in before.companies},
+        "known": {old.text: [old.answer, new.answer] for old, new in both},
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
         "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},

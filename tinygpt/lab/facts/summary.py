@@ -10,7 +10,7 @@ from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Results
-from tinygpt.lab.summary import Share, Summary, Table, Verdict
+from tinygpt.lab.summary import Share, Summary, Verdict, table
 from tinygpt.terminal import duration
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
@@ -63,24 +63,19 @@ class Row(NamedTuple):
 
 def rows(pretrained: str) -> list[Row]:
     """The systems, the simplest first; the first two are baselines."""
+    zero_shot, reading, lora = names(pretrained)
     systems = [
         Row("majority baseline", "", "before: majority", "", "after: majority"),
         Row("search only", "build: index", "before: search", "update: index", "after: search"),
         Row("retrieval: tiny reader", "build: index", "before: reader", "update: index", "after: reader"),
+        Row(f"retrieval: {zero_shot}", "build: index", f"before: {zero_shot}", "update: index", f"after: {zero_shot}"),
         Row("closed book, not updated", "build: closed", "before: closed", "", "before: closed"),
         Row("closed book, fine-tuned", "build: closed", "before: closed", "update: closed", "after: closed"),
         Row("closed book, trained again", "build: closed", "before: closed", "update: again", "after: again"),
+        Row(f"closed book, {lora}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}"),
+        Row(f"retrieval: {reading}", f"build: {reading}", f"before: {reading}", "update: index", f"after: {reading}"),
     ]
-    if pretrained:
-        zero_shot, reading, lora = names(pretrained)
-        asked = (f"before: {zero_shot}", "update: index", f"after: {zero_shot}")
-        systems.insert(3, Row(f"retrieval: {zero_shot}", "build: index", *asked))
-        systems.append(
-            Row(f"closed book, {lora}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}")
-        )
-        asked = (f"before: {reading}", "update: index", f"after: {reading}")
-        systems.append(Row(f"retrieval: {reading}", f"build: {reading}", *asked))
-    return systems
+    return systems if pretrained else systems[:3] + systems[4:7]
 
 
 class Measured:
@@ -144,6 +139,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     """What each system knows before and after the change, and what it costs."""
     found, systems = Measured(results), rows(config.pretrained)
     fine_tuning = [combined(found, config.pretrained)] if config.pretrained else []
+    names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
+    counts = ", ".join(f"{found.kinds[kind]:,} {name}" for kind, name in names.items())
+    asked = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's."
+    knows, prices = f"{asked} {KNOWS}", f"{COSTS} Cost: at a price of {config.price:g} per hour (--price)."
 
     def draw(axes: Any) -> None:
         for index, row in enumerate(systems):
@@ -163,17 +162,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Retrieve, fine-tune or train?",
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
-            table(
-                "Right answers before and after the change",
-                [known(found, row) for row in systems],
-                f"{asked(found)} {KNOWS}",
-            ),
+            table("Right answers before and after the change", [known(found, row) for row in systems], knows),
             table("What the change costs", [change(found, row) for row in systems], CHANGES),
-            table(
-                "What building and asking cost",
-                [costs(found, row, config.price) for row in systems],
-                f"{COSTS} Cost: at a price of {config.price:g} per hour (--price).",
-            ),
+            table("What building and asking cost", [costs(found, row, config.price) for row in systems], prices),
         ],
         [simplest(found, systems), freshest(found), *fine_tuning, private(results)],
         "Answers after the change",
@@ -181,33 +172,18 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def asked(found: Measured) -> str:
-    """How many questions there are of each kind."""
-    names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
-    counts = ", ".join(f"{found.kinds[kind]:,} {name}" for kind, name in names.items())
-    return f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's."
-
-
-def table(caption: str, rows: Sequence[dict[str, str]], how: str) -> Table:
-    """A table of rows that are given as cells by column."""
-    return Table(caption, list(rows[0]), [list(row.values()) for row in rows], how)
-
-
 def known(found: Measured, row: Row) -> dict[str, str]:
-    def share(stage: str, wanted: str, *kinds: str) -> str:
-        return str(found.share(stage, kinds, wanted))
-
     confidence = found.confidence(row.after)
     return {
         "system": row.name,
-        "unchanged, before": share(row.before, "right", "fact"),
-        "unchanged, after": share(row.after, "right", "fact"),
-        "changed": share(row.after, "right", "changed"),
-        "stale": share(row.after, "stale", "changed"),
-        "passage given": share(row.stage("passage"), "right", "fact", "changed"),
-        "abstains": share(row.after, "abstained", "absent"),
+        "unchanged, before": str(found.share(row.before, ["fact"], "right")),
+        "unchanged, after": str(found.share(row.after, ["fact"], "right")),
+        "changed": str(found.share(row.after, ["changed"], "right")),
+        "stale": str(found.share(row.after, ["changed"], "stale")),
+        "passage given": str(found.share(row.stage("passage"), ["fact", "changed"], "right")),
+        "abstains": str(found.share(row.after, ["absent"], "abstained")),
         "confidence": "" if confidence is None else f"{confidence:.2f}",
-        "conflict": share(row.after, "right", "conflict"),
+        "conflict": str(found.share(row.after, ["conflict"], "right")),
     }
 
 
@@ -256,9 +232,8 @@ def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
 def freshest(found: Measured) -> Verdict:
     """Whether documents or a closed-book model are the better place for facts that change."""
     index, again, alone = (found.mean(f"update: {each}", "seconds") or 0.0 for each in ("index", "again", "closed"))
-    right = {
-        each: found.share(f"after: {each}", ["changed"], "right").value() for each in ("reader", "again", "closed")
-    }
+    answering = ("reader", "again", "closed")
+    right = {each: found.share(f"after: {each}", ["changed"], "right").value() for each in answering}
     before, after = (found.share(f"{when}: closed", ["fact"], "right").value() for when in ("before", "after"))
     documents = index < again and right["reader"] >= right["again"] - NEAR
     advice = "keep them in documents" if documents else "train the closed-book model again"
