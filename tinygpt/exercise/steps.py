@@ -87,10 +87,7 @@ def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor
     expect(not same_end, given, f"the same output at position {T - 1}", f"different outputs at position {T - 1}")
 
 
-# ==== step 1: tokenizer ====
-
-
-def tokenizer(my: Any) -> Iterator[str]:
+def tokenizer(my: Any) -> Iterator[str]:  # step 1
     yield """vocab_size is the number of distinct characters
     set(text) contains each character once"""
     expect_equal(my.CharTokenizer("hello").vocab_size, 4, "CharTokenizer('hello').vocab_size")
@@ -118,14 +115,11 @@ def tokenizer(my: Any) -> Iterator[str]:
         expect(False, given, got, expected)
 
 
-# ==== step 2: batches ====
-
-
 def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> Any:
     return my.get_batch(torch.arange(length), block, size, torch.Generator().manual_seed(seed))
 
 
-def batches(my: Any) -> Iterator[str]:
+def batches(my: Any) -> Iterator[str]:  # step 2
     yield """the validation part is the end of the data, without overlap
     split the data before you draw windows from it"""
     train, val = my.split(torch.arange(10), 0.2)
@@ -163,12 +157,10 @@ def batches(my: Any) -> Iterator[str]:
     expect_equal(f"starts {starts}", "starts [0, 1, 2]", "300 windows of block_size 4 from 7 tokens")
 
 
-# ==== step 3: bigram ====
-
 PAIRS = torch.tensor([0, 1, 0, 1, 0, 2])  # after 0: twice 1, once 2; after 1: always 0
 
 
-def bigram(my: Any) -> Iterator[str]:
+def bigram(my: Any) -> Iterator[str]:  # step 3
     yield """logits have shape (B, T, V), and the loss is None without targets
     logits = self.table(idx)"""
     logits, loss = my.Bigram(5)(torch.tensor([[0, 1, 2], [3, 4, 0]]))
@@ -211,10 +203,7 @@ def bigram(my: Any) -> Iterator[str]:
     expect_number(loss.item(), lowest, "300 training steps on 0 1 0 1 0 2, from random weights", "loss ", atol=0.02)
 
 
-# ==== step 4: head ====
-
-
-def head(my: Any) -> Iterator[str]:
+def head(my: Any) -> Iterator[str]:  # step 4
     yield """each row of attention weights sums to one
     softmax over the last dimension, after the mask"""
     weights = my.attention_weights(noise(2, 5, 16), noise(2, 5, 16, seed=1))
@@ -251,10 +240,7 @@ def head(my: Any) -> Iterator[str]:
     expect_close(own(x), expected, "Head(8, 16) on x of shape (2, 5, 8), compared with PyTorch's attention")
 
 
-# ==== step 5: block ====
-
-
-def block(my: Any) -> Iterator[str]:
+def block(my: Any) -> Iterator[str]:  # step 5
     yield """attention keeps the shape (B, T, C)
     concatenate the heads along the channels, then apply self.c_proj"""
     expect_shape(my.MultiHeadAttention(12, 3)(noise(2, 5, 12)), (2, 5, 12), "MultiHeadAttention(12, 3) on (2, 5, 12)")
@@ -295,9 +281,6 @@ def block(my: Any) -> Iterator[str]:
     expect_close(own(x), middle + own.mlp(own.ln_2(middle)), given, 1e-4)
 
 
-# ==== step 6: gpt ====
-
-
 def small_gpt(my: Any, n_layer: int = 2) -> Any:
     return my.GPT(vocab_size=11, block_size=8, n_layer=n_layer, n_head=2, n_embd=16)
 
@@ -306,7 +289,7 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gpt(my: Any) -> Iterator[str]:
+def gpt(my: Any) -> Iterator[str]:  # step 6
     yield """logits have shape (B, T, V) for every T up to block_size
     add the first T rows of self.wpe, not all of them"""
     for T in (8, 3, 1):
@@ -351,9 +334,6 @@ def gpt(my: Any) -> Iterator[str]:
         expect(hasattr(model, name), "the parts of the model", f"no self.{name}", "self.wte, wpe, h, ln_f and lm_head")
 
 
-# ==== step 7: training ====
-
-
 class Line(nn.Module):
     """A model with a simple gradient: loss = mean((w x - y)^2), so dloss/dw = mean(2 x (w x - y))."""
 
@@ -379,7 +359,7 @@ def expect_rate(my: Any, step: int, expected: float) -> None:
     expect_number(got, expected, f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)")
 
 
-def training(my: Any) -> Iterator[str]:
+def training(my: Any) -> Iterator[str]:  # step 7
     yield """the learning rate rises to the peak, then falls to the minimum
     three cases: step < warmup, step > total, and the cosine between them"""
     for step, expected in ((0, 0.1), (3, 0.4), (9, 1.0), (109, 0.1), (500, 0.1)):
@@ -423,8 +403,6 @@ def training(my: Any) -> Iterator[str]:
     expect(last < 0.1, given, f"loss {first:.2f} at the start, {last:.2f} at the end", "a loss below 0.1 at the end")
 
 
-# ==== step 8: sampler ====
-
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
 
@@ -452,7 +430,7 @@ def sloping(x: Tensor, step: float = 0.01) -> Tensor:
     return (-step * torch.arange(50)).expand(*x.shape, 50)
 
 
-def sampler(my: Any) -> Iterator[str]:
+def sampler(my: Any) -> Iterator[str]:  # step 8
     yield """probabilities sum to one, and the temperature divides the logits
     softmax(logits / temperature)"""
     for temperature in (1.0, 2.0, 0.5):
@@ -518,12 +496,10 @@ def sampler(my: Any) -> Iterator[str]:
         expect(drawn <= allowed, given, f"drawn: {sorted(drawn)}", f"drawn: only {sorted(allowed)}")
 
 
-# ==== step 9: fine-tuning ====
-
 PAIR = "pair_example(prompt=[1, 2, 3], response=[4, 5], end=9, block_size=8)"
 
 
-def fine_tuning(my: Any) -> Iterator[str]:
+def fine_tuning(my: Any) -> Iterator[str]:  # step 9
     yield """x is the prompt, then the response, padded with end
     sequence = prompt + response + [end]; x = sequence[:-1]"""
     x, y = my.pair_example([1, 2, 3], [4, 5], 9, 8)
@@ -565,10 +541,7 @@ def fine_tuning(my: Any) -> Iterator[str]:
     expect((logits.grad[0, 2:].abs().sum(-1) > 0).all(), "the gradient at positions 2 and 3", "zero", "not zero")
 
 
-# ==== step 10: lora ====
-
-
-def lora(my: Any) -> Iterator[str]:
+def lora(my: Any) -> Iterator[str]:  # step 10
     yield """A is (rank, in_features) and B is (out_features, rank)
     make both in __init__, as nn.Parameter"""
     linear = randomise(nn.Linear(6, 4))
