@@ -31,7 +31,7 @@ from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
 from tinygpt.serve.engine import TIMED_OUT, Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
 from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, page, read_json, refused
-from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing
+from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing, wrong
 
 MAX_PROMPTS = 128  # of a request
 LONG = 10_000  # characters that take more than some milliseconds to encode
@@ -129,19 +129,17 @@ class Answer:
     def __init__(self, state: State, served: Served, prompts: list[list[int]], settings: Settings) -> None:
         """Errors: ApiError if a prompt is too long or the queue is full."""
         assert state.engine is not None
-        room = served.model.config.block_size
-        for prompt in prompts:
-            if len(prompt) > room:
-                message = f"the prompt has {len(prompt):,} tokens, and the context of {served.name} has {room:,}"
-                raise ApiError(400, message, "prompt", "context_length_exceeded")
+        longest, room = max(map(len, prompts)), served.model.config.block_size
+        if longest > room:
+            message = f"the prompt has {longest:,} tokens, and the context of {served.name} has {room:,}"
+            raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
         self._loop, self._timeout = asyncio.get_running_loop(), state.config.timeout
-        deadline = time.monotonic() + self._timeout
+        self.n, deadline = settings.n, time.monotonic() + self._timeout
         self.tasks = [
             Task(served, prompt, settings, functools.partial(self._deliver, number), deadline)
             for number, prompt in enumerate(prompts)
         ]
-        self.n = settings.n
         try:
             state.engine.submit(*self.tasks)
         except QueueFull:
@@ -169,10 +167,8 @@ class Answer:
                     raise failure(event)
                 if isinstance(event, Piece):
                     left -= bool(event.finish)
-                    yield task * self.n + event.sequence, event
-                else:
-                    for index in range(self.n):
-                        yield task * self.n + index, event
+                for index in [event.sequence] if isinstance(event, Piece) else range(self.n):
+                    yield task * self.n + index, event
         finally:
             late.cancel()
             if watcher:
@@ -222,6 +218,7 @@ async def respond(
     head: the fields of every chunk; last: more fields of the last one. whole: format a choice; parts: what of it has
     not been sent, for the event that brought it. close: see Stream.
     """
+    head = head | {"created": int(time.time())}
 
     def usage() -> dict[str, int]:
         return protocol.usage(prompt_tokens, sum(choice.made for choice in choices))
@@ -243,15 +240,12 @@ async def respond(
     return JSONResponse(head | {"choices": [*map(whole, range(len(choices)))], "usage": usage()} | (last or {}))
 
 
-# ---- completions ------------------------------------------------------------------------------------------------
-
-
 async def completions(state: State, request: Request, asked: Body) -> Response:
     """POST /v1/completions"""
     served = state.served(asked["model"])
     settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
-        raise protocol.wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
+        raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [await encoded(prompt, as_ids, prompt, served, state.config.skip_unknown) for prompt in asked["prompt"]]
     echoed = [  # as it was read: without the characters that --skip_unknown leaves out
         prompt if isinstance(prompt, str) and prompt and not state.config.skip_unknown else served.text(ids)
@@ -271,12 +265,7 @@ async def completions(state: State, request: Request, asked: Body) -> Response:
         if isinstance(event, Piece):  # what is echoed comes with the first one
             yield whole(number)
 
-    head = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": served.name,
-    }
+    head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": served.name}
     events = answer.events(None if asked["stream"] else request)
     return await respond(asked, head, choices, events, sum(map(len, prompts)), whole, parts, answer.cancel)
 
@@ -289,28 +278,24 @@ async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments:
 def require_length(text: str, most: int, param: str) -> None:
     """Errors: ApiError for a text that is too long for the model, whatever its tokens are: it is not even encoded."""
     if len(text) > most:
-        message = f"{param}: the text has {len(text):,} characters, too many for this model"
-        raise ApiError(400, message, param, "context_length_exceeded")
+        raise wrong(param, f"the text has {len(text):,} characters, too many for this model", "context_length_exceeded")
 
 
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
     """Ids of a prompt that is a text or ids already. Errors: ApiError."""
-    if isinstance(prompt, str):
-        require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
-        with refusing("prompt"):
-            return encode_prompt(prompt, served.tokenizer, skip_unknown, plain=True)
-    require_ids(prompt, served, "prompt")
-    return prompt
+    if isinstance(prompt, list):
+        return checked_ids(prompt, served, "prompt")
+    require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
+    with refusing("prompt"):
+        return encode_prompt(prompt, served.tokenizer, skip_unknown, plain=True)
 
 
-def require_ids(ids: list[int], served: Served, field: str) -> None:
+def checked_ids(ids: list[int], served: Served, field: str) -> list[int]:
     """Errors: ApiError that names the field, for an id outside the vocabulary."""
     size = served.tokenizer.vocab_size
     if not all(0 <= token < size for token in ids):
-        raise protocol.wrong(field, f"token ids are 0 to {size - 1:,}")
-
-
-# ---- chat -------------------------------------------------------------------------------------------------------
+        raise wrong(field, f"token ids are 0 to {size - 1:,}")
+    return ids
 
 
 async def chat(state: State, request: Request, asked: Body) -> Response:
@@ -318,9 +303,8 @@ async def chat(state: State, request: Request, asked: Body) -> Response:
     if asked["model"] == DOCUMENTS and state.documents:
         return await ask_documents(state.documents, asked, state.config.timeout)
     served = state.served(asked["model"])
-    for message in asked["messages"]:
-        require_length(message["content"], served.model.config.block_size * served.longest_token, "messages")
     text = "".join(message["content"] for message in asked["messages"])
+    require_length(text, served.model.config.block_size * served.longest_token, "messages")
     prompt = await encoded(text, state.chats[served.name].encode, asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, room)
@@ -333,10 +317,10 @@ async def ask_documents(documents: Documents, asked: Body, timeout: float) -> Re
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
     question = asked["messages"][-1]
     if question["role"] != "user" or not question["content"].strip():
-        raise protocol.wrong("messages", "the last message must be the question, with the role user")
+        raise wrong("messages", "the last message must be the question, with the role user")
     for name, neutral in (("n", 1), ("logprobs", False)):
         if asked[name] != neutral:
-            raise protocol.wrong(name, f"not supported by the model {DOCUMENTS}")
+            raise wrong(name, f"not supported by the model {DOCUMENTS}")
     with refusing("messages"):
         outcome = await documents(question["content"], timeout)
 
@@ -377,12 +361,8 @@ async def respond_to_chat(
         if event.finish:
             yield choice | {"finish_reason": event.finish}
 
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": model,
-        "object": "chat.completion" + ".chunk" * asked["stream"],
-    }
+    kind = "chat.completion" + ".chunk" * asked["stream"]
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "model": model}
     return await respond(asked, head, choices, events, prompt_tokens, whole, parts, close, last)
 
 
@@ -390,15 +370,11 @@ async def respond_to_chat(
 
 
 async def models(state: State, request: Request, asked: Body) -> Body:
-    """GET /v1/models"""
+    """GET /v1/models and /v1/models/NAME"""
     state.require_ready()
-    return {"object": "list", "data": [described(state, name) for name in state.names()]}
-
-
-async def model(state: State, request: Request, asked: Body) -> Body:
-    """GET /v1/models/NAME"""
-    name = request.path_params["name"]
-    state.require_ready()
+    name = request.path_params.get("name")
+    if name is None:
+        return {"object": "list", "data": [described(state, name) for name in state.names()]}
     if name not in state.names():
         raise state.no_such_model(name)
     return described(state, name)
@@ -436,8 +412,7 @@ async def tokenize(state: State, request: Request, asked: Body) -> Body:
 async def detokenize(state: State, request: Request, asked: Body) -> Body:
     """POST /detokenize: the text of some ids."""
     served = state.served(asked["model"])
-    require_ids(asked["tokens"], served, "tokens")
-    return {"prompt": served.tokenizer.decode(asked["tokens"])}
+    return {"prompt": served.tokenizer.decode(checked_ids(asked["tokens"], served, "tokens"))}
 
 
 async def tokenizer_info(state: State, request: Request, asked: Body) -> Body:
@@ -466,7 +441,7 @@ async def health(state: State, request: Request, asked: Body) -> Response:
 Handler = Callable[[State, Request, Body], Awaitable[Response | Body]]
 PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST; none: GET
     ("/v1/models", models, {}),
-    ("/v1/models/{name:path}", model, {}),
+    ("/v1/models/{name:path}", models, {}),
     ("/v1/completions", completions, protocol.COMPLETION),
     ("/v1/chat/completions", chat, protocol.CHAT),
     ("/tokenize", tokenize, protocol.TOKENIZE),
@@ -489,13 +464,13 @@ def route(state: State, path: str, handle: Handler, fields: dict[str, protocol.F
 
 def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset()) -> Starlette:
     """The ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard."""
-    cors, origin = [], state.config.allow_origin
-    if origin:
-        allowed = ["GET", "POST"]  # and any header: OpenAI's client in a browser sends several of its own
-        cors = [Middleware(CORSMiddleware, allow_origins=[origin], allow_methods=allowed, allow_headers=["*"])]
+    middleware = [Middleware(Guard, key=key, hosts=hosts)]
+    if origin := state.config.allow_origin:  # any header: OpenAI's client in a browser sends several of its own
+        allowed: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=[origin], **allowed))
     app = Starlette(
         routes=[*(route(state, *entry) for entry in PATHS), *(Route(path, page, methods=["GET"]) for path in PAGE)],
-        middleware=[*cors, Middleware(Guard, key=key, hosts=hosts)],
+        middleware=middleware,
         exception_handlers={ApiError: refused, ClientDisconnect: client_left, 404: no_such_path, 405: no_such_path},
     )
     app.state.tinygpt = state

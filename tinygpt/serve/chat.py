@@ -10,7 +10,7 @@ They are encoded separately from the contents, so a user's text cannot contain a
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
 
 @functools.cache  # adapters have the template of their base model
-def rendered(template: str, bos: str, eos: str) -> tuple[str, str, str]:
+def rendered(template: str, bos: str, eos: str) -> tuple[str, ...]:
     """A chat template with one turn, with two turns, and with a system message; each empty if it cannot be run so."""
     turn = [{"role": "user", "content": PROMPT}]
     second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
@@ -35,8 +35,7 @@ def rendered(template: str, bos: str, eos: str) -> tuple[str, str, str]:
             texts += render(template, bos, eos, [messages])
         except TinyGPTError:
             texts.append("")
-    once, several, with_system = texts
-    return once, several, with_system
+    return tuple(texts)
 
 
 class ChatFormat(NamedTuple):
@@ -81,24 +80,17 @@ class ChatFormat(NamedTuple):
         if system and self.before_system is None:
             raise wrong("messages", "this model supports no system message; leave it out")
         if len(turns) > 1 and self.between is None:
-            raise wrong(
-                "messages", "this model answers one prompt and does not see earlier turns; send the last message alone"
-            )
-        pair, parts = self.tokenizer.pair, list[np.ndarray]()
+            what = "this model answers one prompt and does not see earlier turns; send the last message alone"
+            raise wrong("messages", what)
+        pair = self.tokenizer.pair
         with refusing("messages"):
             first = encode_prompt(turns[0]["content"], self.tokenizer, self.skip_unknown)
             if not system and len(turns) == 1:
                 return first
-            if self.before_system is not None and system:
-                assert self.after_system is not None
-                parts += [self.before_system, self.tokenizer.encode("\n".join(system)), self.after_system]
-            else:
-                parts.append(pair.prefix)
-            for number, turn in enumerate(turns):
+            parts: list[Any] = [pair.prefix]
+            if system:
+                parts = [self.before_system, self.tokenizer.encode("\n".join(system)), self.after_system]
+            for turn in turns:
                 content = self.tokenizer.encode(turn["content"])
-                if turn["role"] == "assistant":
-                    parts += [content, pair.end]
-                else:
-                    parts += [self.between] if number and self.between is not None else []
-                    parts += [content, pair.middle]
+                parts += [content, pair.middle] if turn["role"] == "user" else [content, pair.end, self.between]
         return np.concatenate(parts).tolist()

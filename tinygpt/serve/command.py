@@ -31,6 +31,7 @@ from tinygpt.terminal import escaped
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
 LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
+MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
 
 
 def serve(config: ServeConfig) -> int:
@@ -57,10 +58,8 @@ def serve(config: ServeConfig) -> int:
             engine = Engine(models, config.max_batch, config.max_queue)
             engine.start()
             state.open(engine, documents)
-            print(
-                welcome(config, state.names(), example(config, adapters.checkpoint(), models[0]), host, port),
-                flush=True,
-            )
+            prompt = example(config, adapters.checkpoint(), models[0])
+            print(welcome(config, state.names(), prompt, host, port), flush=True)
         except BaseException as error:
             problem.append(error)
             server.should_exit = True
@@ -83,24 +82,19 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-# ---- what is served ---------------------------------------------------------------------------------------------
-
-
 def adapters_of(config: ServeConfig) -> dict[str, str]:
     """Names and paths of the adapters. Errors: TinyGPTError for one without a name, and for two models of one name."""
     found: dict[str, str] = {}
-    taken = {base_name(config.ckpt)}
-    if config.index and DOCUMENTS in taken:
-        raise TinyGPTError(
-            f"--ckpt {config.ckpt}: its folder is called {DOCUMENTS}, which is the name of the model for --index",
-            "rename the folder, or serve without --index",
-        )
+    base, reserved = base_name(config.ckpt), {DOCUMENTS} if config.index else set()
+    if base in reserved:
+        what = f"--ckpt {config.ckpt}: its folder is called {DOCUMENTS}, which is the name of the model for --index"
+        raise TinyGPTError(what, "rename the folder, or serve without --index")
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
         name = printable(name)
-        if name in {*taken, *found} or (config.index and name == DOCUMENTS):
+        if name in {base, *reserved, *found}:
             raise TinyGPTError(f"--adapter {printable(text)}: another model has the name {name}", "choose another name")
         found[name] = str(Path(path).expanduser())
     return found
@@ -156,24 +150,17 @@ def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
         yield lambda question: dataclasses.asdict(respond(checked(question)))
 
 
-# ---- the server -------------------------------------------------------------------------------------------------
-
-
 def read_key(config: ServeConfig) -> str:
     """The key that requests must send; empty if none is needed. Errors: TinyGPTError."""
-    if not config.api_key:
-        if not is_loopback(config.host):
-            raise TinyGPTError(
-                f"--host={config.host} is reachable from other machines, so a key is required",
-                "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt, and --api_key key.txt",
-            )
+    if not config.api_key and is_loopback(config.host):
         return ""
+    if not config.api_key:
+        what = f"--host={config.host} is reachable from other machines, so a key is required"
+        raise TinyGPTError(what, f"{MAKE_KEY}, and --api_key key.txt")
     key = read_text(Path(config.api_key), "--api_key key.txt").strip()
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise TinyGPTError(
-            f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line",
-            "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt",
-        )
+        what = f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line"
+        raise TinyGPTError(what, MAKE_KEY)
     return key
 
 
@@ -181,9 +168,8 @@ def check_origin(config: ServeConfig) -> None:
     """Errors: TinyGPTError if --allow_origin is not the origin of a web site, or is all of them without a key."""
     origin, example = config.allow_origin, "--allow_origin=http://localhost:3000"
     if origin == "*" and not config.api_key:
-        raise TinyGPTError(
-            "--allow_origin=* permits all web sites, so a key is required", f"--api_key FILE, or {example}"
-        )
+        what = "--allow_origin=* permits all web sites, so a key is required"
+        raise TinyGPTError(what, f"--api_key FILE, or {example}")
     if origin not in ("", "*") and not re.fullmatch(r"https?://[^/*\s]+", origin):
         raise TinyGPTError(f"--allow_origin={origin}: expected http or https, and a host without a path", example)
 
@@ -198,20 +184,14 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
     path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
     if prompt is not None:
-        path, body = (
-            "chat/completions",
-            json.dumps({"messages": [{"role": "user", "content": prompt or "Hello"}], "temperature": 0}),
-        )
-    local = is_loopback(config.host)
-    return "\n".join(
-        [
-            f"serving:  {', '.join(names)}",
-            f"page:     {url}",
-            f"API:      {url}/v1 (OpenAI's protocol)",
-            f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {suggest.quoted(body)}",
-            "access:   "
-            + ("programs on this machine only" if local else "other machines, with the key")
-            + "; prompts and responses are not logged",
-            "stop:     Ctrl-C",
-        ]
+        messages = [{"role": "user", "content": prompt or "Hello"}]
+        path, body = "chat/completions", json.dumps({"messages": messages, "temperature": 0})
+    who = "programs on this machine only" if is_loopback(config.host) else "other machines, with the key"
+    return (
+        f"serving:  {', '.join(names)}\n"
+        f"page:     {url}\n"
+        f"API:      {url}/v1 (OpenAI's protocol)\n"
+        f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {suggest.quoted(body)}\n"
+        f"access:   {who}; prompts and responses are not logged\n"
+        "stop:     Ctrl-C"
     )

@@ -56,9 +56,9 @@ class Token(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """The first event of a task: its prompt was read."""
+    """The first event of a task: its prompt was read. With `echo`, it has the prompt's tokens."""
 
-    tokens: list[Token]  # with `echo`
+    tokens: list[Token]
 
 
 class Piece(NamedTuple):
@@ -117,7 +117,6 @@ class Row:
 
     def add(self, token: int, detail: Token | None) -> None:
         """Add a generated token, and send its text as soon as it is certain."""
-        settings = self.task.settings
         self.made += 1
         self.recent.append(token)
         text = self.text.feed(token)
@@ -125,12 +124,11 @@ class Row:
             self.pending.append(detail)
         if self.text.stopped:
             self.finish = "stop"
-        elif self.made == settings.max_tokens:
+        elif self.made == self.task.settings.max_tokens:
             self.finish, text = "length", text + self.text.end()
-        if not (text or self.finish):
-            return
-        tokens, self.pending = self.pending, []
-        self.task.deliver(Piece(self.index, text, tokens, self.made, self.finish))
+        if text or self.finish:
+            self.task.deliver(Piece(self.index, text, self.pending, self.made, self.finish))
+            self.pending = []
 
 
 class Prefill:
@@ -217,26 +215,24 @@ class Served:
                 task.deliver(Piece(row.index, "", [], 0, "length"))
             return
         draw_tokens(rows, logits.expand(len(rows), -1))
+        again = to_read_again(self.model, cache.length)
         for row in rows:
-            if row.finish:
-                continue
-            if again := to_read_again(self.model, cache.length):
+            if again and not row.finish:
                 self._restart_context(row, again)
-            else:
+            elif not row.finish:
                 self.batch.join(cache)
                 self.rows.append(row)
 
     def _leave(self) -> None:
         """Remove the rows that have ended, that nobody waits for, or whose context is full."""
         now = time.monotonic()
-        for prefill in list(self.prefills):
-            if expired(prefill.task, now):
-                self.prefills.remove(prefill)
+        self.prefills = collections.deque(prefill for prefill in self.prefills if not expired(prefill.task, now))
         for number in reversed(range(len(self.rows))):
             row = self.rows[number]
             again = to_read_again(self.model, self.batch.lengths[number])
-            if row.finish or again or expired(row.task, now):
-                if again and not row.finish and not row.task.cancelled:
+            over = bool(row.finish) or expired(row.task, now)
+            if over or again:
+                if not over:
                     self._restart_context(row, again)
                 self.batch.leave(number)
                 self.rows[number] = self.rows[-1]
@@ -295,12 +291,9 @@ def fail(task: Task, error: Failed) -> None:
 
 def with_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token]:
     """Tokens with their log probabilities, and the `top` most probable ones, from logits (n, V)."""
-    if not tokens:
-        return []
     logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    if top <= 0:
-        return [Token(token, logprob, []) for token, logprob in zip(tokens, chosen, strict=True)]
+    ids = torch.tensor(tokens, dtype=torch.long, device=logits.device)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
     best, ids = logprobs.topk(min(top, logprobs.size(-1)))
     pairs = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), best.tolist(), strict=True)]
     return [Token(*one) for one in zip(tokens, chosen, pairs, strict=True)]
@@ -363,13 +356,11 @@ class Engine:
         """One step of each model. Returns False at the end: the engine is closing, and nothing is left to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
-            if self._closing and not self._waiting and not any(model.busy() for model in self.models):
-                return False
             self._admit()
-        for model in self.models:
-            if model.busy():
-                self._step(model)
-        return True
+        busy = [model for model in self.models if model.busy()]
+        for model in busy:
+            self._step(model)
+        return bool(busy) or not self._closing
 
     def _admit(self) -> None:
         """Move waiting tasks to their models, while there is room for their sequences."""

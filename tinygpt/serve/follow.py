@@ -65,15 +65,11 @@ class FollowedRun:
         self._offset += len(complete)
         for line in complete.decode("utf-8", "replace").splitlines():
             if entry := intact_entry(line):
-                self._add(entry)
-
-    def _add(self, entry: dict[str, Any]) -> None:
-        kind, loss = entry["kind"], entry.get("val_loss")
-        if kind == "train" and is_number(entry.get("seconds")):
-            self._lines.append(entry)
-        elif kind == "eval" and is_number(loss):
-            self.evaluations.append((entry["step"], loss))
-        self.newest, self.saved = kind, 0
+                self.newest, self.saved = entry["kind"], 0
+                if self.newest == "train" and is_number(entry.get("seconds")):
+                    self._lines.append(entry)
+                elif self.newest == "eval" and is_number(entry.get("val_loss")):
+                    self.evaluations.append((entry["step"], entry["val_loss"]))
 
     @property
     def is_saved(self) -> bool:
@@ -143,8 +139,7 @@ class FollowedRun:
         return seconds / steps, statistics.median(gap / count for gap, count in gaps)
 
     def _out_of_patience(self) -> bool:
-        losses = [loss for _, loss in self.evaluations]
-        patience = self._setting("patience", 0)
+        losses, patience = [loss for _, loss in self.evaluations], self._setting("patience", 0)
         return bool(patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience)
 
     def _setting(self, name: str, otherwise: int) -> int:

@@ -24,10 +24,8 @@ from tinygpt.serve.protocol import ApiError
 
 MAX_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30.0  # for a client to send one
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'"
-)
+CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+CSP += "; base-uri 'none'; form-action 'none'"
 PAGE = {  # path: the files that it consists of, and its type
     "/": (["serve/page.html"], "text/html"),
     "/page.css": (["report/colours.css", "serve/page.css"], "text/css"),
@@ -86,8 +84,9 @@ async def as_lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def refusal(error: ApiError) -> JSONResponse:
+async def refused(request: Request, error: Exception) -> Response:
     """The response for a refused request. Clients are told to try again only where it can help."""
+    assert isinstance(error, ApiError)
     headers = {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -98,11 +97,6 @@ def refusal(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers)
 
 
-async def refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return refusal(error)
-
-
 async def client_left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
 
@@ -111,7 +105,8 @@ async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     wrong = "this path has another method" if status == 405 else "no such path"
     asked = f"{request.method} {request.scope['path']}"
-    return refusal(ApiError(status, f"{asked}: {wrong}; see GET /v1/models, POST /v1/chat/completions"))
+    message = f"{asked}: {wrong}; see GET /v1/models, POST /v1/chat/completions"
+    return await refused(request, ApiError(status, message))
 
 
 class Guard:
@@ -122,13 +117,13 @@ class Guard:
         self.app, self.key, self.hosts = app, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if scope["type"] == "http":
+        app = self.app
+        if scope["type"] == "http":
+            try:
                 self.check(Request(scope))
-        except ApiError as error:
-            await refusal(error)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+            except ApiError as error:
+                app = await refused(Request(scope), error)
+        await app(scope, receive, send)
 
     def check(self, request: Request) -> None:
         """Errors: ApiError."""

@@ -35,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
-        hint = f"--port={port + 1}, or --port=0 for a free one" if port < 65535 else "--port=0 for a free one"
+        hint = f"--port={port + 1}, or " * (port < 65535) + "--port=0 for a free one"
         raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
     # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
     # the acknowledgement of its headers
@@ -49,23 +49,30 @@ def make_server(app: Any, drain: int) -> Any:
     drain: seconds for the requests that are running when the server is asked to end.
     """
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class HangsUp(H11Protocol):
+        """Close a connection that sends no request within IDLE seconds."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.idle = self.loop.call_later(IDLE, self.hang_up)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.idle.cancel()  # it would keep this object
+            super().connection_lost(exc)
+
+        def hang_up(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
 
     class Quiet(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:  # uvicorn's own would raise them again when it has ended
             yield
 
-    server = Quiet(
-        uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=drain,
-            http=protocol_that_hangs_up(),
-        )
-    )
+    quiet: Any = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
+    server = Quiet(uvicorn.Config(app, timeout_graceful_shutdown=drain, http=HangsUp, **quiet))
     # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
     logging.getLogger("asyncio").addFilter(ConnectionNoise())
@@ -102,23 +109,3 @@ class ConnectionNoise(logging.Filter):
             print_error("note: too many connections; new ones have to wait")
             self.said = True
         return not too_many and "socket.send() raised exception" not in message
-
-
-def protocol_that_hangs_up() -> Any:
-    """uvicorn's HTTP protocol, but a connection that sends no request is closed after IDLE seconds."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Protocol(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.idle = self.loop.call_later(IDLE, self.hang_up)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.idle.cancel()  # it would keep this object
-            super().connection_lost(exc)
-
-        def hang_up(self) -> None:
-            if self.cycle is None:
-                self.transport.close()
-
-    return Protocol

@@ -110,8 +110,6 @@ class LivePage:
         self.look()
         self.show_waiting("The page appears after the first evaluation of the run")
 
-    # ---- the server's side ----
-
     def answer(self, have: str) -> dict[str, Any]:
         """Return the state for a page of version `have`."""
         self.look()  # the thread may be making a page
@@ -120,8 +118,6 @@ class LivePage:
             self.asked_old_at = self.asked_at
         is_last = not self.run.evaluations or self.shown == (self.run.evaluations, True)
         return {"version": self.version, "is_waiting": not self.has_report, "is_last": is_last, **self.state}
-
-    # ---- the thread ----
 
     def work(self, server: Any) -> None:
         """Follow the run until the server ends; with --until_eof, end it after the last page."""
@@ -168,7 +164,6 @@ class LivePage:
         torch.set_num_threads(1)
         began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.shows is None
         self.shows = ([*self.run.evaluations], ended)
-        values: dict[str, Any] = {}
         if not self.has_report:
             self.show_waiting("The page is being made")
         try:
@@ -191,8 +186,7 @@ class LivePage:
         self.count += 1
         version = f"{self.session}-{self.count}"
         self.page = render(values, version=version, **template)
-        self.version = version
-        self.problem = ""
+        self.version, self.problem = version, ""
 
     def show_waiting(self, reason: str) -> None:
         values = {"title": self.folder.resolve().name, "kind": "waiting", "reason": reason}
@@ -206,8 +200,6 @@ class LivePage:
             if not self.has_report:
                 self.show_waiting(f"The page cannot be made: {problem}")
             self.problem = problem
-
-    # ---- the end of a run that started this command ----
 
     def wait_for_the_end(self) -> None:
         """Wait for the end of standard input; then see to it that this process ends."""
