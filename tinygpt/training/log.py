@@ -11,23 +11,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 from tqdm import tqdm
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
-
-
-class Sink(Protocol):
-    """Something that also gets the lines of metrics.jsonl (see sinks.py)."""
-
-    afterwards: str  # the command that makes up for lines that were lost because the sink failed, or empty
-
-    def write(self, entry: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class RunLog:
@@ -38,7 +28,7 @@ class RunLog:
         self.active, self.quiet = active, quiet
         self._file: Any = None
         self._bar: Any = None
-        self.sinks: dict[str, Sink] = {}
+        self.sinks: dict[str, Any] = {}  # by name: those of sinks.py, which also get the lines of metrics.jsonl
         self.retry_hint = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
@@ -52,13 +42,15 @@ class RunLog:
             remove(self.path)
         elif self.path.exists():
             lines = self.path.read_bytes().splitlines()
-            kept = [line for line in lines if _precedes(line, step, evaluated_at)]
             with replacing(self.path, self.retry_hint) as file:
-                file.write(b"".join(line + b"\n" for line in kept))
+                for line in lines:
+                    entry = intact_entry(line)
+                    if entry and entry["step"] < (step if entry["kind"] == "train" else evaluated_at + 1):
+                        file.write(line + b"\n")
         with writing(self.path, self.retry_hint):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
-    def add(self, name: str, start: Callable[[], Sink]) -> None:
+    def add(self, name: str, start: Callable[[], Any]) -> None:
         """Start a sink. The run continues without a sink that fails now or later."""
         with self._optional(name):
             self.sinks[name] = start()
@@ -131,7 +123,7 @@ class RunLog:
             self._file.close()
         self._pass_on(lambda sink: sink.close())
 
-    def _pass_on(self, action: Callable[[Sink], None]) -> None:
+    def _pass_on(self, action: Callable[[Any], None]) -> None:
         for name, sink in list(self.sinks.items()):
             with self._optional(name):
                 action(sink)
@@ -186,15 +178,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
 
 
-def _precedes(line: bytes, step: int, evaluated_at: int) -> bool:
-    """Return whether a line is intact and precedes the state before iteration `step`."""
-    try:
-        entry = json.loads(line)
-        return entry["step"] < step if entry["kind"] == "train" else entry["step"] <= evaluated_at
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the intact lines of a run's metrics.jsonl: objects with a `kind` and a `step`. Other lines are left out.
 
@@ -208,7 +191,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [entry for line in lines if (entry := intact_entry(line))]
 
 
-def intact_entry(line: str) -> dict[str, Any] | None:
+def intact_entry(line: str | bytes) -> dict[str, Any] | None:
     """Parse a line of metrics.jsonl: an object with a `kind` and a `step`; None for any other line."""
     with contextlib.suppress(ValueError):
         entry = json.loads(line)

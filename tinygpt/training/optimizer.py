@@ -11,7 +11,7 @@ state is stored by parameter name, so it does not depend on the implementation (
 """
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,16 +56,14 @@ def is_constant(config: TrainConfig) -> bool:
 
 def describe_schedule(config: TrainConfig) -> str:
     """In words: `learning rate 0.001; warm-up of 100 iterations, cosine decay to 0.0001 at iteration 2,000`."""
-    rate = f"learning rate {config.learning_rate:g}"
+    rate, least = f"learning rate {config.learning_rate:g}", f"{config.min_lr:g}"
     if config.optimizer == "muon":
         rate = f"learning rate {config.muon_learning_rate:g} for matrices, {config.learning_rate:g} for the others"
+        least = f"{config.min_lr / (config.learning_rate or 1):.0%}"  # of both rates
     if is_constant(config):
         return f"{rate}; constant"
     end = config.lr_decay_iters or config.max_iters
     warm_up = f"warm-up of {config.warmup_iters:,} iterations, " if config.warmup_iters else ""
-    least = f"{config.min_lr:g}"
-    if config.optimizer == "muon":
-        least = f"{config.min_lr / (config.learning_rate or 1):.0%}"  # of both rates
     return f"{rate}; {warm_up}{config.lr_schedule} decay to {least} at iteration {end:,}"
 
 
@@ -96,38 +94,11 @@ def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, 
     return Autocast(model, compute), TorchOptimizer(model, config, compute)
 
 
-class Optimizer(Protocol):
-    """The interface of an optimizer for the training loop."""
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Set AdamW's learning rate; Muon's changes in proportion."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-step's loss."""
-
-    def clip(self) -> Tensor:
-        """Clip the norm of the gradient to grad_clip, now or in `update`. Return the norm before clipping."""
-
-    def update(self) -> None:
-        """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Return for each parameter name exp_avg and exp_avg_sq, or momentum: float32 in the parameter's shape."""
-
-    @property
-    def steps(self) -> int:
-        """Number of updates, which AdamW's bias correction needs."""
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler:
-        """Scaler of the loss in float16 runs; disabled in others."""
-
-    def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
-        """Restore a state whose names and shapes are those of `moments`."""
-
-
 class TorchOptimizer:
-    """torch.optim.AdamW, fused, and torch.optim.Muon (Jordan et al. 2024)."""
+    """torch.optim.AdamW, fused, and torch.optim.Muon (Jordan et al. 2024).
+
+    scaler: of the loss in float16 runs; disabled in others.
+    """
 
     def __init__(self, model: GPT, config: TrainConfig, compute: Compute) -> None:
         self.config = config
@@ -140,33 +111,34 @@ class TorchOptimizer:
             rate = config.muon_learning_rate
             muon = torch.optim.Muon(groups.pop(MATRIX), rate, config.weight_decay, adjust_lr_fn="original")
             self.optimizers.append(muon)
-        parts = [
-            {"params": part, "weight_decay": 0.0 if k == VECTOR else config.weight_decay} for k, part in groups.items()
-        ]
-        if parts:
+        decays = {kind: 0.0 if kind == VECTOR else config.weight_decay for kind in groups}
+        if parts := [{"params": part, "weight_decay": decays[kind]} for kind, part in groups.items()]:
             betas = config.beta1, config.beta2
             self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
         self.owner = {w: o for o in self.optimizers for group in o.param_groups for w in group["params"]}
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-        self.param_groups = [
-            {"params": list(self.named.values())}
-        ]  # where GradScaler looks for an overflow, which skips both optimizers
+        # where GradScaler looks for an overflow, which skips both optimizers
+        self.param_groups = [{"params": list(self.named.values())}]
 
     def set_learning_rate(self, rate: float) -> None:
+        """Set AdamW's learning rate; Muon's changes in proportion."""
         share = rate / self.config.learning_rate if self.config.learning_rate else 0.0
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-step's loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor:
+        """Clip the norm of the gradient to grad_clip. Return the norm before clipping."""
         self.scaler.unscale_(self)  # type: ignore[arg-type]
         return torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.grad_clip or float("inf"))
 
     def update(self) -> None:
+        """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
         self.scaler.step(self)  # type: ignore[arg-type]
         self.scaler.update()
         for weight in self.named.values():
@@ -178,21 +150,23 @@ class TorchOptimizer:
             optimizer.step()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        return {name: self._state(weight) for name, weight in self.named.items()}
-
-    def _state(self, weight: Tensor) -> dict[str, Tensor]:
-        owner = self.owner[weight]
-        muon = isinstance(owner, torch.optim.Muon)
-        parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-        state = owner.state.get(weight, {})
-        return {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
+        """Return for each parameter name exp_avg and exp_avg_sq, or momentum: float32 in the parameter's shape."""
+        found = {}
+        for name, weight in self.named.items():
+            muon = isinstance(self.owner[weight], torch.optim.Muon)
+            parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+            state = self.owner[weight].state.get(weight, {})
+            found[name] = {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
+        return found
 
     @property
     def steps(self) -> int:
+        """Number of updates, which AdamW's bias correction needs."""
         states = (state for optimizer in self.optimizers for state in optimizer.state.values() if "step" in state)
         return int(next(states, {"step": 0})["step"])
 
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
+        """Restore a state whose names and shapes are those of `moments`."""
         for name, weight in self.named.items():
             state = {part: value.to(weight.device, copy=True) for part, value in moments[name].items()}
             if "momentum" in state:
@@ -204,6 +178,9 @@ class TorchOptimizer:
             self.scaler.load_state_dict(scaler)
 
 
+Optimizer = TorchOptimizer | FlatOptimizer
+
+
 def state_of(optimizer: Optimizer) -> dict[str, Any]:
     """State of an optimizer for a checkpoint. Learning rates, weight decay and betas are in the configuration."""
     return {"moments": optimizer.moments(), "steps": optimizer.steps, "scaler": optimizer.scaler.state_dict()}
@@ -213,17 +190,16 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Restore an optimizer's state from a checkpoint. Errors: TinyGPTError if it is another model's or optimizer's."""
     own = optimizer.moments()
     try:
-        if "steps" not in state:
-            state = by_name(state, own)
-        moments = state["moments"]
+        state = state if "steps" in state else by_name(state, own)
+        moments, steps, scaler = state["moments"], int(state["steps"]), dict(state["scaler"])
         shapes = [
             {name: {part: tensor.shape for part, tensor in parts.items()} for name, parts in found.items()}
             for found in (own, moments)
         ]
-        steps, scaler = int(state["steps"]), dict(state["scaler"])
+        fits = shapes[0] == shapes[1]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError):
-        shapes = [{}, {"": {}}]
-    if shapes[0] != shapes[1]:
+        fits = False
+    if not fits:
         raise TinyGPTError("the checkpoint's optimizer state does not fit this model")
     optimizer.load(moments, steps, scaler)
 
@@ -237,10 +213,8 @@ def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[st
     # the model's order in each class
     ordered = sorted(own, key=lambda name: parameter_class(name, next(iter(own[name].values()))))
     saved: dict[str, dict[str, Tensor]] = {name: {} for name in own}
-    for part, slices in (
-        (part, state["moments"][part]) for part in ("exp_avg", "exp_avg_sq", "momentum") if part in state["moments"]
-    ):
-        flat = torch.cat([tensor.flatten() for tensor in slices])
+    for part in {"exp_avg", "exp_avg_sq", "momentum"} & state["moments"].keys():
+        flat = torch.cat([tensor.flatten() for tensor in state["moments"][part]])
         names = [name for name in ordered if part in own[name]]
         pieces = flat.split([own[name][part].numel() for name in names])
         for name, piece in zip(names, pieces, strict=True):
