@@ -125,7 +125,7 @@ def test_an_interrupted_plan_that_was_edited_starts_again(
     planned: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = json.loads((planned / "out/plan.json").read_text())["costs"]
-    monkeypatch.setattr(cost, "measure", lambda *_: cost.from_json(costs))
+    monkeypatch.setattr(cost, "measure", lambda *_: cost.from_json(Costs, costs))
     changes: list[dict[str, Any]] = [
         {"costs": {"blocks": []}},
         {"costs": {"blocks": [[0, 1.0]]}},

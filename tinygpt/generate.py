@@ -26,6 +26,17 @@ def require_finite(values: Tensor, what: str = "the logits are") -> None:
         raise diverged(what, values[~values.isfinite()][0].item())
 
 
+@torch.inference_mode()
+def refuse_diverged(model: GPT, where: str) -> None:
+    """Check that a model's weights, and its logits for up to 64 tokens, are finite: before its outputs are taken
+    for results. Errors: TinyGPTError, whose message begins with `where`, the name of the model."""
+    for weight in model.parameters():
+        require_finite(weight, f"{where}: the weights are")
+    count = min(model.config.vocab_size, model.config.block_size, 64)
+    idx = torch.arange(count, device=model.lm_head.weight.device)[None]
+    require_finite(model.eval()(idx)[0], f"{where}: the logits are")
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """Settings for drawing the next token."""

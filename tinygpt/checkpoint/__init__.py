@@ -5,7 +5,6 @@
     resize.py       shorten the context, enlarge the vocabulary
     snapshots.py    weights of several steps of a run, for the report
     eight_bits.py   weights in 8 bits, for snapshots and for pages
-    health.py       refuse a model with NaN or infinite weights or logits
 
 The package imports data, model, lora.py and what they import.
 

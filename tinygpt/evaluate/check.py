@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
@@ -25,6 +24,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
+from tinygpt.generate import refuse_diverged
 from tinygpt.training.log import read_metrics
 
 

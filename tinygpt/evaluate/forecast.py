@@ -17,8 +17,7 @@ from tinygpt.training.log import is_number, number
 
 FILE = "plan.json"
 # keys of TrainConfig that affect none of the predictions
-IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to"}
-IRRELEVANT |= {"wandb_log", "wandb_project", "wandb_run_name"}
+IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to", "wandb_log", "wandb_project", "wandb_run_name"}
 
 
 class Interval(NamedTuple):
@@ -48,16 +47,15 @@ class Forecast(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """The predictions as in plan.json and `tinygpt plan --json`."""
-        intervals: dict[str, Interval | None] = {
-            "seconds": self.seconds,
-            "memory_mb": self.memory_mb,
-            "loss": self.loss,
+        return {
+            "predicted_seconds": self.seconds._asdict(),
+            "predicted_memory_mb": self.memory_mb and self.memory_mb._asdict(),
+            "predicted_loss": self.loss and self.loss._asdict(),
+            "loss_at_most": self.at_most,
+            "no_loss": self.no_loss,
+            "start": self.start,
+            "unsteady": self.unsteady,
         }
-        made: dict[str, Any] = {
-            f"predicted_{name}": interval and interval._asdict() for name, interval in intervals.items()
-        }
-        made |= {"loss_at_most": self.at_most, "no_loss": self.no_loss}
-        return made | {"start": self.start, "unsteady": self.unsteady}
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
@@ -69,8 +67,8 @@ class Forecast(NamedTuple):
         if self.loss:
             lines.append(f"loss:        {self.loss.text('.3f')} nats per token, on the validation split")
         elif self.at_most is not None:
-            where = "nats per token at the best evaluation (the loss of the pilot)"
-            lines.append(f"loss:        probably at most {self.at_most:.3f} {where}")
+            bound = f"probably at most {self.at_most:.3f} nats per token"
+            lines.append(f"loss:        {bound} at the best evaluation (the loss of the pilot)")
             lines.append(f"note:        the loss is not predicted: {self.no_loss}")
         else:
             lines.append(f"loss:        not predicted: {self.no_loss}")

@@ -136,7 +136,10 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     content = read_plan(run.out)
     if content and "predicted_seconds" not in content and not differences(content, **run.record):
         with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
-            return cost.from_json(content["costs"]), tuple(map(pilots.from_json, content["pilots"]))
+            costs = cost.from_json(Costs, content["costs"])
+            done = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
+            if costs.step and costs.blocks and all(pilot.loss for pilot in done):
+                return costs, done
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     return None, ()
 

@@ -8,6 +8,7 @@ its start and its peak memory are those of the run. All times are differences of
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import statistics
@@ -168,20 +169,14 @@ def disk(config: TrainConfig, costs: Costs) -> int:
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
 
-def from_json(content: dict[str, Any]) -> Costs:
-    """Read the costs from the JSON of `Costs._asdict`. Errors: TypeError, ValueError for other content."""
-    costs = Costs(**content)
-    if not all(is_number(value) and value >= 0 for value in costs[:-1]) or not (costs.step and costs.blocks):
-        raise ValueError("costs")
-    return costs._replace(blocks=blocks_from_json(costs.blocks))
-
-
-def blocks_from_json(content: Any) -> list[Block]:
-    """The same for a list of blocks."""
-    blocks = [Block(int(iterations), float(seconds)) for iterations, seconds in content]
-    if not all(block.iterations > 0 and block.seconds > 0 for block in blocks):
-        raise ValueError("blocks")
-    return blocks
+def from_json(kind: type[Any], content: Any) -> Any:
+    """Read what `_asdict` of a `kind` (Costs, Pilot) has become in a file. Errors: TypeError, ValueError otherwise."""
+    made = kind(**content)
+    blocks = [Block(*block) for block in made.blocks]
+    positive = list(itertools.chain(*blocks))
+    if not all(is_number(value) and value >= 0 for value in [*made[:-1], *positive]) or not all(positive):
+        raise ValueError("numbers")
+    return made._replace(blocks=blocks)
 
 
 def load_per_core() -> float:

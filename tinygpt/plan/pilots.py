@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import Block, blocks_from_json, blocks_of, diverges, explaining
+from tinygpt.plan.cost import Block, blocks_of, diverges, explaining
 from tinygpt.train import train
 from tinygpt.training.start import choose_compute
 
@@ -50,8 +50,8 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
     if pairs:
         return "the dataset has pairs, and the loss of such a task may fall suddenly, unlike a power law"
     if (length := config.max_iters // PARTS[0]) < SHORTEST:
-        needed = f"it needs {SHORTEST} (max_iters={PARTS[0] * SHORTEST})"
-        return f"the shortest pilot would have {length} iterations; {needed}"
+        least = f"{SHORTEST} (max_iters={PARTS[0] * SHORTEST})"
+        return f"the shortest pilot would have {length} iterations; it needs {least}"
     if passes > MOST_PASSES:
         return f"the run makes {passes:.0f} passes over its data; the fit is for at most {MOST_PASSES}"
     return ""
@@ -60,16 +60,8 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
 def ngram_loss(config: TrainConfig) -> float:
     """The loss of the best n-gram baseline on the validation split, in nats per token."""
     dataset = Dataset(config.data_dir, config.dataset)
-    train, val = dataset.splits["train"], dataset.splits["val"]
-    return min(ngram_baselines(train, val, dataset.tokenizer.vocab_size).values())
-
-
-def from_json(content: dict[str, Any]) -> Pilot:
-    """Read what `Pilot._asdict` has become in a file. Errors: TypeError, ValueError for other content."""
-    pilot = Pilot(**content)
-    if not (isinstance(pilot.iterations, int) and 0 < pilot.loss < math.inf):
-        raise ValueError("pilot")
-    return pilot._replace(blocks=blocks_from_json(pilot.blocks))
+    losses = ngram_baselines(dataset.splits["train"], dataset.splits["val"], dataset.tokenizer.vocab_size)
+    return min(losses.values())
 
 
 def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list[TrainConfig]:

@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from tinygpt import __version__, device
-from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
@@ -30,7 +29,7 @@ from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.files import without_folders
-from tinygpt.generate import Choice, answer, generate, require_finite
+from tinygpt.generate import Choice, answer, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import BLOCK, differences, pack

@@ -128,11 +128,8 @@ class Run:
     def numeric_settings(self) -> dict[str, str]:
         """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
-        return {"device": self.compute.device.type, "dtype": dtype, "path": self.code_path}
-
-    @property
-    def code_path(self) -> str:
-        return "plain" if type(self.model) is GPT else "fast"
+        path = "plain" if type(self.model) is GPT else "fast"
+        return {"device": self.compute.device.type, "dtype": dtype, "path": path}
 
     def checkpoint(self) -> Checkpoint:
         """Return the complete state after `progress.step` iterations."""
@@ -160,9 +157,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     config, out = start.config, Path(start.config.out_dir)
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = start.dataset(config.dataset)
-    check_processes(config, ranks)
-    check_folder(out, config)
-    require_packages(config)
+    check(config, ranks)
     known = fit_dataset(dataset, start)
     model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
@@ -209,16 +204,23 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     return run
 
 
-def check_folder(out: Path, config: TrainConfig) -> None:
-    """Check that the run can write into its folder. Errors: TinyGPTError for links, and a file instead of a folder."""
+def check(config: TrainConfig, ranks: Processes) -> None:
+    """Check that the processes can share the global batch, the run's files can be written, and packages are installed.
+
+    Errors: TinyGPTError if not.
+    """
+    rows = config.batch_size * config.gradient_accumulation_steps
+    if rows % (ranks.count * micro_steps(config, ranks)):
+        raise TinyGPTError(
+            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
+            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
+            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
+        )
+    out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
     if (out / FOLDER).is_file() and config.snapshots:
         raise TinyGPTError(f"{out / FOLDER} is a file, but is needed as a folder for snapshots", "remove or rename it")
-
-
-def require_packages(config: TrainConfig) -> None:
-    """Errors: TinyGPTError for a package that is needed for logging or watching, and is not installed."""
     if config.wandb_log:
         sinks.import_wandb()
     if config.report_to == "tensorboard":
@@ -230,17 +232,6 @@ def require_packages(config: TrainConfig) -> None:
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
     """Forward passes per iteration in each process, none with more than batch_size rows."""
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
-
-
-def check_processes(config: TrainConfig, ranks: Processes) -> None:
-    """Check that the processes can share the global batch evenly. Errors: TinyGPTError if not."""
-    rows = config.batch_size * config.gradient_accumulation_steps
-    if rows % (ranks.count * micro_steps(config, ranks)):
-        raise TinyGPTError(
-            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
-            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
-            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
-        )
 
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
@@ -285,8 +276,8 @@ def show_start(run: Run, compile_status: str) -> None:
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    frozen = any(not weight.requires_grad for weight in model.parameters())
-    path = "the CPU's fast path (tinygpt/fast)" if run.code_path == "fast" else "plain PyTorch"
+    frozen = not all(weight.requires_grad for weight in model.parameters())
+    path = "plain PyTorch" if type(model) is GPT else "the CPU's fast path (tinygpt/fast)"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (
@@ -304,8 +295,8 @@ def show_start(run: Run, compile_status: str) -> None:
     if "TensorBoard" in run.log.sinks:
         run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
-        done = f"; nothing is left to do: max_iters is {config.max_iters:,}"
-        left = "" if progress.step < config.max_iters else done
+        done = progress.step >= config.max_iters
+        left = f"; nothing is left to do: max_iters is {config.max_iters:,}" if done else ""
         run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
 
 
@@ -328,12 +319,9 @@ def diverged(run: Run, what: str) -> TinyGPTError:
 
 def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:
     """Make the error of a run that does not fit into memory."""
-    rows, steps = config.batch_size, config.gradient_accumulation_steps
-    fits = (
-        f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps * 2}"
-        if rows % 2 == 0
-        else f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
-    )
-    return TinyGPTError(
-        f"out of memory on {where} with batch_size {rows} x block_size {config.block_size}", fits, status=1
-    )
+    rows, steps = config.batch_size, 2 * config.gradient_accumulation_steps
+    fits = f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
+    if rows % 2 == 0:
+        fits = f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps}"
+    problem = f"out of memory on {where} with batch_size {rows} x block_size {config.block_size}"
+    return TinyGPTError(problem, fits, status=1)

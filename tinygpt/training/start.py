@@ -20,7 +20,6 @@ import torch
 
 from tinygpt import device
 from tinygpt.checkpoint import store
-from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
@@ -28,6 +27,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
+from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 from tinygpt.training import processes

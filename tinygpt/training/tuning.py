@@ -52,29 +52,25 @@ class Tuning(NamedTuple):
 
 def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
     """The dataset of the base model, or None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
-    if not config.base_dataset:
-        if config.replay:
-            raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
-        return None
     try:
+        if not config.base_dataset:
+            raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
         found = start.dataset(config.base_dataset)
         adopted = found.adopt_tokenizer(dataset.tokenizer)
         found.require(config.block_size)
+        earlier = start.saved.get("replayed")
+        if config.replay and earlier and not found.is_of(earlier):
+            raise TinyGPTError(
+                f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
+                "prepare the old text again",
+            )
+        if not adopted:
+            raise TinyGPTError(
+                f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary",
+                "--base_dataset=NAME of the text that the base model was trained on",
+            )
+        return found
     except TinyGPTError:
         if config.replay:
             raise
         return None
-    earlier = start.saved.get("replayed")
-    if config.replay and earlier and not found.is_of(earlier):
-        raise TinyGPTError(
-            f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
-            "prepare the old text again",
-        )
-    if adopted:
-        return found
-    if config.replay:
-        raise TinyGPTError(
-            f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary",
-            "--base_dataset=NAME of the text that the base model was trained on",
-        )
-    return None
