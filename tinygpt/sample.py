@@ -2,7 +2,6 @@
 
 import codecs
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,14 +44,14 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
     """Write one sample, each token as soon as it is generated."""
     rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
     text = TextStream(tokenizer, stops)
-    write(tokenizer.decode(prompt))
+    print(tokenizer.decode(prompt), end="", flush=True)
     try:
         for row in rows:
-            write(text.feed(int(row[0])))
+            print(text.feed(int(row[0])), end="", flush=True)
             if text.stopped:
                 break
     finally:
-        write(text.end() + "\n")
+        print(text.end(), flush=True)
 
 
 def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:
@@ -111,8 +110,3 @@ class TextStream:
     def end(self) -> str:
         """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
         return "" if self.stopped else self.held + self.decoder.decode(b"", final=True)
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

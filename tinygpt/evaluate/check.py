@@ -51,9 +51,6 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
     return ok
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------
-
-
 def check_run(folder: Path, config: CheckConfig) -> bool:
     """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
     paths = [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
@@ -133,9 +130,6 @@ def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
             labelled = bool(dataset.labels)
             prompt = next((prompt for prompt, _ in dataset.sources["val"].texts(dataset.tokenizer)), None)
     return suggest.next_command(model.config | {"data_dir": folder}, out, answers_prompts, labelled, prompt)
-
-
-# ---- exact resuming --------------------------------------------------------------------------------------------
 
 
 def check_resume(config: CheckConfig) -> int:

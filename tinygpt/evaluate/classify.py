@@ -34,7 +34,7 @@ BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
 LINEAR = {  # the features of the linear baselines
-    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},
+    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},  # characters
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
 }
 NGRAM_C = 100  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
@@ -177,10 +177,8 @@ def ngram_baseline(
 def ngram_classifier(
     train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int, kind: str = "ngram"
 ) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
-    """Train a logistic regression, a function from prompts to probabilities (n, L); or None, and the reason.
-
-    kind: its features, of `LINEAR`: character n-grams, n = 1 to 5, or words (unigrams and bigrams).
-    """
+    """Train a logistic regression on the features `LINEAR[kind]`, a function from prompts to probabilities (n, L); or
+    None, and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -232,8 +230,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Report on `examples`, as values for JSON, from total (n, L) and tokens (L,), the `label_scores` of their prompts.
 
-    ngram: the result of `ngram_baseline` for these prompts, if it is known already.
-    Errors: TinyGPTError if there are no examples, or one's response is not among the labels.
+    ngram: the `ngram_baseline` of these prompts, if it is known. Errors: TinyGPTError as in `label_indices`.
     """
     truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
@@ -254,7 +251,11 @@ def make_report(
     confusion = confusion_matrix(truth, predicted, L)
     results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
-    confidence, wrong, columns = probs.max(axis=1), np.flatnonzero(predicted != truth), rates(confusion)
+    sure, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
+    mistakes = [
+        {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]], "probability": sure[i]}
+        for i in sorted(wrong, key=lambda i: -sure[i])[:n_mistakes]  # the most confident ones
+    ]
     return {
         "task": task,
         "split": split,
@@ -269,15 +270,7 @@ def make_report(
         "confusion": confusion.tolist(),  # (L, L): rows are the truth, columns the answers
         "calibration_error": error,
         "bins": bins,
-        "mistakes": [  # the most confident ones
-            {
-                "prompt": prompts[i],
-                "true": labels[truth[i]],
-                "predicted": labels[predicted[i]],
-                "probability": float(confidence[i]),
-            }
-            for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_mistakes]
-        ],
+        "mistakes": mistakes,
         "note": "; ".join(notes),  # why a baseline is missing
     }
 
@@ -340,7 +333,7 @@ def matrix_lines(report: dict[str, Any]) -> list[str]:
 
 
 def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
-    """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError as in `make_report`."""
+    """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError for no example, or another label."""
     if not examples:
         raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more examples")
     place = {label: index for index, label in enumerate(labels)}

@@ -76,20 +76,27 @@ def evaluate(config: EvalConfig) -> None:
 
 
 def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
-    """Write the probability of each label for each prompt, to --output or the terminal."""
-    tokenizer, labels = dataset.tokenizer, dataset.labels
+    """Write the probability of each label for each prompt, to --output or the terminal.
+
+    On standard error: in how many prompts characters outside the model's vocabulary were left out.
+    """
+    tokenizer, labels, text = dataset.tokenizer, dataset.labels, io.StringIO(newline="")
     total, _ = classify.label_scores(model, tokenizer, prompts, labels, skip_unknown=True)
     write = classify.predict_json if config.json else classify.predict_csv
+    write(text, prompts, labels, classify.probabilities(total))
     if config.output:
         with replacing(Path(config.output)) as file:
-            text = io.TextIOWrapper(file, "utf-8", newline="")
-            write(text, prompts, labels, classify.probabilities(total))
-            text.detach()  # which flushes it
+            file.write(text.getvalue().encode())
         print(f"written: {config.output}, {len(prompts):,} lines")
     else:
-        write(sys.stdout, prompts, labels, classify.probabilities(total))
+        sys.stdout.write(text.getvalue())
     if isinstance(tokenizer, CharTokenizer):
-        note_unknown(tokenizer, prompts)
+        known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
+        if changed := [count for count, prompt in zip(known, prompts, strict=True) if count < len(prompt)]:
+            empty = changed.count(0)
+            rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
+            what = "note: removed characters outside the model's vocabulary"
+            terminal.print_error(f"{what} from {len(changed):,} of {len(prompts):,} lines{rest}")
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
@@ -175,21 +182,9 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def note_unknown(tokenizer: CharTokenizer, prompts: list[str]) -> None:
-    """Report on standard error how many prompts contain characters outside the model's vocabulary."""
-    known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
-    changed = [count for count, prompt in zip(known, prompts, strict=True) if count < len(prompt)]
-    if changed:
-        empty = changed.count(0)
-        rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
-        what = "note: removed characters outside the model's vocabulary"
-        terminal.print_error(f"{what} from {len(changed):,} of {len(prompts):,} lines{rest}")
-
-
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
     """Print the loss on the whole validation split, and for plain text the losses of the n-gram baselines."""
-    train, val, source = dataset.splits["train"], dataset.splits["val"], dataset.sources["val"]
-    block_size = model.config.block_size
+    val, source, block_size = dataset.splits["val"], dataset.sources["val"], model.config.block_size
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
     if dataset.pairs:
@@ -199,7 +194,8 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     if not math.isfinite(loss):
         raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int(source.targets(rows, source.width(block_size)).sum())
-    baselines = {} if dataset.pairs else ngram_baselines(train, val, dataset.tokenizer.vocab_size)
+    vocabulary = dataset.tokenizer.vocab_size
+    baselines = {} if dataset.pairs else ngram_baselines(dataset.splits["train"], val, vocabulary)
     if config.json:
         result = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
         result |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}

@@ -102,9 +102,6 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return entries, {}
 
 
-# ---- the rules --------------------------------------------------------------------------------------------------
-
-
 def judge(
     entries: list[dict[str, Any]], settings: dict[str, Any], out: str, parameters: int = 0, tokens: int = 0
 ) -> Verdict:

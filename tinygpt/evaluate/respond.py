@@ -92,9 +92,6 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
     return exact, losses
 
 
-# ---- the report -------------------------------------------------------------------------------------------------
-
-
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> dict[str, Any]:
     """Measure exact match on a split: the values for JSON. Errors: TinyGPTError for an example longer than the context.
 

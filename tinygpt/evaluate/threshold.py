@@ -103,9 +103,6 @@ def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> l
     return [max(0.0, total - below), total + above]
 
 
-# ---- the report -------------------------------------------------------------------------------------------------
-
-
 def make_tradeoff(
     positive: str, split: str, miss_cost: float, val: Scored, wanted: Scored
 ) -> tuple[dict[str, Any], dict[str, Curve]]:

@@ -11,7 +11,7 @@ from tinygpt.checkpoint import store
 from tinygpt.device import choose_for_inference
 from tinygpt.evaluate.loss import sampled_loss
 from tinygpt.generate import answer
-from tinygpt.terminal import escaped
+from tinygpt.terminal import cut, escaped
 from tinygpt.training.log import read_metrics
 from tinygpt.training.run import Run
 from tinygpt.training.tuning import Tuning
@@ -68,31 +68,18 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Table of the losses and answers before and after, the last lines of a run."""
-    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's data"}
     lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
-    for key, name in names.items():
-        if key in after:
-            was, now = before.get(key), after[key]
-            lines.append(
-                f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}{sample_note(key, after)}"
-            )
+    for key, name in (("response", "loss on the responses"), ("base", "loss on the base model's data")):
+        if (now := after.get(f"{key}_loss")) is not None:
+            was = before.get(f"{key}_loss")
+            error, rows, of = (after.get(f"{key}_{part}") for part in ("error", "rows", "of"))
+            sampled = "" if rows == of else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
+            lines.append(f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}{sampled}")
     if "base_loss" in after and "base_loss" in before:
         lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
-    earlier = before.get("answers", [""] * 3)
-    for prompt, response, was, now in zip(
-        after.get("prompts", []), after.get("responses", []), earlier, after.get("answers", []), strict=False
-    ):
-        question = f"\n{escaped(prompt)}   (expected: {escaped(response)})"
-        lines += [question, f"    before: {short(was)}", f"    after:  {short(now)}"]
+    answers = zip(before.get("answers", [""] * 3), after.get("answers", []), strict=False)
+    for prompt, response, both in zip(after.get("prompts", []), after.get("responses", []), answers, strict=False):
+        was, now = (cut(escaped(text) or "(empty)", 70) for text in both)
+        lines.append(f"\n{escaped(prompt)}   (expected: {escaped(response)})")
+        lines += [f"    before: {was}", f"    after:  {now}"]
     return lines
-
-
-def sample_note(key: str, after: dict[str, Any]) -> str:
-    """Say how a loss was sampled; empty if it was measured on the complete split."""
-    error, rows, of = (after.get(key.replace("loss", part)) for part in ("error", "rows", "of"))
-    return "" if rows == of else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
-
-
-def short(text: str) -> str:
-    shown = escaped(text) or "(empty)"
-    return shown if len(shown) <= 70 else shown[:67] + "..."

@@ -94,9 +94,6 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
     return forecast
 
 
-# ---- the run --------------------------------------------------------------------------------------------------------
-
-
 def planned(config: PlanConfig) -> Planned:
     """Check and describe the run. Errors: TinyGPTError as at the start of the run itself."""
     own = keys(TrainConfig)
@@ -126,9 +123,6 @@ def planned(config: PlanConfig) -> Planned:
         print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
     data = {key: str(value) for key, value in dataset.meta["sha256"].items()}
     return Planned(run, flags, passes, dataset.pairs, {"settings": run_settings(run), "data": data})
-
-
-# ---- measuring ------------------------------------------------------------------------------------------------------
 
 
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
@@ -175,9 +169,6 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
     mb = costs.memory / 1e6
     memory = Interval(mb, mb * (1 - cost.MEMORY_ERROR), mb * (1 + cost.MEMORY_ERROR)) if mb else None
     return Forecast(cost.seconds(run.config, costs), memory, loss, at_most, no_loss, costs.start, cost.unsteady(costs))
-
-
-# ---- plan.json, and the table ---------------------------------------------------------------------------------------
 
 
 def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecast | None = None) -> None:

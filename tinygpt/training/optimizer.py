@@ -27,9 +27,6 @@ OPTIMIZERS = ("adamw", "muon")
 AmpModel = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss
 
 
-# ---- schedule ---------------------------------------------------------------------------------------------------
-
-
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the learning rate of iteration `step`, counted from 0.
 
@@ -76,9 +73,6 @@ def schedule_note(config: TrainConfig) -> str:
         f"note: the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}, so the "
         f"learning rate never reaches its peak; use --warmup_iters={last // 10}"
     )
-
-
-# ---- optimizers -------------------------------------------------------------------------------------------------
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:

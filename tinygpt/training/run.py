@@ -300,9 +300,6 @@ def show_start(run: Run, compile_status: str) -> None:
         run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
 
 
-# ---- errors that end a run --------------------------------------------------------------------------------------
-
-
 def diverged(run: Run, what: str) -> TinyGPTError:
     """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
     reason = f"{what} NaN or infinite"

@@ -17,8 +17,6 @@ from tinygpt.errors import library, missing
 from tinygpt.files import folder_lock, remove
 from tinygpt.training.log import is_number
 
-# ---- Weights & Biases -------------------------------------------------------------------------------------------
-
 
 class Wandb:
     """A sink that sends the figures of each line, as KIND/KEY, to Weights & Biases, where `id` identifies the run."""
@@ -44,8 +42,6 @@ def import_wandb() -> Any:
     """Import the package wandb. Errors: TinyGPTError if it is not installed."""
     return library("wandb", "wandb_log", ", or --wandb_log=False")
 
-
-# ---- TensorBoard ------------------------------------------------------------------------------------------------
 
 # Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags
 # with the same beginning into one section of its page.

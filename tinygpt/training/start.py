@@ -64,11 +64,10 @@ def resumes(config: TrainConfig) -> bool:
 
 
 def starting_point(config: TrainConfig) -> Start:
-    """Load the checkpoint that `init_from` names, if any, and complete the configuration from it.
+    """Load the checkpoint that `init_from` names, if any, and complete a copy of the configuration from it.
 
     A checkpoint determines the model's shape; when resuming, also every value that the command does not give, including
-    device, dtype and origin. `config` itself is not changed. Errors: TinyGPTError if the command contradicts the
-    checkpoint.
+    device, dtype and origin. Errors: TinyGPTError if the command contradicts the checkpoint.
     """
     config = copy.copy(config)
     if resumes(config):
@@ -78,8 +77,14 @@ def starting_point(config: TrainConfig) -> Start:
     if isinstance(config, FinetuneConfig):
         config.init_from = config.ckpt = base_model(config)
     require_dataset_choice(config)
-    if not config.eval_only:
-        refuse_other_models(Path(config.out_dir))
+    out = Path(config.out_dir)
+    # os.path.exists is False for impossible names, too
+    if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):
+        raise TinyGPTError(
+            f"{out}/ckpt.pt would be overwritten, and no config.yaml shows that it is of a run (an imported, merged or "
+            "copied model has none)",
+            suggest.quoted(f"--out_dir={out}-new"),
+        )
     if config.init_from in ("scratch", "auto"):  # auto without a last.pt: `resumes` is false
         config.init_from = "scratch"
         return Start(config)
@@ -89,7 +94,7 @@ def starting_point(config: TrainConfig) -> Start:
         base = gpt2_checkpoint(config.init_from)
     else:
         if not config.eval_only:
-            store.refuse_overwriting(Path(config.out_dir), config.init_from, "the base model")
+            store.refuse_overwriting(out, config.init_from, "the base model")
         base = store.load(config.init_from)
     take_shape(config, base, may_resize=True)
     if isinstance(config, FinetuneConfig):
@@ -98,28 +103,14 @@ def starting_point(config: TrainConfig) -> Start:
 
 
 def base_model(config: FinetuneConfig) -> str:
-    """Choose the checkpoint to fine-tune: `ckpt`, or `init_from` if the command line gives only that.
-
-    In a config file, `init_from` records what an earlier run started from. Errors: TinyGPTError if the command line
-    gives two different checkpoints.
-    """
+    """Choose the checkpoint to fine-tune: `ckpt`, or `init_from` if the command line gives only that. (In a config file
+    it records what an earlier run started from.) Errors: TinyGPTError for two different checkpoints."""
     if "init_from" not in config.flags or config.init_from in ("scratch", "auto"):
         return config.ckpt
     if "ckpt" in config.flags and config.ckpt != config.init_from:
-        raise TinyGPTError(
-            f"two base models: --ckpt={config.ckpt} and --init_from={config.init_from}", "give only --ckpt"
-        )
+        both = f"--ckpt={config.ckpt} and --init_from={config.init_from}"
+        raise TinyGPTError(f"two base models: {both}", "give only --ckpt")
     return config.init_from
-
-
-def refuse_other_models(out: Path) -> None:
-    """Refuse to replace a model that is not that of an earlier run. Errors: TinyGPTError if `out` has one."""
-    if os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):  # False for impossible names, too
-        raise TinyGPTError(
-            f"{out}/ckpt.pt would be overwritten, and no config.yaml shows that it is of a run (an imported, merged or "
-            "copied model has none)",
-            suggest.quoted(f"--out_dir={out}-new"),
-        )
 
 
 def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
@@ -146,7 +137,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         hint = new_run_from(other) if os.path.exists(other) else f"--out_dir=FOLDER of the run, or {new}"
         raise TinyGPTError(f"{config.out_dir} has no run to resume (no last.pt)", hint)
     state = store.load(last)
-    started_from, from_weights = origin(state.config), new_run_from(last)
+    from_weights = new_run_from(last)
     command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
     if command != asked:
         raise TinyGPTError(
@@ -177,7 +168,9 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
             setattr(config, field.name, state.config[field.name])
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
-    config.init_from = started_from
+    config.init_from = str(state.config.get("init_from", "scratch"))
+    if config.init_from in ("scratch", "resume", "auto"):  # older files of resumed runs have resume or auto
+        config.init_from = str(state.config.get("ckpt", "scratch"))
     return state
 
 
@@ -200,15 +193,6 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
             )
         if not resizes or name not in config.given:
             setattr(config, name, has)
-
-
-def origin(config: dict[str, Any]) -> str:
-    """Return where a run started: scratch, a checkpoint's path or a pretrained model's name.
-
-    Older files record `resume` or `auto` for a resumed run; its origin is `ckpt` if it was fine-tuned, else scratch.
-    """
-    init_from = str(config.get("init_from", "scratch"))
-    return str(config.get("ckpt", "scratch")) if init_from in ("scratch", "resume", "auto") else init_from
 
 
 def fit_dataset(dataset: Dataset, start: Start) -> int:
@@ -266,9 +250,6 @@ def make_model(start: Start, kind: type[GPT], vocab_size: int, known: int = 0) -
 def padded_vocab_size(vocab_size: int) -> int:
     """Round a large vocabulary up to a multiple of 64, which GPUs multiply faster (nanoGPT: 50257 -> 50304)."""
     return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
-
-
-# ---- the device -------------------------------------------------------------------------------------------------
 
 
 def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
