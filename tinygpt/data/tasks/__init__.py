@@ -74,11 +74,8 @@ _TASKS = (
         abstention=reader.abstention,
     ),
     Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
-    *(
-        Task(f"reports_{firm}", (), partial(reports.make, firm), "finetune_reports", "out-reports", scores=scores)
-        for firm, scores in reports.SCORES.items()
-        if firm != "plain"
-    ),
+    Task("reports_a", (), partial(reports.make, "a"), "finetune_reports", "out-reports", scores=reports.SCORES["a"]),
+    Task("reports_b", (), partial(reports.make, "b"), "finetune_reports", "out-reports", scores=reports.SCORES["b"]),
     Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

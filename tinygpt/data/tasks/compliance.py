@@ -17,27 +17,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from tinygpt.data.tasks.generate import Pair, generate, read_wordings, words
+from tinygpt.data.tasks.generate import Pair, generate, read_wordings, word_lists, words
 
 LABELS = ("ok", "breach")
 SIZES = {"train": 10000, "val": 5000, "test": 5000}
 SHORTEST, LONGEST = 60, 110  # characters of a message
 GIFT_LIMIT = 100  # euros; a gift of exactly that value is permitted
-NAMES = {  # of clients and listed companies
-    "train": words(
-        "Ardvik Belcor Cantrel Dorvane Elquist Farnoll Gavrick Hestral Ilmont Jorvel Kestwin Lorvane Marzell Nordell "
-        "Ostrel Pelgrun Quenby Rolvik Sandrel Tarvin Ulmark Vestrin Wendral Yarvo Zelmont Brandix Corvell Dunmark "
-        "Ebersol Fenwall Gravon Hollmar Istrel Jendrik Kolvane Lumark Mendral Novrin Orvell Prendix"
-    ),
-    "val": words(
-        "Albrun Bestrix Caldrun Delmark Estrun Folvane Grendel Halvix Jastrin Kelmor Lindrex Morvale Nestrun Pravik "
-        "Rendmar Solvix Trendal Umbrex Valdrun Westrix"
-    ),
-    "test": words(
-        "Avremar Boldrex Cendrin Drovane Elvarin Fostrix Galdemar Hendrun Irvale Joldrex Kravmar Lestrin Mavrex "
-        "Nildane Pestrun Ralvix Stelmar Tundrex Vorlane Wolmar"
-    ),
-}
+NAMES = word_lists("compliance: names of clients")  # and of listed companies
 _BUSINESSES = words("Foods Mills Motors Steel Labs Rail Gas Inns Glass Paper Shoes Farms")
 _COLLEAGUES = words(
     "Anna Ben Clara David Emma Felix Grace Henry Ida Jonas Kate Leo Mia Noah Olga Paul Rosa Sam Tina Uwe"

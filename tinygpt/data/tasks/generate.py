@@ -1,6 +1,6 @@
 """Generate labelled examples from templates and a seed: fixed shares of the labels, and no near duplicates.
 
-The longer tables of wordings are text files next to the tasks, which `read_wordings` reads.
+The longer tables of wordings and words are text files next to the tasks, which `read_wordings` and `word_lists` read.
 
 generate(1337, ("yes", "no"), draw)["train"]  # -> [(prompt, response), ...]
 """
@@ -72,6 +72,11 @@ def read_wordings(file: str) -> dict[str, tuple[str, dict[str, list[str]]]]:
             mark, _, wording = line.partition(" ")
             wordings[mark].append(wording)
     return sections
+
+
+def word_lists(title: str) -> dict[str, tuple[str, ...]]:
+    """The lists in a section of words.txt, by their names."""
+    return {name: words(" ".join(lines)) for name, lines in read_wordings("words.txt")[title][1].items()}
 
 
 def hashed(text: str) -> float:

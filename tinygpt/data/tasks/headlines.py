@@ -15,7 +15,7 @@ metric or the verb does not occur in train, so nothing in train tells its sign.
 
 import random
 
-from tinygpt.data.tasks.generate import Pair, digits, generate, words
+from tinygpt.data.tasks.generate import Pair, digits, generate, word_lists, words
 
 SENTIMENTS = ("positive", "neutral", "negative")
 # Of the metrics the first half is good, of the verbs the first half goes up.
@@ -26,19 +26,7 @@ NEW_METRICS = words(  # in test only
 )
 NEW_VERBS = words("increase double swell leap mount multiply decrease decline plunge halve tumble dwindle")
 NEGATIONS = ("do not", "no longer", "fail to")
-COMPANIES = {
-    "train": words(
-        "Ardent Goodwin Best Sharp Lossie Fairgain Bright Grimes Badger Hifall Profitt Costa Dropmore Uprise Winner "
-        "Nott Nolan Risely Fallon Joy Gloom Sterling Poore Riches Harmon Crash Happy Sadler Debton Salesby Sinclair "
-        "Growley Climber Luck Soren Slade Orderly Marlin Bolder Weakley Peake Slump Strong Crisp Delaney Merit Cloudy "
-        "Sunny"
-    ),
-    "val": words("Bonus Failsby Gaines Ruin Brisk Lowe Gladwin Dipton Robust Moody Quill Surgeon"),
-    "test": words(
-        "Betterly Worsley Success Doome Noble Grieve Upton Downes Golden Lossiter Boon Bleak Proffer Costello Triumph "
-        "Notley Risborough Falla Premier Harsh Swift Drab Cheers Soarby"
-    ),
-}
+COMPANIES = word_lists("headlines: names of companies")
 _BUSINESSES = words("Foods Mills Motors Bank Steel Labs Rail Gas Inns Glass Paper Shoes")
 _WHEN = words("in Q1,in Q2,in Q3,in Q4,in May,in June,this year,this spring", ",")
 _ASKING = ("Unclear if", "Analysts ask if", "Owners ask if")

@@ -18,31 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tinygpt.data.tasks.generate import hashed
+from tinygpt.data.tasks.generate import hashed, word_lists
 
 TABLE = Path(__file__).with_name("merchants.txt")
-CATEGORIES = {  # the index's categories of each label; fees, income and subscriptions have none
-    "groceries": "brands/shop/supermarket brands/shop/convenience brands/shop/wholesale brands/shop/greengrocer "
-    "brands/shop/butcher brands/shop/frozen_food",
-    "dining": "brands/amenity/restaurant brands/amenity/fast_food brands/amenity/pub brands/amenity/bar",
-    "coffee": "brands/amenity/cafe brands/shop/coffee",
-    "transport": "transit/route/bus transit/route/train transit/route/subway transit/route/light_rail "
-    "transit/route/tram transit/route/ferry operators/amenity/parking brands/amenity/parking "
-    "brands/amenity/bicycle_rental operators/amenity/car_sharing brands/amenity/car_sharing "
-    "operators/highway/toll_gantry",
-    "fuel": "brands/amenity/fuel brands/amenity/charging_station",
-    "travel": "brands/tourism/hotel brands/tourism/motel brands/tourism/hostel brands/tourism/caravan_site "
-    "brands/amenity/car_rental brands/shop/travel_agency",
-    "health": "brands/amenity/pharmacy brands/shop/chemist brands/amenity/clinic brands/amenity/dentist "
-    "brands/amenity/doctors brands/shop/optician brands/shop/hearing_aids brands/healthcare/physiotherapist "
-    "brands/healthcare/laboratory operators/amenity/clinic operators/amenity/hospital operators/healthcare/dialysis",
-    "utilities": "operators/power/minor_line operators/office/water_utility operators/office/energy_supplier "
-    "operators/man_made/water_works brands/shop/telecommunication brands/office/telecommunication "
-    "brands/shop/mobile_phone brands/shop/gas",
-    "shopping": "brands/shop/clothes brands/shop/shoes brands/shop/department_store brands/shop/variety_store "
-    "brands/shop/furniture brands/shop/electronics brands/shop/doityourself brands/shop/books brands/shop/toys",
-}
-LABELS = {category: label for label, categories in CATEGORIES.items() for category in categories.split()}
+# The index's categories of each label; fees, income and subscriptions have none.
+CATEGORIES = word_lists("merchants: categories of the index")
+LABELS = {category: label for label, categories in CATEGORIES.items() for category in categories}
 NAME_WIDTH = 22  # of a merchant in a statement
 TEMPLATE_WORDS = ("SP", "PIONEER")  # brands of val or test that are also a prefix or an invented name in train
 ORDINARY = 5  # a name that is a part of more others than this is an ordinary word (PIZZA, TRANSIT), not a name

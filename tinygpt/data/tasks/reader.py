@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tinygpt.data.tasks.generate import Pair, digits, read_wordings, words
+from tinygpt.data.tasks.generate import Pair, digits, read_wordings, word_lists
 from tinygpt.terminal import progress
 
 UNANSWERABLE = "not in the documents"
@@ -72,23 +72,7 @@ def abstention(prompt: str, response: str) -> str:
 # ---- names and values -------------------------------------------------------------------------------------------
 
 Rng = random.Random
-_ONSETS = words(
-    "b c d f g h j k l m n p r s t v w x y z b c d f g h j k l m n p r s t v br ch cl dr gr kl pr qu sh sk st th tr wh"
-)
-_VOWELS = words("a a e e i i o o u a a e e i i o o u ai ea ia io ou y")
-_CODAS = words("d k l l m n n r r s t x ck ll nd ng rd rk rn rt st")
-_FORMS = words("Ltd Inc Corp Group Holdings Bank Capital Partners Energy Foods Systems Labs Motors Insurance AG plc")
-_MONTHS = words("January February March April May June July August September October November December")
-_FIRST_NAMES = words(
-    "Ada Alan Amira Ana Anders Ben Bruno Carla Chen Clara Dan Daria Elena Emil Eva Farah Felix Grace Hana Hugo Ines "
-    "Ivan Jan Joan Jon Karim Kate Lars Lea Leo Lin Lucy Maria Max Mei Mia Nadia Nils Noor Olga Omar Otto Paul Petra "
-    "Priya Ravi Rosa Ruth Sam Sara Sven Tara Theo Tom Uma Vera Victor Wei Yara Zoe"
-)
-_GOODS = words(
-    "bicycles boats bread cables chairs cheese clocks coffee copper engines furniture glass lamps medicines paint "
-    "paper phones pianos pumps robots sensors shoes soap software steel tea tents tools toys trains tyres valves wine"
-)
-_STYLES = words("blue cheap electric fine fresh green heavy industrial large light modern plain rare small used wooden")
+_PARTS = word_lists("reader: parts of names and values")
 
 
 def company(rng: Rng) -> str:
@@ -96,7 +80,7 @@ def company(rng: Rng) -> str:
         name = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(3))
     else:
         name = _word(rng, rng.choice((1, 2, 2)))
-    return f"{name} {rng.choice(_FORMS)}" if rng.random() < 0.4 else name
+    return f"{name} {rng.choice(_PARTS['form'])}" if rng.random() < 0.4 else name
 
 
 def short(company: str) -> str:
@@ -105,7 +89,7 @@ def short(company: str) -> str:
 
 
 def person(rng: Rng) -> str:
-    first = rng.choice(_FIRST_NAMES) if rng.random() < 0.7 else _word(rng, 2)
+    first = rng.choice(_PARTS["first"]) if rng.random() < 0.7 else _word(rng, 2)
     middle = f" {rng.choice('ABCDEFGHJKLMNPRSTW')}." if rng.random() < 0.1 else ""
     return f"{first}{middle} {_word(rng, rng.choice((1, 2)))}"
 
@@ -123,9 +107,8 @@ def money(rng: Rng) -> str:
     currency = rng.choice(("$", "$", "$", "EUR ", "USD ", "£", "€", "CHF "))
     if rng.random() < 0.4:
         return currency + number(rng, rng.choice(("9,999", "99,000", "999,999")))
-    return currency + number(rng, rng.choice(("9", "99", "999", "9.9", "99.9", "9.99"))) + rng.choice(
-        (" million", " million", " billion", "m")
-    )  # fmt: skip
+    amount = number(rng, rng.choice(("9", "99", "999", "9.9", "99.9", "9.99")))
+    return currency + amount + rng.choice((" million", " million", " billion", "m"))
 
 
 def count(rng: Rng) -> str:
@@ -141,12 +124,13 @@ def percent(rng: Rng) -> str:
 
 
 def date(rng: Rng) -> str:
-    day, month = rng.randrange(1, 29), rng.choice(_MONTHS)
+    day, month = rng.randrange(1, 29), rng.choice(_PARTS["month"])
     return rng.choice((f"{day} {month}", f"{month} {day}", f"{day} {month} {rng.randrange(2019, 2030)}"))
 
 
 def goods(rng: Rng) -> str:
-    return f"{rng.choice(_STYLES)} {rng.choice(_GOODS)}" if rng.random() < 0.7 else rng.choice(_GOODS)
+    style = f"{rng.choice(_PARTS['style'])} " if rng.random() < 0.7 else ""
+    return style + rng.choice(_PARTS["goods"])
 
 
 def number(rng: Rng, pattern: str) -> str:
@@ -157,8 +141,8 @@ def number(rng: Rng, pattern: str) -> str:
 
 def _word(rng: Rng, syllables: int) -> str:
     """An invented word with a capital."""
-    parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)]
-    return ("".join(parts) + (rng.choice(_CODAS) if rng.random() < 0.6 else "")).capitalize()
+    parts = [rng.choice(_PARTS["onset"]) + rng.choice(_PARTS["vowel"]) for _ in range(syllables)]
+    return ("".join(parts) + (rng.choice(_PARTS["coda"]) if rng.random() < 0.6 else "")).capitalize()
 
 
 # ---- facts about a company -------------------------------------------------------------------------------------

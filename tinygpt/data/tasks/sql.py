@@ -25,7 +25,7 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from tinygpt.data.query import Result, run_query, same_rows
-from tinygpt.data.tasks.generate import Pair, read_wordings, words
+from tinygpt.data.tasks.generate import Pair, read_wordings, word_lists
 from tinygpt.data.tasks.reader import person, place
 
 SIZES = {"train": 48_000, "val": 500, "test": 1000}
@@ -38,21 +38,10 @@ create table payments (client text references clients, category text, month text
 """
 
 CLIENTS, ACCOUNTS, PAYMENTS = 300, 600, 1500  # rows of the tables
-CITIES = words(
-    "Aarhus Antwerp Basel Bath Bergen Bonn Bremen Bristol Bruges Cadiz Cork Derby Dresden Dublin Essen Exeter Geneva "
-    "Genoa Ghent Glasgow Graz Hamburg Krakow Leeds Leipzig Lille Lisbon Lucerne Lyon Malmo Nantes Naples Nice Oslo "
-    "Oxford Padua Porto Riga Seville Tampere Toulon Turin Utrecht Verona Vienna Wroclaw York Zagreb"
-)
-SEGMENTS = words("retail private business public")
-ACCOUNT_KINDS = words("current savings deposit card")
-CATEGORIES = words("rent tax travel energy wages food goods loans")
-MONTHS = words("January February March April May June July August September October November December")
-TRAIN_MONTHS = words("January February March May June July August September October December")
+COLUMNS = word_lists("sql: values of columns")
+CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = COLUMNS.values()
+TRAIN_MONTHS = tuple(month for month in MONTHS if month not in ("April", "November"))
 _LETTERS = "eeeeeaaaaiiiioooonnnnttttrrrrsssslllhhddccuummppggbbffyywwkvxzjq"
-COLUMNS = {  # with a few values, for near misses
-    "city": CITIES, "segment": SEGMENTS, "kind": ACCOUNT_KINDS, "category": CATEGORIES, "month": MONTHS,
-}  # fmt: skip
-
 AGGREGATES = {
     "sum": ("total", "combined"),
     "avg": ("average", "mean"),

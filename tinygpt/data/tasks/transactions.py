@@ -19,35 +19,14 @@ and test do not occur in train.
 
 import random
 
-from tinygpt.data.tasks.generate import Pair, digits, generate, read_wordings, words
+from tinygpt.data.tasks.generate import Pair, digits, generate, read_wordings, word_lists, words
 from tinygpt.data.tasks.merchants import NAME_WIDTH, Merchant, merchants_by_label
 
 _LINES = {category: of for category, (_, of) in read_wordings("transactions.txt").items()}
 CATEGORIES = tuple(_LINES)
 # The name of each invented merchant contains a word of its split's NAMES or INVENTED, which no other split has.
-NAMES = {
-    "train": words(
-        "ALDER ASHBY BARTON BELMONT BIRCH BLAKE BRIAR CALDER CARVER CEDAR COLBY CORBIN CRANE DALTON DENBY DUNMORE "
-        "EASTON ELMORE EMBER FALCON FARROW FENTON GARNET GIBSON GOLDEN GRANT HALSEY HARLOW HAWTHORN HOLT HUDSON HUXLEY "
-        "IRVING JASPER JUNIPER KELLER KENDAL KIRBY LAMBERT LAUREL LINDEN LOGAN LUNA MAGNOLIA MARLOW MERCER MILLER "
-        "MONROE NEWTON NOLAN NORTH OAKLEY ORCHARD OTTER PARKER PEARL PIONEER PRESTON QUINN RAVEN RIDGE ROWAN RUBY SAGE "
-        "SEABURY SHELDON SPENCER STELLA SUMMIT TANNER THATCHER TILDEN TURNER UNION VERNON WALDEN WALTON WARREN WILLOW "
-        "WINSTON"
-    ),
-    "val": words("AMBROSE BEACON CLIFTON DORSET ELLIS FOSTER GRAFTON HOBART IVY KESTREL LOWELL MAPLE"),
-    "test": words(
-        "ARCHER BLUE BRADLEY CAMDEN CYPRESS DEXTER EVERETT FULTON GROVE HARBOR HICKORY JARVIS KNOX LANDON MADISON "
-        "MORROW OSPREY PALMER REDWOOD RIVERSIDE SALEM SUTTON TRENT WESTON"
-    ),
-}
-_STARTS = {
-    "train": words(
-        "BALU CORVI MURGO FEXA GAMBRI HULO JORVE KALTI LUMBO MEZZA NIVRO OSTRU PELVA QUARLI RUVO SILBO TOXI VANDRE "
-        "WEXO YULTA ZARBI"
-    ),
-    "val": words("BRINJO DAXU FILVO GURTA MORJE SUNDVI"),
-    "test": words("ARVO CHUBLI DREMU ELTI HAXO IMBRE KOSTU LIRVA NUXE TRALDI UMBO VOLJI"),
-}
+NAMES = word_lists("transactions: names of merchants")
+_STARTS = word_lists("transactions: starts of invented names")
 _ENDS = words("NA RIS TEK LO VEX DAN MIRA SOL PO NDER QUE ZZI THE RN BEL KA")
 INVENTED = {split: tuple(start + end for start in starts for end in _ENDS) for split, starts in _STARTS.items()}
 
