@@ -62,6 +62,7 @@ class StockClass:
     or EVERYWHERE may have any value; every other field must have its default.
     """
 
+    name: str
     model_type: str
     options: tuple[Options, ...]
     keys: dict[str, str]  # field of GPTConfig: key of config.json
@@ -129,12 +130,10 @@ APERTUS_NORMS = {f"{HERE}.ln_1": f"{THERE}.attention_layernorm", f"{HERE}.ln_2":
 ATTENTION_BIAS = {"attn": "attention_bias"}
 BOTH_BIASES = ATTENTION_BIAS | {"mlp": "mlp_bias"}
 LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
-
-
 ROPE_VALUES = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
 
 
-def _plain_rope(value: Any, config: GPTConfig) -> bool:
+def _plain_rope(value: Any, _: GPTConfig) -> bool:
     return isinstance(value, dict) and all(key == "rope_theta" or value[key] == ROPE_VALUES.get(key) for key in value)
 
 
@@ -150,8 +149,9 @@ NO_WINDOW: dict[str, Check] = {  # or one that is wider than the context
     "sliding_window": lambda value, config: value is None or (isinstance(value, int) and value >= config.block_size)
 }
 
-STOCK = {
-    "GPT2LMHeadModel": StockClass(
+ROWS = (
+    StockClass(
+        name="GPT2LMHeadModel",
         model_type="gpt2",
         options=(LEARNED | UNGATED,),
         keys=GPT2_KEYS,
@@ -160,7 +160,8 @@ STOCK = {
         fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         missing={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
     ),
-    "LlamaForCausalLM": StockClass(
+    StockClass(
+        name="LlamaForCausalLM",
         model_type="llama",
         options=(ROPE | SWIGLU, ROPE_BIAS | SWIGLU),
         keys=LLAMA_KEYS,
@@ -169,7 +170,8 @@ STOCK = {
         biases=BOTH_BIASES,
         missing=LLAMA_MISSING,
     ),
-    "Qwen3ForCausalLM": StockClass(
+    StockClass(
+        name="Qwen3ForCausalLM",
         model_type="qwen3",
         options=(ROPE | SWIGLU | QK_NORM,),
         keys=LLAMA_KEYS,
@@ -179,7 +181,8 @@ STOCK = {
         fixed={"use_sliding_window": False},
         missing={**LLAMA_MISSING, "head_dim": 128},
     ),
-    "ArceeForCausalLM": StockClass(
+    StockClass(
+        name="ArceeForCausalLM",
         model_type="arcee",
         options=(ROPE | UNGATED, ROPE_BIAS | UNGATED),
         keys=LLAMA_KEYS,
@@ -188,7 +191,8 @@ STOCK = {
         biases=BOTH_BIASES,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
     ),
-    "ApertusForCausalLM": StockClass(
+    StockClass(
+        name="ApertusForCausalLM",
         model_type="apertus",
         options=(ROPE | UNGATED | QK_NORM,),
         keys=LLAMA_KEYS,
@@ -197,7 +201,8 @@ STOCK = {
         biases=ATTENTION_BIAS,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
     ),
-    "MistralForCausalLM": StockClass(  # import only: stock_name finds Llama's class first
+    StockClass(  # import only: stock_class finds Llama's class first
+        name="MistralForCausalLM",
         model_type="mistral",
         options=(ROPE | SWIGLU,),
         keys=LLAMA_KEYS,
@@ -205,7 +210,8 @@ STOCK = {
         checked=PLAIN_ROPE | NO_WINDOW,
         missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
-}
+)
+STOCK = {row.name: row for row in ROWS}
 ACTIVATION = {  # of transformers: of tinygpt; the first of two names is written
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -218,16 +224,14 @@ ACTIVATION = {  # of transformers: of tinygpt; the first of two names is written
 # ---- out --------------------------------------------------------------------------------------------------------
 
 
-def stock_name(config: GPTConfig) -> str:
+def stock_class(config: GPTConfig) -> StockClass:
     """Find the class that computes the same function as a GPT.
 
     Errors: TinyGPTError names the fewest options that no class has together, and what the nearest class lacks.
     """
     config = dataclasses.replace(config, n_kv_head=config.n_kv_head % config.n_head)  # 0 and n_head mean the same
     lacking = [
-        (config.beyond(row.keys.keys() | EVERYWHERE, options), name)
-        for name, row in STOCK.items()
-        for options in row.options
+        (config.beyond(row.keys.keys() | EVERYWHERE, options), row) for row in STOCK.values() for options in row.options
     ]
     lacks, nearest = min(lacking, key=lambda pair: len(pair[0]))
     if not lacks:
@@ -235,10 +239,10 @@ def stock_name(config: GPTConfig) -> str:
     every = dict.fromkeys(itertools.chain(lacks, *(options for options, _ in lacking)))
     groups = itertools.chain.from_iterable(itertools.combinations(every, size + 1) for size in range(len(every)))
     first, *others = next(group for group in groups if all({*group} & {*options} for options, _ in lacking))
-    what = "combination" if others else "option"
+    named = f"{first} with {' and '.join(others)}" if others else first
     raise TinyGPTError(
-        f"{first}{' with ' if others else ''}{' and '.join(others)}: no model class of transformers has this {what}; "
-        f"the nearest, {nearest}, lacks {' and '.join(lacks)}",
+        f"{named}: no model class of transformers has this {'combination' if others else 'option'}; "
+        f"the nearest, {nearest.name}, lacks {' and '.join(lacks)}",
         "train with configs/portable.yaml, which can be exported in every format",
     )
 
@@ -248,8 +252,7 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
 
     weights: of an ordinary GPT, without LoRA adapters. Errors: TinyGPTError for an option that no class has.
     """
-    name = stock_name(config)
-    row, tied = STOCK[name], config.tie_weights and not centred(config)
+    row, tied = stock_class(config), config.tie_weights and not centred(config)
     result: dict[str, Tensor] = {}
     for full, weight in weights.items():
         layer, _, kind = full.rpartition(".")
@@ -265,22 +268,20 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
     if config.qk_norm and not config.qk_norm_weights:
         for block in range(config.n_layer):
             result |= {f"model.layers.{block}.self_attn.{x}_norm.weight": torch.ones(config.head_dim) for x in "qk"}
-    return Stock(_stock_config(name, config, tied), result)
+    return Stock(_stock_config(row, config, tied), result)
 
 
-def _stock_config(name: str, config: GPTConfig, tied: bool) -> dict[str, Any]:
-    row = STOCK[name]
+def _stock_config(row: StockClass, config: GPTConfig, tied: bool) -> dict[str, Any]:
     values = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads, "mlp_width": config.hidden_width}
     values["activation"] = next(theirs for theirs, ours in ACTIVATION.items() if ours == config.activation)
-    result: dict[str, Any] = {"architectures": [name], "model_type": row.model_type}
+    result: dict[str, Any] = {"architectures": [row.name], "model_type": row.model_type}
     result |= {key: values[field] for field, key in row.keys.items()} | row.fixed
     result |= dict.fromkeys(row.biases.values(), config.bias)
     if row.learned:
         result |= {f"{part}_pdrop": 0.0 for part in ("attn", "embd", "resid")}
     else:  # rope_theta is read by transformers 4, rope_parameters by 5
-        rope = {"rope_type": "default", "rope_theta": config.rope_base}
         result |= {"head_dim": config.head_dim, "rope_theta": config.rope_base, "rope_scaling": None}
-        result["rope_parameters"] = rope
+        result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_base}
     tokens = {f"{role}_token_id": None for role in ("bos", "eos", "pad")}
     return {**result, "tie_word_embeddings": tied, **tokens, "torch_dtype": "float32"}
 
@@ -369,8 +370,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
             parts.append(_turned(row, layer, found.pop(wanted)))
         weights[name] = converted(config, layer, torch.cat(parts), inverse=True)
     if found:
-        kind = stock.config["architectures"][0]
-        raise _unusable(f"the weights have a tensor that {kind} lacks: {shown(next(iter(found)))}")
+        raise _unusable(f"the weights have a tensor that {row.name} lacks: {shown(next(iter(found)))}")
     return _simplified(config, shapes, weights)
 
 
@@ -411,14 +411,13 @@ def _row(config: dict[str, Any]) -> StockClass:
         raise _unusable("auto_map asks for code that comes with the model; tinygpt never runs remote code")
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or name not in STOCK:
-        raise TinyGPTError(
-            f"config.json: architectures is {shown(names)}, a class that tinygpt cannot read",
-            f"choose a model whose class is {', '.join(STOCK)}",
-        )
-    if config.get("model_type") != STOCK[name].model_type:
-        raise _unusable(f"config.json: model_type is {shown(config.get('model_type'))}, which contradicts {name}")
-    return STOCK[name]
+    row = STOCK.get(name) if isinstance(name, str) else None
+    if row is None:
+        what = f"config.json: architectures is {shown(names)}, a class that tinygpt cannot read"
+        raise TinyGPTError(what, f"choose a model whose class is {', '.join(STOCK)}")
+    if config.get("model_type") != row.model_type:
+        raise _unusable(f"config.json: model_type is {shown(config.get('model_type'))}, which contradicts {row.name}")
+    return row
 
 
 def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
@@ -439,13 +438,14 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     for field, whole, part in (("n_head", width, heads), ("n_kv_head", heads, kv_heads)):
         if whole % part:
             raise _unusable(f"config.json: {keys[field]} is {part}, which does not divide {whole}")
-    act = values.get(keys["activation"])
+    key, act = keys["activation"], values.get(keys["activation"])
     activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
     if activation not in row.options[0]["activation"]:
-        raise _unusable(
-            f"config.json: {keys['activation']} is {shown(act)}, which a GPT of tinygpt cannot express here"
-        )
-    flags = {key: _flag(values, key) for key in (*row.biases.values(), "tie_word_embeddings")}
+        raise _unusable(f"config.json: {key} is {shown(act)}, which a GPT of tinygpt cannot express here")
+    flags = {key: values.get(key, False) for key in (*row.biases.values(), "tie_word_embeddings")}
+    for key, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise _unusable(f"config.json: {key} is {shown(flag)}, neither true nor false")
     result = GPTConfig(
         block_size=size(values, keys["block_size"]),
         vocab_size=vocabulary,
@@ -488,13 +488,6 @@ def size(values: dict[str, Any], key: str, default: int | None = None, where: ob
     """Take a size, a whole number from 1 to LARGEST; errors as in `number`."""
     found = default if values.get(key) is None else values[key]
     return int(number({key: found}, key, 1, LARGEST, where, whole=True))
-
-
-def _flag(values: dict[str, Any], key: str) -> bool:
-    value = values.get(key, False)
-    if not isinstance(value, bool):
-        raise _unusable(f"config.json: {key} is {shown(value)}, neither true nor false")
-    return value
 
 
 def shown(value: Any) -> str:

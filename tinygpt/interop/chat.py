@@ -16,7 +16,6 @@ import contextlib
 import json
 import subprocess
 import sys
-from typing import Any
 
 from tinygpt.errors import TinyGPTError, require_installed
 
@@ -39,9 +38,8 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     prefix, middle = question.split(PROMPT)
     before, rest = example.split(RESPONSE)
     if before != question:
-        raise UnusableTemplate(
-            "the text before a response is not the same as before a response that is to be generated"
-        )
+        same = "the text before a response is not the same as before a response that is to be generated"
+        raise UnusableTemplate(same)
     end = next((token for token in sorted(special, key=len, reverse=True) if rest.startswith(token)), "")
     parts = {"prefix": prefix, "middle": middle, "end": end or eos}
     for name, text in parts.items():
@@ -59,13 +57,9 @@ def render(template: str, bos: str, eos: str, conversations: list[Conversation])
     """
     require_installed("a chat template", "jinja2")
     command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
+    request = json.dumps([template, bos, eos, conversations]).encode()
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps([template, bos, eos, conversations]).encode(),
-            capture_output=True,
-            timeout=SECONDS,
-        )
+        done = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)
         texts, problem = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise UnusableTemplate(f"it runs for more than {SECONDS} seconds") from None
@@ -83,11 +77,10 @@ def run_template(template: str, bos: str, eos: str, conversations: list[Conversa
     def refuse(message: str) -> None:
         raise PermissionError(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    loops = ["jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: ""}
-    values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None}
+    values = {"bos_token": bos, "eos_token": eos, "tools": None}
     try:
         compiled = environment.from_string(template)
         texts = [
@@ -103,15 +96,6 @@ def run_template(template: str, bos: str, eos: str, conversations: list[Conversa
     return texts, ""
 
 
-def main() -> None:
-    """Read template and special tokens as JSON from standard input; write what `run_template` returns."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, macOS may refuse this one
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    json.dump(run_template(*json.load(sys.stdin)), sys.stdout)
-
-
 class UnusableTemplate(TinyGPTError):
     """A chat template that cannot be used; the model can, without it."""
 
@@ -119,5 +103,9 @@ class UnusableTemplate(TinyGPTError):
         super().__init__(f"the model's chat template cannot be used: {why}")
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the process of `render`: its request as JSON on standard input, the result on output
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, macOS may refuse this one
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    json.dump(run_template(*json.load(sys.stdin)), sys.stdout)

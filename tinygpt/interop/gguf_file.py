@@ -223,7 +223,7 @@ def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind:
         raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", HINT)
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
     config: dict[str, Any] = {
-        "architectures": [next(name for name, one in STOCK.items() if one is row)],
+        "architectures": [row.name],
         "model_type": kind,
         **{
             name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key))

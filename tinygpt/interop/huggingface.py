@@ -35,11 +35,9 @@ TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
 WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+SAFETENSORS = "safetensors.torch", "a file of tensors"  # a module, and what needs it
 AGAIN = "download the folder again"
 GPT2 = "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"
-
-
-# ---- in ---------------------------------------------------------------------------------------------------------
 
 
 def hub_folder(name: str) -> Path:
@@ -134,10 +132,9 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
 def _weights(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a folder, from one file or from those that an index names."""
     for name in WEIGHTS:
-        index = path / f"{name}.index.json"
         if (path / name).exists():
             return read_tensors(path / name)
-        if index.exists():
+        if (index := path / f"{name}.index.json").exists():
             parts = read_json(index).get("weight_map")
             files = list(parts.values()) if isinstance(parts, dict) else []
             if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+", file) for file in files):
@@ -151,7 +148,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     pickled = path.suffix != ".safetensors"
     if not path.is_file():
         raise TinyGPTError(f"{path}: no such file", AGAIN)
-    safetensors = safetensors_library()
+    safetensors = library(*SAFETENSORS)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True) if pickled else safetensors.load_file(path)
     except Exception as error:  # of zipfile, pickle, torch or safetensors
@@ -170,9 +167,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-# ---- out --------------------------------------------------------------------------------------------------------
-
-
 def write_folder(
     out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = (), beside: str = ""
 ) -> None:
@@ -181,7 +175,7 @@ def write_folder(
     notes: sentences for the model card, for example what n-gram baselines reach. beside: a subfolder that may exist.
     Errors: TinyGPTError for an option that no class of transformers has, and for a folder that contains other files.
     """
-    safetensors = safetensors_library()
+    library(*SAFETENSORS)  # refuse before any work
     model = checkpoint.build_model()
     stock = to_stock(model.config, model.state_dict())
     files = tokenizer_files(tokenizer, model.config.block_size)
@@ -195,18 +189,17 @@ def write_folder(
         raise file_error(out, error, "choose another folder: -o FOLDER", "cannot be made") from None
     for name in ("config.json", TEMPLATE):  # of an earlier export
         remove(out / name)
-    write_file(out / WEIGHTS[0], safetensors.save(stock.weights, metadata={"format": "pt"}))
+    write_tensors(out / WEIGHTS[0], stock.weights)
     for name, text in files.items():
         write_file(out / name, text)
-    defaults = SampleConfig()
-    choice = {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
+    choice = {"do_sample": True, "temperature": SampleConfig.temperature, "top_k": SampleConfig.top_k}
     ends = {"eos_token_id": eos, "pad_token_id": eos}
-    write_file(out / "generation_config.json", as_json(choice | ends))
-    write_file(out / "README.md", model_card(out.name, checkpoint, "chat_template.jinja" in files, notes))
-    write_file(out / "config.json", as_json(stock.config | ends | {"tinygpt": __version__}))
+    write_file(out / "generation_config.json", choice | ends)
+    write_file(out / "README.md", model_card(out.name, checkpoint, TEMPLATE in files, notes))
+    write_file(out / "config.json", stock.config | ends | {"tinygpt": __version__})
 
 
-def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
+def require_own(out: Path, names: set[str]) -> None:
     """Check that a folder contains at most an earlier export, which may be replaced. Errors: TinyGPTError.
 
     names: of its files. A temporary file of one, which an export that was killed leaves behind, may stay as well.
@@ -218,17 +211,19 @@ def require_own(out: Path, names: set[str], mark: str = "config.json") -> None:
     others = sorted({one.name for one in out.iterdir()} - names) if out.exists() else []
     if others:
         raise TinyGPTError(f"{out}: holds other files ({others[0]}), which tinygpt would not replace", hint)
-    if (out / mark).exists() and "tinygpt" not in read_json(out / mark, hint):
+    if (out / "config.json").exists() and "tinygpt" not in read_json(out / "config.json", hint):
         raise TinyGPTError(f"{out}: holds a model that tinygpt did not export", hint)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | dict[str, Any]) -> None:
+    """Write a text, or values as JSON."""
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write((content if isinstance(content, str) else json.dumps(content, indent=2) + "\n").encode())
 
 
-def as_json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
+def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
+    with replacing(path) as file:
+        file.write(library(*SAFETENSORS).save(weights, metadata={"format": "pt"}))
 
 
 USE = """\
@@ -250,7 +245,6 @@ PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
     """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
-    command = suggest.command(suggest.training_command(config), "config.yaml")
     loss = checkpoint.best_val_loss
     facts = [
         f"Exported with tinygpt {__version__}, {history(checkpoint)}.",
@@ -261,17 +255,19 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
     longest = min(100, checkpoint.model_args["block_size"] // 2)  # leaves half of the context to the prompt
     prompt, greedy = (CHAT, ", do_sample=False") if answers else (PLAIN, "")
     use = USE.format(folder=name, prompt=prompt, greedy=greedy, longest=longest)
-    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {name}",
         "\n".join(f"- {fact}" for fact in facts),
         "Licence: none is stated here. Before publishing, choose one that the data and the base model allow.",
         f"## Use\n\n```python\n{use}```",
     ]
     if config.get("dataset"):
+        command = suggest.command(suggest.training_command(config), "config.yaml")
         steps = f"Save this as config.yaml, prepare the data, and run `{command}`."
+        settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"## Reproduce\n\n{steps}\n\n```yaml\n{settings}```")
-    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n" + "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def history(checkpoint: Checkpoint) -> str:
@@ -279,7 +275,3 @@ def history(checkpoint: Checkpoint) -> str:
     if not checkpoint.step and (source := checkpoint.config.get("init_from")):
         return f"imported from {Path(str(source)).name} and not trained further"
     return f"after {checkpoint.step:,} iterations of training"
-
-
-def safetensors_library() -> Any:
-    return library("safetensors.torch", "a file of tensors")

@@ -25,26 +25,8 @@ from torch import Tensor
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.interop.architectures import (
-    STOCK,
-    centred,
-    converted,
-    number,
-    shapes_of,
-    shown,
-    size,
-    split_rows,
-    stock_name,
-)
-from tinygpt.interop.huggingface import (
-    as_json,
-    read_json,
-    read_tensors,
-    require_own,
-    safetensors_library,
-    write_file,
-    write_folder,
-)
+from tinygpt.interop.architectures import centred, converted, number, shapes_of, shown, size, split_rows, stock_class
+from tinygpt.interop.huggingface import read_json, read_tensors, require_own, write_file, write_folder, write_tensors
 from tinygpt.lora import LoRA, is_adapted, merged
 from tinygpt.options import GPTConfig
 
@@ -66,7 +48,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     if not rank:
         raise TinyGPTError("this checkpoint has no LoRA adapter", "export it with --format hf")
     config = GPTConfig.from_dict(run.model_args)
-    row, weights = STOCK[stock_name(config)], {}
+    row, weights = stock_class(config), {}
     for name, a in run.model.items():
         layer, _, kind = name.rpartition(".")
         if kind == "lora_A":
@@ -90,14 +72,12 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     base = dataclasses.replace(run, model=merged(grown, alpha=1.0))  # without adapters: only new rows are merged
     adapter = out / FOLDER
     require_own(adapter, {SETTINGS, WEIGHTS})
-    use = f'`PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
-    together = (
-        f"These are the weights of the base model. The adapter is added with {use}; the loss is that of both together."
-    )
+    use = f'The adapter is added with `PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
+    together = f"These are the weights of the base model. {use}; the loss is that of both together."
     write_folder(out, base, tokenizer, [*notes, together], beside=FOLDER)
     adapter.mkdir(exist_ok=True)
-    write_file(adapter / WEIGHTS, safetensors_library().save(weights, metadata={"format": "pt"}))
-    write_file(adapter / SETTINGS, as_json(settings))
+    write_tensors(adapter / WEIGHTS, weights)
+    write_file(adapter / SETTINGS, settings)
 
 
 def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
@@ -149,8 +129,7 @@ def _layer(
 ) -> tuple[Tensor, Tensor]:
     """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; rank 0 if none is adapted."""
     a_parts, b_parts = [], []
-    row = STOCK[stock_name(config)]
-    for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
+    for part, rows in split_rows(stock_class(config), config, layer, torch.empty(shape, device="meta")).items():
         a = found.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
         b = found.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
         if len(a) not in (0, rank) or a.shape[1:] != shape[1:] or b.shape != (len(rows), len(a)):
