@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,10 +140,3 @@ print(status, "torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny_run, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "0 False", (done.stdout, done.stderr)
-
-
-@pytest.mark.parametrize("package", sorted(SOURCE.rglob("__init__.py")), ids=lambda path: path.parent.name)
-def test_a_package_that_lists_its_modules_lists_all(package: Path) -> None:
-    text = ast.get_docstring(ast.parse(package.read_bytes())) or ""
-    listed = set(re.findall(r"^ *(\w+\.py) ", text, re.MULTILINE))
-    assert listed in (set(), {path.name for path in package.parent.glob("*.py")} - {"__init__.py"})
