@@ -204,8 +204,8 @@ def small() -> Iterator[None]:
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         for split, number in {"train": 800, "val": 150, "test": 150}.items():
             patch.setitem(generate.SIZES, split, number)
-        patch.setattr(confidence, "QUICK", confidence.Size(2, 4))
-        patch.setattr(cascade, "QUICK", cascade.Size(10, 2))
+        patch.setattr(confidence, "QUICK", (2, 4))
+        patch.setattr(cascade, "QUICK", (10, 2))
         patch.setattr(confidence, "OUTSIDE", 50)
         patch.setattr(cascade, "TIMED", 5)
         yield
@@ -245,7 +245,7 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss on its own text is that of the training."""
-    monkeypatch.setattr(confidence, "QUICK", confidence.Size(10, 70))
+    monkeypatch.setattr(confidence, "QUICK", (10, 70))
     said = ok(tmp_path, "lab", "confidence", "--quick", "--out_dir=out").out
     losses = {one["kind"]: one.get("base_loss") for one in read_metrics(tmp_path / "out/seed-1/model")}
     assert cells(said, "base model")[1] == f"{losses['before']:.2f}" and cells(said, "after fine-tuning")[1] == (

@@ -23,9 +23,13 @@ DEFAULT = Path(ExerciseConfig.file)
 
 def exercise(config: ExerciseConfig) -> int:
     """Run the command; returns 0, or 1 if a check failed."""
-    if config.action == "list" and not config.csv:
-        return show_list()
     head, steps = template_steps()
+    if config.action == "list" and not config.csv:
+        print("A GPT from an empty file, in ten steps:\n")
+        for step in steps:
+            print(f"  {step.number:>2}  {step.title:<56}{', '.join(step.names)}")
+        print("\nbegin:  tinygpt exercise start 1\nthen:   tinygpt exercise check 1")
+        return 0
     chosen, path = arguments(config, steps)
     if config.action == "check" and path.is_dir():
         return check_folder(path, chosen, Path(config.csv) if config.csv else None)
@@ -51,25 +55,11 @@ def arguments(config: ExerciseConfig, steps: list[Step]) -> tuple[list[Step], Pa
     return steps, Path(text) if text else path
 
 
-def show_list() -> int:
-    """Print the steps."""
-    print("A GPT from an empty file, in ten steps:\n")
-    for step in template_steps()[1]:
-        print(f"  {step.number:>2}  {step.title:<56}{', '.join(step.names)}")
-    print("\nbegin:  tinygpt exercise start 1\nthen:   tinygpt exercise check 1")
-    return 0
-
-
-# ---- start ------------------------------------------------------------------------------------------------------
-
-
 def start(step: Step, head: str, path: Path) -> None:
     """Append the step's template to the file. Errors: TinyGPTError if the file already contains a part of it."""
     require_writable(path, command("start", step.number, Path("FOLDER/my_gpt.py")))
-    written, there = "", []
-    if path.exists():
-        written = read(path)
-        there = names_in(written, path)
+    written = read(path) if path.exists() else ""
+    there = names_in(written, path)
     again = [name for name in step.names if name in there]
     if again:
         raise TinyGPTError(
@@ -80,8 +70,7 @@ def start(step: Step, head: str, path: Path) -> None:
     with replacing(path) as file:
         file.write(f"{before}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
     print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
-    needs = NEEDS.get(step.number)
-    if needs and needs not in there:
+    if (needs := NEEDS.get(step.number)) and needs not in there:
         print(f"It uses {needs} of an earlier step: {command('start', step.number - 1, path)}")
     print(f"Replace each raise NotImplementedError with your code, then: {command('check', step.number, path)}")
 
@@ -106,9 +95,6 @@ def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
     return suggest.command("exercise", action, *words, *([] if path == DEFAULT else [path]))
 
 
-# ---- check ------------------------------------------------------------------------------------------------------
-
-
 def check(steps: list[Step], path: Path) -> int:
     """Run the checks of these steps on a file, as far as it contains them, and print the results."""
     number = steps[0].number if len(steps) == 1 else None
@@ -129,7 +115,10 @@ def check(steps: list[Step], path: Path) -> int:
             print(f"  PASS  {name}")
         if failed:
             print(f"  FAIL  {failed['check']}")
-            show(failed)
+        for key, label in LABELS.items():
+            if key in failed:
+                lines = [part for line in failed[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
+                print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")
     if any(outcomes[step.number].failed for step in contained):
         print(f"\nthen again: {command('check', number, path)}")
         return 1
@@ -138,11 +127,3 @@ def check(steps: list[Step], path: Path) -> int:
     following = "This is a complete GPT." if complete else f"Next: {command('start', last + 1, path)}"
     print(f"All checks passed. {following}")
     return 0
-
-
-def show(failed: dict[str, str]) -> None:
-    """Print what was given, got and expected, and where to look, indented and wrapped."""
-    for key, label in LABELS.items():
-        if key in failed:
-            lines = [part for line in failed[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
-            print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")

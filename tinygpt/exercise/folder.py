@@ -49,7 +49,10 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     """
     if table:
         require_table(table, steps)
-    paths = python_files(folder)
+    paths = [path for path in own_files(folder) if path.suffix == ".py"]
+    if not paths:
+        what = f"{folder}: no Python files (*.py) in this folder"
+        raise TinyGPTError(what, "name the folder that holds the students' files")
     show_unread(folder, paths)  # before a file runs, which may delete the folder
     print(f"Python files: {len(paths)}. They run with your permissions, not in a sandbox.", flush=True)
     results = []
@@ -67,16 +70,6 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
         print(f"written: {table}")
     failed = any(result.first_failure[0] for result in results)
     return int(failed or not any(result.outcomes for result in results))
-
-
-def python_files(folder: Path) -> list[Path]:
-    """List the *.py files of a folder and of its subfolders. Errors: TinyGPTError if there are none."""
-    found = [path for path in own_files(folder) if path.suffix == ".py"]
-    if not found:
-        raise TinyGPTError(
-            f"{folder}: no Python files (*.py) in this folder", "name the folder that holds the students' files"
-        )
-    return found
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -120,9 +113,6 @@ def show_class(results: list[Result], steps: list[Step]) -> None:
         often = "".join(f"{check} ({count})" for check, count in failed.most_common(1))
         passed, missing = len(outcomes) - failed.total(), len(results) - len(outcomes)
         print(f"{step.number:>4}  {passed:>6}  {failed.total():>6}  {missing:>7}  {often}".rstrip())
-
-
-# ---- the CSV file -----------------------------------------------------------------------------------------------
 
 
 def header(steps: list[Step]) -> list[str]:

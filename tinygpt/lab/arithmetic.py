@@ -36,8 +36,6 @@ GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example",
 
 
 class Variant(NamedTuple):
-    """A model of the lab."""
-
     reverse: bool  # the digits of the answers
     seconds: float  # of 500 iterations
     settings: dict[str, int]  # of the training
@@ -52,8 +50,6 @@ VARIANTS = {
 
 
 class Size(NamedTuple):
-    """How large the lab is."""
-
     examples: int
     test: int  # sums of each kind
     iterations: int
@@ -144,8 +140,6 @@ def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
 
 
 class Answer(NamedTuple):
-    """An answer to a sum of the test."""
-
     prompt: str
     kind: str  # of the sum, a key of KINDS
     said: str
@@ -308,10 +302,9 @@ def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
     """Whether a model can add numbers that are longer than those of training."""
     best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
     value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
-    kept = value > within / 2
     return Verdict(
-        f"Beyond the lengths of training, {'a model still adds' if kept else 'no model adds'}: the best one, {best}, "
-        f"has {100 * value:.1f} % correct with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
+        f"Beyond the lengths of training, {'a model still adds' if value > within / 2 else 'no model adds'}: the best "
+        f"one, {best}, has {100 * value:.1f} % correct with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
         "and no large model is compared",
     )
@@ -322,12 +315,14 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
     sure = {}
     for name, runs in models.items():
         wrong = [one.probability for some in runs for one in of(some, *BEYOND) if not one.exact()]
-        sure[name] = statistics.mean(wrong) if wrong else 0.0
+        sure[name] = statistics.mean(wrong or [0.0])
     name = max(sure, key=lambda name: sure[name])
-    is_sure = sure[name] > 0.5
+    said = (
+        "confident, so a high probability does not mean that a sum is correct" if sure[name] > 0.5 else "not confident"
+    )
     return Verdict(
-        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: they are "
-        + ("confident, so a high probability does not mean that a sum is correct." if is_sure else "not confident."),
+        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: "
+        f"they are {said}.",
         "confident: a mean probability above 50 %, in the model where it is highest",
     )
 

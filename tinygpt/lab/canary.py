@@ -52,8 +52,6 @@ class Canary(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How large the lab is."""
-
     characters: int  # of the text
     each: int  # canaries of each number of repetitions
     sample: int  # random numbers that a canary is compared with
@@ -100,11 +98,11 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
     """Prepare the text with canaries in its training split, and the text without; the validation splits are equal."""
     text = gzip.decompress(NAICS.read_bytes()).decode()[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
+    head, rest = text[:cut], text[cut:]
     folder.mkdir(parents=True, exist_ok=True)
-    rest = text[cut:]
-    for name, head in {"canaries": with_canaries(text[:cut], canaries(size, seed), seed), "clean": text[:cut]}.items():
-        source, share = folder / f"{name}.txt", len(rest) / len(head + rest)
-        source.write_text(head + rest, encoding="utf-8")
+    for name, start in (("canaries", with_canaries(head, canaries(size, seed), seed)), ("clean", head)):
+        source, share = folder / f"{name}.txt", len(rest) / len(start + rest)
+        source.write_text(start + rest, encoding="utf-8")
         flags = [f"--input={source}", f"--data_dir={folder / 'data'}", f"--val_fraction={share}"]
         run(folder / "prepare.log", "prepare", name, *flags)
 
@@ -235,11 +233,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 def extraction(some: Found) -> Verdict:
     """From how many repetitions the numbers are extracted."""
-    rule = "the fewest times of planting at which more than half of the numbers are extracted"
     said = "most of the numbers are not extracted, however often they are planted"
     right = {times: some.values("extracted", times) for times in PLANTED}
     if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
         said = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
+    rule = "the fewest times of planting at which more than half of the numbers are extracted"
     return Verdict(f"Model {some.name}: {said}.", rule)
 
 
@@ -276,10 +274,9 @@ def controls(found: Sequence[Found]) -> Verdict:
     mean = statistics.mean(value for some in found for value in some.values("exposure", 0))
     n = len(found[0].values("exposure", 0))
     error = unseen_up_to(n) - UNSEEN
-    passed = abs(mean - UNSEEN) <= error
     return Verdict(
-        f"The control {'passes' if passed else 'FAILS'}: numbers that were not planted have a mean exposure of "
-        f"{mean:.2f} bits.",
+        f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
+        f"mean exposure of {mean:.2f} bits.",
         f"it is {UNSEEN:.2f}, give or take two standard errors of {n} numbers ({error:.2f})",
     )
 
@@ -294,10 +291,9 @@ def losses(found: Sequence[Found]) -> Verdict:
     """Whether the validation loss shows that numbers were memorised."""
     some = next(some for some in found if some.clean)
     planted, clean = (statistics.median(one["loss"] for one in runs) for runs in (some.trained, some.clean))
-    hidden = abs(planted - clean) <= SAME_LOSS
+    shows = "does not show" if abs(planted - clean) <= SAME_LOSS else "differs with"
     return Verdict(
-        f"The validation loss of {some.name} {'does not show' if hidden else 'differs with'} the canaries: "
-        f"{planted:.3f} with them, {clean:.3f} without.",
+        f"The validation loss of {some.name} {shows} the canaries: {planted:.3f} with them, {clean:.3f} without.",
         f"does not show: the two differ by at most {SAME_LOSS} nats per character",
     )
 

@@ -33,19 +33,12 @@ TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
 GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
 
 
-class Size(NamedTuple):
-    """How long the trainings are, in iterations."""
-
-    tiny: int
-    pretrained: int
-
-
-FULL, QUICK = Size(500, 100), Size(200, 20)
+FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the pretrained one
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """Train and ask each system, a pretrained one with the first seed. Errors: TinyGPTError for a price without one."""
-    size, path, data = QUICK if config.quick else FULL, config.pretrained, folder / "data"
+    path, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
     if config.outside_price and not path:
         raise TinyGPTError(
             f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
@@ -54,14 +47,14 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
         tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        learn = partial(fit, data, seed)
-        train_tiny = partial(learn, "lab_classifier", tiny, size.tiny)
-        yield Stage(f"train: tiny, seed {seed}", 3 + size.tiny / 25, train_tiny)
+        learn = partial(fit, folder / "data", seed)
+        learn_tiny = partial(learn, "lab_classifier", tiny, tiny_steps)
+        yield Stage(f"train: tiny, seed {seed}", 3 + tiny_steps / 25, learn_tiny)
         yield Stage(f"ask: ngram, seed {seed}", 4, partial(ask, seed))
         yield Stage(f"ask: tiny, seed {seed}", 4, partial(ask, seed, tiny))
         if path and seed == 1:
-            tune = partial(learn, "finetune_transactions_pretrained", large, size.pretrained)
-            yield Stage(f"train: pretrained {path}, seed 1", 10 + size.pretrained, partial(tune, ckpt=path))
+            tune = partial(learn, "finetune_transactions_pretrained", large, large_steps, ckpt=path)
+            yield Stage(f"train: pretrained {path}, seed 1", 10 + large_steps, tune)
             yield Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask, seed, large))
 
 
@@ -126,9 +119,8 @@ def cascade(systems: Sequence[System], target: float, person_price: float) -> Ru
     rest = 1 - sum(shares)
     hits = sum(share.hits for share in answered.get("test", []))
     accuracy = (hits / len(left["test"]) if systems else 0) + rest
-    return Run(
-        thresholds, answered, [*shares, rest], accuracy, cost + rest * person_price, seconds + rest * PERSON_SECONDS
-    )
+    cost, seconds = cost + rest * person_price, seconds + rest * PERSON_SECONDS
+    return Run(thresholds, answered, [*shares, rest], accuracy, cost, seconds)
 
 
 def alone(system: System) -> Run:
@@ -145,9 +137,8 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
     found = {}
     for key, name in names.items():
         if (one := results.get(f"ask: {key}, seed {seed}")) is not None:
-            price = 1000 * one["latency"] / 3600 * config.price
-            if key == pretrained and config.outside_price:  # as if it were rented
-                price = config.outside_price
+            rent = config.outside_price if key == pretrained else 0.0  # 0: it runs here
+            price = rent or 1000 * one["latency"] / 3600 * config.price
             arrays = {key: {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")}
             found[name] = System(seconds=one["latency"], price=price, **arrays)
     return found
@@ -187,9 +178,8 @@ def median(runs: Sequence[Run], key: str) -> float:
 def summarise(results: Results, config: LabConfig) -> Summary:
     """What each system and each cascade costs and gets right."""
     systems = [systems_of(results, config, seed) for seed in seeds(config)]
-    found = Found(systems, config)
+    found, rows = Found(systems, config), []
     same = Found(found.having(found.longest), config)  # the same lines for each system
-    rows = []
     for name, (names, runs) in found.runs().items():
         shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
         row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
@@ -215,22 +205,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
         "among the lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
     )
-    return Summary(
-        "Start simple, and add a system only where it is needed",
-        "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
-        [
-            table("Systems alone, and cascades", rows, how),
-            table("The stages of the longest cascade", stage_rows(found), why),
-        ],
-        [simple(same), compared(same), promise(found)],
-        "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
-        partial(draw, found),
-    )
-
-
-def stage_rows(found: Found) -> list[dict[str, str]]:
     runs = found.cascade(found.longest)
-    return [
+    steps = [
         {
             "stage": name,
             "threshold": spread([run.thresholds[place] for run in runs], ".2f"),
@@ -242,6 +218,14 @@ def stage_rows(found: Found) -> list[dict[str, str]]:
         }
         for place, name in enumerate(found.longest)
     ]
+    return Summary(
+        "Start simple, and add a system only where it is needed",
+        "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
+        [table("Systems alone, and cascades", rows, how), table("The stages of the longest cascade", steps, why)],
+        [simple(same), compared(same), promise(found)],
+        "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
+        partial(draw, found),
+    )
 
 
 def money(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -38,24 +38,17 @@ FEWEST = 20  # answered validation lines; fewer may be correct by chance
 CLOSE = 0.02  # AUROCs that differ by less count as equal
 
 
-class Size(NamedTuple):
-    """How long the two trainings are, in iterations."""
-
-    base: int
-    task: int
-
-
-FULL, QUICK = Size(500, 600), Size(100, 200)
+FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the fine-tuning
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """For each seed: train the base model, fine-tune it, ask both systems."""
-    size, data = QUICK if config.quick else FULL, folder / "data"
+    data, (base, task) = folder / "data", QUICK if config.quick else FULL
     yield prepared(data, folder, "shakespeare_char")
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
-        yield Stage(f"base, seed {seed}", 3 + size.base / 20, partial(train_base, out, data, seed, size.base))
-        yield Stage(f"fine-tuning, seed {seed}", 6 + size.task / 20, partial(fine_tune, out, data, seed, size.task))
+        yield Stage(f"base, seed {seed}", 3 + base / 20, partial(train_base, out, data, seed, base))
+        yield Stage(f"fine-tuning, seed {seed}", 6 + task / 20, partial(fine_tune, out, data, seed, task))
         for system in SYSTEMS:
             yield Stage(f"ask: {system}, seed {seed}", 5, partial(ask, system, out, data, seed))
 

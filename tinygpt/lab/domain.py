@@ -60,8 +60,6 @@ class Case(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How large the lab is."""
-
     pretraining: int  # iterations of a base
     cases: tuple[Case, ...]
 

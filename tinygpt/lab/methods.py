@@ -80,8 +80,8 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
     path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
     out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
-    found: dict[str, Any] = {"method": job.name, "seed": job.seed, "seconds": 0.0}
-    found |= {"memory": 0, "trained": 0, "bytes": 0, "forgetting": None}
+    found = {"method": job.name, "seed": job.seed, "seconds": 0.0, "memory": 0, "trained": 0, "bytes": 0}
+    found["forgetting"] = None
     if job.method.command:
         settings = {**job.method.settings, "seed": job.seed, "data_dir": config.data_dir}
         settings |= {"ckpt": job.base} if job.base else {}
@@ -103,7 +103,9 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
 
 def compared(results: Results, _: LabConfig) -> Summary:
     """A row for each method, accuracy against forgetting, and the simplest method that is good enough."""
-    runs = by_method(results)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for result in filter(None, results.values()):  # the data have none
+        runs.setdefault(result["method"], []).append(result)
     ngram = next(one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None)
     rows = [row(name, some) for name, some in runs.items()]
     rows.append(dict.fromkeys(rows[0], "") | {"method": "n-gram baseline", "accuracy": percent([ngram])})
@@ -132,13 +134,6 @@ def compared(results: Results, _: LabConfig) -> Summary:
         "Accuracy against forgetting; the best is at the top left",
         draw,
     )
-
-
-def by_method(results: Results) -> dict[str, list[dict[str, Any]]]:
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for result in filter(None, results.values()):  # the data have none
-        runs.setdefault(result["method"], []).append(result)
-    return runs
 
 
 def median(runs: Sequence[dict[str, Any]], key: str) -> float:
@@ -183,15 +178,13 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
     good = [name for name, some in small.items() if median(some, "accuracy") >= best - CLOSE]
     name = min(good, key=lambda name: median(small[name], "forgetting"))
     accuracy, forgetting = (median(small[name], key) for key in ("accuracy", "forgetting"))
-    said = (
+    verdict = Verdict(
         f"To limit forgetting in the small base model, use {name}: its loss on the base model's text rises by "
-        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f} %."
-    )
-    rule = (
+        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f} %.",
         f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
-        "of their best accuracy"
+        "of their best accuracy",
     )
-    return [Verdict(said, rule)]
+    return [verdict]
 
 
 ABOUT = "what each method of fine-tuning gains, forgets and costs"

@@ -96,8 +96,6 @@ class Model:
         """Greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
 
-    # ---- of plain text ----------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
         """Log-probabilities of the continuations of a text, in nats, float64 (n,)."""
@@ -118,7 +116,6 @@ class Model:
     def bits_per_character(self, data: Path, name: str) -> float:
         """The loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
         dataset = Dataset(str(data), name)
-        dataset.require_tokenizer(self.tokenizer, "the model", "write the dataset with the model's tokenizer")
         source = dataset.sources["val"]
         loss = mean_loss(self.model, source, source.every(self.model.config.block_size), self.compute)
         return bits_per_character(loss, dataset)
@@ -134,18 +131,6 @@ class Trained(NamedTuple):
     base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
 
 
-def trained(out: Path, memory: int) -> Trained:
-    """What the training in a folder has cost."""
-    saved = load_model(str(out / "ckpt.pt"))
-    weights = adapted_only(saved.model) or saved.model
-    tied = saved.model_args["tie_weights"]
-    number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
-    file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
-    metrics = read_metrics(out)
-    losses = {entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry}
-    return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)
-
-
 def train(log: Path, command: str, preset: str, out: Path, **settings: Any) -> Trained:
     """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
 
@@ -156,7 +141,13 @@ def train(log: Path, command: str, preset: str, out: Path, **settings: Any) -> T
         settings.setdefault("eval_interval", settings["max_iters"])
     settings |= {"out_dir": out, "init_from": "auto", "device": "cpu"}
     flags = [f"--{key}={value}" for key, value in settings.items()]
-    return trained(out, run(log, command, f"configs/{preset}.yaml", "--quiet", *flags).memory)
+    memory = run(log, command, f"configs/{preset}.yaml", "--quiet", *flags).memory
+    saved, metrics = load_model(str(out / "ckpt.pt")), read_metrics(out)
+    weights, tied = adapted_only(saved.model) or saved.model, saved.model_args["tie_weights"]
+    number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
+    file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
+    losses = {entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry}
+    return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)
 
 
 def prepared(data: str | Path, folder: Path, dataset: str) -> Stage:

@@ -184,9 +184,9 @@ def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
     """Of each run, the share of responses in a firm's style, with fidelity, or wrong among those in style."""
     if what == "fidelity":
         return [one["fidelity"] for one in runs]
-    return [
-        one[firm]["style"] if what == "style" else one[firm]["wrong"] / max(one[firm]["in style"], 1) for one in runs
-    ]
+    if what == "style":
+        return [one[firm]["style"] for one in runs]
+    return [one[firm]["wrong"] / max(one[firm]["in style"], 1) for one in runs]
 
 
 def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
@@ -237,11 +237,10 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     few = runs["a", EXAMPLES[0]][0]["responses"]
     good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
     place = next(good, 0)
-    responses = {name: one["responses"][place] for name, one in shown.items()}
-    rows = [
-        {"model": name, "response": text, "wrong": wrong_facts(prompts[place], text) or "nothing"}
-        for name, text in responses.items()
-    ]
+    rows = []
+    for name, one in shown.items():
+        text = one["responses"][place]
+        rows.append({"model": name, "response": text, "wrong": wrong_facts(prompts[place], text) or "nothing"})
     how = (
         f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
         f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
@@ -283,14 +282,14 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
 
 def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
-    largest = EXAMPLES[-1]
-    other = [(runs["a", largest], "b"), (runs["b", largest], "a"), (bases, "a"), (bases, "b")]
+    other = [(runs["a", EXAMPLES[-1]], "b"), (runs["b", EXAMPLES[-1]], "a"), (bases, "a"), (bases, "b")]
     most = max(share for some, firm in other for share in shares(some, firm, "style"))
     said = "separates the styles" if most == 0 else "does not separate the styles"
     return Verdict(
         f"The style score {said}: of any model's responses, at most {100 * most:.1f} % follow all rules of a "
         "firm that the model was not trained for.",
-        f"the base model, and both adapters from {largest} examples, judged by the rules of the other firm: all 0 %",
+        f"the base model, and both adapters from {EXAMPLES[-1]} examples, judged by the rules of the other firm: "
+        "all 0 %",
     )
 
 

@@ -39,8 +39,6 @@ SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
 
 
 class Size(NamedTuple):
-    """How large the lab is."""
-
     widths: tuple[int, ...]
     passes: tuple[float, ...]
     last: tuple[int, float]  # width and passes of the held-out run

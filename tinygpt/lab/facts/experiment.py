@@ -45,8 +45,6 @@ When = Literal["before", "after"]
 
 
 class Size(NamedTuple):
-    """How large the lab is."""
-
     companies: int
     closed: int  # iterations of the closed-book model
     update: int  # iterations in which it learns the facts that have changed
