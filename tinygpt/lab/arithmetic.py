@@ -123,7 +123,6 @@ def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
 
 
 def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
-    """Train a model."""
     settings = {"data_dir": folder / "data", "max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
     dataset, out = "reversed" if VARIANTS[name].reverse else "plain", folder / name.replace(", ", "-")
     cost = train(folder / "train.log", "train", "lab_arithmetic", out, dataset=dataset, **settings)
@@ -131,7 +130,6 @@ def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
 
 
 def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
-    """Answer the test."""
     model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
     asked = [prompt for some in test.values() for prompt in some]
     said, probabilities = model.responses(asked, max(len(right(prompt)) for prompt in asked) + 2)
@@ -154,7 +152,6 @@ class Answer(NamedTuple):
         return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(wanted)), wanted[::-1], strict=False))
 
     def failure(self) -> str:
-        """The kind of a wrong answer."""
         wanted = right(self.prompt)
         if len(self.said) != len(wanted):
             return "too few digits" if len(self.said) < len(wanted) else "too many digits"

@@ -44,11 +44,9 @@ LAST = words(
 
 
 class Canary(NamedTuple):
-    """An invented account number, and how many times it is planted."""
-
     name: str
     number: str
-    planted: int
+    planted: int  # times
 
 
 class Size(NamedTuple):
@@ -108,7 +106,6 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
 
 
 def fit(folder: Path, size: Size, seed: int, layers: int, text: str) -> dict[str, float]:
-    """Train a model on a text."""
     shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
     settings = {"dataset": text, "data_dir": folder / "data", "max_iters": size.iterations, "seed": seed}
     out = folder / f"{text}-{layers}"

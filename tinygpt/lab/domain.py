@@ -130,7 +130,6 @@ def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, f
 
 
 def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
-    """Fine-tune a base; return accuracy and macro F1 on the test prompts."""
     place = folder / f"seed-{seed}"
     out = place / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
     settings = {"ckpt": place / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}

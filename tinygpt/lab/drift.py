@@ -72,7 +72,6 @@ def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """A stage for each training."""
     sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
     scratch = SCRATCH_QUICK if config.quick else SCRATCH
     for seed in seeds(config):
@@ -100,7 +99,6 @@ def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> di
         cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, **settings)
 
     def accuracies(answer: Classifier) -> dict[str, float]:
-        """The accuracy of a classifier on the test lines of each year."""
         tests = {year: made[year]["test"] for year in YEARS}
         said = {year: answer([prompt for prompt, _ in test]) for year, test in tests.items()}
         return {year: accuracy(most_probable(said[year], labels), test) for year, test in tests.items()}

@@ -42,7 +42,6 @@ Curve = dict[int, float]  # number of examples -> accuracy, median over the seed
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """A stage for each training."""
     grid = QUICK if config.quick else GRID
     for seed in seeds(config):
         for size, share in grid:

@@ -52,8 +52,6 @@ SONNET = read("lab/sonnet.txt")  # prompts outside the task: Shakespeare's sonne
 
 
 class Training(NamedTuple):
-    """One training."""
-
     name: str  # of the method
     method: Method
     base: str  # path of the base model, may be empty
@@ -66,7 +64,6 @@ class Training(NamedTuple):
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """A stage for each training."""
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
     yield prepared(config.data_dir, folder, "transactions")
     for seed, (name, method) in product(seeds(config), METHODS.items()):

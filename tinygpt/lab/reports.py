@@ -147,7 +147,6 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    """The tables, the picture and the verdicts."""
     bases, swap, sizes = every_seed(results, "base model"), results["swaps"], examples(config)
     runs = {(firm, size): every_seed(results, stage_of(firm, size)) for firm, size in product(FIRMS, sizes)}
 

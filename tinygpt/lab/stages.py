@@ -25,8 +25,6 @@ Results = dict[str, Any]  # by stage, plain values
 
 
 class Stage(NamedTuple):
-    """One step of a lab."""
-
     name: str
     seconds: float  # about how long it takes on two cores with bfloat16; only the ratios of stages matter
     compute: Callable[[], Any]  # a value that JSON can store

@@ -14,12 +14,5 @@ from tinygpt.lab.facts.experiment import live, stages
 from tinygpt.lab.facts.summary import summarise
 from tinygpt.lab.stages import Lab
 
-LAB = Lab(
-    "retrieve, fine-tune or train: what each knows, and what a change of facts costs",
-    stages,
-    summarise,
-    models=("pretrained",),
-    others=("price",),
-    live=live,
-    quick=True,
-)
+ABOUT = "retrieve, fine-tune or train: what each knows, and what a change of facts costs"
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("price",), live=live, quick=True)

@@ -127,7 +127,6 @@ class Place:
         return list(range(len(self.world("after").questions)))
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
-        """Let a system answer the questions."""
         with open_index(self.kept(f"{when}.db")) as index:
             return measured(self.system(name, when, index), self.world(when).questions, self.numbers())
 
@@ -137,7 +136,7 @@ class Place:
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.kept("after.db")) as index:
             respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
-            return measured(systems.given_the_right_passage(respond), questions, numbers)
+            return measured(partial(systems.given_the_right_passage, respond), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
         """Seconds from a changed document to a right answer, with the commands `index` and `ask`; see TRIES."""
@@ -169,7 +168,6 @@ class Place:
         return run(self.folder / "index.log", "index", str(self.folder / "docs"), *flags).seconds
 
     def restore(self, when: When) -> None:
-        """Restore the documents and the index as they were."""
         self.write_documents(when)
         shutil.copy(self.kept(f"{when}.db"), self.folder / "index.db")
 
@@ -228,9 +226,9 @@ class Tiny(Place):
         if name == "majority":
             return systems.majority(self.world(when).questions)
         if name == "search":
-            return systems.best_passage(index)
+            return partial(systems.best_passage, index)
         if name == "reader":
-            return systems.retrieval(self.responder(name, index))
+            return partial(systems.retrieval, self.responder(name, index))
         return systems.closed_book(str(self.folder / ("updated" if (name, when) == ("closed", "after") else name)))
 
 
@@ -288,7 +286,7 @@ class Pretrained(Place):
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name != names(self.path)[2]:
-            return systems.retrieval(self.responder(name, index))
+            return partial(systems.retrieval, self.responder(name, index))
         return systems.closed_book(str(self.out("closed" if when == "before" else "updated")))
 
     def reader_flags(self, name: str) -> list[str]:

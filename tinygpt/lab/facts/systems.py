@@ -54,32 +54,24 @@ def closed_book(ckpt: str) -> System:
     return ask
 
 
-def retrieval(respond: Responder) -> System:
+def retrieval(respond: Responder, question: Question) -> Reply:
     """A model that reads the passages that the search finds, as in `tinygpt ask`."""
-
-    def ask(question: Question) -> Reply:
-        outcome = respond(question.text)
-        return Reply(outcome.answer, outcome.probability)
-
-    return ask
+    outcome = respond(question.text)
+    return Reply(outcome.answer, outcome.probability)
 
 
-def given_the_right_passage(respond: Responder) -> System:
+def given_the_right_passage(respond: Responder, question: Question) -> Reply:
     """The same model, given the passage that contains the answer: what it would do with a perfect search."""
-
-    def ask(question: Question) -> Reply:
-        found = search(respond.index, question.text, 100)
-        own = (hit for hit in found if Path(hit.source).stem == question.company)
-        right = [hit for hit in own if occurrence(question.answer, hit.text)]
-        outcome = respond.read(question.text, right[:1])
-        return Reply(outcome.answer, outcome.probability)
-
-    return ask
+    found = search(respond.index, question.text, 100)
+    own = (hit for hit in found if Path(hit.source).stem == question.company)
+    right = [hit for hit in own if occurrence(question.answer, hit.text)]
+    outcome = respond.read(question.text, right[:1])
+    return Reply(outcome.answer, outcome.probability)
 
 
-def best_passage(index: Index) -> System:
+def best_passage(index: Index, question: Question) -> Reply:
     """The search alone: its answer is the complete best passage."""
-    return lambda question: Reply(" ".join(hit.text for hit in search(index, question.text, 1)), None)
+    return Reply(" ".join(hit.text for hit in search(index, question.text, 1)), None)
 
 
 CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
