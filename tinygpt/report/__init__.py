@@ -1,5 +1,10 @@
 """`tinygpt report` and `tinygpt export`: write a run, or a model alone, as one HTML file in which the model runs.
 
+    model.js        the model in plain JavaScript
+    base.html.j2    the frame of every page, those of labs too; colours.css and page.css are its style
+    page.html.j2    the page of a run or a model; the scripts of SCRIPTS belong to it
+    live.js         keeps a page that `tinygpt watch` serves up to date; live.css and waiting.html.j2 belong to it
+
 The page needs no other file: it contains the weights, the style, the script and the drawings. Its content security
 policy forbids every request, and allows only the script with the checksum that it names. So no value of a run can run
 as code. Jinja2 escapes all values.
@@ -31,29 +36,25 @@ def report(config: ReportConfig) -> None:
     templates()
     path = destination(config.output, Path(config.runs[0]), "report.html")
     if len(config.runs) > RUN_COLOURS:
-        raise TinyGPTError(
-            f"one figure cannot show the curves of {len(config.runs)} runs", f"name at most {RUN_COLOURS} run folders"
-        )
+        what = f"one figure cannot show the curves of {len(config.runs)} runs"
+        raise TinyGPTError(what, f"name at most {RUN_COLOURS} run folders")
     publish(gather([Path(name) for name in config.runs], config), path)
 
 
 def export(config: ExportConfig) -> None:
     """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
     templates()
-    from tinygpt.checkpoint.adapter import load_model
     from tinygpt.report import collect
 
     folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
     path = destination(config.output, folder, "model.html")
-    run = collect.load_run(config.ckpt, config, load_model(config.ckpt, config.adapter))
+    run = collect.load_run(config.ckpt, config)
     collect.live_model(run)
     with collect.few_threads(run.model):
         publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
 
 
-def gather(
-    folders: list[Path], config: ReportConfig | WatchConfig, device_name: str = "auto", quick: bool = False
-) -> dict[str, Any]:
+def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool = False) -> dict[str, Any]:
     """Collect the values of a page for the template: it describes the run in the first folder.
 
     quick: for a run that is training: measured on less text, and without new samples.
@@ -64,19 +65,19 @@ def gather(
 
     entries, settings = read_run(folders[0])
     settings = without_folders(settings)
-    run = collect.load_run(str(folders[0]), config, device_name=device_name)
+    run = collect.load_run(str(folders[0]), config, quick)
     with collect.few_threads(run.model):
         drawn = [collect.curves(folder) for folder in folders]
         training = collect.Training(run.training_text()) if run.dataset else None
         values: dict[str, Any] = {
             "kind": "report",
-            "summary": collect.summary(run, entries, settings, quick),
+            "summary": collect.summary(run, entries, settings),
             "runs": drawn,
             "wide": draw_curves(drawn, 860, run.unit),
             "narrow": draw_curves(drawn, 360, run.unit),
             "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
             "passages": {} if config.no_text else collect.passages(run),
-            "step": {} if config.no_text else one_step(run, quick),
+            "step": {} if config.no_text else one_step(run),
             "memorised": {} if quick else collect.memorised(run, training, quote=not config.no_text),
             "reproduce": collect.reproduce(run, settings or without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
@@ -99,11 +100,10 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
     values = nothing | {"no_text": False, "quick": False} | values
     name, trained = (str(run.checkpoint.config.get(key) or "") for key in ("wandb_run_name", "dataset"))
-    models, silent = [], ""
     try:
-        models = collect.models(run, others)
+        models, silent = collect.models(run, others), ""
     except TinyGPTError as error:
-        silent = error.message
+        models, silent = [], error.message
     cells = {
         split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in found]
         for split, found in values["passages"].items()

@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from tinygpt import __version__, device
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
@@ -60,6 +62,7 @@ class LoadedRun:
     compute: device.Compute
     dataset: Dataset | None
     missing: str  # why there is no dataset, or in what the dataset differs from that of the run
+    quick: bool  # it is training
 
     @property
     def name(self) -> str:
@@ -73,6 +76,10 @@ class LoadedRun:
     def is_large(self) -> bool:
         """Whether a page leaves out the model, and everything for which it would have to generate text."""
         return self.model.num_params() > LARGEST
+
+    def affordable(self, work: int) -> int:
+        """The part of so many operations that this page may cost."""
+        return work // QUICK if self.quick else work
 
     @property
     def unit(self) -> str:
@@ -95,20 +102,15 @@ class LoadedRun:
         return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
 
 
-def load_run(
-    path: str,
-    config: ReportConfig | ExportConfig | WatchConfig,
-    checkpoint: Checkpoint | None = None,
-    device_name: str = "auto",
-) -> LoadedRun:
-    """Load the best model of a folder, or `checkpoint`, and its dataset if that is here.
+def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick: bool = False) -> LoadedRun:
+    """Load the best model of a folder, with the adapter of `export`, and its dataset if that is here.
 
     Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
     """
-    checkpoint = checkpoint or load(path)
+    checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
     place = data_dir(config, checkpoint.config, path)
     tokenizer = tokenizer_of(checkpoint, path, place)
-    compute = device.choose(device_name, "float32")
+    compute = device.choose("cpu" if isinstance(config, WatchConfig) else "auto", "float32")
     model = checkpoint.for_inference(compute)
     refuse_diverged(model, path)
     missing, dataset = "", None
@@ -121,7 +123,7 @@ def load_run(
             missing = f"dataset {name!r} is not the text that the model was trained on"
     except TinyGPTError as error:
         missing = error.message.replace(place, without_folders(place))
-    return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing)
+    return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing, quick)
 
 
 @contextlib.contextmanager
@@ -142,9 +144,7 @@ def few_threads(model: GPT) -> Iterator[None]:
 # ---- summary ----------------------------------------------------------------------------------------------------
 
 
-def summary(
-    run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any], quick: bool = False
-) -> dict[str, Any]:
+def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
     shape, parts = run.model.config, parameters(run.model)
     total, counted = sum(parts.values()), run.model.num_params()
@@ -165,7 +165,7 @@ def summary(
     }
     for what, prediction, result in compared(run.folder, entries, settings, run.checkpoint.data):
         facts[f"predicted {what}"] = f"{prediction}; measured {result}"
-    measured = {"losses": losses(run, quick), "before_after": before_after(entries)}
+    measured = {"losses": losses(run), "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **measured}
 
 
@@ -183,12 +183,11 @@ def trained_on(run: LoadedRun) -> str:
     name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
     if run.dataset is None:
         return f"{name} (note: {run.missing})"
-    source, known = run.dataset.sources["train"], f"a vocabulary of {run.tokenizer.vocab_size:,} tokens"
+    source, size = run.dataset.sources["train"], f"{len(run.split('train')):,} {run.unit}s of text"
     if isinstance(source, PairRows):
         size = f"{len(source.starts):,} prompts with responses"
-    else:
-        size = f"{len(run.split('train')):,} {run.unit}s of text"
-    return f"{name}: {size}, {known}" + (f" (note: {run.missing})" if run.missing else "")
+    note = f" (note: {run.missing})" if run.missing else ""
+    return f"{name}: {size}, a vocabulary of {run.tokenizer.vocab_size:,} tokens{note}"
 
 
 def machine(folder: Path) -> str:
@@ -200,17 +199,17 @@ def machine(folder: Path) -> str:
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
-def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
+def losses(run: LoadedRun) -> list[dict[str, Any]]:
     """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split.
 
-    A validation split that is too large for WORK is measured in part; quick: see QUICK.
+    A validation split that is too large for WORK is measured in part.
     """
     if run.dataset is None or len(run.split("val")) < 2:
         return []
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
-    rows = source.every(block_size)
-    work = WORK // QUICK if quick else WORK
-    rows = rows[: max(1, work // run.model.num_params() // source.width(block_size))]
+    rows = source.every(block_size)[
+        : max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
+    ]
     loss, error = loss_and_error(run.model, source, rows, run.compute)
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
@@ -219,27 +218,21 @@ def losses(run: LoadedRun, quick: bool = False) -> list[dict[str, Any]]:
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
         where = np.concatenate(spans)
-    bits_per_nat = bits_per_character(1.0, run.dataset)
     measured = ngram_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
-    return [
-        {
-            "name": name,
-            "loss": value,
-            "error": error if name == "this model" and math.isfinite(error) else None,
-            "perplexity": short_number(perplexity(value)),
-            "bits": value * bits_per_nat,
-        }
-        for name, value in measured.items()
-    ]
+    bits_per_nat = bits_per_character(1.0, run.dataset)
+    found = []
+    for name, value in measured.items():
+        units = {"perplexity": short_number(perplexity(value)), "bits": value * bits_per_nat}
+        known = error if name == "this model" and math.isfinite(error) else None
+        found.append({"name": name, "loss": value, "error": known} | units)
+    return found
 
 
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Losses that `finetune` measured before and after training; empty if the run has none."""
-    found = {entry["kind"]: entry for entry in entries if entry["kind"] in ("before", "after")}
+    last = {entry["kind"]: entry for entry in entries}
     names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's text"}
-    if len(found) < 2:
-        return {}
-    both = {names[key]: (found["before"].get(key), found["after"].get(key)) for key in names}
+    both = {names[key]: [last.get(kind, {}).get(key) for kind in ("before", "after")] for key in names}
     return {name: pair for name, pair in both.items() if all(map(is_number, pair))}
 
 
@@ -255,14 +248,8 @@ def curves(folder: Path) -> dict[str, Any]:
         for entry in entries
         if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
     ]
-    return {
-        "name": folder.name or folder.resolve().name,
-        "steps": steps,
-        "train": train.tolist(),
-        "val": val.tolist(),
-        "error": error.tolist(),
-        "lines": lines,
-    }
+    measured = {"train": train.tolist(), "val": val.tolist(), "error": error.tolist()}
+    return {"name": folder.name or folder.resolve().name, "steps": steps, "lines": lines} | measured
 
 
 def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
@@ -289,12 +276,10 @@ def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[st
     if training is None or run.is_large:
         return {}
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
-    try:
+    with contextlib.suppress(TinyGPTError):  # a folder with the best model alone
         last = load(run.folder / "last.pt")
         if last.step > run.checkpoint.step:
             texts[f"newest model (step {last.step:,})"] = fresh(run, last.for_inference(run.compute))
-    except TinyGPTError:
-        pass  # a folder with the best model alone
     longest = [
         (end - start, name, text[start:end])
         for name, made in texts.items()
@@ -331,16 +316,12 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
     """A passage of each split, train and val: a cell (see `predictions`) for each token."""
     if run.dataset is None:
         return {}
-    found = {}
-    for split in ("train", "val"):
+    found: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for split in found:
         source, tokens = run.dataset.sources[split], run.split(split)
         if isinstance(source, PairRows):
-            bounds = list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]
-            found[split] = [
-                cell
-                for start, response, end in bounds
-                for cell in predictions(run, tokens[start:end], 1, int(response - start))
-            ]
+            for start, response, end in list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]:
+                found[split] += predictions(run, tokens[start:end], 1, int(response - start))
         else:
             first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
             if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
@@ -389,16 +370,10 @@ def embedding_map(run: LoadedRun) -> dict[str, Any]:
     places *= (700 - 2 * MARGIN) / max(places[:, 0].max(), places[:, 1].max() / 0.8, 1e-9)  # one scale for both axes
     places += MARGIN
     size = [700, math.ceil(places[:, 1].max() + MARGIN)]
-    points = [
-        {"text": token, "x": x, "y": y, "kind": kind_of(token)}
-        for token, (x, y) in zip(vocabulary, places.tolist(), strict=True)
-    ]
-    return {
-        "points": points,
-        "size": size,
-        "explained": (scale[:2] ** 2 / max((scale**2).sum(), 1e-300)).tolist(),
-        "width": vectors.shape[1],
-    }
+    explained = (scale[:2] ** 2 / max((scale**2).sum(), 1e-300)).tolist()
+    placed = zip(vocabulary, places.tolist(), strict=True)
+    points = [{"text": token, "x": x, "y": y, "kind": kind_of(token)} for token, (x, y) in placed]
+    return {"points": points, "size": size, "explained": explained, "width": vectors.shape[1]}
 
 
 def kind_of(token: str) -> str:
@@ -511,9 +486,6 @@ def amount(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-# ---- reproduce --------------------------------------------------------------------------------------------------
-
-
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
     path = run.folder / "ckpt.pt"
@@ -531,12 +503,12 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
         prepare = dataset.prepare_command
     again = suggest.command(suggest.training_command(settings), "config.yaml")
     folder = without_folders(str(run.folder))
-    versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
+    versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}"
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return {
         "commands": [prepare, again, suggest.command("report", folder, *suggest.data_dir_flag(place))],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),
-        "here": f"{versions}{platform.python_version()}, {platform.system()} {platform.machine()}, threads: "
-        f"{torch.get_num_threads()}",
+        "here": f"{versions}, {system}, threads: {torch.get_num_threads()}",
     }

@@ -34,17 +34,12 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         "text.parse_math": False,  # a folder may have dollars in its name
         "svg.hashsalt": f"tinygpt-{width}",
         "font.size": 12,
-        "axes.edgecolor": LINE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "axes.titlesize": 12,
         "axes.titlelocation": "left",
-        "grid.color": LINE,
         "grid.linewidth": 0.6,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "xtick.color": LINE,
-        "ytick.color": LINE,
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+        **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), LINE),
         **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor", "text.color"), INK),
     }
     columns = 3 if width > 500 or len(runs) == 1 else 1
@@ -57,9 +52,8 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             steps, rates, norms = zip(*run["lines"][::every], strict=True) if run["lines"] else ((), (), ())
             axes[1].plot(steps, rates, color=colour, linewidth=1.2)
             axes[2].plot(steps, norms, color=colour, linewidth=0.9)
-        axes[0].set_title(f"loss (nats per {unit})")
-        axes[1].set_title("learning rate")
-        axes[2].set_title("gradient norm")
+        for each, title in zip(axes, (f"loss (nats per {unit})", "learning rate", "gradient norm"), strict=True):
+            each.set_title(title)
         if any(norm > 0 for run in runs for _, _, norm in run["lines"]):
             axes[2].set_yscale("log")
             axes[2].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
@@ -71,11 +65,12 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             # without the loss of the untrained model, which would compress the rest of the curve
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
         axes[2].set_xlabel("step")
-        lines, names = axes[0].get_legend_handles_labels()
         # a legend fills columns first; for one row per run, it needs all validations, all trainings, all bests
-        order = [i for kind in range(3) for i in range(kind, len(lines), 3)] if columns > 1 else list(range(len(lines)))
-        chosen = [lines[i] for i in order], [names[i] for i in order]
-        figure.legend(*chosen, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
+        entries = [
+            [found[i] for kind in range(columns) for i in range(kind, len(found), columns)]
+            for found in axes[0].get_legend_handles_labels()
+        ]
+        figure.legend(*entries, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -91,11 +86,10 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     axes.fill_between(steps, train, val, color=colour, alpha=0.13, linewidth=0)
     axes.plot(steps, val, color=colour, linewidth=2, label=f"validation{name}")
     axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"training{name}")
-    best = min(range(len(val)), key=val.__getitem__)
-    axes.plot(steps[best], val[best], "o", color=colour, markersize=7, label=f"best, step {steps[best]:,}{name}")
-    axes.annotate(
-        f"{val[best]:.3f}", (steps[best], val[best]), textcoords="offset points", xytext=(0, 9), ha="center", color=INK
-    )
+    best, step = min(zip(val, steps, strict=True))
+    axes.plot(step, best, "o", color=colour, markersize=7, label=f"best, step {step:,}{name}")
+    place: Any = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
+    axes.annotate(f"{best:.3f}", (step, best), color=INK, **place)
 
 
 def themed(svg: str, colours: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import VECTOR, parameter_class
-from tinygpt.report.collect import QUICK, LoadedRun
+from tinygpt.report.collect import LoadedRun
 from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
 
 SHOWN = 64  # most tokens of the first sequence that are shown
@@ -30,12 +30,12 @@ NAMES = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram e
 NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "final norm", "lm_head": "output"}
 
 
-def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
+def one_step(run: LoadedRun) -> dict[str, Any]:
     """Make the step that follows the best checkpoint, and return its numbers, as plain values for the template.
 
-    Of a batch that is too large for WORK, the first sequences make the step; quick: see QUICK. Replayed sequences (see
-    `finetune --replay`) are left out. Returns {} for a run without its dataset or without the optimizer's state, and
-    for a model too large for a page.
+    Of a batch that is too large for WORK, the first sequences make the step. Replayed sequences (see `finetune
+    --replay`) are left out. Returns {} for a run without its dataset or without the optimizer's state, and for a model
+    too large for a page.
     """
     saved = run.checkpoint.training.get("optimizer")
     if run.is_large or run.dataset is None or not saved:
@@ -54,8 +54,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     optimizer.set_learning_rate(rate)
 
     whole = config.batch_size * config.gradient_accumulation_steps
-    work = WORK // QUICK if quick else WORK
-    rows = min(whole, max(1, work // model.num_params() // source.width(config.block_size)))
+    rows = min(whole, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
     at = source.draw(config.seed, step, config.block_size, whole)[:rows]
     inputs, targets = source.rows(at, source.width(config.block_size, at))
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
@@ -75,7 +74,7 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
     moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
     norm = optimizer.clip().item()
     factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-    chosen, times = choose_three(optimizer), optimizer.steps + 1
+    chosen, times = choose_three(optimizer), optimizer.steps + 1  # times: number of updates, including this one
     optimizer.update()
     with torch.no_grad():
         after = sum(share.item() for share in micro_losses())
@@ -88,9 +87,14 @@ def one_step(run: LoadedRun, quick: bool = False) -> dict[str, Any]:
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
         decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
+        clipped, b1, b2 = factor * gradient, config.beta1, config.beta2
+        new_m, new_v = b1 * m + (1 - b1) * clipped, b2 * v + (1 - b2) * clipped**2
+        m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
+        change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
         words = weight_name(name, place, before[name].shape, run)
-        found: dict[str, Any] = {"name": words, "value": value, "gradient": gradient, "after": new, "decay": decay}
-        weights.append(found | adamw(value, factor * gradient, m, v, times, config, rate, decay))
+        shown: dict[str, Any] = {"name": words, "value": value, "after": new}
+        shown |= {"gradient": gradient, "clipped": clipped, "decay": decay, "change": change}
+        weights.append(shown | {"m": m, "v": v, "new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat})
     return {
         "step": step,
         "config": config,
@@ -120,21 +124,6 @@ def choose_three(optimizer: TorchOptimizer) -> list[str]:
     return list(dict.fromkeys([*filter(None, kinds), *own]))[:3]
 
 
-def adamw(
-    value: float, gradient: float, m: float, v: float, times: int, config: TrainConfig, rate: float, decay: float
-) -> dict[str, float]:
-    """Compute AdamW's update of one weight from its formula.
-
-    m, v: its moments before; gradient: clipped; times: number of updates, including this one.
-    """
-    b1, b2 = config.beta1, config.beta2
-    new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
-    m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
-    change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
-    old = {"m": m, "v": v, "clipped": gradient}
-    return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
-
-
 def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
     """Name a weight in words: its part of the model, and its row and column, or the token whose row it is in."""
     words = name.split(".")
@@ -148,12 +137,9 @@ def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str
     row, column = divmod(place, shape[1])
     if "wte" in words and shape[0] >= run.tokenizer.vocab_size > row:
         token = run.tokenizer.decode([row])
-        return f"{part} of “{visible(token)}”: number {column + 1} of {shape[1]}"
+        visible = {" ": "␣", "\n": "↵", "\t": "⇥"}.get(token, token[2:-2] if token in SPECIAL else token)
+        return f"{part} of “{visible}”: number {column + 1} of {shape[1]}"
     return f"{layer}{part}{matrix}: row {row + 1}, column {column + 1}"
-
-
-def visible(token: str) -> str:
-    return {" ": "␣", "\n": "↵", "\t": "⇥"}.get(token, token[2:-2] if token in SPECIAL else token)
 
 
 def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> list[dict[str, Any]]:
@@ -170,15 +156,9 @@ def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
         cell: dict[str, Any] = {"text": run.tokenizer.decode([shown])}
         if target >= 0:
             p = row.softmax(0)
-            best = row[:size].topk(min(ROWS, size)).indices.tolist()
+            own, best = p[target].item(), row[:size].topk(min(ROWS, size)).indices.tolist()
             ids = best if target in best else [*best[:-1], target]
-            cell |= {
-                "p": p[target].item(),
-                "loss": -math.log(max(p[target].item(), 1e-300)),
-                "sum": row.exp().sum().item(),
-                "top": [
-                    (run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids
-                ],
-            }
+            top = [(run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids]
+            cell |= {"p": own, "loss": -math.log(max(own, 1e-300)), "sum": row.exp().sum().item(), "top": top}
         found.append(cell)
     return found

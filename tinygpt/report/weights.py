@@ -114,18 +114,13 @@ def differences(
         for one in way:
             weights = page_weights(models[one], tokenizer)
             target = torch.cat([weight.flatten() for weight in weights.values()]).numpy()
-            scales, change = quantised(target - known)
+            blocks = np.pad(target - known, (0, -len(target) % BLOCK)).reshape(-1, BLOCK)
+            change, scales = (part.flatten().numpy() for part in absmax(torch.from_numpy(blocks)))
+            change = change[: len(target)]
             known = known + np.repeat(scales.astype(np.float32), BLOCK)[: len(change)] * change
             found[one] = {"step": one, "from": before, "scales": encoded(scales), "data": encoded(change)}
             before = order.index(one)
     return [found[one] for one in order]
-
-
-def quantised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a float16 scale for each block of BLOCK values, and the values divided by it, int8 in -127 to 127."""
-    blocks = np.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
-    change, scales = absmax(torch.from_numpy(blocks))
-    return scales[:, 0].numpy(), change.numpy().reshape(-1)[: len(values)]
 
 
 def encoded(numbers: np.ndarray) -> str:
