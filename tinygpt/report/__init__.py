@@ -12,8 +12,6 @@ as code. Jinja2 escapes all values.
 Whoever has the file has its content, so the commands and the page list it. `report --no_text` leaves out samples and
 all text of the dataset; `export` contains none, except the opening words, which the model generates.
 
-The package imports evaluate, finetune, sample and the modules below them. Heavy imports are inside the functions.
-
     tinygpt report out
 """
 

@@ -41,8 +41,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     if run.is_large or run.dataset is None or not saved:
         return {}
     config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in keys(TrainConfig)})
-    own = {name: weight.clone() for name, weight in run.checkpoint.model.items()}  # the run's model shares its weights
-    model = dataclasses.replace(run.checkpoint, model=own).build_for_resuming().to(run.compute.device).eval()
+    copies = {name: weight.clone() for name, weight in run.checkpoint.model.items()}  # the run's model shares them
+    model = dataclasses.replace(run.checkpoint, model=copies).build_for_resuming().to(run.compute.device).eval()
     optimizer = TorchOptimizer(model, config, run.compute)
     try:
         load_state(optimizer, saved)
@@ -74,15 +74,18 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
     norm = optimizer.clip().item()
     factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-    chosen, times = choose_three(optimizer), optimizer.steps + 1  # times: number of updates, including this one
+    times = optimizer.steps + 1  # number of updates, including this one
     optimizer.update()
     with torch.no_grad():
         after = sum(share.item() for share in micro_losses())
     now = {name: weight.detach() for name, weight in optimizer.named.items()}
     predicted = sum(((now[name] - before[name]) * gradient).sum().item() for name, gradient in gradients.items())
 
+    # three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such
+    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
+    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
     weights = []
-    for name in chosen:
+    for name in list(dict.fromkeys([*filter(None, kinds), *own]))[:3]:
         place = int(gradients[name].abs().argmax())
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
@@ -115,13 +118,6 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "times": times,
         "weights": weights,
     }
-
-
-def choose_three(optimizer: TorchOptimizer) -> list[str]:
-    """Choose three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such."""
-    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
-    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
-    return list(dict.fromkeys([*filter(None, kinds), *own]))[:3]
 
 
 def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:

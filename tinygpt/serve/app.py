@@ -2,8 +2,6 @@
 
 The events arrive in an asyncio queue, from the engine's thread (engine.py). What all paths share, such as streams and
 protection, is in http.py.
-
-    app = make_app(state)                      # an ASGI application for uvicorn
 """
 
 import asyncio
@@ -120,9 +118,6 @@ def queue_full() -> ApiError:
     return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
 
 
-# ---- requests to the engine -------------------------------------------------------------------------------------
-
-
 class Answer:
     """The tasks of one HTTP request, and their events as one stream."""
 
@@ -150,7 +145,7 @@ class Answer:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (task, event))
 
-    async def events(self, request: Request | None = None) -> Events:
+    async def events(self, request: Request | None) -> Events:
         """The events until all choices are complete, those of the first prompt numbered first.
 
         request: stop if its client has left. Errors: ApiError if a task fails; ClientDisconnect.
@@ -366,9 +361,6 @@ async def respond_to_chat(
     return await respond(asked, head, choices, events, prompt_tokens, whole, parts, close, last)
 
 
-# ---- models, tokenizer, page ------------------------------------------------------------------------------------
-
-
 async def models(state: State, request: Request, asked: Body) -> Body:
     """GET /v1/models and /v1/models/NAME"""
     state.require_ready()
@@ -381,7 +373,7 @@ async def models(state: State, request: Request, asked: Body) -> Body:
 
 
 def described(state: State, name: str) -> Body:
-    """A model as OpenAI lists it, and what the page shows: what it does, its context and its size."""
+    """A model as OpenAI lists it, and what the page shows."""
     entry: Body = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
     if name == DOCUMENTS:
         return entry | {"task": "documents"}
@@ -435,8 +427,6 @@ async def health(state: State, request: Request, asked: Body) -> Response:
     status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-
-# ---- the application ----------------------------------------------------------------------------------------------
 
 Handler = Callable[[State, Request, Body], Awaitable[Response | Body]]
 PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST; none: GET

@@ -32,9 +32,6 @@ from tinygpt.serve.batch import BatchCache
 PREFILL_TOKENS = 256  # tokens of prompts between two steps
 
 
-# ---- requests and what they get ---------------------------------------------------------------------------------
-
-
 class Settings(NamedTuple):
     """How the sequences of a task are generated."""
 
@@ -99,9 +96,6 @@ class QueueFull(Exception):
     """Too many tasks are waiting."""
 
 
-# ---- the state of a model ---------------------------------------------------------------------------------------
-
-
 class Row:
     """A sequence while it is generated."""
 
@@ -155,13 +149,11 @@ class Prefill:
         if not logits.isfinite().all():
             fail(self.task, NOT_FINITE)
             self.left = []
-            return len(some)
-        if self.logits is None:
-            self.tokens.append(Token(some[0], None, []))
-            targets, before = some[1:], logits[:-1]
+        elif self.logits is None:
+            self.tokens = [Token(some[0], None, [])]
+            self.tokens += with_logprobs(logits[:-1], some[1:], self.task.settings.logprobs)
         else:
-            targets, before = some, torch.cat((self.logits, logits[:-1]))
-        self.tokens += with_logprobs(before, targets, self.task.settings.logprobs)
+            self.tokens += with_logprobs(torch.cat((self.logits, logits[:-1])), some, self.task.settings.logprobs)
         self.logits = logits[-1:]
         return len(some)
 
@@ -299,9 +291,6 @@ def with_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token
     return [Token(*one) for one in zip(tokens, chosen, pairs, strict=True)]
 
 
-# ---- the thread -------------------------------------------------------------------------------------------------
-
-
 class Engine:
     """The thread that runs the models, and its queue."""
 
@@ -336,7 +325,6 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers requests."""
         return self._thread.is_alive()
 
     def _run(self) -> None:

@@ -114,8 +114,9 @@ class FollowedRun:
             return "waiting" if ended else "starting"
         if self.newest == "diverged":
             return "diverged"
-        evaluated = self.evaluations[-1][0] if self.evaluations else -1
-        if evaluated >= most or self._out_of_patience():
+        evaluated, losses = self.evaluations[-1][0] if self.evaluations else -1, [loss for _, loss in self.evaluations]
+        patience = self._setting("patience", 0)
+        if evaluated >= most or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
             return "finished"
         if ended:
             return "stopped"
@@ -137,10 +138,6 @@ class FollowedRun:
             return None
         seconds, steps = (sum(values) for values in zip(*gaps, strict=True))
         return seconds / steps, statistics.median(gap / count for gap, count in gaps)
-
-    def _out_of_patience(self) -> bool:
-        losses, patience = [loss for _, loss in self.evaluations], self._setting("patience", 0)
-        return bool(patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience)
 
     def _setting(self, name: str, otherwise: int) -> int:
         value = self.settings.get(name)

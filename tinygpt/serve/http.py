@@ -2,10 +2,6 @@
 
 `Guard` refuses what does not come from this machine's own clients: foreign Host headers (DNS rebinding), other content
 types than JSON (forms of other sites), and requests without the key.
-
-    app = Guard(app, key="", hosts=frozenset({"localhost"}))
-    body = await read_json(request)
-    return Stream(chunks)                       # chunks: dictionaries, as they are made
 """
 
 import asyncio

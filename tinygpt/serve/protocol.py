@@ -7,7 +7,6 @@ Source: https://platform.openai.com/docs/api-reference (completions, chat, error
 
     request = read(COMPLETION, body)                     # {"prompt": ..., "max_tokens": 16, ...}
     settings(request, cap=4096, rows=16, room=0)         # of the engine
-    completion_logprobs(tokenizer, tokens, offsets)      # the field `logprobs` of a choice
 """
 
 import codecs
@@ -123,9 +122,8 @@ def messages(value: Any) -> list[dict[str, str]]:
             raise ValueError("the role of each message must be system, user or assistant; no tools are supported")
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise ValueError(
-                    "each part of a content must have the type text; no images, files or audio are supported"
-                )
+                what = "each part of a content must have the type text; no images, files or audio are supported"
+                raise ValueError(what)
             content = "".join(text(part.get("text")) for part in content)
         if not isinstance(content, str):
             raise ValueError("the content of each message is a string, or a list of parts")
@@ -210,7 +208,6 @@ def read(fields: dict[str, Field], body: Any) -> dict[str, Any]:
 def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Settings:
     """How to generate. cap: tokens that a request may ask for; rows: sequences that it may have; room: the default of
     max_tokens for a chat. Errors: ApiError."""
-    chat = "messages" in request
     given = request.get("max_completion_tokens"), request["max_tokens"], min(cap, room)
     asked = next(number for number in given if number is not None)
     if asked > cap:
@@ -220,13 +217,12 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
     seeded = request["seed"] is not None
     seed = request["seed"] % (1 << 63) if seeded else 0
     choice = Choice(request["temperature"], request["top_k"], request["top_p"], seed)
-    if chat:
+    top = -1 if request["logprobs"] is None else request["logprobs"]
+    if "messages" in request:  # in a chat, logprobs is true or false
         if request["top_logprobs"] is not None and not request["logprobs"]:
             raise wrong("top_logprobs", "needs logprobs: true")
         top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
-    else:
-        top = -1 if request["logprobs"] is None else request["logprobs"]
-    echo = not chat and request["echo"] and top >= 0
+    echo = request.get("echo", False) and top >= 0
     return Settings(asked, choice, seeded, request["n"], request["stop"], top, echo)
 
 
@@ -249,7 +245,6 @@ class TextOffsets:
         self._decoder, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
 
     def add(self, token: bytes) -> int:
-        """The place of the next token."""
         place = self._end
         self._end += len(self._decoder.decode(token))
         return place

@@ -170,7 +170,7 @@ class LivePage:
             if ended:
                 with contextlib.suppress(TinyGPTError):
                     self.run.saved = load(self.folder / "last.pt").step
-            values = gather([self.folder], self.config, device_name="cpu", quick=not ended)
+            values = gather([self.folder], self.config, quick=not ended)
             self.show(values)
             self.has_report = True
         except Exception as error:
