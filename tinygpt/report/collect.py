@@ -17,7 +17,6 @@ import yaml
 
 from tinygpt import __version__, device
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.health import refuse_diverged
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
