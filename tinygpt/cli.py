@@ -6,6 +6,7 @@ Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a
 141 the reader of standard output has closed it.
 """
 
+import difflib
 import os
 import pkgutil
 import sys
@@ -50,8 +51,6 @@ GROUPS = {
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-
-
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
     for title, commands in GROUPS.items()
@@ -143,8 +142,6 @@ def run(args: list[str]) -> int:
         print_completion(args)
     name = args[0]
     if name not in COMMANDS:
-        import difflib
-
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
     from tinygpt.config import schema

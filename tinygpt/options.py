@@ -83,8 +83,6 @@ class GPTConfig:
         ]
 
 
-# ---- norms and activations --------------------------------------------------------------------------------------
-
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
     "layernorm": lambda config: nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias),
     "rmsnorm": lambda config: nn.RMSNorm(config.n_embd, eps=config.norm_eps),
@@ -113,9 +111,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": swiglu,
 }
 GATED = {"swiglu"}  # activations that halve the width
-
-
-# ---- position encodings -----------------------------------------------------------------------------------------
 
 
 class Position:

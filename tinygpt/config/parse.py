@@ -46,9 +46,6 @@ PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-# ---- flags ------------------------------------------------------------------------------------------------------
-
-
 def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
     """Make a config of `kind` from its files and flags; check each value, and all values together.
 
@@ -62,14 +59,11 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
         tyro.cli(for_tyro(kind), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
     texts, flags = split(kind, args, prog)
     values, from_files = placed(kind, texts, flags, prog), {}
-    if values.get("config"):
-        for path in map(find_config, values["config"]):
-            for name, value in read_config(path).items():
-                if kind in (TrainConfig, PlanConfig) and is_left_over(name, value):
-                    continue
+    for path in map(find_config, values.get("config", ())):
+        for name, value in read_config(path).items():
+            if kind not in (TrainConfig, PlanConfig) or not is_left_over(name, value):
                 from_files[name] = converted(find_key(kind, name, f"{path}: ", prog), value, f"{path}: ", prog)
-    given = frozenset(flags | from_files)
-    config = kind(**values | from_files | flags, flags=frozenset(flags), given=given)
+    config = kind(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems), f"{prog} --help")
     return config
@@ -81,9 +75,7 @@ def split(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, 
     A flag is --key=value or --key value; a bare --quiet is True. A key that takes several values collects them from all
     its occurrences: --input a b --input=c.
     """
-    positionals: list[str] = []
-    flags: dict[str, Any] = {}
-    queue = list(args)
+    positionals, flags, queue = list[str](), dict[str, Any](), list(args)
     while queue:
         arg = queue.pop(0)
         arg = "--output" if arg == "-o" and "output" in keys(kind) else arg
@@ -178,9 +170,6 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
     except (KeyError, ValueError):
         expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {', '.join(choices)}")
         raise TinyGPTError(f"{name}: {reprlib.repr(value)} is not {expected}", f"{prog} --help") from None
-
-
-# ---- files ------------------------------------------------------------------------------------------------------
 
 
 def find_config(name: str) -> Path:
@@ -300,10 +289,8 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 case ast.Assign(targets=[ast.Name(id=name)], value=node):
                     yaml_line = f"{name}: VALUE"
                     values[name] = evaluate(node)
-                case ast.Import(names=[ast.alias(name="time", asname=None)]):
-                    pass  # for str(time.time())
-                case ast.Expr(value=ast.Constant()):
-                    pass  # a docstring
+                case ast.Import(names=[ast.alias(name="time", asname=None)]) | ast.Expr(value=ast.Constant()):
+                    pass  # for str(time.time()); a docstring
                 case _:
                     raise TypeError("would need to be executed")
         except (TypeError, ArithmeticError, ValueError, RecursionError) as error:
@@ -323,9 +310,6 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-# ---- help -------------------------------------------------------------------------------------------------------
-
-
 def for_tyro(kind: type) -> type:
     """Translate a configuration class for tyro."""
     import tyro
@@ -334,26 +318,26 @@ def for_tyro(kind: type) -> type:
     fields: list[Any] = []
     for key in keys(kind).values():
         marks: list[Any] = [tyro.conf.Positional] if POSITIONAL in key.marks else []
-        hint: dict[str, Any] = {}
+        hint = None
         if key.default in ("", ()) or (key.type is tuple and key.default is REQUIRED):
-            hint = {"help_behavior_hint": ""}  # not "(default: )"
+            hint = ""  # not "(default: )"
         elif isinstance(key.default, str) and not key.default.isprintable():
-            hint = {"help_behavior_hint": f"(default: {key.default!r})"}  # a line end would break the table
-        marks.append(tyro.conf.arg(help=texts[key.name], metavar=metavar(key) or None, **hint))
+            hint = f"(default: {key.default!r})"  # a line end would break the table
+        marks.append(tyro.conf.arg(help=texts[key.name], metavar=metavar(key), help_behavior_hint=hint))
         plain = tuple[str, ...] if key.type is tuple else key.type
         default = [] if key.default is REQUIRED else [key.default]
         fields.append((key.name, Annotated[(plain, *marks)], *default))
     return dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": kind.__doc__})
 
 
-def metavar(key: Key) -> str:
-    """Return the placeholder for a key's value in --help; empty: tyro's own."""
+def metavar(key: Key) -> str | None:
+    """Return the placeholder for a key's value in --help; None: tyro's own."""
     if get_args(key.type):
-        return ""
+        return None
     if POSITIONAL in key.marks:
         name = f"{key.name.upper()} ..." if key.type is tuple else key.name.upper()
         return name if key.default is REQUIRED else f"[{name}]"
-    limits = [f"{mark.sign}{mark.bound}" for mark in key.marks if isinstance(mark, Limit) and mark.bound < LARGEST]
     if key.type is tuple:
         return "FILE ..." if PATH in key.marks else "STR ..."
-    return f"{key.type.__name__.upper()}{','.join(limits)}" if limits else ""
+    limits = [f"{mark.sign}{mark.bound}" for mark in key.marks if isinstance(mark, Limit) and mark.bound < LARGEST]
+    return f"{key.type.__name__.upper()}{','.join(limits)}" if limits else None

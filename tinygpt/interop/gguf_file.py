@@ -222,15 +222,10 @@ def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind:
     if not 0 < value(f"{kind}.block_count", int) <= tensors:
         raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", HINT)
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
-    config: dict[str, Any] = {
-        "architectures": [row.name],
-        "model_type": kind,
-        **{
-            name: value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key))
-            for key, name in keys.items()
-        },
-        row.keys["activation"]: ACTIVATIONS[kind][0],
-    }
+    config: dict[str, Any] = {"architectures": [row.name], "model_type": kind}
+    config[row.keys["activation"]] = ACTIVATIONS[kind][0]
+    for key, name in keys.items():
+        config[name] = value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key))
     if row.learned:
         return config
     for key in ("rope.dimension_count", "attention.value_length"):
@@ -357,28 +352,26 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     spec = json.loads(files["tokenizer.json"])
     around: tuple[list[int], list[int]] = ([], [])
     if symbols := _characters_of(spec):
-        tokens, types, merges = _char_tokens(symbols)
-        pre, ids = "smollm", dict(enumerate(zip(tokens, types, strict=True)))  # digits alone, and clean_spaces is off
+        pre, (ids, merges) = "smollm", _char_tokens(symbols)  # digits alone, and clean_spaces is off
     else:
         pre, around = _recognised(spec), _added_around(files["tokenizer.json"])
         ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
         for token in spec.get("added_tokens", []):
             ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
-        rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(max(ids) + 1)]
-        tokens, types = [token for token, _ in rows], [type_ for _, type_ in rows]
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+    if (end := max(ids) + 1) > size:
+        raise TinyGPTError(f"the tokenizer has {end} tokens and the model {size}", "export another checkpoint")
+    rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(size)]
+    tokens = [token for token, _ in rows]
     name = json.loads(files["tokenizer_config.json"]).get("eos_token")
-    eos = next((id for id, (token, type_) in ids.items() if token == name and type_ == CONTROL), None)
-    if len(tokens) > size:
-        raise TinyGPTError(f"the tokenizer has {len(tokens)} tokens and the model {size}", "export another checkpoint")
-    padding = range(len(tokens), size)
+    eos = next((id for id, row in ids.items() if row == (name, CONTROL)), None)
+    rare = next((tokens.index(character) for character in RARE if character in tokens), size - 1)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list([*tokens, *(f"[PAD{id}]" for id in padding)])
-    writer.add_token_types([*types, *(UNUSED for _ in padding)])
+    writer.add_token_list(tokens)
+    writer.add_token_types([type_ for _, type_ in rows])
     writer.add_token_merges(merges or [NO_MERGE])
-    rare = next((tokens.index(character) for character in RARE if character in tokens), size - 1)
-    writer.add_eos_token_id(eos if eos is not None else len(tokens) if padding else rare)
+    writer.add_eos_token_id(eos if eos is not None else end if end < size else rare)
     writer.add_add_bos_token(bool(around[0]))
     writer.add_add_eos_token(bool(around[1]))
     for id in around[0]:
@@ -397,14 +390,15 @@ def _characters_of(spec: dict[str, Any]) -> list[str]:
     return symbols if all(len(symbol) == 1 or symbol in SPECIAL for symbol in symbols) else []
 
 
-def _char_tokens(symbols: list[str]) -> tuple[list[str], list[int], list[str]]:
-    """A character vocabulary as byte-level BPE: tokens, types, and merges that join each character's bytes in turn."""
-    encoded = ("".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass")) for symbol in symbols)
-    tokens = [symbol if symbol in SPECIAL else token for symbol, token in zip(symbols, encoded, strict=True)]
-    types = [CONTROL if symbol in SPECIAL else NORMAL for symbol in symbols]
-    plain = [token for token in tokens if token not in SPECIAL]
-    merges = dict.fromkeys(f"{token[:at]} {token[at]}" for token in plain for at in range(1, len(token)))
-    return tokens, types, list(merges)
+def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[str]]:
+    """A character vocabulary as byte-level BPE: token and type by id, and merges that join a character's bytes."""
+    ids, merges = {}, dict[str, None]()
+    for id, symbol in enumerate(symbols):
+        token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
+        ids[id] = (symbol, CONTROL) if symbol in SPECIAL else (token, NORMAL)
+        if symbol not in SPECIAL:
+            merges |= dict.fromkeys(f"{token[:at]} {token[at]}" for at in range(1, len(token)))
+    return ids, list(merges)
 
 
 def _recognised(spec: dict[str, Any]) -> str:
@@ -464,9 +458,7 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for rows that are not
     multiples of 32.
     """
-    gguf = library("gguf", "GGUF")
-    config = stock.config
-    plan = _plan(stock, quantisation)
+    gguf, config, plan = library("gguf", "GGUF"), stock.config, _plan(stock, quantisation)
     kind = config["model_type"]
     writer = gguf.GGUFWriter(None, kind)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])

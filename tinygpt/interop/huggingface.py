@@ -245,9 +245,11 @@ PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
     """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
-    loss = checkpoint.best_val_loss
+    loss, origin = checkpoint.best_val_loss, f"after {checkpoint.step:,} iterations of training"
+    if not checkpoint.step and config.get("init_from"):
+        origin = f"imported from {Path(str(config['init_from'])).name} and not trained further"
     facts = [
-        f"Exported with tinygpt {__version__}, {history(checkpoint)}.",
+        f"Exported with tinygpt {__version__}, {origin}.",
         *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
         *notes,
@@ -268,10 +270,3 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
         settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"## Reproduce\n\n{steps}\n\n```yaml\n{settings}```")
     return "\n\n".join(parts) + "\n"
-
-
-def history(checkpoint: Checkpoint) -> str:
-    """Where a model comes from, in words."""
-    if not checkpoint.step and (source := checkpoint.config.get("init_from")):
-        return f"imported from {Path(str(source)).name} and not trained further"
-    return f"after {checkpoint.step:,} iterations of training"
