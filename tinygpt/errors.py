@@ -1,7 +1,7 @@
 """The one error type for everything that a user can cause and fix.
 
-Anything a person can get wrong (a path, a flag, a file) raises `TinyGPTError` with one sentence that
-names the thing and one hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:
+What a person can get wrong (a path, a flag, a file) raises `TinyGPTError`: one sentence that names the thing, and one
+hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:
 
     error: input.txt: no such file
       try: tinygpt prepare mine --input path/to/text.txt
@@ -40,9 +40,7 @@ class TinyGPTError(Exception):
 
     def __init__(self, message: str, hint: str = "", status: int = 2) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.status = status
+        self.message, self.hint, self.status = message, hint, status
 
     def text(self) -> str:
         """Return the lines that a person reads."""

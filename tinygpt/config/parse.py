@@ -49,8 +49,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
     """Make a config of `kind` from its files and flags; check each value, and all values together.
 
-    `config.flags` are the keys given as flags, `config.given` those given as flags or in files. Errors: TinyGPTError
-    for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
+    Errors: TinyGPTError for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
     """
     if "-h" in args or "--help" in args:
         import tyro

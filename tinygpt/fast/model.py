@@ -3,8 +3,6 @@
 The chat template of a model puts the same text before every prompt, for SmolLM2 half of a short example. A position
 depends on earlier ones only, so this beginning has the same activations in every row of a batch. Its keys and values
 are computed for one row and used by all, and autograd adds up their gradients.
-
-model = FastGPT(config)
 """
 
 from typing import Any
@@ -62,6 +60,5 @@ def common(idx: Tensor, config: GPTConfig) -> int:
     """
     if len(idx) == 1 or config.token_shift or config.bigram_table:
         return 0
-    equal = (idx == idx[:1]).all(0)
-    count = int(equal.long().cumprod(0).sum())
+    count = int((idx == idx[:1]).all(0).long().cumprod(0).sum())
     return count if SHORTEST <= count < idx.size(1) else 0

@@ -93,12 +93,10 @@ class AdamW:
     def step(self, gradients: list[Tensor], lr: float, divide_by: Tensor | None = None) -> None:
         """Update the weights, with the gradients divided by `divide_by` in the same kernel."""
         beta1, beta2 = self.betas
-        for index, decay in enumerate(self.decays):
-            w, g, m, v, step = (
-                [tensors[index]] for tensors in (self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.steps)
-            )
+        state = zip(self.weights, gradients, self.exp_avg, self.exp_avg_sq, self.steps, self.decays, strict=True)
+        for w, g, m, v, step, decay in state:
             adamw(
-                w, g, m, v, [], step, fused=True, amsgrad=False, maximize=False,
+                [w], [g], [m], [v], [], [step], fused=True, amsgrad=False, maximize=False,
                 beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=1e-8, grad_scale=divide_by,
             )  # fmt: skip
 
@@ -162,9 +160,9 @@ class FlatOptimizer:
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Return the moments of each parameter by name, as views of the flat tensors."""
-        averages = zip(self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True)
-        states = [{"exp_avg": average, "exp_avg_sq": square} for average, square in averages]
-        slices = list(zip(self.places, states, strict=True))
+        slices: list[tuple[slice, dict[str, Tensor]]] = []
+        for place, average, square in zip(self.places, self.adamw.exp_avg, self.adamw.exp_avg_sq, strict=True):
+            slices.append((place, {"exp_avg": average, "exp_avg_sq": square}))
         if self.muon:
             slices.append((self.muon_place, {"momentum": self.muon.momentum}))
         found: dict[str, dict[str, Tensor]] = {}

@@ -51,9 +51,8 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
 def render(template: str, bos: str, eos: str, conversations: list[Conversation]) -> list[str]:
     """Run a chat template in a process of its own; returns the text of each conversation.
 
-    A conversation that ends with a prompt is followed by the text before its response.
-
-    Errors: TinyGPTError for a template that cannot be run, or takes too long, and without the package jinja2.
+    A conversation that ends with a prompt is followed by the text before its response. Errors: TinyGPTError for a
+    template that cannot be run or takes too long, and without the package jinja2.
     """
     require_installed("a chat template", "jinja2")
     command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
