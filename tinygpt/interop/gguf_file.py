@@ -85,8 +85,7 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
     if kind in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         halves = (-1, 2) if inverse else (2, -1)  # the pairs of channels of a head: (i, i + half) or (2i, 2i + 1)
-        grouped = array.reshape(heads, *halves, *array.shape[1:])
-        return grouped.swapaxes(1, 2).reshape(array.shape)
+        return array.reshape(heads, *halves, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     return array
 
 
@@ -137,14 +136,13 @@ def read_file(path: Path) -> Pretrained:
                 array = library("gguf", "GGUF").dequantize(tensor.data, tensor.tensor_type)
                 array = _arranged(array, name, config, inverse=True)
         except NotImplementedError:
-            raise TinyGPTError(
-                f"{path}: {shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read",
-                "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation",
-            ) from None
+            what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
+            hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
+            raise TinyGPTError(f"{path}: {what}", hint) from None
         if not np.isfinite(array).all():
             raise TinyGPTError(f"{path}: {shown} has values that are NaN or infinite", HINT)
         weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
-    embedding, head = next(iter(names.values())), "lm_head.weight"
+    embedding = next(iter(names.values()))
     if embedding not in weights:
         raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
     vocab_size = len(weights[embedding])
@@ -153,8 +151,8 @@ def read_file(path: Path) -> Pretrained:
     biased = [name for name in weights if name.endswith("_proj.bias")]
     config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(kind).biases.items()}
     text, eos, bos = _read_tokenizer(path, value, vocab_size)
-    config |= {"vocab_size": vocab_size, "tie_word_embeddings": head not in weights}
-    config |= {"eos_token_id": eos, "bos_token_id": bos}
+    config |= {"vocab_size": vocab_size, "eos_token_id": eos, "bos_token_id": bos}
+    config["tie_word_embeddings"] = "lm_head.weight" not in weights
     end = "" if eos is None else header["tokenizer.ggml.tokens"][eos]
     return Pretrained(Stock(config, weights), text, end, value("tokenizer.chat_template", str, ""))
 

@@ -148,9 +148,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     pickled = path.suffix != ".safetensors"
     if not path.is_file():
         raise TinyGPTError(f"{path}: no such file", AGAIN)
-    safetensors = library(*SAFETENSORS)
+    load_file = library(*SAFETENSORS).load_file
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True) if pickled else safetensors.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
     except Exception as error:  # of zipfile, pickle, torch or safetensors
         reason = "tinygpt reads pickled files only if they hold nothing but tensors" if pickled else "it is damaged"
         raise TinyGPTError(f"{path}: cannot be read: {reason} ({type(error).__name__})", AGAIN) from None
@@ -179,8 +179,7 @@ def write_folder(
     model = checkpoint.build_model()
     stock = to_stock(model.config, model.state_dict())
     files = tokenizer_files(tokenizer, model.config.block_size)
-    settings = json.loads(files["tokenizer_config.json"])
-    eos = settings.get("eos_token")
+    eos = json.loads(files["tokenizer_config.json"]).get("eos_token")
     eos = None if eos is None else load_tokenizer(files[TOKENIZER], TOKENIZER).token_to_id(eos)
     require_own(out, {*WRITTEN, beside})
     try:
