@@ -228,7 +228,6 @@ def test_answers_are_judged_by_what_was_right_at_the_time() -> None:
         "after: x, seed 1": answered("old", "new", "", "Bern", "Rome", probabilities=(1, 1, 1, 1, 0.6)),
         "after: x, seed 2": answered("new", "new", "new", "Oslo", "Rome", probabilities=(1, 1, 1, 1, 0.8)),
     })  # fmt: skip
-    assert found.share("before: x", ["changed"], "right", before=True) == (2, 3)
     assert found.share("before: x", ["changed"], "right") == (1, 3)  # a system that is not updated
     assert found.share("before: x", ["changed"], "stale") == (2, 3)
     assert found.share("after: x", ["changed"], "right") == (4, 6)
@@ -348,11 +347,11 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     results = stored(quick)
     found = Measured(results)
 
-    def share(stage: str, kind: str, outcome: str, before: bool = False) -> float:
-        return found.share(stage, [kind], outcome, before).value()
+    def share(stage: str, kind: str, outcome: str) -> float:
+        return found.share(stage, [kind], outcome).value()
 
     assert share("after: reader", "changed", "right") > 0.3 > share("after: reader", "changed", "stale")
-    assert share("before: closed", "changed", "right", before=True) > 0.2  # it has memorised most facts,
+    assert share("before: closed", "changed", "stale") > 0.2  # it has memorised most facts,
     assert share("before: closed", "changed", "right") < 0.1 < share("before: closed", "changed", "stale")
     assert share("after: closed", "changed", "right") > 0.4  # learns the new ones,
     assert share("after: closed", "fact", "right") < share("before: closed", "fact", "right") - 0.1  # and loses others

@@ -114,8 +114,7 @@ def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     known, test = sums(size, seed)
     asked = [prompt for some in test.values() for prompt in some]
     for form, step in (("plain", 1), ("reversed", -1)):
-        pairs = [(prompt, right(prompt)[::step]) for prompt in known]
-        held = [(prompt, right(prompt)[::step]) for prompt in asked]
+        pairs, held = ([(prompt, right(prompt)[::step]) for prompt in prompts] for prompts in (known, asked))
         some = size.examples // 20  # the validation split
         write_dataset(folder / "data", form, {"train": pairs[some:], "val": pairs[:some], "test": held})
     guess = Counter(map(right, known)).most_common(1)[0][0]

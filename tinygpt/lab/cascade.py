@@ -164,12 +164,6 @@ class Found:
         target = self.config.target if target is None else target
         return [cascade([one[name] for name in names], target, self.config.person_price) for one in self.having(names)]
 
-    def runs(self) -> dict[str, tuple[Sequence[str], list[Run]]]:
-        """By name of the row: the systems, and the runs."""
-        alone = {f"{name} alone": ([name], self.alone(name)) for name in self.names}
-        together = {f"{', '.join(names)}, person": (names, self.cascade(names)) for names in self.cascades}
-        return {**alone, **together, "person alone": ([], self.cascade([]))}
-
 
 def median(runs: Sequence[Run], key: str) -> float:
     return statistics.median(getattr(run, key) for run in runs)
@@ -180,7 +174,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     systems = [systems_of(results, config, seed) for seed in seeds(config)]
     found, rows = Found(systems, config), []
     same = Found(found.having(found.longest), config)  # the same lines for each system
-    for name, (names, runs) in found.runs().items():
+    runs_of: list[tuple[str, Sequence[str], list[Run]]] = [
+        *((f"{name} alone", [name], found.alone(name)) for name in found.names),
+        *((f"{', '.join(names)}, person", names, found.cascade(names)) for names in found.cascades),
+        ("person alone", [], found.cascade([])),
+    ]
+    for name, names, runs in runs_of:
         shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
         row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
         row |= {"cost of 1,000": money([run.cost for run in runs]), "time per line": time_of(median(runs, "seconds"))}

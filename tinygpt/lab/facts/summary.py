@@ -103,13 +103,9 @@ class Measured:
                 if (question := self.questions[seed][number]).kind in kinds:
                     yield question, text, probability
 
-    def share(self, stage: str, kinds: Sequence[str], wanted: str, before: bool = False) -> Share:
-        """The share of an outcome among the answers to questions of these kinds; `before` the change, or after it."""
-        found = []
-        for question, text, _ in self.replies(stage, kinds):
-            if question.kind == "changed" and before:
-                question = question._replace(answer=question.stale, stale="")
-            found.append(outcome(question, text))
+    def share(self, stage: str, kinds: Sequence[str], wanted: str) -> Share:
+        """The share of an outcome among the answers to questions of these kinds; stale: right before the change."""
+        found = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
         return Share(found.count(wanted), len(found))
 
     def right(self, row: Row) -> float:
@@ -251,10 +247,9 @@ def freshest(found: Measured) -> Verdict:
 
 def combined(found: Measured, pretrained: str) -> Verdict:
     """What fine-tuning adds to retrieval."""
-    right, abstains = (
-        [100 * found.share(f"after: {name}", kinds, wanted).value() for name in names(pretrained)[:2]]
-        for kinds, wanted in ((["fact", "changed"], "right"), (["absent"], "abstained"))
-    )
+    asked = [f"after: {name}" for name in names(pretrained)[:2]]
+    right = [100 * found.share(stage, ["fact", "changed"], "right").value() for stage in asked]
+    abstains = [100 * found.share(stage, ["absent"], "abstained").value() for stage in asked]
     return Verdict(
         f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
         f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
