@@ -214,6 +214,5 @@ def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of PyTorch or Python means that memory has run out."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
+    on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -90,12 +90,10 @@ def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -
             if not WINDOWS:
                 raise
             if time.monotonic() > deadline:
-                raise TinyGPTError(
-                    f"{path}: another program has this file open; what was saved before is unchanged",
-                    "close the program (Excel, a training run that reads this dataset, a virus scanner, OneDrive), or "
-                    f"make the file writable if it is read-only, then {retry_hint}",
-                    status=1,
-                ) from error
+                what = f"{path}: another program has this file open; what was saved before is unchanged"
+                hint = "close the program (Excel, a training run that reads this dataset, a virus scanner, OneDrive)"
+                hint += f", or make the file writable if it is read-only, then {retry_hint}"
+                raise TinyGPTError(what, hint, status=1) from error
         time.sleep(min(pause, max(deadline - time.monotonic(), 0.01)))
         pause *= 2
 
@@ -137,11 +135,8 @@ def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
     except Exception as error:
         if _in_chain(error, errno.ENOSPC, errno.EDQUOT):  # torch.save may wrap it
             free = shutil.disk_usage(path.parent).free / 1e6
-            raise TinyGPTError(
-                f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged",
-                f"free some space, then {retry_hint}",
-                status=1,
-            ) from error
+            what = f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged"
+            raise TinyGPTError(what, f"free some space, then {retry_hint}", status=1) from error
         if isinstance(error, OSError):
             hint = f"check the disk and the folder's permissions, then {retry_hint}"
             problem = "what was saved before is unchanged, but this file cannot be written"
@@ -177,12 +172,12 @@ def folder_lock(folder: Path, use: str) -> contextlib.AbstractContextManager[Non
 def lock_owner(folder: Path) -> int | None:
     """Return the id of the process that holds the lock of a folder, without taking it; None if there is none.
 
-    Errors: PermissionError on Windows, where a locked file cannot be read.
+    On Windows, where a locked file cannot be read, it is 0.
     """
     try:
         owner = int((folder / ".lock").read_text(encoding="ascii"))
     except PermissionError:
-        raise
+        return 0
     except (OSError, ValueError):
         return None
     if WINDOWS:

@@ -43,6 +43,7 @@ HELD_OUT = 20_000  # tokens of the validation text that are searched for quotati
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
 WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
 QUICK = 20  # a page of a run that is training, which must not take time from it, may cost WORK / QUICK
+PARTS = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
 MARGIN = 24  # around the map of the embedding vectors, which is 700 wide
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
@@ -170,8 +171,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
 
 def parameters(model: GPT) -> dict[str, int]:
     """Count the parameters of each part of the model; of tied weights, once."""
-    names = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding"}
-    names |= {"attn": "attention", "mlp": "MLP", "ln_1": "norms", "ln_2": "norms", "ln_f": "norms", "lm_head": "head"}
+    names = PARTS | {"mlp": "MLP", "ln_1": "norms", "ln_2": "norms", "ln_f": "norms", "lm_head": "head"}
     parts: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         parts[next(part for key, part in names.items() if key in name.split("."))] += weight.numel()
@@ -300,7 +300,7 @@ def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[st
 
 def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list[str]:
     """Generate text: `count` samples at temperature 0.8, or for a model that answers prompts, greedy responses."""
-    if run.answers and isinstance(run.tokenizer, CharTokenizer):
+    if run.answers:
         return [answer(model, run.tokenizer, prompt) for prompt, _ in run.held_out_pairs()[:EXAMPLES]]
     start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
     choice = Choice(temperature=0.8, top_k=200)

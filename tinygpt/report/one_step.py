@@ -19,15 +19,14 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import VECTOR, parameter_class
-from tinygpt.report.collect import LoadedRun
+from tinygpt.report.collect import PARTS, LoadedRun
 from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
 
 SHOWN = 64  # most tokens of the first sequence that are shown
 ROWS = 5  # most probable tokens that are shown for each of them
 WORK = 4 * 10**9  # most parameters times tokens of the batch: 2 s on one core
 EPSILON = 1e-8  # AdamW's, in torch.optim
-NAMES = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
-NAMES |= {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "final norm", "lm_head": "output"}
+NAMES = PARTS | {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "final norm", "lm_head": "output"}
 
 
 def one_step(run: LoadedRun) -> dict[str, Any]:

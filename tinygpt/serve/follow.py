@@ -79,12 +79,7 @@ class FollowedRun:
     @property
     def is_running(self) -> bool:
         """Whether a process trains this run."""
-        try:
-            if lock_owner(self.folder) is not None:
-                return True
-        except PermissionError:
-            return True
-        return WINDOWS and time.time() - self._changed < FRESH
+        return lock_owner(self.folder) is not None or (WINDOWS and time.time() - self._changed < FRESH)
 
     def state(self, ended: bool = False) -> dict[str, Any]:
         """Return plain values. `ended`: it is known that no process trains this run.

@@ -9,13 +9,13 @@ import hmac
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from importlib.resources import files
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tinygpt.report.page import read
 from tinygpt.serve.protocol import ApiError
 
 MAX_BODY = 4 << 20  # bytes of a request
@@ -141,5 +141,4 @@ class Guard:
 async def page(request: Request) -> Response:
     """GET /: the chat page, and its style and program."""
     names, kind = PAGE[request.scope["path"]]
-    content = b"".join(files("tinygpt").joinpath(name).read_bytes() for name in names)
-    return Response(content, media_type=kind, headers=security(CSP))
+    return Response("".join(map(read, names)), media_type=kind, headers=security(CSP))

@@ -26,7 +26,7 @@ from tinygpt.config.schema import WatchConfig
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import WINDOWS, lock_owner, require_writable
 from tinygpt.report import gather
-from tinygpt.report.page import Page, render, write
+from tinygpt.report.page import render, write
 from tinygpt.serve.follow import ENDED, FollowedRun
 from tinygpt.serve.listen import LOCAL, listen, make_server, signals
 from tinygpt.terminal import escaped, reader_has_left, silence
@@ -95,7 +95,6 @@ class LivePage:
     def __init__(self, config: WatchConfig) -> None:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
-        self.session, self.count = secrets.token_hex(4), 0  # a version is never that of an earlier server
         self.shows: Any = None  # what the run was like when the newest page was begun,
         self.shown: Any = None  # and when the page that is served was
         self.rest_until = 0.0
@@ -103,7 +102,6 @@ class LivePage:
         self.ended = threading.Event()  # with --until_eof: the run has ended
         self.asked_old_at = 0.0  # when an open page asked that was not up to date
         self.asked_at = time.monotonic()  # when any did; a page of an earlier server may not have asked yet
-        self.version, self.page = "", Page(b"", "", "", "")
         self.has_report = False  # else the page says what is missing
         self.looking = threading.Lock()
         self.state: dict[str, Any] = {}
@@ -183,8 +181,7 @@ class LivePage:
 
     def show(self, values: dict[str, Any], **template: Any) -> None:
         """Serve a new version of the page. template: see `render`."""
-        self.count += 1
-        version = f"{self.session}-{self.count}"
+        version = secrets.token_hex(8)  # never that of an earlier server
         self.page = render(values, version=version, **template)
         self.version, self.problem = version, ""
 
@@ -203,22 +200,15 @@ class LivePage:
 
     def wait_for_the_end(self) -> None:
         """Wait for the end of standard input; then see to it that this process ends."""
-        started_by = self.owner()
+        started_by = lock_owner(self.folder)
         with contextlib.suppress(OSError, ValueError):
             while sys.stdin.buffer.read(1 << 16):
                 pass
         self.ended.set()
         deadline = time.monotonic() + TOO_LONG
-        while self.owner() in (None, started_by) and time.monotonic() < deadline:
+        while lock_owner(self.folder) in (None, 0, started_by) and time.monotonic() < deadline:
             time.sleep(TICK)
         os._exit(0)  # the run was resumed, and has a server of its own, for which this one must make room
-
-    def owner(self) -> int | None:
-        """The process that trains the run, if that can be known."""
-        try:
-            return lock_owner(self.folder)
-        except PermissionError:
-            return None
 
     def finish(self) -> None:
         """Make the last page, write it, and give open pages the time to get it."""
