@@ -79,11 +79,11 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
 def draw(logits: Tensor, choice: Choice, *generators: torch.Generator) -> Tensor:
     """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
 
-    generators: one for all rows, or one for each row. On a CPU, multinomial itself raises for a distribution with NaN,
-    so finite logits need no separate check.
+    generators: one for all rows, or one for each row.
     """
     if choice.temperature == 0 or logits.device.type != "cpu":
-        require_finite(logits)  # argmax treats NaN as the largest; multinomial of NaN makes a GPU unusable
+        # argmax treats NaN as the largest; multinomial of NaN raises on a CPU, and makes a GPU unusable
+        require_finite(logits)
     if choice.temperature == 0:
         return logits.argmax(-1, keepdim=True)
     chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)

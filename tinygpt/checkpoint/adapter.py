@@ -6,7 +6,7 @@ of the base weights. An adapter is refused with any other base model, where its 
     save_adapter(path, checkpoint)                         # from a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
 
-A process that runs for long loads the base model once, and puts adapters on it and takes them off:
+A process that runs for long loads the base model once and swaps adapters:
 
     adapters = Adapters("out", {"a": "out-a", "b": "out-b/adapter.pt"})
     model = adapters.checkpoint("a").build_model()         # adapters.checkpoint() is the base model
@@ -73,9 +73,9 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
 class Adapters:
     """A base model that stays in memory, and its adapters by name, which are swapped without loading the base again.
 
-    The tensors of the base model are never changed, and all checkpoints share them: train none of them. An adapter is
-    merged when a model is built, into new matrices. So a model computes exactly what it computes when it is loaded from
-    the files, whichever adapters were used before, and models of several adapters can be used at the same time.
+    All checkpoints share the tensors of the base model, which are never changed: train none of them. An adapter is
+    merged into new matrices when a model is built, so a model computes exactly what it computes when it is loaded from
+    the files, and models of several adapters can be used at the same time.
     """
 
     def __init__(self, ckpt: str, adapters: Mapping[str, str] | None = None) -> None:
@@ -115,12 +115,14 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
     """Read an adapter for the base model `ckpt` with this fingerprint. Errors: TinyGPTError, also for another base."""
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
     if not path.exists() and (Path(adapter) / "ckpt.pt").exists():
-        raise TinyGPTError(
-            f"{adapter}: contains no adapter, because its run has trained all weights: it is a model of its own",
-            f"--ckpt {suggest.quoted(adapter)}, or tinygpt finetune --lora_rank=8 for an adapter",
-        )
+        problem = f"{adapter}: contains no adapter, because its run has trained all weights: it is a model of its own"
+        hint = f"--ckpt {suggest.quoted(adapter)}, or tinygpt finetune --lora_rank=8 for an adapter"
+        raise TinyGPTError(problem, hint)
     state = checkpoint.read(path)
-    if not _is_adapter(state):
+    types = {"base": str, "weights": dict, "vocab_size": int, "tokenizer": dict, "config": dict, "step": int}
+    is_adapter = isinstance(state, dict) and state.get("tinygpt_adapter") == ADAPTER_FORMAT
+    is_adapter = is_adapter and all(isinstance(state.get(name), kind) for name, kind in types.items())
+    if not is_adapter or not all(isinstance(weight, Tensor) for weight in state["weights"].values()):
         raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8, which writes OUT_DIR/adapter.pt")
     if state["base"] != fingerprint:
         trained_from = str(state["config"].get("init_from", "out/ckpt.pt"))
@@ -149,13 +151,4 @@ def _combined(base: Checkpoint, ckpt: str, state: dict[str, Any]) -> Checkpoint:
         step=state["step"],
         best_val_loss=state["best_val_loss"],
         tokenizer=state["tokenizer"],
-    )
-
-
-def _is_adapter(state: Any) -> bool:
-    if not isinstance(state, dict) or state.get("tinygpt_adapter") != ADAPTER_FORMAT:
-        return False
-    types = {"base": str, "weights": dict, "vocab_size": int, "tokenizer": dict, "config": dict, "step": int}
-    return all(isinstance(state.get(name), kind) for name, kind in types.items()) and all(
-        isinstance(weight, Tensor) for weight in state["weights"].values()
     )

@@ -115,10 +115,8 @@ class Checkpoint:
         """Check that the model has an embedding for every token of the tokenizer. Errors: TinyGPTError if not."""
         size = GPTConfig.from_dict(self.model_args).vocab_size
         if tokenizer.vocab_size > size:
-            raise TinyGPTError(
-                f"{where} has a vocabulary of {size} tokens, but its tokenizer has {tokenizer.vocab_size}",
-                "prepare the text that it was trained on, under the same dataset name",
-            )
+            problem = f"{where} has a vocabulary of {size} tokens, but its tokenizer has {tokenizer.vocab_size}"
+            raise TinyGPTError(problem, "prepare the text that it was trained on, under the same dataset name")
 
 
 class WithoutInit(TorchFunctionMode):
@@ -146,10 +144,7 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def refuse_overwriting(out: Path, source: str, use: str) -> None:
-    """Refuse to write into a folder that contains the checkpoint `source`, which the message calls `use`.
-
-    Errors: TinyGPTError if `out` is that folder.
-    """
+    """Errors: TinyGPTError if the folder `out` contains the checkpoint `source`, which the message calls `use`."""
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     if out.resolve() == folder.resolve():
         raise TinyGPTError(f"{out} contains {use}, which would be overwritten", suggest.quoted(f"--out_dir={out}-new"))
@@ -167,10 +162,8 @@ def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer
 
         tokenizer = Dataset(data_dir, name).tokenizer
     else:
-        raise TinyGPTError(
-            f"{where} has no tokenizer and does not name its dataset",
-            "tinygpt train --init_from=PATH, which makes one that does",
-        )
+        hint = "tinygpt train --init_from=PATH, which makes one that does"
+        raise TinyGPTError(f"{where} has no tokenizer and does not name its dataset", hint)
     checkpoint.require_embeddings(tokenizer, where)
     return tokenizer
 
@@ -210,17 +203,12 @@ def _naming_a_neighbour(path: Path) -> Iterator[None]:
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
     except OSError as error:
-        raise file_error(
-            path,
-            error,
-            _way_out(path, "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"),
-        ) from None
+        otherwise = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
+        raise file_error(path, error, _way_out(path, otherwise)) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise TinyGPTError(
-                f"{path}: holds more than tensors and plain values; refused, since loading it could run code",
-                "ask for a file with weights only",
-            ) from None
+            problem = f"{path}: holds more than tensors and plain values; refused, since loading it could run code"
+            raise TinyGPTError(problem, "ask for a file with weights only") from None
         raise TinyGPTError(f"{path}: damaged (it cannot be read)", _way_out(path)) from None
 
 
@@ -278,10 +266,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        raise TinyGPTError(
-            f"{path}: an adapter, which needs its base model",
-            f"--ckpt BASE/ckpt.pt --adapter {suggest.quoted(str(path))}",
-        )
+        hint = f"--ckpt BASE/ckpt.pt --adapter {suggest.quoted(str(path))}"
+        raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
     if version and not sealed:
         raise _damaged(path, "its seal is missing")
@@ -299,9 +285,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
         state = {"model": weights, "model_args": args, "config": config} | _nanogpt_progress(state)
     state = state | {"model": from_8_bits(state["model"])}
-    checkpoint = Checkpoint(
-        **{field.name: state[field.name] for field in dataclasses.fields(Checkpoint) if field.name in state}
-    )
+    names = [field.name for field in dataclasses.fields(Checkpoint)]
+    checkpoint = Checkpoint(**{name: state[name] for name in names if name in state})
     types: dict[str, Any] = {"step": int, "best_val_loss": (int, float), "data": dict, "training": dict}
     types["tokenizer"] = (dict, type(None))
     for name, kind in types.items():
@@ -319,10 +304,9 @@ def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
-    """Check a model's sizes and options. (`build_model` checks that they match the weights.)
+    """Check a model's sizes and options. (`build_model` checks that they match the weights.) Errors: TinyGPTError.
 
-    Errors: TinyGPTError for impossible sizes, and for options that only a newer tinygpt knows. `made_by`: the version
-    of tinygpt that wrote the file, empty for nanoGPT's.
+    made_by: the version of tinygpt that wrote the file, empty for nanoGPT's.
     """
     shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]

@@ -36,8 +36,6 @@ def ngram_baselines(
     uniform: 1 / V. unigram: add-one smoothing. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one
     pseudo-observation distributed like the unigram (Dirichlet smoothing). trigram: the same after two tokens, the
     pseudo-observation distributed like the bigram; the first target, which only one token precedes, keeps its bigram.
-
-    Memory: at most about 1.2 GB for files and vocabularies of any size, 8 bytes per index in `where`, and mapped pages.
     Errors: TinyGPTError for a token outside the vocabulary.
     """
     # A different extra token is put before each split. So the first bigram of a split also ends a trigram; and because
@@ -93,10 +91,7 @@ class Trigrams:
         return found
 
     def keys(self, first: int, last: int, show: str = "") -> Iterator[np.ndarray]:
-        """The keys with middle tokens from `first` to `last`, in the order of the split, block by block.
-
-        show: names a progress bar.
-        """
+        """The keys with middle tokens from `first` to `last`, block by block; `show` names a progress bar."""
         end = len(self.ids) - 1
         with progress(None, bool(show) and end >= BAR_FROM, total=end, unit="tok", unit_scale=True, desc=show) as bar:
             for start in range(0, end, BLOCK):
@@ -123,10 +118,7 @@ def selected(where: np.ndarray | slice, count: int) -> range | np.ndarray:
 
 
 def unigram_counts(ids: np.ndarray, vocab_size: int, split: str) -> np.ndarray:
-    """How often each token occurs, float64, shape (vocab_size,).
-
-    Errors: TinyGPTError for a token outside the vocabulary, with the name of the split.
-    """
+    """How often each token occurs, float64 (vocab_size,). Errors: TinyGPTError for a token outside the vocabulary."""
     counts = np.zeros(vocab_size)
     for start in range(0, len(ids), BLOCK):
         found = np.bincount(ids[start : start + BLOCK], minlength=vocab_size)

@@ -42,9 +42,7 @@ class Law(NamedTuple):
     def best_tokens(self, parameters: float) -> float:
         """The compute-optimal length for a size: with the same compute, 6 N D, no other size reaches a lower loss.
 
-        There, the derivatives of the loss with respect to log N and log D are equal. 1 if the loss does not depend on
-        the length, infinite if it does not depend on the size.
-        """
+        There, the derivatives of the loss with respect to log N and log D are equal."""
         if not self.A:
             return math.inf
         if not self.B:
@@ -129,7 +127,7 @@ def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
         some = columns[:, :, kept]
         square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))
         found = np.linalg.solve(square, np.swapaxes(some, 1, 2) @ target[:, None])[:, :, 0]
-        error = ((some @ found[:, :, None])[:, :, 0] - target).__pow__(2).sum(1)
+        error = np.square((some @ found[:, :, None])[:, :, 0] - target).sum(1)
         better = (found >= 0).all(1) & (error < errors)
         best[better] = 0
         best[np.ix_(better, kept)] = found[better]

@@ -96,11 +96,8 @@ def loss_sums(model: AmpModel, source: Rows, mine: np.ndarray, compute: device.C
 
 
 def ratio(sums: list[float], width: int) -> tuple[float, float]:
-    """The mean loss per target and its standard error, from the sums of `loss_sums` over rows of this width.
-
-    The rows are independent draws with different numbers of targets, so the mean is a ratio of two sums (Cochran 1977,
-    "Sampling Techniques", section 6.3).
-    """
+    """The mean loss per target and its standard error, from the sums of `loss_sums` over rows of this width: a ratio
+    of two sums, since the rows have different numbers of targets (Cochran 1977, "Sampling Techniques", section 6.3)."""
     total, count, rows, square, mixed, counts_square = sums
     if not count:
         raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a larger block_size")
@@ -145,9 +142,8 @@ def estimate_losses(
 ) -> dict[str, float]:
     """Losses `train` and `val` of both splits, and their standard errors `train_se` and `val_se`.
 
-    They are measured on `eval_iters` random batches, the same at every evaluation; with 0, on the whole validation
-    split and an equally large part of the training split. The batches come from streams of their own, so that
-    evaluation does not change those of training.
+    They are measured on `eval_iters` random batches, the same at every evaluation, from streams of their own; with 0,
+    on the whole validation split and an equally large part of the training split.
     """
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):

@@ -20,11 +20,8 @@ def plot(config: PlotConfig) -> None:
 
 
 def convert(folders: list[Path]) -> None:
-    """Write the event files of runs, and print the command that shows them.
-
-    The last line of metrics.jsonl gets the time at which the file was last changed, and the times of the others follow
-    from their `seconds`. So a run that is converted twice has the same points.
-    """
+    """Write the event files of runs, and print the command that shows them. The last line of metrics.jsonl gets the
+    time at which the file was last changed, so a run that is converted twice has the same points."""
     import_summary_writer("--to tensorboard")
     runs = {folder: read_metrics(folder) for folder in folders}
     for folder, entries in runs.items():

@@ -76,10 +76,8 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
     with progress(total=len(order), unit="prompt", desc="measuring exact match") as bar:
         for index in range(0, len(order), many):
             at = order[index : index + many]
-            x, y = (
-                torch.from_numpy(part).to(compute.device)
-                for part in rows.rows(at, rows.width(model.config.block_size, at))
-            )
+            block = rows.rows(at, rows.width(model.config.block_size, at))
+            x, y = (torch.from_numpy(part).to(compute.device) for part in block)
             wanted = y >= 0
             logits = model(x, y, targets_only=True)[0]
             row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target

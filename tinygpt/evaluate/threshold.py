@@ -67,14 +67,12 @@ def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
     alarms, the misses and the cost, in false alarms; with 95 % intervals (None for a recall that is 0 or 1 by
-    definition, since nothing or everything is flagged) and standard errors, which are 0 if no error was counted.
-    """
+    definition) and standard errors."""
     flagged, n = scores >= threshold, len(scores)
     hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
     misses, positives = int((~flagged & positive).sum()), int(positive.sum())
-    recall = hits / positives
+    recall, precision = hits / positives, hits / (hits + false_alarms) if hits + false_alarms else None
     costs = np.where(positive, miss_cost * ~flagged, flagged)  # of each prompt
-    precision = hits / (hits + false_alarms) if hits + false_alarms else None
     weights = 1000 * (threshold < math.inf), 1000 * miss_cost * (threshold > 0)  # 0: there can be no such error
     shares = {"precision": precision, "recall": recall if all(weights) else None}
     return {
@@ -93,11 +91,8 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
 
 
 def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> list[float]:
-    """The 95 % interval of a weighted sum of shares of n prompts.
-
-    It combines the intervals of the shares as if these were independent (Zou and Donner 2008). Shares of different
-    outcomes exclude each other, which makes it too wide, if anything.
-    """
+    """The 95 % interval of a weighted sum of shares of n prompts, combined as if these were independent (Zou and Donner
+    2008). Shares of different outcomes exclude each other, which makes it too wide, if anything."""
     total, bounds = float(np.dot(weights, shares)), np.array([wilson(share, n) for share in shares])
     below, above = np.linalg.norm((bounds - np.array(shares)[:, None]) * np.array(weights)[:, None], axis=0).tolist()
     return [max(0.0, total - below), total + above]
@@ -114,13 +109,13 @@ def make_tradeoff(
     scores, truth = wanted
     curves = {key: precision_recall(some, truth) for key, some in scores.items()}
     tried = []
-    for key, some in scores.items():
+    for key in scores:
         cheapest = cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost)
-        tried += [(key, some, 0.5, False), (key, some, cheapest, True)]
-    tried += [(key, np.zeros(len(truth)), at, False) for key, at in (("nothing", math.inf), ("everything", 0.0))]
-    rows = [
-        {"classifier": key, "chosen": chosen, **outcome(some, truth, at, miss_cost)} for key, some, at, chosen in tried
-    ]
+        tried += [(key, 0.5, False), (key, cheapest, True)]
+    rows = []
+    for key, at, chosen in (*tried, ("nothing", math.inf, False), ("everything", 0.0, False)):
+        measured = outcome(scores.get(key, np.zeros(len(truth))), truth, at, miss_cost)
+        rows.append({"classifier": key, "chosen": chosen, **measured})
     report = {"positive": positive, "split": split, "n": len(truth), "positives": int(truth.sum())}
     areas = {key: average_precision(curve) for key, curve in curves.items()}
     return report | {"miss_cost": miss_cost, "average_precision": areas, "rows": rows}, curves
@@ -138,11 +133,9 @@ def as_text(report: dict[str, Any]) -> str:
     for row in report["rows"]:
         threshold = "none" if row["threshold"] is None else f"{row['threshold']:.4f}"
         threshold = "" if row["classifier"] not in report["average_precision"] else threshold + " (val)" * row["chosen"]
-        shares, cost = (
-            (with_interval(row, key) for key in ("precision", "recall")),
-            with_interval(row, "cost", 1, 0),
-        )
-        rows.append((NAMES[row["classifier"]], threshold, *shares, row["false_alarms"], row["misses"], f" {cost}"))
+        shares = (with_interval(row, key) for key in ("precision", "recall"))
+        errors = row["false_alarms"], row["misses"], f" {with_interval(row, 'cost', 1, 0)}"
+        rows.append((NAMES[row["classifier"]], threshold, *shares, *errors))
     heads = {"": "<16", "threshold": ">13", "precision": ">17", "recall": ">17"}
     lines += table(heads | {"false alarms": ">13.1f", "misses": ">7.1f", "cost": ">17"}, rows)
     areas = (f"{NAMES[key]} {area:.3f}" for key, area in report["average_precision"].items())
@@ -179,11 +172,9 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
     """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
     with drawing(path, "the picture of the precision-recall curve", (7, 4.6)) as (figure, axes):
         for index, (key, curve) in enumerate(curves.items()):
-            color = f"C{index}"
-            label = f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
-            axes.step(
-                np.append(0, curve.recall), np.append(curve.precision[0], curve.precision), color=color, label=label
-            )
+            color, label = f"C{index}", f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
+            recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
+            axes.step(recall, precision, color=color, label=label)
             for row in report["rows"]:
                 if row["classifier"] == key and row["precision"] is not None:
                     filled = color if row["chosen"] else "white"

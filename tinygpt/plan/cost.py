@@ -155,8 +155,7 @@ def unsteady(costs: Costs) -> bool:
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Predict the time of the complete run: from the speed of fast blocks to that of slow ones, and TIME_ERROR at
-    least."""
+    """Predict the time of the run: from the speed of fast blocks to that of slow ones, and TIME_ERROR at least."""
     total = sum(part.seconds for part in parts(config, costs).values())
     fast, slow = (total + config.max_iters * (step - costs.step) for step in fast_and_slow(costs))
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))

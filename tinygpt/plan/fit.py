@@ -38,10 +38,7 @@ def rising(losses: Sequence[float]) -> str:
 
 
 def refusal(losses: Sequence[float], baseline: float) -> str:
-    """Say why the law does not hold for these pilots, ordered by length; empty if it may hold.
-
-    baseline: the loss of the best n-gram baseline, in nats per token.
-    """
+    """Say why the law does not hold for these pilots; empty if it may. baseline: the lowest n-gram loss, in nats."""
     if losses[-1] > baseline:
         late = f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f})"
         return f"{late}, so most of the fall is still to come, and a power law does not hold yet"

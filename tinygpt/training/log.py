@@ -32,10 +32,8 @@ class RunLog:
         self.retry_hint = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
-        """Start the file. When resuming, keep only the lines that precede the state before iteration `step`.
-
-        A killed run may have logged iterations after its last checkpoint; they are computed and logged again.
-        """
+        """Start the file. When resuming, keep only the lines that precede the state before iteration `step`: those of
+        later iterations, which a killed run may have logged after its last checkpoint, are computed again."""
         if not self.active:
             return
         if step == 0 and evaluated_at < 0:
@@ -90,10 +88,8 @@ class RunLog:
         self._bar.set_description()
 
     def say(self, text: str, always: bool = False) -> None:
-        """Print a line above the progress bar; with --quiet, only if `always`.
-
-        A run does not end because standard output cannot be written to: it continues without printing.
-        """
+        """Print a line above the progress bar; with --quiet, only if `always`. A run continues without printing if
+        standard output cannot be written to."""
         if self.active and (always or not self.quiet):
             try:
                 tqdm.write(text, file=sys.stdout)
@@ -103,10 +99,8 @@ class RunLog:
                 terminal.print_error(f"note: cannot write to standard output: {error.strerror}; the run continues")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
-        """Append a line to metrics.jsonl in one unbuffered write, so that a killed run leaves complete lines.
-
-        Errors: TinyGPTError for a full disk.
-        """
+        """Append a line to metrics.jsonl in one unbuffered write, so that a killed run leaves complete lines. Errors:
+        TinyGPTError for a full disk."""
         if self._file is None:
             return
         entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
@@ -151,10 +145,8 @@ class Pace:
         return speed
 
     def expected(self, done: int, left: int) -> str:
-        """Return, once, a line that predicts the time of the `left` iterations; else an empty string.
-
-        done: iterations of this session.
-        """
+        """Return, once, a line that predicts the time of the `left` iterations after `done` of this session; else
+        an empty string."""
         if done == self.SKIPPED:
             self.skipped = self.total
         if done != self.SKIPPED + self.TIMED:
@@ -179,10 +171,7 @@ def peak_memory() -> int:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the intact lines of a run's metrics.jsonl: objects with a `kind` and a `step`. Other lines are left out.
-
-    Errors: TinyGPTError for a folder without the file.
-    """
+    """Read the intact lines of a run's metrics.jsonl (see `intact_entry`). Errors: TinyGPTError without the file."""
     path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

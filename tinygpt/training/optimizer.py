@@ -31,9 +31,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the learning rate of iteration `step`, counted from 0.
 
     The rate rises linearly for `warmup_iters` iterations, then falls to `min_lr` along a cosine (Loshchilov & Hutter
-    2017, "SGDR") or a straight line, and stays there. The cosine is nanoGPT's get_lr. The decay ends at
-    `lr_decay_iters`, or at `max_iters` if that is 0; a run that is resumed with a larger `max_iters` then continues on
-    the longer schedule. A warm-up that is longer than the decay is not shortened; after it the rate is `min_lr`.
+    2017, "SGDR"; nanoGPT's get_lr) or a straight line, and stays there. The decay ends at `lr_decay_iters`, or at
+    `max_iters` if that is 0; a run that is resumed with a larger `max_iters` then continues on the longer schedule.
     """
     if is_constant(config):
         return config.learning_rate
@@ -69,10 +68,8 @@ def schedule_note(config: TrainConfig) -> str:
     last = min(config.max_iters, config.lr_decay_iters or config.max_iters)
     if is_constant(config) or config.warmup_iters < max(last, 1):
         return ""
-    return (
-        f"note: the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}, so the "
-        f"learning rate never reaches its peak; use --warmup_iters={last // 10}"
-    )
+    late = f"the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}"
+    return f"note: {late}, so the learning rate never reaches its peak; use --warmup_iters={last // 10}"
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:

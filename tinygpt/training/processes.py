@@ -1,8 +1,8 @@
 """The processes of a run: under torchrun they share its work, and a signal to one of them stops all.
 
-Without torchrun there is one process, and the collectives do nothing. Under `torchrun --nproc_per_node=2 -m
-tinygpt train ...` each process works on its slice of the same global batch and PyTorch's DistributedDataParallel
-averages the gradients, so the number of processes changes the speed and not what is learned.
+Under `torchrun --nproc_per_node=2 -m tinygpt train ...` each process works on its slice of the same global batch and
+PyTorch's DistributedDataParallel averages the gradients, so the number of processes changes the speed and not what is
+learned.
 """
 
 import contextlib
@@ -68,10 +68,8 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     try:
         # After a restart torchrun may hand out the store of the dead processes, with their addresses still in it.
         store, rank, count = next(iter(dist.rendezvous("env://")))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group(
-            backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=count
-        )
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         raise TinyGPTError(f"--backend={backend}: {str(error).splitlines()[0]}", "--backend=gloo") from None
     try:
@@ -81,13 +79,10 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
 
 
 class StopSignal:
-    """Context in which the first SIGINT or SIGTERM is recorded, for the loop to stop; a second one ends the process.
-
-    status: the exit status, 0 without a signal, 130 after SIGINT, 143 after SIGTERM.
-    """
+    """Context in which the first SIGINT or SIGTERM is recorded, for the loop to stop; a second one ends the process."""
 
     def __init__(self) -> None:
-        self.status = 0
+        self.status = 0  # exit status: 130 after SIGINT, 143 after SIGTERM
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":

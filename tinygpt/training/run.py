@@ -307,11 +307,8 @@ def diverged(run: Run, what: str) -> TinyGPTError:
     # a state saved just before this iteration is intact, but a run resumed from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"
-    return TinyGPTError(
-        f"iteration {run.progress.step}: {reason}; training has stopped",
-        f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters",
-        status=1,
-    )
+    hint = f"{safe} with a lower learning_rate than {run.config.learning_rate}, or a longer warmup_iters"
+    return TinyGPTError(f"iteration {run.progress.step}: {reason}; training has stopped", hint, status=1)
 
 
 def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:

@@ -74,12 +74,11 @@ class TensorBoard:
         self.writers: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(folder_lock(folder / "tensorboard", "run"))
-            for run in dict.fromkeys(run for run, _ in SCALARS.values()):
-                discard_events(folder / "tensorboard" / run)
+            for run in ("train", "val"):
+                events = folder / "tensorboard" / run
+                discard_events(events)
                 # purge_step: a TensorBoard that is running forgets the points of the earlier file
-                self.writers[run] = writer(
-                    str(folder / "tensorboard" / run), purge_step=0, flush_secs=10, filename_suffix=SUFFIX
-                )
+                self.writers[run] = writer(str(events), purge_step=0, flush_secs=10, filename_suffix=SUFFIX)
                 stack.callback(self.writers[run].close)
             for entry in {(entry["kind"], entry["step"]): entry for entry in entries}.values():
                 self.write(entry)
@@ -108,11 +107,8 @@ def import_summary_writer(what: str, otherwise: str = "") -> Any:
 
 
 def discard_events(folder: Path) -> None:
-    """Delete our event files in a folder, except the last one, which is emptied.
-
-    The empty file is for a TensorBoard that is running without its data server, as on Windows: it never leaves a file
-    that was deleted, but goes on from an empty one to the next.
-    """
+    """Delete our event files in a folder, except the last one, which is emptied: a TensorBoard that is running without
+    its data server, as on Windows, never leaves a file that was deleted, but goes on from an empty one to the next."""
     files = sorted(folder.glob(f"*tfevents*{SUFFIX}"))
     for path in files:
         if path == files[-1] and not path.is_symlink():

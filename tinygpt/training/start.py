@@ -80,11 +80,8 @@ def starting_point(config: TrainConfig) -> Start:
     out = Path(config.out_dir)
     # os.path.exists is False for impossible names, too
     if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):
-        raise TinyGPTError(
-            f"{out}/ckpt.pt would be overwritten, and no config.yaml shows that it is of a run (an imported, merged or "
-            "copied model has none)",
-            suggest.quoted(f"--out_dir={out}-new"),
-        )
+        why = "no config.yaml shows that it is of a run (an imported, merged or copied model has none)"
+        raise TinyGPTError(f"{out}/ckpt.pt would be overwritten, and {why}", suggest.quoted(f"--out_dir={out}-new"))
     if config.init_from in ("scratch", "auto"):  # auto without a last.pt: `resumes` is false
         config.init_from = "scratch"
         return Start(config)
@@ -115,18 +112,12 @@ def base_model(config: FinetuneConfig) -> str:
 
 def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
     """Errors: TinyGPTError if a new model has neither a config nor --dataset, and nanoGPT's default is not prepared."""
-    chosen = (
-        config.init_from not in ("scratch", "auto")
-        or config.config
-        or "dataset" in config.given
-        or config.dataset != TrainConfig.dataset
-    )
-    flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
-    if not chosen and not os.path.exists(Path(config.data_dir, config.dataset)):
-        raise TinyGPTError(
-            f"no config was given, and the default dataset {config.dataset!r} is not prepared",
-            suggest.command(command, "configs/shakespeare_char.yaml", *flags),
-        )
+    chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
+    prepared = os.path.exists(Path(config.data_dir, config.dataset))
+    if config.init_from in ("scratch", "auto") and not chosen and not prepared:
+        flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
+        problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
+        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *flags))
 
 
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
@@ -140,25 +131,19 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     from_weights = new_run_from(last)
     command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
     if command != asked:
-        raise TinyGPTError(
-            f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}",
-            suggest.resume(state.config, config.out_dir),
-        )
+        problem = f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}"
+        raise TinyGPTError(problem, suggest.resume(state.config, config.out_dir))
     take_shape(config, state, may_resize=False)
     if "optimizer" not in state.training:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
     if "max_iters" in config.given and config.max_iters < state.step:
-        raise TinyGPTError(
-            f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do",
-            f"--max_iters={2 * state.step}",
-        )
+        problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
+        raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
     for name in FIXED:
         wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
         if name in config.given and wanted != has:
-            raise TinyGPTError(
-                f"{name} is {wanted} here and {has} in the checkpoint",
-                f"drop {name}, or start from the weights alone: {from_weights}",
-            )
+            hint = f"drop {name}, or start from the weights alone: {from_weights}"
+            raise TinyGPTError(f"{name} is {wanted} here and {has} in the checkpoint", hint)
     # also not restored: output folder, logging and watching, because the file may come from a stranger
     kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
@@ -187,10 +172,8 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
         wanted, has = getattr(config, name), shape[name]
         resizes = may_resize and name == "block_size" and (wanted < has or POSITIONS[shape["position"]].relative)
         if name in config.given and wanted != has and not resizes:
-            raise TinyGPTError(
-                f"{name} is {wanted} here and {has} in the checkpoint",
-                f"drop {name}" if "ckpt" in vars(config) else f"drop {name}, or start a new model in another --out_dir",
-            )
+            hint = f"drop {name}" + ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
+            raise TinyGPTError(f"{name} is {wanted} here and {has} in the checkpoint", hint)
         if not resizes or name not in config.given:
             setattr(config, name, has)
 
@@ -198,8 +181,8 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
 def fit_dataset(dataset: Dataset, start: Start) -> int:
     """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end.
 
-    Returns the number of tokens that the checkpoint knows, 0 without one. Errors: TinyGPTError if the two vocabularies
-    cannot be joined, if the text is not that of the run to be resumed, or if a split does not fit block_size.
+    Returns the number of tokens that the checkpoint knows, 0 without one. Errors: TinyGPTError if the vocabularies
+    cannot be joined, the text is not that of the run to be resumed, or a split does not fit block_size.
     """
     base, known = start.checkpoint, 0
     if base is not None and base.tokenizer is None:  # nanoGPT's
@@ -215,20 +198,15 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
         known = own.vocab_size
     dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
     if base is not None and start.resuming and not dataset.is_of(base.data):
-        raise TinyGPTError(
-            f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written",
-            f"prepare the old text again, or start a new run on the new text from these weights: "
-            f"{new_run_from(start.where)}",
-        )
+        problem = f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written"
+        hint = "prepare the old text again, or start a new run on the new text from these weights: "
+        raise TinyGPTError(problem, hint + new_run_from(start.where))
     return known
 
 
 def make_model(start: Start, kind: type[GPT], vocab_size: int, known: int = 0) -> tuple[GPT, int]:
-    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens.
-
-    kind: the class of the model; vocab_size: of the dataset, of which the checkpoint knows the first `known` tokens.
-    Returns the model and the number of new embeddings.
-    """
+    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens; return their
+    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known` tokens."""
     config = start.config
     if start.checkpoint is None:
         torch.manual_seed(config.seed)
@@ -253,10 +231,8 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
-    """Resolve the keys `device` and `dtype` of a run. On a Mac, `auto` is the faster of CPU and MPS for this model.
-
-    saved: the training state of a resumed run, which keeps its device; empty for a new run.
-    """
+    """Resolve the keys `device` and `dtype` of a run. On a Mac, `auto` is the faster of CPU and MPS for this model, or
+    the device in `saved`, the training state of a resumed run."""
     name = processes.device_name(config.device)
     compute = device.choose(name, config.dtype)
     if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
@@ -271,10 +247,7 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
 
 
 def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:
-    """Measure the time of a training step on one batch, with a new model of this configuration.
-
-    Nothing that the run computes depends on it: the model is discarded, and the random generator is restored.
-    """
+    """Measure the time of a training step on one batch, with a new model, and restore the random generator."""
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
     with torch.random.fork_rng(devices=[]):

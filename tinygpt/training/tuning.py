@@ -60,15 +60,12 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
         found.require(config.block_size)
         earlier = start.saved.get("replayed")
         if config.replay and earlier and not found.is_of(earlier):
-            raise TinyGPTError(
-                f"replay: dataset {found.name!r} has been prepared from different text since {start.where} was written",
-                "prepare the old text again",
-            )
+            since = f"since {start.where} was written"
+            problem = f"replay: dataset {found.name!r} has been prepared from different text {since}"
+            raise TinyGPTError(problem, "prepare the old text again")
         if not adopted:
-            raise TinyGPTError(
-                f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary",
-                "--base_dataset=NAME of the text that the base model was trained on",
-            )
+            problem = f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary"
+            raise TinyGPTError(problem, "--base_dataset=NAME of the text that the base model was trained on")
         return found
     except TinyGPTError:
         if config.replay:

@@ -1,8 +1,7 @@
 """`train --watch`: show the run in a browser while it trains, with a child process `tinygpt watch` (serve/watch.py).
 
-The child only reads the run's folder. A pipe is its standard input: end of file means that this process has ended,
-however it ended. Then the child writes OUT_DIR/report.html and exits. The child cannot
-change the run, and the run continues if the child fails.
+The child only reads the run's folder, and the run continues if the child fails. A pipe is its standard input: end of
+file means that this process has ended, however it ended. Then the child writes OUT_DIR/report.html and exits.
 
     with Watcher(config, log, stop):        # prints "watch: http://127.0.0.1:8001" when the child listens
         loop(run, stop)
@@ -30,11 +29,8 @@ SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without 
 
 
 class Watcher:
-    """Context in which the child shows the run.
-
-    On leaving it, wait for the last page, except after an error, or if a signal asks to stop. The child then lives a
-    few seconds longer than this process, so that open pages get the last page.
-    """
+    """Context in which the child shows the run; on leaving it, wait for the last page, except after an error, or if a
+    signal asks to stop. The child lives a few seconds longer, so that open pages get the last page."""
 
     def __init__(self, config: TrainConfig, log: RunLog, stop: StopSignal) -> None:
         self.config, self.log, self.stop = config, log, stop
