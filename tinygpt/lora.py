@@ -85,9 +85,7 @@ def with_new_rows(module: Any) -> Tensor:
 
 def attach(model: GPT, lora: LoRA, new_tokens: int) -> None:
     """Freeze the model and add an adapter to each target layer; the last `new_tokens` embeddings stay trainable.
-
-    Errors: TinyGPTError for a target that no layer has.
-    """
+    Errors: TinyGPTError for a target that no layer has."""
     model.requires_grad_(False)
     for target in lora.targets.split(","):
         parts = [part for block in model.transformer["h"] for part in (block.attn, block.mlp) if hasattr(part, target)]

@@ -61,10 +61,8 @@ class Checkpoint:
         return sum({weight.data_ptr(): weight.numel() for weight in self.model.values()}.values())
 
     def build_model(self, kind: type[GPT] = GPT, dtype: torch.dtype = torch.float32) -> GPT:
-        """Build the model with these weights; a LoRA run's adapters are merged into them.
-
-        Errors: TinyGPTError when sizes and weights contradict each other.
-        """
+        """Build the model with these weights; a LoRA run's adapters are merged into them. Errors: TinyGPTError when
+        sizes and weights contradict each other."""
         adapted = lora.is_adapted(self.model)
         return self._build(kind, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
 
@@ -151,10 +149,8 @@ def refuse_overwriting(out: Path, source: str, use: str) -> None:
 
 
 def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer:
-    """Return the tokenizer in the checkpoint; for nanoGPT's files, that of the dataset which its config names.
-
-    Errors: TinyGPTError, whose message begins with `where`, if there is none, or if it does not fit the model.
-    """
+    """Return the tokenizer in the checkpoint; for nanoGPT's files, that of the dataset which its config names. Errors:
+    TinyGPTError, whose message begins with `where`, if there is none, or if it does not fit the model."""
     if checkpoint.tokenizer is not None:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, where)
     elif name := str(checkpoint.config.get("dataset", "")):

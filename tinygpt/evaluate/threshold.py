@@ -39,10 +39,8 @@ class Curve(NamedTuple):
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
-    """Count hits and false alarms at each threshold. Prompts with equal scores are flagged together.
-
-    Errors: ValueError if no prompt is positive, because recall is then undefined.
-    """
+    """Count hits and false alarms at each threshold. Prompts with equal scores are flagged together. Errors: ValueError
+    if no prompt is positive, because recall is then undefined."""
     if not positive.any():
         raise ValueError("no prompt is positive")
     order = np.argsort(-scores, kind="stable")

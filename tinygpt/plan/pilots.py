@@ -102,10 +102,8 @@ def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: i
 
 
 def run_pilot(config: TrainConfig, log: Path) -> Pilot:
-    """Train a pilot, or continue one that was stopped; what it prints goes into the log.
-
-    Errors: TinyGPTError for a pilot that diverges, or that a signal stops.
-    """
+    """Train a pilot, or continue one that was stopped; what it prints goes into the log. Errors: TinyGPTError for a
+    pilot that diverges, or that a signal stops."""
     log.parent.mkdir(parents=True, exist_ok=True)  # it was removed, if only plan.json is left of an interrupted plan
     with explaining(config), writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         status = train(config)

@@ -73,10 +73,8 @@ def schedule_note(config: TrainConfig) -> str:
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:
-    """Wrap `model` so that it computes in compute.dtype, and make the optimizer of its float32 weights.
-
-    Errors: ValueError for an optimizer that neither path has.
-    """
+    """Wrap `model` so that it computes in compute.dtype, and make the optimizer of its float32 weights. Errors:
+    ValueError for an optimizer that neither path has."""
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={config.optimizer!r}: the choices are {', '.join(OPTIMIZERS)}")
     if isinstance(model, FastGPT):

@@ -206,9 +206,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
 
 def check(config: TrainConfig, ranks: Processes) -> None:
     """Check that the processes can share the global batch, the run's files can be written, and packages are installed.
-
-    Errors: TinyGPTError if not.
-    """
+    Errors: TinyGPTError if not."""
     rows = config.batch_size * config.gradient_accumulation_steps
     if rows % (ranks.count * micro_steps(config, ranks)):
         raise TinyGPTError(
