@@ -1,5 +1,6 @@
 """Losses over a split against a loop over its tokens, and the command `tinygpt eval`."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tinygpt import device
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
-from tinygpt.config.schema import EvalConfig
+from tinygpt.config.schema import EvalConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.evaluate.baselines import ngram_baselines
@@ -116,20 +117,21 @@ def test_evaluating_disturbs_nothing(tiny_data: Path, eval_iters: int, training:
     dataset = Dataset(str(tiny_data / "data"), "tiny")
     model = tiny(dataset.tokenizer.vocab_size, dropout=0.5).train(training)
     before, weights = torch.get_rng_state(), {name: w.clone() for name, w in model.state_dict().items()}
-    losses = [estimate_losses(model, dataset, 1, eval_iters, 4, CPU, Processes()) for _ in range(2)]
+    config = TrainConfig(seed=1, eval_iters=eval_iters, batch_size=4)
+    losses = [estimate_losses(model, dataset, config, CPU, Processes()) for _ in range(2)]
     assert losses[0] == losses[1]  # dropout is off
     assert model.training is training and all(module.training is training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    other = estimate_losses(model, dataset, 2, eval_iters, 4, CPU, Processes())
+    other = estimate_losses(model, dataset, dataclasses.replace(config, seed=2), CPU, Processes())
     assert (other == losses[0]) is (eval_iters == 0)  # another seed draws other windows
 
 
 def test_the_whole_split_and_as_much_of_the_training_split(tiny_data: Path) -> None:
     dataset = Dataset(str(tiny_data / "data"), "tiny")
     model = tiny(dataset.tokenizer.vocab_size)
-    losses = estimate_losses(model, dataset, 1, 0, 4, CPU, Processes())
+    losses = estimate_losses(model, dataset, TrainConfig(seed=1, eval_iters=0, batch_size=4), CPU, Processes())
     count = len(dataset.splits["val"])
     for split in ("train", "val"):
         expected = one_by_one(model, dataset.splits[split][:count])

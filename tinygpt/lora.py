@@ -68,10 +68,9 @@ class GrownHead(nn.Linear):
     def __init__(self, head: nn.Linear, embedding: GrownEmbedding) -> None:
         super().__init__(head.in_features, head.out_features, bias=False)
         self.weight = head.weight
-        self.__dict__["rows_of"] = self  # not a submodule: the embedding is already part of the model
-        if head.weight is embedding.weight:
-            self.__dict__["rows_of"] = embedding
-        else:
+        tied = head.weight is embedding.weight
+        self.__dict__["rows_of"] = embedding if tied else self  # not a submodule: the embedding is already one
+        if not tied:
             self.new_rows = nn.Parameter(head.weight.detach()[-len(embedding.new_rows) :].clone())
 
     def forward(self, x: Tensor) -> Tensor:

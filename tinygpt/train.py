@@ -193,9 +193,7 @@ def evaluate(run: Run) -> bool:
     """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
     config, progress = run.config, run.progress
     with run.log.doing("evaluating"):
-        losses = estimate_losses(
-            run.amp_model, run.dataset, config.seed, config.eval_iters, config.batch_size, run.compute, run.ranks
-        )
+        losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
     for split, name in (("train", "training"), ("val", "validation")):
         if not math.isfinite(losses[split]):
             raise diverged(run, f"the {name} loss is")

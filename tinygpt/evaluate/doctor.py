@@ -52,21 +52,14 @@ class Verdict:
     command: str  # to try next
     note: str = ""  # values that were missing, and what replaced them
 
-    @property
-    def title(self) -> str:
-        """The kind, and since which step."""
-        kind = self.kind + ": overfitting" * (self.kind == "too little data")
-        return kind if self.since is None else f"{kind} since step {self.since:,}"
-
-    @property
-    def overfitting(self) -> str:
-        return f"since step {self.since:,}" if self.kind in ("overfitting", "too little data") else "not seen"
-
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        lines = {"verdict": f"{self.title} ({self.why})", "rule": self.rule, "overfitting": self.overfitting}
-        lines |= ({"note": self.note} if self.note else {}) | {"try": self.command}
-        return [f"{name + ':':<12} {text}" for name, text in lines.items()]
+        memorises = self.kind in ("overfitting", "too little data")
+        kind = self.kind + ": overfitting" * (self.kind == "too little data")
+        since = "" if self.since is None else f"since step {self.since:,}"
+        lines = {"verdict": f"{kind} {since}".rstrip() + f" ({self.why})", "rule": self.rule}
+        lines |= {"overfitting": since if memorises else "not seen"} | ({"note": self.note} if self.note else {})
+        return [f"{name + ':':<12} {text}" for name, text in (lines | {"try": self.command}).items()]
 
 
 def doctor(config: DoctorConfig) -> None:

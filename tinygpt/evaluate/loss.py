@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
+from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -132,13 +133,7 @@ def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
 
 
 def estimate_losses(
-    model: AmpModel,
-    dataset: Dataset,
-    seed: int,
-    eval_iters: int,
-    batch_size: int,
-    compute: device.Compute,
-    ranks: Processes,
+    model: AmpModel, dataset: Dataset, config: TrainConfig, compute: device.Compute, ranks: Processes
 ) -> dict[str, float]:
     """Losses `train` and `val` of both splits, and their standard errors `train_se` and `val_se`.
 
@@ -148,8 +143,8 @@ def estimate_losses(
     block_size, losses = model.config.block_size, {}
     for stream, split in enumerate(("train", "val"), start=1):
         source = dataset.sources[split]
-        if eval_iters:
-            at = source.draw(seed, 0, block_size, eval_iters * batch_size, stream)
+        if config.eval_iters:
+            at = source.draw(config.seed, 0, block_size, config.eval_iters * config.batch_size, stream)
         else:
             source = source.like(dataset.sources["val"])
             at = source.every(block_size)

@@ -65,9 +65,10 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
     """Measure, predict, store and print."""
     with file_lock(run.out / FILE, "choose another --out_dir"):
         costs, done = unfinished(run)
-        if cost.load_per_core() > BUSY:
-            later = "for the time when it is idle, plan again later"
-            print(f"note:        this machine was busy in the last minute; {later}")
+        with contextlib.suppress(OSError, AttributeError):  # unknown here, as on Windows
+            if os.getloadavg()[0] / (os.cpu_count() or 1) > BUSY:
+                later = "for the time when it is idle, plan again later"
+                print(f"note:        this machine was busy in the last minute; {later}")
         if run.config.max_iters < cost.WARM_UP + cost.STEPS:
             print("note:        the time pilot has more iterations than this run")
         if costs is None:

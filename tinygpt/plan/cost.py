@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -176,14 +175,6 @@ def from_json(kind: type[Any], content: Any) -> Any:
     if not all(is_number(value) and value >= 0 for value in [*made[:-1], *positive]) or not all(positive):
         raise ValueError("numbers")
     return made._replace(blocks=blocks)
-
-
-def load_per_core() -> float:
-    """The load average of the last minute, divided by the number of cores; 0 where it is unknown."""
-    try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except (OSError, AttributeError):
-        return 0.0
 
 
 @contextlib.contextmanager

@@ -25,8 +25,7 @@ class Wandb:
 
     def __init__(self, config: TrainConfig, id: str) -> None:
         self.wandb = import_wandb()
-        settings = run_settings(config)
-        name = config.wandb_run_name
+        name, settings = config.wandb_run_name, run_settings(config)
         self.wandb.init(project=config.wandb_project, name=name, config=settings, id=id, resume="allow")
 
     def write(self, entry: dict[str, Any]) -> None:
