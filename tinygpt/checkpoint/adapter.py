@@ -6,9 +6,7 @@ of the base weights. An adapter is refused with any other base model, where its 
     save_adapter(path, checkpoint)                         # from a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
 
-A process that runs for long loads the base model once and swaps adapters:
-
-    adapters = Adapters("out", {"a": "out-a", "b": "out-b/adapter.pt"})
+    adapters = Adapters("out", {"a": "out-a", "b": "out-b/adapter.pt"})    # loads the base model once
     model = adapters.checkpoint("a").build_model()         # adapters.checkpoint() is the base model
 """
 

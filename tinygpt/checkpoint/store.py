@@ -104,8 +104,7 @@ class Checkpoint:
         try:
             model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            what = f"the checkpoint's weights do not fit its model_args: {detail}"
+            what = f"the checkpoint's weights do not fit its model_args: {str(error).splitlines()[-1].strip()}"
             raise TinyGPTError(what, "train again, or use another file") from None
         model.tie()
 

@@ -40,8 +40,8 @@ def check(config: CheckConfig) -> int:
         elif any(folder.glob("*.pt")):
             ok &= check_run(folder, config)
         else:
-            problem = f"{folder}: neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)"
-            raise TinyGPTError(problem, "tinygpt check out")
+            what = "neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)"
+            raise TinyGPTError(f"{folder}: {what}", "tinygpt check out")
     return 0 if ok else 1
 
 
@@ -53,8 +53,7 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
 
 def check_run(folder: Path, config: CheckConfig) -> bool:
     """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
-    paths = [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
-    found = {path.name: check_checkpoint(path) for path in paths}
+    found = {path.name: check_checkpoint(path) for path in [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]}
     ok = all(intact for intact, _ in found.values())
     best, last = (found.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
     if best and last and last.step < best.step:

@@ -348,8 +348,7 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
     confusion = np.array(report["confusion"])
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     names, L = [cut(escaped(label), 24) for label in report["labels"]], len(confusion)
-    size = (2.6 + 0.55 * L, 2.2 + 0.5 * L)
-    with drawing(path, "the picture of the confusion matrix", size) as (figure, axes):
+    with drawing(path, "the picture of the confusion matrix", (2.6 + 0.55 * L, 2.2 + 0.5 * L)) as (figure, axes):
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
         axes.set_yticks(range(L), names, parse_math=False)

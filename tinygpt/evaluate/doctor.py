@@ -52,14 +52,21 @@ class Verdict:
     command: str  # to try next
     note: str = ""  # values that were missing, and what replaced them
 
+    @property
+    def title(self) -> str:
+        """The kind, and since which step."""
+        kind = self.kind + ": overfitting" * (self.kind == "too little data")
+        return kind if self.since is None else f"{kind} since step {self.since:,}"
+
+    @property
+    def overfitting(self) -> str:
+        return f"since step {self.since:,}" if self.kind in ("overfitting", "too little data") else "not seen"
+
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        memorises = self.kind in ("overfitting", "too little data")
-        kind = self.kind + ": overfitting" * (self.kind == "too little data")
-        since = "" if self.since is None else f"since step {self.since:,}"
-        lines = {"verdict": f"{kind} {since}".rstrip() + f" ({self.why})", "rule": self.rule}
-        lines |= {"overfitting": since if memorises else "not seen"} | ({"note": self.note} if self.note else {})
-        return [f"{name + ':':<12} {text}" for name, text in (lines | {"try": self.command}).items()]
+        lines = {"verdict": f"{self.title} ({self.why})", "rule": self.rule, "overfitting": self.overfitting}
+        lines |= ({"note": self.note} if self.note else {}) | {"try": self.command}
+        return [f"{name + ':':<12} {text}" for name, text in lines.items()]
 
 
 def doctor(config: DoctorConfig) -> None:
@@ -109,8 +116,7 @@ def judge(
         rule = RULES[kind]
         if len(val) == IN_A_ROW:  # only the first one is left to compare with
             rule = rule.replace("before the last three evaluations", "before the last two evaluations")
-        command = next_command(kind, settings, out, unfinished)
-        return Verdict(kind, since, why, rule, command, note)
+        return Verdict(kind, since, why, rule, next_command(kind, settings, out, unfinished), note)
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
@@ -168,8 +174,7 @@ def evaluations(
     if np.isnan(error).any():
         losses = [entry["loss"] for entry in entries if entry["kind"] == "train" and is_number(entry.get("loss"))]
         noise = np.diff(losses[len(losses) // 2 :]).std() / math.sqrt(2) if len(losses) > 3 else 0.0
-        batches = number(settings, "eval_iters", 20)
-        error = np.where(np.isnan(error), noise / math.sqrt(batches), error)
+        error = np.where(np.isnan(error), noise / math.sqrt(number(settings, "eval_iters", 20)), error)
         note = "metrics.jsonl has no standard errors; they are estimated from the noise of the training losses"
     return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
 

@@ -107,7 +107,7 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     if config.checkpoint_interval:
         between = (end - 1) // config.checkpoint_interval
         saves += between - (end - 1) // math.lcm(config.checkpoint_interval, interval)
-    saves += len(snapshot_steps(config.snapshots, end)) if config.snapshots else 0
+    saves += len(snapshot_steps(config.snapshots, end))
     samples = 0
     if config.sample_interval:
         samples = end // math.lcm(interval, config.sample_interval) + 1
@@ -163,7 +163,7 @@ def seconds(config: TrainConfig, costs: Costs) -> Interval:
 def disk(config: TrainConfig, costs: Costs) -> int:
     """The largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the snapshots,
     which have one byte instead of twelve per weight, and a line of the log for each logged iteration."""
-    snapshots = len(snapshot_steps(config.snapshots, config.max_iters)) if config.snapshots else 0
+    snapshots = len(snapshot_steps(config.snapshots, config.max_iters))
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
 

@@ -60,8 +60,8 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
 def ngram_loss(config: TrainConfig) -> float:
     """The loss of the best n-gram baseline on the validation split, in nats per token."""
     dataset = Dataset(config.data_dir, config.dataset)
-    losses = ngram_baselines(dataset.splits["train"], dataset.splits["val"], dataset.tokenizer.vocab_size)
-    return min(losses.values())
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    return min(ngram_baselines(train, val, dataset.tokenizer.vocab_size).values())
 
 
 def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list[TrainConfig]:

@@ -39,9 +39,8 @@ class RunLog:
         if step == 0 and evaluated_at < 0:
             remove(self.path)
         elif self.path.exists():
-            lines = self.path.read_bytes().splitlines()
             with replacing(self.path, self.retry_hint) as file:
-                for line in lines:
+                for line in self.path.read_bytes().splitlines():
                     entry = intact_entry(line)
                     if entry and entry["step"] < (step if entry["kind"] == "train" else evaluated_at + 1):
                         file.write(line + b"\n")

@@ -105,7 +105,7 @@ class TorchOptimizer:
             betas = config.beta1, config.beta2
             self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
         self.owner = {w: o for o in self.optimizers for group in o.param_groups for w in group["params"]}
-        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.peaks = [(group, group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         # where GradScaler looks for an overflow, which skips both optimizers
         self.param_groups = [{"params": list(self.named.values())}]
@@ -113,9 +113,8 @@ class TorchOptimizer:
     def set_learning_rate(self, rate: float) -> None:
         """Set AdamW's learning rate; Muon's changes in proportion."""
         share = rate / self.config.learning_rate if self.config.learning_rate else 0.0
-        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+        for group, peak in self.peaks:
+            group["lr"] = peak * share
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-step's loss."""

@@ -59,8 +59,7 @@ class Start:
 
 def resumes(config: TrainConfig) -> bool:
     """Return whether the run in out_dir is to be resumed: for `resume` always, for `auto` if there is a last.pt."""
-    last = Path(config.out_dir) / "last.pt"
-    return config.init_from == "resume" or (config.init_from == "auto" and last.exists())
+    return config.init_from == "resume" or (config.init_from == "auto" and Path(config.out_dir, "last.pt").exists())
 
 
 def starting_point(config: TrainConfig) -> Start:
@@ -212,8 +211,7 @@ def make_model(start: Start, kind: type[GPT], vocab_size: int, known: int = 0) -
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return kind(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
-    args = start.checkpoint.model_args | {"dropout": config.dropout}
-    base = dataclasses.replace(start.checkpoint, model_args=args)
+    base = dataclasses.replace(start.checkpoint, model_args=start.checkpoint.model_args | {"dropout": config.dropout})
     if start.resuming:
         return base.build_for_resuming(kind), 0
     model = base.build_model(kind)
