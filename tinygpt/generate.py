@@ -77,10 +77,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
 
 
 def draw(logits: Tensor, choice: Choice, *generators: torch.Generator) -> Tensor:
-    """Draw one token per row of the logits (B, V): int64 (B, 1). Errors: TinyGPTError for logits that are not finite.
-
-    generators: one for all rows, or one for each row.
-    """
+    """Draw one token per row of the logits (B, V), with one generator for all rows, or one for each: int64 (B, 1).
+    Errors: TinyGPTError for logits that are not finite."""
     if choice.temperature == 0 or logits.device.type != "cpu":
         # argmax treats NaN as the largest; multinomial of NaN raises on a CPU, and makes a GPU unusable
         require_finite(logits)

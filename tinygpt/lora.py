@@ -108,11 +108,8 @@ def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables.
-
-    Returns the state of an ordinary GPT that computes the same function; its merged weights are in `dtype`, converted
-    one by one.
-    """
+    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables: the state of an
+    ordinary GPT that computes the same function. Its merged weights are in `dtype`, converted one by one."""
     trained = adapted_only(state)
     plain = {name: weight for name, weight in state.items() if name not in trained}
     for name in trained:

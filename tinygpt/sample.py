@@ -16,7 +16,6 @@ from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
 from tinygpt.generate import Choice, generate
-from tinygpt.model import GPT
 
 
 def sample(config: SampleConfig) -> None:
@@ -29,9 +28,20 @@ def sample(config: SampleConfig) -> None:
     if tokenizer.pair is not None and not config.plain:
         require_room(prompt, model.config.block_size)
     stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
+    single = config.num_samples == 1 and not config.json
+    idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
+    choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
     try:
-        show = stream if config.num_samples == 1 and not config.json else batch
-        show(model, prompt, config, tokenizer, stops)
+        values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
+        if not single and values > 1 << 46:  # more than any machine has; from 2^63 on, torch overflows
+            raise MemoryError
+        rows = generate(model, idx, config.max_new_tokens, choice, tokenizer.vocab_size, config.exact_window)
+        rows = itertools.chain(list(itertools.islice(rows, 1)), rows)  # errors of the first step come before any text
+        start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
+        if single:
+            stream(rows, start, streams[0])
+        else:
+            batch(rows, start, streams, config.json)
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
@@ -40,11 +50,9 @@ def sample(config: SampleConfig) -> None:
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
-def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:
+def stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None:
     """Write one sample, each token as soon as it is generated."""
-    rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
-    text = TextStream(tokenizer, stops)
-    print(tokenizer.decode(prompt), end="", flush=True)
+    print(start, end="", flush=True)
     try:
         for row in rows:
             print(text.feed(int(row[0])), end="", flush=True)
@@ -54,13 +62,8 @@ def stream(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Token
         print(text.end(), flush=True)
 
 
-def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokenizer, stops: list[str]) -> None:
+def batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json: bool) -> None:
     """Generate all samples as one batch, until every one has ended, and print them."""
-    values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
-    if values > 1 << 46:  # more than any machine has; from 2^63 on, torch overflows
-        raise MemoryError
-    rows = new_tokens(model, prompt, config, tokenizer.vocab_size)
-    streams = [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
     pieces: list[list[str]] = [[] for _ in streams]
     for row in rows:
         for index, token in enumerate(row.tolist()):
@@ -70,21 +73,10 @@ def batch(model: GPT, prompt: list[int], config: SampleConfig, tokenizer: Tokeni
             break
     for index, stream in enumerate(streams):
         text = "".join(pieces[index]) + stream.end()
-        if config.json:
-            print(strict_json({"sample": index, "prompt": tokenizer.decode(prompt), "text": text}))
+        if json:
+            print(strict_json({"sample": index, "prompt": start, "text": text}))
         else:
-            print(f"{tokenizer.decode(prompt)}{text}\n{'-' * 15}")
-
-
-def new_tokens(model: GPT, prompt: list[int], config: SampleConfig, vocab_size: int) -> Iterator[Tensor]:
-    """Iterate over the generated ids of all samples, one step at a time: int64 (num_samples,).
-
-    The first step is computed here, so that its errors are raised before anything is written.
-    """
-    idx = torch.tensor([prompt], dtype=torch.long, device=model.lm_head.weight.device).expand(config.num_samples, -1)
-    choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
-    rows = generate(model, idx, config.max_new_tokens, choice, vocab_size, config.exact_window)
-    return itertools.chain(list(itertools.islice(rows, 1)), rows)
+            print(f"{start}{text}\n{'-' * 15}")
 
 
 class TextStream:

@@ -97,10 +97,8 @@ class Adapters:
         self._adapters[name] = state
 
     def checkpoint(self, name: str = "") -> Checkpoint:
-        """The base model with an adapter on it; without a name, the base model. Errors: TinyGPTError for another name.
-
-        Each has a tokenizer and a vocabulary of its own: an adapter may have added tokens.
-        """
+        """The base model with an adapter on it, and the adapter's tokenizer; without a name, the base model. Errors:
+        TinyGPTError for another name."""
         if not name:
             return self._base
         if name not in self._adapters:

@@ -14,10 +14,8 @@ SMALLEST = 2.0**-14  # the smallest normal number of float16
 
 
 def absmax(rows: Tensor, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Divide each row of (rows, columns) by its scale: int8 of that shape, -127 to 127, and scales float16 (rows, 1).
-
-    smallest: of the scales; a row whose scale is 0 becomes 0.
-    """
+    """Divide each row of (rows, columns) by its scale, at least `smallest`: int8 of that shape, -127 to 127, and scales
+    float16 (rows, 1). A row whose scale is 0 becomes 0."""
     scales = (rows.abs().amax(1, keepdim=True).float() / 127).clamp(smallest, torch.finfo(torch.float16).max).half()
     divisors = scales.float().where(scales > 0, 1.0)
     return (rows / divisors).round().clamp(-127, 127).to(torch.int8), scales

@@ -171,11 +171,9 @@ def write(path: Path, state: dict[str, Any], retry_hint: str = RUN_AGAIN) -> Non
 
 
 def read(path: Path) -> Any:
-    """Read a file that `write` wrote, after checking that it is intact.
-
-    Errors: TinyGPTError, with a message of its own for each case: no file, truncated or changed, not a checkpoint, a
-    newer format, more than tensors and plain values. The hint names an intact checkpoint in the same folder.
-    """
+    """Read a file that `write` wrote, after checking that it is intact. Errors: TinyGPTError for a file that is
+    missing, damaged, not a checkpoint, or holds more than tensors and plain values; the hint names an intact
+    checkpoint in the same folder."""
     with _naming_a_neighbour(path):
         state, sealed = _read(path)
         if not sealed:
@@ -278,7 +276,10 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
-        state = {"model": weights, "model_args": args, "config": config} | _nanogpt_progress(state)
+        progress = {}  # if the file records it
+        with contextlib.suppress(KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+            progress = {"step": int(state["iter_num"]), "best_val_loss": float(state["best_val_loss"])}
+        state = {"model": weights, "model_args": args, "config": config} | progress
     state = state | {"model": from_8_bits(state["model"])}
     names = [field.name for field in dataclasses.fields(Checkpoint)]
     checkpoint = Checkpoint(**{name: state[name] for name in names if name in state})
@@ -290,19 +291,9 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     return checkpoint
 
 
-def _nanogpt_progress(state: dict[str, Any]) -> dict[str, Any]:
-    """Progress of a nanoGPT run, whose best loss is a tensor; empty if the file does not record it."""
-    try:
-        return {"step": int(state["iter_num"]), "best_val_loss": float(state["best_val_loss"])}
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
-        return {}
-
-
 def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
-    """Check a model's sizes and options. (`build_model` checks that they match the weights.) Errors: TinyGPTError.
-
-    made_by: the version of tinygpt that wrote the file, empty for nanoGPT's.
-    """
+    """Check a model's sizes and options. made_by: the version of tinygpt that wrote the file, empty for nanoGPT's.
+    (`build_model` checks that sizes and weights match.) Errors: TinyGPTError."""
     shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
     for field in dataclasses.fields(shape):

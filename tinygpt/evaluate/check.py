@@ -168,10 +168,8 @@ def check_resume(config: CheckConfig) -> int:
 
 
 def kill_at(command: list[str], out: Path, step: int) -> bool:
-    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) once its metrics show iteration `step`.
-
-    Returns whether the kill came in time, that is, whether the last checkpoint precedes the last iteration.
-    """
+    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) once its metrics show iteration `step`; return
+    whether the kill came in time, so that the last checkpoint precedes the last iteration."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             metrics = out / "metrics.jsonl"

@@ -150,8 +150,7 @@ def quality(confusion: np.ndarray) -> dict[str, float]:
 def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple[float, list[dict[str, Any]]]:
     """Expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L): mean |accuracy - confidence|.
 
-    Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]. Confidence and accuracy are means, None
-    in an empty bin.
+    Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; its means are None if it is empty.
     """
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
     places = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
@@ -228,10 +227,8 @@ def make_report(
     n_mistakes: int = 5,
     ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> dict[str, Any]:
-    """Report on `examples`, as values for JSON, from total (n, L) and tokens (L,), the `label_scores` of their prompts.
-
-    ngram: the `ngram_baseline` of these prompts, if it is known. Errors: TinyGPTError as in `label_indices`.
-    """
+    """Report on `examples`, as values for JSON, from total (n, L) and tokens (L,), the `label_scores` of their prompts,
+    and `ngram`, their `ngram_baseline`, if it is known. Errors: TinyGPTError as in `label_indices`."""
     truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)

@@ -100,11 +100,8 @@ def differences(plan: dict[str, Any], settings: dict[str, Any], data: dict[str, 
 def compared(
     folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], data: dict[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Compare the plan in a run's folder with the run: what, the prediction, and the result.
-
-    data: SHA-256 of the run's token files, which its checkpoints have. Empty without a plan of these settings and this
-    data, and before the end of the run.
-    """
+    """Compare the plan in a run's folder with the run: what, the prediction, and the result. Empty without a plan of
+    these settings and this data (SHA-256 of the token files, from a checkpoint), and before the end of the run."""
     plan = read_plan(folder)
     if plan is None or differences(plan, settings, data):
         return []

@@ -110,10 +110,8 @@ def ratio(sums: list[float], width: int) -> tuple[float, float]:
 
 
 def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute | None = None) -> float:
-    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None.
-
-    The dataset adopts the model's vocabulary. Errors: TinyGPTError if it cannot.
-    """
+    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None. The dataset
+    adopts the model's vocabulary. Errors: TinyGPTError if it cannot."""
     compute, state = compute or device.choose("cpu", "auto"), load(checkpoint)
     if state.tokenizer is not None:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")

@@ -91,10 +91,8 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 
 
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> dict[str, Any]:
-    """Measure exact match on a split: the values for JSON. Errors: TinyGPTError for an example longer than the context.
-
-    An abstention counts only if it is exact, too: it repeats what is asked without a mistake.
-    """
+    """Measure exact match on a split: the values for JSON. An abstention, too, counts only if it is exact. Errors:
+    TinyGPTError for an example longer than the context."""
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")

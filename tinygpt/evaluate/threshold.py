@@ -99,10 +99,9 @@ def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> l
 def make_tradeoff(
     positive: str, split: str, miss_cost: float, val: Scored, wanted: Scored
 ) -> tuple[dict[str, Any], dict[str, Curve]]:
-    """Choose the thresholds on `val` and measure them on `wanted`.
+    """Choose the thresholds on `val` and measure them on `wanted`: values for JSON, and the curve of each classifier.
 
-    Returns the values for JSON, and the curve of each classifier. `rows` are outcomes, with the keys classifier (of
-    NAMES) and chosen (on val). Errors: ValueError if a split has no positive prompt.
+    `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val). Errors: as in `precision_recall`.
     """
     scores, truth = wanted
     curves = {key: precision_recall(some, truth) for key, some in scores.items()}

@@ -44,10 +44,8 @@ def measured_before(run: Run) -> dict[str, Any]:
 
 
 def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str, Any]) -> dict[str, Any]:
-    """Losses on the validation splits of the task and of the base model's data, and three answers.
-
-    A split that would take minutes is sampled: after training, the same rows as `before`.
-    """
+    """Losses on the validation splits of the task and of the base model's data, and three answers. A split that would
+    take minutes is sampled: after training, the same rows as `before`."""
     run.log.say("measuring:   the validation split, and the answers to three prompts")
     compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
     model = state.for_inference(compute, run.config.fast)

@@ -84,10 +84,7 @@ def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, 
 
 
 class TorchOptimizer:
-    """torch.optim.AdamW, fused, and torch.optim.Muon (Jordan et al. 2024).
-
-    scaler: of the loss in float16 runs; disabled in others.
-    """
+    """torch.optim.AdamW, fused, and torch.optim.Muon (Jordan et al. 2024)."""
 
     def __init__(self, model: GPT, config: TrainConfig, compute: Compute) -> None:
         self.config = config
@@ -194,9 +191,7 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     """Convert the state in files of tinygpt 0.1, which has moments as slices of flat weights: matrices, embeddings,
-    vectors.
-
-    AdamW had one slice for parameters with weight decay and one for those without; Muon had one for its matrices.
+    vectors. AdamW had one slice for parameters with weight decay and one for those without, Muon one for its matrices.
     """
     # the model's order in each class
     ordered = sorted(own, key=lambda name: parameter_class(name, next(iter(own[name].values()))))

@@ -59,10 +59,9 @@ class TensorBoard:
     """A sink that writes event files, FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with SummaryWriter.
 
     It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has. So the event
-    files of a resumed run have each step once, like metrics.jsonl, even if the run was killed.
-
-    A point's time is `started` plus the line's `seconds`, which leave out the pauses before a run was resumed.
-    Errors: TinyGPTError if another process writes these event files, or if the package is missing.
+    files of a resumed run have each step once, like metrics.jsonl, even if the run was killed. `started` plus a line's
+    `seconds`, which leave out the pauses before a run was resumed, is the time of its points. Errors: TinyGPTError if
+    another process writes these event files, or if the package is missing.
     """
 
     def __init__(self, folder: Path, entries: list[dict[str, Any]], started: float) -> None:
