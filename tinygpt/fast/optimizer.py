@@ -1,7 +1,7 @@
 """Mixed precision with flat weights: float32 weights are trained, and a low-precision copy of them computes.
 
     flat = FlatWeights(model, torch.bfloat16)
-    optimizer = FlatOptimizer(flat, config)        # the interface of training.optimizer.Optimizer
+    optimizer = FlatOptimizer(flat, config)        # the interface of training.optimizer.TorchOptimizer
     loss = flat(x, y)[1]                           # all matrix products in bfloat16
     loss.backward()                                # the gradient arrives in float32, in flat.weights.grad
 
