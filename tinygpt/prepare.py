@@ -10,7 +10,6 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 
 OWN_TOKENIZERS = ("auto", "char", "gpt2")  # others are those of a model
+NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -57,7 +57,12 @@ def prepare(config: PrepareConfig) -> None:
             print(f"text: {CORPORA[config.name].write(folder / 'input.txt', config.source or None)}")
             text = InputText([folder / "input.txt"], config.encoding)
             tokenizer = make_tokenizer(text, config)
-        meta = write_splits(text, tokenizer, folder, config)
+        train = train_characters(text, config)  # the second pass
+        characters = {"train": train, "val": text.characters - train}
+        groups = itertools.groupby(by_split(text.blocks("encoding"), train), key=operator.itemgetter(0))
+        pieces = ((split, ids) for split, part in groups for ids in tokenizer.encode_blocks(block for _, block in part))
+        facts = {"options": prepare_options(config), "characters": characters}
+        meta = write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), facts)
     for line in text.notes():
         print(line)
     preview.show_text(folder, tokenizer, meta)
@@ -67,11 +72,9 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     """First pass: collect the vocabulary. Errors: TinyGPTError for text that cannot be decoded or is too short."""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
-        raise TinyGPTError(
-            f"{text.characters} characters are too few for a training and a validation split "
-            f"with val_fraction {config.val_fraction}",
-            "give more text to --input, or another --val_fraction",
-        )
+        what = f"{text.characters} characters are too few for a training and a validation split"
+        hint = "give more text to --input, or another --val_fraction"
+        raise TinyGPTError(f"{what} with val_fraction {config.val_fraction}", hint)
     ready = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
     kind = ready if config.tokenizer == "auto" else config.tokenizer
     if kind == "char":
@@ -81,10 +84,8 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
         more = len(unknown) - 1
         others = f" and {more:,} other character{'s' * (more > 1)}" if more else ""
         joined = " (each file begins on a new line)" if unknown == "\n" else ""
-        raise TinyGPTError(
-            f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {kind}{joined}",
-            "drop --tokenizer for a vocabulary of its own, or change the text",
-        )
+        what = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {kind}{joined}"
+        raise TinyGPTError(what, "drop --tokenizer for a vocabulary of its own, or change the text")
     return tokenizer
 
 
@@ -105,26 +106,13 @@ def tokenizer_for_pairs(path: str) -> Tokenizer:
     """The tokenizer of a checkpoint, with special tokens for pairs."""
     tokenizer = tokenizer_of_model(path).joined(CharTokenizer(SPECIAL))
     if tokenizer.pair is None:
-        raise TinyGPTError(
-            "pairs need special tokens, which GPT-2's vocabulary does not have",
-            "tinygpt import gpt2 makes a model whose vocabulary can get them",
-        )
+        raise TinyGPTError(NO_SPECIAL, "tinygpt import gpt2 makes a model whose vocabulary can get them")
     return tokenizer
 
 
 def train_characters(text: InputText, config: PrepareConfig) -> int:
     """Number of characters of the training split, which is the start of the text."""
     return int(text.characters * (1 - config.val_fraction))
-
-
-def write_splits(text: InputText, tokenizer: Tokenizer, folder: Path, config: PrepareConfig) -> dict[str, Any]:
-    """Second pass: encode the text and write the splits. Return the content of meta.json."""
-    train = train_characters(text, config)
-    characters = {"train": train, "val": text.characters - train}
-    labelled = itertools.groupby(by_split(text.blocks("encoding"), train), key=operator.itemgetter(0))
-    pieces = ((split, ids) for split, group in labelled for ids in tokenizer.encode_blocks(block for _, block in group))
-    facts = {"options": prepare_options(config), "characters": characters}
-    return write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), facts)
 
 
 def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[str, Block]]:
@@ -142,11 +130,9 @@ def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[s
 def check_request(config: PrepareConfig) -> None:
     """Check the options before anything is written. Errors: TinyGPTError for options that contradict each other."""
     ready = [*CORPORA, *TASKS]
-    kind = "corpus" if config.name in CORPORA else "task"
     if config.name in ready and config.input:
-        raise TinyGPTError(
-            f"{config.name} is a built-in {kind} and takes no --input", "choose another name for your own text"
-        )
+        what = f"{config.name} is a built-in {'corpus' if config.name in CORPORA else 'task'} and takes no --input"
+        raise TinyGPTError(what, "choose another name for your own text")
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     sources = [name for name, corpus in CORPORA.items() if corpus.takes_source]
@@ -158,12 +144,11 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(two_forms)}", "drop --synthetic")
     if config.name not in ready and not config.input:
         path = config.name if Path(config.name).exists() else "path/to/text.txt"
-        raise TinyGPTError(
-            f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given",
-            suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir)),
-        )
+        hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))
+        what = f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given"
+        raise TinyGPTError(what, hint)
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
-        raise TinyGPTError("pairs need special tokens, which GPT-2's vocabulary does not have", "drop --tokenizer=gpt2")
+        raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2")
     if config.labels and (config.format != "pairs" or config.name in TASKS):
         hint = "drop --labels" if config.name in ready else "drop --labels, or add --format pairs"
         raise TinyGPTError("--labels applies only to your own pairs", hint)

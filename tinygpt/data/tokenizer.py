@@ -57,7 +57,7 @@ class PairFormat(NamedTuple):
 
 
 class BaseTokenizer:
-    """What all tokenizers share: examples of prompt and response, and texts in blocks."""
+    """What all tokenizers share."""
 
     kind: str
     vocab_size: int
@@ -78,8 +78,7 @@ class BaseTokenizer:
         return map(self.encode, cut_safely(blocks, self.cut_before))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """Return this tokenizer with those tokens of `other` that it lacks, as far as its vocabulary can grow; the ids
-        of its own tokens stay."""
+        """This tokenizer with the tokens of `other` that it lacks, if its vocabulary can grow; its own ids stay."""
         return self  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,18 +109,16 @@ class CharTokenizer(BaseTokenizer):
 
     def __init__(self, symbols: Iterable[str]) -> None:
         self.symbols = list(symbols)
-        if len(self.symbols) > MAX_SYMBOLS:
-            raise TinyGPTError(
-                f"{len(self.symbols):,} different characters exceed the {MAX_SYMBOLS:,} ids of uint16",
-                "use --tokenizer gpt2, which encodes any text with 50,257 tokens",
-            )
         self.vocab_size = len(self.symbols)
+        if self.vocab_size > MAX_SYMBOLS:
+            what = f"{self.vocab_size:,} different characters exceed the {MAX_SYMBOLS:,} ids of uint16"
+            raise TinyGPTError(what, "use --tokenizer gpt2, which encodes any text with 50,257 tokens")
         self.special = {symbol: index for index, symbol in enumerate(self.symbols) if symbol in SPECIAL}
         if len(self.special) == len(SPECIAL):
             self.pair = PairFormat(*(np.array([self.special[name]], dtype="<u2") for name in SPECIAL))
             self.stop = END
         ids = [index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL]
-        codes = code_points("".join(self.symbols[index] for index in ids))
+        codes = code_points("".join(symbol for symbol in self.symbols if symbol not in SPECIAL))
         self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
         self._known[codes] = True
         self._ids = np.zeros(CODE_POINTS, dtype="<u2")
@@ -131,15 +128,12 @@ class CharTokenizer(BaseTokenizer):
         """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
         codes = code_points(text)
         known = self._known[codes]
+        if skip_unknown:
+            return self._ids[codes[known]]
         if not known.all():
-            if not skip_unknown:
-                at = int(np.argmin(known))
-                raise TinyGPTError(
-                    f"{describe(text[at])}, position {at}) is not in this model's "
-                    f"{self.vocab_size}-character vocabulary",
-                    "leave it out, or start the command with --skip_unknown",
-                )
-            codes = codes[known]
+            at = int(np.argmin(known))
+            what = f"{describe(text[at])}, position {at}) is not in this model's {self.vocab_size}-character vocabulary"
+            raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown")
         return self._ids[codes]
 
     def unknown(self, seen: np.ndarray) -> str:
@@ -148,11 +142,10 @@ class CharTokenizer(BaseTokenizer):
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of each block of a text: one table lookup per character. Errors: as in `encode`."""
-        known = bytes(code for code in range(128) if self._known[code])
-        table = bytearray(256)
-        fits = all(self._ids[code] < 256 for code in known)  # always, if `prepare` has sorted the vocabulary
-        for code in known if fits else b"":
-            table[code] = int(self._ids[code])
+        known = bytes(np.flatnonzero(self._known[:128]).tolist())
+        ids = self._ids[:128][self._known[:128]]
+        fits = bool((ids < 256).all())  # always, if `prepare` has sorted the vocabulary
+        table = bytes.maketrans(known, ids.astype(np.uint8).tobytes())
         for block in blocks:
             if isinstance(block, bytes) and fits and not block.translate(None, known):
                 yield np.frombuffer(block.translate(table), dtype=np.uint8).astype("<u2")
@@ -181,8 +174,7 @@ class GPT2Tokenizer(BaseTokenizer):
 
     kind = "gpt2"
     vocab_size = 50257
-    # GPT-2's pattern never lets a token span from a non-space to white space that follows it
-    cut_before = " \n"
+    cut_before = " \n"  # GPT-2's pattern never lets a token span from a non-space to white space that follows it
 
     def __init__(self) -> None:
         from tinygpt.data.corpora import gpt2_encoding
@@ -242,9 +234,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         try:
             return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
         except TypeError:  # the package takes only what can be UTF-8
-            raise TinyGPTError(
-                f"the text contains {lone_surrogate(text)}, half of a surrogate pair", "remove it, or use UTF-8 text"
-            ) from None
+            what = f"the text contains {lone_surrogate(text)}, half of a surrogate pair"
+            raise TinyGPTError(what, "remove it, or use UTF-8 text") from None
 
     def encode_template(self, text: str) -> np.ndarray:
         """Ids of a text of the chat template, uint16 (n,): the name of a special token is that token."""
@@ -258,11 +249,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
         if self.pair or not other.pair:
             return self
         if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
-            raise TinyGPTError(
-                f"pairs need {len(SPECIAL)} special tokens, and {self.vocab_size:,} tokens leave no ids for "
-                f"them below {MAX_SYMBOLS:,} (uint16)",
-                "use a model with a chat template, or with a smaller vocabulary",
-            )
+            room = f"{self.vocab_size:,} tokens leave no ids for them below {MAX_SYMBOLS:,} (uint16)"
+            what = f"pairs need {len(SPECIAL)} special tokens, and {room}"
+            raise TinyGPTError(what, "use a model with a chat template, or with a smaller vocabulary")
         grown = from_json(self._json)
         grown.add_special_tokens(list(SPECIAL))
         return HuggingFaceTokenizer(grown.to_str(), self.eos, pair=dict(zip(PairFormat._fields, SPECIAL, strict=True)))
@@ -333,11 +322,10 @@ def split_by(pattern: str) -> dict[str, Any]:
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Yield a text in pieces that begin with one of the characters `before`, each after a non-space; without any of
-    them, yield the text in one piece."""
+    """Yield a text in pieces that begin with a character of `before` after a non-space, or without any in one piece."""
     pending = ""
     for block in blocks:
-        pending += block.decode("ascii") if isinstance(block, bytes) else block
+        pending += block if isinstance(block, str) else block.decode("ascii")
         if before and (at := _safe_cut(pending, before)):
             yield pending[:at]
             pending = pending[at:]

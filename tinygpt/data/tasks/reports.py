@@ -55,9 +55,8 @@ def figures_of(prompt: str) -> Figures:
 def plain(f: Figures) -> str:
     """The style of the base model."""
     sales, profit = (f"{word(one, 'up', 'down')} {one[1:]} percent" for one in (f.sales_change, f.profit_change))
-    return (
-        f"In {f.quarter} {f.company} had sales of {f.sales} million, {sales}. Profit was {f.profit} million, {profit}."
-    )
+    first = f"In {f.quarter} {f.company} had sales of {f.sales} million, {sales}."
+    return f"{first} Profit was {f.profit} million, {profit}."
 
 
 def firm_a(f: Figures) -> str:
@@ -161,9 +160,6 @@ def scores(firm: str, prompt: str, expected: str, response: str) -> dict[str, bo
 
 
 SCORES = {firm: partial(scores, firm) for firm in STYLES}
-
-
-# ---- examples --------------------------------------------------------------------------------------------------------
 
 
 def make(firm: str, seed: int) -> dict[str, list[Pair]]:
