@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ SPELLINGS = str.maketrans(
 )
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A model's answer."""
 
     text: str  # empty if the model found none
@@ -61,10 +60,8 @@ class Reader:
     def __init__(self, model: GPT, tokenizer: Tokenizer, dataset: str = "") -> None:
         """dataset: the name of the dataset that the model was trained on."""
         if tokenizer.pair is None:
-            raise TinyGPTError(
-                "this model only continues text; it does not answer prompts",
-                "use a reader (tinygpt prepare reader) or an instruction model (tinygpt import smollm2)",
-            )
+            hint = "use a reader (tinygpt prepare reader) or an instruction model (tinygpt import smollm2)"
+            raise TinyGPTError("this model only continues text; it does not answer prompts", hint)
         self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
         self.copies = dataset in task.DATASETS  # others may translate, or name a category
@@ -105,11 +102,9 @@ class Reader:
             raise self.no_room(asked)
 
     def no_room(self, asked: str) -> TinyGPTError:
-        return TinyGPTError(
-            f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage: the "
-            f"model's context has {self.model.config.block_size:,}, {self.room} of them for the response",
-            "ask a shorter question, or use a model with a larger context",
-        )
+        what = f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage"
+        context = f"the model's context has {self.model.config.block_size:,}, {self.room} of them for the response"
+        return TinyGPTError(f"{what}: {context}", "ask a shorter question, or use a model with a larger context")
 
     @torch.inference_mode()
     def respond(self, prompt: np.ndarray) -> tuple[list[int], float]:
@@ -126,8 +121,6 @@ class Reader:
                 break
             ids.append(chosen)
         return ids, math.exp(log_probability)
-
-    # ---- the prompt -------------------------------------------------------------------------------------------------
 
     def ids(self, question: str, passages: Sequence[str]) -> np.ndarray:
         """Token ids of the prompt, int64 (n,). Its only special tokens are those of the tokenizer's prompt format."""

@@ -10,7 +10,6 @@ Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxi
     tinygpt ask --index index.db --questions val.jsonl
 """
 
-import dataclasses
 import io
 import json
 import math
@@ -18,7 +17,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,8 +41,7 @@ SMALL = 50  # passages; in a smaller index the default of --min_score does not a
 COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that are shown
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to a question, and what it is based on."""
 
     question: str
@@ -190,8 +188,7 @@ def next_line() -> str:
 
 
 def show(outcome: Outcome, respond: Responder) -> None:
-    as_json = respond.config.json
-    print(strict_json(dataclasses.asdict(outcome)) if as_json else as_text(outcome, respond), flush=True)
+    print(strict_json(outcome._asdict()) if respond.config.json else as_text(outcome, respond), flush=True)
 
 
 def as_text(outcome: Outcome, respond: Responder) -> str:
@@ -199,9 +196,9 @@ def as_text(outcome: Outcome, respond: Responder) -> str:
 
     The probability of an instruction model's sentence is left out, since it says nothing about whether it is right.
     """
-    lines = [escaped(outcome.answer) or UNANSWERABLE]
     probability = "" if respond.reader.instructed else f"probability {outcome.probability:.2f}, "
-    lines.append(escaped(outcome.reason) or f"{probability}score {outcome.score:.2f}")
+    basis = escaped(outcome.reason) or f"{probability}score {outcome.score:.2f}"
+    lines = [escaped(outcome.answer) or UNANSWERABLE, basis]
     lines += [f"note: {outcome.note}"] if outcome.note else []
     lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
     for passage in outcome.passages:
@@ -227,8 +224,7 @@ def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str
 # ---- evaluating -------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """A question with its known answer."""
 
     question: str
@@ -259,11 +255,9 @@ def read_questions(path: Path) -> list[Known]:
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
     """Answer questions with known answers and measure the outcomes: shares from 0 to 1 and their 95 % intervals, None
     where nothing counts."""
-    asked = progress(known, desc="asking", unit="question")
-    outcomes = [respond(entry.question) for entry in asked]
-    wanted = [normalised(entry.answer) for entry in known]
-    given = [normalised(outcome.candidate) for outcome in outcomes]
-    pairs = list(zip(wanted, given, strict=True))
+    outcomes = [respond(entry.question) for entry in progress(known, desc="asking", unit="question")]
+    both = zip(known, outcomes, strict=True)
+    pairs = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in both]
     answerable = np.array([bool(entry.answer) for entry in known])
     contained = answerable & np.array([f" {right} " in f" {answer} " for right, answer in pairs])
     exact = contained & np.array([right == answer for right, answer in pairs])
@@ -316,8 +310,8 @@ def best_thresholds(
     """Find the two thresholds, in hundredths, with the largest share of right outcomes; return the share and both.
 
     All arrays are (n,): `probability` of the model's answer, 0 if it found none; `score` of the best passage; `right`,
-    whether the model's answer is right; `answerable`, whether the documents have an answer. If they have none, to
-    abstain is right. Of equally good thresholds, the middle ones are returned.
+    whether that answer is right; `answerable`, whether the documents have one (if not, to abstain is right). Of equally
+    good thresholds, the middle ones are returned.
     """
     steps = np.arange(100) / 100
     gain = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering, compared with abstaining

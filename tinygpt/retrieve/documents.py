@@ -97,9 +97,8 @@ def by_headings(blocks: Iterable[tuple[int, str]], unit: str) -> Iterator[Sectio
     """Make sections of units (level of the heading or 0 for text, text). A unit is one line of a section."""
     above: list[tuple[int, str]] = []  # (level, heading), outermost first
     lines: list[str] = []
-    for number, (level, text) in enumerate(
-        itertools.chain(blocks, [(1, "")]), start=1
-    ):  # the last one ends the last section
+    ended = itertools.chain(blocks, [(1, "")])  # a heading ends the last section
+    for number, (level, text) in enumerate(ended, start=1):
         if not level:
             lines.append(text)
             continue
@@ -187,9 +186,9 @@ def table(path: Path) -> Iterator[Section]:
             if not header:
                 header = [name.strip() for name in row]
                 continue
-            names = header + [""] * (len(row) - len(header))
-            cells = [(name, value.strip()) for name, value in zip(names, row, strict=False) if value.strip()]
-            yield Section("", "; ".join(f"{name}: {value}" if name else value for name, value in cells), "row", number)
+            cells = itertools.zip_longest(header, map(str.strip, row), fillvalue="")
+            text = "; ".join(f"{name}: {value}" if name else value for name, value in cells if value)
+            yield Section("", text, "row", number)
     except csv.Error as error:
         raise TinyGPTError(f"{path}: is not a valid CSV file ({error})", "export the table as CSV again") from None
 

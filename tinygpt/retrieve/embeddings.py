@@ -46,10 +46,8 @@ class WordLlama:
             self._table = tensors["embedding.weight"].astype(np.float32)
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         except Exception as error:  # tokenizers raises Exception itself
-            raise TinyGPTError(
-                f"the embedding table of the package {WORDLLAMA} cannot be read ({error})",
-                f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none",
-            ) from None
+            what = f"the embedding table of the package {WORDLLAMA} cannot be read ({error})"
+            raise TinyGPTError(what, f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

@@ -97,10 +97,8 @@ def update(
     counts = {"added": 0, "changed": 0, "removed": len(gone), "unchanged": len(paths) - len(todo), "left out": 0}
     if known is not None and not todo and not gone:
         return counts
-    with (
-        updated_index(Path(config.out), settings, new=known is None) as index,
-        progress(todo, desc="indexing", unit="document") as bar,
-    ):
+    opened = updated_index(Path(config.out), settings, new=known is None)
+    with opened as index, progress(todo, desc="indexing", unit="document") as bar:
         for name in gone:
             index.remove_source(name)
         for path in bar:
@@ -155,9 +153,8 @@ def fingerprint(path: Path) -> Fingerprint:
     """Size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            raise TinyGPTError(
-                f"{path}: is not a regular file, and a document is read twice", "save it as a file first"
-            )
+            what = f"{path}: is not a regular file, and a document is read twice"
+            raise TinyGPTError(what, "save it as a file first")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
@@ -174,8 +171,8 @@ def describe(out: Path, counts: dict[str, int]) -> None:
     """Print what the index contains, and some of its passages."""
     with open_index(out) as index:
         settings = index.settings
-        documents_done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        print(f"documents: {len(index.sources):,} ({documents_done})")
+        done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        print(f"documents: {len(index.sources):,} ({done})")
         size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
         print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")

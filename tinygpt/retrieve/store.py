@@ -96,8 +96,6 @@ class Index:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db, self.path = connection, path
 
-    # ---- reading
-
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self._db.execute("SELECT name, value FROM settings"))
@@ -126,12 +124,9 @@ class Index:
 
     def words(self, query: str, count: int) -> list[tuple[int, float]]:
         """The passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
-        found = self._db.execute(
-            f"""SELECT rowid, -bm25(words, {TITLE_WEIGHT}, 1.0) AS score FROM words WHERE words MATCH ?
-                ORDER BY score DESC, rowid LIMIT ?""",
-            (query, count),
-        )
-        return found.fetchall()
+        select = f"""SELECT rowid, -bm25(words, {TITLE_WEIGHT}, 1.0) AS score FROM words WHERE words MATCH ?
+                     ORDER BY score DESC, rowid LIMIT ?"""
+        return self._db.execute(select, (query, count)).fetchall()
 
     def frequency(self, word: str) -> int:
         """Number of passages that contain a word; `word` is in FTS5's syntax."""
@@ -168,8 +163,6 @@ class Index:
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
         return Similarities(ids, np.concatenate(products) / norms)
 
-    # ---- writing
-
     def add_source(self, path: str, file: Fingerprint) -> int:
         """Add a document; return its id."""
         query = "INSERT INTO sources (path, size, mtime, sha256) VALUES (?, ?, ?, ?)"
@@ -186,10 +179,8 @@ class Index:
             self._db.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", (number, source, position, title, text))
             self._db.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (number, title, text))
         if vectors is not None:
-            pairs = enumerate(quantised(vectors), start=first)
-            self._db.executemany(
-                "INSERT INTO vectors VALUES (?, ?)", ((number, row.tobytes()) for number, row in pairs)
-            )
+            pairs = enumerate(map(np.ndarray.tobytes, quantised(vectors)), start=first)
+            self._db.executemany("INSERT INTO vectors VALUES (?, ?)", pairs)
 
     def remove_source(self, path: str) -> None:
         """Remove a document and its passages, if the index contains it."""

@@ -5,7 +5,6 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -147,7 +146,7 @@ def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
     asked = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
     with open_index(Path(config.index)) as index:
         respond = Responder(asked, index)
-        yield lambda question: dataclasses.asdict(respond(checked(question)))
+        yield lambda question: respond(checked(question))._asdict()
 
 
 def read_key(config: ServeConfig) -> str:
