@@ -49,7 +49,7 @@ def index(config: IndexConfig) -> None:
     with file_lock(out, "choose another --out"):
         require_closed(out)
         out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # of a killed index: it holds text of documents
-        counts = update(config, paths, settings, embedding, existing(out, settings))
+        counts = update(config, paths, settings, embedding)
     describe(out, counts)
     print(f"seconds: {time.monotonic() - started:.1f}")
     print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
@@ -80,17 +80,13 @@ def existing(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | No
 
 
 def update(
-    config: IndexConfig,
-    paths: list[Path],
-    settings: dict[str, Any],
-    embedding: Embeddings | None,
-    known: dict[str, Fingerprint] | None,
+    config: IndexConfig, paths: list[Path], settings: dict[str, Any], embedding: Embeddings | None
 ) -> dict[str, int]:
     """Bring the index up to date with the documents; return how many were added, changed, ...
 
-    known: the documents of the existing index; None: make a new one. Errors: TinyGPTError if a document that the user
-    names cannot be read, or if no document of the folders can be read.
+    Errors: TinyGPTError if a document that the user names cannot be read, or none of the folders.
     """
+    known = existing(Path(config.out), settings)  # None: make a new index
     old, named = known or {}, {Path(item) for item in config.documents}
     todo = [path for path in paths if not untouched(path, old.get(name_of(path)))]
     gone = old.keys() - {name_of(path) for path in paths}

@@ -1,16 +1,6 @@
 """Tasks of prompts and responses, from templates or tables and a seed: classification, reading, reports and SQL.
 
-generate       labelled examples without near duplicates, the labels in fixed shares
-merchants      brands and what they sell: a table of real names, and its division into splits
-transactions   a line of a card statement -> its spending category
-headlines      company news -> positive, neutral or negative
-compliance     a message of a bank's employee -> ok, or in two of a hundred a breach of a rule
-sectors        a business activity -> its sector of the economy
-reader         a question and passages -> the answer, copied from a passage
-reports        figures of a company -> two sentences, in a plain style or in that of one of two firms
-sql            a question about a bank's back office -> an SQL query
-
-    TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
+TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
 
 import sqlite3

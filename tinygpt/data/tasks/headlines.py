@@ -5,9 +5,8 @@ and of the negation. Company, quarter and other words stand between metric and v
 with both labels, so the frequencies of words or n-grams do not tell positive from negative. Names of companies contain
 positive and negative words, which do not affect the label. Each company's first name belongs to one split.
 
-Val has new sentences from the metrics and verbs of train. Test has more that is new: in a third of its headlines metric
-and verb occur in train, but never together (48 of 144 combinations are held out, with any negation); in the others the
-metric or the verb does not occur in train, so nothing in train tells its sign.
+Val has new sentences from the metrics and verbs of train. In a third of test, metric and verb occur in train, but never
+together (48 of 144 combinations are held out); in the others nothing in train tells the sign of the metric or the verb.
 
     make(1337)["train"][0]  # -> (prompt, response)
     group("Losses at Noble Rail plunge")  # -> "new words"

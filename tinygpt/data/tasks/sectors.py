@@ -5,13 +5,8 @@ see scripts/naics.py): `Creamery Butter Manufacturing`, `Dollar stores`. The fir
 its sector; manufacturing, retail and transport have several numbers.
 
 All activities of an industry (the first five digits of the code) are in one split, so no test prompt is a variant of a
-training prompt. Within each sector, the industries are sorted by a hash of the code; the splits do not depend on a
-seed, which only shuffles the examples. Entries with fewer digits describe the industries of several splits, and are
-left out.
-
-A prompt is in lower case, without what is in parentheses, and without the word manufacturing at its end: most
-activities of this sector end with it, and no others. The words `merchant wholesalers` remain, since without them a
-prompt would not tell whether the goods are made or traded.
+training prompt. A hash of the code chooses the split; the seed only shuffles the examples. Entries with fewer digits
+describe the industries of several splits, and are left out. data/README.md says how an activity becomes a prompt.
 
 `corpus` is a text for pretraining: the descriptions of the training industries alone, without the codes, which give the
 sector. The corpus `naics` has the descriptions of all industries, so a model that was pretrained on it has read the
@@ -67,7 +62,7 @@ class Industry(NamedTuple):
 
 
 def activity(line: str) -> str:
-    """A title or an example as a prompt."""
+    """A title or an example as a prompt: no other sector's activities end with `manufacturing`."""
     text = re.sub(r"\([^()]*(\([^()]*\)[^()]*)*\)", "", line.lower())
     text = re.sub(r"\s+(?=[ ,])", "", text).strip(" ,.")
     return re.sub(r",? manufacturing$", "", text)

@@ -3,11 +3,8 @@
 The lines are templates: a payment processor's prefix, a merchant, a store number, a place, a date, an amount.
 
 `with_brands`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
-occurs in train. Many names do not say what the brand sells (`ARCO`, `WENDYS`). A model that knows the brands, for
-example from pretraining on much text, can classify them; others have to guess. The rest of a line tells nothing except
-the low price of a coffee: prefix, number and date are drawn in the same way for all nine, the place is in the brand's
-country, and there are no lines whose form gives the label. The table has no brands for fees, income and subscriptions.
-Their lines are invented, as below, and easy.
+occurs in train. The rest of a line tells nothing except the low price of a coffee (data/README.md). The table has no
+brands for fees, income and subscriptions. Their lines are invented, as below, and easy.
 
 `invented`: all merchants are invented (words for their trades: `transactions.txt`). Three of four lines name the trade,
 in words that other merchants share; some have a decoy (in `GRILL AT HOLT MKT` the market is only the place). In the
