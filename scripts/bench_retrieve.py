@@ -32,7 +32,7 @@ from tinygpt.data.tasks.reader import library
 from tinygpt.retrieve.answer import occurrence
 from tinygpt.retrieve.ask import Known, Outcome, Responder, evaluate
 from tinygpt.retrieve.index import index as make_index
-from tinygpt.retrieve.search import CANDIDATES, fused, match_any, search
+from tinygpt.retrieve.search import CANDIDATES, fused, search, terms
 from tinygpt.retrieve.store import Index, Passage, open_index
 
 TOP = 10
@@ -72,7 +72,7 @@ def naics(folder: Path, source: Path) -> list[Question]:
 
 def rankings(index: Index, question: str) -> dict[str, list[list[int]]]:
     """The rankings of passages that each method fuses."""
-    words = [passage for passage, _ in index.words(match_any(question), CANDIDATES)]
+    words = [passage for passage, _ in index.words(" OR ".join(terms(question)), CANDIDATES)]
     if index.embeddings is None:
         return {"BM25": [words]}
     found = index.similarities(question)

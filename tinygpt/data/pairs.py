@@ -61,8 +61,8 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
 
 def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
     """The characters of all prompts and responses, and the special tokens."""
-    characters = sorted({character for part in splits.values() for pair in part for character in "".join(pair)})
-    return CharTokenizer([*characters, *SPECIAL])
+    characters = {character for part in splits.values() for pair in part for character in "".join(pair)}
+    return CharTokenizer([*sorted(characters), *SPECIAL])
 
 
 def write_pairs(
@@ -245,12 +245,9 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
         place = hashed(normalised(pair[0]))
         in_test, in_val = place < test_fraction, place < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
-    empty = [name for name, part in splits.items() if not part]
-    if empty:
-        raise TinyGPTError(
-            f"{len(pairs)} pairs are too few: no pair is left for {', '.join(empty)}",
-            "add pairs with different prompts, or use larger --val_fraction and --test_fraction",
-        )
+    if empty := [name for name, part in splits.items() if not part]:
+        what = f"{len(pairs)} pairs are too few: no pair is left for {', '.join(empty)}"
+        raise TinyGPTError(what, "add pairs with different prompts, or use larger --val_fraction and --test_fraction")
     return splits
 
 

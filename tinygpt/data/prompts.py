@@ -40,12 +40,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, p
 
 
 def require_room(prompt: list[int], block_size: int) -> None:
-    """Refuse a prompt that is longer than the context: without its beginning, it would lack its first special token.
-
-    Errors: TinyGPTError.
-    """
+    """Errors: TinyGPTError for a prompt longer than the context: cut at its start, it would lack a special token."""
     if len(prompt) > block_size:
-        raise TinyGPTError(
-            f"the prompt has {len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}",
-            "shorten the prompt, or train with a larger --block_size",
-        )
+        size = f"{len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}"
+        raise TinyGPTError(f"the prompt has {size}", "shorten the prompt, or train with a larger --block_size")

@@ -162,7 +162,7 @@ class InputText:
                 for block in self._unix_lines(self._decoded(path, bar.update, digest)):
                     if line_end_due:
                         yield b"\n"
-                    line_end_due, within_line = False, not ends_line(block)
+                    line_end_due, within_line = False, block[-1:] not in (b"\n", b"\r", "\n", "\r")
                     yield block
         if self._stamps() != self.stamps:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
@@ -222,11 +222,6 @@ class InputText:
                 yield block
         if held:
             yield b"\r"
-
-
-def ends_line(block: Block) -> bool:
-    """Return whether a block of text ends with a line end, LF or CR."""
-    return block.endswith((b"\n", b"\r")) if isinstance(block, bytes) else block.endswith(("\n", "\r"))
 
 
 def binary(path: Path, where: str = "") -> TinyGPTError:

@@ -24,7 +24,7 @@ def search(index: Index, question: str, count: int) -> list[Passage]:
     Errors: TinyGPTError if the index's embeddings cannot be loaded.
     """
     depth = max(CANDIDATES, count)
-    query = match_any(question)
+    query = " OR ".join(terms(question))
     by_words = dict(index.words(query, depth)) if query else {}
     rankings = [list(by_words)]
     similarity = index.similarities(question)
@@ -36,11 +36,6 @@ def search(index: Index, question: str, count: int) -> list[Passage]:
         passage._replace(score=scores[i], bm25=by_words.get(i, 0.0), similarity=similarity.of(i) if similarity else 0.0)
         for i, passage in zip(ids, index.passages(ids), strict=True)
     ]
-
-
-def match_any(question: str) -> str:
-    """The FTS5 query for passages with any of the question's words."""
-    return " OR ".join(terms(question))
 
 
 def terms(question: str) -> list[str]:

@@ -19,6 +19,7 @@ There are two datasets: `reader`, and `reader_long` for a model that has learned
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
 """
 
+import functools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -240,6 +241,9 @@ def make(seed: int, dataset: str = "reader") -> dict[str, list[Pair]]:
                 splits["train"].append((each.prompt, each.response))
                 bar.update()
     return splits
+
+
+make_long = functools.partial(make, dataset="reader_long")
 
 
 def example(rng: Rng, recipe: Recipe) -> Example:
