@@ -94,9 +94,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     task = TASKS.get(config.name, TASKS["transactions"])
     base, flags = task.base, []
     if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
-        flags, base = [f"--block_size={width}", f"--out_dir=out-fast-{width}"], f"out-fast-{width}"
-    preset = f"configs/{task.preset}.yaml"
-    place = suggest.data_dir_flag(folder.parent)
+        base = f"out-fast-{width}"
+        flags = [f"--block_size={width}", f"--out_dir={base}"]
+    preset, place = f"configs/{task.preset}.yaml", suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)

@@ -4,8 +4,8 @@ Two kinds of model can be a reader. A model trained on the task `reader` (data/t
 format of that task. An instruction model has a chat template; its prompt contains the numbered passages, the question
 and a short instruction. Both answer by greedy decoding: they copy the answer from a passage, or write UNANSWERABLE.
 
-Documents and questions are always encoded as plain text. A tokenizer adds special tokens around a prompt, and never
-parses them from its text. So a document cannot end the prompt, or speak for the user.
+Documents and questions are always encoded as plain text, never as special tokens. So a document cannot end the prompt,
+or speak for the user.
 
 Source: a reader of retrieved passages, Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
 
@@ -189,8 +189,7 @@ def occurrence(answer: str, text: str) -> re.Match[str] | None:
 def shortened(passage: str, question: str, fits: Callable[[str], bool]) -> str:
     """Select the sentences that have most in common with the question, as many as fit, in their order.
 
-    A word that occurs in few sentences counts more. If no sentence fits, parts of sentences are selected instead. Empty
-    if nothing fits.
+    A word that occurs in few sentences counts more. If no sentence fits, parts of sentences are selected, if any fits.
     """
     asked = words(question)
     for size in (len(passage), 40):  # characters; the second for sentences that are too long

@@ -1,10 +1,9 @@
 """Turn texts into vectors: with a table of word vectors, or with a model of tinygpt.
 
 The similarity of two texts is the cosine of their vectors. `wordllama` is a static table: the vector of a text is the
-mean of the vectors of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package ships the table and the
-tokenizer, but its own loader looks for the tokenizer in a folder that the package does not have, and downloads it. So
-this module reads the two files directly, and nothing is downloaded. With a checkpoint, the vector of a text is the mean
-of the model's hidden states.
+mean of the vectors of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package's own loader downloads the
+tokenizer, which the package has in another folder. So this module reads table and tokenizer directly. With a
+checkpoint, the vector of a text is the mean of the model's hidden states.
 
 embeddings = load("wordllama")
 embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of length 1

@@ -6,9 +6,7 @@ names the format, and `user_version` holds the CRC-32 of everything else in the 
 damaged is refused when it is opened.
 
 Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
-question with all of them: 3.5 ms for 100,000 passages of 256 dimensions on one core. sqlite-vec, an extension of
-SQLite, took 29 ms for the same exact search, and needs apsw where Python's own sqlite3 cannot load extensions. usearch,
-a graph index, took 0.1 ms after 11 s of building, but found only 88 % of the nearest ten, and needs a second file.
+question with all of them: 3.5 ms for 100,000 passages on one core (docs/RETRIEVAL.md compares sqlite-vec and usearch).
 
 with open_index(Path("index.db")) as index:
     index.words("warranty", 10)                                    # [(passage, BM25 score), ...]

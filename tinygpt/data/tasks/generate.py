@@ -60,8 +60,7 @@ def words(text: str, separator: str = " ") -> tuple[str, ...]:
 
 
 def read_wordings(file: str) -> dict[str, tuple[str, dict[str, list[str]]]]:
-    """Read a file next to this module. By the title of each section: the rest of its line `[TITLE] REST`, and by their
-    mark the wordings of its lines `MARK WORDING`. Each file explains its marks."""
+    """Read a file next to this module: each section `[TITLE] REST` with its lines `MARK WORDING` by mark."""
     sections: dict[str, tuple[str, dict[str, list[str]]]] = {}
     for line in Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines():
         if line.startswith("["):

@@ -1,15 +1,13 @@
 """The task `reader`: a question and passages -> what is asked, a judgement of each passage, the answer copied from one.
 
 A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
-afresh for every example, so memorising them does not pay: a model has to find the company and the fact in the passages,
-and to copy the value. Passages about other companies are distractors, with facts of the same kind. Some questions have
-no answer in the passages; their response ends with `UNANSWERABLE`.
+afresh for every example, so a model has to find the fact and to copy its value. Passages about other companies are
+distractors, with facts of the same kind. Some questions have no answer; their response ends with `UNANSWERABLE`.
 
-The format makes the task learnable for a model of 0.8 M parameters in minutes (docs/RETRIEVAL.md). The question comes
-first, because attention is causal: the model knows what to look for while it reads. A response first repeats what is
-asked: the relation, always in the same words, and the name, so that attention to the earlier occurrences of the same
-letters (induction heads, Olsson et al. 2022) finds the passages. Then it judges one passage after the other: `no`, or
-the answer. Each judgement is a small decision with a loss of its own.
+The question comes first, because attention is causal: the model knows what to look for while it reads. A response first
+repeats what is asked: the relation, always in the same words, and the name, so that attention to the earlier
+occurrences of the same letters (induction heads, Olsson et al. 2022) finds the passages. Then it judges one passage
+after the other: `no`, or the answer. docs/RETRIEVAL.md explains why a tiny model learns this format in minutes.
 
 `reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
 with other names and values. test has new wordings for the question, and in half of the examples also for the statement.

@@ -9,10 +9,9 @@ have them, and half of test does. Values are held out, too. The clients and citi
 example, so that memorising them does not help and the model learns to copy; those of val and test are the bank's.
 Amounts of val and test, and two of the months, do not occur in train either.
 
-A query is correct if it returns the rows of the expected query (execution accuracy). By chance, a wrong query can
-return the same rows in one database. So both run in five databases, which have the same clients and different rows
-("distilled test suites", Zhong, Yu and Klein 2020). In val and test, near misses of the expected query (another
-aggregate, value or comparison, one condition less) return other rows in one of the five.
+A query is correct if it returns the rows of the expected query (execution accuracy) in five databases with the same
+clients and different rows, since in one a wrong query may do so by chance ("distilled test suites", Zhong, Yu and Klein
+2020). In val and test, near misses of the expected query return other rows in one of the five.
 
     make(1337)["test"][0]                    # -> ("Which 3 clients paid the most in May?", "select client from ...")
     scores(question, expected, response)     # -> {"runs": True, "execution accuracy": False}
