@@ -313,12 +313,10 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
         wrong = [one.probability for some in runs for one in of(some, *BEYOND) if not one.exact()]
         sure[name] = statistics.mean(wrong or [0.0])
     name = max(sure, key=lambda name: sure[name])
-    said = (
-        "confident, so a high probability does not mean that a sum is correct" if sure[name] > 0.5 else "not confident"
-    )
+    means = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
-        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: "
-        f"they are {said}.",
+        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: they are "
+        f"{means if sure[name] > 0.5 else 'not confident'}.",
         "confident: a mean probability above 50 %, in the model where it is highest",
     )
 

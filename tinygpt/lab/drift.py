@@ -191,9 +191,8 @@ def cost_of_drift(base: Row, ngram: Row) -> Verdict:
         f"{middle(row.next_year()):.1f} % next year"
         for name, row in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
-    return Verdict(
-        f"Without an update, {'; '.join(said)}.", "accuracies before the update; next year is the mean of the two"
-    )
+    rule = "accuracies before the update; next year is the mean of the two"
+    return Verdict(f"Without an update, {'; '.join(said)}.", rule)
 
 
 def repair(base: Row, rows: Sequence[Row]) -> Verdict:
@@ -201,13 +200,12 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     goal = middle(base.old) - 100 * ENOUGH
     reached, missed = [], []
     for way in dict.fromkeys(row.way for row in rows):
-        some = [row for row in rows if row.way == way and row.lines]
-        enough = next((row for row in some if middle(row.next_year()) >= goal), None)
-        best = max(some, key=lambda row: middle(row.next_year()))
+        some = {row.lines: middle(row.next_year()) for row in rows if row.way == way and row.lines}
+        enough = next((lines for lines, share in some.items() if share >= goal), None)
         if enough:
-            reached.append(f"{WAYS[way]} with {enough.lines:,} new lines ({middle(enough.next_year()):.1f} %)")
+            reached.append(f"{WAYS[way]} with {enough:,} new lines ({some[enough]:.1f} %)")
         else:
-            missed.append(f"{WAYS[way]} ({middle(best.next_year()):.1f} %)")
+            missed.append(f"{WAYS[way]} ({max(some.values()):.1f} %)")
     said = [f"It is reached by {'; '.join(reached)}." if reached else "No method reaches it."]
     said += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(

@@ -62,10 +62,8 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     settings["eval_interval"] = ITERATIONS[size] // 2
     train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     prompts = [prompt for prompt, _ in task["test"]]
-    predicted = {
-        "model": most_probable(classifier(folder / name, labels)(prompts), labels),
-        "ngram": most_probable(ngrams(examples, labels)(prompts), labels),
-    }
+    learners = {"model": classifier(folder / name, labels), "ngram": ngrams(examples, labels)}
+    predicted = {learner: most_probable(answer(prompts), labels) for learner, answer in learners.items()}
     found: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
     for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
         found[kind] = {learner: accuracy(answer, test) for learner, answer in predicted.items()}
@@ -213,12 +211,9 @@ def more_labels(clean: dict[str, Curve]) -> Verdict:
     """What more examples gain at the end of each curve."""
     fewer, most = sorted(next(iter(clean.values())))[-2:]
     gains = {name: curve[most] - curve[fewer] for name, curve in clean.items()}
-    said = [
-        f"{name}: {'collect more examples' if gain > CLOSE else 'enough examples'} ({100 * gain:+.1f} points)"
-        for name, gain in gains.items()
-    ]
+    advice = {name: "collect more examples" if gain > CLOSE else "enough examples" for name, gain in gains.items()}
     return Verdict(
-        "; ".join(said) + ".",
+        "; ".join(f"{name}: {advice[name]} ({100 * gain:+.1f} points)" for name, gain in gains.items()) + ".",
         f"more examples help if going from {fewer:,} to {most:,} correct labels gains more than {100 * CLOSE:.0f} "
         "percentage points",
     )

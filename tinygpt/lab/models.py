@@ -2,10 +2,8 @@
 
 write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
 write_text(folder / "data", "verses", text, tokenizer)
-cost = train(folder / "train.log", "train", "lab_classifier", folder / "out", seed=1)
-cost.seconds, cost.weights, cost.bytes
-model = Model(folder / "out")
-model.continuation("\nThe account of ", 20)
+train(folder / "train.log", "train", "lab_classifier", folder / "out", seed=1).seconds
+Model(folder / "out").continuation("\nThe account of ", 20)
 classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
 ngrams(pairs, ["yes", "no"])(["is 2 even?"])               # (1, 2), the n-gram baseline
 """
