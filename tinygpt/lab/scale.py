@@ -175,13 +175,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         }
         for compute in [10.0**n for n in range(math.ceil(exponents.min()), math.floor(exponents.max()) + 1)]
     ]
+    spreads = ": median (minimum to maximum) of the seeds" if len(seeds(config)) > 1 else ""
+    flops = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
     tables = [
-        table(
-            "Loss by size and length",
-            grid,
-            "Validation loss in nats per token, on the complete split"
-            + (": median (minimum to maximum) of the seeds." if len(seeds(config)) > 1 else "."),
-        ),
+        table("Loss by size and length", grid, f"Validation loss in nats per token, on the complete split{spreads}."),
         table(
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
@@ -190,11 +187,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
         ),
-        table(
-            "The best size for a compute, by the law",
-            best_sizes,
-            "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter.",
-        ),
+        table("The best size for a compute, by the law", best_sizes, flops),
         table(
             "What the law says about larger models",
             said,
