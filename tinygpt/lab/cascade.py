@@ -31,8 +31,6 @@ PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
 TIMED = 30  # lines
 TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
 GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
-
-
 FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the pretrained one
 
 

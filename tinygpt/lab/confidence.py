@@ -36,8 +36,6 @@ OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
 FEWEST = 20  # answered validation lines; fewer may be correct by chance
 CLOSE = 0.02  # AUROCs that differ by less count as equal
-
-
 FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the fine-tuning
 
 
