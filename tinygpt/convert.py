@@ -22,7 +22,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.loss import mean_loss
-from tinygpt.files import folder_lock, require_writable
+from tinygpt.files import folder_lock, folder_of, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock
 from tinygpt.interop.chat import UnusableTemplate, pair_format
@@ -44,7 +44,7 @@ def import_model(config: ImportConfig) -> None:
     refuse_own(source)
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
     shape, weights = from_stock(pretrained.stock)
-    require_finite(weights, source)
+    require_finite_weights(weights, source)
     tokenizer, note = imported_tokenizer(pretrained, config.source)
     if tokenizer.vocab_size > shape.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {shape.vocab_size:,}"
@@ -66,7 +66,7 @@ def import_model(config: ImportConfig) -> None:
 
 
 def refuse_own(source: Path) -> None:
-    """Errors: TinyGPTError for a checkpoint or an adapter that needs no import, or the folder of a run."""
+    """Refuse to import a checkpoint, an adapter or a run of tinygpt. Errors: TinyGPTError for these."""
     folder = source.is_dir() and not (source / "config.json").exists()
     for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
         problems: list[TinyGPTError] = []
@@ -82,7 +82,7 @@ def refuse_own(source: Path) -> None:
             raise problems[0]  # damaged, for example
 
 
-def require_finite(weights: dict[str, Tensor], source: Path) -> None:
+def require_finite_weights(weights: dict[str, Tensor], source: Path) -> None:
     """Check weights that were read from another tool's files. Errors: TinyGPTError for NaN and infinite values."""
     for name, weight in weights.items():
         if not weight.isfinite().all():
@@ -128,7 +128,7 @@ def import_adapter(config: ImportConfig, folder: Path) -> None:
     """Write a PEFT adapter of the model --ckpt as adapter.pt."""
     out, base = Path(config.out_dir), store.load(config.ckpt)
     run = peft.read_adapter(folder, base)
-    require_finite(run.model, folder)
+    require_finite_weights(run.model, folder)
     with folder_lock(out, "run"):
         save_adapter(out / "adapter.pt", run, weights_fingerprint(base.model))
     print(f"written: {out}/adapter.pt, LoRA of rank {run.config['lora_rank']} for {config.ckpt}")
@@ -141,7 +141,7 @@ def export(config: ExportConfig) -> None:
         from tinygpt.report import export as export_page
 
         return export_page(config)
-    folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    folder = folder_of(config.ckpt)
     name = f"model-{config.quantisation}.gguf" if config.format == "gguf" else config.format
     out = Path(config.output) if config.output else folder / name
     checkpoint = load_model(config.ckpt, config.adapter)

@@ -60,7 +60,7 @@ def choose(device: str, dtype: str) -> Compute:
     return Compute(where, torch.float32, f"the safe choice on {where.type}")
 
 
-LARGE = 20_000_000
+LARGE = 20_000_000  # parameters
 
 
 def choose_for_inference(device: str, dtype: str, parameters: int = 0) -> Compute:

@@ -69,7 +69,7 @@ def library(module: str, what: str, otherwise: str = "") -> Any:
 
 
 def require_installed(what: str, *modules: str, otherwise: str = "") -> None:
-    """The same without importing them."""
+    """Check that modules are installed, without importing them, which can take seconds. Errors: as in `library`."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise missing(module, what, otherwise)

@@ -271,6 +271,12 @@ def strict_json(value: Any) -> str:
     return json.dumps(finite(value), ensure_ascii=True, allow_nan=False)
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder of a run or a checkpoint: the path itself if it is a folder, else its parent."""
+    path = Path(path)
+    return path if path.is_dir() else path.parent
+
+
 def without_folders(value: Any) -> Any:
     """Reduce absolute paths to their last part: they contain user names, and mean nothing on another machine.
 

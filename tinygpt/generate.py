@@ -28,8 +28,8 @@ def require_finite(values: Tensor, what: str = "the logits are") -> None:
 
 @torch.inference_mode()
 def refuse_diverged(model: GPT, where: str) -> None:
-    """Check that a model's weights, and its logits for up to 64 tokens, are finite: before its outputs are taken
-    for results. Errors: TinyGPTError, whose message begins with `where`, the name of the model."""
+    """Check that a model's weights, and its logits for up to 64 tokens, are finite, before its outputs are used as
+    results. Errors: TinyGPTError, whose message begins with `where`, the name of the model."""
     for weight in model.parameters():
         require_finite(weight, f"{where}: the weights are")
     count = min(model.config.vocab_size, model.config.block_size, 64)
@@ -125,8 +125,8 @@ def generate_with_logits(
 
 
 def to_read_again(model: GPT, length: int) -> int:
-    """How many of the newest tokens are read again when `length` positions are cached: half of a full context if its
-    positions are not relative, else none."""
+    """Number of newest tokens to read again when `length` positions are cached: half a context if it is full and
+    positions are not relative, else 0."""
     full = length >= model.config.block_size and not model.position.relative
     return max(1, model.config.block_size // 2) if full else 0
 

@@ -72,15 +72,15 @@ class GPTConfig:
     def beyond(self, every: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
         """Return the options that an exporter cannot express, as `name=value`.
 
-        values: the allowed values of some fields. every: fields that may have any value. All other fields, which may be
-        newer than the exporter, must have their default.
+        values: the allowed values of some fields; they take precedence over `every`, the fields that may have any
+        value. All other fields, which may be newer than the exporter, must have their default.
         """
-        usual = dataclasses.asdict(type(self)())
-        return [
-            f"{name}={value}"
-            for name, value in dataclasses.asdict(self).items()
-            if value not in values.get(name, [value if name in every else usual[name]])
-        ]
+        found, defaults = [], dataclasses.asdict(type(self)())
+        for name, value in dataclasses.asdict(self).items():
+            allowed = values.get(name, [value] if name in every else [defaults[name]])
+            if value not in allowed:
+                found.append(f"{name}={value}")
+        return found
 
 
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {

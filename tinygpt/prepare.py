@@ -152,7 +152,8 @@ def check_request(config: PrepareConfig) -> None:
     if config.labels and (config.format != "pairs" or config.name in TASKS):
         hint = "drop --labels" if config.name in ready else "drop --labels, or add --format pairs"
         raise TinyGPTError("--labels applies only to your own pairs", hint)
-    if config.labels and not 2 <= len(set(map(str.strip, config.labels)) - {""}) == len(config.labels):
+    different = {label.strip() for label in config.labels} - {""}
+    if config.labels and (len(different) < 2 or len(different) < len(config.labels)):
         raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
     if config.format != "pairs" and config.name not in ready and like_pairs:

@@ -17,6 +17,8 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
 from tinygpt.generate import Choice, generate
 
+MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, torch overflows
+
 
 def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
@@ -33,8 +35,8 @@ def sample(config: SampleConfig) -> None:
     choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
     try:
         values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
-        if not single and values > 1 << 46:  # more than any machine has; from 2^63 on, torch overflows
-            raise MemoryError
+        if not single and values > MOST_VALUES:
+            raise MemoryError  # reported below
         rows = generate(model, idx, config.max_new_tokens, choice, tokenizer.vocab_size, config.exact_window)
         rows = itertools.chain(list(itertools.islice(rows, 1)), rows)  # errors of the first step come before any text
         start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]

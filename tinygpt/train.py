@@ -25,7 +25,7 @@ from tinygpt.generate import Choice, generate
 from tinygpt.training.log import Pace, peak_memory, read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal
-from tinygpt.training.run import Run, diverged, micro_steps, out_of_memory, set_up
+from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory, set_up
 from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
@@ -76,8 +76,8 @@ def loop(run: Run, stop: StopSignal) -> int:
     x, y, loss_weights = batch(run, first)
     while True:
         if evaluation_due(run):
-            best = evaluate(run)
-            save(run, *(["ckpt.pt"] if best or config.always_save_checkpoint else []), "last.pt")
+            best = evaluate(run) or config.always_save_checkpoint
+            save(run, *["ckpt.pt", "last.pt"] if best else ["last.pt"])
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
         if progress.step in snapshot_at:
@@ -166,9 +166,9 @@ def require_finite_loss(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tup
     grad_norm = norm.item()
     mean_loss = run.ranks.sum([loss.item()], run.compute.device)[0] / run.ranks.count
     if not math.isfinite(mean_loss):
-        raise diverged(run, "the loss is")
+        raise log_divergence(run, "the loss is")
     if not (math.isfinite(grad_norm) or run.optimizer.scaler.is_enabled()):
-        raise diverged(run, "the norm of the gradient is")
+        raise log_divergence(run, "the norm of the gradient is")
     return mean_loss, grad_norm
 
 
@@ -196,7 +196,7 @@ def evaluate(run: Run) -> bool:
         losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
     for split, name in (("train", "training"), ("val", "validation")):
         if not math.isfinite(losses[split]):
-            raise diverged(run, f"the {name} loss is")
+            raise log_divergence(run, f"the {name} loss is")
     best = losses["val"] < progress.best_val_loss
     run.log.say(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
@@ -239,7 +239,7 @@ def keep_snapshot(run: Run) -> None:
 
 def require_finite_weights(run: Run) -> None:
     if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
-        raise diverged(run, "a weight is")
+        raise log_divergence(run, "a weight is")
 
 
 def show_sample(run: Run, length: int = 200) -> None:

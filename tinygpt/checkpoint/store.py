@@ -33,7 +33,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, file_error, replacing
+from tinygpt.files import RUN_AGAIN, file_error, folder_of, replacing
 from tinygpt.model import GPT, GPTConfig
 
 FORMAT = 1
@@ -141,8 +141,8 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def refuse_overwriting(out: Path, source: str, use: str) -> None:
-    """Errors: TinyGPTError if the folder `out` contains the checkpoint `source`, which the message calls `use`."""
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    """Check that a command does not overwrite its source, which the message calls `use`. Errors: TinyGPTError if so."""
+    folder = folder_of(source)
     if out.resolve() == folder.resolve():
         raise TinyGPTError(f"{out} contains {use}, which would be overwritten", suggest.quoted(f"--out_dir={out}-new"))
 

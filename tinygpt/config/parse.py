@@ -56,8 +56,8 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
 
         plain = (tyro.conf.FlagConversionOff,)  # --quiet {True,False}, not --quiet, --no-quiet
         tyro.cli(for_tyro(kind), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
-    texts, flags = split(kind, args, prog)
-    values, from_files = placed(kind, texts, flags, prog), {}
+    texts, flags = split_arguments(kind, args, prog)
+    values, from_files = positional_values(kind, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
             if kind not in (TrainConfig, PlanConfig) or not is_left_over(name, value):
@@ -68,7 +68,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     return config
 
 
-def split(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, Any]]:
+def split_arguments(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, Any]]:
     """Separate the positional arguments from the flags, whose values are converted.
 
     A flag is --key=value or --key value; a bare --quiet is True. A key that takes several values collects them from all
@@ -101,7 +101,7 @@ def split(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, 
     return positionals, flags
 
 
-def placed(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:
+def positional_values(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:
     """Assign the positional arguments to their keys, in order. Errors: TinyGPTError for too few or too many."""
     values: dict[str, Any] = {}
     for key in keys(kind).values():
@@ -228,8 +228,8 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
                 where = path if plain else f"{path}, line {value.start_mark.line + 1}"
                 what = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
                 raise TinyGPTError(what, f"{hint} with plain values, for example {key.value}: 1")
-            converted = loader.construct_object(value)
-            values[key.value] = value.value if key.value in TEXT_KEYS and converted is not None else converted
+            parsed = loader.construct_object(value)
+            values[key.value] = value.value if key.value in TEXT_KEYS and parsed is not None else parsed
     except TinyGPTError:
         raise
     except Exception as error:  # odd numbers and dates make PyYAML raise many types

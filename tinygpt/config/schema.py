@@ -144,7 +144,7 @@ class TrainConfig(Config):
     init_from: File = "scratch"
     """scratch: new weights; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if
     there is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl: start from OpenAI's weights, through the package transformers"""
+    gpt2-xl: start from OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
     eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
     eval_iters: CountOrZero = 200

@@ -22,7 +22,7 @@ from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.data.token_files import META_FORMAT, TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error
+from tinygpt.files import file_error, folder_of
 
 ENCODED_AGAIN = 1 << 24  # tokens; a larger dataset is not encoded again for a model with another tokenizer
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`
@@ -179,7 +179,7 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
         return str(config.data_dir)
     folder, out, name = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir", "dataset"))
-    parts, run = Path(out).parts, Path(path) if Path(path).is_dir() else Path(path).parent
+    parts, run = Path(out).parts, folder_of(path)
     for absolute in (Path(os.path.abspath(run)), run.resolve()):
         if folder and name and parts and absolute.parts[-len(parts) :] == parts:
             start = Path(*absolute.parts[: -len(parts)])

@@ -40,7 +40,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, p
 
 
 def require_room(prompt: list[int], block_size: int) -> None:
-    """Errors: TinyGPTError for a prompt longer than the context: cut at its start, it would lack a special token."""
+    """Check that a prompt fits the context: cut at its start, it would lack a special token. Errors: TinyGPTError."""
     if len(prompt) > block_size:
         size = f"{len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}"
         raise TinyGPTError(f"the prompt has {size}", "shorten the prompt, or train with a larger --block_size")

@@ -96,7 +96,7 @@ class TextRows:
         return len(self.tokens) - block_size - 1
 
     def require(self, block_size: int, where: str) -> None:
-        """Errors: TinyGPTError that names `where`, if the rows do not fit a context of block_size."""
+        """Check that the rows fit a context of block_size. Errors: TinyGPTError that names `where`."""
         tokens = len(self.tokens)
         if self.room(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""

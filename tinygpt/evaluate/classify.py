@@ -239,8 +239,10 @@ def make_report(
     for kind in LINEAR:
         known = ngram if kind == "ngram" else None
         linear, note = known or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, kind)
-        answers |= {} if linear is None else {kind: linear.argmax(axis=1)}
-        notes += [note] if note not in ("", *notes) else []
+        if linear is not None:
+            answers[kind] = linear.argmax(axis=1)
+        if note and note not in notes:
+            notes.append(note)
     builtin, groups = TASKS.get(task), {}
     if builtin and builtin.group and set(builtin.labels) == set(labels):
         right = {key: answer == truth for key, answer in answers.items()}

@@ -22,7 +22,7 @@ from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
-from tinygpt.files import read_text, replacing, require_writable, strict_json
+from tinygpt.files import folder_of, read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
 
 
@@ -126,7 +126,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
-    scores = {s: classify.label_scores(model, tokenizer, prompts[s], labels) for s in splits}
+    scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
     truth = classify.label_indices(dataset.name, examples["train"], labels)
     classifier, note = classify.ngram_classifier(prompts["train"], truth, len(labels))
     ngram = {split: classifier(prompts[split]) for split in splits} if classifier else {}
@@ -137,7 +137,9 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     if positive:
         scored = {}
         for split in splits:
-            probs = {"model": classify.probabilities(scores[split][0])} | ({"ngram": ngram[split]} if ngram else {})
+            probs = {"model": classify.probabilities(scores[split][0])}
+            if ngram:
+                probs["ngram"] = ngram[split]
             column = {key: found[:, labels.index(positive)] for key, found in probs.items()}
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
         val, measured = scored["val"], scored[config.split]
@@ -152,7 +154,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
         name = labels[counts.argmin()]
         print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
-    folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    folder = folder_of(config.ckpt)
     picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if rare else "confusion.png")
     try:
         if rare:

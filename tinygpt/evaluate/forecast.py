@@ -123,10 +123,12 @@ def compared(
             continue
         result = f"{actual:{form}}{unit}{how}" if form else durations([actual])[0]
         if len(found) == 3 and all(map(is_number, found)):
-            said = Interval(*found)
-            error = f"{100 * (said.value / actual - 1):+.0f} %" + ", outside the interval" * (not said.contains(actual))
-            predicted = said.text(form, unit) if form else time_text(said)
-            made.append((what, predicted, f"{result} ({error})"))
+            predicted = Interval(*found)
+            error = f"{100 * (predicted.value / actual - 1):+.0f} %"
+            if not predicted.contains(actual):
+                error += ", outside the interval"
+            shown = predicted.text(form, unit) if form else time_text(predicted)
+            made.append((what, shown, f"{result} ({error})"))
         elif key == "predicted_loss" and is_number(bound):
             least = best["val_loss"] - 2 * number(best, "val_loss_se", 0.0)  # what is above may be chance
             above = "above it by less than two standard errors" if least <= bound else "did not hold"

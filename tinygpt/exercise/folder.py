@@ -120,7 +120,7 @@ def header(steps: list[Step]) -> list[str]:
 
 
 def require_table(path: Path, steps: list[Step]) -> None:
-    """Errors: TinyGPTError if the table cannot be written, or would replace a file that is not such a table."""
+    """Check that the table can be written. Errors: TinyGPTError, also if it would replace another kind of file."""
     if path.suffix.lower() != ".csv":
         raise TinyGPTError(f"{path}: the name of the table must end in .csv", "--csv grades.csv")
     require_writable(path, "--csv FOLDER/grades.csv")

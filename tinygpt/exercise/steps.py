@@ -23,7 +23,7 @@ class CheckFailed(Exception):
 
 
 def expect(holds: Any, given: str, got: Any, expected: Any) -> None:
-    """Errors: CheckFailed unless the property holds."""
+    """Check a property. Errors: CheckFailed unless it holds."""
     if not holds:
         raise CheckFailed({"given": given, "got": shown(got), "expected": shown(expected)})
 
@@ -37,7 +37,7 @@ def expect_number(got: float, expected: float, given: str, label: str = "", atol
 
 
 def expect_close(got: Any, expected: Tensor, given: str, atol: float = 1e-5) -> None:
-    """Errors: CheckFailed unless `got` is a tensor with the shape and, up to rounding, the values of `expected`."""
+    """Check shape and, up to rounding, values of a tensor. Errors: CheckFailed unless they are those of `expected`."""
     expect_shape(got, tuple(expected.shape), given)
     expect(torch.isfinite(got).all(), given, got, expected)
     expect(torch.allclose(got.float(), expected.float(), atol=atol, rtol=1e-4), given, got, expected)

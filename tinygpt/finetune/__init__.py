@@ -1,4 +1,6 @@
-"""Fine-tuning, which is training from a trained model (training/tuning.py), compared before and after.
+"""Fine-tuning: compare the model before and after, and merge adapters.
+
+The training is that of train.py, with training/tuning.py.
 
 tinygpt finetune configs/finetune_transactions.yaml --ckpt out/ckpt.pt
 """

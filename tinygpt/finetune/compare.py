@@ -1,5 +1,7 @@
-"""Compare the model before and after fine-tuning, which shows gain and cost: the loss on the task's responses, the loss
-on the base model's validation split (its increase is the forgetting), and the answers to three prompts.
+"""Compare the model before and after fine-tuning.
+
+The loss on the task's responses shows the gain, the loss on the base model's validation split the forgetting, and the
+answers to three prompts show what the model does.
 
     before(run, run.tuning)     # logged as `before`
     after(run, run.tuning)      # logged as `after`, and printed next to it

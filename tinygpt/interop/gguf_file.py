@@ -91,7 +91,7 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
 
 # ---- reading ------------------------------------------------------------------------------------------------------
 
-HINT, ANOTHER = "download or export it again", "import another model"
+AGAIN, ANOTHER = "download or export it again", "import another model"
 FOLDER = "import the Hugging Face folder of this model"
 MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
 
@@ -109,11 +109,11 @@ def read_file(path: Path) -> Pretrained:
     def value(key: str, kind: type, default: Any = None) -> Any:
         found = header.get(key, default)
         if found is None:
-            raise TinyGPTError(f"{path}: its header lacks {key}", HINT)
+            raise TinyGPTError(f"{path}: its header lacks {key}", AGAIN)
         if kind is float and isinstance(found, float):
             found = float(str(np.float32(found)))  # 1e-05, not 9.999999747378752e-06
         if type(found) is not kind:
-            raise TinyGPTError(f"{path}: {key} is {str(found)[:40]!r}, not of the type {kind.__name__}", HINT)
+            raise TinyGPTError(f"{path}: {key} is {str(found)[:40]!r}, not of the type {kind.__name__}", AGAIN)
         return found
 
     kind = value("general.architecture", str)
@@ -140,14 +140,14 @@ def read_file(path: Path) -> Pretrained:
             hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
             raise TinyGPTError(f"{path}: {what}", hint) from None
         if not np.isfinite(array).all():
-            raise TinyGPTError(f"{path}: {shown} has values that are NaN or infinite", HINT)
+            raise TinyGPTError(f"{path}: {shown} has values that are NaN or infinite", AGAIN)
         weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
     embedding = next(iter(names.values()))
     if embedding not in weights:
-        raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", HINT)
+        raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", AGAIN)
     vocab_size = len(weights[embedding])
-    if (said := value(f"{kind}.vocab_size", int, vocab_size)) != vocab_size:
-        raise TinyGPTError(f"{path}: vocab_size is {said}, but token_embd.weight has {vocab_size} rows", HINT)
+    if (declared := value(f"{kind}.vocab_size", int, vocab_size)) != vocab_size:
+        raise TinyGPTError(f"{path}: vocab_size is {declared}, but token_embd.weight has {vocab_size} rows", AGAIN)
     biased = [name for name in weights if name.endswith("_proj.bias")]
     config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(kind).biases.items()}
     text, eos, bos = _read_tokenizer(path, value, vocab_size)
@@ -176,7 +176,7 @@ def _open(path: Path) -> Any:
                     "import a model with a smaller vocabulary",
                 )
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
-                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", HINT)
+                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", AGAIN)
             return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
 
     try:
@@ -189,7 +189,7 @@ def _open(path: Path) -> Any:
     with _refusing(path):
         reader = Reader(path)
     if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
-        raise TinyGPTError(f"{path}: its tensors overlap", HINT)
+        raise TinyGPTError(f"{path}: its tensors overlap", AGAIN)
     if reader.byte_order == "S":
         raise TinyGPTError(f"{path}: is in the byte order of another processor", "convert it, or download it again")
     return reader
@@ -203,7 +203,7 @@ def _refusing(path: Path) -> Iterator[None]:
             yield
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
         reason = escaped(str(error))[:80] or type(error).__name__
-        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", HINT) from None
+        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", AGAIN) from None
 
 
 def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind: str, tensors: int) -> dict[str, Any]:
@@ -216,9 +216,9 @@ def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind:
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
     heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
     if not 0 < heads <= width:
-        raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", HINT)
+        raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", AGAIN)
     if not 0 < value(f"{kind}.block_count", int) <= tensors:
-        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", HINT)
+        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", AGAIN)
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
     config: dict[str, Any] = {"architectures": [row.name], "model_type": kind}
     config[row.keys["activation"]] = ACTIVATIONS[kind][0]
@@ -231,7 +231,7 @@ def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind:
             what = f"{kind}.{key} is {size}, but a head has {config['head_dim']} channels"
             raise TinyGPTError(f"{path}: {what}", ANOTHER)
     if config["num_key_value_heads"] < 1:
-        raise TinyGPTError(f"{path}: has no attention heads for keys and values", HINT)
+        raise TinyGPTError(f"{path}: has no attention heads for keys and values", AGAIN)
     return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
 
 
@@ -265,7 +265,7 @@ def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[s
     tokens = value("tokenizer.ggml.tokens", list)
     types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
     if not all(isinstance(token, str) for token in tokens) or not len(set(tokens)) == len(tokens) == len(types) == size:
-        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not match the {size} rows of token_embd.weight", HINT)
+        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not match the {size} rows of token_embd.weight", AGAIN)
 
     def special(key: str) -> int | None:
         token = value(f"tokenizer.ggml.{key}", int, size)  # llama.cpp wants one; NORMAL: there is none
@@ -282,10 +282,10 @@ def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[s
     merges = [str(merge).partition(" ")[::2] for merge in value("tokenizer.ggml.merges", list)]
     for left, right in merges:
         if not {left, right, left + right} <= ids.keys():
-            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} needs a token that the vocabulary lacks", HINT)
+            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} needs a token that the vocabulary lacks", AGAIN)
     for token, type_ in zip(tokens, types, strict=True):
         if type_ in (NORMAL, UNUSED) and not BYTES.keys() >= set(token):
-            raise TinyGPTError(f"{path}: its token {token[:40]!r} is not in GPT-2's byte alphabet", HINT)
+            raise TinyGPTError(f"{path}: its token {token[:40]!r} is not in GPT-2's byte alphabet", AGAIN)
     added = [
         {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": types[id] != USER_DEFINED}

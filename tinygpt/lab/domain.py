@@ -216,9 +216,10 @@ def compared(found: Found, one: str, other: str) -> Verdict:
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
         outcomes["no different from" if overlap else outcome].append(f"{case.name()} ({100 * gain:+.1f})")
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
-    said = ". ".join(f"It is {name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some)
+    subject = names[one][0].upper() + names[one][1:]
+    parts = [f"{name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some]
     return Verdict(
-        f"{names[one][0].upper()}{names[one][1:]}: {said}.".replace(": It is", " is", 1),
+        f"{subject} is {'. It is '.join(parts)}.",
         f"a difference counts if the ranges of accuracy over the seeds do not overlap, and the medians differ by more "
         f"than {100 * MARGIN:.0f} percentage points",
     )

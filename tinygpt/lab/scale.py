@@ -270,4 +270,4 @@ def law_file(results: Results, config: LabConfig, folder: Path) -> Path:
 
 
 ABOUT = "how the loss depends on size and length: a scaling law"
-LAB = Lab(ABOUT, stages, summarise, ("dataset",), others=("data_dir",), quick=True, more=law_file)
+LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True, more=law_file)

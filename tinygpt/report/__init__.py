@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import without_folders
+from tinygpt.files import folder_of, without_folders
 from tinygpt.report.curves import RUN_COLOURS, draw_curves
 from tinygpt.report.page import destination, publish, templates
 
@@ -44,7 +44,7 @@ def export(config: ExportConfig) -> None:
     templates()
     from tinygpt.report import collect
 
-    folder = Path(config.ckpt) if Path(config.ckpt).is_dir() else Path(config.ckpt).parent
+    folder = folder_of(config.ckpt)
     path = destination(config.output, folder, "model.html")
     run = collect.load_run(config.ckpt, config)
     collect.live_model(run)

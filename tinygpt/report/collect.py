@@ -253,10 +253,11 @@ def curves(folder: Path) -> dict[str, Any]:
 
 def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
     """Samples that `train` generated, cut into pieces, each with whether it is a quotation from the training text."""
-    found, made = [], [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
+    found = []
+    logged = [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
     if training:
-        training.look_up(entry["text"] for entry in made)
-    for entry in made:
+        training.look_up(entry["text"] for entry in logged)
+    for entry in logged:
         text, prompt = entry["text"], str(entry.get("prompt", first))
         stretches = training.stretches(text) if training else []
         share = training.share(text) if training else math.nan
@@ -454,7 +455,7 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
     for index, one in enumerate(packed):
         weights = sum(math.prod(tensor["shape"]) for tensor in one["packed"]["tensors"].values())
         whose = f" in {one['name']}" if index else ""
-        found.append(f"all weights of the model{whose} ({weights:,} numbers)")
+        found.append(f"all weights of the model{whose} ({weights:,} parameters)")
         if count := len(one["packed"].get("snapshots", ())):
             found.append(f"{amount(count, 'snapshot')} of its training")
         if one.get("unreadable"):

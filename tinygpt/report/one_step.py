@@ -80,23 +80,15 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     now = {name: weight.detach() for name, weight in optimizer.named.items()}
     predicted = sum(((now[name] - before[name]) * gradient).sum().item() for name, gradient in gradients.items())
 
-    # three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such
-    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
-    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
     weights = []
-    for name in list(dict.fromkeys([*filter(None, kinds), *own]))[:3]:
+    for name in choose_three(optimizer):
         place = int(gradients[name].abs().argmax())
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
         decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
-        clipped, b1, b2 = factor * gradient, config.beta1, config.beta2
-        new_m, new_v = b1 * m + (1 - b1) * clipped, b2 * v + (1 - b2) * clipped**2
-        m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
-        change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
         words = weight_name(name, place, before[name].shape, run)
-        shown: dict[str, Any] = {"name": words, "value": value, "after": new}
-        shown |= {"gradient": gradient, "clipped": clipped, "decay": decay, "change": change}
-        weights.append(shown | {"m": m, "v": v, "new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat})
+        shown: dict[str, Any] = {"name": words, "value": value, "after": new, "gradient": gradient, "decay": decay}
+        weights.append(shown | adamw(value, factor * gradient, m, v, times, config, rate, decay))
     return {
         "step": step,
         "config": config,
@@ -117,6 +109,28 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "times": times,
         "weights": weights,
     }
+
+
+def choose_three(optimizer: TorchOptimizer) -> list[str]:
+    """Choose three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such."""
+    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
+    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
+    return list(dict.fromkeys([*filter(None, kinds), *own]))[:3]
+
+
+def adamw(
+    value: float, gradient: float, m: float, v: float, times: int, config: TrainConfig, rate: float, decay: float
+) -> dict[str, float]:
+    """Compute AdamW's update of one weight from its formula.
+
+    m, v: its moments before; gradient: clipped; times: number of updates, including this one.
+    """
+    b1, b2 = config.beta1, config.beta2
+    new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+    m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
+    change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
+    old = {"m": m, "v": v, "clipped": gradient}
+    return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
 
 
 def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:

@@ -39,12 +39,14 @@ def render(
 
     template, scripts, styles: files of the package tinygpt.
     """
-    script = "\n".join(map(read, [*scripts, *["report/live.js"] * bool(version)]))
-    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = [f"script-src 'sha256-{checksum}'"] * bool(script) + ["style-src 'unsafe-inline'", "img-src data:"]
-    allowed += ["connect-src 'self'"] * bool(version)
-    policy = "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
-    css = "".join(map(read, [*styles, *["report/live.css"] * bool(version)]))
+    script = "\n".join(map(read, [*scripts, "report/live.js"] if version else scripts))
+    css = "".join(map(read, [*styles, "report/live.css"] if version else styles))
+    rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
+    if script:
+        rules.insert(1, f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
+    if version:
+        rules.append("connect-src 'self'")
+    policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
     page = templates().get_template(template).render(values, version=version, policy=policy, css=css, script=script)
     return Page(page.encode("utf-8", "replace"), policy, values.get("contents", ""), values.get("note", ""))
 

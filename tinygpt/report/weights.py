@@ -24,7 +24,8 @@ import torch
 from tinygpt import lora
 from tinygpt.checkpoint.eight_bits import absmax
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
-from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.errors import TinyGPTError
+from tinygpt.generate import require_finite
 from tinygpt.model import GPT
 from tinygpt.options import Position
 
@@ -93,8 +94,7 @@ def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor
         pairs = weights["transformer.wbe.weight"].view(padded, padded, -1)
         weights["transformer.wbe.weight"] = pairs[:size, :size].flatten(0, 1)
     for weight in weights.values():
-        if not weight.isfinite().all():
-            raise diverged("the model's weights are", weight[~weight.isfinite()][0].item())
+        require_finite(weight, "the model's weights are")
     return weights
 
 

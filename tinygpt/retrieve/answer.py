@@ -96,7 +96,7 @@ class Reader:
         return Answer(text, probability, passage * bool(text), note)
 
     def require_room(self, question: str) -> None:
-        """Errors: TinyGPTError if the question alone fills the model's context."""
+        """Check that a question leaves room for a passage. Errors: TinyGPTError if it fills the model's context."""
         asked = self.readable(question)
         if len(self.ids(asked, [])) >= self.model.config.block_size - self.room:
             raise self.no_room(asked)

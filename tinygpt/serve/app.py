@@ -86,7 +86,7 @@ class State:
         self.documents, self.engine = documents, engine
 
     def require_ready(self) -> None:
-        """Errors: ApiError while the server loads, or if it has failed."""
+        """Check that the models are loaded. Errors: ApiError while the server loads, or if it has failed."""
         if self.engine is None:
             raise ApiError(503, "the model is loading; try again in a moment", code="loading")
         if not self.engine.alive:
@@ -122,7 +122,7 @@ class Answer:
     """The tasks of one HTTP request, and their events as one stream."""
 
     def __init__(self, state: State, served: Served, prompts: list[list[int]], settings: Settings) -> None:
-        """Errors: ApiError if a prompt is too long or the queue is full."""
+        """Queue the prompts. Errors: ApiError if one is too long or the queue is full."""
         assert state.engine is not None
         longest, room = max(map(len, prompts)), served.model.config.block_size
         if longest > room:
@@ -271,7 +271,7 @@ async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments:
 
 
 def require_length(text: str, most: int, param: str) -> None:
-    """Errors: ApiError for a text that is too long for the model, whatever its tokens are: it is not even encoded."""
+    """Check the length of a text before it is encoded. Errors: ApiError if no tokenization would fit the model."""
     if len(text) > most:
         raise wrong(param, f"the text has {len(text):,} characters, too many for this model", "context_length_exceeded")
 
@@ -286,7 +286,7 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
 
 
 def checked_ids(ids: list[int], served: Served, field: str) -> list[int]:
-    """Errors: ApiError that names the field, for an id outside the vocabulary."""
+    """Check that ids are in the vocabulary, and return them. Errors: ApiError that names the field."""
     size = served.tokenizer.vocab_size
     if not all(0 <= token < size for token in ids):
         raise wrong(field, f"token ids are 0 to {size - 1:,}")

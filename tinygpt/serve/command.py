@@ -21,7 +21,7 @@ from tinygpt.config.schema import AskConfig, ServeConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.decoder import pack
-from tinygpt.files import read_text
+from tinygpt.files import folder_of, read_text
 from tinygpt.serve.engine import Engine, Served
 from tinygpt.serve.listen import LOCAL, is_loopback, listen, make_server, signals
 from tinygpt.serve.protocol import DOCUMENTS
@@ -102,7 +102,7 @@ def adapters_of(config: ServeConfig) -> dict[str, str]:
 def base_name(ckpt: str) -> str:
     """The name of the base model: its folder's, or the file's if it is in the current folder."""
     path = Path(ckpt)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     name = Path(os.path.abspath(folder)).name if folder.name in ("..", "") and path.is_dir() else folder.name
     return printable(name or path.stem) or "model"
 
@@ -164,7 +164,7 @@ def read_key(config: ServeConfig) -> str:
 
 
 def check_origin(config: ServeConfig) -> None:
-    """Errors: TinyGPTError if --allow_origin is not the origin of a web site, or is all of them without a key."""
+    """Check --allow_origin. Errors: TinyGPTError if it is not a web site's origin, or is all of them without a key."""
     origin, example = config.allow_origin, "--allow_origin=http://localhost:3000"
     if origin == "*" and not config.api_key:
         what = "--allow_origin=* permits all web sites, so a key is required"

@@ -122,7 +122,7 @@ class Guard:
         await app(scope, receive, send)
 
     def check(self, request: Request) -> None:
-        """Errors: ApiError."""
+        """Check host, key and content type. Errors: ApiError."""
         # not request.url.path: it is parsed from a URL with the Host header in it, which the client chooses
         path = request.scope["path"]
         host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80

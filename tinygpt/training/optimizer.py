@@ -101,7 +101,10 @@ class TorchOptimizer:
         if parts := [{"params": part, "weight_decay": decays[kind]} for kind, part in groups.items()]:
             betas = config.beta1, config.beta2
             self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
-        self.owner = {w: o for o in self.optimizers for group in o.param_groups for w in group["params"]}
+        self.owner: dict[Tensor, torch.optim.Optimizer] = {}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                self.owner |= dict.fromkeys(group["params"], optimizer)
         self.peaks = [(group, group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         # where GradScaler looks for an overflow, which skips both optimizers

@@ -62,11 +62,13 @@ class Progress:
     def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
         """Read the progress from a checkpoint's training state. Errors: TinyGPTError if it is missing or invalid."""
         found, fields = saved.get("progress"), dataclasses.fields(cls)
-        values = {field.name: found.get(field.name, field.default) for field in fields if isinstance(found, dict)}
-        if values and all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
-            made = cls(**values)
-            if 0 <= made.step <= LARGEST and 0 <= made.seconds < math.inf and not math.isnan(made.best_val_loss):
-                return made
+        if isinstance(found, dict):
+            values = {field.name: found.get(field.name, field.default) for field in fields}
+            if all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
+                progress = cls(**values)
+                numbers = not math.isnan(progress.best_val_loss) and 0 <= progress.seconds < math.inf
+                if numbers and 0 <= progress.step <= LARGEST:
+                    return progress
         raise TinyGPTError(f"{where} does not say how far its run was", new_run_from(where))
 
 
@@ -295,7 +297,7 @@ def show_start(run: Run, compile_status: str) -> None:
         run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
 
 
-def diverged(run: Run, what: str) -> TinyGPTError:
+def log_divergence(run: Run, what: str) -> TinyGPTError:
     """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
     reason = f"{what} NaN or infinite"
     run.metric("diverged", reason=reason)

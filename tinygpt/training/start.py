@@ -110,7 +110,7 @@ def base_model(config: FinetuneConfig) -> str:
 
 
 def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
-    """Errors: TinyGPTError if a new model has neither a config nor --dataset, and nanoGPT's default is not prepared."""
+    """Check that a new run has a config, --dataset, or nanoGPT's default prepared. Errors: TinyGPTError if not."""
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
     prepared = os.path.exists(Path(config.data_dir, config.dataset))
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:
@@ -250,11 +250,11 @@ def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
     with torch.random.fork_rng(devices=[]):
         model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
-        computing, optimizer = build(model.to(compute.device), config, compute)
-        computing.train()
+        amp_model, optimizer = build(model.to(compute.device), config, compute)
+        amp_model.train()
 
         def step() -> None:
-            loss: Any = computing(idx, idx)[1]
+            loss: Any = amp_model(idx, idx)[1]
             optimizer.backward(loss)
             optimizer.clip()
             optimizer.update()

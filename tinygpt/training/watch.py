@@ -29,8 +29,8 @@ SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without 
 
 
 class Watcher:
-    """Context in which the child shows the run; on leaving it, wait for the last page, except after an error, or if a
-    signal asks to stop. The child lives a few seconds longer, so that open pages get the last page."""
+    """Context in which the child shows the run. On leaving it, wait for the last page, unless an error or a signal
+    ended the run. The child lives a few seconds longer, so that open pages get the last page."""
 
     def __init__(self, config: TrainConfig, log: RunLog, stop: StopSignal) -> None:
         self.config, self.log, self.stop = config, log, stop

@@ -38,7 +38,8 @@ create table payments (client text references clients, category text, month text
 
 CLIENTS, ACCOUNTS, PAYMENTS = 300, 600, 1500  # rows of the tables
 COLUMNS = word_lists("sql: values of columns")
-CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = COLUMNS.values()
+NAMES = "city", "segment", "kind", "category", "month"
+CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = (COLUMNS[name] for name in NAMES)
 TRAIN_MONTHS = tuple(month for month in MONTHS if month not in ("April", "November"))
 _LETTERS = "eeeeeaaaaiiiioooonnnnttttrrrrsssslllhhddccuummppggbbffyywwkvxzjq"
 AGGREGATES = {
