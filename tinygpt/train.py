@@ -71,7 +71,7 @@ def loop(run: Run, stop: StopSignal) -> int:
     """
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
-    snapshot_at = snapshot_steps(config.snapshots, config.max_iters)
+    snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
     run.log.start_bar(first, config.max_iters)
     x, y, loss_weights = batch(run, first)
     while True:

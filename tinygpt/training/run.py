@@ -249,10 +249,12 @@ def open_folder(run: Run, resuming: bool) -> None:
     if not resuming:
         if any((run.out / name).exists() for name in ("ckpt.pt", "last.pt")):
             run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
-        for path in (run.out / "last.pt", run.out / "adapter.pt", *snapshots(run.out).values()):
+        stale = snapshots(run.out).values() if (run.out / FOLDER).exists() else ()
+        for path in (run.out / "last.pt", run.out / "adapter.pt", *stale):
             remove(path)
-        for curves in ("train", "val"):
-            sinks.discard_events(run.out / "tensorboard" / curves)
+        if (run.out / "tensorboard").exists():
+            for curves in ("train", "val"):
+                sinks.discard_events(run.out / "tensorboard" / curves)
     with replacing(run.out / "config.yaml") as file:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
