@@ -16,6 +16,7 @@ SMALL = GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
 CHOICES: dict[str, list[Any]] = {"norm": [*NORMS], "position": [*POSITIONS], "activation": [*ACTIVATIONS]}
 CHOICES |= {field.name: [False, True] for field in dataclasses.fields(GPTConfig) if isinstance(field.default, bool)}
 CHOICES |= {"n_kv_head": [0, 1], "mlp_width": [0, 40], "norm_eps": [1e-5, 0.1], "rope_base": [10000.0, 50.0]}
+CHOICES |= {"window": [0, 10]}
 SIZES = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd"}
 NEEDS: dict[str, dict[str, Any]] = {"qk_norm_weights": {"qk_norm": True}, "rope_base": {"position": "rope"}}
 ALONE = [
@@ -72,7 +73,14 @@ every_pair = parametrized(
             {},
             MODERN
             | {"qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False, "norm_eps": 0.1, "rope_base": 50.0},
-            {"position": "alibi", "activation": "relu2", "bias": True, "token_shift": True, "bigram_table": True},
+            {
+                "position": "alibi",
+                "activation": "relu2",
+                "bias": True,
+                "token_shift": True,
+                "bigram_table": True,
+                "window": 10,
+            },
             {
                 "activation": "gelu_tanh",
                 "bias": True,

@@ -34,6 +34,8 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("ArceeForCausalLM", {"position": "rope", "activation": "gelu_tanh"}),
     ("ApertusForCausalLM", ROPE | {"activation": "relu2", "qk_norm": True}),
     ("ApertusForCausalLM", {"position": "rope", "activation": "gelu", "qk_norm": True, "norm_eps": 0.1}),
+    ("MistralForCausalLM", {"position": "rope", "activation": "swiglu", "window": 5}),
+    ("MistralForCausalLM", ROPE | {"activation": "swiglu", "window": 16, "n_kv_head": 1, "rope_base": 50.0}),
 ]
 every_row = pytest.mark.parametrize(("name", "options"), EXPORTED, ids=lambda v: v if isinstance(v, str) else "")
 
@@ -159,6 +161,7 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ),
     ("MistralForCausalLM", {"sliding_window": None}),
     ("MistralForCausalLM", {"sliding_window": 128}),
+    ("MistralForCausalLM", {"sliding_window": 16}),
 ]
 
 
@@ -204,6 +207,8 @@ def test_the_files_of_openai_have_other_names() -> None:
         ({"qk_norm": True}, "qk_norm=True with position=learned"),
         ({"activation": "swiglu"}, "activation=swiglu with position=learned"),
         ({"n_kv_head": 1}, "n_kv_head=1 with position=learned"),
+        ({"window": 4}, "window=4 with position=learned"),
+        (MODERN | {"window": 4}, "window=4 with qk_norm=True"),
         ({"position": "rope", "bias": True}, "position=rope with bias=True and norm=layernorm"),
         (MODERN | {"bias": True}, "qk_norm=True with bias=True"),
         (
@@ -224,13 +229,13 @@ def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], n
 def test_an_option_that_no_class_lists_is_refused(name: str, usual: Any, value: Any) -> None:
     """Somebody adds a field to GPTConfig, and to no exporter."""
     field = dataclasses.field(default_factory=lambda: usual)
-    new = dataclasses.make_dataclass("New", [("window", Any, field)], bases=(GPTConfig,))
+    new = dataclasses.make_dataclass("New", [("sinks", Any, field)], bases=(GPTConfig,))
     gpt = model(**dict(EXPORTED)[name])
     config = new(**dataclasses.asdict(gpt.config))
     assert to_stock(config, gpt.state_dict()).config == stock_of(gpt).config  # the default: as if it did not exist
     with pytest.raises(TinyGPTError) as caught:
-        to_stock(dataclasses.replace(config, window=value), gpt.state_dict())
-    what = f"window={value}: no model class of transformers has this option; the nearest, {name}, lacks window={value}"
+        to_stock(dataclasses.replace(config, sinks=value), gpt.state_dict())
+    what = f"sinks={value}: no model class of transformers has this option; the nearest, {name}, lacks sinks={value}"
     assert caught.value.message == what and "configs/portable.yaml" in caught.value.hint
 
 
@@ -274,7 +279,7 @@ CHANGES_THE_FUNCTION = [
     ("LlamaForCausalLM", {"num_key_value_heads": 3}, "num_key_value_heads"),
     ("LlamaForCausalLM", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
     ("LlamaForCausalLM", {"intermediate_size": 2**20}, "mlp.gate_proj.weight"),
-    ("MistralForCausalLM", {"sliding_window": 16}, "sliding_window"),
+    ("MistralForCausalLM", {"sliding_window": 0}, "sliding_window"),
     ("MistralForCausalLM", {"sliding_window": None, "vocab_size": 66}, "embed_tokens"),
     ("Qwen3ForCausalLM", {"use_sliding_window": True}, "use_sliding_window"),
     ("Qwen3ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),

@@ -427,7 +427,7 @@ def test_dataset_names_that_are_fine(name: str) -> None:
     ("kind", "flag"),
     [
         *((TrainConfig, f"--{name}=0") for name in ["batch_size", "block_size", "n_layer", "n_head", "eval_interval"]),
-        *((TrainConfig, f"--{name}=-1") for name in ["max_iters", "eval_iters", "patience", "learning_rate"]),
+        *((TrainConfig, f"--{name}=-1") for name in ["max_iters", "eval_iters", "patience", "learning_rate", "window"]),
         *((TrainConfig, f"--{name}=1.0") for name in ["dropout", "beta1", "beta2"]),
         *((TrainConfig, f"--{name}=inf") for name in ["learning_rate", "min_lr", "weight_decay", "grad_clip"]),
         *((TrainConfig, f"--{name}=nan") for name in ["learning_rate", "dropout", "beta1", "grad_clip"]),

@@ -67,6 +67,29 @@ def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: 
     assert largest(without_order - model(idx[:, :6])[0][:, -1]) > 0.01  # and the order does matter
 
 
+@pytest.mark.parametrize("window", [1, 5, 16])
+@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
+@every_path
+@torch.inference_mode()
+def test_a_sliding_window_never_needs_what_the_cache_forgets(kind: type[GPT], position: str, window: int) -> None:
+    """Every logit is that of a full pass of a model with a longer context, also past block_size, in two layers."""
+    model, whole = (shaken(small(kind=kind, position=position, window=window, block_size=size)) for size in (16, 80))
+    idx, cache, expected = ids(2, 80), model.new_cache(2), whole(ids(2, 80))[0]
+    steps = [(9, model.next_logits(idx[:, :9], cache))]
+    steps += [(end, model.next_logits(idx[:, end - 1 : end], cache)) for end in range(10, 81)]
+    for end, logits in steps:
+        assert largest(logits - expected[:, end - 1]) < 1e-4 * largest(expected)
+    batch, lengths = BatchCache(model), (5, 16)
+    for row, length in enumerate(lengths):
+        cache = model.new_cache(1, length)
+        model.next_logits(idx[row : row + 1, :length], cache)
+        batch.join(cache)
+    for step in range(40):
+        at = [length + step for length in lengths]
+        logits = model.next_logits(torch.stack([idx[0, at[0]], idx[1, at[1]]])[:, None], batch)
+        assert largest(logits - torch.stack([expected[0, at[0]], expected[1, at[1]]])) < 1e-4 * largest(expected)
+
+
 # ---- sequences that join and leave ------------------------------------------------------------------------------
 
 

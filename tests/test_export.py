@@ -271,6 +271,7 @@ LACKING = {  # flags of a model that no class has: how the message names the opt
     "--qk_norm=True": "qk_norm=True with position=learned",
     "--activation=swiglu": "activation=swiglu with position=learned",
     "--n_kv_head=1": "n_kv_head=1 with position=learned",
+    "--window=4": "window=4 with position=learned",
     "--position=rope --bias=True": "position=rope with bias=True and norm=layernorm",
     "--position=rope --norm=rmsnorm --qk_norm=True --bias=True": "qk_norm=True with bias=True",
 }
@@ -302,15 +303,15 @@ FORMATS = "--format=hf", "--format=gguf", "--format=peft --adapter=out-lora", "-
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_field_that_no_exporter_knows_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
-    """An option that somebody adds to GPTConfig, here a sliding window, is not left out in silence."""
-    windowed = dataclasses.make_dataclass("Windowed", [("window", int, 0)], bases=(GPTConfig,))
-    monkeypatch.setattr(GPTConfig, "from_dict", windowed.from_dict)
+    """An option that somebody adds to GPTConfig, here attention sinks, is not left out in silence."""
+    newer = dataclasses.make_dataclass("Newer", [("sinks", int, 0)], bases=(GPTConfig,))
+    monkeypatch.setattr(GPTConfig, "from_dict", newer.from_dict)
     flags = ["export", "--ckpt=out", *format.split(), "-o", "new"]
     run = load(work / "out")
-    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "window": 4}))
+    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "sinks": 4}))
     message = refused(work, *flags)
-    assert "window=4" in message and ("configs/portable.yaml" in message or "html" in format)
-    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "window": 0}))
+    assert "sinks=4" in message and ("configs/portable.yaml" in message or "html" in format)
+    save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "sinks": 0}))
     ok(work, *flags)
 
 

@@ -239,7 +239,14 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"n_kv_head": 1}, {}, {"position": "learned"}, {"position": "alibi"}, {"qk_norm": True, "norm": "rmsnorm"}],
+    [
+        {"n_kv_head": 1},
+        {},
+        {"position": "learned"},
+        {"position": "alibi"},
+        {"qk_norm": True, "norm": "rmsnorm"},
+        {"window": 4},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("prefix", [0, 5, 9, 14])

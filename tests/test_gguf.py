@@ -248,7 +248,13 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
     for name, options, quantisation, message in (
         ("llama", {"mlp_width": 0}, "q8_0", "mlp_width=85 is not a multiple of 32"),
         ("gpt2", {"n_embd": 48}, "q4_0", "n_embd=48 is not a multiple of 32"),
-        ("llama", apertus, "f16", "no architecture for ApertusForCausalLM"),
+        ("llama", apertus, "f16", "no architecture for ApertusForCausalLM, the class of this model$"),
+        (
+            "llama",
+            {"window": 4},
+            "f16",
+            "no architecture for MistralForCausalLM, the class of this model with window=4$",
+        ),
         ("arcee", {"activation": "gelu"}, "f16", "llama.cpp's architecture arcee has the activation relu2"),
         ("gpt2", {"activation": "relu2"}, "f16", "llama.cpp's architecture gpt2 has the activation gelu_new"),
         ("gpt2", {}, "q2", "'q2' is not a quantisation"),
@@ -281,15 +287,15 @@ def test_an_option_that_only_transformers_has_is_refused(
     """Somebody adds a field to GPTConfig and to the classes of transformers, but not to GGUF."""
     model, stock = stock_of(kind)
     for name, row in STOCK.items():
-        monkeypatch.setitem(STOCK, name, dataclasses.replace(row, keys={**row.keys, "window": "sliding_window"}))
-    new = dataclasses.make_dataclass("New", [("window", int, usual)], bases=(GPTConfig,))
+        monkeypatch.setitem(STOCK, name, dataclasses.replace(row, keys={**row.keys, "sinks": "attention_sinks"}))
+    new = dataclasses.make_dataclass("New", [("sinks", int, usual)], bases=(GPTConfig,))
     monkeypatch.setattr(gguf_file, "GPTConfig", new)
     config = new(**dataclasses.asdict(model.config))
     write_file(tmp_path / "model.gguf", to_stock(config, model.state_dict()), tokenizer(), "f16")
-    windowed = to_stock(dataclasses.replace(config, window=value), model.state_dict())
-    assert windowed.config["sliding_window"] == value
+    newer = to_stock(dataclasses.replace(config, sinks=value), model.state_dict())
+    assert newer.config["attention_sinks"] == value
     for other, named in (
-        (windowed, f"window={value}"),
+        (newer, f"sinks={value}"),
         (Stock(stock.config | {"rope_parameters": {"rope_type": "yarn"}}, stock.weights), "rope_type=yarn"),
     ):
         with pytest.raises(TinyGPTError, match=f"llama.cpp's architecture {kind} lacks {named}") as error:

@@ -275,6 +275,24 @@ def test_targets_only_gives_the_positions_with_a_target_and_last_only_the_last(
     torch.testing.assert_close(loss_of_some, loss, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+@every_path
+@torch.inference_mode()
+def test_a_position_attends_to_itself_and_to_window_minus_one_before_it(kind: type[GPT], position: str) -> None:
+    """In one layer: the changed token at position 5 is seen at 5, 6, ..., 5 + window - 1, and nowhere else."""
+    for window in (1, 2, 7, 0):
+        model, idx = shaken(small(kind=kind, position=position, window=window, n_layer=1)), ids(1, 16)
+        changed = idx.clone()
+        changed[:, 5] = (changed[:, 5] + 1) % 65
+        differs = (model(idx)[0] - model(changed)[0]).abs().amax((0, 2)) > 1e-4
+        assert differs.nonzero().flatten().tolist() == [*range(5, min(5 + (window or 16), 16))]
+    attention = shaken(small(kind=kind, position=position, window=1)).transformer["h"][0].attn
+    x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    values = attention.c_attn(x)[..., 64:]  # with one key, the softmax is 1
+    context = small(position=position, window=1).context(torch.arange(16))
+    torch.testing.assert_close(attention(x, context), attention.c_proj(values))
+
+
 # ---- gradients and precision ------------------------------------------------------------------------------------
 
 

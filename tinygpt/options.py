@@ -8,6 +8,7 @@ activation    gelu (Hendrycks & Gimpel 2016)     gelu_tanh, relu2 (So et al. 202
 position      learned (GPT-2)                    rope (Su et al. 2021), alibi (Press et al. 2021)
 qk_norm       unit-normalised queries and keys (Henry et al. 2020), with qk_norm_weights as in Qwen3
 n_kv_head     grouped-query attention (Ainslie et al. 2023)
+window        sliding-window attention (Jiang et al. 2023, "Mistral 7B")
 zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
 bigram_table  pairs of neighbouring tokens are embedded too (Bengio et al. 2003)
 token_shift   half of the channels of a layer's input come from the previous position (RWKV-LM, Peng 2021)
@@ -16,6 +17,7 @@ norm = choose(NORMS, "norm", config.norm)(config)
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -49,6 +51,7 @@ class GPTConfig:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm_weights: bool = False
+    window: int = 0  # 0: none
 
     @property
     def head_dim(self) -> int:
@@ -114,7 +117,8 @@ GATED = {"swiglu"}  # activations that halve the width
 
 
 class Position:
-    """Base class of position encodings, without any encoding. No other code in tinygpt asks which encoding a model has.
+    """Base class of position encodings, without any encoding. No other code in tinygpt asks which encoding a model has,
+    or whether it has a sliding window, which is a part of every encoding's bias.
 
     An encoding is one of three: a trained vector per position (`embeds`: row p of the table wpe is added to the
     embedding at position p), a rotation of queries and keys, or a bias on attention's scores. In a `relative` encoding
@@ -133,13 +137,17 @@ class Position:
         return None
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """Return the bias that is added to attention's scores: float32 (..., n_head, T, S), on the positions' device.
+        """Return the bias that is added to attention's scores: float32, broadcast to (..., n_head, T, S), on the
+        positions' device. This one hides the keys outside the sliding window; a subclass adds its own bias to it.
 
         queries, keys: positions, int64 (..., T) and (..., S). The causal mask is applied elsewhere. The report's page
         supports a bias that depends on head and distance only, and rotation angles that are proportional to the
         position.
         """
-        return None
+        if not self.config.window:
+            return None
+        outside = keys[..., None, :] <= queries[..., None] - self.config.window
+        return torch.zeros(outside.shape, device=outside.device).masked_fill(outside, -math.inf)
 
 
 class Learned(Position):
@@ -176,7 +184,8 @@ class Alibi(Position):
         upper = 1 << self.n_head.bit_length()
         steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
         slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))
-        return slopes[:, None, None] * (keys[..., None, :] - queries[..., None])
+        window, bias = super().bias(queries, keys), slopes[:, None, None] * (keys[..., None, :] - queries[..., None])
+        return bias if window is None else bias + window
 
 
 POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary, "alibi": Alibi}

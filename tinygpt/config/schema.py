@@ -221,6 +221,9 @@ class TrainConfig(Config):
     """added to the variance in the normalisation layers"""
     qk_norm_weights: bool = False
     """with qk_norm: weights on the normalised queries and keys, as in Qwen3"""
+    window: CountOrZero = 0
+    """sliding-window attention (Mistral 7B, Jiang et al. 2023): each position attends to itself and at most window - 1
+    positions before it; 0: no window"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""

@@ -145,9 +145,6 @@ PLAIN_ROPE: dict[str, Check] = NOT_QUANTISED | {
     "head_dim": lambda value, config: not value or value == config.head_dim,
     "layer_types": lambda value, config: not value or value == ["full_attention"] * config.n_layer,
 }
-NO_WINDOW: dict[str, Check] = {  # or one that is wider than the context
-    "sliding_window": lambda value, config: value is None or (isinstance(value, int) and value >= config.block_size)
-}
 
 ROWS = (
     StockClass(
@@ -201,13 +198,13 @@ ROWS = (
         biases=ATTENTION_BIAS,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
     ),
-    StockClass(  # import only: stock_class finds Llama's class first
+    StockClass(  # exported if there is a window: else stock_class finds Llama's class first
         name="MistralForCausalLM",
         model_type="mistral",
         options=(ROPE | SWIGLU,),
-        keys=LLAMA_KEYS,
+        keys=LLAMA_KEYS | {"window": "sliding_window"},
         layers=LLAMA_LAYERS,
-        checked=PLAIN_ROPE | NO_WINDOW,
+        checked=PLAIN_ROPE,
         missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
 )
@@ -438,6 +435,8 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     for field, whole, part in (("n_head", width, heads), ("n_kv_head", heads, kv_heads)):
         if whole % part:
             raise _unusable(f"config.json: {keys[field]} is {part}, which does not divide {whole}")
+    context = size(values, keys["block_size"])
+    window = size(values, keys["window"], context) if "window" in keys else context
     key, act = keys["activation"], values.get(keys["activation"])
     activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
     if activation not in row.options[0]["activation"]:
@@ -447,7 +446,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         if not isinstance(flag, bool):
             raise _unusable(f"config.json: {key} is {shown(flag)}, neither true nor false")
     result = GPTConfig(
-        block_size=size(values, keys["block_size"]),
+        block_size=context,
         vocab_size=vocabulary,
         n_layer=size(values, keys["n_layer"]),
         n_head=heads,
@@ -463,6 +462,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         tie_weights=flags["tie_word_embeddings"],
         norm_eps=number(values, keys["norm_eps"], 1e-12, 1.0),
         rope_base=number(rope, "rope_theta", 1.0, 1e12),
+        window=window if window < context else 0,
     )
     refused = [key for key, only in row.fixed.items() if values.get(key, only) != only]
     refused += [key for key, fits in row.checked.items() if key in values and not fits(values[key], result)]

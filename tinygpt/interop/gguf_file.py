@@ -511,7 +511,8 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
     row, problem, (matrices, embeddings) = _row(kind), "", QUANTISATIONS[quantisation]
     if kind not in ACTIVATIONS:
-        problem = f"llama.cpp has no architecture for {config['architectures'][0]}, the class of this model"
+        named = " with ".join(["the class of this model", *_unwritten(config, row)])
+        problem = f"llama.cpp has no architecture for {config['architectures'][0]}, {named}"
     elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[kind]:
         problem = f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}"
     elif lacking := _unwritten(config, row):

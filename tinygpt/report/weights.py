@@ -32,7 +32,7 @@ from tinygpt.options import Position
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
 EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
-EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps"}
+EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps", "window"}
 BLOCK = 128  # weights that share the scale of a difference, as in model.js
 VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", "relu2", "swiglu"}}
 
@@ -59,13 +59,15 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
         tensors[name] = {"shape": list(weight.shape), "offset": offset}
         offset += weight.numel()
     distances = torch.arange(model.config.block_size)
-    bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size)
+    bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size) or (1, block_size)
+    if bias is not None:  # JSON has no infinity
+        bias = bias.expand(model.config.n_head, 1, -1)[:, 0].clamp(min=-1e9)
     return {
         "config": dataclasses.asdict(model.config) | {"vocab_size": tokenizer.vocab_size},
         "position": {  # what model.position computes
             "relative": model.position.relative,
             "frequencies": frequencies(model.position),
-            "bias": None if bias is None else bias[:, 0].tolist(),
+            "bias": None if bias is None else bias.tolist(),
         },
         "vocabulary": tokenizer.symbols,
         "special": tokenizer.special,
