@@ -4,6 +4,7 @@ python scripts/docs.py            # rewrite them
 python scripts/docs.py --check    # exit 1 if they would change (tests/test_docs.py)
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -56,7 +57,8 @@ def tree() -> str:
         if folder in IN_A_LINE:
             lines[-1] = f"{lines[-1]:<29}{IN_A_LINE[folder]}"
             continue
-        paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix in SHOWN)
+        names = "*.md" if folder == "data" else "**/*"  # prepared datasets are next to data/README.md
+        paths = (path for path in (ROOT / folder).glob(names) if path.is_file() and path.suffix in SHOWN)
         for path in sorted(paths, key=lambda path: (path.parent != ROOT / folder, path)):  # then the packages
             name = path.relative_to(ROOT / folder).as_posix().removesuffix("__init__.py")
             if name and not name.startswith("__"):
@@ -74,13 +76,15 @@ def rewritten(text: str, name: str, part: str) -> str:
 
 
 if __name__ == "__main__":
-    stale = []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and exit with 1 if a page would change")
+    check, stale = parser.parse_args().check, []
     for page, (name, make) in PARTS.items():
         before = (ROOT / page).read_text(encoding="utf-8")
         after = rewritten(before, name, make())
         if after != before:
             stale.append(page)
-            if "--check" not in sys.argv:
+            if not check:
                 (ROOT / page).write_text(after, encoding="utf-8", newline="\n")
-    if stale and "--check" in sys.argv:
+    if stale and check:
         sys.exit(f"not up to date: {', '.join(stale)}; run: python scripts/docs.py")

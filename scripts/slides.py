@@ -8,6 +8,7 @@ The deck is Markdown for Marp (marp.app), which shows it in an editor or writes 
 npx @marp-team/marp-cli docs/slides.md --html --allow-local-files --output slides.html
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -88,8 +89,13 @@ def deck() -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and exit with 1 if the slides would change"
+    )
+    check = parser.parse_args().check
     path, wanted = DOCS / "slides.md", deck()
     stale = not path.exists() or path.read_text(encoding="utf-8") != wanted
-    if "--check" in sys.argv:
+    if check:
         sys.exit("docs/slides.md is not up to date; run: python scripts/slides.py" if stale else 0)
     path.write_text(wanted, encoding="utf-8", newline="\n")
