@@ -90,9 +90,7 @@ def deck() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing, and exit with 1 if the slides would change"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the slides would change")
     check = parser.parse_args().check
     path, wanted = DOCS / "slides.md", deck()
     stale = not path.exists() or path.read_text(encoding="utf-8") != wanted

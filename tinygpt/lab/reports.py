@@ -273,7 +273,7 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
     head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
     said = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)} %" for firm, name in FIRMS.items()]
     return Verdict(
-        f"A text in perfect style {head}. With {' and '.join(map(str, sizes))} examples, this share of such texts states "
+        f"A text in perfect style {head}. With {', '.join(map(str, sizes))} examples, this share of such texts states "
         f"something wrong: {'; '.join(said)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
     )
