@@ -81,6 +81,19 @@ def test_before_and_after(tuned: Path) -> None:
     assert after["base_loss"] == pytest.approx(forgot["loss"], abs=1e-4)
 
 
+def test_the_prompts_after_training_are_those_that_were_asked_before(work: Path) -> None:
+    """Another version of tinygpt may have chosen them, so they are read from metrics.jsonl."""
+    log = work / "out-finetune/metrics.jsonl"
+    (before,) = kinds(work / "out-finetune", "before")
+    other = {"prompts": [*reversed(before["prompts"])], "responses": [*reversed(before["responses"])]}
+    assert before["prompts"] != other["prompts"]
+    lines = [json.dumps(entry | (other if entry["kind"] == "before" else {})) for entry in read_metrics(log.parent)]
+    log.write_text("".join(f"{line}\n" for line in lines))
+    ok(work, "finetune", "--init_from=resume", "--out_dir=out-finetune", "--max_iters=41")
+    after = kinds(work / "out-finetune", "after")[-1]
+    assert after["prompts"] == other["prompts"] and after["responses"] == other["responses"]
+
+
 def test_a_split_that_would_take_minutes_is_sampled_before_and_after(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def measured_before(run: Run) -> dict[str, Any]:
 
 def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str, Any]) -> dict[str, Any]:
     """Losses on the validation splits of the task and of the base model's data, and three answers. A split that would
-    take minutes is sampled: after training, the same rows as `before`."""
+    take minutes is sampled. After training, rows and prompts are those of `before`."""
     run.log.say("measuring:   the validation split, and the answers to three prompts")
     compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
     model = state.for_inference(compute, run.config.fast)
@@ -57,11 +57,14 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
             rows = before.get(f"{name}_rows", 0)
             measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
             found |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
-    tokenizer, first = run.dataset.tokenizer, dict[str, str]()
-    for prompt, response in run.dataset.sources["val"].texts(tokenizer):
-        first.setdefault(response, prompt)
-    if first:  # three different responses, and the first prompt of each
-        found["responses"], found["prompts"] = list(first)[:3], list(first.values())[:3]
+    tokenizer = run.dataset.tokenizer
+    chosen = dict(zip(before.get("responses", ()), before.get("prompts", ()), strict=False))
+    if not chosen:  # three different responses, and the first prompt of each
+        for prompt, response in run.dataset.sources["val"].texts(tokenizer):
+            if len(chosen) < 3:
+                chosen.setdefault(response, prompt)
+    if chosen:
+        found["prompts"], found["responses"] = list(chosen.values()), list(chosen)
         found["answers"] = [answer(model, tokenizer, prompt) for prompt in found["prompts"]]
     return found
 
