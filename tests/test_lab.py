@@ -431,7 +431,7 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     """Words are not reduced to their stems in the page, so a few searches differ; with the same passages, nothing."""
     browser.open(quick / "out/facts.html")
     place = experiment.Tiny(quick / "out/seed-1", 1, SMALL)
-    questions = [one for one in place.questions("before") if one.kind == "fact"][:20]
+    questions = [one for one in place.world("before").questions if one.kind == "fact"][:20]
     with open_index(place.folder / "before.db") as index:
         hits = [search(index, one.text, 3) for one in questions]
         respond = place.responder("reader", index)
