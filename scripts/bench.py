@@ -16,7 +16,7 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
 - A whole command runs in its own process, from start to exit, interpreter and imports included. Its peak memory is
   the kernel's figure, which is never below the memory of this script; so this script imports neither torch nor numpy.
 - Steps and generation are measured in two workers that stay loaded, because allocator settings apply to a process. One
-  runs the code of nanoGPT's train.py and sample.py, the other that of tinygpt's `loop` and `new_tokens`. They take
+  runs the code of nanoGPT's train.py and sample.py, the other that of tinygpt's `loop` and `generate`. They take
   turns, A B A B; the first round is discarded. A ratio is the median of the rounds' ratios.
 - Losses are those of `tinygpt eval`: the complete validation split, every character once, in float32. tinygpt's are of
   last.pt, the end of the run; nanoGPT keeps the best model by its own estimate.
@@ -347,12 +347,13 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     def generated(samples: int, tokens: int) -> float:
         generator, prompt, wanted, tokenizer = trained(samples, tokens)
         start = time.perf_counter()
-        rows = sample.new_tokens(generator, prompt, wanted, tokenizer.vocab_size)
+        idx, choice = torch.tensor([prompt]).expand(samples, -1), sample.Choice(wanted.temperature, wanted.top_k)
+        rows = sample.generate(generator, idx, tokens, choice, tokenizer.vocab_size)
         if samples == 1:
             text = sample.TextStream(tokenizer, [wanted.stop])
             with contextlib.redirect_stdout(io.StringIO()):
                 for row in rows:
-                    sample.write(text.feed(int(row[0])))
+                    print(text.feed(int(row[0])), end="", flush=True)
         else:
             torch.stack(list(rows), dim=1).tolist()
         return samples * tokens / (time.perf_counter() - start)
