@@ -537,7 +537,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
     contents = re.search(r"^contains: (.*)$", result.out, re.MULTILINE)
     assert contents and f"This file contains: {contents[1]}. Whoever has" in html.unescape(page)
     found = re.fullmatch(
-        rf"all weights of the model \({weights:,} numbers\), "
+        rf"all weights of the model \({weights:,} parameters\), "
         rf"the vocabulary \({len(data['models'][0]['packed']['vocabulary'])} tokens\), "
         r"the run's settings, column and file names, the losses of 1 run, "
         r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
