@@ -181,7 +181,7 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_field(text: Server, pa
     assert status == 400 and error["param"] == field and error["message"].startswith(f"{field}: token ids are 0 to ")
 
 
-@pytest.mark.parametrize("wrong", ["the king", [1.5], [True], None, {"0": 1}])
+@pytest.mark.parametrize("wrong", ["the king", [1.5], [True], {"0": 1}])
 def test_ids_are_a_list_of_whole_numbers(text: Server, wrong: Any) -> None:
     status, answer = text.post("/detokenize", {"tokens": wrong})
     assert status == 400 and json.loads(answer)["error"]["param"] == "tokens"
