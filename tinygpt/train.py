@@ -76,8 +76,8 @@ def loop(run: Run, stop: StopSignal) -> int:
     x, y, loss_weights = batch(run, first)
     while True:
         if evaluation_due(run):
-            best = evaluate(run) or config.always_save_checkpoint
-            save(run, *["ckpt.pt", "last.pt"] if best else ["last.pt"])
+            best = evaluate(run)
+            save(run, *["ckpt.pt", "last.pt"] if best or config.always_save_checkpoint else ["last.pt"])
         elif config.checkpoint_interval and progress.step % config.checkpoint_interval == 0 and progress.step > first:
             save(run, "last.pt")
         if progress.step in snapshot_at:

@@ -61,8 +61,9 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
     chosen = dict(zip(before.get("responses", ()), before.get("prompts", ()), strict=False))
     if not chosen:  # three different responses, and the first prompt of each
         for prompt, response in run.dataset.sources["val"].texts(tokenizer):
-            if len(chosen) < 3:
-                chosen.setdefault(response, prompt)
+            chosen.setdefault(response, prompt)
+            if len(chosen) == 3:
+                break
     if chosen:
         found["prompts"], found["responses"] = list(chosen.values()), list(chosen)
         found["answers"] = [answer(model, tokenizer, prompt) for prompt in found["prompts"]]

@@ -13,11 +13,9 @@ import itertools
 import json
 from typing import Any
 
-from tinygpt.data.corpora import BYTES, gpt2_ranks
+from tinygpt.data.corpora import BYTES, GPT2_EOS, gpt2_ranks
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, from_json, tokenizers_library
 from tinygpt.errors import TinyGPTError
-
-GPT2_EOS = "<|endoftext|>"
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]:

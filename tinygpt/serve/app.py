@@ -203,15 +203,15 @@ async def respond(
     choices: list[Choice],
     events: Events,
     prompt_tokens: int,
-    whole: Callable[[int], Body],
-    parts: Callable[[int, Prompt | Piece], Iterator[Body]],
+    format_choice: Callable[[int], Body],
+    format_chunks: Callable[[int, Prompt | Piece], Iterator[Body]],
     close: Callable[[], None] = lambda: None,
     last: Body | None = None,
 ) -> Response:
-    """The response to a request when all events have come, or a stream with chunks for each event.
+    """Build the response: one JSON body when all events have come, or a stream with chunks for each event.
 
-    head: the fields of every chunk; last: more fields of the last one. whole: format a choice; parts: what of it has
-    not been sent, for the event that brought it. close: see Stream.
+    head: the fields of every chunk; last: more fields of the last one. format_choice: a complete choice, by its number.
+    format_chunks: the parts of a choice that an event adds. close: see Stream.
     """
     head = head | {"created": int(time.time())}
 
@@ -221,7 +221,7 @@ async def respond(
     async def chunks() -> AsyncIterator[Body]:
         async for number, event in events:
             choices[number].add(event)
-            for part in parts(number, event):
+            for part in format_chunks(number, event):
                 yield head | {"choices": [part]} | (last if last and part["finish_reason"] else {})
             if isinstance(event, Piece):
                 choices[number].text, choices[number].tokens = "", []
@@ -232,7 +232,7 @@ async def respond(
         return Stream(chunks(), close)
     async for number, event in events:
         choices[number].add(event)
-    return JSONResponse(head | {"choices": [*map(whole, range(len(choices)))], "usage": usage()} | (last or {}))
+    return JSONResponse(head | {"choices": [*map(format_choice, range(len(choices)))], "usage": usage()} | (last or {}))
 
 
 async def completions(state: State, request: Request, asked: Body) -> Response:
@@ -250,19 +250,21 @@ async def completions(state: State, request: Request, asked: Body) -> Response:
     choices = [Choice(text * asked["echo"]) for text in echoed for _ in range(settings.n)]
     offsets = [protocol.TextOffsets() for _ in choices]
 
-    def whole(number: int) -> Body:
+    def format_choice(number: int) -> Body:
         choice, logprobs = choices[number], None
         if settings.logprobs >= 0:
             logprobs = protocol.completion_logprobs(served.tokenizer, choice.tokens, offsets[number])
         return {"text": choice.text, "index": number, "logprobs": logprobs, "finish_reason": choice.finish}
 
-    def parts(number: int, event: Prompt | Piece) -> Iterator[Body]:
+    def format_chunks(number: int, event: Prompt | Piece) -> Iterator[Body]:
         if isinstance(event, Piece):  # what is echoed comes with the first one
-            yield whole(number)
+            yield format_choice(number)
 
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": served.name}
     events = answer.events(None if asked["stream"] else request)
-    return await respond(asked, head, choices, events, sum(map(len, prompts)), whole, parts, answer.cancel)
+    return await respond(
+        asked, head, choices, events, sum(map(len, prompts)), format_choice, format_chunks, answer.cancel
+    )
 
 
 async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments: Any) -> Any:
@@ -338,27 +340,27 @@ async def respond_to_chat(
     """See `respond`. tokenizer: needed if log probabilities are asked for."""
     choices = [Choice() for _ in range(asked["n"])]
 
-    def told(number: int) -> Body | None:
+    def logprobs_of(number: int) -> Body | None:
         return protocol.chat_logprobs(tokenizer, choices[number].tokens) if tokenizer and asked["logprobs"] else None
 
-    def whole(number: int) -> Body:
+    def format_choice(number: int) -> Body:
         message = {"role": "assistant", "content": choices[number].text, "refusal": None}
         finish = choices[number].finish
-        return {"index": number, "message": message, "logprobs": told(number), "finish_reason": finish}
+        return {"index": number, "message": message, "logprobs": logprobs_of(number), "finish_reason": finish}
 
-    def parts(number: int, event: Prompt | Piece) -> Iterator[Body]:
+    def format_chunks(number: int, event: Prompt | Piece) -> Iterator[Body]:
         choice = {"index": number, "delta": {}, "logprobs": None, "finish_reason": None}
         if isinstance(event, Prompt):
             yield choice | {"delta": {"role": "assistant", "content": ""}}
             return
         if event.text or event.tokens:
-            yield choice | {"delta": {"content": event.text}, "logprobs": told(number)}
+            yield choice | {"delta": {"content": event.text}, "logprobs": logprobs_of(number)}
         if event.finish:
             yield choice | {"finish_reason": event.finish}
 
     kind = "chat.completion" + ".chunk" * asked["stream"]
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "model": model}
-    return await respond(asked, head, choices, events, prompt_tokens, whole, parts, close, last)
+    return await respond(asked, head, choices, events, prompt_tokens, format_choice, format_chunks, close, last)
 
 
 async def models(state: State, request: Request, asked: Body) -> Body:
