@@ -362,6 +362,7 @@ def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.png", "three.png"]
     with pytest.raises(TinyGPTError, match="cannot be written"):
         draw_confusion(sample_report(), tmp_path / "nowhere" / "picture.png")
+    draw_confusion(sample_report() | {"task": r"$\frac$"}, tmp_path / "name.png")  # a name is not mathematics
 
 
 def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
