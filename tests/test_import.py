@@ -196,7 +196,7 @@ def test_text_is_encoded_at_once_if_a_token_may_contain_several_words(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=vocabulary()))
-    ok(work, "import", "theirs", "--out_dir=out-words")
+    assert "--ckpt out-words --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-words").out
     text = "the sky is blue and the grass is green\n" * 30
     (work / "text.txt").write_text(text)
     monkeypatch.setattr("tinygpt.data.text_files.BLOCK", 50)
@@ -414,6 +414,7 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) 
         settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
         said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
+        assert f"next: tinygpt sample --ckpt out-{index}\n" in said.out  # without a question
         assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
 
 

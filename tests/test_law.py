@@ -115,6 +115,11 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
     columns = [np.array([float(run[key]) for run in kept]) for key in ("parameters", "tokens", "loss")]
     assert law == fit(*columns) and dataset == "mine"
     assert "held out" in result.out and "verdict" in result.out
+    rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row) for row in (folder / "scale.html").read_text().split("<tr>")]
+    targets = {row[0]: row for row in rows if row and row[0] in scale.TARGETS}
+    assert len(targets) == len(scale.TARGETS)
+    for row in targets.values():  # a time is predicted only if the runs determine the length
+        assert ("(" in row[1]) == (row[-1] != "not determined")
     again = ok(tmp_path, "lab", "scale", "--quick", "--dataset=mine")
     assert "stage 1 of" not in again.out  # everything is kept
 
