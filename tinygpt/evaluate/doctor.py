@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.parse import read_config
 from tinygpt.config.schema import DoctorConfig
@@ -71,6 +70,8 @@ class Verdict:
 
 def doctor(config: DoctorConfig) -> None:
     """Print the verdict on a run."""
+    from tinygpt.checkpoint.store import load  # here, because `plot` uses this module without PyTorch
+
     folder = Path(config.run)
     entries, settings = read_run(folder)
     parameters = tokens = 0  # not known
