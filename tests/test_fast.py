@@ -17,12 +17,10 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast import attention
-from tinygpt.fast.attention import NormRotate
 from tinygpt.fast.decoder import Decoder, Packed, pack, packs
 from tinygpt.fast.model import FastGPT
 from tinygpt.lora import LoRA, attach
-from tinygpt.model import GPT, GPTConfig
-from tinygpt.options import Rotary, rotate
+from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import OPTIMIZERS, build, load_state, state_of
 
@@ -87,22 +85,6 @@ def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]
     assert not isinstance(cache, Decoder)
     cached = torch.cat([fast(piece, cache=cache)[0] for piece in idx.split([9, 1, 6], dim=1)], dim=1)
     assert largest(cached - fast(idx)[0]) < 1e-5 * largest(cached)
-
-
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_written_out_gradient_of_norm_and_rotation(qk_norm: bool) -> None:
-    """Against numerical differentiation, and against the plain formula's values."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    rotation = Rotary(GPTConfig(n_head=2, n_embd=8)).rotation(torch.arange(3, 8)).double()
-
-    def through(x: Tensor) -> Tensor:
-        return NormRotate.apply(x.permute(2, 0, 3, 1, 4), rotation, qk_norm)
-
-    assert torch.autograd.gradcheck(through, (x,))
-    qkv = x.permute(2, 0, 3, 1, 4)
-    qk = torch.nn.functional.rms_norm(qkv[:2], (4,), eps=1e-6) if qk_norm else qkv[:2]
-    torch.testing.assert_close(through(x), torch.cat((rotate(qk, rotation), qkv[2:])))
 
 
 # ---- training ----------------------------------------------------------------------------------------------------

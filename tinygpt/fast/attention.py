@@ -1,4 +1,4 @@
-"""Attention for a small model on a CPU: two autograd functions with handwritten gradients.
+"""Attention for a small model on a CPU, with a handwritten gradient.
 
 Automatic differentiation copies intermediate results and runs one kernel per operation. For matrices of some ten
 thousand elements, that takes a good part of the time (docs/PERFORMANCE.md).
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinygpt.model import QK_EPS, CausalSelfAttention, Context, KVCache, attend
-from tinygpt.options import GPTConfig
+from tinygpt.options import GPTConfig, rotate
 
 LONGEST = 512  # up to this context plain products are faster than PyTorch's fused call, whose backward pass is slow
 
@@ -36,8 +36,7 @@ class FastSelfAttention(CausalSelfAttention):
         else:
             qkv = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, n_head, T, head_dim)
             if self.qk_norm or context.rotation is not None:
-                rotation = None if context.rotation is None else context.rotation.to(qkv.dtype)
-                qkv = NormRotate.apply(qkv, rotation, self.qk_norm)
+                qkv = norm_rotate(qkv, context.rotation, self.qk_norm)
             if T > LONGEST or dropout:
                 q, k, v = qkv
                 y = attend(q, k, v, mask, dropout)
@@ -113,44 +112,7 @@ def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
     return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
 
 
-class NormRotate(torch.autograd.Function):
-    """Normalisation and rotation of queries and keys with half the kernels, forward and backward.
-
-    A rotation keeps the norm, so y = R x s with s = 1 / sqrt(mean(x^2) + eps) can be normalised after the rotation. The
-    gradient is dx = R^T s (dy - y mean(dy y)), and R^T is the rotation by the opposite angle.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, qk_norm: bool) -> Tensor:
-        """qkv (3, B, n_head, T, head_dim) in any layout, rotation (2, T, head_dim); returns it contiguous."""
-        out = torch.empty(qkv.shape, dtype=qkv.dtype)
-        rotate_into(out[:2], qkv[:2], rotation)
-        out[2].copy_(qkv[2])
-        scale = None
-        if qk_norm:
-            scale = torch.linalg.vector_norm(out[:2], dim=-1, keepdim=True)
-            scale = scale.square_().div_(qkv.size(-1)).add_(QK_EPS).rsqrt_()
-            out[:2].mul_(scale)
-        ctx.save_for_backward(out, rotation, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
-        out, rotation, scale = ctx.saved_tensors
-        _, B, n_head, T, head_dim = d_out.shape
-        d = torch.empty((B, T, 3, n_head, head_dim), dtype=d_out.dtype).permute(2, 0, 3, 1, 4)  # as c_attn gave it
-        dy = d_out[:2]
-        if scale is not None:
-            dy = torch.addcmul(dy, out[:2], (dy * out[:2]).mean(-1, keepdim=True), value=-1).mul_(scale)
-        rotate_into(d[:2], dy, rotation, direction=-1)
-        d[2].copy_(d_out[2])
-        return d, None, None
-
-
-def rotate_into(out: Tensor, x: Tensor, rotation: Tensor | None, direction: int = 1) -> None:
-    """`options.rotate` of x, written to `out`; direction -1 rotates back."""
-    if rotation is None:
-        out.copy_(x)
-        return
-    torch.mul(x, rotation[0], out=out)
-    out.addcmul_(x.roll(x.size(-1) // 2, dims=-1), rotation[1], value=direction)
+def norm_rotate(qkv: Tensor, rotation: Tensor | None, qk_norm: bool) -> Tensor:
+    """Normalise and rotate queries and keys as `split_heads`, both in one call: qkv (3, B, n_head, T, head_dim)."""
+    qk = F.rms_norm(qkv[:2], qkv.shape[-1:], eps=QK_EPS) if qk_norm else qkv[:2]
+    return torch.cat((qk if rotation is None else rotate(qk, rotation), qkv[2:]))

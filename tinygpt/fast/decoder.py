@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinygpt.fast.attention import NormRotate
+from tinygpt.fast.attention import norm_rotate
 from tinygpt.model import GPT, Block, KVCache, shift
 
 Function = Callable[[Tensor], Tensor]
@@ -103,7 +103,7 @@ class Decoder(KVCache):
             return q
         parts = qkv.view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
         if config.qk_norm or rotation is not None:
-            parts = NormRotate.apply(parts, rotation, config.qk_norm)
+            parts = norm_rotate(parts, rotation, config.qk_norm)
         new.copy_(parts[1:])
         return parts[0]
 
