@@ -43,11 +43,14 @@ import os
 import platform
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,8 @@ class Row:
 
 ROWS = {
     "step": Row("step time, same recipe", "ms", 2.0, 3.0, dtype=EACH),
+    "step_256": Row("step at context 256, 8 rows", "ms", 2.8, 3.5, dtype=EACH),
+    "step_1024": Row("step at context 1,024, 2 rows", "ms", 1.76, 3.0, dtype=EACH),
     "flops": Row("matmul FLOP/s of a step / large products'", "GFLOP/s", 0.45, 0.65, dtype=EACH),
     "to_loss": Row(f"whole command until loss {TARGET_LOSS}", "s", 6, 12, dtype=EACH),
     "same_time": Row("loss in nanoGPT's time", "nats", 1.52, A100_LOSS, lower=True, dtype=EACH),
@@ -97,6 +102,8 @@ ROWS = {
     "prepare_memory": Row("peak memory of prepare at 1 GB", "MB", 200, 150, lower=True),
     "help": Row("tinygpt --help", "s", 0.3, 0.15, lower=True),
     "memory": Row("peak memory of training the recipe", "MB", 1, 1, dtype=EACH),
+    "busy": Row("training beside 1, 2, 4 busy processes / best fixed threads", "ratio", 1.5, 1.3, lower=True),
+    "busy_other": Row("other commands beside 2 busy processes / best", "ratio", 2.0, 1.5, lower=True),
     "pieces": Row("least gain of a piece of tinygpt/fast", "ratio", 1.02, 1.05, dtype=EACH),
 }
 
@@ -107,7 +114,6 @@ PIECES = [  # of tinygpt/fast: name, measurement, two variants of `tinygpt_worke
     ("FastSelfAttention, added last", ["steps"], "flat", "fast", [RECIPE, FAST]),
     ("FlatWeights and FlatOptimizer, added last", ["steps"], "attention", "fast", [RECIPE, FAST]),
     ("UnfusedAttention, added last", ["steps"], "no UnfusedAttention", "fast", [RECIPE, FAST]),
-    ("NormRotate, added last", ["steps"], "no NormRotate", "fast", [FAST]),
     ("Muon in batches, the update alone", ["muon"], "torch.optim.Muon", "Muon", [FAST]),
     ("Decoder, 1 sample", ["decode", 1], "plain", "fast", [RECIPE, FAST]),
     ("Decoder, 10 samples", ["decode", 10], "plain", "fast", [RECIPE, FAST]),
@@ -141,22 +147,40 @@ class Command:
         return [(round(at, 3), float(match[1])) for at, match in found if match]
 
 
-def run(args: list[str], cwd: Path) -> Command:
-    """Run a command to its end. Errors: RuntimeError with the last lines of its output."""
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+def run(args: list[str], cwd: Path, limit: float = 0, **variables: str) -> Command:
+    """Run a command to its end, or kill it after `limit` seconds. Errors: RuntimeError with the last lines of its
+    output."""
+    env = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
     lines, start = [], time.perf_counter()
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(args, cwd=cwd, env=env, **pipes) as process:
+    with subprocess.Popen(args, cwd=cwd, env=env, **pipes) as process, contextlib.ExitStack() as stack:
         assert process.stdout is not None
+        if limit:
+            timer = threading.Timer(limit, process.kill)
+            timer.start()
+            stack.callback(timer.cancel)
         for line in process.stdout:
             lines.append((time.perf_counter() - start, line.rstrip()))
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode and not (limit and wall >= limit):
         end = "\n".join(line for _, line in lines[-6:])
         raise RuntimeError(f"{' '.join(args[1:4])} ... ended with {process.returncode}:\n{end}")
     return Command(wall, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3 / 1.024), lines)
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep `count` cores busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(1)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 # ---- workers: processes that stay loaded --------------------------------------------------------------------------
@@ -169,22 +193,24 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
     import torch
     from model import GPT, GPTConfig
 
-    batch_size, block_size, torch_seed = 12, 64, 1337
-    torch.manual_seed(torch_seed)
-    shape = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": block_size, "dropout": 0.0, "vocab_size": 65}
-    model = GPT(GPTConfig(bias=False, **shape))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    @functools.cache
+    def training(block_size: int) -> tuple[Any, Any]:
+        torch.manual_seed(1337)
+        shape = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": block_size, "dropout": 0.0, "vocab_size": 65}
+        model = GPT(GPTConfig(bias=False, **shape))
+        return model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
 
-    def get_batch() -> Any:
-        data = np.memmap("data/shakespeare_char/train.bin", dtype=np.uint16, mode="r")
-        ix = torch.randint(len(data) - block_size, (batch_size,))
-        x = torch.stack([torch.from_numpy(data[i : i + block_size].astype(np.int64)) for i in ix])
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
-        return x, y
+    def steps(count: int, block_size: int, batch_size: int) -> float:
+        model, optimizer = training(block_size)
 
-    ahead = [get_batch()]  # nanoGPT's loop draws the next batch between the forward and the backward pass
+        def get_batch() -> Any:
+            data = np.memmap("data/shakespeare_char/train.bin", dtype=np.uint16, mode="r")
+            ix = torch.randint(len(data) - block_size, (batch_size,))
+            x = torch.stack([torch.from_numpy(data[i : i + block_size].astype(np.int64)) for i in ix])
+            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
+            return x, y
 
-    def steps(count: int) -> float:
+        ahead = [get_batch()]  # nanoGPT's loop draws the next batch between the forward and the backward pass
         start = time.perf_counter()
         for step in range(count):
             for group in optimizer.param_groups:
@@ -230,8 +256,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     from tinygpt.fast import attention
     from tinygpt.fast.model import FastGPT
     from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
-    from tinygpt.model import GPT, QK_EPS
-    from tinygpt.options import rotate
+    from tinygpt.model import GPT
     from tinygpt.train import batch, forward_backward, require_finite_loss
     from tinygpt.training import run as training_run
     from tinygpt.training.optimizer import TorchOptimizer, build, learning_rate
@@ -246,14 +271,6 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         weights = FlatWeights(model, compute.dtype)
         return weights, FlatOptimizer(weights, config)
 
-    class PlainNormRotate:
-        """NormRotate in plain PyTorch, as in CausalSelfAttention."""
-
-        @staticmethod
-        def apply(qkv: torch.Tensor, rotation: torch.Tensor | None, qk_norm: bool) -> torch.Tensor:
-            qk = torch.rms_norm(qkv[:2], qkv.shape[-1:], eps=QK_EPS) if qk_norm else qkv[:2]
-            return torch.cat((qk if rotation is None else rotate(qk, rotation), qkv[2:]))
-
     variants: dict[str, tuple[type[GPT], Any, dict[str, Any]]] = {  # model, its `build`, changes of fast.attention
         "default": (model_class("auto", compute), build, {}),
         "plain": (GPT, autocast, {}),
@@ -261,23 +278,22 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         "flat": (GPT, flat, {}),
         "fast": (FastGPT, flat, {}),
         "no UnfusedAttention": (FastGPT, flat, {"LONGEST": 0}),
-        "no NormRotate": (FastGPT, flat, {"NormRotate": PlainNormRotate}),
         "torch.optim.Muon": (GPT, autocast, {}),
         "Muon": (GPT, flat, {}),
     }
 
     @functools.cache
-    def training(preset: str, variant: str) -> training_run.Run:
+    def training(preset: str, variant: str, *flags: str) -> training_run.Run:
         """The state of `tinygpt train` before the first iteration. With eval_only it writes no files."""
-        config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet"])
+        config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet", *flags])
         kind, build_variant, _ = variants[variant]
         changes = {"model_class": lambda *_: kind, "build": build_variant}
         with mock.patch.multiple(training_run, **changes):
             return training_run.set_up(contextlib.ExitStack(), Start(config), compute)
 
-    def steps(preset: str, variant: str, count: int) -> float:
+    def steps(preset: str, variant: str, count: int, *flags: str) -> float:
         """Iterations per second: the body of train.loop, without logging."""
-        run = training(preset, variant)
+        run = training(preset, variant, *flags)
         with (
             mock.patch.multiple(attention, **variants[variant][2]) if variants[variant][2] else contextlib.nullcontext()
         ):
@@ -513,7 +529,7 @@ class Bench:
         nanogpt, tinygpt = self.worker("nanogpt") if self.has_nanogpt else None, self.worker("tinygpt", dtype)
         count, steps = (2, 3) if self.quick else (13, 20)
         for index in range(count + 1):
-            theirs = [nanogpt.ask("steps", steps)] if nanogpt else []
+            theirs = [nanogpt.ask("steps", steps, 64, 12)] if nanogpt else []
             ours = 1e3 / tinygpt.ask("steps", RECIPE, "default", steps)
             products = tinygpt.ask("large_products", 4)
             if index:
@@ -534,6 +550,19 @@ class Bench:
         raw = {"achieved": achieved, "products": rounds["products"], **facts}
         note = f"large products: {statistics.median(rounds['products']):.0f} GFLOP/s"
         return Result(None, statistics.median(achieved), statistics.median(shares), raw, note)
+
+    def step_at(self, block_size: int, batch_size: int, dtype: str) -> Result:
+        """Steps of the recipe with another context, of both programs in turn."""
+        flags, steps = [f"--block_size={block_size}", f"--batch_size={batch_size}"], 2 if self.quick else 10
+        ours, theirs = self.worker("tinygpt", dtype), self.worker("nanogpt") if self.has_nanogpt else None
+        times: dict[str, list[float]] = {"theirs": [], "ours": []}
+        for index in range(2 if self.quick else 10):  # the first round warms up
+            times["theirs"] += [theirs.ask("steps", steps, block_size, batch_size)][: index and 1] if theirs else []
+            times["ours"] += [1e3 / ours.ask("steps", RECIPE, "default", steps, *flags)][: index and 1]
+        return compared(**times)
+
+    step_256 = functools.partialmethod(step_at, 256, 8)
+    step_1024 = functools.partialmethod(step_at, 1024, 2)
 
     def to_loss(self, dtype: str) -> Result:
         ours, theirs = [], []
@@ -630,6 +659,82 @@ class Bench:
             lambda: self.tinygpt("train", RECIPE, f"--dtype={dtype}", "--out_dir=out-memory", *flags).peak_mb,
             times=1,
         )
+
+    def beside(self, name: str, counts: list[int], seconds: Callable[..., float]) -> list[dict[str, Any]]:
+        """Measure a command beside each number of busy processes: as it is, with one thread, and with all threads.
+
+        seconds(limit, **variables): the time of the command, or of its start until it was killed after `limit`.
+        """
+        cores, found = str(os.cpu_count()), []
+        for count in counts:
+            with busy_processes(count):
+                every, times = [], {"auto": list[float](), "one": list[float]()}
+                for index in range(1 if self.quick else 3):
+                    times["auto"].append(seconds(0))
+                    times["one"].append(seconds(0, OMP_NUM_THREADS="1"))
+                    if index == 0:  # once: a run that takes much longer than with one thread does not count
+                        every.append(seconds(2 * times["one"][0] + 5, OMP_NUM_THREADS=cores))
+            medians = {name: statistics.median(values) for name, values in (times | {"all": every}).items()}
+            ratio = medians["auto"] / min(medians["one"], medians["all"])
+            say(f"  {name} beside {count}: {', '.join(f'{key} {value:.1f} s' for key, value in medians.items())}")
+            found.append({"command": name, "busy": count, **medians, "ratio": ratio, "raw": times})
+        return found
+
+    def busy_result(self, found: list[dict[str, Any]]) -> Result:
+        worst = max(found, key=lambda one: one["ratio"])
+        note = f"{worst['command']} beside {worst['busy']}"
+        return Result(None, worst["ratio"], worst["ratio"], {"busy": found}, note)
+
+    def command_seconds(self, *args: str) -> Callable[..., float]:
+        return lambda limit, **env: run([sys.executable, "-m", "tinygpt", *args], self.folder, limit, **env).wall
+
+    def busy(self) -> Result:
+        iterations = 10 if self.quick else 150
+        flags = [f"--max_iters={iterations}", f"--eval_interval={iterations}", "--eval_iters=5", "--device=cpu"]
+        train = self.command_seconds("train", RECIPE, *flags, "--out_dir=out-busy")
+        return self.busy_result(self.beside(f"train, {iterations} iterations", [2] if self.quick else [1, 2, 4], train))
+
+    def busy_other(self) -> Result:
+        self.recipe("float32")
+        self.tinygpt("prepare", "transactions", "--synthetic")
+        ckpt, iterations = "--ckpt=out-recipe-float32", 5 if self.quick else 60
+        flags = [f"--max_iters={iterations}", f"--eval_interval={iterations}", "--eval_iters=5", "--out_dir=out-tuned"]
+        commands = {
+            "finetune": ["finetune", "configs/finetune_transactions.yaml", ckpt, *flags],
+            "sample 10 x 500": ["sample", ckpt, "--num_samples=10", f"--max_new_tokens={50 if self.quick else 500}"],
+            "eval": ["eval", ckpt, "--dataset=shakespeare_char"],
+        }
+        if not self.quick:
+            commands["lab labels --quick"] = ["lab", "labels", "--quick", "--out_dir=out-lab"]
+        found = []
+        for name, command in commands.items():
+            found += self.beside(name, [2], self.command_seconds(*command))
+            shutil.rmtree(self.folder / "out-lab", ignore_errors=True)
+        return self.busy_result(found + self.beside("serve, 10 requests", [2], self.serve_seconds))
+
+    def serve_seconds(self, limit: float, **variables: str) -> float:
+        """Seconds that a server, once started, takes for ten requests of 100 tokens."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        command = [sys.executable, "-m", "tinygpt", "serve", "--ckpt=out-recipe-float32", f"--port={url[17:]}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, cwd=self.folder, env=os.environ | variables, **quiet) as server:
+            try:
+                while True:
+                    with contextlib.suppress(OSError):
+                        urllib.request.urlopen(f"{url}/health").close()
+                        break
+                    time.sleep(0.1)
+                start, asked = time.perf_counter(), json.dumps({"prompt": "ROMEO:", "max_tokens": 100}).encode()
+                for _ in range(10):
+                    kind = {"Content-Type": "application/json"}
+                    request = urllib.request.Request(f"{url}/v1/completions", asked, kind)
+                    urllib.request.urlopen(request).read()
+                    if limit and time.perf_counter() - start > limit:
+                        break
+                return time.perf_counter() - start
+            finally:
+                server.kill()
 
     def pieces(self, dtype: str) -> Result:
         worker, gains = self.worker("tinygpt", dtype), []
@@ -749,6 +854,16 @@ def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
             medians = [shown(statistics.median(gain[side])) for side in ("without", "with")]
             ratios = [f"{gain['ratio']:.2f}", f"{gain['quartiles'][0]:.2f}..{gain['quartiles'][2]:.2f}"]
             lines.append([gain["piece"], gain["preset"], dtype, gain["unit"], *medians, *ratios])
+    return markdown(lines) if len(lines) > 1 else iter(())
+
+
+def busy_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
+    """The table of the commands beside busy processes in Markdown, in seconds."""
+    lines = [["command", "busy processes", "as it is, s", "one thread, s", "all threads, s", "ratio to the better"]]
+    for result in results.values():
+        for one in result.raw.get("busy", []):
+            seconds = [shown(one[key]) for key in ("auto", "one", "all")]
+            lines.append([one["command"], str(one["busy"]), *seconds, f"{one['ratio']:.2f}"])
     return markdown(lines) if len(lines) > 1 else iter(())
 
 
@@ -903,7 +1018,7 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
                 looks = [f"--eval_interval={max(1, preset_value(FAST, 'max_iters') // 10)}", "--eval_iters=20"]
                 bench.train("fast-curve", FAST, dtype, *([] if args.quick else looks))
                 write(args.out, about, results, bench.trainings, args.quick)
-    print("\n".join([*table(results), "", *pieces_table(results)]))
+    print("\n".join([*table(results), "", *pieces_table(results), "", *busy_table(results)]))
     print(f"\n{described(about)}{' (quick: the figures mean nothing)' * args.quick}")
     draw(args.picture, bench.trainings, about)
     return 1 if failed else 0
