@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from tinygpt import files, prepare, train
+from tinygpt import files, prepare, threads, train
 from tinygpt.checkpoint import store
 from tinygpt.data import corpora, dataset, rows
 from tinygpt.model import GPT
@@ -173,6 +173,23 @@ def die_before_saving() -> None:
     replace(train, "evaluate", lambda state: die())
 
 
+def two_threads() -> None:
+    """A machine with two free cores on which the user has not chosen a number of threads; no step is timed."""
+    os.environ.pop("OMP_NUM_THREADS", None)
+    torch.set_num_threads(2)
+    replace(threads, "_cores", 2)
+    replace(threads.Timed, "choose", lambda *args: {})
+    replace(threads.Timed, "due", lambda *args: False)
+
+
+def two_threads_then_one() -> None:
+    """The same machine becomes busy: after 20 iterations one thread is faster."""
+    two_threads()
+    calls = itertools.count(1)
+    replace(threads.Timed, "due", lambda *args: next(calls) == 20)
+    replace(threads.Timed, "choose", lambda self, step, most=0: {} if most else torch.set_num_threads(1) or {1: 0.01})
+
+
 def endless_iterations() -> None:
     """The first iteration never ends; it says that it has begun, and each signal that reaches the run."""
 
@@ -251,6 +268,16 @@ def dropout_from_one_generator() -> None:
 def dropout_from_the_clock() -> None:
     """train.seed_dropout with the time in place of the iteration."""
     replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
+
+
+def threads_not_stored() -> None:
+    """training.run.Run.numeric_settings without the number of threads."""
+    complete = run.Run.numeric_settings
+
+    def without(self: run.Run) -> dict[str, str | int]:
+        return {key: value for key, value in complete(self).items() if key != "threads"}
+
+    replace(run.Run, "numeric_settings", without)
 
 
 def save_in_place() -> None:

@@ -12,7 +12,7 @@ import tinygpt
 
 SOURCE = Path(tinygpt.__file__).parent
 LAYERS = [  # a module imports from rows above its own, and from its own row without a cycle
-    "errors terminal",
+    "errors terminal threads",
     "files config",
     "data options model generate lora device fast",
     "checkpoint training evaluate interop",

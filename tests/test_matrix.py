@@ -170,6 +170,8 @@ def train_cell(folder: Path, cell: Cell, out: str) -> Path:
     """Train the cell into the folder `out`; a resumed cell is first killed, then resumed with `--init_from=resume`."""
     args = [cell.command, f"--dataset={cell.data}", f"--out_dir={out}", *flags(cell.micro_steps), "--quiet"]
     args += [f"--dtype={cell.dtype}", f"--dropout={cell.dropout}"]
+    if cell.dtype == "bfloat16" and cell.processes == 1:
+        args += ["--threads=2"]  # a resumed run keeps the number
     if cell.start == "scratch":
         args += MODEL
     if cell.start == "LoRA":

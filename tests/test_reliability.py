@@ -92,6 +92,20 @@ def test_exact_resume(harness: Harness) -> None:
         remove(out)
 
 
+def test_changed_threads(harness: Harness) -> None:
+    """Proof 1, for a run that continues with one thread instead of two: resumed, it keeps the number of its state."""
+    larger = ["--max_iters=40", "--n_embd=64", "--block_size=64", "--batch_size=12"]
+    undisturbed = harness.undisturbed(*larger, before=faults.two_threads_then_one)
+    out = harness.new("killed")
+    child = harness.fork(harness.training(out, *larger), faults.two_threads_then_one)
+    wait_for_lines(child, out, 28)  # 3 evaluations and samples, and more than 20 iterations
+    child.kill()
+    assert_intact(out)
+    harness.succeed(harness.training(out, *larger), faults.two_threads)
+    assert_same_run(out, undisturbed)
+    harness.figures["changes of threads"] += 1
+
+
 def test_old_or_new(harness: Harness) -> None:
     """Proof 2: if a process is killed while it saves, the checkpoint is the old one or the new one."""
 
@@ -662,6 +676,7 @@ def spin() -> None:
 
 WITHOUT = [
     (test_exact_resume, faults.dropout_from_one_generator, "weights differ"),
+    (test_changed_threads, faults.threads_not_stored, "weights differ"),
     (test_old_or_new, faults.save_in_place, "cannot be loaded"),
     (test_power_loss, faults.folder_not_synced, "order of calls"),
     (test_disk_full, faults.save_in_place, "cannot be loaded"),

@@ -12,7 +12,7 @@ import pkgutil
 import sys
 from typing import Any, NoReturn
 
-from tinygpt import __version__, terminal
+from tinygpt import __version__, terminal, threads
 from tinygpt.errors import TinyGPTError
 
 # command: (module:function, its configuration in tinygpt.config.schema, one line of help)
@@ -149,6 +149,7 @@ def run(args: list[str]) -> int:
 
     target, config_name, _ = COMMANDS[name]
     config = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
+    threads.measure()  # importing the command takes most of a second
     return pkgutil.resolve_name(f"tinygpt.{target}")(config) or 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tinygpt import terminal, threads
 from tinygpt.errors import TinyGPTError
 
 if TYPE_CHECKING:
@@ -33,19 +34,20 @@ class Compute:
     def describe(self) -> str:
         name = str(self.device)
         if self.device.type == "cpu":
-            threads = torch.get_num_threads()
-            name += f" ({threads} thread{'s' * (threads > 1)})"
+            name += f" ({threads.counted(torch.get_num_threads())})"
         elif self.device.type == "cuda":
             name += f" ({torch.cuda.get_device_name(self.device)})"
         return f"{name}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def choose(device: str, dtype: str) -> Compute:
+def choose(device: str, dtype: str, count: str = "auto") -> Compute:
     """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see training/start.py.)
 
-    Errors: TinyGPTError for a device that this machine does not have.
+    count: number of threads on a CPU. Errors: TinyGPTError for a device that this machine does not have.
     """
     where = _device(device)
+    if where.type == "cpu" and (note := threads.settle(count)):
+        terminal.print_error(note)
     if dtype != "auto":
         return Compute(where, getattr(torch, dtype), "as asked")
     if where.type == "cuda":
@@ -63,14 +65,14 @@ def choose(device: str, dtype: str) -> Compute:
 LARGE = 20_000_000  # parameters
 
 
-def choose_for_inference(device: str, dtype: str, parameters: int = 0) -> Compute:
+def choose_for_inference(device: str, dtype: str, parameters: int = 0, count: str = "auto") -> Compute:
     """As `choose`, but the dtype `auto` is float32 for a model of up to LARGE parameters, which fits the processor's
     caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes.
 
     On a Mac, the device `auto` is the CPU: decoding a token reads every weight once, from the memory that the CPU and
     MPS share, and a small model's token costs MPS more in kernel launches than in arithmetic. (Not measured.)
     """
-    return choose(device, "float32" if dtype == "auto" and parameters <= LARGE else dtype)
+    return choose(device, "float32" if dtype == "auto" and parameters <= LARGE else dtype, count)
 
 
 def _device(device: str) -> torch.device:

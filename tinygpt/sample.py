@@ -25,7 +25,7 @@ def sample(config: SampleConfig) -> None:
     checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
     if tokenizer.pair is not None and not config.plain:
         require_room(prompt, model.config.block_size)

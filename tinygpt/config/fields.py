@@ -51,6 +51,17 @@ class FolderName:
         return f"dataset name {value!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
 
 
+@dataclasses.dataclass(frozen=True)
+class AutoOrCount:
+    """`auto`, or a number from 1 on."""
+
+    def problem(self, name: str, value: str) -> str:
+        """Return what is wrong with the value; empty if nothing is."""
+        if value == "auto" or re.fullmatch("[1-9][0-9]{0,2}", value):
+            return ""
+        return f"{name} is {reprlib.repr(value)}, but must be auto or a number from 1 to 999"
+
+
 REQUIRED = dataclasses.MISSING
 POSITIONAL = "positional"  # annotates a key that is given without --key
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files

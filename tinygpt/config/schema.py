@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, Config, FolderName, Limit, keys
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, AutoOrCount, Config, FolderName, Limit, keys
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -24,6 +24,7 @@ Files = Annotated[tuple[str, ...], PATH]
 DatasetName = Annotated[str, FolderName()]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "True", "False"]
+Threads = Annotated[str, AutoOrCount()]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,6 +43,8 @@ class DeviceConfig(Config):
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
+    threads: Threads = "auto"
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, or as many as other programs leave cores free"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -260,6 +263,9 @@ class TrainConfig(Config):
     float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
+    threads: Threads = "auto"
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, or the number with which a step is fastest, of those for which
+    cores are free (measured at the start, and again when the steps become slow)"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"

@@ -54,7 +54,7 @@ def evaluate(config: EvalConfig) -> None:
     checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
     if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.is_of(checkpoint.data):
         terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
     if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")

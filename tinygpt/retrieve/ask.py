@@ -126,7 +126,7 @@ def load_reader(config: AskConfig) -> Reader:
     ckpt = config.ckpt or str(SHIPPED)
     checkpoint = load_model(ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, ckpt, "data")
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
     return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
 

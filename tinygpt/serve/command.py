@@ -118,7 +118,7 @@ def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
     for name in ["", *adapters.names]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
-        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params)
+        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
         model = checkpoint.for_inference(compute, "False")
         parameters = model.num_params()  # packed layers hide theirs
         found.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))

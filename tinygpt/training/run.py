@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__, device
+from tinygpt import __version__, device, threads
 from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
@@ -89,6 +89,7 @@ class Run:
     progress: Progress
     compiled: bool  # by torch.compile
     tuning: Tuning | None  # what fine-tuning adds
+    threads: threads.Timed | None  # None: the number of threads is not changed
     saved_at: int  # iterations done when last.pt was written; -1 before that
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -127,11 +128,12 @@ class Run:
         """Append a line on the current iteration to metrics.jsonl."""
         self.log.metric(kind, self.progress.step, self.seconds(), **values)
 
-    def numeric_settings(self) -> dict[str, str]:
+    def numeric_settings(self) -> dict[str, str | int]:
         """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
         path = "plain" if type(self.model) is GPT else "fast"
-        return {"device": self.compute.device.type, "dtype": dtype, "path": path}
+        count = {"threads": torch.get_num_threads()} if self.compute.device.type == "cpu" else {}
+        return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
 
     def checkpoint(self) -> Checkpoint:
         """Return the complete state after `progress.step` iterations."""
@@ -196,6 +198,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         progress=progress,
         compiled=compiled is not amp_model,
         tuning=tuning,
+        threads=threads.Timed() if may_change_threads(config, compute, ranks) else None,
         saved_at=progress.step if start.saved else -1,
     )
     stack.callback(run.log.close)
@@ -234,6 +237,12 @@ def micro_steps(config: TrainConfig, ranks: Processes) -> int:
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
 
 
+def may_change_threads(config: TrainConfig, compute: device.Compute, ranks: Processes) -> bool:
+    """Return whether the run may choose its number of threads: on a CPU, if the user has not, in a single process."""
+    one = ranks.count == 1 and not config.eval_only
+    return one and compute.device.type == "cpu" and not threads.is_fixed(config.threads) and threads.cores() > 1
+
+
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
     """Print what a resumed run computes differently from now on. Version 0.1 had only the fast path."""
     now = run.numeric_settings()
@@ -241,6 +250,8 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
         if now.get(key, earlier) != earlier:
             name = "code path" if key == "path" else key
             changed = f"this run used {name} {earlier} until now and continues with {now[key]}"
+            if key == "threads":
+                changed = f"this run used {threads.counted(earlier)} until now and continues with {now[key]}"
             run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
 
 
