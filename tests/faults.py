@@ -178,16 +178,29 @@ def two_threads() -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     torch.set_num_threads(2)
     replace(threads, "_cores", 2)
-    replace(threads.Timed, "choose", lambda *args: {})
-    replace(threads.Timed, "due", lambda *args: False)
+    replace(threads, "_free", 2)
+    replace(threads.ThreadTuner, "tune", lambda *args: {})
+    replace(threads.ThreadTuner, "due", lambda *args: False)
 
 
-def two_threads_then_one() -> None:
-    """The same machine becomes busy: after 20 iterations one thread is faster."""
+def two_threads_then_one(last: int = 0) -> None:
+    """The same machine becomes busy: after 20 iterations one thread is faster. The process dies after `last`."""
     two_threads()
-    calls = itertools.count(1)
-    replace(threads.Timed, "due", lambda *args: next(calls) == 20)
-    replace(threads.Timed, "choose", lambda self, step, most=0: {} if most else torch.set_num_threads(1) or {1: 0.01})
+    iterations = itertools.count(1)
+
+    def due(*args: object) -> bool:
+        done = next(iterations)
+        if done == last:
+            die()
+        return done == 20
+
+    def tune(self: threads.ThreadTuner, most: int = 0) -> dict[int, float]:
+        if not most:  # at the start of a run it is given
+            torch.set_num_threads(1)
+        return {1: 0.01, 2: 0.02}
+
+    replace(threads.ThreadTuner, "due", due)
+    replace(threads.ThreadTuner, "tune", tune)
 
 
 def endless_iterations() -> None:

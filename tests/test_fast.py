@@ -173,7 +173,7 @@ def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -
     assert cli_here(*TINY_TRAIN, PATHS[first], "--max_iters=10", cwd=work).status == 0
     resumed = cli_here("train", "--init_from=resume", PATHS[other], "--max_iters=20", cwd=work)
     assert resumed.status == 0, resumed.err
-    assert f"note: this run used code path {first} until now and continues with {other}" in resumed.out
+    assert f"note: the code path of this run was {first} until now and is {other} from here on" in resumed.out
     found = []
     for folder in ("whole", "out"):
         found.append([entry["loss"] for entry in read_metrics(work / folder) if entry["kind"] == "train"])
@@ -204,7 +204,7 @@ def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
         resume = ["--init_from=resume", f"--dtype={dtype}", f"--max_iters={iterations}"]
         resumed = cli_here("train", *resume, cwd=work)
         assert resumed.status == 0, resumed.err
-        assert ("until now and continues with" in resumed.out) == (iterations < 18)
+        assert ("until now and is" in resumed.out) == (iterations < 18)
     assert load(work / "out/last.pt").step == 18
 
 
@@ -216,7 +216,7 @@ def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> N
     for flag, notes in (("--fast=True", False), ("--fast=False", True)):
         save(work / "out/last.pt", state)
         resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
-        assert ("used code path fast until now and continues with plain" in resumed.out) == notes, resumed.err
+        assert ("the code path of this run was fast until now and is plain" in resumed.out) == notes, resumed.err
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,8 @@ def test_changed_threads(harness: Harness) -> None:
     larger = ["--max_iters=40", "--n_embd=64", "--block_size=64", "--batch_size=12"]
     undisturbed = harness.undisturbed(*larger, before=faults.two_threads_then_one)
     out = harness.new("killed")
-    child = harness.fork(harness.training(out, *larger), faults.two_threads_then_one)
-    wait_for_lines(child, out, 28)  # 3 evaluations and samples, and more than 20 iterations
-    child.kill()
+    child = harness.run(harness.training(out, *larger), functools.partial(faults.two_threads_then_one, last=27))
+    assert child.status == -signal.SIGKILL, child.output
     assert_intact(out)
     harness.succeed(harness.training(out, *larger), faults.two_threads)
     assert_same_run(out, undisturbed)

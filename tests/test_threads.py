@@ -1,10 +1,10 @@
 """The number of threads: as many as cores are free, the fastest for a run, and what the user asks for."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_beside_busy_processes_one_thread_computes(work: Path) -> None:
     with busy():
         out, notes = free(work, *TINY_TRAIN)
         assert "cpu (1 thread)" in out
-        assert f"of {CORES} cores busy, so tinygpt computes with 1 thread; --threads={CORES} would use" in notes
+        assert "CPUs busy; tinygpt computes with 1 thread (OMP_NUM_THREADS fixes another number)" in notes
         assert load(work / "out/last.pt").training["threads"] == 1
         out, notes = free(work, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
         assert "cpu (2 threads)" in out and not notes
@@ -65,68 +65,130 @@ def test_beside_busy_processes_one_thread_computes(work: Path) -> None:
         assert "1 thread" in free(work, "sample", "--max_new_tokens=1")[1]
 
 
+STAT = """cpu  700 70 300 9000 50 8 4 20 3 1
+cpu0 100 10 100 4000 20 2 1 10 1 0
+cpu1 600 60 200 5000 30 6 3 10 2 1
+cpu12 9 9 9 9 9 9 9 9 9 9
+intr 5 0
+"""
+
+
 @on_linux
-def test_the_load_is_that_of_other_processes() -> None:
-    """Programs with a lower priority, which give way, do not count, and this process does not."""
-    spin = "import time; from tinygpt import threads; threads.measure(); end = time.time() + {}"
-    code = f"{spin}\nwhile time.time() < end: pass\nprint(threads.busy_cores())"
+def test_the_load_is_that_of_proc_stat() -> None:
+    """By hand: user, system, irq, softirq and steal of the CPUs of this process, without idle, iowait and nice."""
+    second = os.sysconf("SC_CLK_TCK")
+    assert threads.cpu_seconds(STAT, {0}, nice=False) * second == pytest.approx(100 + 100 + 2 + 1 + 10)
+    assert threads.cpu_seconds(STAT, {0, 1}, nice=False) * second == pytest.approx(213 + 600 + 200 + 6 + 3 + 10)
+    assert threads.cpu_seconds(STAT, {1}, nice=True) * second == pytest.approx(819 + 60)
 
-    def measured(seconds: float) -> float:
-        done = subprocess.run([sys.executable, "-c", code.format(seconds)], capture_output=True, check=True)
-        return float(done.stdout)
 
-    assert measured(0.1) == 0  # too short to know
-    before = measured(1)
-    with busy("nice", "-n", "19"):
-        assert measured(1) < before + 0.8 * CORES  # other tests come and go
-    with busy():
-        assert measured(1) > 0.4 * CORES
+@on_linux
+def test_the_time_of_this_process_is_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seconds in which this process worked for 1 and its children for 2, and other programs for 4.5."""
+    moments = iter([(10.0, 100.0, (5.0, 1.0, 2.0, 0.0, 0.0)), (13.0, 107.5, (6.0, 1.0, 3.0, 1.0, 0.0))])
+    now = next(moments)
+    monkeypatch.setattr(threads, "cpu_seconds", lambda *args, **kwargs: now[1])
+    monkeypatch.setattr(threads.os, "times", lambda: now[2])
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
+    threads.measure()
+    now = next(moments)
+    assert threads.busy_cpus() == pytest.approx(1.5)
 
 
 # ---- the fastest number -------------------------------------------------------------------------------------------
 
 
+class Machine:
+    """A clock, and a step that takes as long as the number of threads says."""
+
+    def __init__(self, seconds: dict[int, list[float]]) -> None:
+        self.seconds, self.now, self.steps = {count: itertools.cycle(times) for count, times in seconds.items()}, 0.0, 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def step(self) -> None:
+        self.steps += 1
+        self.now += next(self.seconds[torch.get_num_threads()])
+
+
 @pytest.mark.parametrize(
-    ("present", "seconds", "chosen", "timed"),
+    ("present", "most", "seconds", "chosen", "steps"),
     [
-        (2, {1: 0.03, 2: 0.015}, 2, [1, 2]),
-        (2, {1: 0.01, 2: 0.03}, 1, [1, 2]),
-        (2, {1: 0.1, 2: 0.105}, 2, [1, 2]),  # a little faster is not enough: the bits of a result would change
-        (1, {1: 0.1, 2: 0.095}, 1, [1, 2]),
-        (1, {1: 0.03, 2: 0.01}, 2, [1, 2]),
-        (6, {1: 0.04, 2: 0.02, 4: 0.01, 6: 0.02}, 4, [1, 2, 4, 6]),
-        (8, {1: 0.01, 2: 0.03}, 1, [1, 2]),  # more threads are not timed once they are much slower
-        (2, {1: 0.4}, 2, []),  # long steps are not timed
-        (2, {1: 0.01, 2: 0.4}, 1, [1]),
+        (2, 2, {1: [0.03], 2: [0.015]}, 2, 12),
+        (2, 2, {1: [0.01], 2: [0.025]}, 1, 12),
+        (2, 2, {1: [0.020], 2: [0.022]}, 2, 12),  # a little faster is not enough: the bits of a result would change
+        (1, 2, {1: [0.020], 2: [0.018]}, 1, 12),
+        (1, 2, {1: [0.025], 2: [0.01]}, 2, 12),
+        (2, 1, {1: [0.01], 2: [0.02]}, 1, 12),  # the present number is timed, too
+        (6, 6, {1: [0.04], 2: [0.02], 4: [0.01], 6: [0.02]}, 4, 21),  # one thread is not timed twice
+        (2, 2, {1: [0.02], 2: [0.01] * 3 + [0.5] + [0.01] * 8}, 2, 10),  # an interruption in the second round
+        (4, 4, {1: [0.01], 2: [0.01], 4: [0.7]}, 1, 13),  # what takes very long is timed once
+        (2, 2, {1: [0.5]}, 2, 3),  # long steps are not timed further
+        (2, 2, {1: [5.0]}, 2, 1),
     ],
 )
 def test_the_fastest_number_of_threads(
-    present: int, seconds: dict[int, float], chosen: int, timed: list[int], count: Callable[[int], None]
+    present: int,
+    most: int,
+    seconds: dict[int, list[float]],
+    chosen: int,
+    steps: int,
+    count: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    machine = Machine(seconds)
+    monkeypatch.setattr(threads, "time", machine)
     count(present)
-    times = threads.Timed().choose(lambda: time.sleep(seconds[torch.get_num_threads()]), present if present > 2 else 2)
-    assert torch.get_num_threads() == chosen and list(times) == timed
+    times = threads.ThreadTuner(machine.step).tune(most)
+    assert torch.get_num_threads() == chosen and machine.steps == steps
+    assert times == {n: pytest.approx(min(each)) for n, each in seconds.items()} or not times
 
 
-def test_a_run_that_becomes_slow_is_timed_again(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = threads.Timed()
+def test_a_run_that_becomes_slow_is_tuned_again(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({1: [0.1], 2: [0.1]})
+    monkeypatch.setattr(threads, "time", machine)
     monkeypatch.setattr(threads, "_cores", 2)
     count(2)
-    assert not timed.due(100) and not timed.due(50)  # it has just been timed
-    timed.chosen_at -= timed.PAUSE + 1
-    assert not timed.due(70) and timed.due(60)  # 100 / 1.5 is 66.7
-    timed.chosen_at -= timed.AGAIN
-    assert not timed.due(70)  # all cores compute already
+    tuner = threads.ThreadTuner(machine.step)
+    tuner.tune(2)
+
+    def tuned(speed: float, seconds: int) -> list[int]:
+        """Train at this speed for a time. Returns the seconds at which the run is to be tuned."""
+        began, found = machine.now, []
+        for _ in range(10 * seconds):
+            machine.now += 0.1
+            if tuner.due(round(speed / 10), 0.1):
+                found.append(round(machine.now - began))
+        return found
+
+    assert not tuned(1000, 60) and not tuned(700, 60)  # 1000 / 1.5 is 667
+    assert tuned(600, 10)[0] <= 4
+    tuner.tune()  # nothing is faster: the next time after 20 s at least
+    assert not tuned(600, 300)  # this is its speed now
     count(1)
-    assert timed.due(70)  # the other programs may have ended
+    assert tuned(600, 10)  # the other programs may have ended
+    tuner.tune()
+    assert not tuned(600, 230) and tuned(600, 20)  # after 6 times 40 s
 
 
-def test_a_step_that_was_timed_has_no_effect(work: Path) -> None:
+def test_one_slow_iteration_is_no_reason(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({1: [0.1], 2: [0.1]})
+    monkeypatch.setattr(threads, "time", machine)
+    count(2)
+    tuner = threads.ThreadTuner(machine.step)
+    for index in range(10_000):
+        seconds = 0.5 if index % 50 == 20 else 0.013  # a row of each batch is long, and an iteration was interrupted
+        machine.now += seconds
+        assert not tuner.due(200 + index % 7 * 100, seconds)
+
+
+def test_a_step_that_was_timed_has_no_effect(work: Path, count: Callable[[int], None]) -> None:
     """A run whose steps were timed ends with the same weights as one with that number of threads."""
-    free_run = "--dropout=0.1", "--dtype=float32"
-    free(work, *TINY_TRAIN, *free_run)
+    out, _ = free(work, *TINY_TRAIN)
+    assert CORES == 1 or "threads:     forward and backward pass" in out or "cpu (1 thread)" in out
     chosen = load(work / "out/last.pt")
-    fixed = ok(work, *TINY_TRAIN, *free_run, f"--threads={chosen.training['threads']}", "--out_dir=out-fixed")
+    fixed = ok(work, *TINY_TRAIN, f"--threads={chosen.training['threads']}", "--out_dir=out-fixed")
     assert "threads: " not in fixed.out
     again = load(work / "out-fixed/last.pt")
     assert all(torch.equal(weight, again.model[name]) for name, weight in chosen.model.items())
@@ -148,5 +210,5 @@ def test_a_resumed_run_keeps_its_number(run_copy: Path, count: Callable[[int], N
     more = ["train", "--init_from=resume", "--out_dir=out-two"]
     assert "cpu (2 threads)" in ok(run_copy, *more, "--max_iters=25").out
     said = ok(run_copy, *more, "--max_iters=30", "--threads=1").out
-    assert "note: this run used 2 threads until now and continues with 1;" in said
+    assert "note: the number of threads of this run was 2 until now and is 1 from here on;" in said
     assert load(run_copy / "out-two/last.pt").training["threads"] == 1

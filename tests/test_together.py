@@ -113,7 +113,7 @@ def test_resuming_keeps_device_dtype_and_compile(work: Path, dtype: str) -> None
     }
     assert dtype in (work / "run/config.yaml").read_text().partition("\n")[0]
     said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32").out
-    assert ("used dtype bfloat16 until now and continues with float32" in said) == (dtype == "bfloat16")
+    assert ("the dtype of this run was bfloat16 until now and is float32" in said) == (dtype == "bfloat16")
 
 
 def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:

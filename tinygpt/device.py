@@ -40,13 +40,14 @@ class Compute:
         return f"{name}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def choose(device: str, dtype: str, count: str = "auto") -> Compute:
+def choose(device: str, dtype: str, count: str = "", kept: int = 0) -> Compute:
     """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see training/start.py.)
 
-    count: number of threads on a CPU. Errors: TinyGPTError for a device that this machine does not have.
+    count, kept: number of threads on a CPU, see threads.set_threads. Errors: TinyGPTError for a device that this
+    machine does not have.
     """
     where = _device(device)
-    if where.type == "cpu" and (note := threads.settle(count)):
+    if where.type == "cpu" and (note := threads.set_threads(count, kept)):
         terminal.print_error(note)
     if dtype != "auto":
         return Compute(where, getattr(torch, dtype), "as asked")
@@ -65,7 +66,7 @@ def choose(device: str, dtype: str, count: str = "auto") -> Compute:
 LARGE = 20_000_000  # parameters
 
 
-def choose_for_inference(device: str, dtype: str, parameters: int = 0, count: str = "auto") -> Compute:
+def choose_for_inference(device: str, dtype: str, parameters: int = 0, count: str = "") -> Compute:
     """As `choose`, but the dtype `auto` is float32 for a model of up to LARGE parameters, which fits the processor's
     caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes.
 

@@ -1,12 +1,12 @@
 """How many threads compute on a CPU that other programs use, too.
 
     threads.measure()                   # before torch is imported
-    note = threads.settle("auto")       # afterwards: sets the number of threads
+    note = threads.set_threads("auto")  # afterwards
 
-The threads of a matrix product wait for each other, and they wait actively. If another program takes one of their
-cores, all wait for the thread that shares it: beside two busy programs, 150 iterations of the recipe took 103 s with
-two threads and 9 s with one. So no more threads compute than cores are free, and a training run times its steps with
-several numbers of threads, at its start and when it becomes slow (`Timed`).
+The threads of a matrix product wait for each other, and they busy-wait. If another program takes one of their cores,
+all wait for the thread that shares it: beside two busy programs, 150 iterations of the recipe took 103 s with two
+threads and 9 s with one. So no more threads compute than CPUs are idle, and a training run times its steps with several
+numbers of threads (`ThreadTuner`).
 """
 
 import os
@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SHORTEST = 0.2  # seconds over which the load is measured at least; importing torch takes longer
+SHORTEST, LONGEST = 0.2, 5.0  # seconds over which the load is measured; importing torch takes one or two
 _start: tuple[float, float] | None = None  # seconds: now, and used by other programs
-_cores = 0  # number of threads before `settle`
+_cores = _free = 0  # numbers of threads: PyTorch's own, and of those that were free at the first `set_threads`
 
 
 def measure() -> None:
@@ -26,106 +26,154 @@ def measure() -> None:
 
 
 def is_fixed(asked: str) -> bool:
-    """Return whether the user has chosen the number of threads: `asked` is a number, or OMP_NUM_THREADS is set."""
-    return asked != "auto" or "OMP_NUM_THREADS" in os.environ
+    """Return whether the number of threads is the user's, by `asked` or OMP_NUM_THREADS, or that of torchrun."""
+    return asked != "auto" or bool({"OMP_NUM_THREADS", "WORLD_SIZE"} & os.environ.keys())
 
 
-def settle(asked: str) -> str:
-    """Set the number of threads: `asked`; for "auto" OMP_NUM_THREADS, or at the first call as many as cores are free.
+def set_threads(asked: str, kept: int = 0) -> str:
+    """Set PyTorch's number of threads.
 
-    Returns a note for the user if the machine is busy, else "".
+    asked: a number; "auto": `kept`, the number of a run that is resumed, else as many as CPUs are idle, unless
+    OMP_NUM_THREADS is set; "": as "auto" at the first call, later nothing. Returns a note for the user if the machine
+    is busy, else "".
     """
     import torch
 
-    global _cores
-    first, _cores = not _cores, _cores or torch.get_num_threads()
-    if asked != "auto":
+    global _cores, _free
+    first, busy = not _cores, 0.0
+    if first:
+        _cores = _free = torch.get_num_threads()
+    if asked.isdecimal():
         torch.set_num_threads(int(asked))
-    elif first and not is_fixed(asked) and (free := max(1, round(_cores - (busy := busy_cores())))) < _cores:
-        torch.set_num_threads(free)
-        computes = f"other programs keep {busy:.1f} of {_cores} cores busy, so tinygpt computes with {counted(free)}"
-        return f"note: {computes}; --threads={_cores} would use all cores"
-    return ""
+        return ""
+    if is_fixed("auto") or not (first or asked):
+        return ""
+    if first and (busy := busy_cpus()):
+        _free = min(_cores, max(1, int(_cpus() - busy + 0.5)))
+    torch.set_num_threads(min(kept, _cores) or _free)
+    if not first or _free == _cores:
+        return ""
+    does = f"tinygpt computes with {counted(_free)} (OMP_NUM_THREADS fixes another number)"
+    if kept > _free:
+        does = f"this run keeps its {counted(kept)}, for the same result; --threads={_free} is faster"
+    return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {does}"
 
 
 def cores() -> int:
-    """Number of threads that PyTorch would use: one for each physical core."""
+    """Number of threads that PyTorch chooses: OMP_NUM_THREADS, or one for each physical core."""
     import torch
 
     return _cores or torch.get_num_threads()
+
+
+def free() -> int:
+    """Number of threads for which there were idle CPUs at the start of this process."""
+    return _free or cores()
 
 
 def counted(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def busy_cores() -> float:
-    """Number of cores that other programs have kept busy since `measure`; 0 where that is not known (not on Linux)."""
+def described(times: dict[int, float]) -> str:
+    """Format seconds by number of threads: `27.1 ms with 1 thread, 21.3 ms with 2`."""
+    return ", ".join(f"{1000 * seconds:.1f} ms with {counted(n) if n == 1 else n}" for n, seconds in times.items())
+
+
+def busy_cpus() -> float:
+    """Number of CPUs that other programs keep busy, since `measure`; 0 where that is not known (not on Linux)."""
+    if _start and time.perf_counter() - _start[0] > LONGEST:  # a lab has run for minutes
+        measure()
+        time.sleep(SHORTEST)
     end = _used_by_others()
     if _start is None or end is None or end[0] - _start[0] < SHORTEST:
         return 0.0
     return max(0.0, (end[1] - _start[1]) / (end[0] - _start[0]))
 
 
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _used_by_others() -> tuple[float, float] | None:
-    """Seconds now, and seconds for which this process's cores have worked for others, except for programs that give way
-    (nice). Source: proc(5), /proc/stat."""
+    """Seconds now, and seconds that this process's CPUs have worked for others. Source: proc(5), /proc/stat."""
     try:
-        cores, ticks = os.sched_getaffinity(0), 0
-        for name, *fields in map(str.split, Path("/proc/stat").read_text().splitlines()):
-            if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
-                user, _nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-                ticks += user + system + irq + softirq + steal
-        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])  # without its children
+        used = cpu_seconds(Path("/proc/stat").read_text(), os.sched_getaffinity(0), nice=os.nice(0) > 0)
+        return time.perf_counter(), used - sum(os.times()[:4])  # its own and its children's
     except (AttributeError, OSError, ValueError):
         return None
 
 
-class Timed:
+def cpu_seconds(stat: str, cpus: set[int], nice: bool) -> float:
+    """Seconds that these CPUs have worked, by the text of /proc/stat; for programs that give way only if `nice`."""
+    ticks = 0
+    for name, *fields in map(str.split, stat.splitlines()):
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cpus:
+            user, niced, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + system + irq + softirq + steal + nice * niced
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class ThreadTuner:
     """The number of threads of a training run: the one with which its steps are fastest.
 
-    threads = Timed()
-    threads.choose(step)                          # at the start of a run
-    if threads.due(speed): threads.choose(step)   # while it trains
+    tuner = ThreadTuner(step)
+    tuner.tune(threads.free())                    # at the start of a run
+    if tuner.due(tokens, seconds): tuner.tune()   # after an iteration
     """
 
     GAIN = 1.15  # by which another number must be faster than the present one: it changes the last bits of results
-    LONG = 0.3  # seconds; a longer step is large enough to be divided among all threads
-    SLOW = 1.5  # a run that is slower than it was by this factor is timed again ...
-    PAUSE = 10.0  # ... if the number was chosen at least as many seconds ago
-    AGAIN = 60.0  # seconds after which a run with fewer threads than cores is timed again
+    LONG = 0.3  # seconds; longer steps are not timed, since they are large enough to be divided among all threads
+    WINDOW = 2.0  # seconds over which the speed of a run is averaged
+    SLOW = 1.5  # a run that is slower than its fastest window by this factor is tuned again ...
+    AGAIN = 10.0  # ... after as many seconds at least, and a run with fewer threads than cores after 6 times as many;
+    # twice as many each time that nothing changes
 
-    def __init__(self) -> None:
-        self.fastest, self.chosen_at = 0.0, time.perf_counter()
+    def __init__(self, step: Callable[[], object]) -> None:
+        """step: a training step without effects."""
+        self.step, self.wait, self.tuned_at = step, self.AGAIN / 2, time.perf_counter()
+        self.tokens, self.seconds, self.fastest = 0, 0.0, 0.0
 
-    def choose(self, step: Callable[[], object], most: int = 0) -> dict[int, float]:
-        """Time `step`, a training step without effects, with 1, 2, 4, ..., `most` threads, and set the best number.
+    def tune(self, most: int = 0) -> dict[int, float]:
+        """Time steps with 1, 2, 4, ..., `most` threads (0: one for each core), and set the best number.
 
-        most: 0 for all cores. Returns the mean seconds of a step by number of threads; empty if they are long.
+        Returns the seconds of a step by number of threads; empty if steps are long.
         """
         import torch
 
         now, most, times = torch.get_num_threads(), most or cores(), dict[int, float]()
-        for threads in sorted({2**n for n in range(most.bit_length())} | {most}):
-            torch.set_num_threads(threads)
-            if mean_seconds(step, 1) > self.LONG:  # the first step also allocates memory and makes kernels
-                break
-            times[threads] = mean_seconds(step, 2)
-            if times[threads] > self.SLOW * min(times.values()):
-                break
-        best = min(times, key=times.__getitem__, default=now)
-        stays = now in times and times[now] <= self.GAIN * times[best]
-        torch.set_num_threads(now if stays else best)
-        self.fastest, self.chosen_at = 0.0, time.perf_counter()
+        self.tokens, self.seconds, self.fastest, self.tuned_at = 0, 0.0, 0.0, time.perf_counter()
+        self.wait *= 2
+        for _ in range(2):  # the lesser of two times is not that of an interruption
+            for threads in sorted({2**n for n in range(most.bit_length())} | {most, now}):
+                hopeless = 3 * min(times.values(), default=self.LONG)
+                if times.get(threads, 0.0) > hopeless:
+                    continue
+                torch.set_num_threads(threads)
+                seconds = mean_seconds(self.step, 1)  # also allocates memory and makes kernels
+                if seconds < hopeless:
+                    seconds = mean_seconds(self.step, 2)
+                times[threads] = min(seconds, times.get(threads, seconds))
+                if times[min(times)] > self.LONG:
+                    torch.set_num_threads(now)
+                    return {}
+        best = min(times, key=times.__getitem__)
+        if times[now] > self.GAIN * times[best]:
+            now, self.wait = best, self.AGAIN
+        torch.set_num_threads(now)
         return times
 
-    def due(self, speed: float) -> bool:
-        """Return whether to choose again; speed: tokens per second since the last call."""
+    def due(self, tokens: int, seconds: float) -> bool:
+        """Add an iteration. Return whether to tune again."""
         import torch
 
-        self.fastest, since = max(self.fastest, speed), time.perf_counter() - self.chosen_at
-        slow = speed * self.SLOW < self.fastest and since > self.PAUSE
-        return slow or (since > self.AGAIN and torch.get_num_threads() < cores())
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        if self.seconds < self.WINDOW:
+            return False
+        speed, self.tokens, self.seconds = self.tokens / self.seconds, 0, 0.0
+        slow, waited = speed * self.SLOW < self.fastest, time.perf_counter() - self.tuned_at
+        self.fastest = max(self.fastest, speed)
+        return waited > self.wait and (slow or (waited > 6 * self.wait and torch.get_num_threads() < cores()))
 
 
 def mean_seconds(call: Callable[[], object], count: int) -> float:

@@ -74,8 +74,6 @@ def loop(run: Run, stop: StopSignal) -> int:
     snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
     run.log.start_bar(first, config.max_iters)
     x, y, loss_weights = batch(run, first)
-    if run.threads and run.saved_at < 0:  # a resumed run keeps its number
-        choose_threads(run, x[0], y[0])
     while True:
         if evaluation_due(run):
             best = evaluate(run)
@@ -99,15 +97,16 @@ def loop(run: Run, stop: StopSignal) -> int:
         if synchronises:
             mean_loss, grad_norm = require_finite_loss(run, loss, norm)
         run.optimizer.update()
-        pace.add(tokens, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        pace.add(tokens, seconds)
 
         if logged:
             speed = pace.read()
             run.metric("train", loss=mean_loss, lr=rate, grad_norm=grad_norm, tokens_per_second=round(speed))
             run.log.show(loss=f"{mean_loss:.3f}", tokens=f"{speed / 1000:.0f}k/s")
         progress.step += 1
-        if logged and run.threads and run.threads.due(speed) and choose_threads(run, x[0], y[0]):
-            save(run, "last.pt")  # a resumed run computes with the number of threads in it
+        if run.tuner and run.tuner.due(tokens, seconds):
+            tune_threads(run, run.tuner)
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
             run.log.say(expected)
@@ -162,24 +161,13 @@ def forward_backward(
     return loss, run.optimizer.clip()
 
 
-def choose_threads(run: Run, x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Time forward and backward passes on a micro-batch with several numbers of threads, and set the fastest. Returns
-    whether the number has changed."""
-    assert run.threads
-
-    def step() -> None:
-        run.amp_model(x, y)[1].backward()
-        run.amp_model.zero_grad(set_to_none=True)
-
-    before, state = torch.get_num_threads(), torch.get_rng_state()
-    times = run.threads.choose(step, before if run.saved_at < 0 else 0)
-    torch.set_rng_state(state)
-    now = torch.get_num_threads()
-    if times:
-        timed = ", ".join(f"{1000 * seconds:.1f} ms with {count}" for count, seconds in times.items())
-        said = f"threads:     {now}" if run.saved_at < 0 else f"note: {threads.counted(now)} from here on"
-        run.log.say(f"{said} (a forward and backward pass takes {timed})", always=now != before)
-    return now != before
+def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
+    """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
+    before, times = torch.get_num_threads(), tuner.tune()
+    if (now := torch.get_num_threads()) != before:
+        said = f"note: from iteration {run.progress.step:,} on with {threads.counted(now)} instead of {before}"
+        run.log.say(f"{said} (forward and backward pass {threads.described(times)})", always=True)
+        save(run, "last.pt")
 
 
 def require_finite_loss(run: Run, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:

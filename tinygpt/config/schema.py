@@ -44,7 +44,7 @@ class DeviceConfig(Config):
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, or as many as other programs leave cores free"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, or one for each core that other programs leave idle"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -264,8 +264,8 @@ class TrainConfig(Config):
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, or the number with which a step is fastest, of those for which
-    cores are free (measured at the start, and again when the steps become slow)"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, or the fastest number up to one for each idle core, measured
+    at the start and again when the run becomes slow; a resumed run keeps its number"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygpt import threads
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
@@ -143,6 +144,9 @@ def check_resume(config: CheckConfig) -> int:
         command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
         command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
         command += ["--patience=0", "--watch=False"]
+        if settings.get("threads", "auto") == "auto":
+            threads.set_threads("")
+            command.append(f"--threads={threads.free()}")  # both runs with the same
         command += ["--init_from=scratch"] * (settings.get("init_from") in ("resume", "auto"))
         for title in ("uninterrupted", "killed and resumed"):
             out = Path(scratch) / title.split()[0]

@@ -89,7 +89,7 @@ class Run:
     progress: Progress
     compiled: bool  # by torch.compile
     tuning: Tuning | None  # what fine-tuning adds
-    threads: threads.Timed | None  # None: the number of threads is not changed
+    tuner: threads.ThreadTuner | None  # None: the number of threads is not changed
     saved_at: int  # iterations done when last.pt was written; -1 before that
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -184,6 +184,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
     compiled, compile_status = device.compile_model(amp_model, config.compile, compute, example)
+    tuner = thread_tuner(config, amp_model, example) if compiled is amp_model else None
+    times = tuner.tune(threads.free()) if tuner and not start.saved else {}
     run = Run(
         config=config,
         dataset=dataset,
@@ -198,13 +200,13 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         progress=progress,
         compiled=compiled is not amp_model,
         tuning=tuning,
-        threads=threads.Timed() if may_change_threads(config, compute, ranks) else None,
+        tuner=tuner,
         saved_at=progress.step if start.saved else -1,
     )
     stack.callback(run.log.close)
     if ranks.is_main and not config.eval_only:
         open_folder(run, start.resuming)
-    show_start(run, compile_status)
+    show_start(run, compile_status, times)
     note_changes(run, start.saved)
     return run
 
@@ -237,10 +239,20 @@ def micro_steps(config: TrainConfig, ranks: Processes) -> int:
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
 
 
-def may_change_threads(config: TrainConfig, compute: device.Compute, ranks: Processes) -> bool:
-    """Return whether the run may choose its number of threads: on a CPU, if the user has not, in a single process."""
-    one = ranks.count == 1 and not config.eval_only
-    return one and compute.device.type == "cpu" and not threads.is_fixed(config.threads) and threads.cores() > 1
+def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor) -> threads.ThreadTuner | None:
+    """Make the tuner of a run on a CPU, whose steps are a forward and a backward pass on `example` (B, T); None if the
+    number of threads is the user's, or there is only one core."""
+    on_cpu = example.device.type == "cpu" and not config.eval_only
+    if not on_cpu or threads.is_fixed(config.threads) or threads.cores() == 1:
+        return None
+
+    def step() -> None:
+        with torch.random.fork_rng(devices=[]):  # dropout draws from it
+            loss: Any = amp_model(example, example)[1]
+            loss.backward()
+        amp_model.zero_grad(set_to_none=True)
+
+    return threads.ThreadTuner(step)
 
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
@@ -248,10 +260,8 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
     now = run.numeric_settings()
     for key, earlier in ({"path": "fast"} | saved if saved else {}).items():
         if now.get(key, earlier) != earlier:
-            name = "code path" if key == "path" else key
-            changed = f"this run used {name} {earlier} until now and continues with {now[key]}"
-            if key == "threads":
-                changed = f"this run used {threads.counted(earlier)} until now and continues with {now[key]}"
+            name = {"path": "code path", "threads": "number of threads"}.get(key, key)
+            changed = f"the {name} of this run was {earlier} until now and is {now[key]} from here on"
             run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
 
 
@@ -279,8 +289,8 @@ def open_folder(run: Run, resuming: bool) -> None:
         run.log.add("TensorBoard", lambda: sinks.TensorBoard(run.out, read_metrics(run.out), started))
 
 
-def show_start(run: Run, compile_status: str) -> None:
-    """Print the settings of the run and derived figures, before the first iteration."""
+def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
+    """Print the settings of the run and derived figures, before the first iteration. times: by number of threads."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
     size = source.describe_rows(run.rows_per_iter, run.longest_row)
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
@@ -300,6 +310,8 @@ def show_start(run: Run, compile_status: str) -> None:
         f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
     ):
         run.log.say(line)
+    if len(times) > 1:
+        run.log.say(f"threads:     forward and backward pass {threads.described(times)}")
     if not config.eval_only and (warning := schedule_note(config)):
         run.log.say(warning, always=True)
     if "TensorBoard" in run.log.sinks:

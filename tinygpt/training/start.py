@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tinygpt import device, threads
+from tinygpt import device
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
@@ -231,10 +231,8 @@ def padded_vocab_size(vocab_size: int) -> int:
 def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     """Resolve the keys `device`, `dtype` and `threads` of a run. On a Mac, `auto` is the faster of CPU and MPS for this
     model, or the device in `saved`, the training state of a resumed run, which also keeps its number of threads."""
-    name, count = processes.device_name(config.device), config.threads
-    if not threads.is_fixed(count) and isinstance(kept := saved.get("threads"), int) and kept > 0:
-        count = str(min(kept, threads.cores()))
-    compute = device.choose(name, config.dtype, count)
+    name, kept = processes.device_name(config.device), saved.get("threads")
+    compute = device.choose(name, config.dtype, config.threads, kept if type(kept) is int and kept > 0 else 0)
     if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
         return compute
     mps = device.choose("mps", config.dtype)
