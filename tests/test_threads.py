@@ -115,16 +115,16 @@ class Machine:
 @pytest.mark.parametrize(
     ("present", "most", "seconds", "chosen", "steps"),
     [
-        (2, 2, {1: [0.03], 2: [0.015]}, 2, 12),
-        (2, 2, {1: [0.01], 2: [0.025]}, 1, 12),
-        (2, 2, {1: [0.020], 2: [0.022]}, 2, 12),  # a little faster is not enough: the bits of a result would change
-        (1, 2, {1: [0.020], 2: [0.018]}, 1, 12),
-        (1, 2, {1: [0.025], 2: [0.01]}, 2, 12),
-        (2, 1, {1: [0.01], 2: [0.02]}, 1, 12),  # the present number is timed, too
-        (6, 6, {1: [0.04], 2: [0.02], 4: [0.01], 6: [0.02]}, 4, 21),  # one thread is not timed twice
-        (2, 2, {1: [0.02], 2: [0.01] * 3 + [0.5] + [0.01] * 8}, 2, 10),  # an interruption in the second round
-        (4, 4, {1: [0.01], 2: [0.01], 4: [0.7]}, 1, 13),  # what takes very long is timed once
-        (2, 2, {1: [0.5]}, 2, 3),  # long steps are not timed further
+        (2, 2, {1: [0.03], 2: [0.015]}, 2, 4),
+        (2, 2, {1: [0.01], 2: [0.025]}, 1, 10),
+        (2, 2, {1: [0.020], 2: [0.022]}, 2, 4),  # a little faster is not enough: the bits of a result would change
+        (1, 2, {1: [0.020], 2: [0.018]}, 1, 4),
+        (1, 2, {1: [0.025], 2: [0.01]}, 2, 10),
+        (2, 1, {1: [0.01], 2: [0.02]}, 1, 10),  # the present number is timed, too
+        (6, 6, {1: [0.04], 2: [0.02], 4: [0.01], 6: [0.02]}, 4, 17),  # one thread is not timed twice
+        (2, 2, {1: [0.02], 2: [0.01, 0.05] + [0.01] * 9}, 2, 10),  # an interruption in the first round
+        (4, 4, {1: [0.01], 2: [0.01], 4: [0.7]}, 1, 11),  # what takes very long is timed once
+        (2, 2, {1: [0.5]}, 2, 2),  # long steps are not timed further
         (2, 2, {1: [5.0]}, 2, 1),
     ],
 )

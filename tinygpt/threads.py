@@ -144,7 +144,7 @@ class ThreadTuner:
         now, most, times = torch.get_num_threads(), most or cores(), dict[int, float]()
         self.tokens, self.seconds, self.fastest, self.tuned_at = 0, 0.0, 0.0, time.perf_counter()
         self.wait *= 2
-        for _ in range(2):  # the lesser of two times is not that of an interruption
+        for count in (1, 2):  # a change is confirmed: of two times, the lesser is not that of an interruption
             for threads in sorted({2**n for n in range(most.bit_length())} | {most, now}):
                 hopeless = 3 * min(times.values(), default=self.LONG)
                 if times.get(threads, 0.0) > hopeless:
@@ -152,15 +152,17 @@ class ThreadTuner:
                 torch.set_num_threads(threads)
                 seconds = mean_seconds(self.step, 1)  # also allocates memory and makes kernels
                 if seconds < hopeless:
-                    seconds = mean_seconds(self.step, 2)
+                    seconds = mean_seconds(self.step, count)
                 times[threads] = min(seconds, times.get(threads, seconds))
                 if times[min(times)] > self.LONG:
                     torch.set_num_threads(now)
                     return {}
-        best = min(times, key=times.__getitem__)
-        if times[now] > self.GAIN * times[best]:
-            now, self.wait = best, self.AGAIN
-        torch.set_num_threads(now)
+            best = min(times, key=times.__getitem__)
+            if times[now] <= self.GAIN * times[best]:
+                torch.set_num_threads(now)
+                return times
+        torch.set_num_threads(best)
+        self.wait = self.AGAIN
         return times
 
     def due(self, tokens: int, seconds: float) -> bool:
