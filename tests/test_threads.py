@@ -57,7 +57,7 @@ def test_beside_busy_processes_one_thread_computes(work: Path) -> None:
     with busy():
         out, notes = free(work, *TINY_TRAIN)
         assert "cpu (1 thread)" in out
-        assert "CPUs busy; tinygpt computes with 1 thread (OMP_NUM_THREADS fixes another number)" in notes
+        assert "CPUs busy; tinygpt computes with 1 thread (set OMP_NUM_THREADS" in notes
         assert load(work / "out/last.pt").training["threads"] == 1
         out, notes = free(work, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
         assert "cpu (2 threads)" in out and not notes

@@ -4,9 +4,9 @@
     note = threads.set_threads("auto")  # afterwards
 
 The threads of a matrix product wait for each other, and they busy-wait. If another program takes one of their cores,
-all wait for the thread that shares it: beside two busy programs, 150 iterations of the recipe took 103 s with two
-threads and 9 s with one. So no more threads compute than CPUs are idle, and a training run times its steps with several
-numbers of threads (`ThreadTuner`).
+all wait for the thread that shares it: at a load of 2.8 on two cores, 150 iterations of the recipe took 103 s with two
+threads and 9.5 s with one. So no more threads compute than CPUs are idle, and a training run times its steps with
+several numbers of threads (`ThreadTuner`).
 """
 
 import os
@@ -53,9 +53,10 @@ def set_threads(asked: str, kept: int = 0) -> str:
     torch.set_num_threads(min(kept, _cores) or _free)
     if not first or _free == _cores:
         return ""
-    does = f"tinygpt computes with {counted(_free)} (OMP_NUM_THREADS fixes another number)"
-    if kept > _free:
-        does = f"this run keeps its {counted(kept)}, for the same result; --threads={_free} is faster"
+    used = torch.get_num_threads()
+    does = f"tinygpt computes with {counted(used)} (set OMP_NUM_THREADS to choose the number)"
+    if kept and used > _free:
+        does = f"this run keeps its {counted(used)}; --threads={_free} may be faster, but changes the last bits"
     return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {does}"
 
 

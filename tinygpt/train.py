@@ -165,8 +165,8 @@ def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
     """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
     before, times = torch.get_num_threads(), tuner.tune()
     if (now := torch.get_num_threads()) != before:
-        said = f"note: from iteration {run.progress.step:,} on with {threads.counted(now)} instead of {before}"
-        run.log.say(f"{said} (forward and backward pass {threads.described(times)})", always=True)
+        said = f"note: from iteration {run.progress.step:,} on {threads.counted(now)} instead of {before}, faster now"
+        run.log.say(f"{said} ({threads.described(times)} a step); --threads={before} prevents this", always=True)
         save(run, "last.pt")
 
 

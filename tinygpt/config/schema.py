@@ -44,7 +44,8 @@ class DeviceConfig(Config):
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, or one for each core that other programs leave idle"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux at most as many as other programs
+    leave CPUs idle at the start"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -264,8 +265,8 @@ class TrainConfig(Config):
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, or the fastest number up to one for each idle core, measured
-    at the start and again when the run becomes slow; a resumed run keeps its number"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and again when the
+    run becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"

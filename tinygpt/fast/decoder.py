@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinygpt.fast.attention import norm_rotate
-from tinygpt.model import GPT, Block, KVCache, shift
+from tinygpt.model import GPT, QK_EPS, Block, KVCache, shift
+from tinygpt.options import rotate
 
 Function = Callable[[Tensor], Tensor]
 
@@ -102,8 +102,9 @@ class Decoder(KVCache):
             q, new[0], new[1] = self.model.transformer["h"][layer].attn.split_heads(qkv, B, T, rotation)
             return q
         parts = qkv.view(B, T, 3, config.n_head, -1).permute(2, 0, 3, 1, 4)
-        if config.qk_norm or rotation is not None:
-            parts = norm_rotate(parts, rotation, config.qk_norm)
+        if config.qk_norm or rotation is not None:  # queries and keys in one call
+            qk = F.rms_norm(parts[:2], parts.shape[-1:], eps=QK_EPS) if config.qk_norm else parts[:2]
+            parts = torch.cat((qk if rotation is None else rotate(qk, rotation), parts[2:]))
         new.copy_(parts[1:])
         return parts[0]
 
