@@ -565,3 +565,7 @@ def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None
     ok(work, "prepare", "short", "--input=short.txt", "--val_fraction=0.05")
     said = ok(work, "finetune", *FLAGS[:-3], "--base_dataset=short", "--out_dir=new", "--max_iters=2").out
     assert "forgetting (increase)" not in said.partition("before")[2]
+    note, short = "note: forgetting is not measured: ", [*FLAGS[:-3], "--max_iters=2", "--quiet=False"]
+    assert note not in ok(work, "finetune", *short, "--out_dir=whole").out
+    said = ok(work, "finetune", *short, "--base_dataset=none", "--out_dir=without").out
+    assert f"{note}none is not prepared in data, or does not fit this model" in said
