@@ -47,12 +47,12 @@ if found is None or found.origin is None:  # not installed (a folder named tinyg
     clones = [folder for folder in (here, *here.parents, here / "tinygpt") if (folder / "pyproject.toml").exists()]
     if not clones:
         sys.exit("tinygpt is not installed: open this notebook inside a clone of tinygpt, then run this cell again.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{clones[0]}[offline,report]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{clones[0]}[report]"], check=True)
     importlib.invalidate_caches()
 
 # %% [markdown]
-# The next cell loads the text. From tinygpt it takes only the function that writes the text to a file; you build the
-# rest yourself, until part 20 uses tinygpt's search and part 22 compares your model with tinygpt's.
+# The next cell loads the text, which ships with tinygpt. You build the rest yourself, until part 20 uses tinygpt's
+# search and part 22 compares your model with tinygpt's.
 
 # %%
 import copy
@@ -81,9 +81,9 @@ colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"]  # Okabe & Ito
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 100})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 
-# What suits each text: who writes the file, a line to cut into tokens, a short phrase for pictures of attention, a start
-# for samples, and a character that the text hardly uses (part 17 needs one).
-write_text, line, phrase, start, SEPARATOR = {
+# For each text: what loads it, a line to cut into tokens, a short phrase for pictures of attention, a start for samples,
+# and a character that the text hardly uses (part 17 needs one).
+load_text, line, phrase, start, SEPARATOR = {
     "shakespeare": (tiny_shakespeare, "Speak, I charge thee, speak!", "speak, speak", "ROMEO:\nWhat, shall I h", "$"),
     "naics": (
         industries,
@@ -94,8 +94,7 @@ write_text, line, phrase, start, SEPARATOR = {
     ),
 }[CORPUS]
 folder = Path(tempfile.mkdtemp())
-write_text(folder / "input.txt", None)
-text = (folder / "input.txt").read_text(encoding="utf-8")
+text = load_text()
 print(f"{len(text):,} characters")
 print(text[:170])
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import requests  # noqa: F401 (these imports would take seconds in each child)
 import torch
 import torch._dynamo
 from conftest import PATIENCE, TINY_TRAIN, free_port
@@ -32,7 +31,7 @@ from tqdm import tqdm
 
 import tinygpt.evaluate.loss
 import tinygpt.sample
-import tinygpt.train  # noqa: F401
+import tinygpt.train  # noqa: F401 (these imports would take seconds in each child)
 from tinygpt import cli
 from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.errors import TinyGPTError

@@ -25,7 +25,7 @@ import torch
 
 from tinygpt import files, prepare, threads, train
 from tinygpt.checkpoint import store
-from tinygpt.data import corpora, dataset, rows
+from tinygpt.data import dataset, rows
 from tinygpt.model import GPT
 from tinygpt.training import run
 from tinygpt.training.processes import StopSignal
@@ -140,11 +140,6 @@ def replace(owner: Any, name: str, value: Any) -> Any:
 def map_token_files() -> None:
     """Map token files of any size into memory, instead of reading them."""
     replace(dataset, "IN_MEMORY", 0)
-
-
-def expect_download(sha256: str) -> None:
-    replace(corpora, "SHAKESPEARE_SHA256", sha256)
-    os.environ["NO_PROXY"] = "*"
 
 
 def on_training_forward(change: Callable[[int, Any, Any], Any]) -> None:

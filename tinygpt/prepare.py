@@ -32,7 +32,7 @@ from tinygpt.data.tokenizer import (
 )
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import folder_lock
+from tinygpt.files import folder_lock, replacing
 
 OWN_TOKENIZERS = ("auto", "char", "gpt2")  # others are those of a model
 NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
@@ -54,8 +54,11 @@ def prepare(config: PrepareConfig) -> None:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
     with folder_lock(folder, "dataset"):
         if not text.paths:
-            print(f"text: {CORPORA[config.name].write(folder / 'input.txt', config.source or None)}")
-            text = InputText([folder / "input.txt"], config.encoding)
+            corpus, path = CORPORA[config.name], folder / "input.txt"
+            print(f"text: {corpus.about}, shipped with tinygpt")
+            with replacing(path) as file:
+                file.write(corpus.text().encode())
+            text = InputText([path], config.encoding)
             tokenizer = make_tokenizer(text, config)
         train = train_characters(text, config)  # the second pass
         characters = {"train": train, "val": text.characters - train}
@@ -135,10 +138,6 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(what, "choose another name for your own text")
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
-    sources = [name for name, corpus in CORPORA.items() if corpus.takes_source]
-    if config.name not in sources and config.source:
-        instead = "drop --source" if config.name in ready else f"--input {suggest.quoted(config.source)}"
-        raise TinyGPTError(f"--source is for the built-in corpora {', '.join(sources)}", instead)
     two_forms = [name for name, task in TASKS.items() if task.synthetic]
     if config.synthetic and config.name not in two_forms:
         raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(two_forms)}", "drop --synthetic")

@@ -110,8 +110,6 @@ class PrepareConfig(DataConfig):
     """pairs: print this many examples, and mark the characters on which the loss is computed"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
-    source: File = ""
-    """for the built-in corpora: read the text from this path or URL (its checksum must match)"""
     synthetic: bool = False
     """for the task transactions: invented merchants instead of real brands"""
 
@@ -124,7 +122,7 @@ class PrepareConfig(DataConfig):
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
     the dataset again."""
-    apart = ("name", "source", "show", "data_dir")  # do not affect the content
+    apart = ("name", "show", "data_dir")  # do not affect the content
     values = {key: getattr(config, key) for key in keys(PrepareConfig) if key not in apart}
     return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 

@@ -12,7 +12,6 @@ datasets have the same vocabulary: the characters of all of them.
     tinygpt lab domain --seeds=1
 """
 
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
@@ -23,10 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.data.corpora import SHAKESPEARE_SHA256, rebuild_tiny_shakespeare
+from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
 from tinygpt.lab.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
@@ -76,9 +74,8 @@ Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """All stages. Errors: TinyGPTError if Tiny Shakespeare is missing."""
-    size, text = QUICK if config.quick else FULL, shakespeare(config.data_dir)
-    yield Stage("datasets", 2, partial(prepare, folder, size, text))
+    size = QUICK if config.quick else FULL
+    yield Stage("datasets", 2, partial(prepare, folder, size))
     for data, case in {case.data(): case for case in size.cases}.items():
         yield Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case))
     for seed in seeds(config):
@@ -92,22 +89,10 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
                 yield Stage(f"{base}: {case.name()}, seed {seed}", 3 + case.iterations / 30, compute)
 
 
-def shakespeare(data_dir: str) -> str:
-    """Tiny Shakespeare, prepared before or from a package. Errors: TinyGPTError if it is neither."""
-    path = Path(data_dir, "shakespeare_char", "input.txt")
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
-        return path.read_text(encoding="utf-8")
-    try:
-        return rebuild_tiny_shakespeare().decode()
-    except TinyGPTError as error:
-        hint = "pip install 'tinygpt[offline]', or with a network: tinygpt prepare shakespeare_char"
-        raise TinyGPTError(f"lab domain needs Tiny Shakespeare: {error.message}", hint) from None
-
-
-def prepare(folder: Path, size: Size, plays: str) -> dict[str, int]:
+def prepare(folder: Path, size: Size) -> dict[str, int]:
     """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
     industries = sectors.corpus()
-    texts = dict(zip(TEXTS, (plays[: len(industries)], industries), strict=True))
+    texts = dict(zip(TEXTS, (tiny_shakespeare()[: len(industries)], industries), strict=True))
     tasks = {task: TASKS[task].make(SEED) for task in size.tasks()}
     pairs = [pair for splits in tasks.values() for some in splits.values() for pair in some]
     tokenizer = tokenizer_of_pairs({"all": [*pairs, *texts.items()]})

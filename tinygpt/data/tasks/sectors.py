@@ -16,7 +16,6 @@ test prompts.
 """
 
 import functools
-import gzip
 import hashlib
 import itertools
 import random
@@ -24,7 +23,7 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from tinygpt.data.corpora import NAICS
+from tinygpt.data import corpora
 from tinygpt.data.tasks.generate import MAX_CHARS, Pair, letters
 
 NUMBERS = {
@@ -71,8 +70,7 @@ def activity(line: str) -> str:
 @functools.cache
 def industries() -> tuple[Industry, ...]:
     """The described industries, in the order of the file."""
-    text = gzip.decompress(NAICS.read_bytes()).decode()
-    entries = re.split(r"\n\n(?=\d\d[-\d]* )", text.rstrip("\n"))
+    entries = re.split(r"\n\n(?=\d\d[-\d]* )", corpora.industries().rstrip("\n"))
     parts = (re.fullmatch(r"(\d{5,6}) (.*?)\n(.*)", entry, re.DOTALL) for entry in entries)
     return tuple(Industry(part[1], part[2], "" if part[3] == "NULL" else part[3]) for part in parts if part)
 
