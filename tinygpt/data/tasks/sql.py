@@ -23,7 +23,7 @@ import re
 import sqlite3
 from typing import Any, NamedTuple
 
-from tinygpt.data.query import Result, run_query, same_rows
+from tinygpt.data.query import Rows, run_query, same_rows
 from tinygpt.data.tasks.generate import Pair, read_wordings, word_lists
 from tinygpt.data.tasks.reader import person, place
 
@@ -104,23 +104,23 @@ def database(number: int = 0) -> sqlite3.Connection:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def answer(query: str, number: int = 0) -> Result:
-    """Run a query in one of the databases."""
+def answer(query: str, number: int = 0) -> Rows | None:
+    """The rows of a query in one of the databases, or None if it cannot be run."""
     return run_query(database(number), query)
 
 
 def same_answers(expected: str, query: str) -> bool:
     """Return whether two queries give the same rows in all databases; in the same order if the expected one orders."""
     return all(
-        not (found := answer(query, number)).error
-        and same_rows(answer(expected, number).rows, found.rows, ordered=" order by " in expected)
+        (rows := answer(query, number)) is not None
+        and same_rows(answer(expected, number) or [], rows, ordered=" order by " in expected)
         for number in range(DATABASES)
     )
 
 
 def scores(prompt: str, expected: str, response: str) -> dict[str, bool]:
     """Judge a response: whether it runs, and whether it gives the rows of the expected query."""
-    return {"runs": not answer(response).error, "execution accuracy": same_answers(expected, response)}
+    return {"runs": answer(response) is not None, "execution accuracy": same_answers(expected, response)}
 
 
 @functools.cache
@@ -195,7 +195,7 @@ def of_the_bank(query: str) -> bool:
 
 def informative(query: str) -> bool:
     """Return whether a query gives rows that are not empty, NULL or 0, and its near misses give others."""
-    rows = answer(query).rows
+    rows = answer(query)
     return bool(rows and rows[0][-1]) and not any(same_answers(query, other) for other in misses(query))
 
 
