@@ -188,10 +188,8 @@ def test_ids_are_a_list_of_whole_numbers(text: Server, wrong: Any) -> None:
     assert json.loads(text.post("/detokenize", {"tokens": []})[1]) == {"prompt": ""}
 
 
-def test_names_of_adapters_are_escaped_and_unique() -> None:
-    """A name with bytes that are not UTF-8 could not be sent as JSON, and one with ESC could control the terminal."""
-    found = adapters_of(ServeConfig(ckpt="out", adapter=("\udcff=a", "\x1b[1m=b", "documents=c")))
-    assert [*found] == ["\\udcff", "\\x1b[1m", "documents"] and json.dumps(found).encode("utf-8")
+def test_names_of_adapters_are_unique() -> None:
+    assert [*adapters_of(ServeConfig(ckpt="out", adapter=("a=x", "documents=y")))] == ["a", "documents"]
     for taken in (ServeConfig(adapter=("a=x", "a=y")), ServeConfig(index="index.db", adapter=("documents=c",))):
         with pytest.raises(TinyGPTError, match="another model has the name"):
             adapters_of(taken)
@@ -217,11 +215,9 @@ def test_stop_texts_end_an_answer_before_the_first_of_them(text: Server, ask: As
         assert choices[-1].finish_reason == "stop"
     assert ask(prompt="the", stop="never", **body).choices[0].finish_reason == "length"
     assert ask(prompt="the", stop=whole[25:28], **body).choices[0].text == whole.partition(whole[25:28])[0]
-    assert ask(prompt="the", max_tokens=5, stop="x" * 1000).choices[0].finish_reason == "length"
-    for wrong, said in (([*stops, "fifth"], "at most 4"), ("x" * 1001, "1,000 characters")):
-        with pytest.raises(openai.BadRequestError, match=said) as caught:
-            ask(prompt="the", stop=wrong, **body)
-        assert caught.value.param == "stop"
+    with pytest.raises(openai.BadRequestError, match="at most 4") as caught:
+        ask(prompt="the", stop=[*stops, "fifth"], **body)
+    assert caught.value.param == "stop"
 
 
 def test_echo_repeats_the_prompt(ask: Ask) -> None:

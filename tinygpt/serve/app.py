@@ -32,10 +32,8 @@ from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, p
 from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing, wrong
 
 MAX_PROMPTS = 128  # of a request
-LONG = 10_000  # characters that take more than some milliseconds to encode
 MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
-GRACE = 5.0  # seconds after the time of a request until it ends even if the engine says nothing
 CLIENT_LEFT = Failed("the client has left", "")
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
@@ -129,8 +127,8 @@ class Answer:
             message = f"the prompt has {longest:,} tokens, and the context of {served.name} has {room:,}"
             raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
-        self._loop, self._timeout = asyncio.get_running_loop(), state.config.timeout
-        self.n, deadline = settings.n, time.monotonic() + self._timeout
+        self._loop, self.n = asyncio.get_running_loop(), settings.n
+        deadline = time.monotonic() + state.config.timeout
         self.tasks = [
             Task(served, prompt, settings, functools.partial(self._deliver, number), deadline)
             for number, prompt in enumerate(prompts)
@@ -152,7 +150,6 @@ class Answer:
         """
         left = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
-        late = self._loop.call_later(self._timeout + GRACE, self._queue.put_nowait, (0, TIMED_OUT))
         try:
             while left:
                 task, event = await self._queue.get()
@@ -165,7 +162,6 @@ class Answer:
                 for index in [event.sequence] if isinstance(event, Piece) else range(self.n):
                     yield task * self.n + index, event
         finally:
-            late.cancel()
             if watcher:
                 watcher.cancel()
             self.cancel()
@@ -241,7 +237,7 @@ async def completions(state: State, request: Request, asked: Body) -> Response:
     settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, 0)
     if len(asked["prompt"]) > MAX_PROMPTS:
         raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
-    prompts = [await encoded(prompt, as_ids, prompt, served, state.config.skip_unknown) for prompt in asked["prompt"]]
+    prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in asked["prompt"]]
     echoed = [  # as it was read: without the characters that --skip_unknown leaves out
         prompt if isinstance(prompt, str) and prompt and not state.config.skip_unknown else served.text(ids)
         for prompt, ids in zip(asked["prompt"], prompts, strict=True)
@@ -265,11 +261,6 @@ async def completions(state: State, request: Request, asked: Body) -> Response:
     return await respond(
         asked, head, choices, events, sum(map(len, prompts)), format_choice, format_chunks, answer.cancel
     )
-
-
-async def encoded(text: str | list[int], encode: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that encodes a text; a long text in another thread, so that other requests go on meanwhile."""
-    return await asyncio.to_thread(encode, *arguments) if len(text) > LONG else encode(*arguments)
 
 
 def require_length(text: str, most: int, param: str) -> None:
@@ -302,7 +293,7 @@ async def chat(state: State, request: Request, asked: Body) -> Response:
     served = state.served(asked["model"])
     text = "".join(message["content"] for message in asked["messages"])
     require_length(text, served.model.config.block_size * served.longest_token, "messages")
-    prompt = await encoded(text, state.chats[served.name].encode, asked["messages"])
+    prompt = state.chats[served.name].encode(asked["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, room)
     answer = Answer(state, served, [prompt], settings)
@@ -399,7 +390,7 @@ async def tokenize(state: State, request: Request, asked: Body) -> Body:
         if tokenizer.pair is not None and text == tokenizer.stop:
             found = tokenizer.pair.end.tolist()
         else:
-            found = (await encoded(text, tokenizer.encode, text, state.config.skip_unknown)).tolist()
+            found = tokenizer.encode(text, state.config.skip_unknown).tolist()
     return {"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found}
 
 

@@ -23,9 +23,8 @@ from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.decoder import pack
 from tinygpt.files import folder_of, read_text
 from tinygpt.serve.engine import Engine, Served
-from tinygpt.serve.listen import LOCAL, is_loopback, listen, make_server, signals
+from tinygpt.serve.listen import LOCAL, LOOPBACK, listen, make_server, signals
 from tinygpt.serve.protocol import DOCUMENTS
-from tinygpt.terminal import escaped
 
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
 LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
@@ -43,8 +42,7 @@ def serve(config: ServeConfig) -> int:
     paths = adapters_of(config)
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
-    local = is_loopback(config.host)
-    hosts = LOCAL | {config.host.lower()} if local else frozenset()  # with a key, DNS rebinding gains nothing
+    hosts = LOCAL if config.host in LOOPBACK else frozenset[str]()  # with a key, DNS rebinding gains nothing
     state = State(config)
     server = make_server(make_app(state, key, hosts), DRAIN)
     problem: list[BaseException] = []
@@ -84,32 +82,20 @@ def serve(config: ServeConfig) -> int:
 def adapters_of(config: ServeConfig) -> dict[str, str]:
     """Names and paths of the adapters. Errors: TinyGPTError for one without a name, and for two models of one name."""
     found: dict[str, str] = {}
-    base, reserved = base_name(config.ckpt), {DOCUMENTS} if config.index else set()
-    if base in reserved:
-        what = f"--ckpt {config.ckpt}: its folder is called {DOCUMENTS}, which is the name of the model for --index"
-        raise TinyGPTError(what, "rename the folder, or serve without --index")
+    taken = {base_name(config.ckpt), *([DOCUMENTS] if config.index else [])}
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
-        name = printable(name)
-        if name in {base, *reserved, *found}:
-            raise TinyGPTError(f"--adapter {printable(text)}: another model has the name {name}", "choose another name")
+        if name in {*taken, *found}:
+            raise TinyGPTError(f"--adapter {text}: another model has the name {name}", "choose another name")
         found[name] = str(Path(path).expanduser())
     return found
 
 
 def base_name(ckpt: str) -> str:
-    """The name of the base model: its folder's, or the file's if it is in the current folder."""
-    path = Path(ckpt)
-    folder = folder_of(path)
-    name = Path(os.path.abspath(folder)).name if folder.name in ("..", "") and path.is_dir() else folder.name
-    return printable(name or path.stem) or "model"
-
-
-def printable(name: str) -> str:
-    """A name that terminals and JSON can show: control characters and bytes that are not UTF-8 are escaped."""
-    return escaped(name).encode("utf-8", "backslashreplace").decode()
+    """The name of the base model: that of its folder."""
+    return Path(os.path.abspath(folder_of(ckpt))).name
 
 
 def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
@@ -151,7 +137,7 @@ def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
 
 def read_key(config: ServeConfig) -> str:
     """The key that requests must send; empty if none is needed. Errors: TinyGPTError."""
-    if not config.api_key and is_loopback(config.host):
+    if not config.api_key and config.host in LOOPBACK:
         return ""
     if not config.api_key:
         what = f"--host={config.host} is reachable from other machines, so a key is required"
@@ -185,7 +171,7 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
     if prompt is not None:
         messages = [{"role": "user", "content": prompt or "Hello"}]
         path, body = "chat/completions", json.dumps({"messages": messages, "temperature": 0})
-    who = "programs on this machine only" if is_loopback(config.host) else "other machines, with the key"
+    who = "programs on this machine only" if config.host in LOOPBACK else "other machines, with the key"
     return (
         f"serving:  {', '.join(names)}\n"
         f"page:     {url}\n"

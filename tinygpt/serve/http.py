@@ -4,7 +4,6 @@
 types than JSON (forms of other sites), and requests without the key.
 """
 
-import asyncio
 import hmac
 import json
 import re
@@ -19,7 +18,6 @@ from tinygpt.report.page import read
 from tinygpt.serve.protocol import ApiError
 
 MAX_BODY = 4 << 20  # bytes of a request
-BODY_SECONDS = 30.0  # for a client to send one
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
 CSP += "; base-uri 'none'; form-action 'none'"
 PAGE = {  # path: the files that it consists of, and its type
@@ -42,15 +40,11 @@ def security(policy: str) -> dict[str, str]:
 async def read_json(request: Request) -> Any:
     """Read a body as JSON. Errors: ApiError."""
     chunks, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
-                chunks.append(chunk)
-    except TimeoutError:
-        raise ApiError(400, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY:
+            raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
+        chunks.append(chunk)
     try:
         return json.loads(b"".join(chunks))
     except (ValueError, RecursionError):

@@ -7,7 +7,6 @@ with signals(server):
 """
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -16,17 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tinygpt.errors import TinyGPTError
-from tinygpt.terminal import print_error
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})  # addresses that only this machine reaches
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})  # names of this machine in a Host header
-IDLE = 30  # seconds for a connection to send its first request
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is one that only this machine reaches."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+IDLE = 30  # seconds for a connection to send its first byte
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Any, drain: int) -> Any:
-    """Make a uvicorn server that logs nothing, handles no signal, and closes connections that send no request.
+    """Make a uvicorn server that logs nothing, handles no signal, and closes connections that send nothing.
 
     drain: seconds for the requests that are running when the server is asked to end.
     """
@@ -52,19 +44,11 @@ def make_server(app: Any, drain: int) -> Any:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class HangsUp(H11Protocol):
-        """Close a connection that sends no request within IDLE seconds."""
+        """Start the keep-alive timer with the connection: without a byte within IDLE seconds, it is closed."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.idle = self.loop.call_later(IDLE, self.hang_up)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.idle.cancel()  # it would keep this object
-            super().connection_lost(exc)
-
-        def hang_up(self) -> None:
-            if self.cycle is None:
-                self.transport.close()
+            self.timeout_keep_alive_task = self.loop.call_later(IDLE, self.timeout_keep_alive_handler)
 
     class Quiet(uvicorn.Server):
         @contextlib.contextmanager
@@ -75,7 +59,8 @@ def make_server(app: Any, drain: int) -> Any:
     server = Quiet(uvicorn.Config(app, timeout_graceful_shutdown=drain, http=HangsUp, **quiet))
     # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    logging.getLogger("asyncio").addFilter(ConnectionNoise())
+    # asyncio would print a line for each write to a client that has left
+    logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
     return server
 
 
@@ -94,18 +79,3 @@ def signals(server: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class ConnectionNoise(logging.Filter):
-    """Leave out what asyncio says of connections: a line for each write to a client that has left, and a traceback for
-    each new connection when there are too many, of which one note is enough."""
-
-    said = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        too_many = "accept() out of system resource" in message
-        if too_many and not self.said:
-            print_error("note: too many connections; new ones have to wait")
-            self.said = True
-        return not too_many and "socket.send() raised exception" not in message

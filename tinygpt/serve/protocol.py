@@ -20,7 +20,7 @@ from tinygpt.generate import Choice
 from tinygpt.serve.engine import Settings, Token
 
 DOCUMENTS = "documents"  # the name of the model that answers from an index
-MAX_STOPS, LONGEST_STOP, MAX_TOP = 4, 1000, 20  # stop texts, characters of one, alternatives of a token
+MAX_STOPS, MAX_TOP = 4, 20  # stop texts, alternatives of a token
 
 
 class ApiError(Exception):
@@ -88,8 +88,6 @@ def stops(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(one, str) for one in texts):
         raise ValueError(f"expected a string, or a list of at most {MAX_STOPS} strings")
-    if max(map(len, texts), default=0) > LONGEST_STOP:
-        raise ValueError(f"a stop text has at most {LONGEST_STOP:,} characters")
     return tuple(text(one) for one in texts if one)
 
 
