@@ -209,13 +209,12 @@ def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
         lock = filelock.FileLock(path)
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        time.sleep(0.2)  # a process writes its id just after it has taken the lock
         owner = ""
-        for _ in range(20):
-            time.sleep(0.05)  # a process writes its id just after it has taken the lock
-            with contextlib.suppress(OSError, ValueError):
-                owner = f" by process {int(path.read_text(encoding='ascii'))}"
-                break
-        raise TinyGPTError(f"{locked} is in use{owner}", f"wait for it, or {hint}") from None
+        with contextlib.suppress(OSError):  # Windows cannot read a locked file
+            owner = path.read_text(encoding="ascii")
+        by = f" by process {owner}" if owner else ""
+        raise TinyGPTError(f"{locked} is in use{by}", f"wait for it, or {hint}") from None
     except OSError as error:
         raise file_error(locked, error, hint, "cannot be written") from None
     try:
