@@ -266,10 +266,10 @@ def test_bad_input_gets_a_sentence(args: list[str], words: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_results_are_lines_of_json_behind_the_key() -> None:
+def test_the_results_are_lines_of_json() -> None:
     arguments = [sys.executable, "-m", "tinygpt.exercise.child", str(SOLUTION), "60", "1"]
-    done = subprocess.run(arguments, input="KEY\n", capture_output=True, text=True)
-    states: list[dict[str, Any]] = [json.loads(line.removeprefix("KEY")) for line in done.stdout.splitlines()]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    states: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     names = ["the file can be imported", *names_of(1)]
     assert [state["passed"] for state in states] == [names[:n] for n in range(len(names) + 1)]
     assert [state["failed"].get("check") for state in states] == [*names, None]
@@ -278,25 +278,12 @@ def test_the_results_are_lines_of_json_behind_the_key() -> None:
 # ---- a class --------------------------------------------------------------------------------------------------------
 
 IMPORTS = SOURCE.partition("class ")[0]
-FORGED = """
-import json, os, sys
-line = json.dumps({"step": 1, "passed": ["forged"], "failed": {}}) + chr(10)
-print(line)
-sys.__stdout__.write(line)
-for descriptor in range(1, 30):
-    try:
-        os.write(descriptor, line.encode())
-    except OSError:
-        pass
-os._exit(0)
-"""
 BACKGROUND = """
 import subprocess, sys, time
 from pathlib import Path
 sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 Path("pid.txt").write_text(str(sleeping.pid))
 """
-FAILING_STR = "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\n"
 WAIT = "import time\nwhile True:\n    time.sleep(1)\n"
 
 
@@ -318,14 +305,12 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "segfault.py": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n" + solution_of(1), "1 FAIL", IMPORTED, "the Python process was killed by signal 11"),
     "thread.py": (solution_of(1) + "import threading; threading.Thread(target=threading.Event().wait).start()\n", "1 PASS", "", ""),
     "input.py": ("input()\n" + solution_of(1), "1 FAIL", IMPORTED, "got: EOFError"),
-    "odd.py": (FAILING_STR + raising("Odd()"), "1 FAIL", IDS, "got: Odd line"),
     "later.py": (raising("NotImplementedError('later')"), "1 FAIL", IDS, "got: NotImplementedError: later"),
     "exit.py": ("raise SystemExit(0)\n" + solution_of(1, 3), "1 FAIL, 3 FAIL", IMPORTED, "got: SystemExit: 0 line"),
     "os_exit.py": (solution_of(1).replace("self.vocab_size =", "import os; os._exit(0); self.vocab_size =") + solution_of(3), "1 FAIL, 3 PASS", FIRST, "exit status 0"),
     "flood.py": ("import os\nfor _ in range(200):\n    print('x' * 100_000)\n    os.write(1, b'y' * 100_000)\n" + solution_of(1), "1 PASS", "", ""),
     "long.py": (solution_of(1).replace('return "".join', 'raise ValueError("x" * 10_000_000); return "".join'), "1 FAIL", BACK, "got: ValueError: xxx"),
     "broken.py": (solution_of(1, 3) + "def (:\n", "1 FAIL, 3 FAIL", IMPORTED, "invalid syntax"),
-    "forged.py": (FORGED + solution_of(1), "1 FAIL", IMPORTED, "exit status 0"),
     "once.py": ("import os\nif 'SEEN' in os.environ: import tinygpt.nothing\nos.environ['SEEN'] = '1'\n" + solution_of(1, 3, 9), "1 PASS, 3 FAIL, 9 FAIL", "step 3: the file can be imported", "got: ModuleNotFoundError"),
     "background.py": (BACKGROUND + solution_of(1), "1 PASS", "", ""),
     "no_grad.py": (solution_of(8, 10).replace("@torch.no_grad()\n", "").replace("    for _ in range(max_new", "    torch.set_grad_enabled(False)\n    for _ in range(max_new"), "8 PASS, 10 PASS", "", ""),

@@ -83,10 +83,9 @@ def names_in(source: str, path: Path) -> list[str]:
     """Return the names of the file's top-level classes and functions. Errors: TinyGPTError for invalid Python."""
     try:
         return defined(ast.parse(source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        why = error.args[0] if error.args else "too deeply nested"
-        raise TinyGPTError(f"{path}{line}: invalid Python ({why})", "fix that line first") from None
+    except SyntaxError as error:
+        what = f"{path}, line {error.lineno}: invalid Python ({error.msg})"
+        raise TinyGPTError(what, "fix that line first") from None
 
 
 def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
