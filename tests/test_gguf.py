@@ -411,12 +411,6 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
         with pytest.raises(TinyGPTError) as error:
             read_file(tmp_path / "file.gguf")
         assert message in error.value.message, content[:40]
-    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(TinyGPTError, match="is in the byte order of another processor"):
-        read_file(tmp_path / "big.gguf")
     for missing in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(TinyGPTError):
             read_file(missing)
@@ -441,15 +435,6 @@ def test_tensors_that_overlap(intact: Path, tmp_path: Path) -> None:
     (tmp_path / "overlap.gguf").write_bytes(data)
     with pytest.raises(TinyGPTError, match="its tensors overlap"):
         read_file(tmp_path / "overlap.gguf")
-
-
-def test_weights_that_are_not_finite(intact: Path, tmp_path: Path) -> None:
-    reader, data = gguf.GGUFReader(intact), bytearray(intact.read_bytes())
-    norm = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.attn_norm.weight")
-    struct.pack_into("<f", data, norm.data_offset, float("nan"))
-    (tmp_path / "nan.gguf").write_bytes(data)
-    with pytest.raises(TinyGPTError, match="has values that are NaN"):
-        read_file(tmp_path / "nan.gguf")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

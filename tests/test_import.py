@@ -429,14 +429,6 @@ def test_weights_that_are_not_finite_are_refused(work: Path) -> None:
         assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
-def test_a_pipe_in_place_of_a_file_is_refused(work: Path) -> None:
-    (work / "theirs" / "config.json").unlink()
-    os.mkfifo(work / "theirs" / "config.json")
-    result = cli_here("import", "theirs", "--out_dir=out-new", cwd=work)
-    assert result.status == 2 and "is not a regular file" in result.err and not (work / "out-new").exists()
-
-
 def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
     for out in ("out-base", "out-gpt2"):
         assert "U+D83D" in refused(work, "sample", f"--ckpt={out}", "--start=a \ud83d", "--max_new_tokens=3")

@@ -459,16 +459,6 @@ def test_a_lone_surrogate_in_a_pair_is_a_bad_line(tmp_path: Path, key: str, half
     assert sum(meta["examples"].values()) == 90 and "\U0001f600" in meta["tokenizer"]["symbols"]
 
 
-@pytest.mark.parametrize(("encoding", "surrogate"), [("utf-7", b"+2D0-"), ("unicode_escape", b"\\ud83d")])
-def test_text_that_decodes_to_a_lone_surrogate_is_refused(tmp_path: Path, encoding: str, surrogate: bytes) -> None:
-    (tmp_path / "t.txt").write_bytes(b"some text " * 100 + surrogate + b" and more " * 100)
-    sentence = failure(cli_here("prepare", "mine", "--input=t.txt", f"--encoding={encoding}", cwd=tmp_path), status=2)
-    assert f"t.txt: decoded as {encoding}, contains a lone surrogate (U+D83D)" in sentence
-    assert not (tmp_path / "data").exists()
-    (tmp_path / "t.txt").write_text("a smile \U0001f600 or two\n" * 100, encoding="utf-7")
-    assert cli_here("prepare", "mine", "--input=t.txt", "--encoding=utf-7", cwd=tmp_path).status == 0
-
-
 # ---- block_size 1 -----------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ show_text(folder, tokenizer, meta)                   # meta: the content of meta
 show_pairs(config, meta, tokenizer, splits, "pairs.jsonl")
 """
 
-import contextlib
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,11 +32,10 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         name = "GPT-2's BPE" if isinstance(tokenizer, GPT2Tokenizer) else "that of the model"
         print(f"vocabulary: {tokenizer.vocab_size:,} ({name}, {ratio:.2f} characters per token)")
     print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
-    with contextlib.suppress(OSError):
-        print("the first lines, as tokens and decoded again:")
-        start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
-        for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
-            print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
+    print("the first lines, as tokens and decoded again:")
+    start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
+    for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
+        print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare_char" if isinstance(tokenizer, CharTokenizer) else "shakespeare"
     own = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt import terminal
-from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
+from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error
 
@@ -193,9 +193,6 @@ class InputText:
                     text: Any = raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
                     if not ascii_based and "\0" in text:
                         raise binary(path)
-                    if not ascii_based and (surrogate := lone_surrogate(text)):
-                        what = f"{path}: decoded as {self.encoding}, contains a lone surrogate ({surrogate})"
-                        raise TinyGPTError(f"{what}, half of a character", "use another --encoding, for example utf-8")
                     yield text
                     offset += len(raw)
                 start = offset - len(decoder.getstate()[0])

@@ -95,8 +95,6 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path, hint: str) -> str:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise TinyGPTError(f"{path}: is not a regular file", hint)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
