@@ -199,7 +199,7 @@ def test_timing_changes_nothing_that_the_run_computes(
     flags = [*TINY_TRAIN, f"--optimizer={optimizer}"]
     assert cli_here(*flags, "--out_dir=plain", cwd=work).status == 0
     pretend_mps(monkeypatch)
-    monkeypatch.setattr(device, "choose", lambda name, dtype: CPU if name == "auto" else STAND_IN)
+    monkeypatch.setattr(device, "choose", lambda name, *_: CPU if name == "auto" else STAND_IN)
     result = cli_here(*flags, "--out_dir=timed", "--device=auto", cwd=work)
     assert result.status == 0 and "; faster here than CPU: " in result.out, result
     plain, timed = (load(work / out / "last.pt").model for out in ("plain", "timed"))
@@ -212,7 +212,7 @@ STAND_IN = dataclasses.replace(CPU, reason="instead of MPS")
 @pytest.mark.slow
 def test_timing_restores_the_random_generator_and_the_memory(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_mps(monkeypatch)
-    monkeypatch.setattr(device, "choose", lambda name, dtype: CPU if name == "auto" else STAND_IN)
+    monkeypatch.setattr(device, "choose", lambda name, *_: CPU if name == "auto" else STAND_IN)
     config = TrainConfig(dataset="tiny", data_dir=str(tiny_data / "data"), n_layer=1, n_head=1, n_embd=8, block_size=8)
     config.dropout = 0.5
 
