@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cli_here
+import yaml
+from conftest import cli_here, ok, refused
 from models import every_option
 
 from tinygpt.checkpoint.store import Checkpoint, load, save
@@ -133,11 +134,20 @@ def test_saving_replaces_and_a_failed_save_does_not(tmp_path: Path) -> None:
     assert path.read_bytes() == good and os.listdir(tmp_path) == ["ckpt.pt"]
 
 
-def test_the_first_released_format_loads_for_ever(tmp_path: Path) -> None:
-    """format1.pt is the last.pt of a run of 300 iterations (1 layer, width 4) on the text below, made by version 0.1.
+@pytest.fixture
+def run_of_version_0_2(tmp_path: Path) -> Path:
+    """A working folder with out/last.pt, which is format1.pt: the last state of a run of 300 iterations (1 layer, width
+    4, Muon), made by version 0.2; and with the dataset of this run."""
+    (tmp_path / "text.txt").write_text("ab aab b\naab ab b\nb b ab\n" * 40)
+    assert cli_here("prepare", "tiny", "--input=text.txt", cwd=tmp_path).status == 0
+    (tmp_path / "out").mkdir()
+    shutil.copy(FIXTURES / "format1.pt", tmp_path / "out/last.pt")
+    return tmp_path
 
-    It gives the same logits, and the run can go on.
-    """
+
+def test_files_of_version_0_2_are_read(run_of_version_0_2: Path) -> None:
+    """The model gives the same logits, the run can go on, and its configuration is one of today."""
+    work = run_of_version_0_2
     expected = json.loads((FIXTURES / "format1.json").read_text())
     loaded = load(FIXTURES / "format1.pt")
     with torch.inference_mode():
@@ -145,14 +155,25 @@ def test_the_first_released_format_loads_for_ever(tmp_path: Path) -> None:
     torch.testing.assert_close(found, torch.tensor(expected["logits"]), atol=1e-4, rtol=0)
     assert (loaded.step, loaded.best_val_loss) == (expected["step"], pytest.approx(expected["best_val_loss"]))
     assert loaded.tokenizer == expected["tokenizer"]
-    (tmp_path / "text.txt").write_text("ab aab b\naab ab b\nb b ab\n" * 40)
-    assert cli_here("prepare", "tiny", "--input=text.txt", cwd=tmp_path).status == 0
-    (tmp_path / "out").mkdir()
-    shutil.copy(FIXTURES / "format1.pt", tmp_path / "out/last.pt")
-    result = cli_here("train", "--init_from=resume", "--max_iters=310", cwd=tmp_path)
-    assert result.status == 0, result.err
-    assert load(tmp_path / "out/last.pt").step == 310
-    assert read_metrics(tmp_path / "out")[-1]["val_loss"] < expected["best_val_loss"] + 0.2
+    ok(work, "train", "--init_from=resume", "--max_iters=310")
+    assert load(work / "out/last.pt").step == 310
+    assert read_metrics(work / "out")[-1]["val_loss"] < expected["best_val_loss"] + 0.2
+    settings = {name: value for name, value in loaded.config.items() if name != "config"}
+    (work / "config.yaml").write_text(yaml.safe_dump(settings))
+    ok(work, "train", "config.yaml", "--out_dir=again", "--max_iters=1")
+
+
+def test_a_run_of_version_0_1_is_not_resumed_but_its_weights_are_used(run_of_version_0_2: Path) -> None:
+    """It had the moments as slices of flat weights."""
+    path, slices = run_of_version_0_2 / "out/last.pt", [torch.zeros(3), torch.zeros(2)]
+    state = {"moments": {"exp_avg": slices, "exp_avg_sq": slices, "steps": [torch.ones(())]}, "scaler": {}}
+    earlier = load(path)
+    save(path, dataclasses.replace(earlier, training=earlier.training | {"optimizer": state}))
+    message = refused(run_of_version_0_2, "train", "--init_from=resume")
+    assert "no optimizer state to resume from (that of version 0.1 cannot be read)" in message
+    flags = message.partition("try: ")[2].split()
+    assert flags == ["--init_from=out/last.pt", "--out_dir=out-new"]
+    ok(run_of_version_0_2, "train", "--dataset=tiny", "--device=cpu", "--batch_size=2", "--max_iters=1", *flags)
 
 
 # ---- damage -----------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_metrics_without_standard_errors_take_them_from_the_noise_of_training() 
 # ---- what to try next -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, {}, {**SETTINGS, "ckpt": "base/ckpt.pt"}, {"init_from": "resume"}])
+@pytest.mark.parametrize("settings", [SETTINGS, {}, {**SETTINGS, "ckpt": "base/ckpt.pt"}])
 @pytest.mark.parametrize("folder", ["out", "a folder/it's"])
 def test_each_command_is_understood(settings: dict[str, Any], folder: str) -> None:
     """Its flags exist, whatever the folder is called."""
@@ -191,7 +191,7 @@ def test_a_continued_run_with_too_little_data_tries_lora(settings: dict[str, Any
 
 @pytest.mark.parametrize(("settings", "more"), [({"lr_decay_iters": 2000}, ["--lr_decay_iters=0"]), ({}, [])])
 def test_a_longer_run_decays_to_its_own_end(settings: dict[str, Any], more: list[str]) -> None:
-    """Also after a run whose configuration fixes the end of the decay: nanoGPT's, and those of older versions."""
+    """Also after a run whose configuration fixes the end of the decay, as nanoGPT's do."""
     command = next_command("still improving", SETTINGS | settings, "out")
     assert shlex.split(command)[4:] == ["--max_iters=4000", *more]
 

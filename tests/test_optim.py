@@ -13,7 +13,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
-from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
+from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig
 from tinygpt.model import parameter_class as kind_of
 from tinygpt.training.optimizer import OPTIMIZERS, AmpModel, Optimizer, build, load_state, state_of
@@ -306,27 +306,6 @@ def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> No
         step = average / (1 - 0.8**2) / ((square / (1 - 0.99**2)).sqrt() + 1e-8)
         expected = before[name] * (1 - 1e-4 * (0.3 if after.dim() == 2 else 0.0)) - 1e-4 * step
         torch.testing.assert_close(after, expected, atol=1e-7, rtol=1e-5, msg=name)
-
-
-@both
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_state_of_a_file_of_version_0_1_is_read(kind: type[GPT], name: str, options: dict[str, Any]) -> None:
-    """It had the moments as slices of flat weights, as the fast path still has internally."""
-    config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
-    _, computing, saved = set_up(FastGPT, config, **options)
-    for seed in range(3):
-        one_step(computing, saved, seed)
-    assert isinstance(saved, FlatOptimizer)
-    stretches: dict[str, Any] = {part: getattr(saved.adamw, part) for part in ("exp_avg", "exp_avg_sq", "steps")}
-    if saved.muon:
-        stretches["momentum"] = [saved.muon.momentum]
-    optimizer = set_up(kind, config, **options)[2]
-    load_state(optimizer, copy.deepcopy({"moments": stretches, "scaler": saved.scaler.state_dict()}))
-    assert optimizer.steps == 3
-    for parameter, parts in saved.moments().items():
-        for part, moment in parts.items():
-            assert torch.equal(optimizer.moments()[parameter][part], moment) and moment.any(), (parameter, part)
 
 
 @both

@@ -132,14 +132,6 @@ def test_resuming_keeps_the_origin_of_a_run(work: Path) -> None:
     assert {settings(work / "out-finetune")[key] for key in ("init_from", "ckpt")} == {"out/ckpt.pt"}
 
 
-def test_resume_in_the_config_of_an_older_version_means_scratch(work: Path) -> None:
-    state = torch.load(work / "out/last.pt", weights_only=True)
-    state["config"]["init_from"] = "resume"
-    write(work / "out/last.pt", state)
-    ok(work, "train", "--init_from=resume", "--max_iters=21")
-    assert settings(work / "out")["init_from"] == "scratch"
-
-
 def test_a_run_is_resumed_only_by_the_command_that_started_it(work: Path) -> None:
     """`train` would forget the base model of a fine-tuning run."""
     said = refused(work, "train", "--init_from=resume", "--out_dir=out-finetune")

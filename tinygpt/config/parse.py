@@ -60,8 +60,7 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
     values, from_files = positional_values(kind, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
-            if kind not in (TrainConfig, PlanConfig) or not is_left_over(name, value):
-                from_files[name] = converted(find_key(kind, name, f"{path}: ", prog), value, f"{path}: ", prog)
+            from_files[name] = converted(find_key(kind, name, f"{path}: ", prog), value, f"{path}: ", prog)
     config = kind(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems), f"{prog} --help")
@@ -128,22 +127,13 @@ def find_key(kind: type, name: str, where: str, prog: str) -> Key:
     if name in keys(kind):
         raise TinyGPTError(f"{where}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
     if kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
-        raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", "tinygpt finetune --ckpt BASE/ckpt.pt")
+        raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE")
     if name == "ckpt" and {"run", "runs", "folders"} & keys(kind).keys():
         raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
     sign = " =" if where.endswith(".py: ") else ":"
     near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
     hints = (f"--{key}=VALUE" if where == "--" else f"{key}{sign} VALUE" for key in near)
     raise TinyGPTError(f"{where}{name}: no such key", next(hints, f"{prog} --help"))
-
-
-def is_left_over(name: str, value: Any) -> bool:
-    """Return whether version 0.1 wrote this value into a config of `tinygpt train` without effect.
-
-    It wrote the defaults of finetune's keys, and base_dataset, which only other keys of finetune use.
-    """
-    left_over = keys(FinetuneConfig).keys() - keys(TrainConfig).keys() - {"ckpt"}
-    return name in left_over and (name == "base_dataset" or value == getattr(FinetuneConfig, name))
 
 
 def converted(key: Key, value: Any, where: str, prog: str) -> Any:

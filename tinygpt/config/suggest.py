@@ -37,11 +37,8 @@ def quoted(word: str, system: str = os.name) -> str:
 
 
 def training_command(config: dict[str, Any]) -> str:
-    """Name of the command that runs this configuration: finetune or train.
-
-    In version 0.1, `train` also had LoRA and replay; such a run is continued with finetune.
-    """
-    return "finetune" if "ckpt" in config or config.get("lora_rank") or config.get("replay") else "train"
+    """Name of the command that runs this configuration: finetune or train."""
+    return "finetune" if "ckpt" in config else "train"
 
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:

@@ -162,8 +162,8 @@ def evaluations(
 ) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray, str]:
     """Steps, training losses, validation losses and their standard errors, and a note on the origin of the errors.
 
-    Older metrics have no standard errors. They are estimated by the noise of the training losses around their trend,
-    divided by the square root of the number of batches in an evaluation.
+    An evaluation of a single row has no standard error. It is estimated by the noise of the training losses around
+    their trend, divided by the square root of the number of batches in an evaluation.
     """
     rows = [
         (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.nan))
@@ -189,14 +189,12 @@ def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bo
 def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
     """Command to try after a verdict; in an unfinished run that does well, the one that continues it."""
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
-    from_scratch = settings.get("init_from", "scratch") in ("scratch", "resume", "auto") and "ckpt" not in settings
+    from_scratch = settings.get("init_from", "scratch") == "scratch" and "ckpt" not in settings
 
     def again(name: str, *changes: str, command: str = "") -> str:
         """Command that repeats the run in a new folder, with changed options."""
-        # before version 0.2, the config.yaml of a resumed run says init_from: resume or auto
-        resumed = ["--init_from=scratch"] if settings.get("init_from") in ("resume", "auto") else []
         command = command or suggest.training_command(settings)
-        return suggest.command(command, f"{out}/config.yaml", *resumed, *changes, f"--out_dir={out}-{name}")
+        return suggest.command(command, f"{out}/config.yaml", *changes, f"--out_dir={out}-{name}")
 
     match kind:
         case "still improving" | "too early" if unfinished:

@@ -73,7 +73,7 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
             "runs": drawn,
             "wide": draw_curves(drawn, 860, run.unit),
             "narrow": draw_curves(drawn, 360, run.unit),
-            "samples": [] if config.no_text else collect.samples(entries, training, run.tokenizer.decode([0])),
+            "samples": [] if config.no_text else collect.samples(entries, training),
             "passages": {} if config.no_text else collect.passages(run),
             "step": {} if config.no_text else one_step(run),
             "memorised": {} if quick else collect.memorised(run, training, quote=not config.no_text),

@@ -251,14 +251,14 @@ def curves(folder: Path) -> dict[str, Any]:
     return {"name": folder.name or folder.resolve().name, "steps": steps, "lines": lines} | measured
 
 
-def samples(entries: list[dict[str, Any]], training: Training | None, first: str) -> list[dict[str, Any]]:
+def samples(entries: list[dict[str, Any]], training: Training | None) -> list[dict[str, Any]]:
     """Samples that `train` generated, cut into pieces, each with whether it is a quotation from the training text."""
     found = []
     logged = [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
     if training:
         training.look_up(entry["text"] for entry in logged)
     for entry in logged:
-        text, prompt = entry["text"], str(entry.get("prompt", first))
+        text, prompt = entry["text"], str(entry.get("prompt", ""))
         stretches = training.stretches(text) if training else []
         share = training.share(text) if training else math.nan
         found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})

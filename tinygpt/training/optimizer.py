@@ -178,7 +178,6 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Restore an optimizer's state from a checkpoint. Errors: TinyGPTError if it is another model's or optimizer's."""
     own = optimizer.moments()
     try:
-        state = state if "steps" in state else by_name(state, own)
         moments, steps, scaler = state["moments"], int(state["steps"]), dict(state["scaler"])
         shapes = [
             {name: {part: tensor.shape for part, tensor in parts.items()} for name, parts in found.items()}
@@ -190,19 +189,3 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     if not fits:
         raise TinyGPTError("the checkpoint's optimizer state does not fit this model")
     optimizer.load(moments, steps, scaler)
-
-
-def by_name(state: dict[str, Any], own: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-    """Convert the state in files of tinygpt 0.1, which has moments as slices of flat weights: matrices, embeddings,
-    vectors. AdamW had one slice for parameters with weight decay and one for those without, Muon one for its matrices.
-    """
-    # the model's order in each class
-    ordered = sorted(own, key=lambda name: parameter_class(name, next(iter(own[name].values()))))
-    saved: dict[str, dict[str, Tensor]] = {name: {} for name in own}
-    for part in {"exp_avg", "exp_avg_sq", "momentum"} & state["moments"].keys():
-        flat = torch.cat([tensor.flatten() for tensor in state["moments"][part]])
-        names = [name for name in ordered if part in own[name]]
-        pieces = flat.split([own[name][part].numel() for name in names])
-        for name, piece in zip(names, pieces, strict=True):
-            saved[name][part] = piece.view(own[name][part].shape)
-    return {"moments": saved, "steps": int(state["moments"]["steps"][0]), "scaler": state["scaler"]}

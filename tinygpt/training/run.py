@@ -256,9 +256,9 @@ def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor
 
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
-    """Print what a resumed run computes differently from now on. Version 0.1 had only the fast path."""
+    """Print what a resumed run computes differently from now on."""
     now = run.numeric_settings()
-    for key, earlier in ({"path": "fast"} | saved if saved else {}).items():
+    for key, earlier in saved.items():
         if now.get(key, earlier) != earlier:
             name = {"path": "code path", "threads": "number of threads"}.get(key, key)
             changed = f"the {name} of this run was {earlier} until now and is {now[key]} from here on"

@@ -133,8 +133,10 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         problem = f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}"
         raise TinyGPTError(problem, suggest.resume(state.config, config.out_dir))
     take_shape(config, state, may_resize=False)
-    if "optimizer" not in state.training:
-        raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
+    saved = state.training.get("optimizer")
+    if not isinstance(saved, dict) or "steps" not in saved:
+        problem = f"{last} has no optimizer state to resume from (that of version 0.1 cannot be read)"
+        raise TinyGPTError(problem, from_weights)
     if "max_iters" in config.given and config.max_iters < state.step:
         problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
@@ -152,9 +154,6 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
             setattr(config, field.name, state.config[field.name])
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
-    config.init_from = str(state.config.get("init_from", "scratch"))
-    if config.init_from in ("scratch", "resume", "auto"):  # older files of resumed runs have resume or auto
-        config.init_from = str(state.config.get("ckpt", "scratch"))
     return state
 
 
