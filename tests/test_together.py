@@ -1,14 +1,11 @@
 """Interactions of features, through the command line: resuming, fine-tuning, replay, padding, merging. Each test is
 named after a promise; test_matrix.py tests the combinations systematically."""
 
-import functools
 import json
 import os
 import re
 import shutil
 import signal
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +16,12 @@ import pytest
 import torch
 import yaml
 from children import Child
-from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, ok, refused
+from conftest import PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused
 from test_ask import EMIL, TRAIN, asked, examples  # noqa: F401 (asked: a fixture)
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.store import load, write
-from tinygpt.evaluate import check
 from tinygpt.training.log import read_metrics
 
 SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2", "--quiet"]
@@ -272,78 +268,6 @@ def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
     )  # different data is still detected
 
 
-class Forked(Child):
-    """What `tinygpt check` uses of subprocess.Popen, but forked from this process; it waits to be killed."""
-
-    def __init__(self, command: list[str], **_: Any) -> None:
-        halt = functools.partial(faults.on_iteration, 90, functools.partial(time.sleep, 3600))
-        super().__init__(command[3:], Path.cwd() / "log", Path.cwd(), halt)  # without python -m tinygpt
-
-    def poll(self) -> int | None:
-        return self.wait(0)
-
-    def __enter__(self) -> "Forked":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.wait()
-
-
-@pytest.fixture
-def forking(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs of `tinygpt check --resume` are forked, which saves each the seconds of a start."""
-
-    def run(command: list[str], **_: Any) -> Any:
-        child = Child(command[3:], Path.cwd() / "log", Path.cwd())
-        return SimpleNamespace(returncode=child.wait(), stderr=child.output)
-
-    monkeypatch.setattr(check, "subprocess", SimpleNamespace(Popen=Forked, run=run, DEVNULL=0))
-    monkeypatch.chdir(work)
-
-
-RESUMED = ["--iterations=100", "--data_dir=data"]
-
-
-@pytest.mark.parametrize(
-    "more", [[], pytest.param(["--lora_rank=2"], marks=pytest.mark.slow)], ids=["all weights", "lora"]
-)
-def test_check_resume_runs_a_fine_tuning_config(work: Path, more: list[str], forking: None) -> None:
-    """The base model is named in the config file, or for a config without one by --ckpt."""
-    lines = [flag[2:].replace("=", ": ") for flag in [*FLAGS, *more] if "=" in flag]
-    named = [line for line in lines if not more or not line.startswith("ckpt")]
-    (work / "ft.yaml").write_text("\n".join(named))
-    assert "are equal" in ok(work, "check", "--resume", "ft.yaml", *["--ckpt=out"] * bool(more), *RESUMED).out
-
-
-@pytest.mark.slow
-def test_the_resume_check_starts_from_the_configs_own_base(work: Path, forking: None) -> None:
-    """A config that begins from a checkpoint is not checked from scratch."""
-    ok(work, *TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=continued")
-    assert "are equal" in ok(work, "check", "--resume", "continued/config.yaml", *RESUMED).out
-
-
-@pytest.mark.slow
-def test_check_resume_with_processes_of_its_own(work: Path) -> None:
-    """A config that begins from a checkpoint, with LoRA."""
-    ok(work, "finetune", "--lora_rank=2", *TINY_TRAIN[1:], "--out_dir=continued")
-    said = cli("check", "--resume", "continued/config.yaml", *RESUMED, "--iterations=1000", cwd=work)
-    assert said.status == 0 and "are equal" in said.out, said
-
-
-def test_check_resume_reports_that_nothing_was_killed(
-    work: Path, monkeypatch: pytest.MonkeyPatch, forking: None
-) -> None:
-    ended = ["train", *TINY_TRAIN[1:], "--max_iters=1", "--out_dir=quick"]
-    assert not check.kill_at([sys.executable, "-m", "tinygpt", *ended], work / "quick", step=99)
-    monkeypatch.setattr(check, "kill_at", lambda *_: False)
-    (work / "tiny.yaml").write_text("".join(f"{flag[2:].replace('=', ': ')}\n" for flag in TINY_TRAIN[1:]))
-    result = cli_here("check", "--resume", "tiny.yaml", cwd=work)
-    assert result.status == 1 and "ended before it could be killed" in result.err and "equal" not in result.out
-    assert "--iterations=600" in result.err
-    said = refused(work, "check", "--resume", "tiny.yaml", "--iterations=0")
-    assert "iterations is 0, but must be at least 1" in said
-
-
 def test_a_checkpoint_with_an_option_of_a_newer_version_asks_for_an_upgrade(work: Path) -> None:
     """The message does not say `not a checkpoint`, and does not recommend the next file with the same option."""
     for change in ({"position": "spiral"}, {"hyper_connections": 4}):
@@ -480,7 +404,6 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         ["merge", f"--ckpt={long}", "--adapter=out-lora"],
         ["merge", f"--adapter={long}"],
         *([name, long] for name in ("doctor", "check", "report", "plot")),
-        ["check", "--resume", long],
         ["prepare", "mine", f"--input={long}"],
         ["eval", "--ckpt=out-finetune", f"--plot={long}"],
         ["exercise", "start", "1", long],

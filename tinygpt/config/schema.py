@@ -739,18 +739,10 @@ class CheckConfig(DataConfig):
     """Check the integrity of run folders and datasets, and list what can still be used.
 
     tinygpt check out/ data/shakespeare_char
-
-    tinygpt check --resume configs/shakespeare_char.yaml
     """
 
     folders: Annotated[Files, POSITIONAL] = ("out",)
     """folders of runs or of datasets"""
-    resume: File = ""
-    """a config: train briefly, once uninterrupted and once killed and resumed, and compare the weights"""
-    ckpt: File = ""
-    """base model for --resume with a fine-tuning config; empty: the one the config names"""
-    iterations: Count = 60
-    """iterations of the short run of --resume"""
 
 
 @dataclasses.dataclass

@@ -1,25 +1,16 @@
-"""`tinygpt check`: check the integrity of run folders and datasets, and that resuming is exact on this machine.
+"""`tinygpt check`: check the integrity of run folders and datasets.
 
 tinygpt check out/ data/shakespeare_char
-tinygpt check --resume configs/shakespeare_char.yaml
 """
 
 import contextlib
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from tinygpt import threads
-from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
-from tinygpt.config.parse import find_config, read_config
 from tinygpt.config.schema import CheckConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.token_files import TOKEN
@@ -31,8 +22,6 @@ from tinygpt.training.log import read_metrics
 
 def check(config: CheckConfig) -> int:
     """Print the findings. Returns 0 if every check passes, else 1."""
-    if config.resume:
-        return check_resume(config)
     ok = True
     for name in config.folders:
         folder = Path(name)
@@ -130,57 +119,3 @@ def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
             labelled = bool(dataset.labels)
             prompt = next((prompt for prompt, _ in dataset.sources["val"].texts(dataset.tokenizer)), None)
     return suggest.next_command(model.config | {"data_dir": folder}, out, answers_prompts, labelled, prompt)
-
-
-def check_resume(config: CheckConfig) -> int:
-    """Train a short run undisturbed, and again with a kill -9 in the middle and --init_from=resume; compare."""
-    iterations, preset = config.iterations, find_config(config.resume)
-    settings = read_config(preset)
-    base, place = [f"--ckpt={config.ckpt}"] if config.ckpt else [], suggest.data_dir_flag(config.data_dir)
-    name = "finetune" if base else suggest.training_command(settings)
-    hashes = {}
-    with tempfile.TemporaryDirectory(prefix="tinygpt-check-") as scratch:
-        command = [sys.executable, "-m", "tinygpt", name, str(preset), *base, f"--data_dir={config.data_dir}"]
-        command += [f"--max_iters={iterations}", f"--checkpoint_interval={max(iterations // 6, 1)}", "--eval_iters=2"]
-        command += [f"--eval_interval={max(iterations // 2, 1)}", "--log_interval=1", "--quiet", "--eval_only=False"]
-        command += ["--patience=0", "--watch=False"]
-        if settings.get("threads", "auto") == "auto":
-            threads.set_threads("")
-            command.append(f"--threads={threads.free()}")  # both runs with the same
-        command += ["--init_from=scratch"] * (settings.get("init_from") in ("resume", "auto"))
-        for title in ("uninterrupted", "killed and resumed"):
-            out = Path(scratch) / title.split()[0]
-            run = [*command, f"--out_dir={out}"]
-            if title == "killed and resumed":
-                if not kill_at(run, out, iterations * 2 // 3):
-                    problem = f"the run of {iterations} iterations ended before it could be killed: nothing was checked"
-                    longer = [config.resume, *base, f"--iterations={10 * iterations}", *place]
-                    raise TinyGPTError(problem, suggest.command("check", "--resume", *longer), status=1)
-                run.append("--init_from=resume")
-            utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}
-            finished = subprocess.run(run, capture_output=True, encoding="utf-8", env=utf8)
-            if finished.returncode:
-                message = finished.stderr.strip().removeprefix("error: ")
-                again = suggest.command(name, config.resume, *base, *place)
-                raise TinyGPTError(f"the run for this check failed: {message}", again)
-            state = load(out / "last.pt")
-            command.append(f"--device={state.training['device']}")  # on a Mac, `auto` might choose another one now
-            hashes[title] = weights_fingerprint(state.model)
-            print(f"{title + ':':<20} {hashes[title]}")
-    same = len(set(hashes.values())) == 1
-    return 0 if report(same, f"weights after {iterations} iterations are {'equal' if same else 'NOT equal'}") else 1
-
-
-def kill_at(command: list[str], out: Path, step: int) -> bool:
-    """Start a run and kill it (SIGKILL; on Windows TerminateProcess) once its metrics show iteration `step`; return
-    whether the kill came in time, so that the last checkpoint precedes the last iteration."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            metrics = out / "metrics.jsonl"
-            if metrics.exists() and any(e["kind"] == "train" and e["step"] >= step for e in read_metrics(out)):
-                process.kill()
-                process.wait()
-                print(f"killed after iteration {step}")
-            time.sleep(0.005)
-    last = out / "last.pt"
-    return last.exists() and (state := load(last)).step < state.config["max_iters"]
