@@ -187,19 +187,6 @@ def tiny_text(lines: int = 600, seed: int = 1) -> str:
     return "".join(f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(lines))
 
 
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]]]:
-    """What a run sends to Weights & Biases: (step, values)."""
-    sent: list[tuple[int, dict[str, float]]] = []
-    stand_in = SimpleNamespace(
-        init=lambda **settings: sent.append((-1, settings)),
-        log=lambda values, step: sent.append((step, values)),
-        finish=lambda: sent.append((99, {})),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    return sent
-
-
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
 

@@ -346,10 +346,10 @@ def test_pilots_whose_loss_rises_bound_nothing() -> None:
 
 
 def test_the_pilots_have_the_schedule_in_proportion(tmp_path: Path) -> None:
-    config = TrainConfig(max_iters=3200, warmup_iters=160, lr_decay_iters=1600, patience=3, wandb_log=True)
+    config = TrainConfig(max_iters=3200, warmup_iters=160, lr_decay_iters=1600, patience=3)
     pilot = pilots.shortened(config, 16, tmp_path)
     assert (pilot.max_iters, pilot.warmup_iters, pilot.lr_decay_iters) == (200, 10, 100)
-    assert pilot.eval_interval == 200 and not pilot.patience and not pilot.wandb_log
+    assert pilot.eval_interval == 200 and not pilot.patience
     assert pilot.learning_rate == config.learning_rate and pilot.seed == config.seed
 
 

@@ -26,7 +26,6 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "tensorboard": ("tensorboard", "tensorboard"),
     "tokenizers": ("tokenizers", "pretrained"),
     "uvicorn": ("uvicorn", "serve"),
-    "wandb": ("wandb", ""),
     "wordllama": ("wordllama", "retrieve"),
 }
 
@@ -56,8 +55,8 @@ def diverged(what: str, value: float) -> TinyGPTError:
 def missing(module: str, what: str, otherwise: str = "") -> TinyGPTError:
     """Make the error for a package that is not installed: `missing("gguf", "GGUF")`."""
     package, extra = EXTRAS[module.partition(".")[0]]
-    also = f' (also in "tinygpt[{extra}]")' if extra else ""
-    return TinyGPTError(f"{what} needs the package {package}", f"pip install {package}{also}{otherwise}")
+    hint = f'pip install {package} (also in "tinygpt[{extra}]"){otherwise}'
+    return TinyGPTError(f"{what} needs the package {package}", hint)
 
 
 def library(module: str, what: str, otherwise: str = "") -> Any:

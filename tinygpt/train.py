@@ -281,7 +281,7 @@ def finish(run: Run) -> None:
     best = run.progress.best_val_loss
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
-    events = ", tensorboard/" if "TensorBoard" in run.log.sinks else ""
+    events = ", tensorboard/" if run.log.sink else ""
     kept = ", snapshots/" if config.snapshots else ""
     files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{kept}{events}"
     run.log.say(f"written: {run.out}/{files}")

@@ -170,11 +170,11 @@ class TrainConfig(Config):
     """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
     tensorboard --logdir OUT_DIR shows them; none: to metrics.jsonl only"""
     wandb_log: bool = False
-    """also send metrics and settings to Weights & Biases (nothing else leaves the machine)"""
-    wandb_project: str = "tinygpt"
-    """Weights & Biases project"""
+    """nanoGPT's key, which must be False: no run is sent to Weights & Biases"""
+    wandb_project: str = ""
+    """nanoGPT's key, without effect"""
     wandb_run_name: str = "run"
-    """Weights & Biases run name"""
+    """nanoGPT's key: a name for the run, which is shown in the title of its report"""
 
     batch_size: Count = 12
     """sequences per micro-step"""
@@ -281,6 +281,8 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.wandb_log:
+            yield "wandb_log must be False: no run is sent to Weights & Biases; use --report_to=tensorboard for curves"
         if self.watch and self.eval_only:
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":

@@ -8,7 +8,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import evaluations
 from tinygpt.files import drawing, require_writable, writing
 from tinygpt.training.log import is_number, read_metrics
-from tinygpt.training.sinks import TensorBoard, import_summary_writer
+from tinygpt.training.tensorboard import TensorBoard, import_summary_writer
 
 
 def plot(config: PlotConfig) -> None:

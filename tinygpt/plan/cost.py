@@ -69,7 +69,7 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
     pilot = dataclasses.replace(
         config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
         sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0, always_save_checkpoint=True,
-        out_dir=str(folder / "time"), report_to="none", wandb_log=False, quiet=True,
+        out_dir=str(folder / "time"), report_to="none", quiet=True,
     )  # fmt: skip
     settings = folder / "time.yaml"
     with writing(settings):

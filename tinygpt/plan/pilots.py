@@ -93,7 +93,7 @@ def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: i
     out = folder / f"pilot-{length}"
     return dataclasses.replace(
         config, max_iters=length, eval_interval=length, eval_iters=1, sample_interval=0, checkpoint_interval=0,
-        patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", wandb_log=False, watch=False,
+        patience=0, snapshots=0, always_save_checkpoint=False, report_to="none", watch=False,
         quiet=False, log_interval=min(config.log_interval, max(1, length // 20)), out_dir=str(out),
         init_from="resume" if (out / "last.pt").exists() else config.init_from, warmup_iters=warm_up,
         lr_decay_iters=decay,

@@ -28,7 +28,7 @@ class RunLog:
         self.active, self.quiet = active, quiet
         self._file: Any = None
         self._bar: Any = None
-        self.sinks: dict[str, Any] = {}  # by name: those of sinks.py, which also get the lines of metrics.jsonl
+        self.sink: Any = None  # that of tensorboard.py, if the run has one; it also gets the lines of metrics.jsonl
         self.retry_hint = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
 
     def open(self, step: int, evaluated_at: int) -> None:
@@ -47,24 +47,25 @@ class RunLog:
         with writing(self.path, self.retry_hint):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
-    def add(self, name: str, start: Callable[[], Any]) -> None:
-        """Start a sink. The run continues without a sink that fails now or later."""
-        with self._optional(name):
-            self.sinks[name] = start()
+    def add_sink(self, start: Callable[[], Any]) -> None:
+        """Start the sink. The run continues without it if it fails now or later."""
+        with self._without_failing_sink():
+            self.sink = start()
 
     @contextlib.contextmanager
-    def _optional(self, name: str) -> Iterator[None]:
-        """Catch any error of a sink: print a note, and do not use this sink again."""
+    def _without_failing_sink(self) -> Iterator[None]:
+        """Catch any error of the sink: print a note, and do not use the sink again."""
         try:
             yield
         except Exception as error:
-            sink = self.sinks.pop(name, None)
+            sink, self.sink = self.sink, None
             with contextlib.suppress(Exception):
                 if sink:
                     sink.close()
             reason = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
-            afterwards = f"; afterwards: {sink.afterwards}" if sink and sink.afterwards else ""
-            self.say(f"note: the run continues without {name} ({terminal.escaped(reason)}){afterwards}", always=True)
+            afterwards = f"; afterwards: {sink.afterwards}" if sink else ""
+            note = f"note: the run continues without TensorBoard ({terminal.escaped(reason)}){afterwards}"
+            self.say(note, always=True)
 
     def start_bar(self, first: int, total: int) -> None:
         hidden = not self.active or self.quiet or None  # None: on a terminal only
@@ -107,19 +108,18 @@ class RunLog:
         with writing(self.path, self.retry_hint):
             while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
-        self._pass_on(lambda sink: sink.write(entry))
+        with self._without_failing_sink():
+            if self.sink:
+                self.sink.write(entry)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-        self._pass_on(lambda sink: sink.close())
-
-    def _pass_on(self, action: Callable[[Any], None]) -> None:
-        for name, sink in list(self.sinks.items()):
-            with self._optional(name):
-                action(sink)
+        with self._without_failing_sink():
+            if self.sink:
+                self.sink.close()
 
 
 class Pace:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.training import sinks, watch
+from tinygpt.training import watch
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
     AmpModel,
@@ -44,6 +43,7 @@ from tinygpt.training.optimizer import (
 )
 from tinygpt.training.processes import Processes, join_processes
 from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from
+from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
 
 
@@ -56,14 +56,13 @@ class Progress:
     evaluations_without_best: int = 0
     evaluated_at: int = -1
     seconds: float = 0.0  # over all sessions of this run
-    wandb_id: str = ""  # of this run at Weights & Biases, if it is sent there
 
     @classmethod
     def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
         """Read the progress from a checkpoint's training state. Errors: TinyGPTError if it is missing or invalid."""
         found, fields = saved.get("progress"), dataclasses.fields(cls)
         if isinstance(found, dict):
-            values = {field.name: found.get(field.name, field.default) for field in fields}
+            values: dict[str, Any] = {field.name: found.get(field.name) for field in fields}
             if all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
                 progress = cls(**values)
                 numbers = not math.isnan(progress.best_val_loss) and 0 <= progress.seconds < math.inf
@@ -226,10 +225,8 @@ def check(config: TrainConfig, ranks: Processes) -> None:
         refuse_link(out / name)
     if (out / FOLDER).is_file() and config.snapshots:
         raise TinyGPTError(f"{out / FOLDER} is a file, but is needed as a folder for snapshots", "remove or rename it")
-    if config.wandb_log:
-        sinks.import_wandb()
     if config.report_to == "tensorboard":
-        sinks.import_summary_writer("report_to=tensorboard", ", or --report_to=none")
+        import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:
         require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
 
@@ -275,18 +272,14 @@ def open_folder(run: Run, resuming: bool) -> None:
             remove(path)
         if (run.out / "tensorboard").exists():
             for curves in ("train", "val"):
-                sinks.discard_events(run.out / "tensorboard" / curves)
+                discard_events(run.out / "tensorboard" / curves)
     with replacing(run.out / "config.yaml") as file:
         file.write(f"# tinygpt {__version__}, torch {torch.__version__}, {run.compute.describe()}\n".encode())
         file.write(to_yaml(run.config).encode())
     run.log.open(run.progress.step, run.progress.evaluated_at)
-    if run.config.wandb_log:
-        run.progress.wandb_id = run.progress.wandb_id or secrets.token_hex(4)
-        # not `add`: a mistake in its settings ends the command
-        run.log.sinks["Weights & Biases"] = sinks.Wandb(run.config, run.progress.wandb_id)
     if run.config.report_to == "tensorboard":
         started = time.time() - run.seconds()
-        run.log.add("TensorBoard", lambda: sinks.TensorBoard(run.out, read_metrics(run.out), started))
+        run.log.add_sink(lambda: TensorBoard(run.out, read_metrics(run.out), started))
 
 
 def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
@@ -314,7 +307,7 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
         run.log.say(f"threads:     forward and backward pass {threads.described(times)}")
     if not config.eval_only and (warning := schedule_note(config)):
         run.log.say(warning, always=True)
-    if "TensorBoard" in run.log.sinks:
+    if run.log.sink:
         run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
         done = progress.step >= config.max_iters

@@ -145,7 +145,8 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         if name in config.given and wanted != has:
             hint = f"drop {name}, or start from the weights alone: {from_weights}"
             raise TinyGPTError(f"{name} is {wanted} here and {has} in the checkpoint", hint)
-    # also not restored: output folder, logging and watching, because the file may come from a stranger
+    # also not restored: output folder and watching, because the file may come from a stranger; and wandb_log, which is
+    # True in some files of earlier versions
     kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         kept.add("decay_lr")  # a stored False would make the rate constant

@@ -1,9 +1,9 @@
-"""Sinks of a run's log, which get its figures in addition to metrics.jsonl: Weights & Biases, and TensorBoard.
+"""Event files for TensorBoard, which get the figures of a run's log in addition to metrics.jsonl.
 
-A sink gets figures only. Samples, prompts and responses stay in metrics.jsonl.
+They get figures only. Samples, prompts and responses stay in metrics.jsonl.
 
-    log.sinks["TensorBoard"] = TensorBoard(Path("out"), [], time.time())    # out/tensorboard/{train,val}
-    log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)                # the tag `loss` of both, at step 0
+    log.add_sink(lambda: TensorBoard(Path("out"), [], time.time()))    # out/tensorboard/{train,val}
+    log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)           # the tag `loss` of both, at step 0
 """
 
 import contextlib
@@ -12,35 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.config import suggest
-from tinygpt.config.schema import TrainConfig, run_settings
-from tinygpt.errors import library, missing
+from tinygpt.errors import missing
 from tinygpt.files import folder_lock, remove
 from tinygpt.training.log import is_number
-
-
-class Wandb:
-    """A sink that sends the figures of each line, as KIND/KEY, to Weights & Biases, where `id` identifies the run."""
-
-    afterwards = ""
-
-    def __init__(self, config: TrainConfig, id: str) -> None:
-        self.wandb = import_wandb()
-        name, settings = config.wandb_run_name, run_settings(config)
-        self.wandb.init(project=config.wandb_project, name=name, config=settings, id=id, resume="allow")
-
-    def write(self, entry: dict[str, Any]) -> None:
-        keys = [key for key, value in entry.items() if key not in ("step", "seconds") and is_number(value)]
-        if keys:
-            self.wandb.log({f"{entry['kind']}/{key}": entry[key] for key in keys}, step=entry["step"])
-
-    def close(self) -> None:
-        self.wandb.finish()
-
-
-def import_wandb() -> Any:
-    """Import the package wandb. Errors: TinyGPTError if it is not installed."""
-    return library("wandb", "wandb_log", ", or --wandb_log=False")
-
 
 # Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags
 # with the same beginning into one section of its page.
@@ -56,7 +30,8 @@ SUFFIX = ".tinygpt"  # of the names of our event files; other files in the folde
 
 
 class TensorBoard:
-    """A sink that writes event files, FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with SummaryWriter.
+    """The sink of a run's log: it writes event files, FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with
+    PyTorch's SummaryWriter.
 
     It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has. So the event
     files of a resumed run have each step once, like metrics.jsonl, even if the run was killed. `started` plus a line's
