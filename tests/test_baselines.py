@@ -1,4 +1,4 @@
-"""The n-gram baselines against dictionaries of counts, and their memory on a large file."""
+"""The n-gram baselines against dictionaries of counts, and their limits."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import baselines
-from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.baselines import left_out, ngram_baselines
 
 ALL = slice(None)
 MEMORY = 1 << 30  # bytes that a child process may grow by, the mapped pages of its files included
@@ -51,7 +51,8 @@ class Reference:
 
 
 def check(train: list[int], val: list[int], vocab_size: int, where: slice | np.ndarray = ALL) -> None:
-    found = ngram_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), vocab_size, where)
+    at = None if where is ALL else np.arange(len(val) - 1)[where]
+    found = ngram_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), vocab_size, at)
     expected = Reference(train, vocab_size).losses(val, where)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=0, abs=1e-12)
@@ -86,18 +87,12 @@ def test_the_reference_is_made_of_distributions() -> None:
     [ALL, slice(100), slice(7, None, 3), slice(None, None, -2), np.array([40, 0, 3, 3, 998]), np.array([5])],
     ids=["all", "first", "every third", "backwards", "indices", "one"],
 )
-@pytest.mark.parametrize(("block", "keys"), [(1 << 22, 1 << 22), (100, 50), (64, 1000)])
-def test_any_vocabulary_any_targets_any_number_of_passes(
-    vocab_size: int, where: slice | np.ndarray, block: int, keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sorted or in a table, at once or in many blocks and groups of keys, the result is that of the dictionaries."""
-    monkeypatch.setattr(baselines, "BLOCK", block)
-    monkeypatch.setattr(baselines, "KEYS", keys)
+def test_any_vocabulary_any_targets(vocab_size: int, where: slice | np.ndarray) -> None:
     check(text(vocab_size, 3000, 1), text(vocab_size, 1000, 2), vocab_size, where)
 
 
 def test_a_token_outside_the_vocabulary_is_named() -> None:
-    """Mapped files are not checked when they are opened; the key of such a token would be that of another trigram."""
+    """Mapped files are not checked when they are opened."""
     good, bad = np.array([1, 2], dtype="<u2"), np.array([1, 65, 2], dtype="<u2")
     with pytest.raises(TinyGPTError, match="training split has token 65, outside the 65 tokens"):
         ngram_baselines(bad, good, 65)
@@ -105,12 +100,28 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
         ngram_baselines(good, bad, 65)
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------
+# ---- limits -----------------------------------------------------------------------------------------------------
+
+
+def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = text(65, 3000, 1), text(65, 1000, 2)
+    monkeypatch.setattr(baselines, "MOST_TRAINING", 2000)
+    monkeypatch.setattr(baselines, "MOST_TARGETS", 100)
+    ids = np.array(train, dtype="<u2"), np.array(val, dtype="<u2")
+    expected = pytest.approx(Reference(train[:2000], 65).losses(val[:101]), rel=0, abs=1e-12)
+    assert ngram_baselines(*ids, 65) == ngram_baselines(*ids, 65, np.arange(999)) == expected
+    assert left_out(2000, 100) == ""
+    note = "to limit their memory, the n-gram baselines are "
+    assert left_out(2001, 100) == note + "counted on the first 2,000 of 2,001 training tokens"
+    assert left_out(2000, 101) == note + "measured on the first 100 of 101 validation tokens"
+    assert left_out(3000, 999) == note + (
+        "counted on the first 2,000 of 3,000 training tokens and measured on the first 100 of 999 validation tokens"
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory")
 @pytest.mark.parametrize("vocab_size", [65, pytest.param(50257, marks=pytest.mark.slow)])
-def test_ngram_baselines_of_a_large_file_need_bounded_memory(vocab_size: int, tmp_path: Path) -> None:
+def test_ngram_baselines_at_their_limits_need_little_memory(vocab_size: int, tmp_path: Path) -> None:
     """80 million training tokens, a sparse file, and 5 million validation tokens, of which all trigrams may differ."""
     with open(tmp_path / "train.bin", "wb") as file:
         file.truncate(160_000_000)

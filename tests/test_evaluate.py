@@ -21,6 +21,7 @@ from tinygpt.config.parse import parse
 from tinygpt.config.schema import EvalConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
+from tinygpt.evaluate import baselines
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, estimate_losses, loss_and_error, mean_loss, sampled_loss
 from tinygpt.model import GPT, GPTConfig
@@ -184,6 +185,14 @@ def test_eval_for_people_shows_the_same(tiny_run: Path) -> None:
     assert [rows[name][0] for name in ("uniform", "unigram", "bigram", "trigram")] == [
         f"{value:.4f}" for value in found["baselines"].values()
     ]
+
+
+def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(cli_here("eval", "--json", cwd=tiny_run).out)["note"] == ""
+    monkeypatch.setattr(baselines, "MOST_TRAINING", 50)
+    found = json.loads(cli_here("eval", "--json", cwd=tiny_run).out)
+    assert "the n-gram baselines are counted on the first 50 of " in found["note"]
+    assert cli_here("eval", cwd=tiny_run).out.endswith(f"\nnote: {found['note']}\n")
 
 
 def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> None:

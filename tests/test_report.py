@@ -23,6 +23,7 @@ from test_finetune import tuned  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.evaluate import baselines
 from tinygpt.report import collect
 from tinygpt.report.overlap import SHORTEST, Training, marked
 
@@ -398,6 +399,15 @@ def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_c
     model = load(reported / "out").build_model()
     total, shown = sum(weight.numel() for weight in model.parameters()), model.num_params()
     assert total > shown and f"{total:,} parameters, {shown:,} without the position embeddings, in " in text
+
+
+def test_the_page_says_what_the_baselines_leave_out(reported: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    with mock.patch.object(baselines, "MOST_TARGETS", 50):
+        ok(reported, "report", "out", "-o", str(page))
+    note = "Note: to limit their memory, the n-gram baselines are measured on the first 50 of "
+    assert note in page.read_text(encoding="utf-8")
+    assert "to limit their memory" not in (reported / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:

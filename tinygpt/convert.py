@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -199,14 +198,16 @@ def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
 
 def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Sentences for the model card: what n-gram baselines reach on the same validation split."""
-    from tinygpt.evaluate.baselines import ngram_baselines
+    from tinygpt.evaluate.baselines import left_out, ngram_baselines
 
     dataset = dataset_of(config, checkpoint)
     if dataset is None or dataset.pairs or not math.isfinite(checkpoint.best_val_loss):
         return []
-    splits: Any = dataset.splits
-    found = ngram_baselines(splits["train"], splits["val"], dataset.tokenizer.vocab_size)
+    train, val = (dataset.splits[name] for name in ("train", "val"))
+    found = ngram_baselines(train, val, dataset.tokenizer.vocab_size)
     shown = ", ".join(f"{name} {loss:.4f}" for name, loss in found.items())
+    note = left_out(len(train), len(val) - 1)
+    shown += f" ({note})" if note else ""
     return [f"Baselines on the same split, in nats per token: {shown}."]
 
 

@@ -20,7 +20,7 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
-from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.baselines import left_out, ngram_baselines
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.files import folder_of, read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
@@ -192,12 +192,13 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     if not math.isfinite(loss):
         raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int(source.targets(rows, source.width(block_size)).sum())
-    vocabulary = dataset.tokenizer.vocab_size
-    baselines = {} if dataset.pairs else ngram_baselines(dataset.splits["train"], val, vocabulary)
+    train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
+    baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
+    note = left_out(len(train), len(val) - 1) if baselines else ""
     if config.json:
         result = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
         result |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
-        print(strict_json(result | {"baselines": baselines}))
+        print(strict_json(result | {"baselines": baselines, "note": note}))
         return
     what = "response tokens" if dataset.pairs else "tokens, each predicted once"
     print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
@@ -211,3 +212,5 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
         print("estimate it from the training split, given the previous 0, 1 and 2 tokens")
         print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")
+    if note:
+        print(f"note: {note}")

@@ -25,7 +25,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.evaluate.baselines import left_out, ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
@@ -165,8 +165,9 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     }
     for what, prediction, result in compared(run.folder, entries, settings, run.checkpoint.data):
         facts[f"predicted {what}"] = f"{prediction}; measured {result}"
-    measured = {"losses": losses(run), "before_after": before_after(entries)}
-    return {"facts": facts, "verdict": verdict, "parts": parts, **measured}
+    measured, note = losses(run)
+    tables = {"losses": measured, "losses_note": note, "before_after": before_after(entries)}
+    return {"facts": facts, "verdict": verdict, "parts": parts, **tables}
 
 
 def parameters(model: GPT) -> dict[str, int]:
@@ -198,13 +199,14 @@ def machine(folder: Path) -> str:
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
-def losses(run: LoadedRun) -> list[dict[str, Any]]:
-    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split.
+def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
+    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split; and say
+    what the baselines leave out.
 
     A validation split that is too large for WORK is measured in part.
     """
     if run.dataset is None or len(run.split("val")) < 2:
-        return []
+        return [], ""
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
     rows = source.every(block_size)[
         : max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
@@ -212,19 +214,19 @@ def losses(run: LoadedRun) -> list[dict[str, Any]]:
     loss, error = loss_and_error(run.model, source, rows, run.compute)
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
-    val = run.split("val")
-    where: slice | np.ndarray = slice(len(rows) * block_size)  # the same targets
+    train, val = run.split("train"), run.split("val")
+    at = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
-        where = np.concatenate(spans)
-    measured = ngram_baselines(run.split("train"), val, run.tokenizer.vocab_size, where) | {"this model": loss}
+        at = np.concatenate(spans)
+    measured = ngram_baselines(train, val, run.tokenizer.vocab_size, at) | {"this model": loss}
     bits_per_nat = bits_per_character(1.0, run.dataset)
     found = []
     for name, value in measured.items():
         units = {"perplexity": short_number(perplexity(value)), "bits": value * bits_per_nat}
         known = error if name == "this model" and math.isfinite(error) else None
         found.append({"name": name, "loss": value, "error": known} | units)
-    return found
+    return found, left_out(len(train), len(at))
 
 
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
