@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import lora
 from tinygpt.checkpoint.eight_bits import absmax
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
@@ -42,8 +41,8 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
     The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled.
 
-    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, for LoRA
-    adapters, for a model with fewer tokens than its tokenizer, and for weights that are not finite.
+    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, and for
+    weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise TinyGPTError(
@@ -83,11 +82,7 @@ def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor
         what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
         raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
-    if lora.is_adapted(weights):
-        raise TinyGPTError("the model has LoRA adapters next to its weights", "merge them first: tinygpt merge")
     padded, size = model.config.vocab_size, tokenizer.vocab_size
-    if size > padded:
-        raise TinyGPTError(f"the model has {padded} tokens, its tokenizer {size}", "use the tokenizer of its run")
     if model.config.tie_weights:
         del weights["lm_head.weight"]  # the same tensor as transformer.wte.weight
     for name in {"transformer.wte.weight", "lm_head.weight"} & weights.keys():
