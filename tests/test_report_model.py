@@ -22,7 +22,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.generate import Choice, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
-from tinygpt.report.weights import frequencies, pack
+from tinygpt.report.weights import pack
 
 FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
 PRELUDE = f"""
@@ -147,9 +147,9 @@ def test_relative_positions_far_past_the_window(position: str) -> None:
 def test_frequencies_are_those_of_rope() -> None:
     """As RoFormer defines them; within 1e-10, so that angles at position 10,000 differ by less than float32 rounds."""
     exact = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
-    found = frequencies(small(position="rope", n_embd=128).position)
+    found = pack(small(position="rope", n_embd=128), SYMBOLS)["position"]["frequencies"]
     torch.testing.assert_close(torch.tensor(found), torch.cat((-exact, exact)), atol=1e-10, rtol=0)
-    assert frequencies(small().position) is None
+    assert pack(small(), SYMBOLS)["position"]["frequencies"] is None
 
 
 def compare_past_the_window(model: GPT, length: int) -> None:

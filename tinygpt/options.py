@@ -132,6 +132,10 @@ class Position:
     def __init__(self, config: GPTConfig) -> None:
         self.config, self.n_head, self.head_dim = config, config.n_head, config.head_dim
 
+    def frequencies(self, device: torch.device | None = None) -> Tensor | None:
+        """Return the radians per position by which `rotation` turns each pair of channels: float32 (head_dim / 2)."""
+        return None
+
     def rotation(self, positions: Tensor) -> Tensor | None:
         """Return cosines and signed sines for `rotate`: float32 (2, ..., T, head_dim), for positions int64 (..., T)."""
         return None
@@ -141,8 +145,7 @@ class Position:
         positions' device. This one hides the keys outside the sliding window; a subclass adds its own bias to it.
 
         queries, keys: positions, int64 (..., T) and (..., S). The causal mask is applied elsewhere. The report's page
-        supports a bias that depends on head and distance only, and rotation angles that are proportional to the
-        position.
+        supports a bias that depends on head and distance only.
         """
         if not self.config.window:
             return None
@@ -160,10 +163,12 @@ class Learned(Position):
 class Rotary(Position):
     """RoPE: each pair of channels is rotated by position x frequency; frequencies range from 1 to about 1/10,000."""
 
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        channels = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+        return self.config.rope_base ** (-channels / self.head_dim)
+
     def rotation(self, positions: Tensor) -> Tensor:
-        channels = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        frequencies = self.config.rope_base ** (-channels / self.head_dim)
-        angles = positions.float()[..., None] * frequencies  # (..., T, head_dim / 2)
+        angles = positions.float()[..., None] * self.frequencies(positions.device)  # (..., T, head_dim / 2)
         cos, sin = angles.cos(), angles.sin()
         return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 

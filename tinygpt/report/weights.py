@@ -15,7 +15,6 @@ do not add up.
 
 import base64
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT
-from tinygpt.options import Position
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
 EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
@@ -57,6 +55,7 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     for name, weight in weights.items():
         tensors[name] = {"shape": list(weight.shape), "offset": offset}
         offset += weight.numel()
+    turns = model.position.frequencies()
     distances = torch.arange(model.config.block_size)
     bias = model.position.bias(distances[-1:], distances.flip(0))  # (n_head, 1, block_size) or (1, block_size)
     if bias is not None:  # JSON has no infinity
@@ -65,7 +64,7 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
         "config": dataclasses.asdict(model.config) | {"vocab_size": tokenizer.vocab_size},
         "position": {  # what model.position computes
             "relative": model.position.relative,
-            "frequencies": frequencies(model.position),
+            "frequencies": None if turns is None else torch.cat((-turns, turns)).tolist(),  # as in `rotate`
             "bias": None if bias is None else bias.tolist(),
         },
         "vocabulary": tokenizer.symbols,
@@ -123,19 +122,3 @@ def differences(
 def encoded(numbers: np.ndarray) -> str:
     """Base64 of the numbers, little-endian."""
     return base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
-
-
-def frequencies(position: Position) -> list[float] | None:
-    """Rotation of each channel in radians per position, within 1e-10; None without rotation.
-
-    Angles are known up to full turns: the angle at position 1 gives an estimate, which those at 2, 4, ... 1024 refine.
-    """
-    found = torch.zeros(position.head_dim, dtype=torch.float64)
-    for step in 2 ** torch.arange(11):
-        rotation = position.rotation(step[None])
-        if rotation is None:
-            return None
-        cos, sin = rotation[:, 0].double()
-        error = torch.atan2(sin, cos) - step * found
-        found += (torch.remainder(error + math.pi, 2 * math.pi) - math.pi) / step
-    return found.float().tolist()
