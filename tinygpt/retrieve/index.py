@@ -19,6 +19,7 @@ from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
 from tinygpt.data.text_files import input_files
+from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, file_lock, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
@@ -60,6 +61,8 @@ def chosen(name: str) -> Embeddings | None:
         way = "pip install 'tinygpt[retrieve]' adds semantic search"
         print(f"note: keyword search only, since the package wordllama is missing; {way}", flush=True)
         return None
+    if lone_surrogate(name):
+        raise TinyGPTError(f"--embeddings={name_of(Path(name))}: the path is not valid UTF-8", "rename the checkpoint")
     return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name)
 
 
