@@ -12,7 +12,7 @@ from conftest import TINY_TRAIN, cli_here
 from models import every_pair, ids, largest, shaken, small
 from torch import Tensor
 
-from tinygpt.checkpoint.store import load, save
+from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import TrainConfig
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
@@ -206,17 +206,6 @@ def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
         assert resumed.status == 0, resumed.err
         assert ("until now and is" in resumed.out) == (iterations < 18)
     assert load(work / "out/last.pt").step == 18
-
-
-def test_a_run_of_version_0_1_that_leaves_the_fast_path_says_so(work: Path) -> None:
-    """Its files do not name the path, since there was only one."""
-    assert cli_here(*TINY_TRAIN, "--max_iters=10", cwd=work).status == 0
-    state = load(work / "out/last.pt")
-    del state.training["path"], state.training["device"]
-    for flag, notes in (("--fast=True", False), ("--fast=False", True)):
-        save(work / "out/last.pt", state)
-        resumed = cli_here("train", "--init_from=resume", "--max_iters=12", flag, cwd=work)
-        assert ("the code path of this run was fast until now and is plain" in resumed.out) == notes, resumed.err
 
 
 @pytest.mark.parametrize(
