@@ -14,6 +14,8 @@ from conftest import TINY_TRAIN, cli, ok, refused
 
 from tinygpt import threads
 from tinygpt.checkpoint.store import load
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import TrainConfig
 
 CORES = os.cpu_count() or 1
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the load is known on Linux only")
@@ -212,3 +214,43 @@ def test_a_resumed_run_keeps_its_number(run_copy: Path, count: Callable[[int], N
     said = ok(run_copy, *more, "--max_iters=30", "--threads=1").out
     assert "note: the number of threads of this run was 2 until now and is 1 from here on;" in said
     assert load(run_copy / "out-two/last.pt").training["threads"] == 1
+
+
+def test_files_may_give_it_as_a_number(work: Path) -> None:
+    for name, text in (("a.yaml", "threads: 2\n"), ("a.py", "threads = 2\n"), ("b.py", "threads = '2'\n")):
+        (work / name).write_text(text)
+        assert parse(TrainConfig, [str(work / name)]).threads == "2"
+    (work / "c.py").write_text("threads = 0\n")
+    assert "must be auto or a number from 1 to 999" in refused(work, "train", "c.py")
+
+
+def test_what_fixes_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value, fixed in (
+        ("OMP_NUM_THREADS", "2", True),
+        ("OMP_NUM_THREADS", "4,2", True),
+        ("OMP_NUM_THREADS", "", False),  # libgomp ignores these
+        ("OMP_NUM_THREADS", "0", False),
+        ("OMP_NUM_THREADS", "many", False),
+        ("WORLD_SIZE", "1", False),
+        ("WORLD_SIZE", "2", True),  # processes of torchrun share the cores
+    ):
+        monkeypatch.setattr(os, "environ", {variable: value})
+        assert threads.is_fixed("auto") == fixed and threads.is_fixed("3"), (variable, value)
+
+
+def test_a_number_that_is_kept_beside_busy_processes(
+    count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(threads, "busy_cpus", lambda: 2.9)
+    monkeypatch.setattr(threads, "_cpus", lambda: 4)
+    for kept, used, says in (
+        (0, 1, "tinygpt computes with 1 thread (set"),
+        (1, 1, "tinygpt computes with 1 thread (set"),
+        (3, 3, "this run keeps its 3 threads; --threads=1 may be faster"),
+        (8, 1, "tinygpt computes with 1 thread (set"),  # of a machine with more cores
+    ):
+        monkeypatch.setattr(threads, "_cores", 0)
+        count(4)
+        note = threads.set_threads("auto", kept)
+        assert torch.get_num_threads() == used and f"keep 2.9 of 4 CPUs busy; {says}" in note

@@ -10,6 +10,7 @@ several numbers of threads (`ThreadTuner`).
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,9 @@ def measure() -> None:
 
 
 def is_fixed(asked: str) -> bool:
-    """Return whether the number of threads is the user's, by `asked` or OMP_NUM_THREADS, or that of torchrun."""
-    return asked != "auto" or bool({"OMP_NUM_THREADS", "WORLD_SIZE"} & os.environ.keys())
+    """Return whether the number of threads is the user's, by `asked` or OMP_NUM_THREADS, or shared with processes."""
+    by_user = re.match(r"\s*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # libgomp ignores other values
+    return asked != "auto" or bool(by_user) or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def set_threads(asked: str, kept: int = 0) -> str:
@@ -50,13 +52,13 @@ def set_threads(asked: str, kept: int = 0) -> str:
         return ""
     if first and (busy := busy_cpus()):
         _free = min(_cores, max(1, int(_cpus() - busy + 0.5)))
-    torch.set_num_threads(min(kept, _cores) or _free)
+    kept = kept if kept <= _cores else 0  # of a machine with more cores
+    torch.set_num_threads(kept or _free)
     if not first or _free == _cores:
         return ""
-    used = torch.get_num_threads()
-    does = f"tinygpt computes with {counted(used)} (set OMP_NUM_THREADS to choose the number)"
-    if kept and used > _free:
-        does = f"this run keeps its {counted(used)}; --threads={_free} may be faster, but changes the last bits"
+    does = f"tinygpt computes with {counted(kept or _free)} (set OMP_NUM_THREADS to choose the number)"
+    if kept > _free:
+        does = f"this run keeps its {counted(kept)}; --threads={_free} may be faster, but changes the last bits"
     return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {does}"
 
 

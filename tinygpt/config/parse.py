@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, keys, meanings
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, AutoOrCount, Config, Key, Limit, keys, meanings
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, Switch, TrainConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
@@ -143,6 +143,8 @@ def converted(key: Key, value: Any, where: str, prog: str) -> Any:
         raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__} {value!r}", f"{key.name}: 1")
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
         raise TinyGPTError(f"{name}: this number is too large", f"{key.name}: 1")
+    if AutoOrCount() in key.marks:
+        value = str(value)
     if key.type in (str, tuple):
         if not isinstance(value, str):  # from a Python config; from YAML it is text as written
             raise TinyGPTError(f"{name}: needs text, not the number {value!r}", f"{key.name} = {str(value)!r}")
