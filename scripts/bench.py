@@ -323,7 +323,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
 
     def decode(preset: str, variant: str, samples: int, count: int) -> float:
         """Tokens per second."""
-        prompt, choice = torch.zeros((samples, 1), dtype=torch.long), sample.Choice(temperature=0.8, top_k=200)
+        prompt, choice = torch.zeros((samples, 1), dtype=torch.long), sample.Sampling(temperature=0.8, top_k=200)
         start = time.perf_counter()
         for _ in sample.generate(untrained(preset, variant), prompt, 32 * count, choice):
             pass
@@ -360,7 +360,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     def generated(samples: int, tokens: int) -> float:
         generator, prompt, wanted, tokenizer = trained(samples, tokens)
         start = time.perf_counter()
-        idx, choice = torch.tensor([prompt]).expand(samples, -1), sample.Choice(wanted.temperature, wanted.top_k)
+        idx, choice = torch.tensor([prompt]).expand(samples, -1), sample.Sampling(wanted.temperature, wanted.top_k)
         rows = sample.generate(generator, idx, tokens, choice, tokenizer.vocab_size)
         if samples == 1:
             text = sample.TextStream(tokenizer, [wanted.stop])

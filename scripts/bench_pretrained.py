@@ -133,13 +133,13 @@ def greedy_tinygpt(ckpt: str, data_dir: str, dtype: str) -> dict[str, float]:
 
     from tinygpt import device
     from tinygpt.checkpoint.store import load
-    from tinygpt.generate import Choice, generate
+    from tinygpt.generate import Sampling, generate
 
     ids = torch.tensor([prompt_ids(ckpt)])
     model = load(ckpt).for_inference(device.choose_for_inference("cpu", dtype))
-    list(generate(model, ids, 3, Choice(temperature=0)))
+    list(generate(model, ids, 3, Sampling(temperature=0)))
     began = time.perf_counter()
-    count = len(list(generate(model, ids, NEW, Choice(temperature=0))))
+    count = len(list(generate(model, ids, NEW, Sampling(temperature=0))))
     return {"rate": count / (time.perf_counter() - began), "bytes": float(sum(w.nbytes for w in model.parameters()))}
 
 

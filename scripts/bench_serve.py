@@ -252,7 +252,7 @@ def overhead(args: argparse.Namespace) -> None:
     from tinygpt import device
     from tinygpt.checkpoint.adapter import load_model
     from tinygpt.checkpoint.store import tokenizer_of
-    from tinygpt.generate import Choice
+    from tinygpt.generate import Sampling
     from tinygpt.serve.engine import Prefill, Row, Served, Settings, Task
 
     checkpoint = load_model(args.tiny)
@@ -260,7 +260,7 @@ def overhead(args: argparse.Namespace) -> None:
     served = Served("", tokenizer_of(checkpoint, args.tiny, "data"), checkpoint.for_inference(compute, "False"))
 
     def steps() -> float:
-        task = Task(served, [1], Settings(300, Choice(seed=1)), lambda event: None)
+        task = Task(served, [1], Settings(300, Sampling(seed=1)), lambda event: None)
         served.prefills.append(Prefill([Row(task, 0)], task.prompt, False))
         began = time.perf_counter()
         while served.busy():

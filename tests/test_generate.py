@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 
@@ -28,13 +28,13 @@ def tiny(seed: int = 0, **options: Any) -> GPT:
 
 def text(model: GPT, prompt: Tensor, count: int, vocab_size: int = 0, exact: bool = False, **choice: Any) -> Tensor:
     """The generated ids, int64 (B, count)."""
-    return torch.stack(list(generate(model, prompt, count, Choice(**choice), vocab_size, exact)), dim=1)
+    return torch.stack(list(generate(model, prompt, count, Sampling(**choice), vocab_size, exact)), dim=1)
 
 
 @torch.no_grad()
 def naive(model: GPT, idx: Tensor, count: int, **choice: Any) -> Tensor:
     """nanoGPT's generation: the complete window at every token. (Its softmax and draw are repeated here.)"""
-    choice = dataclasses.asdict(Choice(**choice))
+    choice = dataclasses.asdict(Sampling(**choice))
     generator = torch.Generator().manual_seed(choice["seed"])
     start = idx.size(1)
     for _ in range(count):
@@ -233,11 +233,11 @@ def test_rows_of_a_batch_differ_and_the_greedy_ones_do_not() -> None:
 
 
 def test_nothing_is_made_before_it_is_asked_for() -> None:
-    steps = generate(tiny(), prompt(), 1000, Choice())
+    steps = generate(tiny(), prompt(), 1000, Sampling())
     assert next(steps).shape == (2,)
     steps.close()
     assert not torch.is_inference_mode_enabled()
-    assert list(generate(tiny(), prompt(), 0, Choice())) == []
+    assert list(generate(tiny(), prompt(), 0, Sampling())) == []
 
 
 @options

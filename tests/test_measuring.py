@@ -25,7 +25,7 @@ from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import GPT, GPTConfig
 
 COLOURS = ["red", "green", "blue"]
@@ -228,7 +228,11 @@ def test_a_token_is_drawn_from_logits_that_overflow_with_the_temperature(monkeyp
     """Finite logits that become infinite when divided by the temperature give the most probable token, not NaN."""
     logits = torch.tensor([[-3e38, 2.9e38, 3e38], [3e38, 1.0, -3e38]])
     monkeypatch.setattr(GPT, "forward", lambda self, idx, **more: (logits[:, None], None))
-    for choice in (Choice(temperature=0.5), Choice(temperature=1e-5), Choice(temperature=0.5, top_k=2, top_p=0.9)):
+    for choice in (
+        Sampling(temperature=0.5),
+        Sampling(temperature=1e-5),
+        Sampling(temperature=0.5, top_k=2, top_p=0.9),
+    ):
         assert [row.tolist() for row in generate(random_model(), torch.zeros(2, 1).long(), 1, choice)] == [[2, 0]]
 
 
@@ -248,8 +252,8 @@ def test_generating_needs_memory_only_for_the_context(options: dict[str, Any], e
     """A request for 10**12 tokens can be started, and yields the same tokens as a short request."""
     model = random_model(**options)
     prompt = torch.randint(23, (2, length), generator=torch.Generator().manual_seed(5))
-    some = torch.stack(list(generate(model, prompt, 60, Choice(), 0, exact)), dim=1)
-    endless = generate(model, prompt, 10**12, Choice(), 0, exact)
+    some = torch.stack(list(generate(model, prompt, 60, Sampling(), 0, exact)), dim=1)
+    endless = generate(model, prompt, 10**12, Sampling(), 0, exact)
     assert torch.equal(some, torch.stack([next(endless) for _ in range(60)], dim=1))
 
 

@@ -14,7 +14,7 @@ from models import CHOICES, NEEDS, SIZES, SMALL, every_pair, every_path, ids, la
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
-from tinygpt.generate import Choice, generate
+from tinygpt.generate import Sampling, generate
 from tinygpt.interop.architectures import Stock, from_stock
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
@@ -470,7 +470,7 @@ def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
         assert model.transformer["wpe"].weight.shape == (8, 32)
         with pytest.raises(IndexError):  # the forgotten positions are gone
             model(ids(2, 9))
-    made = list(generate(model, ids(1, 8), 12, Choice(seed=1)))
+    made = list(generate(model, ids(1, 8), 12, Sampling(seed=1)))
     assert len(made) == 12
     copy = GPT(model.config)
     copy.load_state_dict(model.state_dict())

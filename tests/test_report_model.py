@@ -19,7 +19,7 @@ import tinygpt.report.weights
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
-from tinygpt.generate import Choice, generate, probabilities
+from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
 from tinygpt.report.weights import pack
@@ -189,7 +189,7 @@ def test_checkpoints_of_finetuning(tuned: Path, files: str) -> None:  # noqa: F8
 
 
 def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False) -> list[int]:
-    tokens = generate(model, torch.tensor([prompt]), count, Choice(temperature=0), exact_window=exact_window)
+    tokens = generate(model, torch.tensor([prompt]), count, Sampling(temperature=0), exact_window=exact_window)
     return [int(token[0]) for token in tokens]
 
 

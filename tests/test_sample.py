@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.generate import Choice, draw, generate
+from tinygpt.generate import Sampling, draw, generate
 from tinygpt.sample import TextStream
 
 
@@ -34,7 +34,7 @@ def test_the_text_is_what_the_model_generates(tiny_run: Path) -> None:
     checkpoint = load(tiny_run / "out/ckpt.pt")
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "")
     prompt = torch.tensor([tokenizer.encode("The king").tolist()])
-    choice = Choice(temperature=0.7, top_k=10, top_p=0.9, seed=3)
+    choice = Sampling(temperature=0.7, top_k=10, top_p=0.9, seed=3)
     steps = generate(checkpoint.build_model().eval(), prompt, 40, choice, tokenizer.vocab_size)
     expected = tokenizer.decode([int(step[0]) for step in steps])
     args = ["--start=The king", "--temperature=0.7", "--top_k=10", "--top_p=0.9", "--seed=3", "--max_new_tokens=40"]

@@ -497,7 +497,7 @@ class Asked:
 
     def task(self, length: int, seed: int = 1, prompt: int = 5) -> tuple[Task, list[Event]]:
         got: list[Event] = []
-        chosen = Settings(length, engines.Choice(seed=seed))
+        chosen = Settings(length, engines.Sampling(seed=seed))
         return Task(self.served, list(range(prompt)), chosen, got.append), got
 
     def slots(self) -> int:

@@ -162,8 +162,8 @@ def print_completion(args: list[str]) -> NoReturn:
 
     shell = " ".join(args).replace("=", " ").split()[1:]
     if shell not in (["bash"], ["zsh"], ["tcsh"], ["fish"]):
-        wrong = f"{' '.join(shell)}: no such shell" if shell else "--tyro-print-completion needs a shell"
-        raise TinyGPTError(wrong, "tinygpt --tyro-print-completion bash, or zsh, tcsh, fish")
+        problem = f"{' '.join(shell)}: no such shell" if shell else "--tyro-print-completion needs a shell"
+        raise TinyGPTError(problem, "tinygpt --tyro-print-completion bash, or zsh, tcsh, fish")
     tree: dict[str, Any] = {name: for_tyro(getattr(schema, entry[1])) for name, entry in COMMANDS.items()}
     tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)
     raise SystemExit

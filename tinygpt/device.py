@@ -46,21 +46,21 @@ def choose(device: str, dtype: str, count: str = "", kept: int = 0) -> Compute:
     count, kept: number of threads on a CPU, see threads.set_threads. Errors: TinyGPTError for a device that this
     machine does not have.
     """
-    where = _device(device)
-    if where.type == "cpu" and (note := threads.set_threads(count, kept)):
+    target = _device(device)
+    if target.type == "cpu" and (note := threads.set_threads(count, kept)):
         terminal.print_error(note)
     if dtype != "auto":
-        return Compute(where, getattr(torch, dtype), "as asked")
-    if where.type == "cuda":
-        if has_bfloat16(where):
-            return Compute(where, torch.bfloat16, "this GPU multiplies it in hardware")
-        return Compute(where, torch.float16, "this GPU has no bfloat16; gradients are scaled")
-    if where.type == "cpu":
-        found = torch.cpu.get_capabilities()
-        if found.get("avx512_bf16") or found.get("amx_bf16"):
-            return Compute(where, torch.bfloat16, "this processor multiplies it in hardware")
-        return Compute(where, torch.float32, "this processor has no bfloat16 instructions")
-    return Compute(where, torch.float32, f"the safe choice on {where.type}")
+        return Compute(target, getattr(torch, dtype), "as asked")
+    if target.type == "cuda":
+        if has_bfloat16(target):
+            return Compute(target, torch.bfloat16, "this GPU multiplies it in hardware")
+        return Compute(target, torch.float16, "this GPU has no bfloat16; gradients are scaled")
+    if target.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return Compute(target, torch.bfloat16, "this processor multiplies it in hardware")
+        return Compute(target, torch.float32, "this processor has no bfloat16 instructions")
+    return Compute(target, torch.float32, f"the safe choice on {target.type}")
 
 
 LARGE = 20_000_000  # parameters
@@ -110,13 +110,14 @@ def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) ->
     CPU is returned, with the failure as the reason.
     """
     try:
-        there = seconds(other)
+        other_seconds = seconds(other)
     except Exception as error:  # missing operators, dtypes and memory raise many types
         reason = f"{other.device.type.upper()} fails here ({first_line(error)})"
         return dataclasses.replace(cpu, reason=f"{cpu.reason}; {reason}")
-    here = seconds(cpu)
-    best, worst = (cpu, other) if here <= there else (other, cpu)
-    comparison = f"{1000 * min(here, there):.1f} ms against {1000 * max(here, there):.1f} ms per batch"
+    cpu_seconds = seconds(cpu)
+    best, worst = (cpu, other) if cpu_seconds <= other_seconds else (other, cpu)
+    shorter, longer = sorted((cpu_seconds, other_seconds))
+    comparison = f"{1000 * shorter:.1f} ms against {1000 * longer:.1f} ms per batch"
     reason = f"faster here than {worst.device.type.upper()}: {comparison}"
     return dataclasses.replace(best, reason=f"{best.reason}; {reason}")
 
@@ -175,10 +176,10 @@ class Autocast(nn.Module):
             return self.model(idx, targets, targets_only=targets_only)
 
 
-def compile_model(model: torch.nn.Module, wanted: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:
+def compile_model(model: torch.nn.Module, setting: str, compute: Compute, example: torch.Tensor) -> tuple[Any, str]:
     """Compile the model, after a trial on an example batch (B, T). Returns the callable, and "on" or why it is off."""
-    if wanted == "False" or (wanted == "auto" and compute.device.type != "cuda"):
-        return model, "off" + (" (auto compiles on CUDA GPUs only)" if wanted == "auto" else "")
+    if setting == "False" or (setting == "auto" and compute.device.type != "cuda"):
+        return model, "off" + (" (auto compiles on CUDA GPUs only)" if setting == "auto" else "")
     try:
         compiled = torch.compile(model)
         compiled(example, example)[1].backward()

@@ -1,7 +1,7 @@
-"""The one error type for everything that a user can cause and fix.
+"""TinyGPTError: the error type for everything that a user can cause and fix.
 
-What a person can get wrong (a path, a flag, a file) raises `TinyGPTError`: one sentence that names the thing, and one
-hint that shows the way out. `tinygpt/cli.py` is the only place that prints it:
+A mistake in a path, a flag or a file raises it, with a message of one sentence that names the mistake, and a hint that
+shows how to fix it. `tinygpt/cli.py` is the only place that prints it:
 
     error: input.txt: no such file
       try: tinygpt prepare mine --input path/to/text.txt
@@ -12,7 +12,7 @@ import importlib.util
 import math
 from typing import Any
 
-EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that brings it
+EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that installs it
     "docx": ("python-docx", "retrieve"),
     "gguf": ("gguf", "pretrained"),
     "huggingface_hub": ("huggingface_hub", "pretrained"),
@@ -42,7 +42,7 @@ class TinyGPTError(Exception):
         self.message, self.hint, self.status = message, hint, status
 
     def text(self) -> str:
-        """Return the lines that a person reads."""
+        """Format message and hint, as the command line prints them."""
         return f"error: {self.message}" + (f"\n  try: {self.hint}" if self.hint else "")
 
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, folders with one writer, and text files.
+"""Atomic file writes, locks of folders and files, and text files.
 
 with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then renamed
     torch.save(state, file)
@@ -52,7 +52,7 @@ def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def drawing(path: Path, what: str, size: tuple[float, float] = (7, 4.2)) -> Iterator[tuple[Any, Any]]:
-    """A matplotlib figure of `size` inches and its axes, which become the PNG `path` when the block ends.
+    """Yield a matplotlib figure of `size` inches and its axes, and write them as the PNG `path` when the block ends.
 
     Errors: TinyGPTError as in `replacing`, and if matplotlib, which `what` needs, is not installed.
     """
@@ -99,7 +99,7 @@ def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -
 
 
 def file_error(path: object, error: OSError, hint: str = "", problem: str = "", status: int = 2) -> TinyGPTError:
-    """Make an error from the system's: "PATH: no such file", or with a problem "PATH: PROBLEM: permission denied"."""
+    """Make a TinyGPTError from an OSError: "PATH: no such file", or with `problem` "PATH: PROBLEM: no such file"."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error) or "unusable")
     return TinyGPTError(f"{path}: {problem}{': ' * bool(problem)}{reason.lower()}", hint, status)
 
@@ -114,13 +114,13 @@ def require_writable(path: Path, hint: str) -> None:
     """Check that a file can be written to `path`, before any work starts. Errors: TinyGPTError with this hint."""
     refuse_link(path)
     folder = path.parent
-    for problem, found in (
+    for problem, applies in (
         (f"{path}: is a folder", path.is_dir()),
         (f"{path}: is not a regular file", path.exists() and not path.is_file()),
         (f"{folder}: no such folder", not folder.is_dir()),
         (f"{folder}: no permission to write to this folder", not os.access(folder, os.W_OK)),
     ):
-        if found:
+        if applies:
             raise TinyGPTError(problem, hint)
 
 
@@ -128,7 +128,7 @@ def require_writable(path: Path, hint: str) -> None:
 def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
     """Turn system errors while `path` is written into TinyGPTError; for a full disk it states the free space.
 
-    The hint ends with `retry_hint`: what to do once there is space, or permission.
+    The hint ends with `retry_hint`, which says what to do after the cause is removed.
     """
     try:
         yield
@@ -282,8 +282,8 @@ def without_folders(value: Any) -> Any:
     `value`: a setting, or a list or dict of settings. Paths of Windows and of POSIX are recognised on both.
     """
     if isinstance(value, dict):
-        return {key: without_folders(one) for key, one in value.items()}
+        return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_folders(one) for one in value]
+        return [without_folders(item) for item in value]
     is_absolute = isinstance(value, str) and PureWindowsPath(value).root
     return PureWindowsPath(value).name if is_absolute else value

@@ -1,6 +1,6 @@
 """From logits to tokens: the sampling distribution, and generation with the key-value cache.
 
-    for tokens in generate(model, prompt, 100, Choice(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
+    for tokens in generate(model, prompt, 100, Sampling(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
 
 With the key-value cache (model.KVCache) a step computes one position. Past block_size tokens, a model with relative
 positions overwrites the oldest position at each step. With learned positions, every cached position would need another
@@ -38,8 +38,8 @@ def refuse_diverged(model: GPT, where: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """Settings for drawing the next token."""
+class Sampling:
+    """Settings of the sampling distribution, and the seed."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -47,7 +47,7 @@ class Choice:
     seed: int = 1337
 
 
-GREEDY = Choice(temperature=0)
+GREEDY = Sampling(temperature=0)
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -66,27 +66,27 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     if 0 < top_k < logits.size(-1):
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
-    chances = logits.softmax(-1)
+    probs = logits.softmax(-1)
     if top_p < 1:
-        ordered, order = chances.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the tokens before this one already reach p
-        beyond[..., 0] = False  # always keep the first: a tiny top_p is 0 in float32
-        chances = chances.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
-        chances = chances / chances.sum(-1, keepdim=True)
-    return chances
+        descending, order = probs.sort(dim=-1, descending=True)
+        excluded = descending.cumsum(-1) - descending >= top_p  # the tokens before this one already reach p
+        excluded[..., 0] = False  # always keep the first: a tiny top_p is 0 in float32
+        probs = probs.masked_fill(excluded.scatter(-1, order, excluded), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
 
 
-def draw(logits: Tensor, choice: Choice, *generators: torch.Generator) -> Tensor:
+def draw(logits: Tensor, sampling: Sampling, *generators: torch.Generator) -> Tensor:
     """Draw one token per row of the logits (B, V), with one generator for all rows, or one for each: int64 (B, 1).
     Errors: TinyGPTError for logits that are not finite."""
-    if choice.temperature == 0 or logits.device.type != "cpu":
+    if sampling.temperature == 0 or logits.device.type != "cpu":
         # argmax treats NaN as the largest; multinomial of NaN raises on a CPU, and makes a GPU unusable
         require_finite(logits)
-    if choice.temperature == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    chances = probabilities(logits, choice.temperature, choice.top_k, choice.top_p)
+    probs = probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     try:
-        parts = zip(chances.chunk(len(generators)), generators, strict=True)
+        parts = zip(probs.chunk(len(generators)), generators, strict=True)
         return torch.cat([torch.multinomial(part, 1, generator=generator) for part, generator in parts])
     except RuntimeError:
         require_finite(logits)
@@ -95,7 +95,7 @@ def draw(logits: Tensor, choice: Choice, *generators: torch.Generator) -> Tensor
 
 @torch.inference_mode()
 def generate_with_logits(
-    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+    model: GPT, prompt: Tensor, max_new_tokens: int, sampling: Sampling, vocab_size: int = 0, exact_window: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the next token of every row, int64 (B,), and its logits (B, V), up to max_new_tokens times.
 
@@ -104,7 +104,7 @@ def generate_with_logits(
     Memory use does not depend on max_new_tokens. Errors: TinyGPTError for logits that are not finite.
     """
     block_size = model.config.block_size
-    generator = torch.Generator(prompt.device).manual_seed(choice.seed)
+    generator = torch.Generator(prompt.device).manual_seed(sampling.seed)
     context = prompt[:, -block_size:]
     recent = collections.deque(context.split(1, dim=1), maxlen=block_size)  # the newest tokens, each int64 (B, 1)
     cache = None if exact_window else model.new_cache(len(context), context.size(1) + max_new_tokens)
@@ -112,30 +112,30 @@ def generate_with_logits(
         logits = model.next_logits(context, cache)  # (B, V)
         if 0 < vocab_size < logits.size(-1):
             logits = logits[:, :vocab_size]
-        chosen = draw(logits, choice, generator)
-        recent.append(chosen)
-        yield chosen[:, 0], logits
+        tokens = draw(logits, sampling, generator)
+        recent.append(tokens)
+        yield tokens[:, 0], logits
         if cache is None:
             context = torch.cat(tuple(recent), dim=1)
-        elif again := to_read_again(model, cache.length):
+        elif count := to_read_again(model, cache.length):
             cache.forget()
-            context = torch.cat(tuple(recent)[-again:], dim=1)
+            context = torch.cat(tuple(recent)[-count:], dim=1)
         else:
-            context = chosen
+            context = tokens
 
 
 def to_read_again(model: GPT, length: int) -> int:
-    """Number of newest tokens to read again when `length` positions are cached: half a context if it is full and
-    positions are not relative, else 0."""
+    """Number of last tokens to read again with an empty cache, if `length` positions are cached: half of block_size if
+    the cache is full and positions are not relative, else 0."""
     full = length >= model.config.block_size and not model.position.relative
     return max(1, model.config.block_size // 2) if full else 0
 
 
 def generate(
-    model: GPT, prompt: Tensor, max_new_tokens: int, choice: Choice, vocab_size: int = 0, exact_window: bool = False
+    model: GPT, prompt: Tensor, max_new_tokens: int, sampling: Sampling, vocab_size: int = 0, exact_window: bool = False
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, int64 (B,). Arguments and errors: as in `generate_with_logits`."""
-    steps = generate_with_logits(model, prompt, max_new_tokens, choice, vocab_size, exact_window)
+    steps = generate_with_logits(model, prompt, max_new_tokens, sampling, vocab_size, exact_window)
     return (tokens for tokens, _ in steps)
 
 

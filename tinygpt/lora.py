@@ -108,17 +108,18 @@ def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables: the state of an
-    ordinary GPT that computes the same function. Its merged weights are in `dtype`, converted one by one."""
+    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables.
+
+    Returns the weights of an ordinary GPT that computes the same function. Merged weights are converted to `dtype`."""
     trained = adapted_only(state)
     plain = {name: weight for name, weight in state.items() if name not in trained}
     for name in trained:
-        layer, _, kind = name.rpartition(".")
+        layer, _, parameter = name.rpartition(".")
         weight = plain[f"{layer}.weight"]
-        if kind == "lora_A":
+        if parameter == "lora_A":
             a, b = state[name], state[f"{layer}.lora_B"]
             plain[f"{layer}.weight"] = (weight + alpha / a.size(0) * (b @ a)).to(dtype)
-        elif kind == "new_rows":
+        elif parameter == "new_rows":
             plain[f"{layer}.weight"] = torch.cat((weight[: -len(state[name])], state[name]))
             if layer == "transformer.wte" and "lm_head.new_rows" not in state:  # one matrix for both
                 plain["lm_head.weight"] = plain[f"{layer}.weight"]

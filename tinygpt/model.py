@@ -133,14 +133,14 @@ class Block(nn.Module):
         return shifted
 
 
-def shift(x: Tensor, before: Tensor) -> Tensor:
+def shift(x: Tensor, last_input: Tensor) -> Tensor:
     """Replace the first half of the channels of x (B, T, C) by those of the previous position.
 
-    before (B, 1, C): the input at the position before the first.
+    last_input (B, 1, C): the input at the position before the first.
     """
     half = x.size(-1) // 2
-    earlier = torch.cat((before[..., :half], x[:, :-1, :half]), dim=1)
-    return torch.cat((earlier, x[..., half:]), dim=-1)
+    previous = torch.cat((last_input[..., :half], x[:, :-1, :half]), dim=1)
+    return torch.cat((previous, x[..., half:]), dim=-1)
 
 
 class GPT(nn.Module):
@@ -189,9 +189,9 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the logits, (B, T, V), and, given targets, the mean cross-entropy.
 
-        idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 where no loss is wanted. With a cache, idx continues
-        the tokens that the cache has read. last_only: logits of the last position alone, (B, 1, V). targets_only:
-        logits of the N positions with a target alone, (N, V).
+        idx int64 (B, T), T <= block_size; targets int64 (B, T), -1 for none. With a cache, idx continues the tokens
+        that the cache has read. last_only: only the logits of the last position, (B, 1, V). targets_only:
+        only the logits of the N positions that have a target, (N, V).
         """
         x = self.residual(idx, cache)
         if targets_only and targets is not None:
@@ -203,14 +203,14 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
 
     def residual(self, idx: Tensor, cache: Any = None) -> Tensor:
-        """The residual stream after the last block, (B, T, C), before the final norm; arguments as in `forward`."""
+        """Compute the residual stream before the final norm, (B, T, C). Arguments: as in `forward`."""
         T = idx.size(1)
         positions = torch.arange(T, device=idx.device) if cache is None else cache.query_positions(T)
         x: Tensor = self.transformer["wte"](idx)
         if self.config.bigram_table:  # pairs (previous token, token); the token before the first is taken to be 0
             first = torch.zeros_like(idx[:, :1]) if cache is None else cache.last_token
-            before = torch.cat((first, idx[:, :-1]), dim=1)
-            x = x + self.transformer["wbe"](before * self.config.vocab_size + idx)
+            previous = torch.cat((first, idx[:, :-1]), dim=1)
+            x = x + self.transformer["wbe"](previous * self.config.vocab_size + idx)
         if self.position.embeds:
             x = x + self.transformer["wpe"](positions).view(-1, T, x.size(-1))
         x = F.dropout(x, self.config.dropout, self.training)
@@ -229,9 +229,9 @@ class GPT(nn.Module):
         keys = queries if cache is None else cache.key_positions(queries.size(-1))
         mask = self.position.bias(queries, keys)
         if cache is not None or mask is not None:
-            later = keys[..., None, :] > queries[..., None]
-            mask = torch.zeros(later.shape, device=later.device) if mask is None else mask
-            mask = mask.masked_fill(later, -math.inf)
+            future = keys[..., None, :] > queries[..., None]
+            mask = torch.zeros(future.shape, device=future.device) if mask is None else mask
+            mask = mask.masked_fill(future, -math.inf)
             mask = mask[(None,) * (4 - mask.dim())]
         return Context(self.position.rotation(queries), mask, cache)
 
@@ -240,7 +240,7 @@ class GPT(nn.Module):
         return KVCache(self.config, batch_size, like=self.lm_head.weight, length=length)
 
     def next_logits(self, idx: Tensor, cache: Any = None) -> Tensor:
-        """Logits (B, V) of the token after idx int64 (B, T), which continues the tokens that the cache has read."""
+        """Compute the logits (B, V) of the token after idx int64 (B, T), which continues the tokens in the cache."""
         return self(idx, cache=cache, last_only=True)[0][:, -1]
 
     def num_params(self) -> int:
@@ -281,7 +281,7 @@ class KVCache:
         self.last_input = like.new_zeros(config.n_layer, 2, batch_size, 1, config.n_embd)  # for token_shift
 
     def repeated(self, times: int) -> Self:
-        """A copy in which each sequence of the batch stands `times` times in a row."""
+        """Copy the cache for a larger batch, in which each sequence is repeated `times` times, in adjacent rows."""
         other = copy.copy(self)
         other.keys_values = self.keys_values.repeat_interleave(times, dim=2)
         other.last_token = self.last_token.repeat_interleave(times, dim=0)
@@ -315,5 +315,5 @@ class KVCache:
         return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)].unbind()
 
     def advance(self, idx: Tensor) -> None:
-        """Move on by the T tokens of idx, int64 (B, T), whose keys and values are stored."""
+        """Count the T tokens of idx, int64 (B, T), as read, after `extend` has stored their keys and values."""
         self.length, self.last_token = self.length + idx.size(1), idx[:, -1:]

@@ -72,18 +72,18 @@ class GPTConfig:
         """Take the fields from `values`: other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
-    def beyond(self, every: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
+    def beyond(self, any_value: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
         """Return the options that an exporter cannot express, as `name=value`.
 
-        values: the allowed values of some fields; they take precedence over `every`, the fields that may have any
+        values: the allowed values of some fields; they take precedence over `any_value`, the fields that may have any
         value. All other fields, which may be newer than the exporter, must have their default.
         """
-        found, defaults = [], dataclasses.asdict(type(self)())
+        unsupported, defaults = [], dataclasses.asdict(type(self)())
         for name, value in dataclasses.asdict(self).items():
-            allowed = values.get(name, [value] if name in every else [defaults[name]])
+            allowed = values.get(name, [value] if name in any_value else [defaults[name]])
             if value not in allowed:
-                found.append(f"{name}={value}")
-        return found
+                unsupported.append(f"{name}={value}")
+        return unsupported
 
 
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
@@ -117,8 +117,8 @@ GATED = {"swiglu"}  # activations that halve the width
 
 
 class Position:
-    """Base class of position encodings, without any encoding. No other code in tinygpt asks which encoding a model has,
-    or whether it has a sliding window, which is a part of every encoding's bias.
+    """Base class of position encodings, without any encoding. Other code in tinygpt does not depend on the encoding of
+    a model, nor on its sliding window, which is a part of every encoding's bias.
 
     An encoding is one of three: a trained vector per position (`embeds`: row p of the table wpe is added to the
     embedding at position p), a rotation of queries and keys, or a bias on attention's scores. In a `relative` encoding

@@ -47,8 +47,8 @@ def prepare(config: PrepareConfig) -> None:
     for line in left_out(config.input, paths, PAIR_FILES if pairs else (".txt",)):
         print(line)
     if pairs:
-        own = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
-        return prepare_pairs(config, paths, own)
+        model_tokenizer = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
+        return prepare_pairs(config, paths, model_tokenizer)
     text = InputText(paths, config.encoding)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
@@ -64,8 +64,8 @@ def prepare(config: PrepareConfig) -> None:
         characters = {"train": train, "val": text.characters - train}
         groups = itertools.groupby(by_split(text.blocks("encoding"), train), key=operator.itemgetter(0))
         pieces = ((split, ids) for split, part in groups for ids in tokenizer.encode_blocks(block for _, block in part))
-        facts = {"options": prepare_options(config), "characters": characters}
-        meta = write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), facts)
+        extra = {"options": prepare_options(config), "characters": characters}
+        meta = write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), extra)
     for line in text.notes():
         print(line)
     preview.show_text(folder, tokenizer, meta)
@@ -78,16 +78,16 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
         what = f"{text.characters} characters are too few for a training and a validation split"
         hint = "give more text to --input, or another --val_fraction"
         raise TinyGPTError(f"{what} with val_fraction {config.val_fraction}", hint)
-    ready = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
-    kind = ready if config.tokenizer == "auto" else config.tokenizer
-    if kind == "char":
+    default = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
+    name = default if config.tokenizer == "auto" else config.tokenizer
+    if name == "char":
         return CharTokenizer(map(chr, np.flatnonzero(seen)))
-    tokenizer = GPT2Tokenizer() if kind == "gpt2" else tokenizer_of_model(kind)
+    tokenizer = GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
     if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
         more = len(unknown) - 1
         others = f" and {more:,} other character{'s' * (more > 1)}" if more else ""
         joined = " (each file begins on a new line)" if unknown == "\n" else ""
-        what = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {kind}{joined}"
+        what = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {name}{joined}"
         raise TinyGPTError(what, "drop --tokenizer for a vocabulary of its own, or change the text")
     return tokenizer
 
@@ -132,30 +132,32 @@ def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[s
 
 def check_request(config: PrepareConfig) -> None:
     """Check the options before anything is written. Errors: TinyGPTError for options that contradict each other."""
-    ready = [*CORPORA, *TASKS]
-    if config.name in ready and config.input:
+    built_in = [*CORPORA, *TASKS]
+    if config.name in built_in and config.input:
         what = f"{config.name} is a built-in {'corpus' if config.name in CORPORA else 'task'} and takes no --input"
         raise TinyGPTError(what, "choose another name for your own text")
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
-    two_forms = [name for name, task in TASKS.items() if task.synthetic]
-    if config.synthetic and config.name not in two_forms:
-        raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(two_forms)}", "drop --synthetic")
-    if config.name not in ready and not config.input:
+    with_synthetic = [name for name, task in TASKS.items() if task.synthetic]
+    if config.synthetic and config.name not in with_synthetic:
+        raise TinyGPTError(
+            f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}", "drop --synthetic"
+        )
+    if config.name not in built_in and not config.input:
         path = config.name if Path(config.name).exists() else "path/to/text.txt"
         hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))
-        what = f"{config.name!r} is not a built-in corpus or task ({', '.join(ready)}), and no --input was given"
+        what = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
         raise TinyGPTError(what, hint)
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2")
     if config.labels and (config.format != "pairs" or config.name in TASKS):
-        hint = "drop --labels" if config.name in ready else "drop --labels, or add --format pairs"
+        hint = "drop --labels" if config.name in built_in else "drop --labels, or add --format pairs"
         raise TinyGPTError("--labels applies only to your own pairs", hint)
-    different = {label.strip() for label in config.labels} - {""}
-    if config.labels and (len(different) < 2 or len(different) < len(config.labels)):
+    distinct = {label.strip() for label in config.labels} - {""}
+    if config.labels and (len(distinct) < 2 or len(distinct) < len(config.labels)):
         raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
-    if config.format != "pairs" and config.name not in ready and like_pairs:
+    if config.format != "pairs" and config.name not in built_in and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")
     if not is_encoding(config.encoding):
         raise TinyGPTError(f"--encoding {config.encoding}: no such encoding", "for example cp1252 or utf-16")

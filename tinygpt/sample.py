@@ -15,7 +15,7 @@ from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import strict_json
-from tinygpt.generate import Choice, generate
+from tinygpt.generate import Sampling, generate
 
 MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, torch overflows
 
@@ -32,13 +32,15 @@ def sample(config: SampleConfig) -> None:
     stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
     single = config.num_samples == 1 and not config.json
     idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
-    choice = Choice(config.temperature, config.top_k, config.top_p, config.seed)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     try:
         values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
         if not single and values > MOST_VALUES:
             raise MemoryError  # reported below
-        rows = generate(model, idx, config.max_new_tokens, choice, tokenizer.vocab_size, config.exact_window)
-        rows = itertools.chain(list(itertools.islice(rows, 1)), rows)  # errors of the first step come before any text
+        rows = generate(model, idx, config.max_new_tokens, sampling, tokenizer.vocab_size, config.exact_window)
+        rows = itertools.chain(
+            list(itertools.islice(rows, 1)), rows
+        )  # raises the errors of the first step before any output
         start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
         if single:
             stream(rows, start, streams[0])
@@ -82,25 +84,25 @@ def batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json:
 
 
 class TextStream:
-    """The text of tokens as they are generated: complete characters only, up to the first of some stop texts."""
+    """Decode tokens to text one at a time: complete characters only, and nothing from the first stop text on."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops, self.held, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
+        self.tokenizer, self.stops, self.pending, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """Return the text that is certain after one more token. `stopped` says that a stop text is complete."""
-        text = self.held + self.decoder.decode(self.tokenizer.token_bytes(token))
-        if found := [text.index(stop) for stop in self.stops if stop in text]:
-            self.held, self.stopped = "", True
-            return text[: min(found)]
+        """Decode one more token, and return the text that can be printed now. `stopped` is set after a stop text."""
+        text = self.pending + self.decoder.decode(self.tokenizer.token_bytes(token))
+        if stop_indices := [text.index(stop) for stop in self.stops if stop in text]:
+            self.pending, self.stopped = "", True
+            return text[: min(stop_indices)]
         keep = max(
             (n for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
             default=0,
         )
-        self.held = text[len(text) - keep :]  # the beginning of a stop text, perhaps
+        self.pending = text[len(text) - keep :]  # the beginning of a stop text, perhaps
         return text[: len(text) - keep]
 
     def end(self) -> str:
         """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
-        return "" if self.stopped else self.held + self.decoder.decode(b"", final=True)
+        return "" if self.stopped else self.pending + self.decoder.decode(b"", final=True)

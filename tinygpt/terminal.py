@@ -47,7 +47,7 @@ def print_error(text: str) -> None:
 
 
 def progress(items: Iterable[Any] | None = None, show: bool = True, **options: Any) -> Any:
-    """A progress bar, which is cleared at its end, with tqdm's options. Without a terminal, nothing is shown."""
+    """Make a progress bar with tqdm's options, which is cleared at its end. Without a terminal, nothing is shown."""
     from tqdm import tqdm
 
     return tqdm(items, **{"leave": False, "disable": None if show else True} | options)
@@ -59,7 +59,7 @@ def cut(text: str, width: int) -> str:
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """The lines of a table. columns: the format of each head, such as `>12,.1f`; of a text, only its width applies."""
+    """Format the lines of a table. columns: heading and format, such as `>12,.1f`; a text cell uses only the width."""
     widths = [form.partition(".")[0].rstrip(",") for form in columns.values()]
     lines = ["".join(f"{head:{width}}" for head, width in zip(columns, widths, strict=True))]
     for row in rows:
@@ -69,7 +69,7 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str
 
 
 def duration(seconds: float) -> str:
-    """As a person would say it: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
+    """Format a duration in its usual units: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
     if seconds < 90:
         return f"{max(1, round(seconds)):.0f} s"
     if seconds >= 72 * 3600:
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def durations(values: Sequence[float]) -> list[str]:
-    """Format durations in the unit of the last one, which alone names it: `110`, `130`, `120 s`."""
+    """Format durations in the unit of the last one, with the unit only on the last: `110`, `130`, `120 s`."""
     highest = values[-1]
     units = (("s", 1, 300), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
     unit, size = next((unit, size) for unit, size, up_to in units if highest < up_to * size)

@@ -1,4 +1,4 @@
-"""How many threads compute on a CPU that other programs use, too.
+"""Choose the number of threads on a CPU that other programs use, too.
 
     threads.measure()                   # before torch is imported
     note = threads.set_threads("auto")  # afterwards
@@ -17,7 +17,7 @@ from pathlib import Path
 
 SHORTEST, LONGEST = 0.2, 5.0  # seconds over which the load is measured; importing torch takes one or two
 _start: tuple[float, float] | None = None  # seconds: now, and used by other programs
-_cores = _free = 0  # numbers of threads: PyTorch's own, and of those that were free at the first `set_threads`
+_cores = _free = 0  # numbers of threads: PyTorch's default, and the idle CPUs at the first `set_threads`
 
 
 def measure() -> None:
@@ -26,18 +26,19 @@ def measure() -> None:
     _start = _used_by_others()
 
 
-def is_fixed(asked: str) -> bool:
-    """Return whether the number of threads is the user's, by `asked` or OMP_NUM_THREADS, or shared with processes."""
+def is_fixed(setting: str) -> bool:
+    """Return whether tinygpt must not choose the number of threads: `setting` or OMP_NUM_THREADS is a number, or
+    torchrun has started several processes."""
     by_user = re.match(r"\s*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))  # libgomp ignores other values
-    return asked != "auto" or bool(by_user) or os.environ.get("WORLD_SIZE", "1") != "1"
+    return setting != "auto" or bool(by_user) or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def set_threads(asked: str, kept: int = 0) -> str:
+def set_threads(setting: str, kept: int = 0) -> str:
     """Set PyTorch's number of threads.
 
-    asked: a number; "auto": `kept`, the number of a run that is resumed, else as many as CPUs are idle, unless
-    OMP_NUM_THREADS is set; "": as "auto" at the first call, later nothing. Returns a note for the user if the machine
-    is busy, else "".
+    setting: a number, "auto" or "". "auto": OMP_NUM_THREADS if it is set, else `kept`, the number of a run that is
+    resumed, else the number of idle CPUs. "": as "auto" at the first call, later no change. Returns a note for the user
+    if the machine is busy, else "".
     """
     import torch
 
@@ -45,10 +46,10 @@ def set_threads(asked: str, kept: int = 0) -> str:
     first, busy = not _cores, 0.0
     if first:
         _cores = _free = torch.get_num_threads()
-    if asked.isdecimal():
-        torch.set_num_threads(int(asked))
+    if setting.isdecimal():
+        torch.set_num_threads(int(setting))
         return ""
-    if is_fixed("auto") or not (first or asked):
+    if is_fixed("auto") or not (first or setting):
         return ""
     if first and (busy := busy_cpus()):
         _free = min(_cores, max(1, int(_cpus() - busy + 0.5)))
@@ -56,10 +57,10 @@ def set_threads(asked: str, kept: int = 0) -> str:
     torch.set_num_threads(kept or _free)
     if not first or _free == _cores:
         return ""
-    does = f"tinygpt computes with {counted(kept or _free)} (set OMP_NUM_THREADS to choose the number)"
+    effect = f"tinygpt computes with {counted(kept or _free)} (set OMP_NUM_THREADS to choose the number)"
     if kept > _free:
-        does = f"this run keeps its {counted(kept)}; --threads={_free} may be faster, but changes the last bits"
-    return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {does}"
+        effect = f"this run keeps its {counted(kept)}; --threads={_free} may be faster, but changes the last bits"
+    return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {effect}"
 
 
 def cores() -> int:
@@ -75,6 +76,7 @@ def free() -> int:
 
 
 def counted(threads: int) -> str:
+    """Format a number of threads: `1 thread`, `2 threads`."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
@@ -99,7 +101,7 @@ def _cpus() -> int:
 
 
 def _used_by_others() -> tuple[float, float] | None:
-    """Seconds now, and seconds that this process's CPUs have worked for others. Source: proc(5), /proc/stat."""
+    """Current time and the time that this process's CPUs have worked for others, in seconds. Source: proc(5)."""
     try:
         used = cpu_seconds(Path("/proc/stat").read_text(), os.sched_getaffinity(0), nice=os.nice(0) > 0)
         return time.perf_counter(), used - sum(os.times()[:4])  # its own and its children's
@@ -108,7 +110,7 @@ def _used_by_others() -> tuple[float, float] | None:
 
 
 def cpu_seconds(stat: str, cpus: set[int], nice: bool) -> float:
-    """Seconds that these CPUs have worked, by the text of /proc/stat; for programs that give way only if `nice`."""
+    """Seconds that these CPUs have worked, from the text of /proc/stat; niced programs count only if `nice`."""
     ticks = 0
     for name, *fields in map(str.split, stat.splitlines()):
         if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cpus:
@@ -118,58 +120,58 @@ def cpu_seconds(stat: str, cpus: set[int], nice: bool) -> float:
 
 
 class ThreadTuner:
-    """The number of threads of a training run: the one with which its steps are fastest.
+    """Choose the number of threads with which the steps of a training run are fastest.
 
     tuner = ThreadTuner(step)
     tuner.tune(threads.free())                    # at the start of a run
     if tuner.due(tokens, seconds): tuner.tune()   # after an iteration
     """
 
-    GAIN = 1.15  # by which another number must be faster than the present one: it changes the last bits of results
+    GAIN = 1.15  # another number must be faster by this factor, since a change alters the last bits of results
     LONG = 0.3  # seconds; longer steps are not timed, since they are large enough to be divided among all threads
     WINDOW = 2.0  # seconds over which the speed of a run is averaged
-    SLOW = 1.5  # a run that is slower than its fastest window by this factor is tuned again ...
-    AGAIN = 10.0  # ... after as many seconds at least, and a run with fewer threads than cores after 6 times as many;
-    # twice as many each time that nothing changes
+    SLOW = 1.5  # a run is tuned again if it is slower than its fastest window by this factor
+    AGAIN = 10.0  # seconds between two tunings, at least; doubled after each tuning that changes nothing. After 6 times
+    # as many seconds, a run with fewer threads than cores is tuned again even if it is not slow
 
     def __init__(self, step: Callable[[], object]) -> None:
-        """step: a training step without effects."""
+        """step: a training step without side effects."""
         self.step, self.wait, self.tuned_at = step, self.AGAIN / 2, time.perf_counter()
         self.tokens, self.seconds, self.fastest = 0, 0.0, 0.0
 
-    def tune(self, most: int = 0) -> dict[int, float]:
-        """Time steps with 1, 2, 4, ..., `most` threads (0: one for each core), and set the best number.
+    def tune(self, max_threads: int = 0) -> dict[int, float]:
+        """Time steps with 1, 2, 4, ..., `max_threads` threads (0: one for each core), and set the best number.
 
         Returns the seconds of a step by number of threads; empty if steps are long.
         """
         import torch
 
-        now, most, times = torch.get_num_threads(), most or cores(), dict[int, float]()
+        current, max_threads, times = torch.get_num_threads(), max_threads or cores(), dict[int, float]()
         self.tokens, self.seconds, self.fastest, self.tuned_at = 0, 0.0, 0.0, time.perf_counter()
         self.wait *= 2
-        for count in (1, 2):  # a change is confirmed: of two times, the lesser is not that of an interruption
-            for threads in sorted({2**n for n in range(most.bit_length())} | {most, now}):
-                hopeless = 3 * min(times.values(), default=self.LONG)
-                if times.get(threads, 0.0) > hopeless:
+        for count in (1, 2):  # the second round confirms a change: the lesser of two times leaves out interruptions
+            for threads in sorted({2**n for n in range(max_threads.bit_length())} | {max_threads, current}):
+                too_long = 3 * min(times.values(), default=self.LONG)
+                if times.get(threads, 0.0) > too_long:
                     continue
                 torch.set_num_threads(threads)
                 seconds = mean_seconds(self.step, 1)  # also allocates memory and makes kernels
-                if seconds < hopeless:
+                if seconds < too_long:
                     seconds = mean_seconds(self.step, count)
                 times[threads] = min(seconds, times.get(threads, seconds))
                 if times[min(times)] > self.LONG:
-                    torch.set_num_threads(now)
+                    torch.set_num_threads(current)
                     return {}
             best = min(times, key=times.__getitem__)
-            if times[now] <= self.GAIN * times[best]:
-                torch.set_num_threads(now)
+            if times[current] <= self.GAIN * times[best]:
+                torch.set_num_threads(current)
                 return times
         torch.set_num_threads(best)
         self.wait = self.AGAIN
         return times
 
     def due(self, tokens: int, seconds: float) -> bool:
-        """Add an iteration. Return whether to tune again."""
+        """Count an iteration of `tokens` tokens and `seconds`. Return whether to tune again."""
         import torch
 
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds

@@ -21,7 +21,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.finetune import compare
-from tinygpt.generate import Choice, generate
+from tinygpt.generate import Sampling, generate
 from tinygpt.training.log import Pace, peak_memory, read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal
@@ -90,7 +90,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         run.optimizer.set_learning_rate(rate)
         loss, norm = forward_backward(run, x, y, loss_weights)
         tokens = run.rows_per_iter * x.size(-1)
-        # a GPU still computes while the next batch is drawn and copied; the last one is not used
+        # the next batch is drawn and copied while a GPU still computes; that of the last iteration is not used
         x, y, loss_weights = batch(run, progress.step + 1)
         logged = progress.step % config.log_interval == 0
         synchronises = logged or run.compute.device.type == "cpu"  # reading a value waits for a GPU's queued kernels
@@ -110,7 +110,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
             run.log.say(expected)
-        # several processes agree on stopping by an all-reduce, so they do it where they synchronise anyway
+        # several processes agree on stopping with an all-reduce, so they do so where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(
@@ -165,8 +165,8 @@ def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
     """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
     before, times = torch.get_num_threads(), tuner.tune()
     if (now := torch.get_num_threads()) != before:
-        said = f"note: from iteration {run.progress.step:,} on {threads.counted(now)} instead of {before}, faster now"
-        run.log.say(f"{said} ({threads.described(times)} a step); --threads={before} prevents this", always=True)
+        note = f"note: from iteration {run.progress.step:,} on {threads.counted(now)} instead of {before}, faster now"
+        run.log.say(f"{note} ({threads.described(times)} a step); --threads={before} prevents this", always=True)
         save(run, "last.pt")
 
 
@@ -250,6 +250,7 @@ def keep_snapshot(run: Run) -> None:
 
 
 def require_finite_weights(run: Run) -> None:
+    """Check that no weight is NaN or infinite. Errors: TinyGPTError, which is also logged."""
     if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
         raise log_divergence(run, "a weight is")
 
@@ -257,9 +258,9 @@ def require_finite_weights(run: Run) -> None:
 def show_sample(run: Run, length: int = 200) -> None:
     """Print and log a short sample; prompt and seed are the same at every evaluation."""
     tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
-    choice = Choice(temperature=0.8, top_k=200, seed=run.config.seed)
+    sampling = Sampling(temperature=0.8, top_k=200, seed=run.config.seed)
     idx = torch.from_numpy(prompt[None]).to(run.compute.device)
-    ids = [int(row[0]) for row in generate(run.model.eval(), idx, length, choice, tokenizer.vocab_size)]
+    ids = [int(row[0]) for row in generate(run.model.eval(), idx, length, sampling, tokenizer.vocab_size)]
     run.model.train()
     text = tokenizer.decode(ids)
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
@@ -267,6 +268,7 @@ def show_sample(run: Run, length: int = 200) -> None:
 
 
 def out_of_patience(run: Run) -> bool:
+    """Return whether to stop early: `patience` evaluations in a row were not better than the best one."""
     config, progress = run.config, run.progress
     if not config.patience or progress.evaluations_without_best < config.patience:
         return False
@@ -282,13 +284,13 @@ def finish(run: Run) -> None:
     run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
     events = ", tensorboard/" if run.log.sink else ""
-    kept = ", snapshots/" if config.snapshots else ""
-    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{kept}{events}"
+    snapshots = ", snapshots/" if config.snapshots else ""
+    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{snapshots}{events}"
     run.log.say(f"written: {run.out}/{files}")
     if run.ranks.is_main:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens).lines():
             run.log.say(line, always=True)
     prompt = next((prompt for prompt, _ in source.texts(run.dataset.tokenizer)), None)
-    after = suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)
-    run.log.say(f"\nnext: {after}", always=True)
+    next_command = suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)
+    run.log.say(f"\nnext: {next_command}", always=True)

@@ -117,7 +117,7 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
     state = checkpoint.read(path)
     types = {"base": str, "weights": dict, "vocab_size": int, "tokenizer": dict, "config": dict, "step": int}
     is_adapter = isinstance(state, dict) and state.get("tinygpt_adapter") == ADAPTER_FORMAT
-    is_adapter = is_adapter and all(isinstance(state.get(name), kind) for name, kind in types.items())
+    is_adapter = is_adapter and all(isinstance(state.get(name), expected) for name, expected in types.items())
     if not is_adapter or not all(isinstance(weight, Tensor) for weight in state["weights"].values()):
         raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8, which writes OUT_DIR/adapter.pt")
     if state["base"] != fingerprint:

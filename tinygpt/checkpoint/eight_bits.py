@@ -24,14 +24,14 @@ def absmax(rows: Tensor, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
 def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Quantise weights: a matrix (rows, columns) to int8 of that shape and scales float16 (rows, 1)."""
     small: dict[str, Tensor] = {}
-    done: dict[int, tuple[Tensor, Tensor]] = {}  # by address, so that tied matrices stay tied
+    quantised: dict[int, tuple[Tensor, Tensor]] = {}  # by address, so that tied matrices stay tied
     for name, weight in weights.items():
         if weight.dim() < 2:
             small[name] = weight.half()
             continue
-        if weight.data_ptr() not in done:
-            done[weight.data_ptr()] = absmax(weight, SMALLEST)
-        small[name], small[name + SCALE] = done[weight.data_ptr()]
+        if weight.data_ptr() not in quantised:
+            quantised[weight.data_ptr()] = absmax(weight, SMALLEST)
+        small[name], small[name + SCALE] = quantised[weight.data_ptr()]
     return small
 
 
@@ -41,12 +41,12 @@ def from_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any(weight.dtype == torch.int8 for weight in weights.values()):
         return weights
     full: dict[str, Tensor] = {}
-    done: dict[int, Tensor] = {}
+    dequantised: dict[int, Tensor] = {}
     for name, weight in weights.items():
         if weight.dtype == torch.int8:
-            if weight.data_ptr() not in done:
-                done[weight.data_ptr()] = weight.float() * weights[name + SCALE].float()
-            full[name] = done[weight.data_ptr()]
+            if weight.data_ptr() not in dequantised:
+                dequantised[weight.data_ptr()] = weight.float() * weights[name + SCALE].float()
+            full[name] = dequantised[weight.data_ptr()]
         elif not name.endswith(SCALE):
             full[name] = weight.float()
     return full

@@ -36,5 +36,5 @@ def save_snapshot(folder: Path, state: Checkpoint, retry_hint: str = RUN_AGAIN) 
 
 def snapshots(folder: Path) -> dict[int, Path]:
     """Return the snapshots of a run by step, in ascending order."""
-    found = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / FOLDER).glob("step-*.pt")}
-    return dict(sorted((int(step[1]), path) for path, step in found.items() if step and path.is_file()))
+    matches = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in (folder / FOLDER).glob("step-*.pt")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match and path.is_file()))

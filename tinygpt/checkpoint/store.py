@@ -60,22 +60,22 @@ class Checkpoint:
         """Number of weights; tied ones count once."""
         return sum({weight.data_ptr(): weight.numel() for weight in self.model.values()}.values())
 
-    def build_model(self, kind: type[GPT] = GPT, dtype: torch.dtype = torch.float32) -> GPT:
+    def build_model(self, gpt_class: type[GPT] = GPT, dtype: torch.dtype = torch.float32) -> GPT:
         """Build the model with these weights; a LoRA run's adapters are merged into them. Errors: TinyGPTError when
         sizes and weights contradict each other."""
         adapted = lora.is_adapted(self.model)
-        return self._build(kind, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
+        return self._build(gpt_class, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
 
     def for_inference(self, compute: Compute, fast: str = "auto") -> GPT:
         """Build the model for inference, on its device and in its dtype. Errors: as in `build_model`."""
         return self.build_model(model_class(fast, compute), compute.dtype).to(compute.device).eval()
 
-    def build_for_resuming(self, kind: type[GPT] = GPT) -> GPT:
+    def build_for_resuming(self, gpt_class: type[GPT] = GPT) -> GPT:
         """Build the model as it was trained: a LoRA run's adapters stay separate."""
         if not lora.is_adapted(self.model):
-            return self.build_model(kind)
+            return self.build_model(gpt_class)
         learned = lora.adapted_only(self.model)
-        model = self._build(kind, {name: weight for name, weight in self.model.items() if name not in learned})
+        model = self._build(gpt_class, {name: weight for name, weight in self.model.items() if name not in learned})
         rank = next(len(weight) for name, weight in learned.items() if name.endswith(".lora_A"))
         dropout, targets = float(self.config.get("lora_dropout", 0.0)), str(self.config.get("lora_targets", ""))
         adapter = lora.LoRA(rank, self._alpha(), dropout, targets)
@@ -89,14 +89,14 @@ class Checkpoint:
             raise TinyGPTError("the checkpoint has LoRA adapters, but its config has no lora_alpha", "use another file")
         return float(alpha)
 
-    def _build(self, kind: type[GPT], weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> GPT:
+    def _build(self, gpt_class: type[GPT], weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> GPT:
         args = GPTConfig.from_dict(self.model_args)
-        blocks = {found[1] for name in self.model if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
+        blocks = {match[1] for name in self.model if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:  # before a billion layers are built
             what = f"the checkpoint's weights do not fit its model_args: {len(blocks)} blocks, n_layer={args.n_layer}"
             raise TinyGPTError(what, "train again, or use another file")
         with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
-            model = kind(args)
+            model = gpt_class(args)
         self._fill(model, weights, dtype)
         return model
 
@@ -127,7 +127,7 @@ class WithoutInit(TorchFunctionMode):
 
 def save(path: Path, checkpoint: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
     """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file is unchanged, and
-    the hint ends with `retry_hint`: what to do once space is free."""
+    the hint ends with `retry_hint`."""
     write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, retry_hint)
 
 
@@ -135,7 +135,7 @@ def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or the ckpt.pt of a folder. Errors: as in `read`, also for a file that is not a checkpoint."""
     path = Path(path)
     path = path / "ckpt.pt" if path.is_dir() else path
-    with _naming_a_neighbour(path):
+    with _read_errors(path):
         state, sealed = _read(path)
         return _from_state(state, path, sealed)
 
@@ -174,7 +174,7 @@ def read(path: Path) -> Any:
     """Read a file that `write` wrote, after checking that it is intact. Errors: TinyGPTError for a file that is
     missing, damaged, not a checkpoint, or holds more than tensors and plain values; the hint names an intact
     checkpoint in the same folder."""
-    with _naming_a_neighbour(path):
+    with _read_errors(path):
         state, sealed = _read(path)
         if not sealed:
             raise _damaged(path, "its seal is missing")
@@ -189,20 +189,20 @@ def _read(path: Path) -> tuple[Any, bool]:
 
 
 @contextlib.contextmanager
-def _naming_a_neighbour(path: Path) -> Iterator[None]:
-    """Turn any error of reading into one sentence; the hint names an intact checkpoint in the same folder."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn any error of reading into a TinyGPTError, whose hint names an intact checkpoint in the same folder."""
     try:
         yield
     except TinyGPTError as error:
-        raise TinyGPTError(error.message, error.hint or _way_out(path)) from None
+        raise TinyGPTError(error.message, error.hint or _recovery_hint(path)) from None
     except OSError as error:
         otherwise = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
-        raise file_error(path, error, _way_out(path, otherwise)) from None
+        raise file_error(path, error, _recovery_hint(path, otherwise)) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             problem = f"{path}: holds more than tensors and plain values; refused, since loading it could run code"
             raise TinyGPTError(problem, "ask for a file with weights only") from None
-        raise TinyGPTError(f"{path}: damaged (it cannot be read)", _way_out(path)) from None
+        raise TinyGPTError(f"{path}: damaged (it cannot be read)", _recovery_hint(path)) from None
 
 
 def verify(file: IO[bytes], path: Path) -> bool:
@@ -285,28 +285,28 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     checkpoint = Checkpoint(**{name: state[name] for name in names if name in state})
     types: dict[str, Any] = {"step": int, "best_val_loss": (int, float), "data": dict, "training": dict}
     types["tokenizer"] = (dict, type(None))
-    for name, kind in types.items():
-        if not isinstance(getattr(checkpoint, name), kind):
+    for name, expected in types.items():
+        if not isinstance(getattr(checkpoint, name), expected):
             raise TinyGPTError(f"{path}: not a checkpoint of tinygpt (its {name} is of another type)")
     return checkpoint
 
 
-def _check_model_args(args: dict[str, Any], path: Path, made_by: str) -> None:
-    """Check a model's sizes and options. made_by: the version of tinygpt that wrote the file, empty for nanoGPT's.
+def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
+    """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's.
     (`build_model` checks that sizes and weights match.) Errors: TinyGPTError."""
     shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
-    newer = [str(name)[:40] for name in args if made_by and name not in vars(shape)]
+    newer = [str(name)[:40] for name in args if version and name not in vars(shape)]
     for field in dataclasses.fields(shape):
-        name, value, kind = field.name, getattr(shape, field.name), type(field.default)
-        right_type = type(value) in ((int, float) if kind is float else (kind,))
-        if right_type and (kind is not str or value in typing.get_args(known[name].type)):
+        name, value, field_type = field.name, getattr(shape, field.name), type(field.default)
+        right_type = type(value) in ((int, float) if field_type is float else (field_type,))
+        if right_type and (field_type is not str or value in typing.get_args(known[name].type)):
             continue
-        if not (right_type and made_by):
+        if not (right_type and version):
             raise TinyGPTError(f"{path}: not a checkpoint ({name} is {str(value)[:40]!r})")
         newer.append(f"{name}={value[:40]}")
     if newer:
         what = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
-        raise TinyGPTError(f"{path} was written by tinygpt {made_by[:20]}: {what}", "upgrade tinygpt")
+        raise TinyGPTError(f"{path} was written by tinygpt {version[:20]}: {what}", "upgrade tinygpt")
     run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in known})
     if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
@@ -316,8 +316,8 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
     return TinyGPTError(f"{path}: damaged ({how})")
 
 
-def _way_out(path: Path, otherwise: str = "copy it again, or train again") -> str:
-    """Return a hint: the other checkpoint of the same run, if it is intact. An adapter has no other."""
+def _recovery_hint(path: Path, otherwise: str = "copy it again, or train again") -> str:
+    """Return a hint that names the other checkpoint of the same run, if it is intact; else the hint `otherwise`."""
     for neighbour in (path.with_name("ckpt.pt"), path.with_name("last.pt")):
         if path.suffix == ".pt" and path.name != "adapter.pt" and neighbour != path:
             with contextlib.suppress(TinyGPTError, OSError), open(neighbour, "rb") as file:

@@ -77,8 +77,8 @@ class Config:
 
     def problems(self) -> Iterator[str]:
         """Yield one phrase for each key whose value is out of range. A subclass adds contradictions between values."""
-        kind: type = type(self)
-        for key in keys(kind).values():
+        config_class: type = type(self)
+        for key in keys(config_class).values():
             limits = [mark for mark in key.marks if hasattr(mark, "problem")]
             problems = [limit.problem(key.name, getattr(self, key.name)) for limit in limits]
             yield from [problem for problem in problems if problem][:1]
@@ -94,24 +94,24 @@ class Key(NamedTuple):
 
 
 @functools.cache
-def keys(kind: type) -> dict[str, Key]:
+def keys(config_class: type) -> dict[str, Key]:
     """Return the keys of a configuration by name: its own before those of its base classes, which --help shows last."""
-    hints, found = get_type_hints(kind, include_extras=True), {}
-    for name in dict.fromkeys([*inspect.get_annotations(kind), *hints]):
+    hints, by_name = get_type_hints(config_class, include_extras=True), {}
+    for name in dict.fromkeys([*inspect.get_annotations(config_class), *hints]):
         hint = hints[name]
         plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         plain = tuple if get_origin(plain) is tuple else plain
         if name not in Config.__annotations__:
-            found[name] = Key(name, plain, tuple(marks), getattr(kind, name, REQUIRED))
-    return found
+            by_name[name] = Key(name, plain, tuple(marks), getattr(config_class, name, REQUIRED))
+    return by_name
 
 
-def meanings(kind: type) -> dict[str, str]:
-    """Return the text below each key of a configuration, by name."""
-    found = {}
-    for each in reversed(kind.__mro__[:-1]):
-        body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
+def meanings(config_class: type) -> dict[str, str]:
+    """Return the help text of each key of a configuration, by name: the string below its field."""
+    texts = {}
+    for base_class in reversed(config_class.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(base_class)).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return found
+                texts[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return texts

@@ -46,8 +46,8 @@ PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
-    """Make a config of `kind` from its files and flags; check each value, and all values together.
+def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt") -> ConfigType:
+    """Make a config of `config_class` from its files and flags; check each value, and all values together.
 
     Errors: TinyGPTError for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
     """
@@ -55,19 +55,19 @@ def parse(kind: type[ConfigType], args: list[str], prog: str = "tinygpt") -> Con
         import tyro
 
         plain = (tyro.conf.FlagConversionOff,)  # --quiet {True,False}, not --quiet, --no-quiet
-        tyro.cli(for_tyro(kind), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
-    texts, flags = split_arguments(kind, args, prog)
-    values, from_files = positional_values(kind, texts, flags, prog), {}
+        tyro.cli(for_tyro(config_class), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
+    texts, flags = split_arguments(config_class, args, prog)
+    values, from_files = positional_values(config_class, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
-            from_files[name] = converted(find_key(kind, name, f"{path}: ", prog), value, f"{path}: ", prog)
-    config = kind(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
+            from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ", prog)
+    config = config_class(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems), f"{prog} --help")
     return config
 
 
-def split_arguments(kind: type, args: list[str], prog: str) -> tuple[list[str], dict[str, Any]]:
+def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[list[str], dict[str, Any]]:
     """Separate the positional arguments from the flags, whose values are converted.
 
     A flag is --key=value or --key value; a bare --quiet is True. A key that takes several values collects them from all
@@ -76,14 +76,14 @@ def split_arguments(kind: type, args: list[str], prog: str) -> tuple[list[str], 
     positionals, flags, queue = list[str](), dict[str, Any](), list(args)
     while queue:
         arg = queue.pop(0)
-        arg = "--output" if arg == "-o" and "output" in keys(kind) else arg
+        arg = "--output" if arg == "-o" and "output" in keys(config_class) else arg
         if not arg.startswith("-"):
             positionals.append(arg)
             continue
         if not arg.startswith("--") or arg == "--":
             raise TinyGPTError(f"{arg}: no such option", f"{prog} --help")
         name, equals, text = arg[2:].partition("=")
-        key = find_key(kind, name.replace("-", "_"), "--", prog)
+        key = find_key(config_class, name.replace("-", "_"), "--", prog)
         if equals:
             texts = [text]
         elif key.type is tuple:
@@ -95,40 +95,40 @@ def split_arguments(kind: type, args: list[str], prog: str) -> tuple[list[str], 
             texts, queue = queue[:1], queue[1:]
         if not texts:
             raise TinyGPTError(f"--{key.name} needs a value", f"--{key.name}=VALUE")
-        found = [converted(key, text, "--", prog) for text in texts]
-        flags[key.name] = (*flags.get(key.name, ()), *found) if key.type is tuple else found[0]
+        values = [converted(key, text, "--", prog) for text in texts]
+        flags[key.name] = (*flags.get(key.name, ()), *values) if key.type is tuple else values[0]
     return positionals, flags
 
 
-def positional_values(kind: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:
+def positional_values(config_class: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:
     """Assign the positional arguments to their keys, in order. Errors: TinyGPTError for too few or too many."""
     values: dict[str, Any] = {}
-    for key in keys(kind).values():
+    for key in keys(config_class).values():
         if POSITIONAL not in key.marks:
             continue
         if key.default is REQUIRED and not texts:
             raise TinyGPTError(f"{prog} needs {key.name.upper()}", f"{prog} --help")
-        here, texts = (texts, []) if key.type is tuple else (texts[:1], texts[1:])
-        found = [converted(key, text, "", prog) for text in here]
-        if found:
-            values[key.name] = tuple(found) if key.type is tuple else found[0]
+        taken, texts = (texts, []) if key.type is tuple else (texts[:1], texts[1:])
+        parsed = [converted(key, text, "", prog) for text in taken]
+        if parsed:
+            values[key.name] = tuple(parsed) if key.type is tuple else parsed[0]
     if texts:
-        takes_model = getattr(kind, "ckpt", "") and "ckpt" not in flags  # import and lab have other arguments
+        takes_model = getattr(config_class, "ckpt", "") and "ckpt" not in flags  # import and lab have other arguments
         hint = f"--ckpt {suggest.quoted(texts[0])}" if takes_model else f"{prog} --help"
         raise TinyGPTError(f"{texts[0]}: unexpected argument", hint)
     return values
 
 
-def find_key(kind: type, name: str, where: str, prog: str) -> Key:
+def find_key(config_class: type, name: str, where: str, prog: str) -> Key:
     """Return the key of that name, unless it is positional. Errors: TinyGPTError that suggests the nearest name."""
-    known = {key.name: key for key in keys(kind).values() if POSITIONAL not in key.marks}
+    known = {key.name: key for key in keys(config_class).values() if POSITIONAL not in key.marks}
     if name in known:
         return known[name]
-    if name in keys(kind):
+    if name in keys(config_class):
         raise TinyGPTError(f"{where}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
-    if kind in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
+    if config_class in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
         raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE")
-    if name == "ckpt" and {"run", "runs", "folders"} & keys(kind).keys():
+    if name == "ckpt" and {"run", "runs", "folders"} & keys(config_class).keys():
         raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
     sign = " =" if where.endswith(".py: ") else ":"
     near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
@@ -256,10 +256,10 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -evaluate(operand)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-                sides = evaluate(left), evaluate(right)
-                if any(isinstance(side, str) for side in sides) and not isinstance(op, ast.Add):
+                operands = evaluate(left), evaluate(right)
+                if any(isinstance(item, str) for item in operands) and not isinstance(op, ast.Add):
                     raise TypeError("arithmetic on text")  # 'a' * 10**9 would fill the memory
-                result = _ARITHMETIC[type(op)](*sides)
+                result = _ARITHMETIC[type(op)](*operands)
                 # a short line can have a huge result
                 if (isinstance(result, int) and abs(result) > 1 << 64) or len(str(result)) > 10_000:
                     raise ValueError("gives a result that is too large")
@@ -301,13 +301,13 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def for_tyro(kind: type) -> type:
+def for_tyro(config_class: type) -> type:
     """Translate a configuration class for tyro."""
     import tyro
 
-    texts = meanings(kind)
+    texts = meanings(config_class)
     fields: list[Any] = []
-    for key in keys(kind).values():
+    for key in keys(config_class).values():
         marks: list[Any] = [tyro.conf.Positional] if POSITIONAL in key.marks else []
         hint = None
         if key.default in ("", ()) or (key.type is tuple and key.default is REQUIRED):
@@ -318,7 +318,7 @@ def for_tyro(kind: type) -> type:
         plain = tuple[str, ...] if key.type is tuple else key.type
         default = [] if key.default is REQUIRED else [key.default]
         fields.append((key.name, Annotated[(plain, *marks)], *default))
-    return dataclasses.make_dataclass(kind.__name__, fields, namespace={"__doc__": kind.__doc__})
+    return dataclasses.make_dataclass(config_class.__name__, fields, namespace={"__doc__": config_class.__doc__})
 
 
 def metavar(key: Key) -> str | None:

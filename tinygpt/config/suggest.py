@@ -25,15 +25,15 @@ def quoted(word: str, system: str = os.name) -> str:
     have no common form: PowerShell expands $ and `, cmd expands %NAME%, and only cmd accepts a double quote inside.
     """
     if system == "nt":
-        word = re.sub(CONTROL, lambda found: repr(found[0])[1:-1], word)
+        word = re.sub(CONTROL, lambda match: repr(match[0])[1:-1], word)
         if re.fullmatch(r"[\w+=:./\\-]+", word):
             return word
         # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (r"\"" if found[2] else ""), word) + '"'
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), word) + '"'
     if not re.search(CONTROL, word):
         return shlex.quote(word)
     plain = re.sub(r"(['\\])", r"\\\1", word)
-    return "$'" + re.sub(CONTROL, lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), plain) + "'"
+    return "$'" + re.sub(CONTROL, lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), plain) + "'"
 
 
 def training_command(config: dict[str, Any]) -> str:
@@ -75,7 +75,7 @@ def evaluate(config: dict[str, Any], out: str | Path) -> str:
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:
     """Command that prepares a dataset again. `options` are those in its meta.json (see schema.prepare_options), which
-    may come from a stranger; if there are none, `fallback` is appended instead."""
+    may come from a stranger; if there are none, `fallback` is appended."""
     flags: list[str] = []
     for key, value in options.items() if isinstance(options, dict) else ():
         if isinstance(value, list):

@@ -50,7 +50,7 @@ def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
 class SharedPrefix(KVCache):
     """Keys and values of tokens with which all rows begin, computed for one row; unlike KVCache's, with gradients.
 
-    The first pass stores them, and the second puts them before those of its own rows.
+    The first pass stores them; the second prepends them to those of its own rows.
     """
 
     def __init__(self, config: GPTConfig) -> None:

@@ -34,7 +34,7 @@ class Linear:
 
 
 class Packed(nn.Module):
-    """The same in bfloat16, with a weight in the layout of oneDNN's kernels. Packing it once makes a product with one
+    """`Linear` in bfloat16, with a weight in the layout of oneDNN's kernels. Packing it once makes a product with one
     row about twice as fast as F.linear, which is then limited by the memory's bandwidth (docs/PERFORMANCE.md)."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -77,18 +77,18 @@ class Decoder(KVCache):
         config, (B, T), start = self.config, idx.shape, self.length
         x = F.embedding(idx, self.wte)
         if self.wbe is not None:
-            before = self.last_token if T == 1 else torch.cat((self.last_token, idx[:, :-1]), dim=1)
-            x = x + F.embedding(before * config.vocab_size + idx, self.wbe)
+            previous = self.last_token if T == 1 else torch.cat((self.last_token, idx[:, :-1]), dim=1)
+            x = x + F.embedding(previous * config.vocab_size + idx, self.wbe)
         if self.wpe is not None:
             x = x + self.wpe[start : start + T]
         rotation, mask = self._rotation(start, T), self._mask(T)
         x = x.view(B * T, -1)
         slot, filled = start % self.block_size, min(start + T, self.block_size)
-        new, known = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
+        new, cached = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
         for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
             qkv = c_attn(self._shifted(ln_1(x), T, layer, 0))
             q = self._split_heads(qkv, rotation, layer, new[layer])
-            k, v = known[layer].unbind()
+            k, v = cached[layer].unbind()
             y = grouped_attention(q, k, v, mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
             x = mlp_proj.onto(x, activate(c_fc(self._shifted(ln_2(x), T, layer, 1))))

@@ -31,16 +31,16 @@ class FastGPT(GPT):
         targets_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """GPT.forward. With targets_only, rows that begin with the same tokens share the computation of these."""
-        if targets_only and targets is not None and cache is None and not self.drops():
-            prefix = common(idx, self.config)
+        if targets_only and targets is not None and cache is None and not self.uses_dropout():
+            prefix = shared_prefix_length(idx, self.config)
             if prefix and (targets[:, :prefix] < 0).all():
                 cache = SharedPrefix(self.config)
                 self.residual(idx[:1, :prefix], cache)
                 idx, targets = idx[:, prefix:], targets[:, prefix:]
         return super().forward(idx, targets, cache, last_only, targets_only)
 
-    def drops(self) -> bool:
-        """Return whether dropout is on, of the model or of its adapters: its masks differ from row to row."""
+    def uses_dropout(self) -> bool:
+        """Return whether the model or its adapters use dropout now: its masks differ from row to row."""
         return self.training and any(getattr(module, "dropout", 0.0) for module in self.modules())
 
     def next_logits(self, idx: Tensor, cache: Any = None) -> Tensor:
@@ -53,7 +53,7 @@ class FastGPT(GPT):
         return Decoder(self, batch_size, length) if ordinary else super().new_cache(batch_size, length)
 
 
-def common(idx: Tensor, config: GPTConfig) -> int:
+def shared_prefix_length(idx: Tensor, config: GPTConfig) -> int:
     """Number of tokens at the beginning of the rows of idx (B, T) that are worth computing once; 0 if none are.
 
     token_shift and bigram_table also read the previous token outside attention.

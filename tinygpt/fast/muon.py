@@ -24,9 +24,9 @@ class Muon:
         """weights (n,): the matrices of `shapes`, concatenated. dtype: that of the matrix products."""
         self.weights, self.shapes, self.weight_decay, self.dtype = weights, shapes, weight_decay, dtype
         self.momentum = torch.zeros_like(weights)
-        self.alike: dict[tuple[int, ...], list[int]] = {}  # matrices of one shape, up to transposition
+        self.by_shape: dict[tuple[int, ...], list[int]] = {}  # matrices of one shape, up to transposition
         for index, shape in enumerate(shapes):
-            self.alike.setdefault(tuple(sorted(shape)), []).append(index)
+            self.by_shape.setdefault(tuple(sorted(shape)), []).append(index)
 
     @torch.no_grad()
     def step(self, gradient: Tensor, lr: float) -> None:
@@ -35,7 +35,7 @@ class Muon:
         ahead = self._matrices(gradient.lerp(self.momentum, MOMENTUM))
         self.weights.mul_(1 - lr * self.weight_decay)
         weights = self._matrices(self.weights)
-        for indices in self.alike.values():
+        for indices in self.by_shape.values():
             directions = orthogonalize(torch.stack([wide(ahead[index]) for index in indices]).to(self.dtype))
             for index, direction in zip(indices, directions, strict=True):
                 rows, columns = weights[index].shape
@@ -47,6 +47,7 @@ class Muon:
 
 
 def wide(matrix: Tensor) -> Tensor:
+    """Transpose a matrix that has more rows than columns."""
     return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
 
 

@@ -38,7 +38,7 @@ class FlatWeights(nn.Module):
         named = dict(sorted(named.items(), key=lambda item: parameter_class(*item)))  # the model's order within a kind
         self.dtype = dtype
         self.shapes = {name: weight.shape for name, weight in named.items()}
-        self.kinds = {name: parameter_class(name, weight) for name, weight in named.items()}
+        self.classes = {name: parameter_class(name, weight) for name, weight in named.items()}
         self.weights = nn.Parameter(torch.cat([weight.detach().flatten() for weight in named.values()]).float())
         self.places: dict[str, slice] = {}
         end = 0
@@ -47,9 +47,9 @@ class FlatWeights(nn.Module):
             weight.data = self.weights.detach()[self.places[name]].view(weight.shape)
         self.frozen = {name: w.detach().to(dtype) for name, w in model.named_parameters() if not w.requires_grad}
 
-    def place_of(self, *kinds: int) -> slice | None:
-        """The slice of `weights` with the parameters of these kinds, which are contiguous."""
-        places = [place for name, place in self.places.items() if self.kinds[name] in kinds]
+    def place_of(self, *classes: int) -> slice | None:
+        """The slice of `weights` with the parameters of these classes, which are contiguous."""
+        places = [place for name, place in self.places.items() if self.classes[name] in classes]
         return slice(places[0].start, places[-1].stop) if places else None
 
     @property
@@ -115,7 +115,7 @@ class FlatOptimizer:
         decayed = [MATRIX, EMBEDDING]
         if config.optimizer == "muon" and (place := flat.place_of(MATRIX)):
             self.muon_place, decayed = place, [EMBEDDING]
-            shapes = [shape for name, shape in flat.shapes.items() if flat.kinds[name] == MATRIX]
+            shapes = [shape for name, shape in flat.shapes.items() if flat.classes[name] == MATRIX]
             self.muon = Muon(weights[place], shapes, decay, flat.dtype)
         kinds = [(flat.place_of(*decayed), decay), (flat.place_of(VECTOR), 0.0)]
         self.places = [place for place, _ in kinds if place]
@@ -165,12 +165,12 @@ class FlatOptimizer:
             slices.append((place, {"exp_avg": average, "exp_avg_sq": square}))
         if self.muon:
             slices.append((self.muon_place, {"momentum": self.muon.momentum}))
-        found: dict[str, dict[str, Tensor]] = {}
+        moments: dict[str, dict[str, Tensor]] = {}
         for name, place in self.flat.places.items():
             whole, state = next((whole, state) for whole, state in slices if whole.start <= place.start < whole.stop)
-            at, shape = slice(place.start - whole.start, place.stop - whole.start), self.flat.shapes[name]
-            found[name] = {key: tensor[at].view(shape) for key, tensor in state.items()}
-        return found
+            part, shape = slice(place.start - whole.start, place.stop - whole.start), self.flat.shapes[name]
+            moments[name] = {key: tensor[part].view(shape) for key, tensor in state.items()}
+        return moments
 
     @property
     def steps(self) -> int:

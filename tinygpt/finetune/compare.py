@@ -41,49 +41,51 @@ def after(run: Run, tuning: Tuning) -> None:
 
 
 def measured_before(run: Run) -> dict[str, Any]:
-    """The line `before` of metrics.jsonl; empty if there is none."""
+    """Return the line `before` of metrics.jsonl; empty if there is none."""
     return next((entry for entry in reversed(read_metrics(run.out)) if entry["kind"] == "before"), {})
 
 
 def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str, Any]) -> dict[str, Any]:
-    """Losses on the validation splits of the task and of the base model's data, and three answers. A split that would
-    take minutes is sampled. After training, rows and prompts are those of `before`."""
+    """Compute the losses on the validation splits of the task and of the base model's data, and three answers.
+
+    A split that would take minutes is sampled. `before`: the measurement before training, whose rows and prompts are
+    used again; empty for the first measurement."""
     run.log.say("measuring:   the validation split, and the answers to three prompts")
     compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
     model = state.for_inference(compute, run.config.fast)
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, dataset in (("response", run.dataset), ("base", tuning.base_data)):
         if dataset is not None:
             rows = before.get(f"{name}_rows", 0)
             measured = sampled_loss(model, dataset.sources["val"], compute, rows, f"loss on {dataset.name}")
-            found |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
+            metrics |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
     tokenizer = run.dataset.tokenizer
-    chosen = dict(zip(before.get("responses", ()), before.get("prompts", ()), strict=False))
-    if not chosen:  # three different responses, and the first prompt of each
+    prompts = dict(zip(before.get("responses", ()), before.get("prompts", ()), strict=False))
+    if not prompts:  # three different responses, and the first prompt of each
         for prompt, response in run.dataset.sources["val"].texts(tokenizer):
-            chosen.setdefault(response, prompt)
-            if len(chosen) == 3:
+            prompts.setdefault(response, prompt)
+            if len(prompts) == 3:
                 break
-    if chosen:
-        found["prompts"], found["responses"] = list(chosen.values()), list(chosen)
-        found["answers"] = [answer(model, tokenizer, prompt) for prompt in found["prompts"]]
-    return found
+    if prompts:
+        metrics["prompts"], metrics["responses"] = list(prompts.values()), list(prompts)
+        metrics["answers"] = [answer(model, tokenizer, prompt) for prompt in metrics["prompts"]]
+    return metrics
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Table of the losses and answers before and after, the last lines of a run."""
+    """Format the losses and answers before and after as a table, the last lines of a run."""
     lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
     for key, name in (("response", "loss on the responses"), ("base", "loss on the base model's data")):
-        if (now := after.get(f"{key}_loss")) is not None:
-            was = before.get(f"{key}_loss")
-            error, rows, of = (after.get(f"{key}_{part}") for part in ("error", "rows", "of"))
-            sampled = "" if rows == of else f"  ± {error:.3f}: a sample of {rows:,} of {of:,} rows"
-            lines.append(f"{name:<30}{was if was is None else format(was, '.4f'):>10}{now:>10.4f}{sampled}")
+        if (new := after.get(f"{key}_loss")) is not None:
+            old = before.get(f"{key}_loss")
+            error, rows, total = (after.get(f"{key}_{part}") for part in ("error", "rows", "of"))
+            sampled = "" if rows == total else f"  ± {error:.3f}: a sample of {rows:,} of {total:,} rows"
+            lines.append(f"{name:<30}{old if old is None else format(old, '.4f'):>10}{new:>10.4f}{sampled}")
     if "base_loss" in after and "base_loss" in before:
         lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
     answers = zip(before.get("answers", [""] * 3), after.get("answers", []), strict=False)
     for prompt, response, both in zip(after.get("prompts", []), after.get("responses", []), answers, strict=False):
-        was, now = (cut(escaped(text) or "(empty)", 70) for text in both)
+        old, new = (cut(escaped(text) or "(empty)", 70) for text in both)
         lines.append(f"\n{escaped(prompt)}   (expected: {escaped(response)})")
-        lines += [f"    before: {was}", f"    after:  {now}"]
+        lines += [f"    before: {old}", f"    after:  {new}"]
     return lines

@@ -29,7 +29,7 @@ from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.evaluate.process import run
 from tinygpt.files import folder_lock
-from tinygpt.generate import Choice, generate
+from tinygpt.generate import Sampling, generate
 from tinygpt.lab.stages import Stage
 from tinygpt.lora import adapted_only
 from tinygpt.training.log import read_metrics
@@ -109,7 +109,7 @@ class Model:
     def continuation(self, prefix: str, tokens: int) -> str:
         """The greedy continuation of a text."""
         asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
-        return self.tokenizer.decode([int(token) for token in generate(self.model, asked, tokens, Choice(0))])
+        return self.tokenizer.decode([int(token) for token in generate(self.model, asked, tokens, Sampling(0))])
 
     def bits_per_character(self, data: Path, name: str) -> float:
         """The loss on the complete validation split of a dataset of plain text with the model's tokenizer."""

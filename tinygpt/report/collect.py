@@ -30,7 +30,7 @@ from tinygpt.evaluate.doctor import evaluations, judge, read_run
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.files import without_folders
-from tinygpt.generate import Choice, answer, generate, refuse_diverged, require_finite
+from tinygpt.generate import Sampling, answer, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, Training, marked
 from tinygpt.report.weights import BLOCK, differences, pack
@@ -306,7 +306,7 @@ def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list
     if run.answers:
         return [answer(model, run.tokenizer, prompt) for prompt, _ in run.held_out_pairs()[:EXAMPLES]]
     start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
-    choice = Choice(temperature=0.8, top_k=200)
+    choice = Sampling(temperature=0.8, top_k=200)
     made = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
     return [run.tokenizer.decode(row) for row in made.tolist()]
 

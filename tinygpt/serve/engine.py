@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
-from tinygpt.generate import Choice, draw, to_read_again
+from tinygpt.generate import Sampling, draw, to_read_again
 from tinygpt.model import GPT, KVCache
 from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     """How the sequences of a task are generated."""
 
     max_tokens: int
-    choice: Choice = Choice()  # its seed is that of the first sequence; the next ones add 1, 2, ...
+    choice: Sampling = Sampling()  # its seed is that of the first sequence; the next ones add 1, 2, ...
     seeded: bool = True  # False: each sequence draws a seed of its own instead
     n: int = 1
     stops: tuple[str, ...] = ()

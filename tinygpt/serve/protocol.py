@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
 from tinygpt.errors import TinyGPTError
-from tinygpt.generate import Choice
+from tinygpt.generate import Sampling
 from tinygpt.serve.engine import Settings, Token
 
 DOCUMENTS = "documents"  # the name of the model that answers from an index
@@ -214,7 +214,7 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
         raise wrong("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
     seeded = request["seed"] is not None
     seed = request["seed"] % (1 << 63) if seeded else 0
-    choice = Choice(request["temperature"], request["top_k"], request["top_p"], seed)
+    choice = Sampling(request["temperature"], request["top_k"], request["top_p"], seed)
     top = -1 if request["logprobs"] is None else request["logprobs"]
     if "messages" in request:  # in a chat, logprobs is true or false
         if request["top_logprobs"] is not None and not request["logprobs"]:

@@ -28,8 +28,8 @@ class RunLog:
         self.active, self.quiet = active, quiet
         self._file: Any = None
         self._bar: Any = None
-        self.sink: Any = None  # that of tensorboard.py, if the run has one; it also gets the lines of metrics.jsonl
-        self.retry_hint = RUN_AGAIN  # what to do once the disk has space again: the end of a hint
+        self.sink: Any = None  # a TensorBoard (tensorboard.py) or None; it gets every line of metrics.jsonl, too
+        self.retry_hint = RUN_AGAIN  # the end of the hint of an error while writing: how to continue
 
     def open(self, step: int, evaluated_at: int) -> None:
         """Start the file. When resuming, keep only the lines that precede the state before iteration `step`: those of
@@ -123,7 +123,7 @@ class RunLog:
 
 
 class Pace:
-    """Training speed between two log lines, and one prediction of the remaining time; without evaluations and saves."""
+    """Training speed between two log lines, and a prediction of the remaining time; without evaluations and saves."""
 
     SKIPPED, TIMED = 5, 20  # iterations: the first ones are slower; the next ones predict the time of the run
 
@@ -144,15 +144,17 @@ class Pace:
         return speed
 
     def expected(self, done: int, left: int) -> str:
-        """Return, once, a line that predicts the time of the `left` iterations after `done` of this session; else
-        an empty string."""
+        """Return a line that predicts the remaining time, after SKIPPED + TIMED iterations; otherwise an empty string.
+
+        done, left: number of iterations of this session, and of those that remain.
+        """
         if done == self.SKIPPED:
             self.skipped = self.total
         if done != self.SKIPPED + self.TIMED:
             return ""
-        each = (self.total - self.skipped) / self.TIMED
-        wait = f"{each * left / 60:.1f} minutes" if each * left >= 60 else f"{each * left:.0f} seconds"
-        return f"expected:    {wait} for {left:,} more iterations ({each * 1000:.1f} ms each)"
+        mean = (self.total - self.skipped) / self.TIMED
+        wait = f"{mean * left / 60:.1f} minutes" if mean * left >= 60 else f"{mean * left:.0f} seconds"
+        return f"expected:    {wait} for {left:,} more iterations ({mean * 1000:.1f} ms each)"
 
 
 def peak_memory() -> int:

@@ -51,7 +51,7 @@ def is_constant(config: TrainConfig) -> bool:
 
 
 def describe_schedule(config: TrainConfig) -> str:
-    """In words: `learning rate 0.001; warm-up of 100 iterations, cosine decay to 0.0001 at iteration 2,000`."""
+    """Describe the schedule: `learning rate 0.001; warm-up of 100 iterations, cosine decay to 0 at iteration 2,000`."""
     rate, least = f"learning rate {config.learning_rate:g}", f"{config.min_lr:g}"
     if config.optimizer == "muon":
         rate = f"learning rate {config.muon_learning_rate:g} for matrices, {config.learning_rate:g} for the others"
@@ -64,7 +64,7 @@ def describe_schedule(config: TrainConfig) -> str:
 
 
 def schedule_note(config: TrainConfig) -> str:
-    """A warning about a warm-up that does not end before the run or its decay; empty if it does."""
+    """Return a warning if the warm-up does not end before the run or its decay, else an empty string."""
     last = min(config.max_iters, config.lr_decay_iters or config.max_iters)
     if is_constant(config) or config.warmup_iters < max(last, 1):
         return ""
@@ -97,8 +97,8 @@ class TorchOptimizer:
             rate = config.muon_learning_rate
             muon = torch.optim.Muon(groups.pop(MATRIX), rate, config.weight_decay, adjust_lr_fn="original")
             self.optimizers.append(muon)
-        decays = {kind: 0.0 if kind == VECTOR else config.weight_decay for kind in groups}
-        if parts := [{"params": part, "weight_decay": decays[kind]} for kind, part in groups.items()]:
+        decays = {weight_class: 0.0 if weight_class == VECTOR else config.weight_decay for weight_class in groups}
+        if parts := [{"params": part, "weight_decay": decays[weight_class]} for weight_class, part in groups.items()]:
             betas = config.beta1, config.beta2
             self.optimizers.append(torch.optim.AdamW(parts, config.learning_rate, betas, fused=True))
         self.owner: dict[Tensor, torch.optim.Optimizer] = {}
@@ -107,7 +107,7 @@ class TorchOptimizer:
                 self.owner |= dict.fromkeys(group["params"], optimizer)
         self.peaks = [(group, group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
-        # where GradScaler looks for an overflow, which skips both optimizers
+        # GradScaler looks for an overflow in these gradients, and then skips the updates of both optimizers
         self.param_groups = [{"params": list(self.named.values())}]
 
     def set_learning_rate(self, rate: float) -> None:
@@ -139,13 +139,13 @@ class TorchOptimizer:
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Return for each parameter name exp_avg and exp_avg_sq, or momentum: float32 in the parameter's shape."""
-        found = {}
+        moments = {}
         for name, weight in self.named.items():
             muon = isinstance(self.owner[weight], torch.optim.Muon)
             parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
             state = self.owner[weight].state.get(weight, {})
-            found[name] = {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
-        return found
+            moments[name] = {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
+        return moments
 
     @property
     def steps(self) -> int:
@@ -180,8 +180,8 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     try:
         moments, steps, scaler = state["moments"], int(state["steps"]), dict(state["scaler"])
         shapes = [
-            {name: {part: tensor.shape for part, tensor in parts.items()} for name, parts in found.items()}
-            for found in (own, moments)
+            {name: {part: tensor.shape for part, tensor in parts.items()} for name, parts in group.items()}
+            for group in (own, moments)
         ]
         fits = shapes[0] == shapes[1]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError):

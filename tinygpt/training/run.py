@@ -60,9 +60,9 @@ class Progress:
     @classmethod
     def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
         """Read the progress from a checkpoint's training state. Errors: TinyGPTError if it is missing or invalid."""
-        found, fields = saved.get("progress"), dataclasses.fields(cls)
-        if isinstance(found, dict):
-            values: dict[str, Any] = {field.name: found.get(field.name) for field in fields}
+        state, fields = saved.get("progress"), dataclasses.fields(cls)
+        if isinstance(state, dict):
+            values: dict[str, Any] = {field.name: state.get(field.name) for field in fields}
             if all(isinstance(values[field.name], (type(field.default), int)) for field in fields):
                 progress = cls(**values)
                 numbers = not math.isnan(progress.best_val_loss) and 0 <= progress.seconds < math.inf
@@ -77,7 +77,7 @@ class Run:
 
     config: TrainConfig
     dataset: Dataset
-    source: Batches  # from which batches are drawn
+    source: Batches  # the rows from which batches are drawn
     model: GPT  # with float32 weights, as saved
     amp_model: AmpModel  # the same weights, with matrix products in compute.dtype (automatic mixed precision)
     ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if there are several processes
@@ -101,10 +101,10 @@ class Run:
         """Tokens of the longest row."""
         return self.source.width(self.config.block_size)
 
-    def row_length(self, at: np.ndarray) -> int:
-        """Length of the rows of the batch `at`: its longest, rounded up to a multiple of 8 to limit the number of
-        shapes; for a compiled model always that of the longest row."""
-        needed = self.source.width(self.config.block_size, at)
+    def row_length(self, row_indices: np.ndarray) -> int:
+        """Length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple of 8, which
+        limits the number of shapes; for a compiled model always that of the longest row of all."""
+        needed = self.source.width(self.config.block_size, row_indices)
         return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
 
     @property
@@ -254,11 +254,11 @@ def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor
 
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
     """Print what a resumed run computes differently from now on."""
-    now = run.numeric_settings()
+    current = run.numeric_settings()
     for key, earlier in saved.items():
-        if now.get(key, earlier) != earlier:
+        if current.get(key, earlier) != earlier:
             name = {"path": "code path", "threads": "number of threads"}.get(key, key)
-            changed = f"the {name} of this run was {earlier} until now and is {now[key]} from here on"
+            changed = f"the {name} of this run was {earlier} until now and is {current[key]} from here on"
             run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
 
 

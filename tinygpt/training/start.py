@@ -71,8 +71,8 @@ def starting_point(config: TrainConfig) -> Start:
     config = copy.copy(config)
     if resumes(config):
         last = load_run_to_resume(config)
-        place = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
-        return Start(config, last, True, f"{config.out_dir}/last.pt", place)
+        data_folder = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
+        return Start(config, last, True, f"{config.out_dir}/last.pt", data_folder)
     if isinstance(config, FinetuneConfig):
         config.init_from = config.ckpt = base_model(config)
     require_dataset_choice(config)
@@ -128,9 +128,9 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         raise TinyGPTError(f"{config.out_dir} has no run to resume (no last.pt)", hint)
     state = store.load(last)
     from_weights = new_run_from(last)
-    command, asked = suggest.training_command(state.config), suggest.training_command(vars(config))
-    if command != asked:
-        problem = f"{config.out_dir} contains a run of tinygpt {command}, not of tinygpt {asked}"
+    saved_command, command = suggest.training_command(state.config), suggest.training_command(vars(config))
+    if saved_command != command:
+        problem = f"{config.out_dir} contains a run of tinygpt {saved_command}, not of tinygpt {command}"
         raise TinyGPTError(problem, suggest.resume(state.config, config.out_dir))
     take_shape(config, state, may_resize=False)
     saved = state.training.get("optimizer")
@@ -141,17 +141,17 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
     for name in FIXED:
-        wanted, has = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
-        if name in config.given and wanted != has:
+        value, stored = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
+        if name in config.given and value != stored:
             hint = f"drop {name}, or start from the weights alone: {from_weights}"
-            raise TinyGPTError(f"{name} is {wanted} here and {has} in the checkpoint", hint)
+            raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
     # also not restored: output folder and watching, because the file may come from a stranger; and wandb_log, which is
     # True in some files of earlier versions
-    kept = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
+    not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
-        kept.add("decay_lr")  # a stored False would make the rate constant
+        not_restored.add("decay_lr")  # a stored False would make the rate constant
     for field in dataclasses.fields(config):
-        if field.name in state.config and field.name not in kept:
+        if field.name in state.config and field.name not in not_restored:
             setattr(config, field.name, state.config[field.name])
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
@@ -168,13 +168,13 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
     `may_resize` another block_size is allowed, a longer one if positions are relative."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
     for name in ARCHITECTURE:
-        wanted, has = getattr(config, name), shape[name]
-        resizes = may_resize and name == "block_size" and (wanted < has or POSITIONS[shape["position"]].relative)
-        if name in config.given and wanted != has and not resizes:
+        value, stored = getattr(config, name), shape[name]
+        resizes = may_resize and name == "block_size" and (value < stored or POSITIONS[shape["position"]].relative)
+        if name in config.given and value != stored and not resizes:
             hint = f"drop {name}" + ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
-            raise TinyGPTError(f"{name} is {wanted} here and {has} in the checkpoint", hint)
+            raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
         if not resizes or name not in config.given:
-            setattr(config, name, has)
+            setattr(config, name, stored)
 
 
 def fit_dataset(dataset: Dataset, start: Start) -> int:
@@ -188,13 +188,13 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
         base.require_embeddings(dataset.tokenizer, start.where)
         known = dataset.tokenizer.vocab_size
     elif base is not None:
-        own = tokenizer_from_dict(base.tokenizer, start.where)
-        both = own if start.resuming else own.joined(dataset.tokenizer)
+        model_tokenizer = tokenizer_from_dict(base.tokenizer, start.where)
+        joined = model_tokenizer if start.resuming else model_tokenizer.joined(dataset.tokenizer)
         hint = "prepare the text that it was trained on, or start with --init_from=scratch"
-        dataset.require_tokenizer(both, start.where, hint)
-        if both is own:
-            base.require_embeddings(own, start.where)
-        known = own.vocab_size
+        dataset.require_tokenizer(joined, start.where, hint)
+        if joined is model_tokenizer:
+            base.require_embeddings(model_tokenizer, start.where)
+        known = model_tokenizer.vocab_size
     dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
     if base is not None and start.resuming and not dataset.is_of(base.data):
         problem = f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written"
@@ -203,18 +203,18 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
     return known
 
 
-def make_model(start: Start, kind: type[GPT], vocab_size: int, known: int = 0) -> tuple[GPT, int]:
+def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known: int = 0) -> tuple[GPT, int]:
     """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens; return their
     number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known` tokens."""
     config = start.config
     if start.checkpoint is None:
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
-        return kind(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
+        return gpt_class(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
     base = dataclasses.replace(start.checkpoint, model_args=start.checkpoint.model_args | {"dropout": config.dropout})
     if start.resuming:
-        return base.build_for_resuming(kind), 0
-    model = base.build_model(kind)
+        return base.build_for_resuming(gpt_class), 0
+    model = base.build_model(gpt_class)
     refuse_diverged(model, start.where)
     set_block_size(model, config.block_size)
     if vocab_size <= known:

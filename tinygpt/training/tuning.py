@@ -18,7 +18,7 @@ from tinygpt.training.start import Start
 
 
 class Tuning(NamedTuple):
-    """What fine-tuning adds to a run."""
+    """Settings, rows and base model of a fine-tuning run, in addition to those of a training run."""
 
     config: FinetuneConfig
     rows: Batches  # from which batches are drawn
@@ -45,28 +45,28 @@ class Tuning(NamedTuple):
         return cls(config, rows, base_data, fingerprint)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint contains of this."""
+        """Return what a checkpoint stores: the fingerprint of the base model, and the checksums of replayed data."""
         replayed = self.base_data.meta["sha256"] if self.base_data and self.config.replay else {}
         return {"base": self.base_fingerprint, "replayed": replayed}
 
 
 def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
-    """The dataset of the base model, or None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
+    """Open the dataset of the base model; None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
     try:
         if not config.base_dataset:
             raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
-        found = start.dataset(config.base_dataset)
-        adopted = found.adopt_tokenizer(dataset.tokenizer)
-        found.require(config.block_size)
+        base = start.dataset(config.base_dataset)
+        adopted = base.adopt_tokenizer(dataset.tokenizer)
+        base.require(config.block_size)
         earlier = start.saved.get("replayed")
-        if config.replay and earlier and not found.is_of(earlier):
+        if config.replay and earlier and not base.is_of(earlier):
             since = f"since {start.where} was written"
-            problem = f"replay: dataset {found.name!r} has been prepared from different text {since}"
+            problem = f"replay: dataset {base.name!r} has been prepared from different text {since}"
             raise TinyGPTError(problem, "prepare the old text again")
         if not adopted:
-            problem = f"replay: dataset {found.name!r} has tokens outside the base model's vocabulary"
+            problem = f"replay: dataset {base.name!r} has tokens outside the base model's vocabulary"
             raise TinyGPTError(problem, "--base_dataset=NAME of the text that the base model was trained on")
-        return found
+        return base
     except TinyGPTError:
         if config.replay:
             raise

@@ -60,19 +60,19 @@ class Watcher:
             return
         self.reader.start()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:
         if self.child is None or self.child.stdin is None:
             return
-        self.ending, asked = True, self.stop.status
+        self.ending, status = True, self.stop.status
         with contextlib.suppress(OSError):
             self.child.stdin.close()  # end of file
-        began, said = time.monotonic(), False
-        while time.monotonic() < began + (0 if kind else LAST_PAGE) and self.stop.status == asked:
+        began, reported = time.monotonic(), False
+        while time.monotonic() < began + (0 if error_type else LAST_PAGE) and self.stop.status == status:
             if self.written.wait(0.05):
                 return
-            if not said and time.monotonic() > began + 1:
+            if not reported and time.monotonic() > began + 1:
                 self.log.say("page: the last one is being made", always=True)
-                said = True
+                reported = True
         if not self.written.is_set():
             self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
