@@ -1,6 +1,6 @@
-"""The command tree, and the only place that prints the error which ends a command and decides the exit status.
+"""The command line: the table of commands, error messages and the exit status.
 
-Nothing heavy is imported at module level, so `tinygpt --help` answers at once; each command imports what it needs.
+No other module prints the error that ends a command. Each command imports what it needs, so `tinygpt --help` is fast.
 Exit status: 0 success; 1 a failure of the machine (full disk, out of memory), a failed check or a run that diverged;
 2 a mistake in the command, nothing written; 130 and 143 stopped by SIGINT and SIGTERM (`train` saves its state first);
 141 the reader of standard output has closed it.

@@ -46,29 +46,29 @@ class TinyGPTError(Exception):
         return f"error: {self.message}" + (f"\n  try: {self.hint}" if self.hint else "")
 
 
-def diverged(what: str, value: float) -> TinyGPTError:
+def diverged(subject: str, value: float) -> TinyGPTError:
     """Make the error for a loss, logits or weights that are NaN or infinite: `diverged("the loss is", loss)`."""
     shown = "NaN" if math.isnan(value) else "infinite"
-    return TinyGPTError(f"{what} {shown}: training diverged", "train again with a lower learning_rate", status=1)
+    return TinyGPTError(f"{subject} {shown}: training diverged", "train again with a lower learning_rate", status=1)
 
 
-def missing(module: str, what: str, otherwise: str = "") -> TinyGPTError:
+def missing(module: str, feature: str, otherwise: str = "") -> TinyGPTError:
     """Make the error for a package that is not installed: `missing("gguf", "GGUF")`."""
     package, extra = EXTRAS[module.partition(".")[0]]
     hint = f'pip install {package} (also in "tinygpt[{extra}]"){otherwise}'
-    return TinyGPTError(f"{what} needs the package {package}", hint)
+    return TinyGPTError(f"{feature} needs the package {package}", hint)
 
 
-def library(module: str, what: str, otherwise: str = "") -> Any:
-    """Import a module that `what` needs and the plain install lacks. Errors: TinyGPTError if it is not installed."""
+def library(module: str, feature: str, otherwise: str = "") -> Any:
+    """Import a module that `feature` needs and the plain install lacks. Errors: TinyGPTError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise missing(module, what, otherwise) from None
+        raise missing(module, feature, otherwise) from None
 
 
-def require_installed(what: str, *modules: str, otherwise: str = "") -> None:
+def require_installed(feature: str, *modules: str, otherwise: str = "") -> None:
     """Check that modules are installed, without importing them, which can take seconds. Errors: as in `library`."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise missing(module, what, otherwise)
+            raise missing(module, feature, otherwise)

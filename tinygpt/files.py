@@ -51,12 +51,12 @@ def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, what: str, size: tuple[float, float] = (7, 4.2)) -> Iterator[tuple[Any, Any]]:
+def drawing(path: Path, feature: str, size: tuple[float, float] = (7, 4.2)) -> Iterator[tuple[Any, Any]]:
     """Yield a matplotlib figure of `size` inches and its axes, and write them as the PNG `path` when the block ends.
 
-    Errors: TinyGPTError as in `replacing`, and if matplotlib, which `what` needs, is not installed.
+    Errors: TinyGPTError as in `replacing`, and if matplotlib, which `feature` needs, is not installed.
     """
-    figure = library("matplotlib.figure", what).Figure(figsize=size, layout="constrained")
+    figure = library("matplotlib.figure", feature).Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
@@ -90,10 +90,10 @@ def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -
             if not WINDOWS:
                 raise
             if time.monotonic() > deadline:
-                what = f"{path}: another program has this file open; what was saved before is unchanged"
+                problem = f"{path}: another program has this file open; what was saved before is unchanged"
                 hint = "close the program (Excel, a training run that reads this dataset, a virus scanner, OneDrive)"
                 hint += f", or make the file writable if it is read-only, then {retry_hint}"
-                raise TinyGPTError(what, hint, status=1) from error
+                raise TinyGPTError(problem, hint, status=1) from error
         time.sleep(min(pause, max(deadline - time.monotonic(), 0.01)))
         pause *= 2
 
@@ -200,7 +200,7 @@ def file_lock(path: Path, hint: str) -> contextlib.AbstractContextManager[None]:
 def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
     """Hold the lock file `path`; the lock ends with its process.
 
-    Errors: TinyGPTError that names what is `locked` and the process which holds the lock.
+    Errors: TinyGPTError that names `locked`, the folder or file in use, and the process that holds the lock.
     """
     import filelock
 
@@ -240,8 +240,8 @@ def read_text(path: Path, hint: str) -> str:
     try:
         text = data[start:].decode("utf-8")
     except UnicodeDecodeError as error:
-        what = f"byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
-        raise TinyGPTError(f"{path}: not UTF-8 text ({what})", hint) from None
+        byte = f"byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
+        raise TinyGPTError(f"{path}: not UTF-8 text ({byte})", hint) from None
     if "\0" in text:
         raise TinyGPTError(f"{path}: is binary, not text", hint)
     return text.replace("\r\n", "\n")
@@ -271,7 +271,7 @@ def strict_json(value: Any) -> str:
 
 
 def folder_of(path: str | Path) -> Path:
-    """The folder of a run or a checkpoint: the path itself if it is a folder, else its parent."""
+    """Return the folder of a run or a checkpoint: the path itself if it is a folder, else its parent."""
     path = Path(path)
     return path if path.is_dir() else path.parent
 

@@ -20,21 +20,21 @@ from tinygpt.errors import diverged
 from tinygpt.model import GPT
 
 
-def require_finite(values: Tensor, what: str = "the logits are") -> None:
-    """Check that no value is NaN or infinite. Errors: TinyGPTError, whose message begins with `what`."""
+def require_finite(values: Tensor, subject: str = "the logits are") -> None:
+    """Check that no value is NaN or infinite. Errors: TinyGPTError, whose message begins with `subject`."""
     if not values.isfinite().all():
-        raise diverged(what, values[~values.isfinite()][0].item())
+        raise diverged(subject, values[~values.isfinite()][0].item())
 
 
 @torch.inference_mode()
-def refuse_diverged(model: GPT, where: str) -> None:
+def refuse_diverged(model: GPT, name: str) -> None:
     """Check that a model's weights, and its logits for up to 64 tokens, are finite, before its outputs are used as
-    results. Errors: TinyGPTError, whose message begins with `where`, the name of the model."""
+    results. Errors: TinyGPTError, whose message begins with the `name` of the model."""
     for weight in model.parameters():
-        require_finite(weight, f"{where}: the weights are")
+        require_finite(weight, f"{name}: the weights are")
     count = min(model.config.vocab_size, model.config.block_size, 64)
     idx = torch.arange(count, device=model.lm_head.weight.device)[None]
-    require_finite(model.eval()(idx)[0], f"{where}: the logits are")
+    require_finite(model.eval()(idx)[0], f"{name}: the logits are")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Block(nn.Module):
         return x + self.mlp(self.shifted(self.ln_2(x), context, 1))
 
     def shifted(self, x: Tensor, context: Context, part: int) -> Tensor:
-        """The input of attention (part 0) or the MLP (1): x, or with token_shift `shift` of x."""
+        """Return the input of attention (part 0) or the MLP (part 1): x, or with token_shift `shift` of x."""
         if not self.token_shift:
             return x
         if context.cache is None:
@@ -282,11 +282,11 @@ class KVCache:
 
     def repeated(self, times: int) -> Self:
         """Copy the cache for a larger batch, in which each sequence is repeated `times` times, in adjacent rows."""
-        other = copy.copy(self)
-        other.keys_values = self.keys_values.repeat_interleave(times, dim=2)
-        other.last_token = self.last_token.repeat_interleave(times, dim=0)
-        other.last_input = self.last_input.repeat_interleave(times, dim=2)
-        return other
+        cache = copy.copy(self)
+        cache.keys_values = self.keys_values.repeat_interleave(times, dim=2)
+        cache.last_token = self.last_token.repeat_interleave(times, dim=0)
+        cache.last_input = self.last_input.repeat_interleave(times, dim=2)
+        return cache
 
     def forget(self) -> None:
         """Empty the cache: the next token is at position 0."""

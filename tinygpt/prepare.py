@@ -75,25 +75,25 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     """First pass: collect the vocabulary. Errors: TinyGPTError for text that cannot be decoded or is too short."""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
-        what = f"{text.characters} characters are too few for a training and a validation split"
+        problem = f"{text.characters} characters are too few for a training and a validation split"
         hint = "give more text to --input, or another --val_fraction"
-        raise TinyGPTError(f"{what} with val_fraction {config.val_fraction}", hint)
+        raise TinyGPTError(f"{problem} with val_fraction {config.val_fraction}", hint)
     default = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
     name = default if config.tokenizer == "auto" else config.tokenizer
     if name == "char":
         return CharTokenizer(map(chr, np.flatnonzero(seen)))
     tokenizer = GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
     if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
-        more = len(unknown) - 1
-        others = f" and {more:,} other character{'s' * (more > 1)}" if more else ""
+        other_count = len(unknown) - 1
+        others = f" and {other_count:,} other character{'s' * (other_count > 1)}" if other_count else ""
         joined = " (each file begins on a new line)" if unknown == "\n" else ""
-        what = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {name}{joined}"
-        raise TinyGPTError(what, "drop --tokenizer for a vocabulary of its own, or change the text")
+        problem = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {name}{joined}"
+        raise TinyGPTError(problem, "drop --tokenizer for a vocabulary of its own, or change the text")
     return tokenizer
 
 
 def tokenizer_of_model(path: str) -> Tokenizer:
-    """The tokenizer of a checkpoint. Errors: TinyGPTError if there is no such file, or it has no tokenizer."""
+    """Load the tokenizer of a checkpoint. Errors: TinyGPTError if there is no such file, or it has no tokenizer."""
     if not Path(path).exists():
         hint = f"one of {', '.join(OWN_TOKENIZERS)}, or the path of a checkpoint"
         raise TinyGPTError(f"--tokenizer={path}: no such tokenizer or file", hint)
@@ -106,7 +106,7 @@ def tokenizer_of_model(path: str) -> Tokenizer:
 
 
 def tokenizer_for_pairs(path: str) -> Tokenizer:
-    """The tokenizer of a checkpoint, with special tokens for pairs."""
+    """Load the tokenizer of a checkpoint, with special tokens for pairs."""
     tokenizer = tokenizer_of_model(path).joined(CharTokenizer(SPECIAL))
     if tokenizer.pair is None:
         raise TinyGPTError(NO_SPECIAL, "tinygpt import gpt2 makes a model whose vocabulary can get them")
@@ -120,10 +120,10 @@ def train_characters(text: InputText, config: PrepareConfig) -> int:
 
 def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[str, Block]]:
     """Yield each block with the name of its split; a block that crosses the boundary is cut in two."""
-    left = train_characters
+    remaining = train_characters
     for block in blocks:
-        head, tail = block[:left], block[left:]
-        left -= len(head)
+        head, tail = block[:remaining], block[remaining:]
+        remaining -= len(head)
         if head:
             yield "train", head
         if tail:
@@ -134,8 +134,8 @@ def check_request(config: PrepareConfig) -> None:
     """Check the options before anything is written. Errors: TinyGPTError for options that contradict each other."""
     built_in = [*CORPORA, *TASKS]
     if config.name in built_in and config.input:
-        what = f"{config.name} is a built-in {'corpus' if config.name in CORPORA else 'task'} and takes no --input"
-        raise TinyGPTError(what, "choose another name for your own text")
+        problem = f"{config.name} is a built-in {'corpus' if config.name in CORPORA else 'task'} and takes no --input"
+        raise TinyGPTError(problem, "choose another name for your own text")
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     with_synthetic = [name for name, task in TASKS.items() if task.synthetic]
@@ -146,8 +146,8 @@ def check_request(config: PrepareConfig) -> None:
     if config.name not in built_in and not config.input:
         path = config.name if Path(config.name).exists() else "path/to/text.txt"
         hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))
-        what = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
-        raise TinyGPTError(what, hint)
+        problem = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
+        raise TinyGPTError(problem, hint)
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2")
     if config.labels and (config.format != "pairs" or config.name in TASKS):

@@ -49,8 +49,8 @@ def sample(config: SampleConfig) -> None:
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
-        what = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
-        problem = f"out of memory on {compute.device} with {what}"
+        settings = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
+        problem = f"out of memory on {compute.device} with {settings}"
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 

@@ -89,7 +89,7 @@ class Adapters:
         return list(self._adapters)
 
     def add(self, name: str, path: str) -> None:
-        """Read an adapter, in place of one with the same name. On an error (TinyGPTError) nothing changes."""
+        """Read an adapter, in place of one with the same name. Errors: TinyGPTError, with nothing changed."""
         if not name:
             raise TinyGPTError(f"{path}: an adapter needs a name; the empty name is the base model's", "NAME=PATH")
         state = _read_adapter(path, self.ckpt, self._fingerprint)
@@ -97,13 +97,13 @@ class Adapters:
         self._adapters[name] = state
 
     def checkpoint(self, name: str = "") -> Checkpoint:
-        """The base model with an adapter on it, and the adapter's tokenizer; without a name, the base model. Errors:
-        TinyGPTError for another name."""
+        """Return the base model combined with the adapter `name`; without a name, the base model. Errors: TinyGPTError
+        for an unknown name."""
         if not name:
             return self._base
         if name not in self._adapters:
-            known = ", ".join(self._adapters)
-            raise TinyGPTError(f"no adapter is called {name!r}", f"choose one of {known}" if known else "add one first")
+            names = ", ".join(self._adapters)
+            raise TinyGPTError(f"no adapter is called {name!r}", f"choose one of {names}" if names else "add one first")
         return _combined(self._base, self.ckpt, self._adapters[name])
 
 
@@ -133,13 +133,13 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
 def _combined(base: Checkpoint, ckpt: str, state: dict[str, Any]) -> Checkpoint:
     """Combine base and the content of an adapter. The tensors of the base are shared, and not changed."""
     tokenizer = tokenizer_from_dict(state["tokenizer"], ckpt)
-    known = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
+    known_tokens = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
     trained, relative = state["config"].get("block_size"), model.position.relative
     if relative and isinstance(trained, int) and model.config.block_size < trained <= checkpoint.LONGEST_CONTEXT:
         set_block_size(model, trained)  # the run's rows were longer than the base's context
-    if tokenizer.vocab_size > known:
-        grow_vocabulary(model, known, state["vocab_size"])
+    if tokenizer.vocab_size > known_tokens:
+        grow_vocabulary(model, known_tokens, state["vocab_size"])
     return Checkpoint(
         model={**model.state_dict(), **state["weights"]},
         model_args=dataclasses.asdict(model.config),

@@ -74,12 +74,12 @@ class Checkpoint:
         """Build the model as it was trained: a LoRA run's adapters stay separate."""
         if not lora.is_adapted(self.model):
             return self.build_model(gpt_class)
-        learned = lora.adapted_only(self.model)
-        model = self._build(gpt_class, {name: weight for name, weight in self.model.items() if name not in learned})
-        rank = next(len(weight) for name, weight in learned.items() if name.endswith(".lora_A"))
+        trained = lora.adapted_only(self.model)
+        model = self._build(gpt_class, {name: weight for name, weight in self.model.items() if name not in trained})
+        rank = next(len(weight) for name, weight in trained.items() if name.endswith(".lora_A"))
         dropout, targets = float(self.config.get("lora_dropout", 0.0)), str(self.config.get("lora_targets", ""))
         adapter = lora.LoRA(rank, self._alpha(), dropout, targets)
-        lora.attach(model, adapter, len(learned.get("transformer.wte.new_rows", ())))
+        lora.attach(model, adapter, len(trained.get("transformer.wte.new_rows", ())))
         self._fill(model, self.model)
         return model
 
@@ -93,8 +93,10 @@ class Checkpoint:
         args = GPTConfig.from_dict(self.model_args)
         blocks = {match[1] for name in self.model if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:  # before a billion layers are built
-            what = f"the checkpoint's weights do not fit its model_args: {len(blocks)} blocks, n_layer={args.n_layer}"
-            raise TinyGPTError(what, "train again, or use another file")
+            problem = (
+                f"the checkpoint's weights do not fit its model_args: {len(blocks)} blocks, n_layer={args.n_layer}"
+            )
+            raise TinyGPTError(problem, "train again, or use another file")
         with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
             model = gpt_class(args)
         self._fill(model, weights, dtype)
@@ -104,8 +106,8 @@ class Checkpoint:
         try:
             model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         except RuntimeError as error:
-            what = f"the checkpoint's weights do not fit its model_args: {str(error).splitlines()[-1].strip()}"
-            raise TinyGPTError(what, "train again, or use another file") from None
+            problem = f"the checkpoint's weights do not fit its model_args: {str(error).splitlines()[-1].strip()}"
+            raise TinyGPTError(problem, "train again, or use another file") from None
         model.tie()
 
     def require_embeddings(self, tokenizer: Tokenizer, where: str) -> None:
@@ -246,7 +248,7 @@ def _seal(file: IO[bytes]) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> str:
-    """SHA-256 of the first `size` bytes; the file position is then after them."""
+    """Return the SHA-256 of the first `size` bytes, and leave the file position after them."""
     file.seek(0)
     digest = hashlib.sha256()
     while size > 0 and (part := file.read(min(size, 1 << 20))):
@@ -294,20 +296,20 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
 def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
     """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's.
     (`build_model` checks that sizes and weights match.) Errors: TinyGPTError."""
-    shape, known = GPTConfig.from_dict(args), keys(TrainConfig)
+    shape, config_keys = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if version and name not in vars(shape)]
     for field in dataclasses.fields(shape):
         name, value, field_type = field.name, getattr(shape, field.name), type(field.default)
         right_type = type(value) in ((int, float) if field_type is float else (field_type,))
-        if right_type and (field_type is not str or value in typing.get_args(known[name].type)):
+        if right_type and (field_type is not str or value in typing.get_args(config_keys[name].type)):
             continue
         if not (right_type and version):
             raise TinyGPTError(f"{path}: not a checkpoint ({name} is {str(value)[:40]!r})")
         newer.append(f"{name}={value[:40]}")
     if newer:
-        what = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
-        raise TinyGPTError(f"{path} was written by tinygpt {version[:20]}: {what}", "upgrade tinygpt")
-    run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in known})
+        problem = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
+        raise TinyGPTError(f"{path} was written by tinygpt {version[:20]}: {problem}", "upgrade tinygpt")
+    run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in config_keys})
     if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")
 

@@ -119,26 +119,28 @@ def positional_values(config_class: type, texts: list[str], flags: dict[str, Any
     return values
 
 
-def find_key(config_class: type, name: str, where: str, prog: str) -> Key:
+def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
     """Return the key of that name, unless it is positional. Errors: TinyGPTError that suggests the nearest name."""
     known = {key.name: key for key in keys(config_class).values() if POSITIONAL not in key.marks}
     if name in known:
         return known[name]
     if name in keys(config_class):
-        raise TinyGPTError(f"{where}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
+        raise TinyGPTError(f"{prefix}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
     if config_class in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
-        raise TinyGPTError(f"{where}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE")
+        raise TinyGPTError(
+            f"{prefix}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE"
+        )
     if name == "ckpt" and {"run", "runs", "folders"} & keys(config_class).keys():
         raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
-    sign = " =" if where.endswith(".py: ") else ":"
+    sign = " =" if prefix.endswith(".py: ") else ":"
     near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
-    hints = (f"--{key}=VALUE" if where == "--" else f"{key}{sign} VALUE" for key in near)
-    raise TinyGPTError(f"{where}{name}: no such key", next(hints, f"{prog} --help"))
+    hints = (f"--{key}=VALUE" if prefix == "--" else f"{key}{sign} VALUE" for key in near)
+    raise TinyGPTError(f"{prefix}{name}: no such key", next(hints, f"{prog} --help"))
 
 
-def converted(key: Key, value: Any, where: str, prog: str) -> Any:
-    """Return the value in the key's type. `where` goes before the key's name in messages. Errors: TinyGPTError."""
-    name = f"{where}{key.name}"
+def converted(key: Key, value: Any, prefix: str, prog: str) -> Any:
+    """Return the value in the key's type. `prefix` precedes the key's name in messages. Errors: TinyGPTError."""
+    name = f"{prefix}{key.name}"
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__} {value!r}", f"{key.name}: 1")
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
@@ -218,8 +220,8 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
             if not isinstance(value, yaml.ScalarNode):
                 plain = {YAML + "seq": "list", YAML + "map": "dict"}.get(value.tag)
                 where = path if plain else f"{path}, line {value.start_mark.line + 1}"
-                what = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
-                raise TinyGPTError(what, f"{hint} with plain values, for example {key.value}: 1")
+                problem = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
+                raise TinyGPTError(problem, f"{hint} with plain values, for example {key.value}: 1")
             parsed = loader.construct_object(value)
             values[key.value] = value.value if key.value in TEXT_KEYS and parsed is not None else parsed
     except TinyGPTError:
@@ -227,8 +229,8 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
     except Exception as error:  # odd numbers and dates make PyYAML raise many types
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or type(error).__name__
-        raise TinyGPTError(f"{where}: {what}", f"{hint} with plain values") from None
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise TinyGPTError(f"{where}: {problem}", f"{hint} with plain values") from None
     return values
 
 

@@ -43,10 +43,10 @@ def training_command(config: dict[str, Any]) -> str:
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
     """Command that resumes the run in the folder `out`, with `processes` processes."""
-    again = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
+    resume_command = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
     if processes > 1:
-        return f"torchrun --standalone --nproc_per_node={processes} -m {again}"
-    return again
+        return f"torchrun --standalone --nproc_per_node={processes} -m {resume_command}"
+    return resume_command
 
 
 def next_command(

@@ -109,7 +109,7 @@ class Decoder(KVCache):
         return parts[0]
 
     def _mask(self, T: int) -> Tensor | None:
-        """The mask of the next T tokens. A single token attends to every key, so without a bias it needs no mask."""
+        """Return the mask of the next T tokens; None for a single token without a bias, which attends to every key."""
         if T == 1 and not self.biased:
             return None
         mask = self.model.context(self.query_positions(T), self).mask
@@ -127,7 +127,7 @@ class Decoder(KVCache):
         return self.rotation[:, start - self.rotation_start : start - self.rotation_start + T]
 
     def _shifted(self, x: Tensor, T: int, layer: int, part: int) -> Tensor:
-        """The input of attention (part 0) or of the MLP (1), as in Block.shifted; x (B T, C)."""
+        """Return the input of attention (part 0) or the MLP (part 1), as in Block.shifted; x (B T, C)."""
         if not self.config.token_shift:
             return x
         x = x.view(-1, T, x.size(1))
@@ -147,12 +147,14 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
 
 
 def layout_block(block: Block) -> tuple[Function, Product, Product, Function, Product, Product, Function]:
+    """Return ln_1, c_attn, c_proj of attention, ln_2, c_fc, c_proj of the MLP, and the activation."""
     attn, mlp = block.attn, block.mlp
     attention = norm(block.ln_1), layout(attn.c_attn), layout(attn.c_proj)
     return *attention, norm(block.ln_2), layout(mlp.c_fc), layout(mlp.c_proj), mlp.activate
 
 
 def layout(linear: nn.Linear) -> Product:
+    """Copy a linear layer into the layout that is fastest for few rows."""
     weight = linear.weight.detach()
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and packs():
         return Packed(linear)
@@ -186,7 +188,7 @@ def packs() -> bool:
 
 
 def norm(module: nn.Module) -> Function:
-    """A norm without the cost of calling a module."""
+    """Return the function of a norm, without the cost of calling a module."""
     if isinstance(module, nn.LayerNorm):
         shape, weight, bias, eps = list(module.normalized_shape), module.weight, module.bias, module.eps
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)

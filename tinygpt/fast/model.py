@@ -54,7 +54,7 @@ class FastGPT(GPT):
 
 
 def shared_prefix_length(idx: Tensor, config: GPTConfig) -> int:
-    """Number of tokens at the beginning of the rows of idx (B, T) that are worth computing once; 0 if none are.
+    """Number of tokens that all rows of idx (B, T) begin with; 0 if computing them once does not pay.
 
     token_shift and bigram_table also read the previous token outside attention.
     """

@@ -48,7 +48,7 @@ class FlatWeights(nn.Module):
         self.frozen = {name: w.detach().to(dtype) for name, w in model.named_parameters() if not w.requires_grad}
 
     def place_of(self, *classes: int) -> slice | None:
-        """The slice of `weights` with the parameters of these classes, which are contiguous."""
+        """Return the slice of `weights` with the parameters of these classes, which are contiguous."""
         places = [place for name, place in self.places.items() if self.classes[name] in classes]
         return slice(places[0].start, places[-1].stop) if places else None
 
@@ -67,12 +67,12 @@ class FlatWeights(nn.Module):
 
         For pairs, whose prompts have no targets, and a large vocabulary, the head takes more time than all blocks.
         """
-        some = targets is not None and bool((targets < 0).any())
-        low = self.weights.to(self.dtype)
+        has_ignored = targets is not None and bool((targets < 0).any())
+        low_precision = self.weights.to(self.dtype)
         sizes = [shape.numel() for shape in self.shapes.values()]
-        pieces = zip(self.shapes.items(), low.split(sizes), strict=True)
+        pieces = zip(self.shapes.items(), low_precision.split(sizes), strict=True)
         weights = {name: piece.view(shape) for (name, shape), piece in pieces}
-        options = {"targets_only": targets_only or some}
+        options = {"targets_only": targets_only or has_ignored}
         return torch.func.functional_call(self.model, self.frozen | weights, (idx, targets), options)
 
 
@@ -167,9 +167,9 @@ class FlatOptimizer:
             slices.append((self.muon_place, {"momentum": self.muon.momentum}))
         moments: dict[str, dict[str, Tensor]] = {}
         for name, place in self.flat.places.items():
-            whole, state = next((whole, state) for whole, state in slices if whole.start <= place.start < whole.stop)
-            part, shape = slice(place.start - whole.start, place.stop - whole.start), self.flat.shapes[name]
-            moments[name] = {key: tensor[part].view(shape) for key, tensor in state.items()}
+            group, state = next((group, state) for group, state in slices if group.start <= place.start < group.stop)
+            local, shape = slice(place.start - group.start, place.stop - group.start), self.flat.shapes[name]
+            moments[name] = {key: tensor[local].view(shape) for key, tensor in state.items()}
         return moments
 
     @property

@@ -81,9 +81,9 @@ class RunLog:
             self._bar.set_postfix(values, refresh=False)
 
     @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Show at the progress bar what the run does between two iterations."""
-        self._bar.set_description(what)
+    def doing(self, activity: str) -> Iterator[None]:
+        """Show next to the progress bar what the run does between two iterations."""
+        self._bar.set_description(activity)
         yield
         self._bar.set_description()
 

@@ -42,8 +42,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step >= end:
         return config.min_lr
     progress = (step - config.warmup_iters) / (end - config.warmup_iters)
-    left = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return config.min_lr + left * (config.learning_rate - config.min_lr)
+    remaining = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + remaining * (config.learning_rate - config.min_lr)
 
 
 def is_constant(config: TrainConfig) -> bool:

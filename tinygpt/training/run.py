@@ -58,7 +58,7 @@ class Progress:
     seconds: float = 0.0  # over all sessions of this run
 
     @classmethod
-    def restored(cls, saved: dict[str, Any], where: str) -> "Progress":
+    def restored(cls, saved: dict[str, Any], name: str) -> "Progress":
         """Read the progress from a checkpoint's training state. Errors: TinyGPTError if it is missing or invalid."""
         state, fields = saved.get("progress"), dataclasses.fields(cls)
         if isinstance(state, dict):
@@ -68,7 +68,7 @@ class Progress:
                 numbers = not math.isnan(progress.best_val_loss) and 0 <= progress.seconds < math.inf
                 if numbers and 0 <= progress.step <= LARGEST:
                     return progress
-        raise TinyGPTError(f"{where} does not say how far its run was", new_run_from(where))
+        raise TinyGPTError(f"{name} does not say how far its run was", new_run_from(name))
 
 
 @dataclasses.dataclass
@@ -161,8 +161,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = start.dataset(config.dataset)
     check(config, ranks)
-    known = fit_dataset(dataset, start)
-    model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known)
+    known_tokens = fit_dataset(dataset, start)
+    model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     if config.group_by_length:
@@ -178,7 +178,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     amp_model.train()
     progress = Progress()
     if start.saved:
-        progress = Progress.restored(start.saved, start.where)
+        progress = Progress.restored(start.saved, start.checkpoint_name)
         load_state(optimizer, start.saved["optimizer"])
     rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
@@ -315,9 +315,9 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
         run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
 
 
-def log_divergence(run: Run, what: str) -> TinyGPTError:
-    """Log that a run diverged and return its error. `what` names the value: "the loss is"."""
-    reason = f"{what} NaN or infinite"
+def log_divergence(run: Run, subject: str) -> TinyGPTError:
+    """Log that a run diverged and return its error. `subject` names the value: "the loss is"."""
+    reason = f"{subject} NaN or infinite"
     run.metric("diverged", reason=reason)
     # a state saved just before this iteration is intact, but a run resumed from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step

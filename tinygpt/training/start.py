@@ -2,8 +2,8 @@
 
     start = starting_point(config)                      # loads the checkpoint, if any
     compute = choose_compute(start.config, start.saved)
-    known = fit_dataset(dataset, start)                 # the dataset adopts the checkpoint's vocabulary
-    model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known)
+    known_tokens = fit_dataset(dataset, start)          # the dataset adopts the checkpoint's vocabulary
+    model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known_tokens)
 
 config.given has the keys that the command line or a config file gives, config.flags those of the command line alone.
 """
@@ -44,7 +44,7 @@ class Start:
     config: TrainConfig  # complete: what the checkpoint determines is filled in
     checkpoint: store.Checkpoint | None = None
     resuming: bool = False
-    where: str = ""  # name of the checkpoint in messages
+    checkpoint_name: str = ""  # in messages
     data_dir: str = ""  # of a run that is resumed from another folder; the configuration keeps its own
 
     def dataset(self, name: str) -> Dataset:
@@ -104,8 +104,8 @@ def base_model(config: FinetuneConfig) -> str:
     if "init_from" not in config.flags or config.init_from in ("scratch", "auto"):
         return config.ckpt
     if "ckpt" in config.flags and config.ckpt != config.init_from:
-        both = f"--ckpt={config.ckpt} and --init_from={config.init_from}"
-        raise TinyGPTError(f"two base models: {both}", "give only --ckpt")
+        flags = f"--ckpt={config.ckpt} and --init_from={config.init_from}"
+        raise TinyGPTError(f"two base models: {flags}", "give only --ckpt")
     return config.init_from
 
 
@@ -183,29 +183,31 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
     Returns the number of tokens that the checkpoint knows, 0 without one. Errors: TinyGPTError if the vocabularies
     cannot be joined, the text is not that of the run to be resumed, or a split does not fit block_size.
     """
-    base, known = start.checkpoint, 0
+    base, known_tokens = start.checkpoint, 0
     if base is not None and base.tokenizer is None:  # nanoGPT's
-        base.require_embeddings(dataset.tokenizer, start.where)
-        known = dataset.tokenizer.vocab_size
+        base.require_embeddings(dataset.tokenizer, start.checkpoint_name)
+        known_tokens = dataset.tokenizer.vocab_size
     elif base is not None:
-        model_tokenizer = tokenizer_from_dict(base.tokenizer, start.where)
+        model_tokenizer = tokenizer_from_dict(base.tokenizer, start.checkpoint_name)
         joined = model_tokenizer if start.resuming else model_tokenizer.joined(dataset.tokenizer)
         hint = "prepare the text that it was trained on, or start with --init_from=scratch"
-        dataset.require_tokenizer(joined, start.where, hint)
+        dataset.require_tokenizer(joined, start.checkpoint_name, hint)
         if joined is model_tokenizer:
-            base.require_embeddings(model_tokenizer, start.where)
-        known = model_tokenizer.vocab_size
+            base.require_embeddings(model_tokenizer, start.checkpoint_name)
+        known_tokens = model_tokenizer.vocab_size
     dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
     if base is not None and start.resuming and not dataset.is_of(base.data):
-        problem = f"dataset {dataset.name!r} has been prepared from different text since {start.where} was written"
+        problem = (
+            f"dataset {dataset.name!r} has been prepared from different text since {start.checkpoint_name} was written"
+        )
         hint = "prepare the old text again, or start a new run on the new text from these weights: "
-        raise TinyGPTError(problem, hint + new_run_from(start.where))
-    return known
+        raise TinyGPTError(problem, hint + new_run_from(start.checkpoint_name))
+    return known_tokens
 
 
-def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known: int = 0) -> tuple[GPT, int]:
+def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known_tokens: int = 0) -> tuple[GPT, int]:
     """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens; return their
-    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known` tokens."""
+    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known_tokens`."""
     config = start.config
     if start.checkpoint is None:
         torch.manual_seed(config.seed)
@@ -215,12 +217,12 @@ def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known: int =
     if start.resuming:
         return base.build_for_resuming(gpt_class), 0
     model = base.build_model(gpt_class)
-    refuse_diverged(model, start.where)
+    refuse_diverged(model, start.checkpoint_name)
     set_block_size(model, config.block_size)
-    if vocab_size <= known:
+    if vocab_size <= known_tokens:
         return model, 0
-    grow_vocabulary(model, known, padded_vocab_size(vocab_size))
-    return model, model.config.vocab_size - known
+    grow_vocabulary(model, known_tokens, padded_vocab_size(vocab_size))
+    return model, model.config.vocab_size - known_tokens
 
 
 def padded_vocab_size(vocab_size: int) -> int:

@@ -70,12 +70,12 @@ class TensorBoard:
         self._stack.close()
 
 
-def import_summary_writer(what: str, otherwise: str = "") -> Any:
+def import_summary_writer(feature: str, otherwise: str = "") -> Any:
     """Import SummaryWriter, for which PyTorch needs tensorboard. Errors: TinyGPTError if it is missing or broken."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except Exception:  # not only ImportError: an old version does not fit a new NumPy or protobuf
-        raise missing("tensorboard", what, otherwise) from None
+        raise missing("tensorboard", feature, otherwise) from None
     return SummaryWriter
 
 

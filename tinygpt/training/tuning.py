@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a run: LoRA adapters next to frozen weights, and replayed rows of the base model's data.
+"""The parts of a fine-tuning run: LoRA adapters next to frozen weights, and replayed rows of the base model's data.
 
 tuning = Tuning.of(start, dataset, model, new_tokens)
 """
@@ -58,9 +58,9 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
         base = start.dataset(config.base_dataset)
         adopted = base.adopt_tokenizer(dataset.tokenizer)
         base.require(config.block_size)
-        earlier = start.saved.get("replayed")
-        if config.replay and earlier and not base.is_of(earlier):
-            since = f"since {start.where} was written"
+        replayed = start.saved.get("replayed")
+        if config.replay and replayed and not base.is_of(replayed):
+            since = f"since {start.checkpoint_name} was written"
             problem = f"replay: dataset {base.name!r} has been prepared from different text {since}"
             raise TinyGPTError(problem, "prepare the old text again")
         if not adopted:

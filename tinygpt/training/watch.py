@@ -77,7 +77,7 @@ class Watcher:
             self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
     def _read(self) -> None:
-        """Pass on what the child prints, until it ends."""
+        """Print the lines of the child's output, until it ends."""
         assert self.child is not None and self.child.stdout is not None
         last = ""
         for line in self.child.stdout:
@@ -94,5 +94,5 @@ class Watcher:
 
     def _note(self, reason: str) -> None:
         afterwards = suggest.command("report", self.config.out_dir, *suggest.data_dir_flag(self.config.data_dir))
-        what = "the page of this run is no longer updated"
-        self.log.say(f"note: {what} ({escaped(reason)}); afterwards: {afterwards}", always=True)
+        problem = "the page of this run is no longer updated"
+        self.log.say(f"note: {problem} ({escaped(reason)}); afterwards: {afterwards}", always=True)
