@@ -38,9 +38,8 @@ def sample(config: SampleConfig) -> None:
         if not single and values > MOST_VALUES:
             raise MemoryError  # reported below
         rows = generate(model, idx, config.max_new_tokens, sampling, tokenizer.vocab_size, config.exact_window)
-        rows = itertools.chain(
-            list(itertools.islice(rows, 1)), rows
-        )  # raises the errors of the first step before any output
+        # errors of the first step are raised before any output
+        rows = itertools.chain(list(itertools.islice(rows, 1)), rows)
         start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
         if single:
             stream(rows, start, streams[0])

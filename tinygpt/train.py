@@ -110,7 +110,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
             run.log.say(expected)
-        # several processes agree on stopping with an all-reduce, so they do so where they synchronise anyway
+        # with several processes this is an all-reduce, so it is done only where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             run.log.say(

@@ -14,7 +14,7 @@ PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespear
 
 
 def command(name: str, *arguments: str | Path) -> str:
-    """`tinygpt NAME ARGUMENTS`."""
+    """Return the command `tinygpt NAME ARGUMENTS`, quoted for the shell."""
     return " ".join(["tinygpt", name, *(quoted(str(argument)) for argument in arguments)])
 
 
@@ -37,12 +37,12 @@ def quoted(word: str, system: str = os.name) -> str:
 
 
 def training_command(config: dict[str, Any]) -> str:
-    """Name of the command that runs this configuration: finetune or train."""
+    """Return the name of the command that runs this configuration: finetune or train."""
     return "finetune" if "ckpt" in config else "train"
 
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
-    """Command that resumes the run in the folder `out`, with `processes` processes."""
+    """Return the command that resumes the run in the folder `out`, with `processes` processes."""
     resume_command = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
     if processes > 1:
         return f"torchrun --standalone --nproc_per_node={processes} -m {resume_command}"
@@ -64,12 +64,12 @@ def next_command(
 
 
 def tensorboard(folder: str | Path) -> str:
-    """Command that shows the event files of the runs in a folder."""
+    """Return the command that shows the event files of the runs in a folder."""
     return f"tensorboard --logdir {quoted(str(folder))}"
 
 
 def evaluate(config: dict[str, Any], out: str | Path) -> str:
-    """Command that evaluates the best model of the run in the folder `out`."""
+    """Return the command that evaluates the best model of the run in the folder `out`."""
     return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir_flag(str(config.get("data_dir") or "data")))
 
 
@@ -86,5 +86,5 @@ def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> 
 
 
 def data_dir_flag(folder: str | Path) -> list[str]:
-    """Flag for a data_dir other than the default."""
+    """Return the flag for a data_dir other than the default."""
     return [] if str(folder) == "data" else [f"--data_dir={folder}"]

@@ -35,7 +35,7 @@ class FlatWeights(nn.Module):
         self.model: GPT
         self.__dict__["model"] = model  # not a submodule: its weights are here already
         named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        named = dict(sorted(named.items(), key=lambda item: parameter_class(*item)))  # the model's order within a kind
+        named = dict(sorted(named.items(), key=lambda item: parameter_class(*item)))  # the model's order within a class
         self.dtype = dtype
         self.shapes = {name: weight.shape for name, weight in named.items()}
         self.classes = {name: parameter_class(name, weight) for name, weight in named.items()}
@@ -104,7 +104,7 @@ class AdamW:
 class FlatOptimizer:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest, as in training/optimizer.py.
 
-    The weights of each kind are contiguous in the flat tensor, so AdamW needs one kernel for the weights with weight
+    The weights of each class are contiguous in the flat tensor, so AdamW needs one kernel for the weights with weight
     decay and one for those without.
     """
 
@@ -117,13 +117,13 @@ class FlatOptimizer:
             self.muon_place, decayed = place, [EMBEDDING]
             shapes = [shape for name, shape in flat.shapes.items() if flat.classes[name] == MATRIX]
             self.muon = Muon(weights[place], shapes, decay, flat.dtype)
-        kinds = [(flat.place_of(*decayed), decay), (flat.place_of(VECTOR), 0.0)]
-        self.places = [place for place, _ in kinds if place]
-        decays = [decay for place, decay in kinds if place]
+        groups = [(flat.place_of(*decayed), decay), (flat.place_of(VECTOR), 0.0)]
+        self.places = [place for place, _ in groups if place]
+        decays = [decay for place, decay in groups if place]
         self.adamw = AdamW([weights[place] for place in self.places], decays, (config.beta1, config.beta2))
         self.scaler = torch.amp.GradScaler("cpu", enabled=flat.dtype is torch.float16)
         self.divide_by: Tensor | None = None  # by which `update` divides the gradient, to clip it
-        self.param_groups = [{"params": [flat.weights]}]  # in which the scaler looks for gradients
+        self.param_groups = [{"params": [flat.weights]}]  # whose gradients GradScaler checks for an overflow
 
     def set_learning_rate(self, rate: float) -> None:
         """Set AdamW's learning rate; Muon's changes in proportion."""

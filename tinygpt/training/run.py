@@ -73,7 +73,7 @@ class Progress:
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run."""
+    """A run: configuration, data, model, optimizer, log and progress."""
 
     config: TrainConfig
     dataset: Dataset
@@ -87,7 +87,7 @@ class Run:
     log: RunLog
     progress: Progress
     compiled: bool  # by torch.compile
-    tuning: Tuning | None  # what fine-tuning adds
+    tuning: Tuning | None  # None: not a fine-tuning run
     tuner: threads.ThreadTuner | None  # None: the number of threads is not changed
     saved_at: int  # iterations done when last.pt was written; -1 before that
     started: float = dataclasses.field(default_factory=time.perf_counter)

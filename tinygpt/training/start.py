@@ -159,7 +159,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
 
 
 def new_run_from(path: str | Path) -> str:
-    """Flags of a new run that starts from the weights in `path`."""
+    """Return the flags of a new run that starts from the weights in `path`."""
     return f"{suggest.quoted(f'--init_from={path}')} --out_dir=out-new"
 
 
