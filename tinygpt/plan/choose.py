@@ -28,7 +28,7 @@ FEWEST = 100  # iterations of a run that is suggested
 SLOWEST = 2.0  # seconds per iteration; no size beyond the first that takes longer is measured
 
 
-class Choice(NamedTuple):
+class SizedRun(NamedTuple):
     """A model size with the length of its run, its time, and its loss by the scaling law."""
 
     width: int
@@ -41,54 +41,54 @@ class Choice(NamedTuple):
 
 
 def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[str, Any]:
-    """Print the choices and the best one; return them for --json. Errors: TinyGPTError if none fits."""
+    """Print the possible model sizes and the best one; return them for --json. Errors: TinyGPTError if none fits."""
     seconds = budget_seconds(config.budget) if config.budget else math.inf
     dataset = Dataset(run.data_dir, run.dataset)
     if run.init_from != "scratch" or dataset.pairs:
         problem = "a size can be chosen for a new model of plain text only"
         raise TinyGPTError(problem, "the same command without --budget and --target")
-    found = list(choices(config, run, dataset, seconds))
-    if not found:
+    candidates = list(choices(config, run, dataset, seconds))
+    if not candidates:
         needs = f"each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data"
         other = "another target" if config.target else "a larger budget"
         raise TinyGPTError(f"no size fits: {needs}", f"{other}, or more text")
-    best = min(found, key=lambda choice: choice.seconds if config.target else choice.loss)
-    heads = {"width x layers": ">14", "parameters": ">12,", "ms/iter": ">9.1f", "iterations": ">12,"}
-    heads |= {"passes": ">8.1f", "time": ">13", "loss": ">7.2f", "": "<0"}
+    best = min(candidates, key=lambda choice: choice.seconds if config.target else choice.loss)
+    columns = {"width x layers": ">14", "parameters": ">12,", "ms/iter": ">9.1f", "iterations": ">12,"}
+    columns |= {"passes": ">8.1f", "time": ">13", "loss": ">7.2f", "": "<0"}
     rows = []
-    for choice in found:
-        width, parameters, step, iterations, passes, took, loss = choice
+    for choice in candidates:
+        width, parameters, step, iterations, passes, run_time, loss = choice
         name, mark = f"{width} x {SHAPES[width][0]}", "  best" * (choice is best)
-        rows.append((name, parameters, 1000 * step, iterations, passes, duration(took), loss, mark))
-    print("\n".join(table(heads, rows)))
-    if any(choice.passes > MOST_PASSES - 0.1 for choice in found):
+        rows.append((name, parameters, 1000 * step, iterations, passes, duration(run_time), loss, mark))
+    print("\n".join(table(columns, rows)))
+    if any(choice.passes > MOST_PASSES - 0.1 for choice in candidates):
         print(f"note:        no run is longer than {MOST_PASSES} passes over the data, so some leave time unused")
     command = arguments(run, flags, best)
     print(f"\nnext: {suggest.command('plan', *command)}")
     print(f"or:   {suggest.command('train', *command)}")
-    every = [choice._asdict() for choice in found]
-    return {"choices": every, "best": best._asdict(), "command": suggest.command("train", *command)}
+    records = [choice._asdict() for choice in candidates]
+    return {"choices": records, "best": best._asdict(), "command": suggest.command("train", *command)}
 
 
-def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float) -> Iterator[Choice]:
+def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float) -> Iterator[SizedRun]:
     """The sizes whose best run fits into the time: as long as it allows, or just long enough to reach the target."""
     law, compute = chosen_law(config, run), choose_compute(run, {})
     tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     for width in SHAPES:
         sized = dataclasses.replace(run, **shape(width))
-        kind = model_class(sized.fast, compute)
-        parameters = make_model(Start(sized), kind, dataset.tokenizer.vocab_size)[0].num_params()
+        gpt_class = model_class(sized.fast, compute)
+        parameters = make_model(Start(sized), gpt_class, dataset.tokenizer.vocab_size)[0].num_params()
         step = seconds_per_batch(sized, dataset, compute) * run.gradient_accumulation_steps
-        most = max(0.0, (seconds - START) * SHARE / step)
+        most_iterations = max(0.0, (seconds - START) * SHARE / step)
         if config.target:
             needed = law.tokens_for(config.target, parameters) / batch
-            count = math.ceil(needed) if math.isfinite(needed) and needed <= most else 0
+            iterations = math.ceil(needed) if math.isfinite(needed) and needed <= most_iterations else 0
         else:
-            count = min(int(most), MOST_PASSES * tokens // batch)
-        passes = count * batch / tokens
-        if count >= FEWEST and passes <= MOST_PASSES:
-            loss = float(law.loss(parameters, count * batch))
-            yield Choice(width, parameters, step, count, passes, START + count * step / SHARE, loss)
+            iterations = min(int(most_iterations), MOST_PASSES * tokens // batch)
+        passes = iterations * batch / tokens
+        if iterations >= FEWEST and passes <= MOST_PASSES:
+            loss = float(law.loss(parameters, iterations * batch))
+            yield SizedRun(width, parameters, step, iterations, passes, START + iterations * step / SHARE, loss)
         if step > SLOWEST:
             break
 
@@ -110,9 +110,9 @@ def shape(width: int) -> dict[str, Any]:
     return {"n_layer": layers, "n_head": heads, "n_embd": width, "n_kv_head": 0, "mlp_width": 0}
 
 
-def arguments(run: TrainConfig, flags: Sequence[str], best: Choice) -> list[str]:
-    """The arguments of `tinygpt train` for a choice: those of the command, with the keys of the choice in place of its
-    own. A key that is 0 in all choices is repeated if a file or a flag gives it."""
+def arguments(run: TrainConfig, flags: Sequence[str], best: SizedRun) -> list[str]:
+    """The arguments of `tinygpt train` for a model size: the user's, with the keys of that size in place of the same
+    keys there. A key whose value is 0 is repeated only if a file or a flag gives it."""
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
     kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]

@@ -52,17 +52,20 @@ class Planned(NamedTuple):
 
 
 def plan(config: PlanConfig) -> None:
-    """Run the command. Errors: TinyGPTError for a run that cannot be planned, and those of the pilots."""
+    """Predict a run, or choose a model size for --budget or --target; print the result.
+
+    Errors: TinyGPTError for a run that cannot be planned, and those of the pilots.
+    """
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         run = planned(config)
         choosing = bool(config.budget or config.target)
-        found = choose(config, run.config, run.flags) if choosing else make_plan(run, config.time_only).as_json()
+        result = choose(config, run.config, run.flags) if choosing else make_plan(run, config.time_only).as_json()
     if config.json:
-        print(strict_json(found))
+        print(strict_json(result))
 
 
 def make_plan(run: Planned, time_only: bool) -> Forecast:
-    """Measure, predict, store and print."""
+    """Run the pilots, predict the run, print the forecast and write it to plan.json."""
     with file_lock(run.out / FILE, "choose another --out_dir"):
         costs, done = unfinished(run)
         with contextlib.suppress(OSError, AttributeError):  # unknown here, as on Windows
@@ -96,11 +99,11 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
 
 
 def planned(config: PlanConfig) -> Planned:
-    """Check and describe the run. Errors: TinyGPTError as at the start of the run itself."""
-    own = keys(TrainConfig)
-    run = TrainConfig(**{key: getattr(config, key) for key in own})
-    run.flags, run.given = config.flags & own.keys(), config.given & own.keys()
-    flags = [f"--{key}={getattr(config, key)}" for key in own if key in config.flags]
+    """Check the run, and print its device, dataset and size. Errors: TinyGPTError as at the start of the run."""
+    run_keys = keys(TrainConfig)
+    run = TrainConfig(**{key: getattr(config, key) for key in run_keys})
+    run.flags, run.given = config.flags & run_keys.keys(), config.given & run_keys.keys()
+    flags = [f"--{key}={getattr(config, key)}" for key in run_keys if key in config.flags]
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
@@ -141,21 +144,21 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
 
 def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable: bool) -> tuple[Pilot, ...]:
     """Run the loss pilots that are missing; return all, ordered by length."""
-    todo = pilots.configurations(run.config, predictable, run.out / FOLDER)
-    lengths = [config.max_iters for config in todo]
-    took = duration(sum(lengths) * costs.step)
+    configs = pilots.configurations(run.config, predictable, run.out / FOLDER)
+    lengths = [config.max_iters for config in configs]
+    estimate = duration(sum(lengths) * costs.step)
     if predictable:
         listed = f"{', '.join(f'{length:,}' for length in lengths[:-1])} and {lengths[-1]:,} iterations"
-        print(f"loss pilots: runs of {listed}, about {took} in all, and an evaluation each", flush=True)
-    elif todo:
-        print(f"loss pilot:  the first {lengths[0]:,} iterations, about {took}, and an evaluation", flush=True)
-    for config, length in zip(todo, lengths, strict=True):
-        known = [pilot for pilot in done if pilot.iterations == length]
-        if not known:
+        print(f"loss pilots: runs of {listed}, about {estimate} in all, and an evaluation each", flush=True)
+    elif configs:
+        print(f"loss pilot:  the first {lengths[0]:,} iterations, about {estimate}, and an evaluation", flush=True)
+    for config, length in zip(configs, lengths, strict=True):
+        finished = [pilot for pilot in done if pilot.iterations == length]
+        if not finished:
             pilot = pilots.run_pilot(config, run.out / FOLDER / "log.txt")
-            done, known = (*done, pilot), [pilot]
+            done, finished = (*done, pilot), [pilot]
             store(run, costs, done)
-        print(f"             {length:>7,} iterations: validation loss {known[0].loss:.4f}", flush=True)
+        print(f"             {length:>7,} iterations: validation loss {finished[0].loss:.4f}", flush=True)
     return tuple(sorted(pilot for pilot in done if pilot.iterations in lengths))
 
 
@@ -181,11 +184,11 @@ def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecas
 
 def show_costs(run: Planned, costs: Costs) -> None:
     """Print what each part of the run costs, according to the time pilot."""
-    found = cost.parts(run.config, costs)
-    total = sum(part.seconds for part in found.values())
+    parts = cost.parts(run.config, costs)
+    total = sum(part.seconds for part in parts.values())
     rows = []
-    for name, part in found.items():
-        took = f"{part.seconds:.1f} s" if part.seconds < 90 else duration(part.seconds)
-        rows.append((f"{name}:", part.times, 1000 * part.each, took, part.seconds / total))
+    for name, part in parts.items():
+        total_time = f"{part.seconds:.1f} s" if part.seconds < 90 else duration(part.seconds)
+        rows.append((f"{name}:", part.times, 1000 * part.each, total_time, part.seconds / total))
     print("\n".join(table({"": "<13", "count": ">9,", "ms each": ">12,.1f", "total": ">12", "share": ">8.0%"}, rows)))
     print(f"disk:        up to {cost.disk(run.config, costs) / 1e6:,.0f} MB in {run.out}")

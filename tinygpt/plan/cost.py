@@ -31,7 +31,7 @@ MEMORY_ERROR = 0.05  # relative
 UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
 
 
-class Block(NamedTuple):
+class TimedBlock(NamedTuple):
     """Consecutive iterations without an evaluation."""
 
     iterations: int
@@ -49,7 +49,7 @@ class Costs(NamedTuple):
     sample: float
     memory: int  # peak of the process; 0 on Windows
     checkpoint: int  # size of one
-    blocks: list[Block]
+    blocks: list[TimedBlock]
 
 
 class Part(NamedTuple):
@@ -76,25 +76,25 @@ def measure(config: TrainConfig, folder: Path) -> Costs:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(to_yaml(pilot), encoding="utf-8")
     with explaining(pilot, "at the beginning"), ended_by_sigterm():
-        done = run(folder / "time.log", "train", str(settings))
+        process = run(folder / "time.log", "train", str(settings))
     size = (folder / "time/last.pt").stat().st_size
-    return costs_of(read_metrics(folder / "time"), done.seconds)._replace(memory=done.memory, checkpoint=size)
+    return costs_of(read_metrics(folder / "time"), process.seconds)._replace(memory=process.memory, checkpoint=size)
 
 
 def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
     """Derive the costs, without memory and size, from the metrics of a time pilot and the seconds its process took."""
     length = WARM_UP + STEPS
-    at = {(entry["kind"], entry["step"]): entry["seconds"] for entry in entries}
-    took = {i: at["train", i] - at["train", i - 1] for i in range(WARM_UP, length)}
-    with_save = took.pop(SAVE_AT)
-    steady = list(took.values())
+    seconds_at = {(entry["kind"], entry["step"]): entry["seconds"] for entry in entries}
+    durations = {i: seconds_at["train", i] - seconds_at["train", i - 1] for i in range(WARM_UP, length)}
+    with_save = durations.pop(SAVE_AT)
+    steady = list(durations.values())
     step = statistics.fmean(sorted(steady)[1:-1])  # not the median: batches of pairs differ in length
     save = max(0.0, with_save - step)
-    evaluation = at["eval", length] - at["train", length - 1]
-    sample = at["sample", length] - at["eval", length] if ("sample", length) in at else 0.0
-    end = at["eval", length] + sample + 2 * save
+    evaluation = seconds_at["eval", length] - seconds_at["train", length - 1]
+    sample = seconds_at["sample", length] - seconds_at["eval", length] if ("sample", length) in seconds_at else 0.0
+    end = seconds_at["eval", length] + sample + 2 * save
     warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
-    blocks = [Block(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
+    blocks = [TimedBlock(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
     return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
 
 
@@ -112,33 +112,34 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     if config.sample_interval:
         samples = end // math.lcm(interval, config.sample_interval) + 1
         samples += extra and end % config.sample_interval == 0
-    found = {
+    run_parts = {
         "start": Part(1, costs.start + costs.warm_up),
         "iterations": Part(end, costs.step),
         "evaluations": Part(evaluations, costs.evaluation),
         "saves": Part(saves, costs.save),
         "samples": Part(samples, costs.sample),
     }
-    return {name: part for name, part in found.items() if part.times}
+    return {name: part for name, part in run_parts.items() if part.times}
 
 
-def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
-    """The costs with the time per iteration of the loss pilots, if there are any."""
+def with_blocks(costs: Costs, blocks: Sequence[TimedBlock]) -> Costs:
+    """The costs with the time per iteration that the loss pilots took, if there are any."""
     if not blocks:
         return costs
     step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
     return costs._replace(step=step, blocks=[*costs.blocks, *blocks])
 
 
-def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
-    """The iterations of a run without evaluations but at its start and its end, in blocks of at least these seconds."""
+def blocks_of(folder: Path, seconds: float = 0.5) -> list[TimedBlock]:
+    """Divide the iterations of a pilot, which evaluates only at its start and its end, into blocks of at least
+    `seconds`."""
     first, *entries = [e for e in read_metrics(folder) if e["kind"] == "train" and e["step"] >= WARM_UP] or [{}]
-    found: list[Block] = []
+    blocks: list[TimedBlock] = []
     for entry in entries:
-        if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not found):
-            found.append(Block(entry["step"] - first["step"], took))
+        if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not blocks):
+            blocks.append(TimedBlock(entry["step"] - first["step"], took))
             first = entry
-    return found
+    return blocks
 
 
 def fast_and_slow(costs: Costs) -> tuple[float, float]:
@@ -154,7 +155,8 @@ def unsteady(costs: Costs) -> bool:
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Predict the time of the run: from the speed of fast blocks to that of slow ones, and TIME_ERROR at least."""
+    """Predict the time of the run. The interval is from the speed of fast blocks to that of slow ones, and at least
+    TIME_ERROR to both sides."""
     total = sum(part.seconds for part in parts(config, costs).values())
     fast, slow = (total + config.max_iters * (step - costs.step) for step in fast_and_slow(costs))
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
@@ -167,19 +169,19 @@ def disk(config: TrainConfig, costs: Costs) -> int:
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
 
-def from_json(kind: type[Any], content: Any) -> Any:
-    """Read what `_asdict` of a `kind` (Costs, Pilot) has become in a file. Errors: TypeError, ValueError otherwise."""
-    made = kind(**content)
-    blocks = [Block(*block) for block in made.blocks]
+def from_json(record_type: type[Any], content: Any) -> Any:
+    """Make a Costs or a Pilot from its JSON object in plan.json. Errors: TypeError or ValueError if it is none."""
+    record = record_type(**content)
+    blocks = [TimedBlock(*block) for block in record.blocks]
     positive = list(itertools.chain(*blocks))
-    if not all(is_number(value) and value >= 0 for value in [*made[:-1], *positive]) or not all(positive):
+    if not all(is_number(value) and value >= 0 for value in [*record[:-1], *positive]) or not all(positive):
         raise ValueError("numbers")
-    return made._replace(blocks=blocks)
+    return record._replace(blocks=blocks)
 
 
 @contextlib.contextmanager
 def explaining(config: TrainConfig, why: str = "") -> Iterator[None]:
-    """Name the divergence of a pilot in place of the error that ended it; `why` in place of that error's message."""
+    """If a pilot diverges, replace its error by one that says so. why: the reason; empty: the message of its error."""
     try:
         yield
     except TinyGPTError as error:

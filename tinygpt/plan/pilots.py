@@ -21,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import Block, blocks_of, diverges, explaining
+from tinygpt.plan.cost import TimedBlock, blocks_of, diverges, explaining
 from tinygpt.train import train
 from tinygpt.training.start import choose_compute
 
@@ -37,7 +37,7 @@ class Pilot(NamedTuple):
 
     iterations: int
     loss: float  # on the complete validation split, in nats per token
-    blocks: list[Block]  # for the step time
+    blocks: list[TimedBlock]  # for the step time
 
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
@@ -74,8 +74,9 @@ def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list
 
 
 def bounding(config: TrainConfig) -> int:
-    """The iteration of the evaluation whose loss bounds that of the best one: the last in the first quarter of the run,
-    or else the first one in its first third; 0 if there is none. Between two evaluations, no weights are kept."""
+    """The iteration whose validation loss is an upper bound of the run's best one: that of the last evaluation in the
+    first quarter of the run, or else of the first one in its first third; 0 if there is none. Only at an evaluation
+    are weights kept."""
     if config.max_iters < BEGINNING * SHORTEST:
         return 0
     quarter, interval = config.max_iters // BEGINNING, config.eval_interval
