@@ -29,7 +29,7 @@ IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their ch
 
 
 class Dataset:
-    """A prepared dataset, opened and checked. Errors: TinyGPTError if a file is missing, damaged or of another kind."""
+    """A prepared dataset, opened and checked. Errors: TinyGPTError if a file is missing, damaged or in a new format."""
 
     def __init__(self, data_dir: str, name: str) -> None:
         if not re.fullmatch(DATASET_NAME, name):  # it may come from a checkpoint, and that from a stranger
@@ -70,31 +70,34 @@ class Dataset:
     def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
         """Encode this dataset with another tokenizer. Returns False, and changes nothing, if the tokenizer lacks a
         character or the special tokens of pairs, or if the dataset is too large to be encoded again with subwords."""
-        mine, theirs = self.tokenizer, tokenizer
-        if fingerprint(mine.to_dict()) == fingerprint(theirs.to_dict()):
+        old, new = self.tokenizer, tokenizer
+        if fingerprint(old.to_dict()) == fingerprint(new.to_dict()):
             return True
-        if isinstance(theirs, CharTokenizer):
-            ids = {symbol: index for index, symbol in enumerate(theirs.symbols)}
-            if not isinstance(mine, CharTokenizer) or not ids.keys() >= set(mine.symbols):
+        if isinstance(new, CharTokenizer):
+            ids = {symbol: index for index, symbol in enumerate(new.symbols)}
+            if not isinstance(old, CharTokenizer) or not ids.keys() >= set(old.symbols):
                 return False
-            table = np.array([ids[symbol] for symbol in mine.symbols], dtype=TOKEN)
+            table = np.array([ids[symbol] for symbol in old.symbols], dtype=TOKEN)
             self.splits = {split: table[tokens] for split, tokens in self.splits.items()}
         else:
-            if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and theirs.pair is None):
+            if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and new.pair is None):
                 return False
             encoded: dict[str, np.ndarray] = {}
             for split, tokens in self.splits.items():
-                pairs = self.sources[split].texts(mine)
-                text = [mine.decode(tokens.tolist())]
-                parts = [theirs.encode_pair(*pair) for pair in pairs] if pairs else theirs.encode_blocks(text)
+                pairs = self.sources[split].texts(old)
+                text = [old.decode(tokens.tolist())]
+                parts = [new.encode_pair(*pair) for pair in pairs] if pairs else new.encode_blocks(text)
                 encoded[split] = np.concatenate(list(parts))
             self.splits = encoded
-        self.tokenizer = theirs
+        self.tokenizer = new
         self._set_sources()
         return True
 
     def require_tokenizer(self, tokenizer: Tokenizer, where: str, hint: str) -> None:
-        """Adopt the tokenizer of the model `where`. Errors: TinyGPTError that shows which tokens it lacks."""
+        """Encode this dataset with a model's tokenizer. Errors: TinyGPTError that shows which tokens the model lacks.
+
+        where: the model, for the message.
+        """
         own = self.tokenizer
         if self.adopt_tokenizer(tokenizer):
             return
@@ -148,9 +151,9 @@ class Dataset:
     def verify(self, split: str, tokens: np.ndarray) -> None:
         """Compare a split with the checksum in meta.json, its tokens with the vocabulary. Errors: TinyGPTError."""
         path, size = self.folder / f"{split}.bin", self.tokenizer.vocab_size
-        bad = np.flatnonzero(tokens >= size)
-        if len(bad):
-            what = f"token {tokens[bad[0]]} at position {bad[0]:,} is outside the vocabulary of {size} tokens"
+        unknown = np.flatnonzero(tokens >= size)
+        if len(unknown):
+            what = f"token {tokens[unknown[0]]} at position {unknown[0]:,} is outside the vocabulary of {size} tokens"
         elif hashlib.sha256(tokens.view(np.uint8).data).hexdigest() != self.meta["sha256"].get(path.name):
             what = "its content has changed since it was prepared (its checksum is not the one in meta.json)"
         else:
@@ -158,7 +161,7 @@ class Dataset:
         raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
 
     def is_of(self, data: dict[str, str]) -> bool:
-        """Return whether the checksums in a checkpoint's `data` are those of these token files, not of their source."""
+        """Return whether the token files have the checksums in a checkpoint's `data`; the source is not compared."""
         files = [f"{split}.bin" for split in self.splits]
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
 
@@ -188,6 +191,6 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 
-def _is_dict(value: Any, kind: type) -> bool:
+def _is_dict(value: Any, value_type: type) -> bool:
     """Return whether a value of meta.json is a dictionary whose values are of this type."""
-    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
+    return isinstance(value, dict) and all(isinstance(item, value_type) for item in value.values())

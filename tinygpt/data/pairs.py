@@ -83,8 +83,9 @@ def write_library(documents: dict[str, str], questions: dict[str, list[dict[str,
     """Write documents into folder/documents, and the questions about them next to it."""
     (folder / "documents").mkdir(exist_ok=True)
     files = {f"documents/{name}": text for name, text in documents.items()}
-    for split, asked in questions.items():
-        files[f"questions-{split}.jsonl"] = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked)
+    for split, split_questions in questions.items():
+        lines = (json.dumps(entry, ensure_ascii=False) for entry in split_questions)
+        files[f"questions-{split}.jsonl"] = "".join(f"{line}\n" for line in lines)
     for name, text in files.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
@@ -103,11 +104,11 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
         try:
             with open(path, "rb") as raw:
                 boms += bool(raw.read(byte_order_mark(raw.peek(3), path, config.encoding)))
-                for place, entry in entries(path, raw, config):
+                for location, entry in entries(path, raw, config):
                     try:
                         yield pair_of(entry, config)
                     except ValueError as problem:
-                        bad.append(f"{place}: {problem}")
+                        bad.append(f"{location}: {problem}")
         except UnicodeError as error:
             raise not_decoded(path, config.encoding, error) from None
         except csv.Error as error:
@@ -126,7 +127,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
 
 
 def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Read the entries of a binary file, each with its place for messages: `pairs.csv line 5`."""
+    """Read the entries of a binary file, each with its location for messages: `pairs.csv line 5`."""
     ending, where = path.suffix.lower(), str(path)
     if ending in UNREADABLE:
         raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
@@ -180,13 +181,13 @@ def table_lines(
     fields = sorted({config.prompt_field, config.response_field})
     missing = [field for field in fields if field not in header]
     if missing:
-        named = list(filter(None, header))
-        first = f"is: {', '.join(named)}" if named else "is empty"
+        names = list(filter(None, header))
+        first = f"is: {', '.join(names)}" if names else "is empty"
         what = f"{where}: no column {' or '.join(missing)}; the first row, which has to name the columns, {first}"
-        if len(named) < 2 and len(missing) == 2:
+        if len(names) < 2 and len(missing) == 2:
             raise TinyGPTError(what, "delete what is above the names of the columns")
-        raise TinyGPTError(what, " ".join(map(suggest.quoted, column_flags(named, config))))
-    width = max(place for place, name in enumerate(header, start=1) if name)
+        raise TinyGPTError(what, " ".join(map(suggest.quoted, column_flags(names, config))))
+    width = max(column for column, name in enumerate(header, start=1) if name)
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
@@ -204,17 +205,20 @@ def table_lines(
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 
 
-def column_flags(named: list[str], config: PrepareConfig) -> list[str]:
-    """The flags that name the columns of prompts and responses, as far as their names tell."""
+def column_flags(names: list[str], config: PrepareConfig) -> list[str]:
+    """The flags that name the columns of prompts and responses; COLUMN where not exactly one name matches."""
     flags = {"prompt_field": config.prompt_field, "response_field": config.response_field}
     for flag, field in flags.items():
-        same = [name for name in named if name.casefold() == field.casefold()]
-        flags[flag] = field if field in named else same[0] if len(same) == 1 else "COLUMN"
+        matches = [name for name in names if name.casefold() == field.casefold()]
+        flags[flag] = field if field in names else matches[0] if len(matches) == 1 else "COLUMN"
     return [f"--{flag}={name}" for flag, name in flags.items()]
 
 
 def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
-    """The pair of an entry; a string says why a line is none. Errors: ValueError that says what is wrong."""
+    """Check an entry, and return its prompt and response. A string is the error of a line that could not be read.
+
+    Errors: ValueError that says what is wrong.
+    """
     if isinstance(entry, str):
         raise ValueError(entry)
     for key in (config.prompt_field, config.response_field):
@@ -242,8 +246,8 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     """Divide pairs into train, val and test by a hash of the prompt. Errors: TinyGPTError if a split is empty."""
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
-        place = hashed(normalised(pair[0]))
-        in_test, in_val = place < test_fraction, place < test_fraction + val_fraction
+        fraction = hashed(normalised(pair[0]))
+        in_test, in_val = fraction < test_fraction, fraction < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
     if empty := [name for name, part in splits.items() if not part]:
         what = f"{len(pairs)} pairs are too few: no pair is left for {', '.join(empty)}"
@@ -252,7 +256,10 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
 
 
 def normalised(prompt: str) -> str:
-    """Reduce a prompt to its letters and digits without case, which near-duplicates share. If it has none, it stays."""
+    """Reduce a prompt to its letters and digits, without case, so that near duplicates become equal.
+
+    A prompt without any is returned unchanged.
+    """
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 

@@ -94,29 +94,29 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
         base = f"out-fast-{width}"
         flags = [f"--block_size={width}", f"--out_dir={base}"]
-    preset, place = f"configs/{task.preset}.yaml", suggest.data_dir_flag(folder.parent)
+    preset, data_flag = f"configs/{task.preset}.yaml", suggest.data_dir_flag(folder.parent)
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
         own = own_flags(config.name, "transactions")
         own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
-        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *place)}")
+        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *data_flag)}")
         return
     own = own_flags(config.name, next(name for name, other in TASKS.items() if other.preset == task.preset))
     if not task.base:
-        print(f"next: {suggest.command('train', preset, *place)}")
+        print(f"next: {suggest.command('train', preset, *data_flag)}")
         return
     if task.base == "out-fast" and not Path(f"{base}/ckpt.pt").exists():
         print("without a pretrained model, first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
-            print(f"next: {suggest.command('prepare', 'shakespeare_char', *place)}")
-        print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *place)}")
-    other = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
-    if other in TASKS and not Path(f"{base}/ckpt.pt").exists():
-        print(f"next: {suggest.command('prepare', other, *place)}")
-        print(f"next: {suggest.command('train', f'configs/{TASKS[other].preset}.yaml', *place)}")
-    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *place)}")
+            print(f"next: {suggest.command('prepare', 'shakespeare_char', *data_flag)}")
+        print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *data_flag)}")
+    base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
+    if base_task in TASKS and not Path(f"{base}/ckpt.pt").exists():
+        print(f"next: {suggest.command('prepare', base_task, *data_flag)}")
+        print(f"next: {suggest.command('train', f'configs/{TASKS[base_task].preset}.yaml', *data_flag)}")
+    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *data_flag)}")
 
 
 def own_flags(name: str, dataset: str) -> list[str]:
@@ -124,7 +124,7 @@ def own_flags(name: str, dataset: str) -> list[str]:
     return [] if name == dataset else [f"--dataset={name}", f"--out_dir=out-{name.replace('_', '-')}"]
 
 
-def coloured(asked: str, answer: str) -> str:
+def coloured(prompt: str, response: str) -> str:
     """An example with the targets of the loss in green, or in brackets where there are no colours."""
-    text = f"\033[2m{asked}\033[0m\033[32m{answer}\033[0m" if sys.stdout.isatty() else f"{asked}[{answer}]"
+    text = f"\033[2m{prompt}\033[0m\033[32m{response}\033[0m" if sys.stdout.isatty() else f"{prompt}[{response}]"
     return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")

@@ -45,7 +45,7 @@ def run_query(database: sqlite3.Connection, text: str) -> Rows | None:
 
 def same_rows(expected: Rows, rows: Rows, ordered: bool) -> bool:
     """Compare two results; unless `ordered`, as multisets of rows. Numbers are equal up to the sixth decimal."""
-    first, second = ([tuple(map(_rounded, row)) for row in each] for each in (expected, rows))
+    first, second = ([tuple(map(_rounded, row)) for row in result] for result in (expected, rows))
     return first == second if ordered else Counter(first) == Counter(second)
 
 

@@ -30,41 +30,41 @@ from tinygpt.files import byte_order_mark, file_error
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the cache), with half the memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
-HOW = "give a text file, a folder or a quoted pattern to --input"
+INPUT_HINT = "give a text file, a folder or a quoted pattern to --input"
 LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an open workbook
 ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
 
 def input_files(
-    inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = (), way_out: str = ""
+    inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = (), hint: str = ""
 ) -> list[Path]:
     """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
     Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
     both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader refuses them by name
-    instead of leaving them out. Errors: TinyGPTError if there is none, with `way_out` as the hint.
+    instead of leaving them out. Errors: TinyGPTError if there is none, with `hint` as its hint.
     """
-    found: dict[Path, Path] = {}  # by full path
+    paths: dict[Path, Path] = {}  # by full path
     for item in inputs:
         if not item:
-            raise TinyGPTError("a file name is empty", way_out or HOW)
+            raise TinyGPTError("a file name is empty", hint or INPUT_HINT)
         path = Path(item)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())
-            wanted = " or ".join(f"*{ending}" for ending in endings)
-            hint = way_out or "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
-            missing = f"{item}: a folder without any {wanted} file", hint
+            patterns = " or ".join(f"*{ending}" for ending in endings)
+            default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
+            missing = f"{item}: a folder without any {patterns} file", hint or default
         elif path.exists():
             matches, missing = [path], ("", "")
         else:
             matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", way_out or HOW
+            missing = f"{item}: no such file", hint or INPUT_HINT
         matches = [match for match in matches if path == match or not match.name.startswith(LOCK_FILE)]
         if not matches:
             raise TinyGPTError(*missing)
         for match in matches:
-            found.setdefault(match.resolve(), match)
-    return list(found.values())
+            paths.setdefault(match.resolve(), match)
+    return list(paths.values())
 
 
 def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
@@ -77,9 +77,9 @@ def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequenc
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
             listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
-            kinds = ", ".join(f"*{ending}" for ending in read_endings)
+            patterns = ", ".join(f"*{ending}" for ending in read_endings)
             others = f"{len(files):,} other file{'s' * (len(files) > 1)} ({listed})"
-            notes.append(f"note: of {terminal.escaped(str(folder))} only {kinds} are read; left out {others}")
+            notes.append(f"note: of {terminal.escaped(str(folder))} only {patterns} are read; left out {others}")
     return notes
 
 
@@ -100,9 +100,10 @@ def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | Non
     utf8, what, where = codecs.lookup(encoding).name == "utf-8", "the text", 0
     if isinstance(error, UnicodeDecodeError):
         what, where = f"byte 0x{error.object[error.start]:02x}", error.start
-    at = "" if start is None else f" at offset {start + where}"
+    position = "" if start is None else f" at offset {start + where}"
     return TinyGPTError(
-        f"{path}: {what}{at} is not {'UTF-8' if utf8 else encoding}", f"--encoding {'cp1252' if utf8 else 'utf-8'}"
+        f"{path}: {what}{position} is not {'UTF-8' if utf8 else encoding}",
+        f"--encoding {'cp1252' if utf8 else 'utf-8'}",
     )
 
 

@@ -35,18 +35,19 @@ def write_token_files(
 ) -> dict[str, Any]:
     """Write the pieces, each a split and some of its ids, and meta.json with these `facts`. Returns its content.
 
-    meta.json goes first and comes back last, so a dataset killed in between counts as not prepared. A run that has
-    the old files open keeps them; Windows then refuses to replace them. Errors: TinyGPTError as in `replacing`.
+    The old meta.json is removed before any other file is replaced, and the new one is put in place last, so a dataset
+    that is interrupted in between counts as not prepared. A run that has the old files open keeps them; Windows then
+    refuses to replace them. Errors: TinyGPTError as in `replacing`.
     """
     with contextlib.ExitStack() as stack:  # closes, and so renames, in reverse order
         meta_file = stack.enter_context(replacing(folder / "meta.json"))
         paths = {split: folder / f"{split}.bin" for split in splits}
         files = {split: stack.enter_context(replacing(path)) for split, path in paths.items()}
-        tokens, sums = dict.fromkeys(paths, 0), {split: hashlib.sha256() for split in paths}
+        tokens, hashes = dict.fromkeys(paths, 0), {split: hashlib.sha256() for split in paths}
         for split, ids in pieces:
             data = np.ascontiguousarray(ids, dtype=TOKEN).view(np.uint8).data
             files[split].write(data)
-            sums[split].update(data)
+            hashes[split].update(data)
             tokens[split] += len(ids)
         meta = {
             "format": META_FORMAT,
@@ -55,12 +56,12 @@ def write_token_files(
             "vocab_size": tokenizer.vocab_size,
             **facts,
             "tokens": tokens,
-            "sha256": {"source": source_sha256} | {paths[split].name: sums[split].hexdigest() for split in paths},
+            "sha256": {"source": source_sha256} | {paths[split].name: hashes[split].hexdigest() for split in paths},
         }
         meta_file.write(json.dumps(meta, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass"))
-        for file in (meta_file, *files.values()):  # a full disk is found before any file is changed,
+        for file in (meta_file, *files.values()):  # a full disk fails here, before any file is changed
             file.flush()
-        for path in paths.values():  # and so is a run that reads the old files, on Windows
+        for path in paths.values():  # on Windows, so does a run that has the old files open
             require_closed(path)
         remove(folder / "meta.json")
     return meta

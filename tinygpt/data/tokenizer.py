@@ -41,8 +41,8 @@ def lone_surrogate(text: str) -> str:
 
     A surrogate is a code point but not a character: text that contains one cannot be encoded as UTF-8.
     """
-    found = re.search("[\ud800-\udfff]", text)
-    return f"U+{ord(found[0]):04X}" if found else ""
+    match = re.search("[\ud800-\udfff]", text)
+    return f"U+{ord(match[0]):04X}" if match else ""
 
 
 class PairFormat(NamedTuple):
@@ -73,7 +73,7 @@ class BaseTokenizer:
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
 
-        (LONGEST_WORD characters without a place to cut are cut, which can change a token.)
+        (A word of more than LONGEST_WORD characters is cut, which can change a token.)
         """
         return map(self.encode, cut_safely(blocks, self.cut_before))
 
@@ -131,8 +131,9 @@ class CharTokenizer(BaseTokenizer):
         if skip_unknown:
             return self._ids[codes[known]]
         if not known.all():
-            at = int(np.argmin(known))
-            what = f"{describe(text[at])}, position {at}) is not in this model's {self.vocab_size}-character vocabulary"
+            index = int(np.argmin(known))
+            where = f"{describe(text[index])}, position {index})"
+            what = f"{where} is not in this model's {self.vocab_size}-character vocabulary"
             raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown")
         return self._ids[codes]
 
@@ -296,11 +297,11 @@ def from_json(text: str) -> Any:
 
 
 def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:
-    """Return whether a tokenizer.json is known to encode a text as its parts, cut between a non-space and a space.
+    """Return whether a text can be cut between a non-space and a space without a change of its ids.
 
-    Known are byte-level tokenizers with the patterns of GPT-2 (the default of `ByteLevel`, also after `Digits`, as in
-    SmolLM2), Qwen2 and Llama 3. A normalizer other than NFC may change the start of each part. An added token may span
-    the cut, or match only next to certain characters.
+    This is known of byte-level tokenizers with the patterns of GPT-2 (the default of `ByteLevel`, also after `Digits`,
+    as in SmolLM2), Qwen2 and Llama 3. A normalizer other than NFC may change the start of each part. An added token may
+    span the cut, or match only next to certain characters.
     """
     pre = spec.get("pre_tokenizer") or {}
     *before, last = pre.get("pretokenizers") or [pre]
@@ -322,19 +323,22 @@ def split_by(pattern: str) -> dict[str, Any]:
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Yield a text in pieces that begin with a character of `before` after a non-space, or without any in one piece."""
+    """Cut a text before characters of `before` that follow a non-space, and yield the pieces.
+
+    If `before` is empty, the text is one piece.
+    """
     pending = ""
     for block in blocks:
         pending += block if isinstance(block, str) else block.decode("ascii")
-        if before and (at := _safe_cut(pending, before)):
-            yield pending[:at]
-            pending = pending[at:]
+        if before and (end := _safe_cut(pending, before)):
+            yield pending[:end]
+            pending = pending[end:]
     if pending:
         yield pending
 
 
 def _safe_cut(text: str, before: str) -> int:
-    """The last place where one of the characters `before` follows a non-space, 0 if there is none yet.
+    """The last position where one of the characters `before` follows a non-space, 0 if there is none yet.
 
     Not any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not.
     """
@@ -351,7 +355,7 @@ def describe(character: str) -> str:
 
 
 def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
-    """Make the tokenizer that `to_dict` described. Errors: TinyGPTError that names `where` the description is from."""
+    """Make a tokenizer from the result of `to_dict`. where: its file, for messages. Errors: TinyGPTError."""
     match spec:
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()

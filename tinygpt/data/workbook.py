@@ -49,8 +49,8 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> tuple[str, lis
                 raise TinyGPTError(f"{path}: no visible sheet with cells", "put the pairs into a sheet, and save it")
             headers = [{text_of(cell.value) for cell in next(sheet.iter_rows(max_row=1), ())} for sheet in visible]
             title = visible[next((i for i, header in enumerate(headers) if columns <= header), 0)].title
-            both = zip(*(book[title].iter_rows(max_row=MAX_ROWS) for book in (results, formulas)), strict=True)
-            rows = [(number, list(map(cell_text, *cells))) for number, cells in enumerate(both, start=1)]
+            row_pairs = zip(*(book[title].iter_rows(max_row=MAX_ROWS) for book in (results, formulas)), strict=True)
+            rows = [(number, list(map(cell_text, *cells))) for number, cells in enumerate(row_pairs, start=1)]
     except (MemoryError, TinyGPTError):
         raise
     except Exception as error:  # for a damaged file, openpyxl lets errors of a dozen kinds through
@@ -69,7 +69,7 @@ def cell_text(result: Any, formula: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Text of a cell's value, as the module's first lines say."""
+    """Text of a cell's value, as Excel shows it without a number format."""
     from openpyxl.utils.escape import unescape
 
     if isinstance(value, bool):

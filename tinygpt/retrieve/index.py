@@ -37,7 +37,7 @@ def index(config: IndexConfig) -> None:
     if config.overlap >= config.passage_size:
         what = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
         raise TinyGPTError(what, f"--overlap={config.passage_size // 5}")
-    paths = input_files(config.documents, tuple(documents.READERS), way_out=documents.FORMATS)
+    paths = input_files(config.documents, tuple(documents.READERS), hint=documents.FORMATS)
     require_writable(out, "--out FOLDER/index.db")
     embedding = chosen(config.embeddings)
     settings = {

@@ -36,12 +36,12 @@ Wordings = tuple[Sequence[Any], Sequence[Any]]  # for every split, and only for 
 
 
 def _acts(wordings: Sequence[str]) -> list[tuple[str, str]]:
-    """Forbidden acts, each with its permitted counterpart, which of a gift is one of a lower value."""
-    return [(act, permitted or act) for act, _, permitted in (each.partition(" | ") for each in wordings)]
+    """Split `ACT | COUNTERPART` into a forbidden and a permitted act. A gift has no counterpart: its value decides."""
+    return [(act, permitted or act) for act, _, permitted in (wording.partition(" | ") for wording in wordings)]
 
 
 _SECTIONS: dict[str, Wordings] = {
-    name: (of["+"], of["+!"]) for name, (_, of) in read_wordings("compliance.txt").items()
+    name: (lines["+"], lines["+!"]) for name, (_, lines) in read_wordings("compliance.txt").items()
 }
 _DOING, _REFUSING, _ORDINARY = map(_SECTIONS.pop, ("doing", "refusing", "ordinary"))
 _ACTS: dict[str, Wordings] = {rule: (_acts(common), _acts(new)) for rule, (common, new) in _SECTIONS.items()}

@@ -45,12 +45,14 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 def group(prompt: str) -> str:
     """The group of a prompt: "neutral headlines", or the statements by what is new in them."""
-    said = prompt.lower().split(" ")
-    if said[-1] not in VERBS + NEW_VERBS or " if " in prompt or "neither" in said:
+    prompt_words = prompt.lower().split(" ")
+    if prompt_words[-1] not in VERBS + NEW_VERBS or " if " in prompt or "neither" in prompt_words:
         return "neutral headlines"
-    if not set(said).isdisjoint(NEW_METRICS + NEW_VERBS):
+    if not set(prompt_words).isdisjoint(NEW_METRICS + NEW_VERBS):
         return "new words"
-    held_out = any(_held_out(metric, VERBS.index(said[-1])) for metric, word in enumerate(METRICS) if word in said)
+    held_out = any(
+        _held_out(metric, VERBS.index(prompt_words[-1])) for metric, word in enumerate(METRICS) if word in prompt_words
+    )
     return "new combinations" if held_out else "known combinations"
 
 
@@ -65,33 +67,33 @@ def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> st
     The number decides what is new in test, metric and negation (a third have one), so that these are balanced between
     the labels.
     """
-    kind = "statement" if sentiment != "neutral" else rng.choice(("question", "steady", "notice"))
+    form = "statement" if sentiment != "neutral" else rng.choice(("question", "steady", "notice"))
     new, turn = (("combination", "metric", "verb")[number % 3], number // 3) if split == "test" else ("", number)
-    place, verbs = turn % 12, NEW_VERBS if new == "verb" else VERBS
-    metric = (NEW_METRICS if new == "metric" else METRICS)[place]
+    index, verbs = turn % 12, NEW_VERBS if new == "verb" else VERBS
+    metric = (NEW_METRICS if new == "metric" else METRICS)[index]
     negation = (*NEGATIONS, "", "", "", "", "", "")[turn // 12 % 9]
 
     def verb(up: bool) -> str:
         half = range(6) if up else range(6, 12)
-        return verbs[rng.choice([other for other in half if _held_out(place, other) == (new == "combination")])]
+        return verbs[rng.choice([other for other in half if _held_out(index, other) == (new == "combination")])]
 
     company = f"{rng.choice(COMPANIES[split])} {rng.choice(_BUSINESSES)}"
     when = rng.choice(_WHEN)
-    if kind == "notice":
+    if form == "notice":
         return digits(rng, rng.choice(_NOTICES)).replace("+", company).replace("%", metric).replace("~", when)
-    if kind == "steady":
+    if form == "steady":
         neither = f"neither {verb(True)} nor {verb(False)}"
         predicate = rng.choice((*_STEADY, neither, neither))
     else:
         up = rng.randrange(2) == 1
-        if kind == "statement":  # the direction that makes the product of the three signs right
-            up = (sentiment == "positive") == ((place < 6) == (negation == ""))
+        if form == "statement":  # the direction that makes the product of the three signs right
+            up = (sentiment == "positive") == ((index < 6) == (negation == ""))
         predicate = f"{negation} {verb(up)}".strip()
     order = rng.randrange(3)
     subject = f"{company} {metric} {when}" if order == 0 else f"{metric} at {company}" + f" {when}" * (order - 1)
-    leads = _ASKING if kind == "question" else _SAYING if rng.randrange(3) == 0 else ()
+    leads = _ASKING if form == "question" else _SAYING if rng.randrange(3) == 0 else ()
     sentence = f"{subject} {predicate}"
     fitting = [lead for lead in leads if len(lead) + 1 + len(sentence) <= HEADLINE_WIDTH]
-    if kind == "question" and not fitting:
+    if form == "question" and not fitting:
         return _headline(rng, split, sentiment, number)
     return f"{rng.choice(fitting)} {sentence}" if fitting else sentence[0].upper() + sentence[1:]

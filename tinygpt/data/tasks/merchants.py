@@ -76,10 +76,10 @@ def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
     """The merchants of each label and split, sorted by name. Names with two labels are left out."""
     labels: dict[str, set[str]] = defaultdict(set)
     countries: dict[str, set[str]] = defaultdict(set)
-    for brand, category, places in rows():
+    for brand, category, brand_countries in rows():
         name = descriptor(brand)
         labels[name].add(LABELS[category])
-        countries[name].update(places)
+        countries[name].update(brand_countries)
     words = {name: name_words(name) for name in labels}
     uses = Counter(part for name in words for part in set(parts(words[name])))
     names = [
@@ -93,7 +93,10 @@ def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
     for group in groups({name: words[name] for name in names}):
         for name in group:
             found[min(labels[name])][split_of(group[0])].append(Merchant(name, tuple(sorted(countries[name]))))
-    return {label: {split: tuple(sorted(those)) for split, those in splits.items()} for label, splits in found.items()}
+    return {
+        label: {split: tuple(sorted(merchants)) for split, merchants in splits.items()}
+        for label, splits in found.items()
+    }
 
 
 def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:

@@ -42,30 +42,31 @@ def reading(question: str, passages: Sequence[str]) -> str:
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
 
-def judged(asked: str, answers: Sequence[str]) -> str:
-    """The response of a reader: what is asked, then a judgement of each passage up to the one with the answer.
+def judged(subject: str, answers: Sequence[str]) -> str:
+    """The response of a reader: its subject, then a judgement of each passage up to the one with the answer.
 
-    answers: of each passage, empty if it does not answer the question.
+    subject: the relation and the name, `chair of Norvik`. answers: of each passage, empty if it has none.
     """
+    response = subject
     for number, answer in enumerate(answers, start=1):
-        asked += f" [{number}] {answer or NO}"
+        response += f" [{number}] {answer or NO}"
         if answer:
-            return asked
-    return f"{asked}: {UNANSWERABLE}"
+            return response
+    return f"{response}: {UNANSWERABLE}"
 
 
 def cited(response: str) -> tuple[int, str]:
     """The number of the passage with the answer in a reader's response, 0 if there is none, and the answer alone."""
-    found = re.search(rf"(?:\[\d{{1,3}}\] {NO} )*\[(\d{{1,3}})\] ?(.*)", response, re.DOTALL)
-    if not found or response.endswith(f": {UNANSWERABLE}"):
+    match = re.search(rf"(?:\[\d{{1,3}}\] {NO} )*\[(\d{{1,3}})\] ?(.*)", response, re.DOTALL)
+    if not match or response.endswith(f": {UNANSWERABLE}"):
         return 0, response
-    return int(found[1]), "" if found[2] == NO else found[2]
+    return int(match[1]), "" if match[2] == NO else match[2]
 
 
 def abstention(prompt: str, response: str) -> str:
     """The response to the same prompt that says of every passage that it has no answer."""
-    asked = response.partition(" [")[0]
-    return judged(asked, [""] * prompt.count("\n"))
+    subject = response.partition(" [")[0]
+    return judged(subject, [""] * prompt.count("\n"))
 
 
 # ---- names and values -------------------------------------------------------------------------------------------
@@ -154,8 +155,8 @@ class Relation(NamedTuple):
     wordings: dict[str, list[str]]  # "+" and "?" for all splits, "+!" and "?!" for test only
 
 
-VALUES = {kind.__name__: kind for kind in (company, person, place, year, money, count, cents, percent, date, goods)}
-RELATIONS = {name: Relation(VALUES[kind], wordings) for name, (kind, wordings) in read_wordings("reader.txt").items()}
+VALUES = {draw.__name__: draw for draw in (company, person, place, year, money, count, cents, percent, date, goods)}
+RELATIONS = {name: Relation(VALUES[value], wordings) for name, (value, wordings) in read_wordings("reader.txt").items()}
 FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that no question asks about
 SECTIONS = {  # of a document, with their relations
     "Overview": ("founding year", "headquarters", "product", "owner", "employees"),
@@ -176,7 +177,7 @@ def statement(rng: Rng, fact: Fact, name: str, new: bool = False) -> str:
     if name:
         sentence = sentence.replace("@", name)
     elif sentence.startswith("@") and rng.random() < 0.6:
-        sentence = re.sub("^@('s)?", lambda found: "Its" if found[1] else "It", sentence)
+        sentence = re.sub("^@('s)?", lambda match: "Its" if match[1] else "It", sentence)
     else:
         sentence = sentence.replace("@", rng.choice(("the company", "the company", "the firm")))
     sentence = sentence.replace("~", fact.value)
@@ -189,7 +190,7 @@ def question(rng: Rng, relation: str, name: str, new: bool = False) -> str:
 
 def phrase(rng: Rng, wordings: Sequence[str]) -> str:
     """One of the wordings, with one of each (a|b)."""
-    return re.sub(r"\(([^)]*)\)", lambda found: rng.choice(found[1].split("|")), rng.choice(wordings))
+    return re.sub(r"\(([^)]*)\)", lambda match: rng.choice(match[1].split("|")), rng.choice(wordings))
 
 
 # ---- examples ---------------------------------------------------------------------------------------------------
@@ -228,15 +229,15 @@ def make(seed: int, dataset: str = "reader") -> dict[str, list[Pair]]:
         rng, new = Rng(f"{seed} {name}"), recipe._replace(new_question=True)
         for split, recipes in (("val", [recipe]), ("test", [new, new._replace(new_statement=True)])):
             drawn = [example(rng, recipes[index % len(recipes)]) for index in range(SIZES[name][split])]
-            held_out.update(*(each.held_out for each in drawn))
+            held_out.update(*(sample.held_out for sample in drawn))
             if name == dataset:
-                splits[split] = [(each.prompt, each.response) for each in drawn]
+                splits[split] = [(sample.prompt, sample.response) for sample in drawn]
     rng, size = Rng(f"{seed} {dataset} train"), SIZES[dataset]["train"]
     with progress(total=size, desc="generating", unit="example") as bar:
         while len(splits["train"]) < size:
-            each = example(rng, RECIPES[dataset])
-            if held_out.isdisjoint(each.names):
-                splits["train"].append((each.prompt, each.response))
+            sample = example(rng, RECIPES[dataset])
+            if held_out.isdisjoint(sample.names):
+                splits["train"].append((sample.prompt, sample.response))
                 bar.update()
     return splits
 
@@ -252,43 +253,44 @@ def example(rng: Rng, recipe: Recipe) -> Example:
 
 
 def attempt(rng: Rng, recipe: Recipe) -> Example | None:
-    asked, target = rng.choice(list(RELATIONS)), company(rng)
-    asked_section = next(section for section, relations in SECTIONS.items() if asked in relations)
-    right = Fact(asked, RELATIONS[asked].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
+    """Draw an example; None if it is too long, or if two of its companies share a name."""
+    relation, target = rng.choice(list(RELATIONS)), company(rng)
+    answer_section = next(section for section, relations in SECTIONS.items() if relation in relations)
+    answer = Fact(relation, RELATIONS[relation].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
     companies = [target]
     contents: list[tuple[str, str, list[Fact]]] = []  # of each passage: company, section and facts
-    if right:
-        contents.append((target, asked_section, [right]))
+    if answer:
+        contents.append((target, answer_section, [answer]))
     elif rng.random() < 0.8:
-        contents.append((target, asked_section, []))
+        contents.append((target, answer_section, []))
     for _ in range(rng.choice(recipe.repeats) if contents else 0):
         contents.append((target, rng.choice(list(SECTIONS)), []))
     for _ in range(rng.choice(recipe.others) or int(not contents)):
-        facts = [Fact(asked, RELATIONS[asked].value(rng))] if rng.random() < 0.85 else []
+        facts = [Fact(relation, RELATIONS[relation].value(rng))] if rng.random() < 0.85 else []
         companies.append(company(rng))
-        contents.append((companies[-1], asked_section, facts))
+        contents.append((companies[-1], answer_section, facts))
     for _, section, facts in contents:
-        free = [relation for relation in SECTIONS[section] if relation != asked]
+        free = [name for name in SECTIONS[section] if name != relation]
         more = rng.sample(free, min(rng.choice(recipe.more) or (not facts), len(free)))
-        facts += [Fact(relation, RELATIONS[relation].value(rng)) for relation in more]
+        facts += [Fact(name, RELATIONS[name].value(rng)) for name in more]
         rng.shuffle(facts)
     rng.shuffle(contents)
-    passages = [passage(rng, *each, asked if recipe.new_statement else "") for each in contents]
-    asks = question(rng, asked, rng.choice((target, target, short(target))), recipe.new_question)
-    prompt = reading(asks, passages)
-    answers = [right.value if right and name == target and right in facts else "" for name, _, facts in contents]
-    response = judged(f"{asked} of {short(target)}", answers)
+    passages = [passage(rng, *content, relation if recipe.new_statement else "") for content in contents]
+    question_text = question(rng, relation, rng.choice((target, target, short(target))), recipe.new_question)
+    prompt = reading(question_text, passages)
+    answers = [answer.value if answer and name == target and answer in facts else "" for name, _, facts in contents]
+    response = judged(f"{relation} of {short(target)}", answers)
     if len(prompt) + len(response) > recipe.longest or len(set(map(short, companies))) < len(companies):
         return None
-    held_out = {short(target), *(named(right) if right else ())}
+    held_out = {short(target), *(named(answer) if answer else ())}
     names = {short(name) for name in companies}.union(*(named(fact) for _, _, facts in contents for fact in facts))
     return Example(prompt, response, held_out, names)
 
 
 def named(fact: Fact) -> set[str]:
     """The fact's value, if it is a name."""
-    kind = RELATIONS[fact.relation].value
-    return {short(fact.value)} if kind is company else {fact.value} if kind in (person, place) else set()
+    draw = RELATIONS[fact.relation].value
+    return {short(fact.value)} if draw is company else {fact.value} if draw in (person, place) else set()
 
 
 def passage(rng: Rng, name: str, section: str, facts: Sequence[Fact], new: str = "") -> str:
@@ -324,18 +326,20 @@ def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, 
     for short_name, name in names.items():
         source, parts = f"{short_name}.md", [f"# {name}"]
         for section, relations in SECTIONS.items():
-            facts = [Fact(each, RELATIONS[each].value(rng)) for each in relations if rng.random() < 0.8]
+            facts = [Fact(relation, RELATIONS[relation].value(rng)) for relation in relations if rng.random() < 0.8]
             if facts:
                 rng.shuffle(facts)
                 sentences = [statement(rng, fact, name if rng.random() < 0.4 else "") for fact in facts]
                 sentences.insert(rng.randrange(len(facts) + 1), rng.choice(FILLERS))
                 parts.append(f"## {section}\n\n{' '.join(sentences)}")
             known = {fact.relation: fact.value for fact in facts}
-            for each in relations:
-                if each in known or rng.random() < 0.5:
+            for relation in relations:
+                if relation in known or rng.random() < 0.5:
                     split = rng.choice(("val", "test"))
-                    asks = question(rng, each, rng.choice((name, short(name))), new=split == "test")
-                    about = source if each in known else ""
-                    questions[split].append({"question": asks, "answer": known.get(each, ""), "source": about})
+                    question_text = question(rng, relation, rng.choice((name, short(name))), new=split == "test")
+                    answer_source = source if relation in known else ""
+                    questions[split].append(
+                        {"question": question_text, "answer": known.get(relation, ""), "source": answer_source}
+                    )
         documents[source] = "\n\n".join(parts) + "\n"
     return documents, questions

@@ -54,21 +54,23 @@ def figures_of(prompt: str) -> Figures:
 
 def plain(f: Figures) -> str:
     """The style of the base model."""
-    sales, profit = (f"{word(one, 'up', 'down')} {one[1:]} percent" for one in (f.sales_change, f.profit_change))
+    sales, profit = (
+        f"{word(change, 'up', 'down')} {change[1:]} percent" for change in (f.sales_change, f.profit_change)
+    )
     first = f"In {f.quarter} {f.company} had sales of {f.sales} million, {sales}."
     return f"{first} Profit was {f.profit} million, {profit}."
 
 
 def firm_a(f: Figures) -> str:
-    sales, profit = (f"{word(one, 'rose', 'fell')} {one[1:]} %" for one in (f.sales_change, f.profit_change))
+    sales, profit = (f"{word(change, 'rose', 'fell')} {change[1:]} %" for change in (f.sales_change, f.profit_change))
     first = f"{f.company} sales {sales} to EUR {f.sales} m in {f.quarter}."
     return f"{first} Profit {profit} to EUR {f.profit} m compared with last year."
 
 
 def firm_b(f: Figures) -> str:
-    sales, profit = (f"{word(one, 'up', 'down')} {one[1:]}%" for one in (f.sales_change, f.profit_change))
+    sales, profit = (f"{word(change, 'up', 'down')} {change[1:]}%" for change in (f.sales_change, f.profit_change))
     signs = {sign(f.sales_change), sign(f.profit_change)}
-    verdict = next(name for name, meant in VERDICTS.items() if meant == signs)
+    verdict = next(name for name, verdict_signs in VERDICTS.items() if verdict_signs == signs)
     return f"{f.quarter} at {f.company}: sales of €{f.sales}m, {sales}. Profit of €{f.profit}m, {profit}: {verdict}."
 
 
@@ -120,18 +122,18 @@ def facts(prompt: str, response: str) -> dict[str, bool]:
     percent, those of the prompt, and there is no other number. directions: sales and profit each have one word for the
     direction, which agrees with the sign of the change; a verdict, if there is one, agrees with both.
     """
-    wanted = figures_of(prompt)
+    figures = figures_of(prompt)
     parts = re.split(r"\bprofit\b", response, flags=re.IGNORECASE)
     both = len(parts) == 2 and "sales" in parts[0]
-    values = ((wanted.sales, wanted.sales_change), (wanted.profit, wanted.profit_change))
+    values = ((figures.sales, figures.sales_change), (figures.profit, figures.profit_change))
     signs = [sign(change) for _, change in values]
-    verdicts = [meant for name, meant in VERDICTS.items() if re.search(rf"\b{name}\b", response)]
+    verdicts = [verdict_signs for name, verdict_signs in VERDICTS.items() if re.search(rf"\b{name}\b", response)]
     return {
-        "company": len(re.findall(rf"\b{wanted.company}\b", response)) == 1,
-        "quarter": re.findall(r"\bQ\d+", response) == [wanted.quarter],
+        "company": len(re.findall(rf"\b{figures.company}\b", response)) == 1,
+        "quarter": re.findall(r"\bQ\d+", response) == [figures.quarter],
         "figures": both and all(map(has_figures, parts, values)),
         "directions": both
-        and [signs_in(part) for part in parts] == [[one] for one in signs]
+        and [signs_in(part) for part in parts] == [[expected] for expected in signs]
         and verdicts in ([], [set(signs)]),
     }
 
@@ -150,7 +152,7 @@ def has_figures(text: str, values: tuple[str, str]) -> bool:
 
 def signs_in(text: str) -> list[int]:
     """The signs of the words for a direction in a text."""
-    return [SIGNS[found] for found in re.findall(rf"\b(?:{'|'.join(SIGNS)})\b", text)]
+    return [SIGNS[direction] for direction in re.findall(rf"\b(?:{'|'.join(SIGNS)})\b", text)]
 
 
 def scores(firm: str, prompt: str, expected: str, response: str) -> dict[str, bool]:
@@ -175,7 +177,7 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
     splits = {split: [draw(rng, next(names)) for _ in range(size)] for split, size in SIZES.items()}
     if firm != "plain":
         splits["train"] = splits["train"][:FIRM_EXAMPLES]
-    return {split: [(one.prompt(), STYLES[firm](one)) for one in part] for split, part in splits.items()}
+    return {split: [(figures.prompt(), STYLES[firm](figures)) for figures in part] for split, part in splits.items()}
 
 
 def draw(rng: random.Random, company: str) -> Figures:

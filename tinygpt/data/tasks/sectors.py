@@ -79,36 +79,36 @@ def industries() -> tuple[Industry, ...]:
 def splits() -> dict[str, str]:
     """The split of each group: in each sector, a share of the groups goes to test, one to val, the rest to train."""
     groups: dict[str, set[str]] = {sector: set() for sector in SECTORS}
-    for each in industries():
-        groups[each.sector].add(each.group)
-    found: dict[str, str] = {}
-    for some in groups.values():
-        shuffled = sorted(some, key=lambda group: hashlib.sha256(group.encode()).digest())
-        test, val = (max(1, round(share * len(some))) for share in HELD_OUT)
+    for industry in industries():
+        groups[industry.sector].add(industry.group)
+    split_by_group: dict[str, str] = {}
+    for sector_groups in groups.values():
+        shuffled = sorted(sector_groups, key=lambda group: hashlib.sha256(group.encode()).digest())
+        test, val = (max(1, round(share * len(sector_groups))) for share in HELD_OUT)
         held_out = ["test"] * test + ["val"] * val
-        found |= itertools.zip_longest(shuffled, held_out, fillvalue="train")
-    return found
+        split_by_group |= itertools.zip_longest(shuffled, held_out, fillvalue="train")
+    return split_by_group
 
 
 def make(seed: int) -> dict[str, list[Pair]]:
     """Make the examples; the seed decides their order. Activities of two sectors or splits are left out."""
-    places: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # by letters: sector and split, and a prompt
-    for each in industries():
-        for text in each.activities():
-            places[letters(text)].setdefault((each.sector, splits()[each.group]), text)
-    found: dict[str, list[Pair]] = {split: [] for split in ("train", "val", "test")}
-    for same in places.values():
-        if len(same) == 1:
-            [((sector, split), text)] = same.items()
-            found[split].append((text, sector))
+    by_letters: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # by letters: sector and split, and a prompt
+    for industry in industries():
+        for text in industry.activities():
+            by_letters[letters(text)].setdefault((industry.sector, splits()[industry.group]), text)
+    pairs: dict[str, list[Pair]] = {split: [] for split in ("train", "val", "test")}
+    for prompts in by_letters.values():
+        if len(prompts) == 1:
+            [((sector, split), text)] = prompts.items()
+            pairs[split].append((text, sector))
     rng = random.Random(seed)
-    for examples in found.values():
-        rng.shuffle(examples)
-    return found
+    for split_pairs in pairs.values():
+        rng.shuffle(split_pairs)
+    return pairs
 
 
 def corpus() -> str:
     """Titles and descriptions of the training industries, without codes. Those of a group follow one another."""
-    kept = [each for each in industries() if splits()[each.group] == "train"]
-    kept.sort(key=lambda each: hashlib.sha256(each.group.encode()).digest())
-    return "\n\n".join(f"{each.title}\n{each.text}".strip() for each in kept) + "\n"
+    kept = [industry for industry in industries() if splits()[industry.group] == "train"]
+    kept.sort(key=lambda industry: hashlib.sha256(industry.group.encode()).digest())
+    return "\n\n".join(f"{industry.title}\n{industry.text}".strip() for industry in kept) + "\n"

@@ -51,7 +51,7 @@ AGGREGATES = {
 COMPARISONS = {">": ("above", "over", "more than"), "<": ("below", "under", "less than")}
 
 
-class Kind(NamedTuple):
+class QuestionKind(NamedTuple):
     """A kind of question. The query and the wordings have slots; {filter} and {where} are text and SQL of a filter."""
 
     query: str
@@ -61,8 +61,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    name: Kind(query, [[*each.split(" | "), "", ""][:3] for each in of["="] or [""]], of["?"], of["?!"])
-    for name, (query, of) in read_wordings("sql.txt").items()
+    name: QuestionKind(
+        query, [[*line.split(" | "), "", ""][:3] for line in lines["="] or [""]], lines["?"], lines["?!"]
+    )
+    for name, (query, lines) in read_wordings("sql.txt").items()
 }
 
 
@@ -161,7 +163,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
     return {split: splits[split] for split in SIZES}
 
 
-def draw(rng: random.Random, kind: Kind, new_values: bool, new_wording: bool) -> Pair:
+def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: bool) -> Pair:
     """Draw a question of a kind and its query: about values of the bank that train does not have, or for train."""
     aggregate, sign, descending = rng.choice(list(AGGREGATES)), rng.choice(list(COMPARISONS)), rng.randrange(2) == 1
     amount = 40 * rng.randrange(3, 72)  # a multiple of 40 is for val and test
@@ -205,7 +207,7 @@ def misses(query: str) -> list[str]:
     others.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
     swaps = ((">", "<"), ("<", ">"), (" desc", ""), (" amount limit", " amount desc limit"))
     others += [query.replace(old, new) for old, new in swaps]
-    others.append(re.sub(r"limit (\d)", lambda found: f"limit {int(found[1]) + 1}", query))
+    others.append(re.sub(r"limit (\d)", lambda match: f"limit {int(match[1]) + 1}", query))
     for number in re.findall(r"[<>] (\d+)", query):
         others += [query.replace(number, str(int(number) + change)) for change in (-10, 10)]
     for column, values in COLUMNS.items():

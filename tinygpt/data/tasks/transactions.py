@@ -19,7 +19,7 @@ import random
 from tinygpt.data.tasks.generate import Pair, digits, generate, read_wordings, word_lists, words
 from tinygpt.data.tasks.merchants import NAME_WIDTH, Merchant, merchants_by_label
 
-_LINES = {category: of for category, (_, of) in read_wordings("transactions.txt").items()}
+_LINES = {category: lines for category, (_, lines) in read_wordings("transactions.txt").items()}
 CATEGORIES = tuple(_LINES)
 # The name of each invented merchant contains a word of its split's NAMES or INVENTED, which no other split has.
 NAMES = word_lists("transactions: names of merchants")
