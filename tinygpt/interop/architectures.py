@@ -110,23 +110,26 @@ LLAMA_KEYS = {
     "norm_eps": "rms_norm_eps",
     "activation": "hidden_act",
 }
-HERE, THERE = "transformer.h.N", "model.layers.N"
-BLOCK = [f"{HERE}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")]
+GPT_BLOCK, STOCK_BLOCK = "transformer.h.N", "model.layers.N"
+BLOCK = [f"{GPT_BLOCK}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")]
 GPT2_LAYERS = {name: name for name in ("transformer.wte", "transformer.wpe", *BLOCK, "transformer.ln_f", "lm_head")}
 ARCEE_LAYERS = {
     "transformer.wte": "model.embed_tokens",
-    f"{HERE}.ln_1": f"{THERE}.input_layernorm",
-    f"{HERE}.attn.c_attn": " ".join(f"{THERE}.self_attn.{part}_proj" for part in "qkv"),
-    f"{HERE}.attn.c_proj": f"{THERE}.self_attn.o_proj",
-    f"{HERE}.ln_2": f"{THERE}.post_attention_layernorm",
-    f"{HERE}.mlp.c_fc": f"{THERE}.mlp.up_proj",
-    f"{HERE}.mlp.c_proj": f"{THERE}.mlp.down_proj",
+    f"{GPT_BLOCK}.ln_1": f"{STOCK_BLOCK}.input_layernorm",
+    f"{GPT_BLOCK}.attn.c_attn": " ".join(f"{STOCK_BLOCK}.self_attn.{part}_proj" for part in "qkv"),
+    f"{GPT_BLOCK}.attn.c_proj": f"{STOCK_BLOCK}.self_attn.o_proj",
+    f"{GPT_BLOCK}.ln_2": f"{STOCK_BLOCK}.post_attention_layernorm",
+    f"{GPT_BLOCK}.mlp.c_fc": f"{STOCK_BLOCK}.mlp.up_proj",
+    f"{GPT_BLOCK}.mlp.c_proj": f"{STOCK_BLOCK}.mlp.down_proj",
     "transformer.ln_f": "model.norm",
     "lm_head": "lm_head",
 }
-LLAMA_LAYERS = ARCEE_LAYERS | {f"{HERE}.mlp.c_fc": f"{THERE}.mlp.gate_proj {THERE}.mlp.up_proj"}
-QK_NORMS = {f"{HERE}.attn.{part}_norm": f"{THERE}.self_attn.{part}_norm" for part in "qk"}
-APERTUS_NORMS = {f"{HERE}.ln_1": f"{THERE}.attention_layernorm", f"{HERE}.ln_2": f"{THERE}.feedforward_layernorm"}
+LLAMA_LAYERS = ARCEE_LAYERS | {f"{GPT_BLOCK}.mlp.c_fc": f"{STOCK_BLOCK}.mlp.gate_proj {STOCK_BLOCK}.mlp.up_proj"}
+QK_NORMS = {f"{GPT_BLOCK}.attn.{part}_norm": f"{STOCK_BLOCK}.self_attn.{part}_norm" for part in "qk"}
+APERTUS_NORMS = {
+    f"{GPT_BLOCK}.ln_1": f"{STOCK_BLOCK}.attention_layernorm",
+    f"{GPT_BLOCK}.ln_2": f"{STOCK_BLOCK}.feedforward_layernorm",
+}
 ATTENTION_BIAS = {"attn": "attention_bias"}
 BOTH_BIASES = ATTENTION_BIAS | {"mlp": "mlp_bias"}
 LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
@@ -251,15 +254,15 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
     """
     row, tied = stock_class(config), config.tie_weights and not centred(config)
     result: dict[str, Tensor] = {}
-    for full, weight in weights.items():
-        layer, _, kind = full.rpartition(".")
+    for name, weight in weights.items():
+        layer, _, parameter = name.rpartition(".")
         weight = weight.float()
         if layer == "lm_head" and tied:
             continue
         if layer == "transformer.wte" and centred(config):
             weight = weight - weight.mean(1, keepdim=True)
         parts = split_rows(row, config, layer, converted(config, layer, weight))
-        result |= {f"{part}.{kind}": _turned(row, layer, rows) for part, rows in parts.items()}
+        result |= {f"{part}.{parameter}": _transposed(row, layer, rows) for part, rows in parts.items()}
         if row.learned and not config.bias and _has_bias(row, layer, {}):
             result[f"{layer}.bias"] = torch.zeros(len(weight))
     if config.qk_norm and not config.qk_norm_weights:
@@ -320,8 +323,8 @@ def shapes_of(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
 
 
-def _turned(row: StockClass, layer: str, weight: Tensor) -> Tensor:
-    """GPT-2's class stores the matrices of its blocks as (in, out)."""
+def _transposed(row: StockClass, layer: str, weight: Tensor) -> Tensor:
+    """Transpose the matrices of GPT-2's blocks, which its class stores as (in, out); return others as they are."""
     return weight.t().contiguous() if row.learned and ".h." in layer and weight.dim() == 2 else weight.contiguous()
 
 
@@ -344,30 +347,32 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """
     row = _row(stock.config)
     config = _gpt_config(row, stock.config)
-    found = _plain_names(row, stock.weights)
-    blocks = {name.split(".")[2] for name in found if re.match(r"\w+\.\w+\.\d+\.", name)}
+    tensors = _plain_names(row, stock.weights)
+    blocks = {name.split(".")[2] for name in tensors if re.match(r"\w+\.\w+\.\d+\.", name)}
     if len(blocks) != config.n_layer:  # before the shapes of a model of absurd depth are computed
         raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
-    head = found.pop("lm_head.weight", None) if config.tie_weights else None
-    if head is not None and embeddings in found and not torch.equal(head, found[embeddings]):
+    head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
+    if head is not None and embeddings in tensors and not torch.equal(head, tensors[embeddings]):
         raise _unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
     shapes, weights = shapes_of(config), dict[str, Tensor]()
     for name, shape in shapes.items():
-        layer, _, kind = name.rpartition(".")
-        if (layer == "lm_head" and config.tie_weights) or (kind == "bias" and not _has_bias(row, layer, stock.config)):
+        layer, _, parameter = name.rpartition(".")
+        is_tied = layer == "lm_head" and config.tie_weights
+        if is_tied or (parameter == "bias" and not _has_bias(row, layer, stock.config)):
             continue
         parts = []
         for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
-            wanted, expected = f"{part}.{kind}", tuple(_turned(row, layer, rows).shape)
-            if wanted not in found:
-                raise _unusable(f"the weights lack the tensor {wanted}")
-            if (actual := tuple(found[wanted].shape)) != expected:
-                raise _unusable(f"the shape of the tensor {wanted} is {actual}, but config.json requires {expected}")
-            parts.append(_turned(row, layer, found.pop(wanted)))
+            stock_name, expected = f"{part}.{parameter}", tuple(_transposed(row, layer, rows).shape)
+            if stock_name not in tensors:
+                raise _unusable(f"the weights lack the tensor {stock_name}")
+            if (actual := tuple(tensors[stock_name].shape)) != expected:
+                shape_text = f"the shape of the tensor {stock_name} is {actual}"
+                raise _unusable(f"{shape_text}, but config.json requires {expected}")
+            parts.append(_transposed(row, layer, tensors.pop(stock_name)))
         weights[name] = converted(config, layer, torch.cat(parts), inverse=True)
-    if found:
-        raise _unusable(f"the weights have a tensor that {row.name} lacks: {shown(next(iter(found)))}")
+    if tensors:
+        raise _unusable(f"the weights have a tensor that {row.name} lacks: {shown(next(iter(tensors)))}")
     return _simplified(config, shapes, weights)
 
 
@@ -392,7 +397,7 @@ def _simplified(
 
 
 def _plain_names(row: StockClass, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the masks and frequencies that older files store, and with the prefix that some files omit."""
+    """Leave out the masks and frequencies that older files store, and add the prefix that some files omit."""
     prefix, _, table = row.parts("transformer.wte")[0].rpartition(".")
     bare = f"{table}.weight" in weights
     return {
@@ -437,10 +442,10 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
             raise _unusable(f"config.json: {keys[field]} is {part}, which does not divide {whole}")
     context = size(values, keys["block_size"])
     window = size(values, keys["window"], context) if "window" in keys else context
-    key, act = keys["activation"], values.get(keys["activation"])
-    activation = ACTIVATION.get(act, "") if isinstance(act, str) else ""
+    key, stock_activation = keys["activation"], values.get(keys["activation"])
+    activation = ACTIVATION.get(stock_activation, "") if isinstance(stock_activation, str) else ""
     if activation not in row.options[0]["activation"]:
-        raise _unusable(f"config.json: {key} is {shown(act)}, which a GPT of tinygpt cannot express here")
+        raise _unusable(f"config.json: {key} is {shown(stock_activation)}, which a GPT of tinygpt cannot express here")
     flags = {key: values.get(key, False) for key in (*row.biases.values(), "tie_word_embeddings")}
     for key, flag in flags.items():
         if not isinstance(flag, bool):
@@ -485,9 +490,9 @@ def number(
 
 
 def size(values: dict[str, Any], key: str, default: int | None = None, where: object = "config.json") -> int:
-    """Take a size, a whole number from 1 to LARGEST; errors as in `number`."""
-    found = default if values.get(key) is None else values[key]
-    return int(number({key: found}, key, 1, LARGEST, where, whole=True))
+    """Take a size, a whole number from 1 to LARGEST. Errors: as in `number`."""
+    value = default if values.get(key) is None else values[key]
+    return int(number({key: value}, key, 1, LARGEST, where, whole=True))
 
 
 def shown(value: Any) -> str:

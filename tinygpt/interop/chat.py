@@ -31,15 +31,16 @@ def pair_format(template: str, bos: str, eos: str, special: set[str]) -> dict[st
     special: names of the special tokens. Errors: TinyGPTError if the template cannot be run, or if prompt and response
     are not separated by special tokens, so that a user's text could imitate the separation.
     """
-    asked = [{"role": "user", "content": PROMPT}]
-    question, example = render(template, bos, eos, [asked, [*asked, {"role": "assistant", "content": RESPONSE}]])
-    if question.count(PROMPT) != 1 or example.count(PROMPT) != 1 or example.count(RESPONSE) != 1:
+    messages = [{"role": "user", "content": PROMPT}]
+    answered = [*messages, {"role": "assistant", "content": RESPONSE}]
+    prompt_text, full_text = render(template, bos, eos, [messages, answered])
+    if prompt_text.count(PROMPT) != 1 or full_text.count(PROMPT) != 1 or full_text.count(RESPONSE) != 1:
         raise UnusableTemplate("it does not contain prompt and response once each")
-    prefix, middle = question.split(PROMPT)
-    before, rest = example.split(RESPONSE)
-    if before != question:
-        same = "the text before a response is not the same as before a response that is to be generated"
-        raise UnusableTemplate(same)
+    prefix, middle = prompt_text.split(PROMPT)
+    before, rest = full_text.split(RESPONSE)
+    if before != prompt_text:
+        reason = "the text before a response is not the same as before a response that is to be generated"
+        raise UnusableTemplate(reason)
     end = next((token for token in sorted(special, key=len, reverse=True) if rest.startswith(token)), "")
     parts = {"prefix": prefix, "middle": middle, "end": end or eos}
     for name, text in parts.items():
@@ -58,12 +59,12 @@ def render(template: str, bos: str, eos: str, conversations: list[Conversation])
     command = [sys.executable, "-P", "-m", "tinygpt.interop.chat"]  # -P: no json.py of the current folder
     request = json.dumps([template, bos, eos, conversations]).encode()
     try:
-        done = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)
-        texts, problem = json.loads(done.stdout)
+        process = subprocess.run(command, input=request, capture_output=True, timeout=SECONDS)
+        texts, problem = json.loads(process.stdout)
     except subprocess.TimeoutExpired:
         raise UnusableTemplate(f"it runs for more than {SECONDS} seconds") from None
     except ValueError:
-        raise UnusableTemplate(f"its process ended with exit status {done.returncode}") from None
+        raise UnusableTemplate(f"its process ended with exit status {process.returncode}") from None
     if problem:
         raise UnusableTemplate(problem)
     return list(texts)
@@ -98,8 +99,8 @@ def run_template(template: str, bos: str, eos: str, conversations: list[Conversa
 class UnusableTemplate(TinyGPTError):
     """A chat template that cannot be used; the model can, without it."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"the model's chat template cannot be used: {why}")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the model's chat template cannot be used: {reason}")
 
 
 if __name__ == "__main__":  # the process of `render`: its request as JSON on standard input, the result on output

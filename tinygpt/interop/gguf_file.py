@@ -55,34 +55,34 @@ IMPLIED = {"architectures", "model_type", "vocab_size", "tie_word_embeddings", "
 IMPLIED |= {f"{role}_token_id" for role in ("bos", "eos", "pad")}  # of config.json: by tensors and tokenizer
 
 
-def _row(kind: str) -> StockClass:
-    return next(row for row in STOCK.values() if row.model_type == kind)
+def _row(model_type: str) -> StockClass:
+    return next(row for row in STOCK.values() if row.model_type == model_type)
 
 
-def _keys(kind: str) -> dict[str, str]:
+def _keys(model_type: str) -> dict[str, str]:
     """The keys of the header that hold sizes, without the architecture, and their names in config.json."""
-    row = _row(kind)
+    row = _row(model_type)
     keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
     keys |= {} if row.learned else ROPE_KEYS
     return {key: row.keys.get(field, field) for key, field in keys.items()}
 
 
-def _names(kind: str, layers: int) -> dict[str, str]:
+def _names(model_type: str, layers: int) -> dict[str, str]:
     """Names of the tensors in GGUF and, for each, in transformers; the embeddings come first."""
     gguf = library("gguf", "GGUF")
-    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == model_type)
     names = gguf.get_tensor_name_map(arch, layers)
-    stems = [stem for stems in _row(kind).layers.values() for stem in stems.split()]
+    stems = [stem for stems in _row(model_type).layers.values() for stem in stems.split()]
     stems = [stem.replace(".N.", f".{n}.") for stem in stems for n in (range(layers) if ".N." in stem else [0])]
     return {names.get_name(stem) + end: stem + end for stem in stems for end in (".weight", ".bias")}
 
 
 def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
-    """A tensor in GGUF's layout, from the layout of the stock class; `inverse`: the other way round."""
-    kind = config["model_type"]
-    if _row(kind).learned and array.ndim == 2 and ".h." in name:
+    """Rearrange a tensor from the layout of the stock class to GGUF's; `inverse`: back."""
+    model_type = config["model_type"]
+    if _row(model_type).learned and array.ndim == 2 and ".h." in name:
         return array.T  # transformers' Conv1D holds (in, out)
-    if kind in PERMUTED and (".q_proj." in name or ".k_proj." in name):
+    if model_type in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         halves = (-1, 2) if inverse else (2, -1)  # the pairs of channels of a head: (i, i + half) or (2i, 2i + 1)
         return array.reshape(heads, *halves, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
@@ -106,24 +106,24 @@ def read_file(path: Path) -> Pretrained:
     with _refusing(path):
         header = {key: field.contents() for key, field in reader.fields.items()}
 
-    def value(key: str, kind: type, default: Any = None) -> Any:
-        found = header.get(key, default)
-        if found is None:
+    def value(key: str, value_type: type, default: Any = None) -> Any:
+        content = header.get(key, default)
+        if content is None:
             raise TinyGPTError(f"{path}: its header lacks {key}", AGAIN)
-        if kind is float and isinstance(found, float):
-            found = float(str(np.float32(found)))  # 1e-05, not 9.999999747378752e-06
-        if type(found) is not kind:
-            raise TinyGPTError(f"{path}: {key} is {str(found)[:40]!r}, not of the type {kind.__name__}", AGAIN)
-        return found
+        if value_type is float and isinstance(content, float):
+            content = float(str(np.float32(content)))  # 1e-05, not 9.999999747378752e-06
+        if type(content) is not value_type:
+            raise TinyGPTError(f"{path}: {key} is {str(content)[:40]!r}, not of the type {value_type.__name__}", AGAIN)
+        return content
 
-    kind = value("general.architecture", str)
-    if kind not in ACTIVATIONS:
-        what = f"has the architecture {kind!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
+    model_type = value("general.architecture", str)
+    if model_type not in ACTIVATIONS:
+        what = f"has the architecture {model_type!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
         raise TinyGPTError(f"{path}: {what}", ANOTHER)
     if (parts := value("split.count", int, 1)) > 1:
         raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
-    config = _config(path, header, value, kind, len(reader.tensors))
-    names = _names(kind, config[_keys(kind)["block_count"]])
+    config = _config(path, header, value, model_type, len(reader.tensors))
+    names = _names(model_type, config[_keys(model_type)["block_count"]])
     weights = {}
     for tensor in progress(reader.tensors, desc="reading", unit="tensor"):
         shown = escaped(tensor.name)[:60]
@@ -139,15 +139,15 @@ def read_file(path: Path) -> Pretrained:
             what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
             hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
             raise TinyGPTError(f"{path}: {what}", hint) from None
-        weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy: the file may go
+        weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy of the mapped file
     embedding = next(iter(names.values()))
     if embedding not in weights:
         raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", AGAIN)
     vocab_size = len(weights[embedding])
-    if (declared := value(f"{kind}.vocab_size", int, vocab_size)) != vocab_size:
+    if (declared := value(f"{model_type}.vocab_size", int, vocab_size)) != vocab_size:
         raise TinyGPTError(f"{path}: vocab_size is {declared}, but token_embd.weight has {vocab_size} rows", AGAIN)
     biased = [name for name in weights if name.endswith("_proj.bias")]
-    config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(kind).biases.items()}
+    config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(model_type).biases.items()}
     text, eos, bos = _read_tokenizer(path, value, vocab_size)
     config |= {"vocab_size": vocab_size, "eos_token_id": eos, "bos_token_id": bos}
     config["tie_word_embeddings"] = "lm_head.weight" not in weights
@@ -159,7 +159,7 @@ def _open(path: Path) -> Any:
     """A GGUFReader, with every length of the header checked. Errors: TinyGPTError."""
 
     class Reader(library("gguf", "GGUF").GGUFReader):  # type: ignore[misc]
-        """Refuse lengths that point past the end of the file, where gguf's own reader takes the rest and goes on."""
+        """Refuse lengths beyond the end of the file, for which gguf's own reader returns fewer values."""
 
         data: np.ndarray
         values = 0
@@ -202,29 +202,31 @@ def _refusing(path: Path) -> Iterator[None]:
         raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", AGAIN) from None
 
 
-def _config(path: Path, header: dict[str, Any], value: Callable[..., Any], kind: str, tensors: int) -> dict[str, Any]:
+def _config(
+    path: Path, header: dict[str, Any], value: Callable[..., Any], model_type: str, tensors: int
+) -> dict[str, Any]:
     """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
-    keys, row = _keys(kind), _row(kind)
-    known = {f"{kind}.{key}" for key in {*keys, *DERIVED}}
-    for key, found in header.items():
-        if key.startswith(f"{kind}.") and key not in known and found not in NEUTRAL:
-            shown = escaped(f"{key} = {str(found)[:40]}")[:100]
+    keys, row = _keys(model_type), _row(model_type)
+    known = {f"{model_type}.{key}" for key in {*keys, *DERIVED}}
+    for key, content in header.items():
+        if key.startswith(f"{model_type}.") and key not in known and content not in NEUTRAL:
+            shown = escaped(f"{key} = {str(content)[:40]}")[:100]
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
-    heads, width = value(f"{kind}.attention.head_count", int), value(f"{kind}.embedding_length", int)
+    heads, width = value(f"{model_type}.attention.head_count", int), value(f"{model_type}.embedding_length", int)
     if not 0 < heads <= width:
         raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", AGAIN)
-    if not 0 < value(f"{kind}.block_count", int) <= tensors:
+    if not 0 < value(f"{model_type}.block_count", int) <= tensors:
         raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", AGAIN)
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
-    config: dict[str, Any] = {"architectures": [row.name], "model_type": kind}
-    config[row.keys["activation"]] = ACTIVATIONS[kind][0]
+    config: dict[str, Any] = {"architectures": [row.name], "model_type": model_type}
+    config[row.keys["activation"]] = ACTIVATIONS[model_type][0]
     for key, name in keys.items():
-        config[name] = value(f"{kind}.{key}", float if key in FLOATS else int, defaults.get(key))
+        config[name] = value(f"{model_type}.{key}", float if key in FLOATS else int, defaults.get(key))
     if row.learned:
         return config
     for key in ("rope.dimension_count", "attention.value_length"):
-        if (size := value(f"{kind}.{key}", int, config["head_dim"])) != config["head_dim"]:
-            what = f"{kind}.{key} is {size}, but a head has {config['head_dim']} channels"
+        if (size := value(f"{model_type}.{key}", int, config["head_dim"])) != config["head_dim"]:
+            what = f"{model_type}.{key} is {size}, but a head has {config['head_dim']} channels"
             raise TinyGPTError(f"{path}: {what}", ANOTHER)
     if config["num_key_value_heads"] < 1:
         raise TinyGPTError(f"{path}: has no attention heads for keys and values", AGAIN)
@@ -255,8 +257,8 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[str, int | None, int | None]:
     """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
-    if (kind := value("tokenizer.ggml.model", str)) != "gpt2":
-        what = f"has a tokenizer of the kind {kind!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
+    if (model := value("tokenizer.ggml.model", str)) != "gpt2":
+        what = f"has a tokenizer of the kind {model!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
         raise TinyGPTError(f"{path}: {what}", FOLDER)
     tokens = value("tokenizer.ggml.tokens", list)
     types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
@@ -323,9 +325,11 @@ def _characters(tokens: list[str], types: list[int]) -> list[str]:
 def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[str, Any]:
     """A post-processor that puts special tokens around a text."""
 
-    def around(text: str, kind: int) -> list[dict[str, Any]]:
-        start, end = ([{"SpecialToken": {"id": tokens[id], "type_id": kind}} for id in ids] for ids in (before, after))
-        return [*start, {"Sequence": {"id": text, "type_id": kind}}, *end]
+    def around(text: str, type_id: int) -> list[dict[str, Any]]:
+        start, end = (
+            [{"SpecialToken": {"id": tokens[id], "type_id": type_id}} for id in ids] for ids in (before, after)
+        )
+        return [*start, {"Sequence": {"id": text, "type_id": type_id}}, *end]
 
     special = {tokens[id]: {"id": tokens[id], "ids": [id], "tokens": [tokens[id]]} for id in before + after}
     pair = around("A", 0) + around("B", 1)
@@ -391,7 +395,7 @@ def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[s
         token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
         ids[id] = (symbol, CONTROL) if symbol in SPECIAL else (token, NORMAL)
         if symbol not in SPECIAL:
-            merges |= dict.fromkeys(f"{token[:at]} {token[at]}" for at in range(1, len(token)))
+            merges |= dict.fromkeys(f"{token[:index]} {token[index]}" for index in range(1, len(token)))
     return ids, list(merges)
 
 
@@ -453,14 +457,14 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     multiples of 32.
     """
     gguf, config, plan = library("gguf", "GGUF"), stock.config, _plan(stock, quantisation)
-    kind = config["model_type"]
-    writer = gguf.GGUFWriter(None, kind)
+    model_type = config["model_type"]
+    writer = gguf.GGUFWriter(None, model_type)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, name in _keys(kind).items():
-        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{kind}.{key}", config[name])
+    for key, name in _keys(model_type).items():
+        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{model_type}.{key}", config[name])
     writer.add_vocab_size(config["vocab_size"])
-    if not _row(kind).learned:
+    if not _row(model_type).learned:
         writer.add_rope_dimension_count(config["head_dim"])
         writer.add_value_length(config["head_dim"])
     _write_tokenizer(writer, tokenizer, config["vocab_size"])
@@ -478,18 +482,18 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
 
 
 def dequantised(stock: Stock, quantisation: str) -> Stock:
-    """The model that `write_file` stores, as `read_file` and llama.cpp see it: quantised, and float32 again."""
+    """Quantise a model as `write_file` does, and convert it back to float32, as `read_file` and llama.cpp do."""
     gguf = library("gguf", "GGUF")
     weights = dict(stock.weights)
     for name, (array, _, type_) in _plan(stock, quantisation).items():
         array = gguf.dequantize(gguf.quantize(np.ascontiguousarray(array), type_), type_)
         weights[name] = torch.from_numpy(np.array(_arranged(array, name, stock.config, inverse=True), order="C"))
-    kind = stock.config["model_type"]
-    return Stock({**stock.config, _row(kind).keys["activation"]: ACTIVATIONS[kind][0]}, weights)
+    model_type = stock.config["model_type"]
+    return Stock({**stock.config, _row(model_type).keys["activation"]: ACTIVATIONS[model_type][0]}, weights)
 
 
 def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
-    """What a config.json has that no key and no tensor of GGUF expresses: `option=value`, under tinygpt's names."""
+    """List as `option=value`, under tinygpt's names, what a config.json has and GGUF cannot store."""
     written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *row.fixed, *IMPLIED}
     fields, usual = {key: field for field, key in row.keys.items()}, vars(GPTConfig())
     return [
@@ -502,20 +506,21 @@ def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
     """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = library("gguf", "GGUF")
-    config, kind = stock.config, stock.config["model_type"]
+    config, model_type = stock.config, stock.config["model_type"]
     if quantisation not in QUANTISATIONS:
         raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
-    row, problem, (matrices, embeddings) = _row(kind), "", QUANTISATIONS[quantisation]
-    if kind not in ACTIVATIONS:
+    row, problem, (matrices, embeddings) = _row(model_type), "", QUANTISATIONS[quantisation]
+    if model_type not in ACTIVATIONS:
         named = " with ".join(["the class of this model", *_unwritten(config, row)])
         problem = f"llama.cpp has no architecture for {config['architectures'][0]}, {named}"
-    elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[kind]:
-        problem = f"llama.cpp's architecture {kind} has the activation {ACTIVATIONS[kind][0]}, this model {activation}"
+    elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[model_type]:
+        expected = ACTIVATIONS[model_type][0]
+        problem = f"llama.cpp's architecture {model_type} has the activation {expected}, this model {activation}"
     elif lacking := _unwritten(config, row):
-        problem = f"llama.cpp's architecture {kind} lacks {' and '.join(lacking)}, which this model has"
+        problem = f"llama.cpp's architecture {model_type} lacks {' and '.join(lacking)}, which this model has"
     if problem:
         raise TinyGPTError(problem, "export with --format hf, or train with configs/portable.yaml")
-    names = {name: target for target, name in _names(kind, config[_keys(kind)["block_count"]]).items()}
+    names = {name: target for target, name in _names(model_type, config[_keys(model_type)["block_count"]]).items()}
     plan = {}
     for name, tensor in stock.weights.items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):

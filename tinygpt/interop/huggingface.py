@@ -82,12 +82,12 @@ def read_folder(path: Path) -> Pretrained:
 def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
     """Read a JSON object from a file. Errors: TinyGPTError if it is missing, or contains anything else."""
     try:
-        found = json.loads(_text(path, hint))
+        content = json.loads(_text(path, hint))
     except (ValueError, RecursionError):
         raise TinyGPTError(f"{path}: not valid JSON", hint) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise TinyGPTError(f"{path}: not a JSON object", hint)
-    return found
+    return content
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def _text(path: Path, hint: str) -> str:
 
 
 def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
-    """The token that ends a text, from the first settings that name one: as a string, an id, or a list of ids."""
+    """The token that ends a text: from the first settings that name it, as a string, an id, or a list of ids."""
     for values in settings:
-        for found in (values.get("eos_token"), values.get("eos_token_id")):
-            token = found.get("content") if isinstance(found, dict) else found
+        for entry in (values.get("eos_token"), values.get("eos_token_id")):
+            token = entry.get("content") if isinstance(entry, dict) else entry
             token = token[0] if isinstance(token, list) and token else token
             if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size():
                 token = tokenizer.id_to_token(token)
@@ -120,11 +120,11 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
     """The chat template: from its own file, as transformers 5 writes it, or from tokenizer_config.json."""
     if (path / TEMPLATE).exists():
         return _text(path / TEMPLATE, AGAIN)
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several templates with names
-        named = [one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"]
-        found = named[-1] if named else ""
-    return found if isinstance(found, str) and not lone_surrogate(found) else ""
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several templates with names
+        entries = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = entries[-1].get("template") if entries else ""
+    return template if isinstance(template, str) and not lone_surrogate(template) else ""
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -148,14 +148,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise TinyGPTError(f"{path}: no such file", AGAIN)
     load_file = library(*SAFETENSORS).load_file
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
     except Exception as error:  # of zipfile, pickle, torch or safetensors
         reason = "tinygpt reads pickled files only if they hold nothing but tensors" if pickled else "it is damaged"
         raise TinyGPTError(f"{path}: cannot be read: {reason} ({type(error).__name__})", AGAIN) from None
-    if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise TinyGPTError(f"{path}: holds something other than tensors", AGAIN)
     weights: dict[str, Tensor] = {}
-    for name, weight in found.items():
+    for name, weight in tensors.items():
         if str(name).endswith(BUFFERS):
             continue
         if weight.dtype not in FLOATS or weight.layout != torch.strided:
@@ -199,13 +199,13 @@ def write_folder(
 def require_own(out: Path, names: set[str]) -> None:
     """Check that a folder contains at most an earlier export, which may be replaced. Errors: TinyGPTError.
 
-    names: of its files. A temporary file of one, which an export that was killed leaves behind, may stay as well.
+    names: of its files. Temporary files of an export that was killed are accepted as well.
     """
     hint = "choose another folder: -o FOLDER"
     names = names | {f".{name}.tmp" for name in names}
     if out.exists() and not out.is_dir():
         raise TinyGPTError(f"{out}: is not a folder", hint)
-    others = sorted({one.name for one in out.iterdir()} - names) if out.exists() else []
+    others = sorted({path.name for path in out.iterdir()} - names) if out.exists() else []
     if others:
         raise TinyGPTError(f"{out}: holds other files ({others[0]}), which tinygpt would not replace", hint)
     if (out / "config.json").exists() and "tinygpt" not in read_json(out / "config.json", hint):

@@ -50,8 +50,8 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     config = GPTConfig.from_dict(run.model_args)
     row, weights = stock_class(config), {}
     for name, a in run.model.items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "lora_A":
+        layer, _, parameter = name.rpartition(".")
+        if parameter == "lora_A":
             outputs = converted(config, layer, run.model[f"{layer}.lora_B"].float())
             for part, b in split_rows(row, config, layer, outputs).items():
                 weights[f"base_model.model.{part}.lora_A.weight"] = a.float().clone()  # safetensors shares no memory
@@ -68,13 +68,13 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
         "bias": "none",
         "inference_mode": True,
     }
-    grown = {name: weight for name, weight in run.model.items() if not name.endswith((".lora_A", ".lora_B"))}
-    base = dataclasses.replace(run, model=merged(grown, alpha=1.0))  # without adapters: only new rows are merged
+    without_lora = {name: weight for name, weight in run.model.items() if not name.endswith((".lora_A", ".lora_B"))}
+    base = dataclasses.replace(run, model=merged(without_lora, alpha=1.0))  # without adapters: only new rows are merged
     adapter = out / FOLDER
     require_own(adapter, {SETTINGS, WEIGHTS})
     use = f'The adapter is added with `PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
-    together = f"These are the weights of the base model. {use}; the loss is that of both together."
-    write_folder(out, base, tokenizer, [*notes, together], beside=FOLDER)
+    note = f"These are the weights of the base model. {use}; the loss is that of both together."
+    write_folder(out, base, tokenizer, [*notes, note], beside=FOLDER)
     adapter.mkdir(exist_ok=True)
     write_tensors(adapter / WEIGHTS, weights)
     write_file(adapter / SETTINGS, settings)
@@ -112,7 +112,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
-    """Rank and scale of an adapter. Errors: TinyGPTError names an unsupported one that changes the function."""
+    """Rank and scale of an adapter. Errors: TinyGPTError for a setting that changes the function and is unsupported."""
     if settings.get("peft_type") != "LORA":
         raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "import a LoRA adapter")
     for key, value in settings.items():
@@ -125,13 +125,13 @@ def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
 
 
 def _layer(
-    config: GPTConfig, layer: str, shape: tuple[int, ...], rank: int, found: dict[str, Tensor]
+    config: GPTConfig, layer: str, shape: tuple[int, ...], rank: int, tensors: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """A (any, in) and B (out, any) of a layer of a GPT, from the layers that it stacks; rank 0 if none is adapted."""
+    """A (n, in) and B (out, n) of a layer of a GPT, from the layers that it stacks; n is 0 if none is adapted."""
     a_parts, b_parts = [], []
     for part, rows in split_rows(stock_class(config), config, layer, torch.empty(shape, device="meta")).items():
-        a = found.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
-        b = found.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
+        a = tensors.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
+        b = tensors.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
         if len(a) not in (0, rank) or a.shape[1:] != shape[1:] or b.shape != (len(rows), len(a)):
             raise _foreign(Path(part), f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit r = {rank}")
         a_parts.append(a)

@@ -73,10 +73,10 @@ def load_tokenizer(text: str, where: object) -> Any:
 def _characters(symbols: list[str]) -> str:
     tokenizers = tokenizers_library()
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
-    made.decoder = tokenizers.decoders.Fuse()
-    made.add_special_tokens([symbol for symbol in symbols if symbol in SPECIAL])
-    return str(made.to_str())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens([symbol for symbol in symbols if symbol in SPECIAL])
+    return str(tokenizer.to_str())
 
 
 def _gpt2() -> str:
@@ -88,18 +88,18 @@ def _gpt2() -> str:
         tuple(names[part] for part in _merged(token, ranks)) for token in sorted(ranks, key=ranks.__getitem__)[256:]
     ]
     vocabulary = {names[token]: index for token, index in ranks.items()}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE({**vocabulary, GPT2_EOS: len(ranks)}, merges))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.add_special_tokens([GPT2_EOS])
-    return str(made.to_str())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({**vocabulary, GPT2_EOS: len(ranks)}, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([GPT2_EOS])
+    return str(tokenizer.to_str())
 
 
 def _merged(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts that were merged into this token, found by applying all earlier merges to its bytes."""
+    """The two tokens that were merged into this one: what is left after all earlier merges of its bytes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
-        at = min(range(len(pairs)), key=pairs.__getitem__)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        index = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts
