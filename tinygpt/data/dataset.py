@@ -98,14 +98,14 @@ class Dataset:
 
         where: the model, for the message.
         """
-        own = self.tokenizer
+        old = self.tokenizer
         if self.adopt_tokenizer(tokenizer):
             return
         unknown = ""
-        if isinstance(own, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
-            missing = sorted(set(own.symbols) - set(tokenizer.symbols))
+        if isinstance(old, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
+            missing = sorted(set(old.symbols) - set(tokenizer.symbols))
             unknown = f": only the dataset has {', '.join(map(repr, missing[:5]))}{' ...' if len(missing) > 5 else ''}"
-        different = f"({fingerprint(own.to_dict())} and {fingerprint(tokenizer.to_dict())}){unknown}"
+        different = f"({fingerprint(old.to_dict())} and {fingerprint(tokenizer.to_dict())}){unknown}"
         raise TinyGPTError(f"dataset {self.name!r} and {where} have different vocabularies {different}", hint)
 
     def _read_meta(self) -> dict[str, Any]:

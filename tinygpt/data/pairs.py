@@ -99,7 +99,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
 
     Errors: TinyGPTError that names the bad lines, unless --skip_bad.
     """
-    bad, boms = list[str](), 0
+    problems, boms = list[str](), 0
     for path in paths:
         try:
             with open(path, "rb") as raw:
@@ -108,20 +108,20 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
                     try:
                         yield pair_of(entry, config)
                     except ValueError as problem:
-                        bad.append(f"{location}: {problem}")
+                        problems.append(f"{location}: {problem}")
         except UnicodeError as error:
             raise not_decoded(path, config.encoding, error) from None
         except csv.Error as error:
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
         except OSError as error:
             raise file_error(path, error) from None
-    if bad and not config.skip_bad:
-        more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
-        raise TinyGPTError("; ".join(bad[:5]) + more, "fix them in the file, or pass --skip_bad to leave them out")
-    for line in bad[:5]:
+    if problems and not config.skip_bad:
+        more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
+        raise TinyGPTError("; ".join(problems[:5]) + more, "fix them in the file, or pass --skip_bad to leave them out")
+    for line in problems[:5]:
         terminal.print_error(f"left out: {line}")
-    if len(bad) > 5:
-        terminal.print_error(f"left out: {len(bad) - 5:,} more lines")
+    if len(problems) > 5:
+        terminal.print_error(f"left out: {len(problems) - 5:,} more lines")
     if boms:
         print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
 
@@ -191,16 +191,16 @@ def table_lines(
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
-    noted = False
+    warned = False
     for number, row in rows:
         if beyond := next(filter(None, map(str.strip, row[width:])), ""):
             problem = f"{beyond[:40]!r} is to the right of the named columns"
             if ending == ".csv":
                 yield number, f"{problem}: put text with a separator in double quotes, or name the column"
                 continue
-            if not noted:
+            if not warned:
                 print(f"note: {where} row {number}: {problem}, and is not read")
-            noted = True
+            warned = True
         if any(map(str.strip, row)):
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 

@@ -38,14 +38,15 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare_char" if isinstance(tokenizer, CharTokenizer) else "shakespeare"
-    own = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    flags = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     smallest = min(tokens.values())
     if smallest < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
         return
     if smallest <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
-        own.append(f"--block_size={smallest - 1}")
-    print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *own, *suggest.data_dir_flag(folder.parent))}")
+        flags.append(f"--block_size={smallest - 1}")
+    flags += suggest.data_dir_flag(folder.parent)
+    print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *flags)}")
 
 
 def show_pairs(
@@ -99,11 +100,11 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
-        own = own_flags(config.name, "transactions")
-        own += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
-        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *own, *data_flag)}")
+        dataset_flags = own_flags(config.name, "transactions")
+        dataset_flags += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
+        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *dataset_flags, *data_flag)}")
         return
-    own = own_flags(config.name, next(name for name, other in TASKS.items() if other.preset == task.preset))
+    dataset_flags = own_flags(config.name, next(name for name, other in TASKS.items() if other.preset == task.preset))
     if not task.base:
         print(f"next: {suggest.command('train', preset, *data_flag)}")
         return
@@ -116,7 +117,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     if base_task in TASKS and not Path(f"{base}/ckpt.pt").exists():
         print(f"next: {suggest.command('prepare', base_task, *data_flag)}")
         print(f"next: {suggest.command('train', f'configs/{TASKS[base_task].preset}.yaml', *data_flag)}")
-    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *own, *data_flag)}")
+    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *dataset_flags, *data_flag)}")
 
 
 def own_flags(name: str, dataset: str) -> list[str]:

@@ -199,7 +199,7 @@ class PairRows:
 
 
 class MixedRows:
-    """Replay: the share `share` of the training rows comes from `old`, the data of the base model, the rest from `new`.
+    """Replay: the fraction `share` of the training rows comes from `old`, the base model's data, the rest from `new`.
 
     The share holds over the run: if it is small, most batches have no row of `old`. Replayed rows are spread evenly
     over their batch, and so over the processes. Descriptions are those of `new`.

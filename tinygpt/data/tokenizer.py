@@ -78,7 +78,7 @@ class BaseTokenizer:
         return map(self.encode, cut_safely(blocks, self.cut_before))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
-        """This tokenizer with the tokens of `other` that it lacks, if its vocabulary can grow; its own ids stay."""
+        """Add the tokens of `other` that this tokenizer lacks, if its vocabulary can grow; its own ids stay."""
         return self  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
             raise TinyGPTError(what, "remove it, or use UTF-8 text") from None
 
     def encode_template(self, text: str) -> np.ndarray:
-        """Ids of a text of the chat template, uint16 (n,): the name of a special token is that token."""
+        """Ids of a text of the chat template, uint16 (n,): the name of a special token is encoded as that token."""
         self._encoding.encode_special_tokens = False
         try:
             return self.encode(text)

@@ -273,7 +273,7 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
 
 def _stock_config(row: StockClass, config: GPTConfig, tied: bool) -> dict[str, Any]:
     values = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads, "mlp_width": config.hidden_width}
-    values["activation"] = next(theirs for theirs, ours in ACTIVATION.items() if ours == config.activation)
+    values["activation"] = next(stock for stock, activation in ACTIVATION.items() if activation == config.activation)
     result: dict[str, Any] = {"architectures": [row.name], "model_type": row.model_type}
     result |= {key: values[field] for field, key in row.keys.items()} | row.fixed
     result |= dict.fromkeys(row.biases.values(), config.bias)

@@ -115,9 +115,9 @@ def arguments(run: TrainConfig, flags: Sequence[str], best: SizedRun) -> list[st
     keys there. A key whose value is 0 is repeated only if a file or a flag gives it."""
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
-    kept = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
-    chosen = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]
-    return [*run.config, *kept, *chosen]
+    other_flags = [flag for flag in flags if flag[2:].partition("=")[0] not in values]
+    size_flags = [f"--{key}={value}" for key, value in values.items() if value or key in run.given]
+    return [*run.config, *other_flags, *size_flags]
 
 
 def budget_seconds(text: str) -> float:

@@ -67,7 +67,7 @@ def plan(config: PlanConfig) -> None:
 def make_plan(run: Planned, time_only: bool) -> Forecast:
     """Run the pilots, predict the run, print the forecast and write it to plan.json."""
     with file_lock(run.out / FILE, "choose another --out_dir"):
-        costs, done = unfinished(run)
+        costs, finished = unfinished(run)
         with contextlib.suppress(OSError, AttributeError):  # unknown here, as on Windows
             if os.getloadavg()[0] / (os.cpu_count() or 1) > BUSY:
                 later = "for the time when it is idle, plan again later"
@@ -77,18 +77,18 @@ def make_plan(run: Planned, time_only: bool) -> Forecast:
         if costs is None:
             print(f"time pilot:  {cost.WARM_UP + cost.STEPS} iterations and two evaluations", flush=True)
             costs = cost.measure(run.config, run.out / FOLDER)
-            store(run, costs, done)
+            store(run, costs, finished)
         show_costs(run, costs)
         no_loss = "--time_only was given" if time_only else pilots.refusal(run.config, run.passes, run.pairs)
         if not time_only:
-            done = loss_pilots(run, costs, done, predictable=not no_loss)
+            finished = loss_pilots(run, costs, finished, predictable=not no_loss)
             if no_loss and not pilots.bounding(run.config):
                 no_loss += f"; for an upper bound it needs {pilots.BOUNDED}"
-        latest = cost.with_blocks(costs, [block for pilot in done for block in pilot.blocks])
-        forecast = predicted(run, latest, () if time_only else done, no_loss)
-        store(run, costs, done, forecast)
+        latest = cost.with_blocks(costs, [block for pilot in finished for block in pilot.blocks])
+        forecast = predicted(run, latest, () if time_only else finished, no_loss)
+        store(run, costs, finished, forecast)
         shutil.rmtree(run.out / FOLDER, ignore_errors=True)
-    if done:
+    if finished:
         print(f"             {1000 * latest.step:.1f} ms per iteration, with which the time is predicted")
     print("\n".join(forecast.lines()))
     if run.pairs:
@@ -114,8 +114,8 @@ def planned(config: PlanConfig) -> Planned:
     dataset = Dataset(run.data_dir, run.dataset)
     start = starting_point(run)
     run, compute = start.config, choose_compute(start.config, {})
-    known = fit_dataset(dataset, start)
-    model, _ = make_model(start, model_class(run.fast, compute), dataset.tokenizer.vocab_size, known)
+    known_tokens = fit_dataset(dataset, start)
+    model, _ = make_model(start, model_class(run.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
@@ -135,14 +135,14 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     if content and "predicted_seconds" not in content and not differences(content, **run.record):
         with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
             costs = cost.from_json(Costs, content["costs"])
-            done = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
-            if costs.step and costs.blocks and all(pilot.loss for pilot in done):
-                return costs, done
+            finished = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
+            if costs.step and costs.blocks and all(pilot.loss for pilot in finished):
+                return costs, finished
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     return None, ()
 
 
-def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable: bool) -> tuple[Pilot, ...]:
+def loss_pilots(run: Planned, costs: Costs, finished: tuple[Pilot, ...], predictable: bool) -> tuple[Pilot, ...]:
     """Run the loss pilots that are missing; return all, ordered by length."""
     configs = pilots.configurations(run.config, predictable, run.out / FOLDER)
     lengths = [config.max_iters for config in configs]
@@ -153,20 +153,20 @@ def loss_pilots(run: Planned, costs: Costs, done: tuple[Pilot, ...], predictable
     elif configs:
         print(f"loss pilot:  the first {lengths[0]:,} iterations, about {estimate}, and an evaluation", flush=True)
     for config, length in zip(configs, lengths, strict=True):
-        finished = [pilot for pilot in done if pilot.iterations == length]
-        if not finished:
+        matching = [pilot for pilot in finished if pilot.iterations == length]
+        if not matching:
             pilot = pilots.run_pilot(config, run.out / FOLDER / "log.txt")
-            done, finished = (*done, pilot), [pilot]
-            store(run, costs, done)
-        print(f"             {length:>7,} iterations: validation loss {finished[0].loss:.4f}", flush=True)
-    return tuple(sorted(pilot for pilot in done if pilot.iterations in lengths))
+            finished, matching = (*finished, pilot), [pilot]
+            store(run, costs, finished)
+        print(f"             {length:>7,} iterations: validation loss {matching[0].loss:.4f}", flush=True)
+    return tuple(sorted(pilot for pilot in finished if pilot.iterations in lengths))
 
 
-def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str) -> Forecast:
+def predicted(run: Planned, costs: Costs, finished: tuple[Pilot, ...], no_loss: str) -> Forecast:
     """Predict the time, the memory and the loss of the run from the measurements."""
     loss = at_most = None
-    if losses := [pilot.loss for pilot in done]:
-        lengths, no_bound = [pilot.iterations for pilot in done], fit.rising(losses)
+    if losses := [pilot.loss for pilot in finished]:
+        lengths, no_bound = [pilot.iterations for pilot in finished], fit.rising(losses)
         no_loss = no_bound or no_loss or fit.refusal(losses, pilots.ngram_loss(run.config))
         loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
         at_most = losses[-1] if no_loss and not no_bound else None
@@ -175,9 +175,9 @@ def predicted(run: Planned, costs: Costs, done: tuple[Pilot, ...], no_loss: str)
     return Forecast(cost.seconds(run.config, costs), memory, loss, at_most, no_loss, costs.start, cost.unsteady(costs))
 
 
-def store(run: Planned, costs: Costs, done: tuple[Pilot, ...], forecast: Forecast | None = None) -> None:
+def store(run: Planned, costs: Costs, finished: tuple[Pilot, ...], forecast: Forecast | None = None) -> None:
     """Write plan.json. Errors: TinyGPTError for a full disk."""
-    content = run.record | {"costs": costs._asdict(), "pilots": [pilot._asdict() for pilot in done]}
+    content = run.record | {"costs": costs._asdict(), "pilots": [pilot._asdict() for pilot in finished]}
     with replacing(run.out / FILE, "free some space and run the command again") as file:
         file.write(strict_json(content | (forecast.as_json() if forecast else {})).encode() + b"\n")
 

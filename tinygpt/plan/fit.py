@@ -40,8 +40,8 @@ def rising(losses: Sequence[float]) -> str:
 def refusal(losses: Sequence[float], baseline: float) -> str:
     """Say why the law does not hold for these pilots; empty if it may. baseline: the lowest n-gram loss, in nats."""
     if losses[-1] > baseline:
-        late = f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f})"
-        return f"{late}, so most of the fall is still to come, and a power law does not hold yet"
+        problem = f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f})"
+        return f"{problem}, so most of the fall is still to come, and a power law does not hold yet"
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:
         falls = f"({100 * first:.0f} %, then {100 * second:.0f} %)"

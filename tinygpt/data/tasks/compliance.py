@@ -57,7 +57,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 
 def _message(rng: random.Random, split: str, label: str, number: int) -> str:
-    """A message of the label, with the same openings and closings for all kinds. Breaches take the rules in turn."""
+    """Draw a message with a label. Openings and closings do not depend on it; breaches take the rules in turn."""
     while True:
         if label == "breach":
             sentence = _act(rng, split, RULES[number % len(RULES)], forbidden=True, refused=False)

@@ -26,7 +26,7 @@ def generate(
 ) -> dict[str, list[Pair]]:
     """Generate examples without near duplicates: `sizes` of each split, the labels in equal shares.
 
-    A label that `labels` has several times gets so many shares. `draw(rng, split, label, number)` returns a prompt; the
+    A label that occurs n times in `labels` gets n shares. `draw(rng, split, label, number)` returns a prompt; the
     rounds through the labels are numbered from 0. `max_chars`: of a prompt with the longest label.
     """
     rng, room = random.Random(seed), max_chars - max(map(len, labels))
@@ -79,6 +79,6 @@ def word_lists(title: str) -> dict[str, tuple[str, ...]]:
 
 
 def hashed(text: str) -> float:
-    """A number from 0 to 1 that depends on the text alone: it chooses a split that stays when others are added."""
+    """Hash a text to a number from 0 to 1. A split chosen by it does not change when other texts are added."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

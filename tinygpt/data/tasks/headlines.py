@@ -44,7 +44,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 
 def group(prompt: str) -> str:
-    """The group of a prompt: "neutral headlines", or the statements by what is new in them."""
+    """The group of a prompt: "neutral headlines", or for a statement what is new in it."""
     prompt_words = prompt.lower().split(" ")
     if prompt_words[-1] not in VERBS + NEW_VERBS or " if " in prompt or "neither" in prompt_words:
         return "neutral headlines"
@@ -57,7 +57,7 @@ def group(prompt: str) -> str:
 
 
 def _held_out(metric: int, verb: int) -> bool:
-    """Whether test alone combines a metric and a verb of train, from their indices: each has four such partners."""
+    """Return whether a metric and a verb, given by index, occur together in test only. Each has four such partners."""
     return (metric + verb) % 3 == 0
 
 

@@ -103,9 +103,9 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
     """Divide names (with their words) into groups: two names are in one group if they have the same first word, the
     same letters, or if one is a part of the other. Each group is sorted."""
     keys: dict[object, list[str]] = defaultdict(list)  # names with a common key are in one group
-    own = set(names.values())
+    all_words = set(names.values())
     for name, words in names.items():
-        for key in (words, words[0], "".join(words), *(part for part in parts(words) if part in own)):
+        for key in (words, words[0], "".join(words), *(part for part in parts(words) if part in all_words)):
             keys[key].append(name)
     group = {name: {name} for name in names}
     for linked in keys.values():

@@ -64,7 +64,7 @@ def cited(response: str) -> tuple[int, str]:
 
 
 def abstention(prompt: str, response: str) -> str:
-    """The response to the same prompt that says of every passage that it has no answer."""
+    """Make the response to the same prompt that judges each passage as `no`."""
     subject = response.partition(" [")[0]
     return judged(subject, [""] * prompt.count("\n"))
 
@@ -189,7 +189,7 @@ def question(rng: Rng, relation: str, name: str, new: bool = False) -> str:
 
 
 def phrase(rng: Rng, wordings: Sequence[str]) -> str:
-    """One of the wordings, with one of each (a|b)."""
+    """Draw a wording, and one alternative of each (a|b) in it."""
     return re.sub(r"\(([^)]*)\)", lambda match: rng.choice(match[1].split("|")), rng.choice(wordings))
 
 
@@ -222,7 +222,7 @@ class Example(NamedTuple):
 
 def make(seed: int, dataset: str = "reader") -> dict[str, list[Pair]]:
     """Generate `SIZES[dataset]` examples: `reader` has short ones, for a context of 256 tokens, `reader_long`, for one
-    of 512, more passages and more facts in each. The names held out are those of both, which train the same model."""
+    of 512, more passages and more facts in each. The held-out names are those of both, which train the same model."""
     splits: dict[str, list[Pair]] = {"train": []}
     held_out: set[str] = set()
     for name, recipe in RECIPES.items():

@@ -51,7 +51,7 @@ class Industry(NamedTuple):
 
     @property
     def group(self) -> str:
-        """Start of the code: what is equal here is in one split. The only industry of management is divided."""
+        """Start of the code. Industries of one group are in one split; in management each code is its own group."""
         return self.code[: 6 if self.sector == "management" else 5]
 
     def activities(self) -> list[str]:
@@ -61,7 +61,7 @@ class Industry(NamedTuple):
 
 
 def activity(line: str) -> str:
-    """A title or an example as a prompt: no other sector's activities end with `manufacturing`."""
+    """Make a title or an example a prompt: without a final `manufacturing`, which would name the sector."""
     text = re.sub(r"\([^()]*(\([^()]*\)[^()]*)*\)", "", line.lower())
     text = re.sub(r"\s+(?=[ ,])", "", text).strip(" ,.")
     return re.sub(r",? manufacturing$", "", text)
@@ -109,6 +109,6 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 def corpus() -> str:
     """Titles and descriptions of the training industries, without codes. Those of a group follow one another."""
-    kept = [industry for industry in industries() if splits()[industry.group] == "train"]
-    kept.sort(key=lambda industry: hashlib.sha256(industry.group.encode()).digest())
-    return "\n\n".join(f"{industry.title}\n{industry.text}".strip() for industry in kept) + "\n"
+    training = [industry for industry in industries() if splits()[industry.group] == "train"]
+    training.sort(key=lambda industry: hashlib.sha256(industry.group.encode()).digest())
+    return "\n\n".join(f"{industry.title}\n{industry.text}".strip() for industry in training) + "\n"

@@ -164,7 +164,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 
 def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: bool) -> Pair:
-    """Draw a question of a kind and its query: about values of the bank that train does not have, or for train."""
+    """Draw a question of a kind, and its query. new_values: about values of the bank, which train does not have."""
     aggregate, sign, descending = rng.choice(list(AGGREGATES)), rng.choice(list(COMPARISONS)), rng.randrange(2) == 1
     amount = 40 * rng.randrange(3, 72)  # a multiple of 40 is for val and test
     slots: dict[str, Any] = {
@@ -198,21 +198,21 @@ def of_the_bank(query: str) -> bool:
 def informative(query: str) -> bool:
     """Return whether a query gives rows that are not empty, NULL or 0, and its near misses give others."""
     rows = answer(query)
-    return bool(rows and rows[0][-1]) and not any(same_answers(query, other) for other in misses(query))
+    return bool(rows and rows[0][-1]) and not any(same_answers(query, variant) for variant in misses(query))
 
 
 def misses(query: str) -> list[str]:
     """Near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
-    others = [re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query) for aggregate in AGGREGATES]
-    others.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
+    variants = [re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query) for aggregate in AGGREGATES]
+    variants.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
     swaps = ((">", "<"), ("<", ">"), (" desc", ""), (" amount limit", " amount desc limit"))
-    others += [query.replace(old, new) for old, new in swaps]
-    others.append(re.sub(r"limit (\d)", lambda match: f"limit {int(match[1]) + 1}", query))
+    variants += [query.replace(old, new) for old, new in swaps]
+    variants.append(re.sub(r"limit (\d)", lambda match: f"limit {int(match[1]) + 1}", query))
     for number in re.findall(r"[<>] (\d+)", query):
-        others += [query.replace(number, str(int(number) + change)) for change in (-10, 10)]
+        variants += [query.replace(number, str(int(number) + change)) for change in (-10, 10)]
     for column, values in COLUMNS.items():
-        others += [re.sub(rf"\b{column} = '\w+'", f"{column} = '{value}'", query) for value in values]
-    others += [query.replace(condition, " ", 1) for condition in re.findall(r" and \w+ . \S+", query)]
-    others.append(re.sub(r"where .*? and ", "where ", query))
-    others.append(re.sub(r"where \w+ . ('[^']*'|\d+)(?! and)", "", query))
-    return sorted(set(others) - {query})
+        variants += [re.sub(rf"\b{column} = '\w+'", f"{column} = '{value}'", query) for value in values]
+    variants += [query.replace(condition, " ", 1) for condition in re.findall(r" and \w+ . \S+", query)]
+    variants.append(re.sub(r"where .*? and ", "where ", query))
+    variants.append(re.sub(r"where \w+ . ('[^']*'|\d+)(?! and)", "", query))
+    return sorted(set(variants) - {query})
