@@ -64,9 +64,9 @@ class Reader:
             raise TinyGPTError("this model only continues text; it does not answer prompts", hint)
         self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
-        self.copies = dataset in task.DATASETS  # others may translate, or name a category
+        self.copies = dataset in task.DATASETS  # answers are copied from a passage; other models may translate
         self.instructed = chat and not self.copies
-        self.room = min(LONGEST, model.config.block_size // 3)  # for the response
+        self.room = min(LONGEST, model.config.block_size // 3)  # tokens of the context kept for the response
 
     def read(self, question: str, hits: Sequence[Passage]) -> Answer:
         """Answer a question from one or more passages, the most relevant first.
@@ -74,56 +74,59 @@ class Reader:
         Errors: TinyGPTError if the question leaves no room for a passage in the model's context, or if the model's
         vocabulary has none of the characters of the question or of the passages.
         """
-        asked, titles = self.readable(question), [self.readable(f"{hit.title}: ") * bool(hit.title) for hit in hits]
-        whole = list(zip(titles, (self.readable(hit.text) for hit in hits), strict=True))
-        for what, text in ("question", asked), ("passages", "".join(text for _, text in whole)):
+        question = self.readable(question)
+        titles = [self.readable(f"{hit.title}: ") * bool(hit.title) for hit in hits]
+        passages = list(zip(titles, (self.readable(hit.text) for hit in hits), strict=True))
+        for name, text in ("question", question), ("passages", "".join(text for _, text in passages)):
             if not text.strip():
-                what = f"the model cannot read the {what}: its vocabulary has none of the characters"
-                raise TinyGPTError(what, "use --ckpt with a model for this language")
-        read = self.fitted(asked, whole)
+                message = f"the model cannot read the {name}: its vocabulary has none of the characters"
+                raise TinyGPTError(message, "use --ckpt with a model for this language")
+        read = self.fitted(question, passages)
         if not any(read):
-            raise self.no_room(asked)
+            raise self.no_room(question)
         numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
-        prompt = self.ids(asked, list(filter(None, read)))
+        prompt = self.ids(question, list(filter(None, read)))
         response, probability = self.respond(prompt)
-        said = self.tokenizer.decode(response).strip()
-        in_a_sentence = self.instructed and not said.startswith("[")  # "Five years [1]."
-        number, text = (0, said) if in_a_sentence else task.cited(said)
-        passage = numbers[number - 1] if 0 < number <= len(numbers) else 0
+        response_text = self.tokenizer.decode(response).strip()
+        is_sentence = self.instructed and not response_text.startswith("[")  # "Five years [1]."
+        number, text = (0, response_text) if is_sentence else task.cited(response_text)
+        cited = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
         cut = f"the answer was cut off after {self.room} tokens" if len(response) == self.room else ""
-        note = "; ".join(filter(None, (self.not_read(whole, read), cut)))
-        return Answer(text, probability, passage * bool(text), note)
+        note = "; ".join(filter(None, (self.not_read(passages, read), cut)))
+        return Answer(text, probability, cited * bool(text), note)
 
     def require_room(self, question: str) -> None:
         """Check that a question leaves room for a passage. Errors: TinyGPTError if it fills the model's context."""
-        asked = self.readable(question)
-        if len(self.ids(asked, [])) >= self.model.config.block_size - self.room:
-            raise self.no_room(asked)
+        question = self.readable(question)
+        if len(self.ids(question, [])) >= self.model.config.block_size - self.room:
+            raise self.no_room(question)
 
-    def no_room(self, asked: str) -> TinyGPTError:
-        what = f"the question has {len(self.ids(asked, [])):,} tokens, which leaves no room for a passage"
+    def no_room(self, question: str) -> TinyGPTError:
+        message = f"the question has {len(self.ids(question, [])):,} tokens, which leaves no room for a passage"
         context = f"the model's context has {self.model.config.block_size:,}, {self.room} of them for the response"
-        return TinyGPTError(f"{what}: {context}", "ask a shorter question, or use a model with a larger context")
+        return TinyGPTError(f"{message}: {context}", "ask a shorter question, or use a model with a larger context")
 
     @torch.inference_mode()
     def respond(self, prompt: np.ndarray) -> tuple[list[int], float]:
-        """Decode the response to an encoded prompt greedily; return its ids without the end, at most `room`, and the
-        probability of these ids and of the end after them. The prompt is read once for both."""
+        """Decode the response to an encoded prompt greedily; return its token ids and their probability.
+
+        The ids are at most `room`, without the end token. The probability includes the end token.
+        """
         idx = torch.from_numpy(prompt)[None].to(self.model.lm_head.weight.device)
         ids: list[int] = []
         log_probability = 0.0
         steps = generate_with_logits(self.model, idx, self.room + 1, GREEDY, self.tokenizer.vocab_size)
         for tokens, logits in steps:
-            chosen = int(tokens) if len(ids) < self.room else self.end
-            log_probability += float(logits[0].float().log_softmax(-1)[chosen])
-            if chosen == self.end:
+            token = int(tokens) if len(ids) < self.room else self.end
+            log_probability += float(logits[0].float().log_softmax(-1)[token])
+            if token == self.end:
                 break
-            ids.append(chosen)
+            ids.append(token)
         return ids, math.exp(log_probability)
 
     def ids(self, question: str, passages: Sequence[str]) -> np.ndarray:
-        """Token ids of the prompt, int64 (n,). Its only special tokens are those of the tokenizer's prompt format."""
+        """Encode the prompt: int64 (n,). Its only special tokens are those of the tokenizer's prompt format."""
         if self.instructed:
             numbered = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
             prompt = f"Passages:\n{numbered}\n\nQuestion: {question}\n{INSTRUCTION}"
@@ -132,26 +135,26 @@ class Reader:
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)
 
     def readable(self, text: str) -> str:
-        """Put a text on one line, in characters that the model can read; others lose their accents or are left out."""
+        """Convert a text to one line of characters in the vocabulary; others lose their accents or are left out."""
         return "".join(self.spelled(re.sub(r"\s+", " ", text)))
 
     def spelled(self, text: str) -> list[str]:
-        """Each character of the text as the model can read it: unchanged, in ASCII, or empty."""
+        """Spell each character of a text with characters in the vocabulary: unchanged, in ASCII, or empty."""
         if not isinstance(self.tokenizer, CharTokenizer):
             return [*text]
         known = set(self.tokenizer.symbols)
         return ["".join(c for c in ([char] if char in known else ascii_letters(char)) if c in known) for char in text]
 
     def fitted(self, question: str, passages: Sequence[tuple[str, str]]) -> list[str]:
-        """Fit passages (title, text) into the prompt: each is complete, shortened or empty, and the answer has room.
+        """Shorten passages (title, text) to fit the context with the response; each is complete, shortened or empty.
 
         Reading each passage alone and taking the most probable answer, as Chen et al. do, was measured to be worse: a
         tiny reader answers from the wrong passage with confidence, and seldom abstains.
         """
-        chosen: list[str] = []
+        fitted: list[str] = []
 
         def fits(passage: str) -> bool:
-            return len(self.ids(question, [*filter(None, chosen), passage])) <= self.model.config.block_size - self.room
+            return len(self.ids(question, [*filter(None, fitted), passage])) <= self.model.config.block_size - self.room
 
         def selected(title: str, text: str) -> str:
             part = shortened(text, question, lambda part: fits(title + part))
@@ -159,8 +162,8 @@ class Reader:
 
         for title, text in passages:
             # a long heading is left out before the text is
-            chosen.append(title + text if fits(title + text) else selected(title, text) or selected("", text))
-        return chosen
+            fitted.append(title + text if fits(title + text) else selected(title, text) or selected("", text))
+        return fitted
 
     def not_read(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
         """Name the passages that the model does not read completely; empty if it reads them all."""
@@ -168,17 +171,17 @@ class Reader:
         for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
             if used != "".join(passage):
                 parts["shortened" if used else "left out"].append(str(number))
-        said = [f"passage{'s' * (len(n) > 1)} {', '.join(n)} {what}" for what, n in parts.items() if n]
-        return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(said)}" if said else ""
+        notes = [f"passage{'s' * (len(n) > 1)} {', '.join(n)} {change}" for change, n in parts.items() if n]
+        return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(notes)}" if notes else ""
 
     def place(self, answer: str, text: str) -> tuple[int, int] | None:
-        """Find an answer, spelled as the model can read it, in a passage: its start and end, or None."""
+        """Find the span (start, end) of an answer in a passage; None if there is none. The answer is `spelled`."""
         parts = self.spelled(text)
-        found = occurrence(answer, "".join(parts))
-        if not found:
+        match = occurrence(answer, "".join(parts))
+        if not match:
             return None
         ends = list(itertools.accumulate(map(len, parts)))  # of each character of the text
-        return bisect.bisect_right(ends, found.start()), bisect.bisect_left(ends, found.end()) + 1
+        return bisect.bisect_right(ends, match.start()), bisect.bisect_left(ends, match.end()) + 1
 
 
 def occurrence(answer: str, text: str) -> re.Match[str] | None:
@@ -187,22 +190,22 @@ def occurrence(answer: str, text: str) -> re.Match[str] | None:
 
 
 def shortened(passage: str, question: str, fits: Callable[[str], bool]) -> str:
-    """Select the sentences that have most in common with the question, as many as fit, in their order.
+    """Shorten a passage to the sentences that share most words with the question, as many as fit, in their order.
 
     A word that occurs in few sentences counts more. If no sentence fits, parts of sentences are selected, if any fits.
     """
-    asked = words(question)
+    question_words = words(question)
     for size in (len(passage), 40):  # characters; the second for sentences that are too long
         pieces = [passage[start:end] for start, end in sentences(passage, size)]
-        contents = [words(piece) & asked for piece in pieces]
-        counts = Counter(word for content in contents for word in content)
-        order = sorted(range(len(pieces)), key=lambda i: -sum(1 / counts[word] for word in contents[i]))
-        chosen: list[int] = []
+        shared = [words(piece) & question_words for piece in pieces]
+        counts = Counter(word for piece_words in shared for word in piece_words)
+        order = sorted(range(len(pieces)), key=lambda i: -sum(1 / counts[word] for word in shared[i]))
+        selected: list[int] = []
         for i in order:
-            if fits(" ".join(pieces[j] for j in sorted([*chosen, i]))):
-                chosen.append(i)
-        if chosen:
-            return " ".join(pieces[i] for i in sorted(chosen))
+            if fits(" ".join(pieces[j] for j in sorted([*selected, i]))):
+                selected.append(i)
+        if selected:
+            return " ".join(pieces[i] for i in sorted(selected))
     return ""
 
 
@@ -211,15 +214,16 @@ def words(text: str) -> set[str]:
 
 
 def ascii_letters(character: str) -> str:
-    """A character in ASCII, without accents: `e` for `é`; empty if there is nothing like it."""
+    """Convert a character to ASCII, without accents: `e` for `é`; empty if it has no ASCII equivalent."""
     return unicodedata.normalize("NFKD", character.translate(SPELLINGS)).encode("ascii", "ignore").decode()
 
 
 def unanswerable(text: str) -> bool:
+    """Return whether a response is empty or says that the question is unanswerable."""
     return not text or normalised(task.UNANSWERABLE) in normalised(text)
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces, as SQuAD compares answers (Rajpurkar et al. 2016)."""
+    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): no capitals, punctuation, articles or extra spaces."""
     letters = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
     return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))

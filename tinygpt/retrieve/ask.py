@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 def ask(config: AskConfig) -> int:
-    """Answer one question, the lines of standard input, or evaluate a file of questions. Returns the exit status."""
+    """Answer a question or the lines of standard input, or evaluate a file of questions. Returns the exit status."""
     question = checked(" ".join(config.question)) if config.question else ""
     if question and config.questions:
         raise TinyGPTError("a question and --questions are two tasks", "give one of them")
@@ -75,13 +75,13 @@ def ask(config: AskConfig) -> int:
 
 
 class Responder:
-    """Answer questions with one index and one model, which are loaded once."""
+    """An index and a model, loaded once, that answer questions."""
 
     def __init__(self, config: AskConfig, index: Index) -> None:
         self.config, self.index = config, index
         self.reader = load_reader(config)
-        certain = "min_probability" in config.given or not self.reader.instructed
-        self.min_probability = config.min_probability if certain else 0.0
+        is_limited = "min_probability" in config.given or not self.reader.instructed
+        self.min_probability = config.min_probability if is_limited else 0.0
         self.min_score = config.min_score if "min_score" in config.given or len(index) > SMALL else 0.0
 
     def __call__(self, question: str) -> Outcome:
@@ -92,37 +92,39 @@ class Responder:
         """Answer from these passages, the most relevant first."""
         scores = relevance(self.index, question, hits)
         best = max(scores, default=0.0)
-        read = self.reader.read(question, hits) if hits else Answer("", 0.0)
-        reason, candidate, passages = self.reason(read, best, bool(hits)), read.text, []
+        response = self.reader.read(question, hits) if hits else Answer("", 0.0)
+        reason, candidate, passages = self.reason(response, best, bool(hits)), response.text, []
         for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
             text = " ".join(hit.text.split())
-            found = self.reader.place(read.text, text) if read.passage in (0, rank) else None
-            start, end = found or (None, None)
-            if found and candidate == read.text:
+            span = self.reader.place(response.text, text) if response.passage in (0, rank) else None
+            start, end = span or (None, None)
+            if span and candidate == response.text:
                 candidate = text[start:end]  # as the document spells it
-            facts = hit._asdict() | {"score": score, "text": text, "start": start, "end": end}
-            passages.append({"rank": rank, "cited": rank == read.passage} | facts)
-        if self.reader.copies and read.passage and all(passage["start"] is None for passage in passages):
-            reason = reason or f'the model\'s answer "{read.text}" does not occur in the passage that it cites'
+            fields = hit._asdict() | {"score": score, "text": text, "start": start, "end": end}
+            passages.append({"rank": rank, "cited": rank == response.passage} | fields)
+        if self.reader.copies and response.passage and all(passage["start"] is None for passage in passages):
+            reason = reason or f'the model\'s answer "{response.text}" does not occur in the passage that it cites'
             candidate = ""  # no threshold would make it an answer
         answer = "" if reason else candidate
-        return Outcome(question, answer, candidate, read.probability, best, reason, read.note, tuple(passages))
+        return Outcome(question, answer, candidate, response.probability, best, reason, response.note, tuple(passages))
 
-    def reason(self, read: Answer, best_score: float, found: bool) -> str:
-        """Say why there is no answer; empty if there is one."""
-        if not found:
+    def reason(self, answer: Answer, best_score: float, has_passages: bool) -> str:
+        """Return why there is no answer; empty if there is one."""
+        if not has_passages:
             return "no passage contains a word of the question"
-        if best_score < self.min_score and len(self.index) > self.config.passages:  # otherwise all passages are read
+        if best_score < self.min_score and len(self.index) > self.config.passages:  # a smaller index is read completely
             return f"the best passage's score {best_score:.2f} is below --min_score={self.min_score}"
-        if not read.text:
-            return f"the model finds no answer in the passages (probability {read.probability:.2f})"
-        if read.probability < self.min_probability:
-            return f"the answer's probability {read.probability:.2f} is below --min_probability={self.min_probability}"
+        if not answer.text:
+            return f"the model finds no answer in the passages (probability {answer.probability:.2f})"
+        if answer.probability < self.min_probability:
+            return (
+                f"the answer's probability {answer.probability:.2f} is below --min_probability={self.min_probability}"
+            )
         return ""
 
 
 def load_reader(config: AskConfig) -> Reader:
-    """Load the model that --ckpt and --adapter name. Errors: TinyGPTError, also if it only continues text."""
+    """Load the model of --ckpt and --adapter. Errors: TinyGPTError, also if it only continues text."""
     ckpt = config.ckpt or str(SHIPPED)
     checkpoint = load_model(ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, ckpt, "data")
@@ -158,9 +160,9 @@ def checked(question: str) -> str:
 
 
 def prompt_loop(respond: Responder) -> int:
-    """Answer each line of standard input until an empty one; a terminal shows a prompt.
+    """Answer each line of standard input until an empty line; a terminal shows a prompt.
 
-    Returns the exit status of the last question that was refused, or 0.
+    Returns the exit status of the last question that failed, or 0.
     """
     status = 0
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
@@ -192,7 +194,7 @@ def show(outcome: Outcome, respond: Responder) -> None:
 
 
 def as_text(outcome: Outcome, respond: Responder) -> str:
-    """Format an outcome for the terminal: the answer, its probability and the passages, without control characters.
+    """Format an outcome for the terminal: the answer, its probability and the passages. Control characters are escaped.
 
     The probability of an instruction model's sentence is left out, since it says nothing about whether it is right.
     """
@@ -202,15 +204,15 @@ def as_text(outcome: Outcome, respond: Responder) -> str:
     lines += [f"note: {outcome.note}"] if outcome.note else []
     lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
     for passage in outcome.passages:
-        place = ", ".join(filter(None, (passage["source"], passage["position"], passage["title"])))
+        location = ", ".join(filter(None, (passage["source"], passage["position"], passage["title"])))
         cited = ", cited" if passage["cited"] and not outcome.reason else ""
-        lines.append(escaped(f"{passage['rank']}. {place}, score {passage['score']:.2f}{cited}"))
+        lines.append(escaped(f"{passage['rank']}. {location}, score {passage['score']:.2f}{cited}"))
         lines.append(textwrap.fill(excerpt(**passage), COLUMNS, initial_indent="   ", subsequent_indent="   "))
     return "\n".join(lines)
 
 
 def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str:
-    """Cut a passage to SHOWN characters; an answer in it is kept, and put in brackets."""
+    """Shorten a passage to about SHOWN characters, with the answer in brackets."""
     start, end = start or 0, end or 0
     first = text.rfind(" ", 0, start - SHOWN // 2) + 1 if start > SHOWN // 2 else 0
     last = len(text)
@@ -253,16 +255,20 @@ def read_questions(path: Path) -> list[Known]:
 
 
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
-    """Answer questions with known answers and measure the outcomes: shares from 0 to 1 and their 95 % intervals, None
-    where nothing counts."""
+    """Measure the outcomes on questions with known answers: shares from 0 to 1 and their 95 % intervals.
+
+    A share of no questions is None.
+    """
     outcomes = [respond(entry.question) for entry in progress(known, desc="asking", unit="question")]
-    both = zip(known, outcomes, strict=True)
-    pairs = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in both]
+    zipped = zip(known, outcomes, strict=True)
+    pairs = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in zipped]
     answerable = np.array([bool(entry.answer) for entry in known])
-    contained = answerable & np.array([f" {right} " in f" {answer} " for right, answer in pairs])
-    exact = contained & np.array([right == answer for right, answer in pairs])
+    contained = answerable & np.array([f" {expected} " in f" {answer} " for expected, answer in pairs])
+    exact = contained & np.array([expected == answer for expected, answer in pairs])
     abstained = np.array([not outcome.answer for outcome in outcomes])
-    found = [is_found(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source]
+    is_retrieved = [
+        is_found(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source
+    ]
     best, thresholds = best_thresholds(
         np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
         np.array([outcome.score for outcome in outcomes]),
@@ -275,8 +281,8 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
         "abstentions": int(abstained.sum()),
         "exact_match": share(exact & ~abstained, answerable),
         "contained": share(contained & ~abstained, answerable),
-        "retrieval_recall": sum(found) / len(found) if found else None,
-        "with_source": len(found),
+        "retrieval_recall": sum(is_retrieved) / len(is_retrieved) if is_retrieved else None,
+        "with_source": len(is_retrieved),
         "abstention_precision": share(abstained & ~answerable, abstained),
         "abstention_recall": share(abstained & ~answerable, ~answerable),
         "right": float(np.where(abstained, ~answerable, contained).mean()),
@@ -287,15 +293,15 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
 
 
 def cases(results: dict[str, Any]) -> dict[str, int]:
-    """The number of questions of which each result is a share."""
+    """Return the denominator of each share: the number of questions that it is of."""
     n, answerable = results["questions"], results["answerable"]
-    cases = dict.fromkeys(("exact_match", "contained"), answerable) | dict.fromkeys(("right", "best_right"), n)
-    cases |= {"abstention_precision": results["abstentions"], "abstention_recall": n - answerable}
-    return cases | {"retrieval_recall": results["with_source"]}
+    counts = dict.fromkeys(("exact_match", "contained"), answerable) | dict.fromkeys(("right", "best_right"), n)
+    counts |= {"abstention_precision": results["abstentions"], "abstention_recall": n - answerable}
+    return counts | {"retrieval_recall": results["with_source"]}
 
 
 def is_found(source: str, outcome: Outcome) -> bool:
-    """Return whether a passage comes from the document whose path ends with `source`."""
+    """Return whether a passage comes from a document whose path ends with `source`."""
     parts = Path(source).parts
     return any(Path(passage["source"]).parts[-len(parts) :] == parts for passage in outcome.passages)
 
@@ -307,15 +313,15 @@ def share(part: np.ndarray, whole: np.ndarray) -> float | None:
 def best_thresholds(
     probability: np.ndarray, score: np.ndarray, right: np.ndarray, answerable: np.ndarray
 ) -> tuple[float, dict[str, float]]:
-    """Find the two thresholds, in hundredths, with the largest share of right outcomes; return the share and both.
+    """Find the thresholds, in hundredths, with the largest share of right outcomes; return the share and thresholds.
 
     All arrays are (n,): `probability` of the model's answer, 0 if it found none; `score` of the best passage; `right`,
     whether that answer is right; `answerable`, whether the documents have one (if not, to abstain is right). Of equally
-    good thresholds, the middle ones are returned.
+    good thresholds, those in the middle are returned.
     """
     steps = np.arange(100) / 100
-    gain = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering, compared with abstaining
-    totals = (probability[:, None] >= steps).T @ (gain[:, None] * (score[:, None] >= steps)) + (~answerable).sum()
+    gains = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering instead of abstaining
+    totals = (probability[:, None] >= steps).T @ (gains[:, None] * (score[:, None] >= steps)) + (~answerable).sum()
     ties = np.argwhere(totals == totals.max())
     i, j = ties[len(ties) // 2]
     return float(totals.max() / len(right)), {"min_probability": float(steps[i]), "min_score": float(steps[j])}
@@ -326,9 +332,9 @@ def report(results: dict[str, Any]) -> str:
     counts = cases(results)
     flags = " ".join(f"--{name}={value}" for name, value in results["best_thresholds"].items())
 
-    def line(label: str, name: str, explained: str) -> str:
-        shown = "    -" if results[name] is None else percent(results[name], counts[name])
-        return f"{label:<18}{shown:<25}{explained}"
+    def line(label: str, name: str, description: str) -> str:
+        value = "    -" if results[name] is None else percent(results[name], counts[name])
+        return f"{label:<18}{value:<25}{description}"
 
     return "\n".join(
         [

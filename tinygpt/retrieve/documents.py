@@ -40,13 +40,13 @@ class Section:
     number: int  # of the section's first line, paragraph, ...; from 1
 
     def position(self, offset: int) -> str:
-        """Position of the character at `offset` of the text, such as "line 12"."""
-        moves = bisect_left(self._newlines, offset) if self.unit in ("line", "paragraph") else 0
-        return f"{self.unit} {self.number + moves}"
+        """Return the position of the character at `offset` of the text, such as "line 12"."""
+        line_breaks = bisect_left(self._newlines, offset) if self.unit in ("line", "paragraph") else 0
+        return f"{self.unit} {self.number + line_breaks}"
 
     @functools.cached_property
     def _newlines(self) -> list[int]:
-        return [found.start() for found in re.finditer("\n", self.text)]
+        return [match.start() for match in re.finditer("\n", self.text)]
 
 
 def read(path: Path) -> Iterator[Section]:
@@ -56,8 +56,8 @@ def read(path: Path) -> Iterator[Section]:
     format whose package is not installed. It may be raised after the first sections.
     """
     empty = True
-    for found in READERS.get(path.suffix.lower(), plain)(path):
-        section = replace(found, title=storable(found.title)[:LONGEST_TITLE], text=storable(found.text))
+    for raw in READERS.get(path.suffix.lower(), plain)(path):
+        section = replace(raw, title=storable(raw.title)[:LONGEST_TITLE], text=storable(raw.text))
         if section.text.strip():
             empty = False
             yield section
@@ -67,7 +67,7 @@ def read(path: Path) -> Iterator[Section]:
 
 
 def storable(text: str) -> str:
-    """Replace characters that a PDF may contain, but a UTF-8 text may not: lone surrogates and NULs."""
+    """Replace lone surrogates and NULs, which a PDF may contain, but a UTF-8 text may not."""
     return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
@@ -76,7 +76,7 @@ def plain(path: Path) -> Iterator[Section]:
 
 
 def markdown(path: Path) -> Iterator[Section]:
-    """A section for each heading (`# ...`). A line inside a fenced code block is never a heading."""
+    """Yield a section for each heading (`# ...`). A line inside a fenced code block is never a heading."""
 
     def blocks() -> Iterator[tuple[int, str]]:
         fence = ""
@@ -94,17 +94,17 @@ def markdown(path: Path) -> Iterator[Section]:
 
 
 def by_headings(blocks: Iterable[tuple[int, str]], unit: str) -> Iterator[Section]:
-    """Make sections of units (level of the heading or 0 for text, text). A unit is one line of a section."""
-    above: list[tuple[int, str]] = []  # (level, heading), outermost first
+    """Group blocks (level of a heading, 0 for text; the text) into sections. A block is one line of a section."""
+    headings: list[tuple[int, str]] = []  # (level, heading) above the section, outermost first
     lines: list[str] = []
-    ended = itertools.chain(blocks, [(1, "")])  # a heading ends the last section
-    for number, (level, text) in enumerate(ended, start=1):
+    terminated = itertools.chain(blocks, [(1, "")])  # a heading ends the last section
+    for number, (level, text) in enumerate(terminated, start=1):
         if not level:
             lines.append(text)
             continue
-        title = " > ".join(heading for _, heading in above if heading)
+        title = " > ".join(heading for _, heading in headings if heading)
         yield Section(title, "\n".join(lines), unit, number - len(lines))
-        above = [outer for outer in above if outer[0] < level] + [(level, text)]
+        headings = [outer for outer in headings if outer[0] < level] + [(level, text)]
         lines = []
 
 
@@ -118,11 +118,11 @@ INLINE = {
 
 
 class Blocks(HTMLParser):
-    """Collect the paragraphs of a page as (level of the heading or 0, text)."""
+    """An HTML parser that collects the paragraphs of a page as (level of the heading or 0, text)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[int, str]] = []
+        self.blocks: list[tuple[int, str]] = []
         self._parts: list[str] = []
         self._level, self._preformatted = 0, False
         self._hidden = ""  # the element whose content is dropped
@@ -154,7 +154,7 @@ class Blocks(HTMLParser):
         text = "".join(self._parts)
         for line in text.split("\n") if self._preformatted else [" ".join(text.split())]:
             if line.strip():
-                self.found.append((self._level, line.rstrip()))
+                self.blocks.append((self._level, line.rstrip()))
         self._parts = []
 
 
@@ -164,20 +164,20 @@ def html(path: Path) -> Iterator[Section]:
         parser.feed(text)
         parser.close()
     parser.end_block()
-    yield from by_headings(parser.found, "paragraph")
+    yield from by_headings(parser.blocks, "paragraph")
 
 
 # ---- tables, PDF, Word -----------------------------------------------------------------------------------------------
 
 
 def table(path: Path) -> Iterator[Section]:
-    """A section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
+    """Yield a section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
 
     The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
     """
     text = read_text(path, FORMATS)
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    first_row = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max(",;\t", key=first_row.count)
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -194,7 +194,7 @@ def table(path: Path) -> Iterator[Section]:
 
 
 def pdf(path: Path) -> Iterator[Section]:
-    """A section for each page."""
+    """Yield a section for each page."""
     pypdf = library("pypdf", f"{path}: PDF")
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about each small fault that it can ignore
     with undamaged(path, "PDF"):
@@ -207,15 +207,15 @@ def pdf(path: Path) -> Iterator[Section]:
 
 
 def word(path: Path) -> Iterator[Section]:
-    """A section for each heading; a row of a table is a paragraph."""
+    """Yield a section for each heading; a row of a table is a paragraph."""
     docx = library("docx", f"{path}: .docx")
     blocks: list[tuple[int, str]] = []
     with undamaged(path, ".docx"):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > UNPACKED:
-            what = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
-            raise TinyGPTError(what, "split it into several documents, or export it as PDF")
+            message = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
+            raise TinyGPTError(message, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
             if isinstance(item, docx.table.Table):
                 blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
@@ -231,8 +231,8 @@ def one_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def undamaged(path: Path, kind: str) -> Iterator[None]:
-    """Turn the errors of many types that html.parser, pypdf, python-docx and lxml raise into TinyGPTError."""
+def undamaged(path: Path, format_name: str) -> Iterator[None]:
+    """Raise TinyGPTError for any error of html.parser, pypdf, python-docx and lxml, which have many types of them."""
     try:
         yield
     except TinyGPTError:
@@ -240,8 +240,8 @@ def undamaged(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise file_error(path, error, FORMATS) from None
-        what = f"{path}: cannot be read as {kind}: it is damaged or protected"
-        raise TinyGPTError(what, "open it and save it again") from None
+        message = f"{path}: cannot be read as {format_name}: it is damaged or protected"
+        raise TinyGPTError(message, "open it and save it again") from None
 
 
 READERS = {

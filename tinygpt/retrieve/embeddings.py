@@ -27,7 +27,7 @@ def installed() -> bool:
 
 
 class WordLlama:
-    """The mean of the tokens' vectors in WordLlama's table. `name` and `fingerprint` identify it."""
+    """Embeddings: the mean of the tokens' vectors in WordLlama's table. `name` and `fingerprint` identify the table."""
 
     name, fingerprint = WORDLLAMA, "l2_supercat_256"
 
@@ -45,23 +45,23 @@ class WordLlama:
             self._table = tensors["embedding.weight"].astype(np.float32)
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         except Exception as error:  # tokenizers raises Exception itself
-            what = f"the embedding table of the package {WORDLLAMA} cannot be read ({error})"
-            raise TinyGPTError(what, f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none") from None
+            message = f"the embedding table of the package {WORDLLAMA} cannot be read ({error})"
+            raise TinyGPTError(message, f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 (len(texts), d): rows of length 1, or zero for a text without tokens."""
-        found = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
-        made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        for row, encoded in zip(found, made, strict=True):
-            if encoded.ids:
-                row[:] = self._table[encoded.ids].mean(axis=0)
-        return normalised(found)
+        """Embed texts: float32 (len(texts), d), rows of length 1; zeros for a text without tokens."""
+        means = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for mean, encoding in zip(means, encodings, strict=True):
+            if encoding.ids:
+                mean[:] = self._table[encoding.ids].mean(axis=0)
+        return normalised(means)
 
 
 class HiddenStates:
-    """The mean of a model's hidden states, after its final norm, over the tokens of a text.
+    """Embeddings: the mean of a model's hidden states, after its final norm, over the tokens of a text.
 
     A text longer than the context is read in windows. Characters outside the model's vocabulary are left out.
     """
@@ -78,14 +78,14 @@ class HiddenStates:
         self._model = checkpoint.for_inference(self._compute)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """The same."""
+        """Embed texts, as WordLlama.vectors does."""
         import torch
 
-        width = self._model.config.block_size
-        windows: list[tuple[int, np.ndarray]] = []  # (text, token ids)
-        for index, text in enumerate(texts):
+        context = self._model.config.block_size
+        windows: list[tuple[int, np.ndarray]] = []  # (index of the text, token ids)
+        for text_index, text in enumerate(texts):
             ids = self._tokenizer.encode(text, skip_unknown=True)
-            windows += [(index, ids[start : start + width]) for start in range(0, len(ids), width)]
+            windows += [(text_index, ids[start : start + context]) for start in range(0, len(ids), context)]
         windows.sort(key=lambda window: len(window[1]))  # so that little is padded
         sums = np.zeros((len(texts), self._model.config.n_embd), dtype=np.float32)
         with torch.inference_mode():
@@ -97,8 +97,8 @@ class HiddenStates:
                     row[: len(ids)] = ids
                 states = self._model.residual(torch.from_numpy(padded).to(self._compute.device))
                 states = self._model.transformer["ln_f"](states).float().cpu().numpy()
-                for state, (index, ids) in zip(states, batch, strict=True):
-                    sums[index] += state[: len(ids)].sum(axis=0)
+                for state, (text_index, ids) in zip(states, batch, strict=True):
+                    sums[text_index] += state[: len(ids)].sum(axis=0)
         return normalised(sums)
 
 
@@ -107,7 +107,7 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-Embeddings = WordLlama | HiddenStates  # vectors of different ones cannot be compared
+Embeddings = WordLlama | HiddenStates  # vectors of different embeddings cannot be compared
 
 
 def load(name: str) -> Embeddings | None:

@@ -35,11 +35,11 @@ def index(config: IndexConfig) -> None:
     """Make or update the index config.out; print what it contains, and the next command."""
     started, out = time.monotonic(), Path(config.out)
     if config.overlap >= config.passage_size:
-        what = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
-        raise TinyGPTError(what, f"--overlap={config.passage_size // 5}")
+        message = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
+        raise TinyGPTError(message, f"--overlap={config.passage_size // 5}")
     paths = input_files(config.documents, tuple(documents.READERS), hint=documents.FORMATS)
     require_writable(out, "--out FOLDER/index.db")
-    embedding = chosen(config.embeddings)
+    embedding = load_embeddings(config.embeddings)
     settings = {
         "embeddings": embedding.name if embedding else embeddings.NONE,
         "fingerprint": embedding.fingerprint if embedding else "",
@@ -48,18 +48,18 @@ def index(config: IndexConfig) -> None:
     }
     with file_lock(out, "choose another --out"):
         require_closed(out)
-        out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # of a killed index: it holds text of documents
+        out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # a killed run leaves it, with text of documents
         counts = update(config, paths, settings, embedding)
     describe(out, counts)
     print(f"seconds: {time.monotonic() - started:.1f}")
     print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
 
 
-def chosen(name: str) -> Embeddings | None:
+def load_embeddings(name: str) -> Embeddings | None:
     """Load the embeddings that --embeddings names; print a note if a package is missing."""
     if name == "auto" and not embeddings.installed():
-        way = "pip install 'tinygpt[retrieve]' adds semantic search"
-        print(f"note: keyword search only, since the package wordllama is missing; {way}", flush=True)
+        hint = "pip install 'tinygpt[retrieve]' adds semantic search"
+        print(f"note: keyword search only, since the package wordllama is missing; {hint}", flush=True)
         return None
     if lone_surrogate(name):
         raise TinyGPTError(f"--embeddings={name_of(Path(name))}: the path is not valid UTF-8", "rename the checkpoint")
@@ -67,15 +67,15 @@ def chosen(name: str) -> Embeddings | None:
 
 
 def existing(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | None:
-    """Return the documents of the index at `out`; None if there is none, or, with a note, if its settings differ."""
+    """Return the documents of the index at `out`; None without one, or, with a note, if its settings differ."""
     if not out.exists():
         return None
     with open_index(out) as old:
-        before = old.settings
-        different = [f"{name}={before.get(name)}" for name in settings if before.get(name) != settings[name]]
+        stored = old.settings
+        different = [f"{name}={stored.get(name)}" for name in settings if stored.get(name) != settings[name]]
         if different:
-            what = f"{out} was made with {', '.join(different)}"
-            print(f"note: {what}, so all documents are indexed again", flush=True)
+            message = f"{out} was made with {', '.join(different)}"
+            print(f"note: {message}, so all documents are indexed again", flush=True)
         return None if different else old.sources
 
 
@@ -84,7 +84,7 @@ def update(
 ) -> dict[str, int]:
     """Bring the index up to date with the documents; return how many were added, changed, ...
 
-    Errors: TinyGPTError if a document that the user names cannot be read, or none of the folders.
+    Errors: TinyGPTError if a document that the user names cannot be read, or no document of the folders.
     """
     known = existing(Path(config.out), settings)  # None: make a new index
     old, named = known or {}, {Path(item) for item in config.documents}
@@ -93,8 +93,8 @@ def update(
     counts = {"added": 0, "changed": 0, "removed": len(gone), "unchanged": len(paths) - len(todo), "left out": 0}
     if known is not None and not todo and not gone:
         return counts
-    opened = updated_index(Path(config.out), settings, new=known is None)
-    with opened as index, progress(todo, desc="indexing", unit="document") as bar:
+    writable = updated_index(Path(config.out), settings, new=known is None)
+    with writable as index, progress(todo, desc="indexing", unit="document") as bar:
         for name in gone:
             index.remove_source(name)
         for path in bar:
@@ -114,7 +114,7 @@ def update(
 def refresh(
     index: Index, path: Path, old: Fingerprint | None, config: IndexConfig, embedding: Embeddings | None, bar: Any
 ) -> str:
-    """Index a document, unless its content is unchanged; return what was done. Errors: TinyGPTError."""
+    """Index a document unless its content is unchanged; return added, changed or unchanged. Errors: TinyGPTError."""
     name = name_of(path)
     file = fingerprint(path)
     if old and old.sha256 == file.sha256:
@@ -127,17 +127,17 @@ def refresh(
         for section in documents.read(path)
         for text, offset in passages.split(section.text, config.passage_size, config.overlap)
     )
-    done = 0
+    num_passages = 0
     while batch := list(itertools.islice(rows, BATCH)):
         vectors = embedding.vectors([f"{title}\n{text}" for _, title, text in batch]) if embedding else None
         index.add_passages(source, batch, vectors)
-        done += len(batch)
-        bar.set_postfix_str(terminal.escaped(f"{path.name}: {done:,} passages"))
+        num_passages += len(batch)
+        bar.set_postfix_str(terminal.escaped(f"{path.name}: {num_passages:,} passages"))
     return "changed" if old else "added"
 
 
 def untouched(path: Path, old: Fingerprint | None) -> bool:
-    """Return whether a file has the size and modification time that it had when it was indexed."""
+    """Return whether a file's size and modification time are those of the index."""
     try:
         status = path.stat()
     except OSError:
@@ -146,11 +146,11 @@ def untouched(path: Path, old: Fingerprint | None) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
+    """Return size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            what = f"{path}: is not a regular file, and a document is read twice"
-            raise TinyGPTError(what, "save it as a file first")
+            message = f"{path}: is not a regular file, and a document is read twice"
+            raise TinyGPTError(message, "save it as a file first")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
@@ -159,7 +159,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def name_of(path: Path) -> str:
-    """The path as valid Unicode: a byte of a file name that is not UTF-8 is written as \\udcXX."""
+    """Return a path as valid Unicode: a byte of a file name that is not UTF-8 is written as \\udcXX."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
@@ -167,8 +167,8 @@ def describe(out: Path, counts: dict[str, int]) -> None:
     """Print what the index contains, and some of its passages."""
     with open_index(out) as index:
         settings = index.settings
-        done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        print(f"documents: {len(index.sources):,} ({done})")
+        changes = ", ".join(f"{count:,} {change}" for change, count in counts.items() if count)
+        print(f"documents: {len(index.sources):,} ({changes})")
         size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
         print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")

@@ -21,33 +21,33 @@ NOT_SPACE = re.compile(r"\S")
 
 
 def split(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
-    """Yield passages of at most `size` characters, without outer whitespace, each with its offset in the text.
+    """Split a text into passages of at most `size` characters; yield each, stripped, with its offset in the text.
 
     A passage repeats the last sentences of the one before it if they have at most `overlap` characters together. A
     sentence longer than `size` is cut at whitespace.
     """
     spans = list(sentences(text, size))
-    first = 0  # the passage's first sentence
+    first = 0  # index of the passage's first sentence
     for last, (_, end) in enumerate(spans):
         if last + 1 < len(spans) and spans[last + 1][1] - spans[first][0] <= size:
             continue
         start = spans[first][0]
         yield text[start:end], start
         if last + 1 < len(spans):
-            first, after = last + 1, spans[last + 1][1]
-            while end - spans[first - 1][0] <= overlap and after - spans[first - 1][0] <= size:
+            first, next_end = last + 1, spans[last + 1][1]
+            while end - spans[first - 1][0] <= overlap and next_end - spans[first - 1][0] <= size:
                 first -= 1
 
 
 def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each sentence, without outer whitespace, none longer than `size` characters."""
+    """Yield the start and end of each sentence, stripped; one longer than `size` characters is cut."""
     start = 0
-    for end in [*(found.end() for found in BOUNDARY.finditer(text)), len(text)]:
+    for end in [*(match.end() for match in BOUNDARY.finditer(text)), len(text)]:
         last = start + len(text[start:end].rstrip())
-        while found := NOT_SPACE.search(text, start, last):
-            start, stop = found.start(), last
+        while match := NOT_SPACE.search(text, start, last):
+            start, stop = match.start(), last
             if stop - start > size:
-                spaces = [at for at in (text.rfind(space, start, start + size + 1) for space in " \n") if at > start]
+                spaces = [i for i in (text.rfind(space, start, start + size + 1) for space in " \n") if i > start]
                 stop = max(spaces, default=start + size)
             yield start, start + len(text[start:stop].rstrip())
             start = stop

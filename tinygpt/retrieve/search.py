@@ -25,30 +25,30 @@ def search(index: Index, question: str, count: int) -> list[Passage]:
     """
     depth = max(CANDIDATES, count)
     query = " OR ".join(terms(question))
-    by_words = dict(index.words(query, depth)) if query else {}
-    rankings = [list(by_words)]
-    similarity = index.similarities(question)
-    if similarity is not None:
-        rankings.append(similarity.best(depth))
+    bm25_scores = dict(index.words(query, depth)) if query else {}
+    rankings = [list(bm25_scores)]
+    cosines = index.similarities(question)
+    if cosines is not None:
+        rankings.append(cosines.best(depth))
     scores = fused(rankings)
     ids = list(scores)[:count]
     return [
-        passage._replace(score=scores[i], bm25=by_words.get(i, 0.0), similarity=similarity.of(i) if similarity else 0.0)
+        passage._replace(score=scores[i], bm25=bm25_scores.get(i, 0.0), similarity=cosines.of(i) if cosines else 0.0)
         for i, passage in zip(ids, index.passages(ids), strict=True)
     ]
 
 
 def terms(question: str) -> list[str]:
-    """Each of the question's words once, as an FTS5 query: quoted, so that none is an operator.
+    """Return the question's distinct words as FTS5 terms: quoted, so that none is an operator.
 
     Accents are composed with their letters, since FTS5 does not end a word at a combining accent.
     """
-    found = re.findall(r"\w+", unicodedata.normalize("NFC", question))
-    return [f'"{word}"' for word in {word.casefold(): word for word in found}.values()]
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", question))
+    return [f'"{word}"' for word in {word.casefold(): word for word in words}.values()]
 
 
 def fused(rankings: list[list[int]]) -> dict[int, float]:
-    """Reciprocal rank fusion: the score of each passage that a ranking contains, best first."""
+    """Fuse rankings of passage ids by reciprocal rank; return the score of each id, best first."""
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, passage in enumerate(ranking, start=1):

@@ -32,10 +32,10 @@ from tinygpt.files import file_error, replacing
 from tinygpt.retrieve import embeddings
 
 FORMAT = 1
-SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # of the file, and of application_id, whose last byte is FORMAT
+SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the first bytes of the file; those of application_id, before FORMAT
 PAGE_SIZE, PAGES = slice(16, 18), slice(28, 32)  # fields of SQLite's header
 SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id
-BLOCK = 1 << 13  # vectors compared at a time, few enough for the processor's caches
+BLOCK = 1 << 13  # vectors compared at a time; they fit in the processor's caches
 TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
 SCHEMA = """
@@ -49,7 +49,7 @@ CREATE VIRTUAL TABLE words USING fts5 (title, text, content=passages, content_ro
 
 
 class Fingerprint(NamedTuple):
-    """A document's file, as it was when it was indexed."""
+    """Size, modification time and hash of a document when it was indexed."""
 
     size: int
     mtime: int  # nanoseconds
@@ -57,7 +57,7 @@ class Fingerprint(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A passage of the index, with its scores if a search found it."""
+    """A passage of the index. The scores are 0 unless a search returned it."""
 
     source: str = ""  # the document's path as the user gave it
     position: str = ""  # "line 12", "page 3", "row 7"
@@ -79,10 +79,10 @@ class Similarities(NamedTuple):
     cosines: np.ndarray  # float32 (n,)
 
     def best(self, count: int) -> list[int]:
-        """The ids of the most similar passages, best first."""
+        """Return the ids of the most similar passages, best first."""
         top = np.argpartition(-self.cosines, min(count, len(self.ids)) - 1)[:count]
-        found: list[int] = self.ids[top[np.lexsort((top, -self.cosines[top]))]].tolist()
-        return found
+        ids: list[int] = self.ids[top[np.lexsort((top, -self.cosines[top]))]].tolist()
+        return ids
 
     def of(self, passage: int) -> float:
         return float(self.cosines[np.searchsorted(self.ids, passage)])
@@ -105,29 +105,29 @@ class Index:
         return {path: Fingerprint(*rest) for path, *rest in rows}
 
     def __len__(self) -> int:
-        """Number of passages."""
+        """Return the number of passages."""
         return int(self._db.execute("SELECT count(*) FROM passages").fetchone()[0])
 
     def passages(self, ids: Iterable[int]) -> list[Passage]:
         query = """SELECT path, position, title, text FROM passages JOIN sources ON sources.id = passages.source
                    WHERE passages.id = ?"""
-        rows = (self._db.execute(query, (int(number),)).fetchone() for number in ids)
+        rows = (self._db.execute(query, (int(passage_id),)).fetchone() for passage_id in ids)
         return [Passage(source, position, title, text=text) for source, position, title, text in rows]
 
     def samples(self, count: int) -> list[Passage]:
-        """Passages at equal intervals."""
+        """Return `count` passages at equal intervals."""
         ids = [row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")]
         count = min(count, len(ids))
         return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(count))
 
     def words(self, query: str, count: int) -> list[tuple[int, float]]:
-        """The passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
+        """Return the passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
         select = f"""SELECT rowid, -bm25(words, {TITLE_WEIGHT}, 1.0) AS score FROM words WHERE words MATCH ?
                      ORDER BY score DESC, rowid LIMIT ?"""
         return self._db.execute(select, (query, count)).fetchall()
 
     def frequency(self, word: str) -> int:
-        """Number of passages that contain a word; `word` is in FTS5's syntax."""
+        """Return the number of passages that contain a word; `word` is in FTS5's syntax."""
         return int(self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (word,)).fetchone()[0])
 
     @functools.cached_property
@@ -137,21 +137,21 @@ class Index:
         try:
             loaded = embeddings.load(settings["embeddings"])
         except TinyGPTError as error:
-            what = f"{self.path}: was made with --embeddings={settings['embeddings']}: {error.message}"
-            raise TinyGPTError(what, f"{error.hint}; or index the documents again") from None
+            message = f"{self.path}: was made with --embeddings={settings['embeddings']}: {error.message}"
+            raise TinyGPTError(message, f"{error.hint}; or index the documents again") from None
         if loaded and loaded.fingerprint != settings["fingerprint"]:
-            what = f"{self.path}: was made with another model; {loaded.name} has changed since then"
-            raise TinyGPTError(what, "index the documents again")
+            message = f"{self.path}: was made with another model; {loaded.name} has changed since then"
+            raise TinyGPTError(message, "index the documents again")
         return loaded
 
     @functools.cached_property
     def _vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Passages int64 (n,) in ascending order, their vectors int8 (n, d), and the lengths of these, (n,)."""
+        """Passage ids int64 (n,) in ascending order, their vectors int8 (n, d), and the norms of the vectors, (n,)."""
         rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
         ids = np.array([row[0] for row in rows], dtype=np.int64)
         matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype=np.int8).reshape(len(rows), -1)
-        lengths = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks(matrix)]
-        return ids, matrix, np.maximum(np.concatenate(lengths), 1)
+        norms = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks(matrix)]
+        return ids, matrix, np.maximum(np.concatenate(norms), 1)
 
     def similarities(self, question: str) -> Similarities | None:
         """Compare a question with all passages; None without vectors, or for a question without tokens."""
@@ -173,20 +173,20 @@ class Index:
     def add_passages(self, source: int, rows: Sequence[tuple[str, str, str]], vectors: np.ndarray | None) -> None:
         """Add passages (position, title, text) of a document, with their vectors, float32 (len(rows), d)."""
         first = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM passages").fetchone()[0]
-        for number, (position, title, text) in enumerate(rows, start=first):
-            self._db.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", (number, source, position, title, text))
-            self._db.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (number, title, text))
+        for passage_id, (position, title, text) in enumerate(rows, start=first):
+            self._db.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", (passage_id, source, position, title, text))
+            self._db.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (passage_id, title, text))
         if vectors is not None:
             pairs = enumerate(map(np.ndarray.tobytes, quantised(vectors)), start=first)
             self._db.executemany("INSERT INTO vectors VALUES (?, ?)", pairs)
 
     def remove_source(self, path: str) -> None:
         """Remove a document and its passages, if the index contains it."""
-        old = "FROM passages WHERE source = (SELECT id FROM sources WHERE path = ?)"
+        of_document = "FROM passages WHERE source = (SELECT id FROM sources WHERE path = ?)"
         for statement in (
-            f"INSERT INTO words (words, rowid, title, text) SELECT 'delete', id, title, text {old}",
-            f"DELETE FROM vectors WHERE passage IN (SELECT id {old})",
-            f"DELETE {old}",
+            f"INSERT INTO words (words, rowid, title, text) SELECT 'delete', id, title, text {of_document}",
+            f"DELETE FROM vectors WHERE passage IN (SELECT id {of_document})",
+            f"DELETE {of_document}",
             "DELETE FROM sources WHERE path = ?",
         ):
             self._db.execute(statement, (path,))
@@ -213,9 +213,9 @@ def open_index(path: Path) -> Iterator[Index]:
             require_intact(path, file)
     except OSError as error:
         raise file_error(path, error, suggest.command("index", "DOCUMENTS", "--out", path)) from None
-    address = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
+    uri = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
     try:
-        with contextlib.closing(sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)) as connection:
             yield Index(connection, path)
     except sqlite3.DatabaseError as error:
         raise unusable(path, f"is damaged ({error})") from None
@@ -223,10 +223,10 @@ def open_index(path: Path) -> Iterator[Index]:
 
 @contextlib.contextmanager
 def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[Index]:
-    """Open an index for writing: a copy of the old one, or an empty one with these settings.
+    """Open an index for writing: a copy of the file at `path`, or, if `new`, an empty index with these settings.
 
-    It replaces the old one when the block ends. If the block raises, the old one stays. Errors: TinyGPTError if the old
-    one is damaged, and those of `replacing`.
+    It replaces the file when the block ends. If the block raises, the file stays as it was. Errors: TinyGPTError if the
+    file is damaged, and those of `replacing`.
     """
     with replacing(path) as file:
         if not new:
@@ -241,12 +241,12 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
                     create(connection, settings)
                 connection.execute("BEGIN")
                 yield Index(connection, path)
-                connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # removed words leave the segments
+                connection.execute("INSERT INTO words (words) VALUES ('optimize')")  # drops removed words
                 connection.execute("COMMIT")
                 connection.execute("VACUUM")  # removed text leaves the file
             except sqlite3.DatabaseError as error:
-                disk = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
-                if number := disk.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
+                errno_of = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+                if number := errno_of.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
                     raise OSError(number, str(error)) from error
                 raise unusable(path, f"is damaged ({error})") from None
         seal = checksum(file).to_bytes(4, "big")
@@ -256,14 +256,14 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
 
 def create(connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
     """Create the tables. Errors: TinyGPTError if this Python's SQLite has no FTS5."""
-    number = int.from_bytes(MAGIC + bytes([FORMAT]), "big")
+    application_id = int.from_bytes(MAGIC + bytes([FORMAT]), "big")
     try:
-        connection.executescript(f"PRAGMA application_id = {number}; {SCHEMA}")
+        connection.executescript(f"PRAGMA application_id = {application_id}; {SCHEMA}")
     except sqlite3.OperationalError as error:
         if "fts5" not in str(error):
             raise
-        what = f"the SQLite {sqlite3.sqlite_version} of this Python has no full-text search (FTS5)"
-        raise TinyGPTError(what, "use Python from python.org or from uv") from None
+        message = f"the SQLite {sqlite3.sqlite_version} of this Python has no full-text search (FTS5)"
+        raise TinyGPTError(message, "use Python from python.org or from uv") from None
     connection.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())
 
 
@@ -283,15 +283,15 @@ def require_intact(path: Path, file: IO[bytes]) -> None:
 
 
 def checksum(file: IO[bytes]) -> int:
-    """CRC-32 of a file except the field that holds it."""
+    """Return the CRC-32 of a file, without the field that holds it."""
     file.seek(0)
     crc = zlib.crc32(file.read(SEAL.start))
     file.seek(SEAL.stop)
-    while part := file.read(1 << 20):
-        crc = zlib.crc32(part, crc)
+    while chunk := file.read(1 << 20):
+        crc = zlib.crc32(chunk, crc)
     return crc
 
 
 def unusable(path: Path, problem: str) -> TinyGPTError:
-    way_out = suggest.command("index", "DOCUMENTS", "--out", path.with_name(f"new-{path.name}"))
-    return TinyGPTError(f"{path}: {problem}", way_out)
+    hint = suggest.command("index", "DOCUMENTS", "--out", path.with_name(f"new-{path.name}"))
+    return TinyGPTError(f"{path}: {problem}", hint)
