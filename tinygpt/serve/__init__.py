@@ -1,7 +1,7 @@
 """Serve a model on this machine: an API for clients of OpenAI's protocol, and a chat page.
 
 A request passes through app, protocol and chat into the engine's queue; tokens pass from the engine through app back to
-the client, as they are made. `tinygpt watch` serves the report of a run instead (watch, follow); listen and http belong
+the client, one by one. `tinygpt watch` serves the report of a run instead (watch, follow); listen and http belong
 to both. Needs the packages starlette and uvicorn (pip install "tinygpt[serve]").
 
     tinygpt serve --ckpt out/ckpt.pt

@@ -37,38 +37,40 @@ POLL = 0.5  # seconds between checks that the client of a request without a stre
 CLIENT_LEFT = Failed("the client has left", "")
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
-Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the number of its choice
+Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the index of its choice
 
 
 class Documents:
-    """Answers from an index, one at a time, in one thread of their own. The index is opened in this thread, because a
-    connection to SQLite works only in the thread that opened it."""
+    """A thread that answers questions from an index, one at a time.
 
-    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[str], Body]]], max_queue: int) -> None:
-        self._pool, self._opened, self._left = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack(), max_queue
-        self._respond = self._pool.submit(lambda: self._opened.enter_context(make())).result()
+    The index is opened in this thread, because a connection to SQLite works only in the thread that opened it.
+    """
+
+    def __init__(self, connect: Callable[[], AbstractContextManager[Callable[[str], Body]]], max_queue: int) -> None:
+        self._pool, self._opened, self._free = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack(), max_queue
+        self._respond = self._pool.submit(lambda: self._opened.enter_context(connect())).result()
 
     async def __call__(self, question: str, timeout: float) -> Body:
-        """Answer a question within so many seconds. Errors: ApiError; TinyGPTError for a question that is too long."""
-        if self._left == 0:
+        """Answer a question within `timeout` seconds. Errors: ApiError; TinyGPTError if the question is too long."""
+        if self._free == 0:
             raise queue_full()
-        self._left -= 1
+        self._free -= 1
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
         except TimeoutError:
             raise failure(TIMED_OUT) from None
         finally:
-            self._left += 1
+            self._free += 1
 
     def close(self) -> None:
-        """Close the index, after the question that is being answered; those that wait end with their requests."""
+        """Close the index after the question that is being answered; waiting questions end with their requests."""
         self._pool.submit(self._opened.close).result()
         self._pool.shutdown()
 
 
 class State:
-    """What the paths share. Until `open` is called, the server is loading."""
+    """The models, the index and the settings that all paths use. Until `open` is called, the server is loading."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config, self.created = config, int(time.time())
@@ -91,7 +93,7 @@ class State:
             raise ApiError(503, "the server has failed, and must be started again", code="server_error")
 
     def served(self, name: str) -> Served:
-        """The model that a request names; the first one if it names none. Errors: ApiError."""
+        """Return the model that a request names; the first one without a name. Errors: ApiError."""
         self.require_ready()
         name = name or next(iter(self.models))
         if name not in self.models:
@@ -116,15 +118,15 @@ def queue_full() -> ApiError:
     return ApiError(429, "too many requests are waiting; try again later", code="queue_full")
 
 
-class Answer:
-    """The tasks of one HTTP request, and their events as one stream."""
+class RequestTasks:
+    """The tasks of one HTTP request, whose events are merged into one stream."""
 
     def __init__(self, state: State, served: Served, prompts: list[list[int]], settings: Settings) -> None:
         """Queue the prompts. Errors: ApiError if one is too long or the queue is full."""
         assert state.engine is not None
-        longest, room = max(map(len, prompts)), served.model.config.block_size
-        if longest > room:
-            message = f"the prompt has {longest:,} tokens, and the context of {served.name} has {room:,}"
+        longest, context = max(map(len, prompts)), served.model.config.block_size
+        if longest > context:
+            message = f"the prompt has {longest:,} tokens, and the context of {served.name} has {context:,}"
             raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
         self._loop, self.n = asyncio.get_running_loop(), settings.n
@@ -138,29 +140,29 @@ class Answer:
         except QueueFull:
             raise queue_full() from None
 
-    def _deliver(self, task: int, event: Prompt | Piece | Failed) -> None:
-        """Called in the engine's thread."""
+    def _deliver(self, task_index: int, event: Prompt | Piece | Failed) -> None:
+        """Put an event into the asyncio queue, from the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (task, event))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (task_index, event))
 
     async def events(self, request: Request | None) -> Events:
-        """The events until all choices are complete, those of the first prompt numbered first.
+        """Yield events with the index of their choice until all choices are complete; choices are ordered by prompt.
 
         request: stop if its client has left. Errors: ApiError if a task fails; ClientDisconnect.
         """
-        left = len(self.tasks) * self.n
+        pending = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
         try:
-            while left:
-                task, event = await self._queue.get()
+            while pending:
+                task_index, event = await self._queue.get()
                 if event is CLIENT_LEFT:
                     raise ClientDisconnect
                 if isinstance(event, Failed):
                     raise failure(event)
                 if isinstance(event, Piece):
-                    left -= bool(event.finish)
-                for index in [event.sequence] if isinstance(event, Piece) else range(self.n):
-                    yield task * self.n + index, event
+                    pending -= bool(event.finish)
+                for sequence in [event.sequence] if isinstance(event, Piece) else range(self.n):
+                    yield task_index * self.n + sequence, event
         finally:
             if watcher:
                 watcher.cancel()
@@ -178,25 +180,25 @@ class Answer:
 
 
 @dataclasses.dataclass
-class Choice:
-    """A choice of a response: what of it has not been sent yet, and its finish reason."""
+class ChoiceBuffer:
+    """A choice of a response: its text and tokens that were not sent yet, and its finish reason."""
 
     text: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
-    made: int = 0
+    num_tokens: int = 0  # generated so far
     finish: str | None = None
 
     def add(self, event: Prompt | Piece) -> None:
         self.tokens += event.tokens
         if isinstance(event, Piece):
             self.text += event.text
-            self.made, self.finish = event.made, event.finish or None
+            self.num_tokens, self.finish = event.num_tokens, event.finish or None
 
 
 async def respond(
-    asked: Body,
+    body: Body,
     head: Body,
-    choices: list[Choice],
+    choices: list[ChoiceBuffer],
     events: Events,
     prompt_tokens: int,
     format_choice: Callable[[int], Body],
@@ -204,46 +206,46 @@ async def respond(
     close: Callable[[], None] = lambda: None,
     last: Body | None = None,
 ) -> Response:
-    """Build the response: one JSON body when all events have come, or a stream with chunks for each event.
+    """Build the response: one JSON body after the last event, or a stream with chunks for each event.
 
-    head: the fields of every chunk; last: more fields of the last one. format_choice: a complete choice, by its number.
-    format_chunks: the parts of a choice that an event adds. close: see Stream.
+    head: fields of every chunk; last: more fields of the last chunk. format_choice: a complete choice, from its index.
+    format_chunks: what an event adds to a choice, from the index of the choice. close: see Stream.
     """
     head = head | {"created": int(time.time())}
 
     def usage() -> dict[str, int]:
-        return protocol.usage(prompt_tokens, sum(choice.made for choice in choices))
+        return protocol.usage(prompt_tokens, sum(choice.num_tokens for choice in choices))
 
     async def chunks() -> AsyncIterator[Body]:
         async for number, event in events:
             choices[number].add(event)
-            for part in format_chunks(number, event):
-                yield head | {"choices": [part]} | (last if last and part["finish_reason"] else {})
+            for chunk in format_chunks(number, event):
+                yield head | {"choices": [chunk]} | (last if last and chunk["finish_reason"] else {})
             if isinstance(event, Piece):
                 choices[number].text, choices[number].tokens = "", []
-        if asked["stream_options"]["include_usage"]:
+        if body["stream_options"]["include_usage"]:
             yield head | {"choices": [], "usage": usage()}
 
-    if asked["stream"]:
+    if body["stream"]:
         return Stream(chunks(), close)
     async for number, event in events:
         choices[number].add(event)
     return JSONResponse(head | {"choices": [*map(format_choice, range(len(choices)))], "usage": usage()} | (last or {}))
 
 
-async def completions(state: State, request: Request, asked: Body) -> Response:
+async def completions(state: State, request: Request, body: Body) -> Response:
     """POST /v1/completions"""
-    served = state.served(asked["model"])
-    settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, 0)
-    if len(asked["prompt"]) > MAX_PROMPTS:
+    served = state.served(body["model"])
+    settings = protocol.settings(body, state.config.max_tokens, state.config.max_batch, 0)
+    if len(body["prompt"]) > MAX_PROMPTS:
         raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
-    prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in asked["prompt"]]
-    echoed = [  # as it was read: without the characters that --skip_unknown leaves out
+    prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in body["prompt"]]
+    echoes = [  # as the model reads it: without the characters that --skip_unknown leaves out
         prompt if isinstance(prompt, str) and prompt and not state.config.skip_unknown else served.text(ids)
-        for prompt, ids in zip(asked["prompt"], prompts, strict=True)
+        for prompt, ids in zip(body["prompt"], prompts, strict=True)
     ]
-    answer = Answer(state, served, prompts, settings)
-    choices = [Choice(text * asked["echo"]) for text in echoed for _ in range(settings.n)]
+    tasks = RequestTasks(state, served, prompts, settings)
+    choices = [ChoiceBuffer(text * body["echo"]) for text in echoes for _ in range(settings.n)]
     offsets = [protocol.TextOffsets() for _ in choices]
 
     def format_choice(number: int) -> Body:
@@ -253,24 +255,24 @@ async def completions(state: State, request: Request, asked: Body) -> Response:
         return {"text": choice.text, "index": number, "logprobs": logprobs, "finish_reason": choice.finish}
 
     def format_chunks(number: int, event: Prompt | Piece) -> Iterator[Body]:
-        if isinstance(event, Piece):  # what is echoed comes with the first one
+        if isinstance(event, Piece):  # the echo comes with the first piece
             yield format_choice(number)
 
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": served.name}
-    events = answer.events(None if asked["stream"] else request)
+    events = tasks.events(None if body["stream"] else request)
     return await respond(
-        asked, head, choices, events, sum(map(len, prompts)), format_choice, format_chunks, answer.cancel
+        body, head, choices, events, sum(map(len, prompts)), format_choice, format_chunks, tasks.cancel
     )
 
 
-def require_length(text: str, most: int, param: str) -> None:
-    """Check the length of a text before it is encoded. Errors: ApiError if no tokenization would fit the model."""
-    if len(text) > most:
+def require_length(text: str, max_length: int, param: str) -> None:
+    """Check the length of a text before it is encoded. Errors: ApiError above `max_length` characters."""
+    if len(text) > max_length:
         raise wrong(param, f"the text has {len(text):,} characters, too many for this model", "context_length_exceeded")
 
 
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
-    """Ids of a prompt that is a text or ids already. Errors: ApiError."""
+    """Encode a prompt, or check it if it is token ids already. Errors: ApiError."""
     if isinstance(prompt, list):
         return checked_ids(prompt, served, "prompt")
     require_length(prompt, served.model.config.block_size * served.longest_token, "prompt")
@@ -279,48 +281,48 @@ def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[
 
 
 def checked_ids(ids: list[int], served: Served, field: str) -> list[int]:
-    """Check that ids are in the vocabulary, and return them. Errors: ApiError that names the field."""
+    """Return token ids. Errors: ApiError, with the name of the field, if one is not in the vocabulary."""
     size = served.tokenizer.vocab_size
     if not all(0 <= token < size for token in ids):
         raise wrong(field, f"token ids are 0 to {size - 1:,}")
     return ids
 
 
-async def chat(state: State, request: Request, asked: Body) -> Response:
+async def chat(state: State, request: Request, body: Body) -> Response:
     """POST /v1/chat/completions"""
-    if asked["model"] == DOCUMENTS and state.documents:
-        return await ask_documents(state.documents, asked, state.config.timeout)
-    served = state.served(asked["model"])
-    text = "".join(message["content"] for message in asked["messages"])
+    if body["model"] == DOCUMENTS and state.documents:
+        return await ask_documents(state.documents, body, state.config.timeout)
+    served = state.served(body["model"])
+    text = "".join(message["content"] for message in body["messages"])
     require_length(text, served.model.config.block_size * served.longest_token, "messages")
-    prompt = state.chats[served.name].encode(asked["messages"])
+    prompt = state.chats[served.name].encode(body["messages"])
     room = max(1, served.model.config.block_size - len(prompt))
-    settings = protocol.settings(asked, state.config.max_tokens, state.config.max_batch, room)
-    answer = Answer(state, served, [prompt], settings)
-    events = answer.events(None if asked["stream"] else request)
-    return await respond_to_chat(asked, served.name, events, len(prompt), served.tokenizer, answer.cancel)
+    settings = protocol.settings(body, state.config.max_tokens, state.config.max_batch, room)
+    tasks = RequestTasks(state, served, [prompt], settings)
+    events = tasks.events(None if body["stream"] else request)
+    return await respond_to_chat(body, served.name, events, len(prompt), served.tokenizer, tasks.cancel)
 
 
-async def ask_documents(documents: Documents, asked: Body, timeout: float) -> Response:
+async def ask_documents(documents: Documents, body: Body, timeout: float) -> Response:
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
-    question = asked["messages"][-1]
-    if question["role"] != "user" or not question["content"].strip():
+    message = body["messages"][-1]
+    if message["role"] != "user" or not message["content"].strip():
         raise wrong("messages", "the last message must be the question, with the role user")
     for name, neutral in (("n", 1), ("logprobs", False)):
-        if asked[name] != neutral:
+        if body[name] != neutral:
             raise wrong(name, f"not supported by the model {DOCUMENTS}")
     with refusing("messages"):
-        outcome = await documents(question["content"], timeout)
+        outcome = await documents(message["content"], timeout)
 
     async def events() -> Events:
         yield 0, Prompt([])
         yield 0, Piece(0, outcome["answer"] or "not in the documents", [], 0, "stop")
 
-    return await respond_to_chat(asked, DOCUMENTS, events(), last={"documents": outcome})
+    return await respond_to_chat(body, DOCUMENTS, events(), last={"documents": outcome})
 
 
 async def respond_to_chat(
-    asked: Body,
+    body: Body,
     model: str,
     events: Events,
     prompt_tokens: int = 0,
@@ -328,11 +330,11 @@ async def respond_to_chat(
     close: Callable[[], None] = lambda: None,
     last: Body | None = None,
 ) -> Response:
-    """See `respond`. tokenizer: needed if log probabilities are asked for."""
-    choices = [Choice() for _ in range(asked["n"])]
+    """Build the response to a chat request; see `respond`. tokenizer: needed for log probabilities."""
+    choices = [ChoiceBuffer() for _ in range(body["n"])]
 
     def logprobs_of(number: int) -> Body | None:
-        return protocol.chat_logprobs(tokenizer, choices[number].tokens) if tokenizer and asked["logprobs"] else None
+        return protocol.chat_logprobs(tokenizer, choices[number].tokens) if tokenizer and body["logprobs"] else None
 
     def format_choice(number: int) -> Body:
         message = {"role": "assistant", "content": choices[number].text, "refusal": None}
@@ -349,12 +351,12 @@ async def respond_to_chat(
         if event.finish:
             yield choice | {"finish_reason": event.finish}
 
-    kind = "chat.completion" + ".chunk" * asked["stream"]
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "model": model}
-    return await respond(asked, head, choices, events, prompt_tokens, format_choice, format_chunks, close, last)
+    object_type = "chat.completion" + ".chunk" * body["stream"]
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": object_type, "model": model}
+    return await respond(body, head, choices, events, prompt_tokens, format_choice, format_chunks, close, last)
 
 
-async def models(state: State, request: Request, asked: Body) -> Body:
+async def models(state: State, request: Request, body: Body) -> Body:
     """GET /v1/models and /v1/models/NAME"""
     state.require_ready()
     name = request.path_params.get("name")
@@ -366,7 +368,7 @@ async def models(state: State, request: Request, asked: Body) -> Body:
 
 
 def described(state: State, name: str) -> Body:
-    """A model as OpenAI lists it, and what the page shows."""
+    """Describe a model: the fields of OpenAI's list of models, and more for the chat page."""
     entry: Body = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
     if name == DOCUMENTS:
         return entry | {"task": "documents"}
@@ -381,26 +383,26 @@ def described(state: State, name: str) -> Body:
     }
 
 
-async def tokenize(state: State, request: Request, asked: Body) -> Body:
+async def tokenize(state: State, request: Request, body: Body) -> Body:
     """POST /tokenize: the ids of a text. A text that is the name of a special token is that token."""
-    served = state.served(asked["model"])
-    tokenizer, text = served.tokenizer, asked["prompt"]
+    served = state.served(body["model"])
+    tokenizer, text = served.tokenizer, body["prompt"]
     require_length(text, MAX_TOKENIZE, "prompt")
     with refusing("prompt"):
         if tokenizer.pair is not None and text == tokenizer.stop:
-            found = tokenizer.pair.end.tolist()
+            ids = tokenizer.pair.end.tolist()
         else:
-            found = tokenizer.encode(text, state.config.skip_unknown).tolist()
-    return {"count": len(found), "max_model_len": served.model.config.block_size, "tokens": found}
+            ids = tokenizer.encode(text, state.config.skip_unknown).tolist()
+    return {"count": len(ids), "max_model_len": served.model.config.block_size, "tokens": ids}
 
 
-async def detokenize(state: State, request: Request, asked: Body) -> Body:
-    """POST /detokenize: the text of some ids."""
-    served = state.served(asked["model"])
-    return {"prompt": served.tokenizer.decode(checked_ids(asked["tokens"], served, "tokens"))}
+async def detokenize(state: State, request: Request, body: Body) -> Body:
+    """POST /detokenize: the text of token ids."""
+    served = state.served(body["model"])
+    return {"prompt": served.tokenizer.decode(checked_ids(body["tokens"], served, "tokens"))}
 
 
-async def tokenizer_info(state: State, request: Request, asked: Body) -> Body:
+async def tokenizer_info(state: State, request: Request, body: Body) -> Body:
     """GET /tokenizer_info: the special tokens, as lm-eval's remote tokenizer expects them."""
     served = state.served(request.query_params.get("model", ""))
     tokenizer = served.tokenizer
@@ -415,14 +417,14 @@ async def tokenizer_info(state: State, request: Request, asked: Body) -> Body:
     }
 
 
-async def health(state: State, request: Request, asked: Body) -> Response:
+async def health(state: State, request: Request, body: Body) -> Response:
     """GET /health"""
     status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 Handler = Callable[[State, Request, Body], Awaitable[Response | Body]]
-PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST; none: GET
+PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST request; no fields: GET
     ("/v1/models", models, {}),
     ("/v1/models/{name:path}", models, {}),
     ("/v1/completions", completions, protocol.COMPLETION),
@@ -435,22 +437,22 @@ PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fiel
 
 
 def route(state: State, path: str, handle: Handler, fields: dict[str, protocol.Field]) -> Route:
-    """A path whose requests are read and checked before `handle` gets their fields, and its values sent as JSON."""
+    """Make a route that reads and checks the fields of a request for `handle`, and sends its result as JSON."""
 
     async def endpoint(request: Request) -> Response:
-        asked = protocol.read(fields, await read_json(request)) if fields else {}
-        found = await handle(state, request, asked)
-        return found if isinstance(found, Response) else JSONResponse(found)
+        body = protocol.read(fields, await read_json(request)) if fields else {}
+        result = await handle(state, request, body)
+        return result if isinstance(result, Response) else JSONResponse(result)
 
     return Route(path, endpoint, methods=["POST" if fields else "GET"])
 
 
 def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset()) -> Starlette:
-    """The ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard."""
+    """Make the ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard."""
     middleware = [Middleware(Guard, key=key, hosts=hosts)]
     if origin := state.config.allow_origin:  # any header: OpenAI's client in a browser sends several of its own
-        allowed: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=[origin], **allowed))
+        cors: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=[origin], **cors))
     app = Starlette(
         routes=[*(route(state, *entry) for entry in PATHS), *(Route(path, page, methods=["GET"]) for path in PAGE)],
         middleware=middleware,

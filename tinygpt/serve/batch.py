@@ -1,11 +1,11 @@
 """A key-value cache for sequences that join and leave while others are decoded (continuous batching, Yu et al. 2022).
 
-Row b holds a sequence of lengths[b] tokens, so every row has a position of its own.
+Row b contains a sequence of lengths[b] tokens, so each row is at its own position.
 
     batch = BatchCache(model)
-    batch.join(cache)                                       # a cache of one sequence, which has read its prompt
+    batch.join(cache)                                       # the cache of one sequence, filled by its prompt
     logits = model.next_logits(tokens, batch)               # int64 (B, 1): the next token of each row
-    batch.leave(0)                                          # the last row takes its place
+    batch.leave(0)                                          # removes row 0; the last row becomes row 0
 """
 
 import torch
@@ -15,10 +15,10 @@ from tinygpt.model import GPT, KVCache
 
 
 class BatchCache:
-    """The caches of B sequences: the part of KVCache that the model uses, for one new token of each row.
+    """The caches of B sequences, with KVCache's methods that the model calls for one new token of each row.
 
     Position p of a row is stored in slot p % slots. Rows and slots are allocated in powers of two, as many as the
-    sequences need, and slots at most block_size.
+    sequences need; slots are at most block_size.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -51,24 +51,24 @@ class BatchCache:
         self.lengths.append(length)
 
     def leave(self, row: int) -> None:
-        """Remove a row; the last one takes its number."""
+        """Remove a row; the last row takes its index."""
         last = len(self) - 1
-        held = self._all.keys_values[..., : min(max(self.lengths[row], self.lengths[last]), self.slots), :]
-        held[:, :, row] = held[:, :, last]
-        held[:, :, last] = 0  # the next sequence here must find no NaN, which a mask does not hide
+        filled = self._all.keys_values[..., : min(max(self.lengths[row], self.lengths[last]), self.slots), :]
+        filled[:, :, row] = filled[:, :, last]
+        filled[:, :, last] = 0  # a NaN would affect the next sequence in this row, even if it is masked
         self._all.last_input[:, :, row] = self._all.last_input[:, :, last]
         self._all.last_token[row] = self._all.last_token[last]
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
     def _reserve(self, rows: int, slots: int) -> None:
-        """Allocate at least so many rows and slots; the rows in use keep their content."""
+        """Allocate at least `rows` rows and `slots` slots; the rows in use keep their content."""
         old, count = self._all, len(self)
         slots = min(slots, self.config.block_size)
         if rows <= len(old.last_token) and slots <= self.slots:
             return
-        least = max(rows, len(old.last_token)), max(slots, self.slots)
-        rows, slots = (1 << (number - 1).bit_length() for number in least)
+        needed = max(rows, len(old.last_token)), max(slots, self.slots)
+        rows, slots = (1 << (number - 1).bit_length() for number in needed)
         self._all = KVCache(self.config, rows, self._like, slots)
         self._all.keys_values[:, :, :count, :, : old.block_size] = old.keys_values[:, :, :count]
         self._all.last_input[:, :, :count] = old.last_input[:, :, :count]
@@ -77,7 +77,7 @@ class BatchCache:
     # ---- what the model calls, one token at a time ----
 
     def query_positions(self, T: int) -> Tensor:
-        """Positions of the next tokens, int64 (B, 1, T). T is 1."""
+        """Return the positions of the next tokens, int64 (B, 1, T). T is 1."""
         self._reserve(len(self), max(self.lengths) + 1)
         lengths = torch.tensor(self.lengths, device=self._like.device)
         self._rows, self._slots = torch.arange(len(self), device=lengths.device), lengths % self.slots
@@ -86,10 +86,10 @@ class BatchCache:
         return self._queries
 
     def key_positions(self, T: int) -> Tensor:
-        """Positions of the keys, int64 (B, 1, S); of an empty slot one in the future, which the causal mask hides."""
+        """Return the positions of the keys, int64 (B, 1, S); an empty slot has a future one, which is masked."""
         slots = torch.arange(self._filled, device=self._like.device)
-        held = self._queries - (self._queries - slots) % self.slots
-        return held.masked_fill(held < 0, 1 << 40)
+        positions = self._queries - (self._queries - slots) % self.slots
+        return positions.masked_fill(positions < 0, 1 << 40)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """Store keys and values (B, kv_heads, 1, head_dim); return all, (B, kv_heads, S, head_dim)."""
@@ -99,6 +99,6 @@ class BatchCache:
         return keys_values[:, : len(self), :, : self._filled].unbind()
 
     def advance(self, idx: Tensor) -> None:
-        """Count the tokens int64 (B, 1) as read."""
+        """Move each row one position ahead, after the tokens `idx`, int64 (B, 1)."""
         self.last_token.copy_(idx)
         self.lengths = [length + 1 for length in self.lengths]

@@ -4,8 +4,8 @@ A model that was fine-tuned on pairs answers a single prompt, so a longer conver
 a chat template. It is run once, with placeholders for the contents, and the texts between the placeholders are kept.
 They are encoded separately from the contents, so a user's text cannot contain a special token.
 
-    form = ChatFormat.of(tokenizer)
-    form.encode([{"role": "user", "content": "Hello"}])         # ids up to where the response begins
+    chat_format = ChatFormat.of(tokenizer)
+    chat_format.encode([{"role": "user", "content": "Hello"}])         # ids up to the start of the response
 """
 
 import functools
@@ -20,14 +20,14 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.interop.chat import PROMPT, RESPONSE, render
 from tinygpt.serve.protocol import refusing, wrong
 
-SYSTEM, AGAIN = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
+SYSTEM, SECOND_PROMPT = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
 
 @functools.cache  # adapters have the template of their base model
 def rendered(template: str, bos: str, eos: str) -> tuple[str, ...]:
-    """A chat template with one turn, with two turns, and with a system message; each empty if it cannot be run so."""
+    """Render a chat template with one turn, two turns, and a system message; a text is empty if that fails."""
     turn = [{"role": "user", "content": PROMPT}]
-    second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": AGAIN}]
+    second = [*turn, {"role": "assistant", "content": RESPONSE}, {"role": "user", "content": SECOND_PROMPT}]
     system = [{"role": "system", "content": SYSTEM}, *turn]
     texts = []
     for messages in (turn, second, system):
@@ -49,24 +49,28 @@ class ChatFormat(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, skip_unknown: bool = False) -> "ChatFormat":
-        """The format of a tokenizer. Only a chat template has several turns and a system message."""
-        form = cls(tokenizer, skip_unknown)
+        """Find the format of a tokenizer. Only a chat template supports several turns and a system message."""
+        chat_format = cls(tokenizer, skip_unknown)
         if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
-            return form
+            return chat_format
         bos, encode = tokenizer.decode(tokenizer.start[:1]), tokenizer.encode_template
-        once, several, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
-        if PROMPT not in once:  # the template cannot be run here: one turn, as the checkpoint describes it
-            return form
-        start, middle = once + RESPONSE + tokenizer.stop, once.split(PROMPT)[1]
-        if several.startswith(start) and several.endswith(AGAIN + middle) and several.count(AGAIN) == 1:
-            form = form._replace(between=encode(several[len(start) : -len(AGAIN + middle)]))
+        one_turn, two_turns, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
+        if PROMPT not in one_turn:  # the template failed: only single prompts, in the checkpoint's prompt format
+            return chat_format
+        start, middle = one_turn + RESPONSE + tokenizer.stop, one_turn.split(PROMPT)[1]
+        if (
+            two_turns.startswith(start)
+            and two_turns.endswith(SECOND_PROMPT + middle)
+            and two_turns.count(SECOND_PROMPT) == 1
+        ):
+            chat_format = chat_format._replace(between=encode(two_turns[len(start) : -len(SECOND_PROMPT + middle)]))
         if with_system.count(SYSTEM) == 1 and with_system.endswith(PROMPT + middle):
             before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
-            form = form._replace(before_system=encode(before), after_system=encode(after))
-        return form
+            chat_format = chat_format._replace(before_system=encode(before), after_system=encode(after))
+        return chat_format
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation, up to where the next response begins.
+        """Encode a conversation, up to the start of the next response.
 
         Errors: ApiError for a conversation that the model cannot read.
         """
@@ -80,8 +84,8 @@ class ChatFormat(NamedTuple):
         if system and self.before_system is None:
             raise wrong("messages", "this model supports no system message; leave it out")
         if len(turns) > 1 and self.between is None:
-            what = "this model answers one prompt and does not see earlier turns; send the last message alone"
-            raise wrong("messages", what)
+            message = "this model answers one prompt and does not see earlier turns; send the last message alone"
+            raise wrong("messages", message)
         pair = self.tokenizer.pair
         with refusing("messages"):
             first = encode_prompt(turns[0]["content"], self.tokenizer, self.skip_unknown)

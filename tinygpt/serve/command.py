@@ -45,7 +45,7 @@ def serve(config: ServeConfig) -> int:
     hosts = LOCAL if config.host in LOOPBACK else frozenset[str]()  # with a key, DNS rebinding gains nothing
     state = State(config)
     server = make_server(make_app(state, key, hosts), DRAIN)
-    problem: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def load() -> None:
         try:
@@ -58,7 +58,7 @@ def serve(config: ServeConfig) -> int:
             prompt = example(config, adapters.checkpoint(), models[0])
             print(welcome(config, state.names(), prompt, host, port), flush=True)
         except BaseException as error:
-            problem.append(error)
+            errors.append(error)
             server.should_exit = True
 
     loading = threading.Thread(target=load, daemon=True)
@@ -66,53 +66,53 @@ def serve(config: ServeConfig) -> int:
         loading.start()
         server.run([listener])
         listener.close()
-    if problem:
-        raise problem[0]
-    ended = not loading.is_alive()
-    if state.engine is not None:  # requests that were cut off are cancelled: its thread ends after a step
-        ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and ended
+    if errors:
+        raise errors[0]
+    has_ended = not loading.is_alive()
+    if state.engine is not None:  # interrupted requests are cancelled, so its thread ends after a step
+        has_ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and has_ended
     if state.documents is not None and not server.force_exit:
         state.documents.close()
     print("stopped", flush=True)
-    if not ended or server.force_exit:
+    if not has_ended or server.force_exit:
         os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
     return 0
 
 
 def adapters_of(config: ServeConfig) -> dict[str, str]:
-    """Names and paths of the adapters. Errors: TinyGPTError for one without a name, and for two models of one name."""
-    found: dict[str, str] = {}
+    """Return the paths of the adapters by name. Errors: TinyGPTError if a name is missing or not unique."""
+    paths_by_name: dict[str, str] = {}
     taken = {base_name(config.ckpt), *([DOCUMENTS] if config.index else [])}
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise TinyGPTError(f"--adapter {text}: expected NAME=PATH", "--adapter a=out-a/adapter.pt")
-        if name in {*taken, *found}:
+        if name in {*taken, *paths_by_name}:
             raise TinyGPTError(f"--adapter {text}: another model has the name {name}", "choose another name")
-        found[name] = str(Path(path).expanduser())
-    return found
+        paths_by_name[name] = str(Path(path).expanduser())
+    return paths_by_name
 
 
 def base_name(ckpt: str) -> str:
-    """The name of the base model: that of its folder."""
+    """Return the name of the base model, which is the name of its folder."""
     return Path(os.path.abspath(folder_of(ckpt))).name
 
 
 def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
-    """The base model, then its adapters, each with its tokenizer. Errors: TinyGPTError."""
-    found = []
+    """Load the base model, then the models of its adapters, each with its tokenizer. Errors: TinyGPTError."""
+    models = []
     for name in ["", *adapters.names]:
         checkpoint = adapters.checkpoint(name)
         tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
         compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
         model = checkpoint.for_inference(compute, "False")
-        parameters = model.num_params()  # packed layers hide theirs
-        found.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
-    return found
+        parameters = model.num_params()  # before `pack`, which hides the parameters of packed layers
+        models.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
+    return models
 
 
 def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str | None:
-    """A prompt of the dataset that the model was trained on, if it is here; empty if not; None for a model of text."""
+    """Return a prompt of the model's dataset; empty without the dataset; None if the model only continues text."""
     if served.tokenizer.pair is None:
         return None
     with contextlib.suppress(TinyGPTError, OSError):
@@ -125,58 +125,58 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 
 @contextlib.contextmanager
 def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Open the index; yields a function that answers questions from it, as `tinygpt ask`. Errors: TinyGPTError."""
+    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does. Errors: TinyGPTError."""
     from tinygpt.retrieve.ask import Responder, checked
     from tinygpt.retrieve.store import open_index
 
-    asked = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
+    ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
     with open_index(Path(config.index)) as index:
-        respond = Responder(asked, index)
+        respond = Responder(ask_config, index)
         yield lambda question: respond(checked(question))._asdict()
 
 
 def read_key(config: ServeConfig) -> str:
-    """The key that requests must send; empty if none is needed. Errors: TinyGPTError."""
+    """Read the key that requests must send; empty if no key is needed. Errors: TinyGPTError."""
     if not config.api_key and config.host in LOOPBACK:
         return ""
     if not config.api_key:
-        what = f"--host={config.host} is reachable from other machines, so a key is required"
-        raise TinyGPTError(what, f"{MAKE_KEY}, and --api_key key.txt")
+        message = f"--host={config.host} is reachable from other machines, so a key is required"
+        raise TinyGPTError(message, f"{MAKE_KEY}, and --api_key key.txt")
     key = read_text(Path(config.api_key), "--api_key key.txt").strip()
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        what = f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line"
-        raise TinyGPTError(what, MAKE_KEY)
+        message = f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line"
+        raise TinyGPTError(message, MAKE_KEY)
     return key
 
 
 def check_origin(config: ServeConfig) -> None:
-    """Check --allow_origin. Errors: TinyGPTError if it is not a web site's origin, or is all of them without a key."""
+    """Check --allow_origin. Errors: TinyGPTError if it is not a web site's origin, or is `*` without a key."""
     origin, example = config.allow_origin, "--allow_origin=http://localhost:3000"
     if origin == "*" and not config.api_key:
-        what = "--allow_origin=* permits all web sites, so a key is required"
-        raise TinyGPTError(what, f"--api_key FILE, or {example}")
+        message = "--allow_origin=* permits all web sites, so a key is required"
+        raise TinyGPTError(message, f"--api_key FILE, or {example}")
     if origin not in ("", "*") and not re.fullmatch(r"https?://[^/*\s]+", origin):
         raise TinyGPTError(f"--allow_origin={origin}: expected http or https, and a host without a path", example)
 
 
 def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str, port: int) -> str:
-    """What the command prints when the models are loaded: their names, and how to reach them.
+    """Format the message that follows loading: the names of the models, and how to reach them.
 
-    prompt: one for the first model, if it answers prompts; empty: any.
+    prompt: for the example; empty: "Hello"; None: the first model only continues text.
     """
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
+    url_host = f"[{host}]" if ":" in host else host
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else url_host}:{port}"
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
     path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
     if prompt is not None:
         messages = [{"role": "user", "content": prompt or "Hello"}]
         path, body = "chat/completions", json.dumps({"messages": messages, "temperature": 0})
-    who = "programs on this machine only" if config.host in LOOPBACK else "other machines, with the key"
+    clients = "programs on this machine only" if config.host in LOOPBACK else "other machines, with the key"
     return (
         f"serving:  {', '.join(names)}\n"
         f"page:     {url}\n"
         f"API:      {url}/v1 (OpenAI's protocol)\n"
         f"try:      curl {url}/v1/{path} -H 'Content-Type: application/json'{key} -d {suggest.quoted(body)}\n"
-        f"access:   {who}; prompts and responses are not logged\n"
+        f"access:   {clients}; prompts and responses are not logged\n"
         "stop:     Ctrl-C"
     )

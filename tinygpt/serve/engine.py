@@ -40,36 +40,36 @@ class Settings(NamedTuple):
     seeded: bool = True  # False: each sequence draws a seed of its own instead
     n: int = 1
     stops: tuple[str, ...] = ()
-    logprobs: int = -1  # return log probabilities, with so many alternatives for each token; -1: none
-    echo: bool = False  # return those of the prompt's tokens, too
+    logprobs: int = -1  # alternatives per token in the log probabilities; -1: no log probabilities
+    echo: bool = False  # return the log probabilities of the prompt's tokens, too
 
 
 class Token(NamedTuple):
-    """A token with its log probability at temperature 1, in nats; None for the first token of a text."""
+    """A token and its log probability at temperature 1, in nats; None for the first token of a text."""
 
     id: int
     logprob: float | None
-    top: list[tuple[int, float]]  # the most probable tokens
+    top: list[tuple[int, float]]  # the most probable tokens, with their log probabilities
 
 
 class Prompt(NamedTuple):
-    """The first event of a task: its prompt was read. With `echo`, it has the prompt's tokens."""
+    """The first event of a task: the model has read the prompt. With `echo`, it has the prompt's tokens."""
 
     tokens: list[Token]
 
 
 class Piece(NamedTuple):
-    """A piece of the text of a sequence."""
+    """An event: the next piece of the text of a sequence."""
 
-    sequence: int  # its number within the task
+    sequence: int  # its index within the task
     text: str
     tokens: list[Token]  # with `logprobs`; the last piece has those of the stop text, too
-    made: int  # tokens generated so far, including those that end the text
+    num_tokens: int  # generated so far, including the tokens of the end
     finish: str = ""  # "stop" or "length" for the last piece
 
 
 class Failed(NamedTuple):
-    """The last event of a task that cannot be completed."""
+    """The last event of a task that has failed."""
 
     message: str
     code: str
@@ -89,7 +89,7 @@ class Task:
     settings: Settings
     deliver: Callable[[Event], None]
     deadline: float = math.inf  # as time.monotonic() counts
-    cancelled: bool = False  # nobody waits for it, or it has failed
+    cancelled: bool = False  # the client has left, or the task has failed
 
 
 class QueueFull(Exception):
@@ -101,27 +101,27 @@ class Row:
 
     def __init__(self, task: Task, index: int) -> None:
         settings, served = task.settings, task.served
-        self.task, self.index, self.made, self.finish = task, index, 0, ""
+        self.task, self.index, self.num_tokens, self.finish = task, index, 0, ""
         self.text = TextStream(served.tokenizer, (served.tokenizer.stop, *settings.stops))
         device = served.model.lm_head.weight.device
         seed = settings.choice.seed + index if settings.seeded else secrets.randbits(63)
         self.generator = torch.Generator(device).manual_seed(seed % (1 << 63))
         self.recent = collections.deque(task.prompt, maxlen=served.model.config.block_size)
-        self.pending: list[Token] = []  # their text was not sent yet
+        self.pending: list[Token] = []  # not sent yet
 
     def add(self, token: int, detail: Token | None) -> None:
-        """Add a generated token, and send its text as soon as it is certain."""
-        self.made += 1
+        """Add a generated token, and send the text that no later token can change."""
+        self.num_tokens += 1
         self.recent.append(token)
         text = self.text.feed(token)
         if detail is not None:
             self.pending.append(detail)
         if self.text.stopped:
             self.finish = "stop"
-        elif self.made == self.task.settings.max_tokens:
+        elif self.num_tokens == self.task.settings.max_tokens:
             self.finish, text = "length", text + self.text.end()
         if text or self.finish:
-            self.task.deliver(Piece(self.index, text, self.pending, self.made, self.finish))
+            self.task.deliver(Piece(self.index, text, self.pending, self.num_tokens, self.finish))
             self.pending = []
 
 
@@ -133,111 +133,111 @@ class Prefill:
         self.task = rows[0].task
         self.cache: KVCache | None = None  # allocated by the first `read`, in Served.step: it may run out of memory
         self.tokens: list[Token] = []  # with `echo`
-        self.logits: Tensor | None = None  # of the token after those that were read, (1, V)
+        self.logits: Tensor | None = None  # of the next token, (1, V)
 
     def read(self, count: int) -> int:
-        """Read at most `count` tokens; returns how many."""
+        """Read at most `count` tokens of the prompt; return how many."""
         served = self.task.served
         if self.cache is None:
             self.cache = served.model.new_cache(1, len(self.left))
-        some, self.left = self.left[:count], self.left[count:]
-        idx = torch.tensor([some], device=served.model.lm_head.weight.device)
+        chunk, self.left = self.left[:count], self.left[count:]
+        idx = torch.tensor([chunk], device=served.model.lm_head.weight.device)
         if not self.echo:
             self.logits = served.model.next_logits(idx, self.cache)[:, : served.tokenizer.vocab_size]
-            return len(some)
+            return len(chunk)
         logits = served.model(idx, cache=self.cache)[0][0, :, : served.tokenizer.vocab_size]  # (T, V)
         if not logits.isfinite().all():
             fail(self.task, NOT_FINITE)
             self.left = []
         elif self.logits is None:
-            self.tokens = [Token(some[0], None, [])]
-            self.tokens += with_logprobs(logits[:-1], some[1:], self.task.settings.logprobs)
+            self.tokens = [Token(chunk[0], None, [])]
+            self.tokens += with_logprobs(logits[:-1], chunk[1:], self.task.settings.logprobs)
         else:
-            self.tokens += with_logprobs(torch.cat((self.logits, logits[:-1])), some, self.task.settings.logprobs)
+            self.tokens += with_logprobs(torch.cat((self.logits, logits[:-1])), chunk, self.task.settings.logprobs)
         self.logits = logits[-1:]
-        return len(some)
+        return len(chunk)
 
 
 class Served:
     """A model that is served under a name."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0) -> None:
-        """parameters: their number, for clients."""
+        """parameters: the number of parameters, which clients are told."""
         self.name, self.tokenizer, self.model, self.parameters = name, tokenizer, model, parameters
         self.longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self.batch, self.rows = BatchCache(model), list[Row]()
         self.prefills: collections.deque[Prefill] = collections.deque()
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a prompt, without the tokens that start every text."""
+        """Decode a prompt, without the tokens that start every text."""
         start = self.tokenizer.start.tolist()
         return self.tokenizer.decode(ids[len(start) :] if list(ids[: len(start)]) == start else ids)
 
     def busy(self) -> int:
-        """Number of sequences that are being generated."""
+        """Return the number of sequences that are being generated."""
         return len(self.rows) + sum(len(prefill.rows) for prefill in self.prefills)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read at most PREFILL_TOKENS tokens of prompts, and generate one token of each row."""
-        self._leave()
+        """Read at most PREFILL_TOKENS tokens of prompts, and generate one token for each row."""
+        self._remove_rows()
         budget = PREFILL_TOKENS
         while self.prefills and budget > 0:
             prefill = self.prefills[0]
             budget -= prefill.read(budget)
             if not prefill.left:
-                self._begin(prefill)
-                self.prefills.popleft()  # now, so that `fail` finds its task if `_begin` raises
+                self._start_rows(prefill)
+                self.prefills.popleft()  # now, so that `fail` finds its task if `_start_rows` raises
         if self.rows:
-            last = [[row.recent[-1]] for row in self.rows]
-            idx = torch.tensor(last, device=self.model.lm_head.weight.device)
+            last_tokens = [[row.recent[-1]] for row in self.rows]
+            idx = torch.tensor(last_tokens, device=self.model.lm_head.weight.device)
             draw_tokens(self.rows, self.model.next_logits(idx, self.batch)[:, : self.tokenizer.vocab_size])
-            self._leave()
+            self._remove_rows()
 
-    def _begin(self, prefill: Prefill) -> None:
-        """Add the first token of each sequence after a prompt, and make it a row."""
+    def _start_rows(self, prefill: Prefill) -> None:
+        """Draw the first token of each sequence of a prompt that was read, and add the sequences to the batch."""
         task, rows, logits, cache = prefill.task, prefill.rows, prefill.logits, prefill.cache
         if task.cancelled:
             return
         assert logits is not None and cache is not None
-        if not rows[0].made:
+        if not rows[0].num_tokens:
             task.deliver(Prompt(prefill.tokens))
         if task.settings.max_tokens == 0:
             for row in rows:
                 task.deliver(Piece(row.index, "", [], 0, "length"))
             return
         draw_tokens(rows, logits.expand(len(rows), -1))
-        again = to_read_again(self.model, cache.length)
+        num_reread = to_read_again(self.model, cache.length)
         for row in rows:
-            if again and not row.finish:
-                self._restart_context(row, again)
+            if num_reread and not row.finish:
+                self._restart_context(row, num_reread)
             elif not row.finish:
                 self.batch.join(cache)
                 self.rows.append(row)
 
-    def _leave(self) -> None:
-        """Remove the rows that have ended, that nobody waits for, or whose context is full."""
+    def _remove_rows(self) -> None:
+        """Remove the rows that are complete, cancelled or too late, and restart those whose context is full."""
         now = time.monotonic()
         self.prefills = collections.deque(prefill for prefill in self.prefills if not expired(prefill.task, now))
-        for number in reversed(range(len(self.rows))):
-            row = self.rows[number]
-            again = to_read_again(self.model, self.batch.lengths[number])
-            over = bool(row.finish) or expired(row.task, now)
-            if over or again:
-                if not over:
-                    self._restart_context(row, again)
-                self.batch.leave(number)
-                self.rows[number] = self.rows[-1]
+        for index in reversed(range(len(self.rows))):
+            row = self.rows[index]
+            num_reread = to_read_again(self.model, self.batch.lengths[index])
+            is_over = bool(row.finish) or expired(row.task, now)
+            if is_over or num_reread:
+                if not is_over:
+                    self._restart_context(row, num_reread)
+                self.batch.leave(index)
+                self.rows[index] = self.rows[-1]
                 self.rows.pop()
         if not self.rows and self.batch.slots > 1:
-            self.batch = BatchCache(self.model)  # gives memory back
+            self.batch = BatchCache(self.model)  # frees memory
 
-    def _restart_context(self, row: Row, again: int) -> None:
-        """Continue a row from its newest tokens, as many as `tinygpt sample` reads again."""
-        self.prefills.append(Prefill([row], list(row.recent)[-again:], echo=False))
+    def _restart_context(self, row: Row, num_reread: int) -> None:
+        """Read the newest `num_reread` tokens of a row again, into an empty context."""
+        self.prefills.append(Prefill([row], list(row.recent)[-num_reread:], echo=False))
 
     def fail(self, message: str) -> None:
-        """Fail the tasks of all sequences, and forget them."""
+        """End the tasks of all sequences with an error, and remove the sequences."""
         for row in [*self.rows, *(row for prefill in self.prefills for row in prefill.rows)]:
             fail(row.task, Failed(message, "server_error"))
         self.rows.clear()
@@ -246,32 +246,32 @@ class Served:
 
 
 def expired(task: Task, now: float) -> bool:
-    """Return whether a task is over: nobody waits for it, or its time is up. In the second case, deliver the error."""
+    """Return whether a task is cancelled or past its deadline. After the deadline, it fails with TIMED_OUT."""
     if now > task.deadline:
         fail(task, TIMED_OUT)
     return task.cancelled
 
 
 def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
-    """Draw the next token of each row from its logits (B, V), with its own settings and generator."""
+    """Draw the next token of each row from its logits (B, V), with the row's own settings and generator."""
     finite = logits.isfinite().all(dim=-1).tolist()
     groups = collections.defaultdict(list)
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         choice = row.task.settings.choice
-        if row.task.cancelled or not finite[number]:
+        if row.task.cancelled or not finite[index]:
             fail(row.task, NOT_FINITE)
         else:
-            groups[choice.temperature, choice.top_k, choice.top_p].append(number)
-    for numbers in groups.values():
-        some, choice = logits[numbers], rows[numbers[0]].task.settings.choice
-        tokens = draw(some, choice, *(rows[number].generator for number in numbers))[:, 0].tolist()
-        most = max(rows[number].task.settings.logprobs for number in numbers)
-        details = with_logprobs(some, tokens, most) if most >= 0 else [None] * len(tokens)
-        for number, token, detail in zip(numbers, tokens, details, strict=True):
-            wanted = rows[number].task.settings.logprobs
+            groups[choice.temperature, choice.top_k, choice.top_p].append(index)
+    for row_indices in groups.values():
+        group_logits, choice = logits[row_indices], rows[row_indices[0]].task.settings.choice
+        tokens = draw(group_logits, choice, *(rows[index].generator for index in row_indices))[:, 0].tolist()
+        max_top = max(rows[index].task.settings.logprobs for index in row_indices)
+        details = with_logprobs(group_logits, tokens, max_top) if max_top >= 0 else [None] * len(tokens)
+        for index, token, detail in zip(row_indices, tokens, details, strict=True):
+            top = rows[index].task.settings.logprobs
             if detail is not None:
-                detail = detail._replace(top=detail.top[:wanted]) if wanted >= 0 else None
-            rows[number].add(token, detail)
+                detail = detail._replace(top=detail.top[:top]) if top >= 0 else None
+            rows[index].add(token, detail)
 
 
 def fail(task: Task, error: Failed) -> None:
@@ -282,17 +282,17 @@ def fail(task: Task, error: Failed) -> None:
 
 
 def with_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Token]:
-    """Tokens with their log probabilities, and the `top` most probable ones, from logits (n, V)."""
+    """Return tokens with their log probabilities and `top` alternatives, from logits (n, V)."""
     logprobs = logits.float().log_softmax(-1)
     ids = torch.tensor(tokens, dtype=torch.long, device=logits.device)
     chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
     best, ids = logprobs.topk(min(top, logprobs.size(-1)))
     pairs = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), best.tolist(), strict=True)]
-    return [Token(*one) for one in zip(tokens, chosen, pairs, strict=True)]
+    return [Token(*fields) for fields in zip(tokens, chosen, pairs, strict=True)]
 
 
 class Engine:
-    """The thread that runs the models, and its queue."""
+    """The inference thread and its queue."""
 
     def __init__(self, models: Sequence[Served], max_batch: int, max_queue: int) -> None:
         self.models, self.max_batch, self.max_queue = list(models), max_batch, max_queue
@@ -313,9 +313,9 @@ class Engine:
             self._changed.notify()
 
     def close(self, seconds: float = 0.0) -> bool:
-        """Refuse new requests, and end the thread when the others are answered or cancelled.
+        """Refuse new tasks, and end the thread when all tasks are complete or cancelled.
 
-        Returns whether it has ended; with `seconds` it waits no longer than that.
+        Returns whether it has ended within `seconds`; 0 waits without a limit.
         """
         with self._changed:
             self._closing = True
@@ -331,7 +331,7 @@ class Engine:
         try:
             while self._round():
                 pass
-        finally:  # an error that `_step` cannot handle, such as a broken GPU: nobody must wait for an answer
+        finally:  # also after an error that `_step` cannot handle, such as a broken GPU: no client may wait for ever
             with self._changed:
                 self._closing = True
                 for task in self._waiting:
@@ -341,7 +341,7 @@ class Engine:
                     model.fail("the server has failed")
 
     def _round(self) -> bool:
-        """One step of each model. Returns False at the end: the engine is closing, and nothing is left to do."""
+        """Run one step of each model. Returns False when the engine is closing and nothing is left to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
             self._admit()
@@ -351,7 +351,7 @@ class Engine:
         return bool(busy) or not self._closing
 
     def _admit(self) -> None:
-        """Move waiting tasks to their models, while there is room for their sequences."""
+        """Move waiting tasks to their models, while the batch has room for their sequences."""
         now, busy = time.monotonic(), sum(model.busy() for model in self.models)
         while self._waiting and (not busy or busy + self._waiting[0].settings.n <= self.max_batch):
             task = self._waiting.popleft()
@@ -363,7 +363,7 @@ class Engine:
     def _step(self, model: Served) -> None:
         try:
             model.step()
-        except Exception as error:  # the thread must live on: whatever it was, the requests of this model are over
+        except Exception as error:  # of any type: the thread goes on, and only the requests of this model fail
             out_of_memory = is_out_of_memory(error)
             if not out_of_memory:
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))

@@ -1,11 +1,11 @@
 """The progress of a run, read from its folder by another process while the run trains.
 
     progress = FollowedRun(Path("out"))
-    progress.read()                     # the lines of metrics.jsonl that are new
+    progress.read()                     # the new lines of metrics.jsonl
     progress.state()                    # {"phase": "training", "step": 340, "max_iters": 2000, "loss": 2.11, ...}
 
-It reads metrics.jsonl from where it stopped, so that a long run costs no more than a short one, and from the beginning
-if the file was replaced: by a new run, or by one that is resumed.
+Each call reads only the new lines of metrics.jsonl, so its cost does not grow with the run. It reads the complete file
+if that was replaced, as by a new run or a resumed one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tinygpt.training.log import intact_entry, is_number
 
 ENDED = ("finished", "stopped", "diverged")
 RECENT = 100  # lines from which the pace is estimated
-FRESH = 30.0  # seconds
+FRESH = 30.0  # seconds since the last line in which a run on Windows counts as running
 
 
 class FollowedRun:
@@ -34,14 +34,14 @@ class FollowedRun:
         self.folder, self.path = folder, folder / "metrics.jsonl"
         self.settings: dict[str, Any] = {}
         self._settings_time = 0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._start, self._offset, self._inode, self._changed = b"", 0, 0, 0.0
-        self._lines: deque[dict[str, Any]] = deque(maxlen=RECENT)  # the last ones of kind "train"
+        self._lines: deque[dict[str, Any]] = deque(maxlen=RECENT)  # the newest lines of kind "train"
         self.evaluations: list[tuple[int, float]] = []  # step and validation loss
-        self.newest = ""  # kind of the last line
-        self.saved = 0  # iterations done according to last.pt, if somebody has read it; not every iteration has a line
+        self.newest_kind = ""  # kind of the last line
+        self.saved = 0  # iterations done according to last.pt, set by the caller; not every iteration has a line
 
     def read(self) -> None:
         """Read the new lines of metrics.jsonl, and config.yaml if it has changed."""
@@ -54,27 +54,27 @@ class FollowedRun:
                 status, start = self.path.stat(), file.read(200)
                 same = status.st_ino == self._inode and status.st_size >= self._offset
                 if not (same and start.startswith(self._start)):
-                    self._forget()
+                    self._reset()
                 self._start, self._inode, self._changed = start, status.st_ino, status.st_mtime
                 file.seek(self._offset)
                 content = file.read()
         except OSError:  # it does not exist yet
-            self._forget()
+            self._reset()
             return
         complete = content[: content.rfind(b"\n") + 1]  # the last line may not be complete yet
         self._offset += len(complete)
         for line in complete.decode("utf-8", "replace").splitlines():
             if entry := intact_entry(line):
-                self.newest, self.saved = entry["kind"], 0
-                if self.newest == "train" and is_number(entry.get("seconds")):
+                self.newest_kind, self.saved = entry["kind"], 0
+                if self.newest_kind == "train" and is_number(entry.get("seconds")):
                     self._lines.append(entry)
-                elif self.newest == "eval" and is_number(entry.get("val_loss")):
+                elif self.newest_kind == "eval" and is_number(entry.get("val_loss")):
                     self.evaluations.append((entry["step"], entry["val_loss"]))
 
     @property
     def is_saved(self) -> bool:
-        """Whether the model of the last evaluation is in ckpt.pt, if it is the best: training has gone on since."""
-        return self.newest == "train"
+        """Whether ckpt.pt is complete after the last evaluation: an iteration was logged since then."""
+        return self.newest_kind == "train"
 
     @property
     def is_running(self) -> bool:
@@ -82,7 +82,7 @@ class FollowedRun:
         return lock_owner(self.folder) is not None or (WINDOWS and time.time() - self._changed < FRESH)
 
     def state(self, ended: bool = False) -> dict[str, Any]:
-        """Return plain values. `ended`: it is known that no process trains this run.
+        """Return the state of the run as JSON values. ended: no process trains this run, as the caller knows.
 
         phase: waiting (for a run to start), starting, training, evaluating, finished, stopped or diverged; step:
         iterations done; loss: of the last logged batch; seconds_left: at the present pace; next: the command that
@@ -90,40 +90,40 @@ class FollowedRun:
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)
-        most, pace = self._setting("max_iters", done), self._pace()
-        phase = self._phase(done, most, ended or not self.is_running)
-        left = (most - done) * pace[0] if phase in ("training", "evaluating") and pace else None
-        resumes = phase == "stopped" and (self.folder / "last.pt").exists()
+        max_iters, pace = self._setting("max_iters", done), self._pace()
+        phase = self._phase(done, max_iters, ended or not self.is_running)
+        left = (max_iters - done) * pace[0] if phase in ("training", "evaluating") and pace else None
+        can_resume = phase == "stopped" and (self.folder / "last.pt").exists()
         logged = {name: last[name] if is_number(last.get(name)) else None for name in ("loss", "tokens_per_second")}
         return {
             "phase": phase,
             "step": done,
-            "max_iters": most,
+            "max_iters": max_iters,
             **logged,
             "seconds_left": None if left is None else round(left),
-            "next": suggest.resume(self.settings, self.folder) if resumes else "",
+            "next": suggest.resume(self.settings, self.folder) if can_resume else "",
         }
 
-    def _phase(self, done: int, most: int, ended: bool) -> str:
-        if not self.newest:
+    def _phase(self, done: int, max_iters: int, ended: bool) -> str:
+        if not self.newest_kind:
             return "waiting" if ended else "starting"
-        if self.newest == "diverged":
+        if self.newest_kind == "diverged":
             return "diverged"
         evaluated, losses = self.evaluations[-1][0] if self.evaluations else -1, [loss for _, loss in self.evaluations]
         patience = self._setting("patience", 0)
-        if evaluated >= most or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
+        if evaluated >= max_iters or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
             return "finished"
         if ended:
             return "stopped"
-        # every line is written at once, so a line that is late means that the evaluation has begun
+        # lines are written without delay, so if one is late, the evaluation has begun
         interval, pace = self._setting("eval_interval", 1), self._pace()
-        begins = min((done - 1) // interval * interval + interval, most)
+        begins = min((done - 1) // interval * interval + interval, max_iters)
         due = begins > evaluated and begins - done < self._setting("log_interval", 1)
         late = not pace or time.time() - self._changed > (begins - done + 1) * pace[1]
         return "evaluating" if due and late else "training"
 
     def _pace(self) -> tuple[float, float] | None:
-        """Seconds per iteration: their mean with evaluations, and their median without; None for a single line."""
+        """Estimate the seconds per iteration: mean with evaluations, median without; None for fewer than two lines."""
         gaps = [
             (later["seconds"] - earlier["seconds"], later["step"] - earlier["step"])
             for earlier, later in itertools.pairwise(self._lines)
@@ -134,6 +134,6 @@ class FollowedRun:
         seconds, steps = (sum(values) for values in zip(*gaps, strict=True))
         return seconds / steps, statistics.median(gap / count for gap, count in gaps)
 
-    def _setting(self, name: str, otherwise: int) -> int:
+    def _setting(self, name: str, default: int) -> int:
         value = self.settings.get(name)
-        return value if isinstance(value, int) and value > 0 else otherwise
+        return value if isinstance(value, int) and value > 0 else default

@@ -20,7 +20,7 @@ from tinygpt.serve.protocol import ApiError
 MAX_BODY = 4 << 20  # bytes of a request
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
 CSP += "; base-uri 'none'; form-action 'none'"
-PAGE = {  # path: the files that it consists of, and its type
+PAGE = {  # path: (files that are joined, media type)
     "/": (["serve/page.html"], "text/html"),
     "/page.css": (["report/colours.css", "serve/page.css"], "text/css"),
     "/page.js": (["serve/page.js"], "text/javascript"),
@@ -28,7 +28,7 @@ PAGE = {  # path: the files that it consists of, and its type
 
 
 def security(policy: str) -> dict[str, str]:
-    """Headers of a page with this content security policy. No page of ours is shown inside another one."""
+    """Return the security headers of a page with this content security policy. No site may embed the page."""
     return {
         "content-security-policy": f"{policy}; frame-ancestors 'none'",
         "x-content-type-options": "nosniff",
@@ -52,7 +52,7 @@ async def read_json(request: Request) -> Any:
 
 
 class Stream(StreamingResponse):
-    """Chunks as server-sent events; an error is the last one. `close` is called when the client has left, too."""
+    """A response of chunks as server-sent events; an error is the last event. `close` is called at any end."""
 
     def __init__(self, chunks: AsyncIterator[dict[str, Any]], close: Callable[[], None] = lambda: None) -> None:
         super().__init__(as_lines(chunks), media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -75,7 +75,7 @@ async def as_lines(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """The response for a refused request. Clients are told to try again only where it can help."""
+    """Build the response to a refused request. Its headers suggest a retry only where that can help."""
     assert isinstance(error, ApiError)
     headers = {}
     if error.status == 401:
@@ -93,17 +93,17 @@ async def client_left(request: Request, error: Exception) -> Response:
 
 async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    wrong = "this path has another method" if status == 405 else "no such path"
-    asked = f"{request.method} {request.scope['path']}"
-    message = f"{asked}: {wrong}; see GET /v1/models, POST /v1/chat/completions"
+    problem = "this path has another method" if status == 405 else "no such path"
+    request_line = f"{request.method} {request.scope['path']}"
+    message = f"{request_line}: {problem}; see GET /v1/models, POST /v1/chat/completions"
     return await refused(request, ApiError(status, message))
 
 
 class Guard:
-    """Refuse requests that web sites could cause, and requests without the key."""
+    """Middleware that refuses requests that web sites could cause, and requests without the key."""
 
     def __init__(self, app: ASGIApp, key: str, hosts: frozenset[str]) -> None:
-        """key: that each request must send; empty: none. hosts: permitted names in Host headers; empty: any."""
+        """key: required in each request; empty: no key. hosts: permitted names in Host headers; empty: any."""
         self.app, self.key, self.hosts = app, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,17 +122,17 @@ class Guard:
         host = re.sub(r":\d*$", "", request.headers.get("host", "").lower())  # browsers leave out port 80
         if self.hosts and host not in self.hosts:
             raise ApiError(403, "this server answers to localhost only (protection against DNS rebinding)")
-        public = path in PAGE or path == "/health"
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.key.encode())
-        if self.key and not public and not right:
+        is_public = path in PAGE or path == "/health"
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        is_authorised = scheme.lower() == "bearer" and hmac.compare_digest(key.encode(), self.key.encode())
+        if self.key and not is_public and not is_authorised:
             raise ApiError(401, "a key is required: Authorization: Bearer KEY", code="invalid_api_key")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if request.method == "POST" and kind != "application/json":
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and content_type != "application/json":
             raise ApiError(400, "the content type is not application/json", code="unsupported_content_type")
 
 
 async def page(request: Request) -> Response:
-    """GET /: the chat page, and its style and program."""
-    names, kind = PAGE[request.scope["path"]]
-    return Response("".join(map(read, names)), media_type=kind, headers=security(CSP))
+    """GET /, /page.css and /page.js: the chat page."""
+    names, media_type = PAGE[request.scope["path"]]
+    return Response("".join(map(read, names)), media_type=media_type, headers=security(CSP))

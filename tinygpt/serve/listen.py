@@ -29,8 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         hint = f"--port={port + 1}, or " * (port < 65535) + "--port=0 for a free one"
         raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
-    # its connections inherit this; asyncio sets it for its own sockets only. Without it a small answer waits 40 ms for
-    # the acknowledgement of its headers
+    # connections inherit TCP_NODELAY from this socket; asyncio sets it only for sockets that it opens. Without it, a
+    # small response waits 40 ms for the acknowledgement of its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -43,21 +43,21 @@ def make_server(app: Any, drain: int) -> Any:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class HangsUp(H11Protocol):
+    class ConnectionTimeout(H11Protocol):
         """Start the keep-alive timer with the connection: without a byte within IDLE seconds, it is closed."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.timeout_keep_alive_task = self.loop.call_later(IDLE, self.timeout_keep_alive_handler)
 
-    class Quiet(uvicorn.Server):
+    class QuietServer(uvicorn.Server):
         @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:  # uvicorn's own would raise them again when it has ended
+        def capture_signals(self) -> Iterator[None]:  # uvicorn's version raises the signals again at its end
             yield
 
-    quiet: Any = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
-    server = Quiet(uvicorn.Config(app, timeout_graceful_shutdown=drain, http=HangsUp, **quiet))
-    # requests that are cut off at the end are no errors; uvicorn would print a traceback of each
+    options: Any = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
+    server = QuietServer(uvicorn.Config(app, timeout_graceful_shutdown=drain, http=ConnectionTimeout, **options))
+    # uvicorn would print a traceback for each request that the shutdown interrupts
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
     # asyncio would print a line for each write to a client that has left
     logging.getLogger("asyncio").addFilter(lambda record: "socket.send() raised" not in record.getMessage())
@@ -66,16 +66,16 @@ def make_server(app: Any, drain: int) -> Any:
 
 @contextlib.contextmanager
 def signals(server: Any) -> Iterator[None]:
-    """End the server in order at the first signal, and at once at the second."""
+    """Shut the server down in order at the first signal, and at once at the second."""
 
     def stop(number: int, frame: Any) -> None:
         if server.should_exit:
             server.force_exit = True
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)

@@ -24,16 +24,16 @@ MAX_STOPS, MAX_TOP = 4, 20  # stop texts, alternatives of a token
 
 
 class ApiError(Exception):
-    """A request that is refused: HTTP status, and OpenAI's error object."""
+    """An error of a request: HTTP status, and OpenAI's error object."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        error_type = types.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": error_type, "param": self.param, "code": self.code}}
 
 
 def wrong(param: str, message: str, code: str | None = None) -> ApiError:
@@ -42,7 +42,7 @@ def wrong(param: str, message: str, code: str | None = None) -> ApiError:
 
 @contextlib.contextmanager
 def refusing(param: str) -> Iterator[None]:
-    """Refuse a request whose field `param` has a text that the model cannot read."""
+    """Raise ApiError for a TinyGPTError about the text of the field `param`."""
     try:
         yield
     except TinyGPTError as error:
@@ -53,19 +53,19 @@ def refusing(param: str) -> Iterator[None]:
 
 
 class Field(NamedTuple):
-    """A field of a request body. `read` returns the value, or raises ValueError with what is expected."""
+    """A field of a request body. `read` returns its value, or raises ValueError with the expected values."""
 
     default: Any
     read: Callable[[Any], Any]
 
 
-def number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
+def number(low: float, high: float, number_type: type = float) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-            raise ValueError(f"expected {'an integer' if kind is int else 'a number'}")
+        if isinstance(value, bool) or not isinstance(value, int if number_type is int else (int, float)):
+            raise ValueError(f"expected {'an integer' if number_type is int else 'a number'}")
         if not low <= value <= high:
             raise ValueError(f"expected {low:g} to {high:g}")
-        return kind(value)
+        return number_type(value)
 
     return read
 
@@ -86,21 +86,25 @@ def text(value: Any) -> str:
 
 def stops(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(one, str) for one in texts):
+    if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(stop, str) for stop in texts):
         raise ValueError(f"expected a string, or a list of at most {MAX_STOPS} strings")
-    return tuple(text(one) for one in texts if one)
+    return tuple(text(stop) for stop in texts if stop)
 
 
 def prompts(value: Any) -> list[str | list[int]]:
-    """A text, several, token ids, or several lists of them."""
+    """Read prompts: a text, a list of texts, a list of token ids, or a list of such lists."""
     entries = [value] if isinstance(value, str) or is_ids(value) else value
-    if not isinstance(entries, list) or not entries or not all(isinstance(one, str) or is_ids(one) for one in entries):
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, str) or is_ids(entry) for entry in entries)
+    ):
         raise ValueError("expected a string, a list of strings, a list of token ids, or a list of such lists")
-    return [text(one) if isinstance(one, str) else one for one in entries]
+    return [text(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
 def is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
 def ids(value: Any) -> list[int]:
@@ -110,23 +114,23 @@ def ids(value: Any) -> list[int]:
 
 
 def messages(value: Any) -> list[dict[str, str]]:
-    """Read messages whose contents are texts or lists of parts of the type text. Returns their roles and texts."""
+    """Read messages; return their roles and texts. A content is a text, or a list of parts of the type text."""
     if not isinstance(value, list) or not value:
         raise ValueError("expected a list of messages")
-    found = []
+    messages = []
     for entry in value:
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ("system", "developer", "user", "assistant"):
             raise ValueError("the role of each message must be system, user or assistant; no tools are supported")
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                what = "each part of a content must have the type text; no images, files or audio are supported"
-                raise ValueError(what)
+                message = "each part of a content must have the type text; no images, files or audio are supported"
+                raise ValueError(message)
             content = "".join(text(part.get("text")) for part in content)
         if not isinstance(content, str):
             raise ValueError("the content of each message is a string, or a list of parts")
-        found.append({"role": "system" if role == "developer" else role, "content": text(content)})
-    return found
+        messages.append({"role": "system" if role == "developer" else role, "content": text(content)})
+    return messages
 
 
 def stream_options(value: Any) -> dict[str, bool]:
@@ -136,10 +140,10 @@ def stream_options(value: Any) -> dict[str, bool]:
 
 
 def unsupported(*neutral: Any) -> Field:
-    """A field that is not supported: refused, except with one of these values, which change nothing."""
+    """Make a field that is not supported. Only the `neutral` values, which change nothing, are accepted."""
 
     def read(value: Any) -> None:
-        if not any(type(value) is type(one) and value == one for one in neutral):
+        if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
             raise ValueError("not supported")
 
     return Field(None, read)
@@ -187,29 +191,31 @@ DETOKENIZE = {"model": Field("", text), "tokens": Field([], ids)}
 
 
 def read(fields: dict[str, Field], body: Any) -> dict[str, Any]:
-    """Read the fields of a request body; null is the default. Errors: ApiError."""
+    """Read the fields of a request body; null means the default. Errors: ApiError."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body is not a JSON object")
-    found = {}
+    values = {}
     for name, field in fields.items():
         value = body.get(name)
         try:
-            found[name] = field.default if value is None else field.read(value)
+            values[name] = field.default if value is None else field.read(value)
         except ValueError as error:
             raise wrong(name, str(error)) from None
     for name in ("prompt", "messages"):
-        if name in found and found[name] is None:
+        if name in values and values[name] is None:
             raise wrong(name, "this field is required")
-    return found
+    return values
 
 
 def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Settings:
-    """How to generate. cap: tokens that a request may ask for; rows: sequences that it may have; room: the default of
-    max_tokens for a chat. Errors: ApiError."""
-    given = request.get("max_completion_tokens"), request["max_tokens"], min(cap, room)
-    asked = next(number for number in given if number is not None)
-    if asked > cap:
-        raise wrong("max_tokens", f"{asked:,} is above this server's limit of {cap:,} (--max_tokens)")
+    """Convert a request to the engine's settings. Errors: ApiError.
+
+    cap: limit of max_tokens; rows: limit of n; room: the default of max_tokens for a chat.
+    """
+    candidates = request.get("max_completion_tokens"), request["max_tokens"], min(cap, room)
+    max_tokens = next(number for number in candidates if number is not None)
+    if max_tokens > cap:
+        raise wrong("max_tokens", f"{max_tokens:,} is above this server's limit of {cap:,} (--max_tokens)")
     if request["n"] > rows:
         raise wrong("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
     seeded = request["seed"] is not None
@@ -221,14 +227,14 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
             raise wrong("top_logprobs", "needs logprobs: true")
         top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
     echo = request.get("echo", False) and top >= 0
-    return Settings(asked, choice, seeded, request["n"], request["stop"], top, echo)
+    return Settings(max_tokens, choice, seeded, request["n"], request["stop"], top, echo)
 
 
 # ---- responses --------------------------------------------------------------------------------------------------
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; for a part of a character, its bytes as `bytes:\\xe2\\x82`."""
+    """Return the text of a token; for a part of a character, its bytes as `bytes:\\xe2\\x82`."""
     data = tokenizer.token_bytes(token)
     try:
         return data.decode()
@@ -237,23 +243,23 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 class TextOffsets:
-    """Where each token of a text begins, in characters: a character may consist of several tokens."""
+    """The offset of each token in a text, in characters. A character may consist of several tokens."""
 
     def __init__(self) -> None:
         self._decoder, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
 
     def add(self, token: bytes) -> int:
-        place = self._end
+        offset = self._end
         self._end += len(self._decoder.decode(token))
-        return place
+        return offset
 
 
 def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: TextOffsets) -> dict[str, Any]:
-    """The field `logprobs` of a completion's choice. offsets: those of the choice, for a stream of all its chunks."""
+    """Build the field `logprobs` of a completion's choice. offsets: shared by all chunks of the choice."""
     top: list[dict[str, float] | None] = [None] * len(tokens)
-    for number, (token, logprob, others) in enumerate(tokens):
+    for index, (token, logprob, others) in enumerate(tokens):
         if logprob is not None:  # the token itself may not be one of the most probable ones
-            top[number] = {token_text(tokenizer, one): value for one, value in (*others, (token, logprob))}
+            top[index] = {token_text(tokenizer, token_id): value for token_id, value in (*others, (token, logprob))}
     return {
         "tokens": [token_text(tokenizer, token.id) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
@@ -263,7 +269,7 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: 
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
-    """The field `logprobs` of a chat's choice."""
+    """Build the field `logprobs` of a chat's choice."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         data = tokenizer.token_bytes(token)

@@ -4,9 +4,9 @@
     GET /state      {"version", "is_waiting", "is_last", "phase", "step", "max_iters", "loss", "tokens_per_second",
                     "seconds_left", "next"}; FollowedRun.state explains those from "phase" on
 
-All that it knows of the run is in the run's folder, which it only reads. The page is made again when the run has been
-evaluated again, in a thread of low priority. After a page that took t seconds of computing the next one waits for 9 t,
-so that the pages, after the first one and before the last one, take at most a tenth of one core on average.
+Its only source is the folder of the run, which it reads. After each evaluation of the run, a thread of low priority
+makes the page again. After a page that took t seconds of computing the next one waits for 9 t, so that the pages, after
+the first one and before the last one, take at most a tenth of one core on average.
 
 `train --watch` starts this command with --until_eof. Then the end of standard input is the end of the run, however its
 process ended: the last page is written to RUN/report.html, open pages get it, and the command ends.
@@ -34,13 +34,13 @@ from tinygpt.training.watch import PACKAGES
 
 HOST = "127.0.0.1"
 DRAIN = 2  # seconds for the answers that are being sent when the server is asked to end
-TICK = 0.25  # seconds between looks at the run's folder
-REST = 9  # seconds of rest per second of computing
+TICK = 0.25  # seconds between two reads of the run's folder
+REST = 9  # seconds of pause per second of computing
 PORTS = 20  # that are tried, from --port on, with --until_eof
-NEWS = 6.0  # seconds after the last page in which open pages can get it
-OPEN = 12.0  # seconds since its last question in which a page counts as open
-QUIET = 1.5  # seconds without a question from a page that is not up to date: all have got the last page
-TOO_LONG = 120.0  # seconds for the last page
+NEWS = 6.0  # seconds in which open pages can load the last page
+OPEN = 12.0  # seconds after its last request for the state in which a page counts as open
+QUIET = 1.5  # seconds without a request from an outdated page, after which all have loaded the last page
+TOO_LONG = 120.0  # seconds for the last page, after which the process ends
 LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 
@@ -61,7 +61,7 @@ def watch(config: WatchConfig) -> int:
     with signals(server) if not config.until_eof else contextlib.nullcontext():
         work.start()
         if config.until_eof:
-            threading.Thread(target=live.wait_for_the_end, daemon=True).start()
+            threading.Thread(target=live.wait_for_eof, daemon=True).start()
         server.run([listener])
         listener.close()
     if not config.until_eof:
@@ -72,15 +72,15 @@ def watch(config: WatchConfig) -> int:
 
 
 def listen_from(port: int) -> socket.socket:
-    """Open the socket at `port`, or at the next one that is free. Errors: TinyGPTError if none of twenty is."""
-    for each in range(port, min(port + PORTS, 65536)) if port else ():
+    """Open the socket at `port`, or at the next free one; at any free one if PORTS are in use. Errors: TinyGPTError."""
+    for candidate in range(port, min(port + PORTS, 65536)) if port else ():
         with contextlib.suppress(TinyGPTError):
-            return listen(HOST, each)
+            return listen(HOST, candidate)
     return listen(HOST, 0)
 
 
 def say(text: str) -> None:
-    """Print a line, if standard output can be written to: the process that reads it may have been killed."""
+    """Print a line, unless the reader of standard output has ended."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -90,59 +90,59 @@ def say(text: str) -> None:
 
 
 class LivePage:
-    """The page of a run, its state, and the thread that keeps them up to date."""
+    """The page and the state of a run, and the thread that updates them."""
 
     def __init__(self, config: WatchConfig) -> None:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
-        self.shows: Any = None  # what the run was like when the newest page was begun,
-        self.shown: Any = None  # and when the page that is served was
+        self.newest_content: Any = None  # evaluations and end of the run in the newest page, which may be in the making
+        self.served_content: Any = None  # and in the page that is served
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
-        self.asked_old_at = 0.0  # when an open page asked that was not up to date
-        self.asked_at = time.monotonic()  # when any did; a page of an earlier server may not have asked yet
-        self.has_report = False  # else the page says what is missing
-        self.looking = threading.Lock()
+        self.last_outdated_poll = 0.0  # when an outdated page last asked for the state
+        self.last_poll = time.monotonic()  # when any page did; the start counts, for a page of an earlier server
+        self.has_report = False  # False: the page says what is missing
+        self.state_lock = threading.Lock()
         self.state: dict[str, Any] = {}
-        self.look()
+        self.read_state()
         self.show_waiting("The page appears after the first evaluation of the run")
 
-    def answer(self, have: str) -> dict[str, Any]:
-        """Return the state for a page of version `have`."""
-        self.look()  # the thread may be making a page
-        self.asked_at = time.monotonic()
-        if have != self.version:
-            self.asked_old_at = self.asked_at
-        is_last = not self.run.evaluations or self.shown == (self.run.evaluations, True)
+    def answer(self, version: str) -> dict[str, Any]:
+        """Return the state for an open page of this version."""
+        self.read_state()  # the thread may be making a page
+        self.last_poll = time.monotonic()
+        if version != self.version:
+            self.last_outdated_poll = self.last_poll
+        is_last = not self.run.evaluations or self.served_content == (self.run.evaluations, True)
         return {"version": self.version, "is_waiting": not self.has_report, "is_last": is_last, **self.state}
 
     def work(self, server: Any) -> None:
-        """Follow the run until the server ends; with --until_eof, end it after the last page."""
+        """Update the page until the server ends; with --until_eof, end the server after the last page."""
         while not server.should_exit:
             try:
-                self.look()
+                self.read_state()
                 if self.ended.is_set():
                     try:
                         self.finish()
                     finally:
                         server.should_exit = True
                 elif self.is_due():
-                    self.make()
-            except Exception as error:  # the next look may succeed
+                    self.make_page()
+            except Exception as error:  # the next attempt may succeed
                 self.fail(error)
             time.sleep(TICK)
 
-    def look(self) -> None:
+    def read_state(self) -> None:
         """Read the state of the run."""
-        with self.looking:
+        with self.state_lock:
             self.run.read()
             self.state = self.run.state(ended=self.ended.is_set())
 
     def is_due(self) -> bool:
-        """Whether to make the page again: there is a new evaluation, whose model is saved, or the run has ended."""
+        """Return whether to make a new page: a new evaluation has its checkpoint, or the run has ended."""
         ended = self.state["phase"] in ENDED
-        if not self.run.evaluations or self.shows == (self.run.evaluations, ended):
+        if not self.run.evaluations or self.newest_content == (self.run.evaluations, ended):
             return False
         if ended:
             return not self.run.is_running
@@ -151,8 +151,8 @@ class LivePage:
             return False  # the run could not replace the checkpoint while it is being read, which would take too long
         return self.run.is_saved and time.monotonic() >= self.rest_until
 
-    def make(self) -> dict[str, Any]:
-        """Make the page. A page that cannot be made is only noted. Returns its values; none if it failed."""
+    def make_page(self) -> dict[str, Any]:
+        """Make the page and return its values; empty, with a note, if that failed."""
         import torch
         from matplotlib import pyplot  # noqa: F401 (imported before the time is taken)
 
@@ -160,8 +160,8 @@ class LivePage:
         from tinygpt.report import collect, one_step  # noqa: F401
 
         torch.set_num_threads(1)
-        began, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.shows is None
-        self.shows = ([*self.run.evaluations], ended)
+        started, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.newest_content is None
+        self.newest_content = ([*self.run.evaluations], ended)
         if not self.has_report:
             self.show_waiting("The page is being made")
         try:
@@ -174,9 +174,9 @@ class LivePage:
         except Exception as error:
             values = {}
             self.fail(error)
-        self.shown = self.shows
+        self.served_content = self.newest_content
         if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
-            self.rest_until = time.monotonic() + REST * (time.thread_time() - began)
+            self.rest_until = time.monotonic() + REST * (time.thread_time() - started)
         return values
 
     def show(self, values: dict[str, Any], **template: Any) -> None:
@@ -190,7 +190,7 @@ class LivePage:
         self.show(values, template="report/waiting.html.j2", scripts=[])
 
     def fail(self, error: Exception) -> None:
-        """Note a problem, once."""
+        """Print a note about an error, unless it is the same as the last one."""
         problem = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
         if problem != self.problem:
             say(f"note: the page cannot be made ({escaped(problem)})")
@@ -198,8 +198,8 @@ class LivePage:
                 self.show_waiting(f"The page cannot be made: {problem}")
             self.problem = problem
 
-    def wait_for_the_end(self) -> None:
-        """Wait for the end of standard input; then see to it that this process ends."""
+    def wait_for_eof(self) -> None:
+        """Wait for the end of standard input, then limit the time until this process ends."""
         started_by = lock_owner(self.folder)
         with contextlib.suppress(OSError, ValueError):
             while sys.stdin.buffer.read(1 << 16):
@@ -208,24 +208,24 @@ class LivePage:
         deadline = time.monotonic() + TOO_LONG
         while lock_owner(self.folder) in (None, 0, started_by) and time.monotonic() < deadline:
             time.sleep(TICK)
-        os._exit(0)  # the run was resumed, and has a server of its own, for which this one must make room
+        os._exit(0)  # the resumed run has its own server, which may need the port
 
     def finish(self) -> None:
-        """Make the last page, write it, and give open pages the time to get it."""
+        """Make the last page, write it, and wait until open pages have loaded it."""
         path = self.folder / "report.html"
-        self.look()
+        self.read_state()
         if not self.run.evaluations:
             return
-        if values := self.make():
+        if values := self.make_page():
             try:
                 require_writable(path, "")
                 write(render(values), path)
                 say(f"page: {path}")
             except TinyGPTError as error:
                 self.fail(error)
-        made = time.monotonic()
-        while self.asked_at > made - OPEN and time.monotonic() < made + NEWS:
-            if self.asked_at > made and self.asked_old_at < time.monotonic() - QUIET:
+        finished = time.monotonic()
+        while self.last_poll > finished - OPEN and time.monotonic() < finished + NEWS:
+            if self.last_poll > finished and self.last_outdated_poll < time.monotonic() - QUIET:
                 break
             time.sleep(TICK)
 
