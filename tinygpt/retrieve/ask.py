@@ -267,7 +267,7 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
     exact = contained & np.array([expected == answer for expected, answer in pairs])
     abstained = np.array([not outcome.answer for outcome in outcomes])
     is_retrieved = [
-        is_found(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source
+        has_source(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source
     ]
     best, thresholds = best_thresholds(
         np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
@@ -300,7 +300,7 @@ def cases(results: dict[str, Any]) -> dict[str, int]:
     return counts | {"retrieval_recall": results["with_source"]}
 
 
-def is_found(source: str, outcome: Outcome) -> bool:
+def has_source(source: str, outcome: Outcome) -> bool:
     """Return whether a passage comes from a document whose path ends with `source`."""
     parts = Path(source).parts
     return any(Path(passage["source"]).parts[-len(parts) :] == parts for passage in outcome.passages)

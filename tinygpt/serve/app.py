@@ -132,8 +132,8 @@ class RequestTasks:
         self._loop, self.n = asyncio.get_running_loop(), settings.n
         deadline = time.monotonic() + state.config.timeout
         self.tasks = [
-            Task(served, prompt, settings, functools.partial(self._deliver, number), deadline)
-            for number, prompt in enumerate(prompts)
+            Task(served, prompt, settings, functools.partial(self._deliver, index), deadline)
+            for index, prompt in enumerate(prompts)
         ]
         try:
             state.engine.submit(*self.tasks)
@@ -217,19 +217,19 @@ async def respond(
         return protocol.usage(prompt_tokens, sum(choice.num_tokens for choice in choices))
 
     async def chunks() -> AsyncIterator[Body]:
-        async for number, event in events:
-            choices[number].add(event)
-            for chunk in format_chunks(number, event):
+        async for index, event in events:
+            choices[index].add(event)
+            for chunk in format_chunks(index, event):
                 yield head | {"choices": [chunk]} | (last if last and chunk["finish_reason"] else {})
             if isinstance(event, Piece):
-                choices[number].text, choices[number].tokens = "", []
+                choices[index].text, choices[index].tokens = "", []
         if body["stream_options"]["include_usage"]:
             yield head | {"choices": [], "usage": usage()}
 
     if body["stream"]:
         return Stream(chunks(), close)
-    async for number, event in events:
-        choices[number].add(event)
+    async for index, event in events:
+        choices[index].add(event)
     return JSONResponse(head | {"choices": [*map(format_choice, range(len(choices)))], "usage": usage()} | (last or {}))
 
 
@@ -248,15 +248,15 @@ async def completions(state: State, request: Request, body: Body) -> Response:
     choices = [ChoiceBuffer(text * body["echo"]) for text in echoes for _ in range(settings.n)]
     offsets = [protocol.TextOffsets() for _ in choices]
 
-    def format_choice(number: int) -> Body:
-        choice, logprobs = choices[number], None
+    def format_choice(index: int) -> Body:
+        choice, logprobs = choices[index], None
         if settings.logprobs >= 0:
-            logprobs = protocol.completion_logprobs(served.tokenizer, choice.tokens, offsets[number])
-        return {"text": choice.text, "index": number, "logprobs": logprobs, "finish_reason": choice.finish}
+            logprobs = protocol.completion_logprobs(served.tokenizer, choice.tokens, offsets[index])
+        return {"text": choice.text, "index": index, "logprobs": logprobs, "finish_reason": choice.finish}
 
-    def format_chunks(number: int, event: Prompt | Piece) -> Iterator[Body]:
+    def format_chunks(index: int, event: Prompt | Piece) -> Iterator[Body]:
         if isinstance(event, Piece):  # the echo comes with the first piece
-            yield format_choice(number)
+            yield format_choice(index)
 
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": served.name}
     events = tasks.events(None if body["stream"] else request)
@@ -333,21 +333,21 @@ async def respond_to_chat(
     """Build the response to a chat request; see `respond`. tokenizer: needed for log probabilities."""
     choices = [ChoiceBuffer() for _ in range(body["n"])]
 
-    def logprobs_of(number: int) -> Body | None:
-        return protocol.chat_logprobs(tokenizer, choices[number].tokens) if tokenizer and body["logprobs"] else None
+    def logprobs_of(index: int) -> Body | None:
+        return protocol.chat_logprobs(tokenizer, choices[index].tokens) if tokenizer and body["logprobs"] else None
 
-    def format_choice(number: int) -> Body:
-        message = {"role": "assistant", "content": choices[number].text, "refusal": None}
-        finish = choices[number].finish
-        return {"index": number, "message": message, "logprobs": logprobs_of(number), "finish_reason": finish}
+    def format_choice(index: int) -> Body:
+        message = {"role": "assistant", "content": choices[index].text, "refusal": None}
+        finish = choices[index].finish
+        return {"index": index, "message": message, "logprobs": logprobs_of(index), "finish_reason": finish}
 
-    def format_chunks(number: int, event: Prompt | Piece) -> Iterator[Body]:
-        choice = {"index": number, "delta": {}, "logprobs": None, "finish_reason": None}
+    def format_chunks(index: int, event: Prompt | Piece) -> Iterator[Body]:
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": None}
         if isinstance(event, Prompt):
             yield choice | {"delta": {"role": "assistant", "content": ""}}
             return
         if event.text or event.tokens:
-            yield choice | {"delta": {"content": event.text}, "logprobs": logprobs_of(number)}
+            yield choice | {"delta": {"content": event.text}, "logprobs": logprobs_of(index)}
         if event.finish:
             yield choice | {"finish_reason": event.finish}
 

@@ -129,7 +129,7 @@ class Prefill:
     """A prompt that is being read (prefill): that of a new task, or the last half of a context that has become full."""
 
     def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
-        self.rows, self.left, self.echo = rows, list(tokens), echo
+        self.rows, self.remaining, self.echo = rows, list(tokens), echo
         self.task = rows[0].task
         self.cache: KVCache | None = None  # allocated by the first `read`, in Served.step: it may run out of memory
         self.tokens: list[Token] = []  # with `echo`
@@ -139,8 +139,8 @@ class Prefill:
         """Read at most `count` tokens of the prompt; return how many."""
         served = self.task.served
         if self.cache is None:
-            self.cache = served.model.new_cache(1, len(self.left))
-        chunk, self.left = self.left[:count], self.left[count:]
+            self.cache = served.model.new_cache(1, len(self.remaining))
+        chunk, self.remaining = self.remaining[:count], self.remaining[count:]
         idx = torch.tensor([chunk], device=served.model.lm_head.weight.device)
         if not self.echo:
             self.logits = served.model.next_logits(idx, self.cache)[:, : served.tokenizer.vocab_size]
@@ -148,7 +148,7 @@ class Prefill:
         logits = served.model(idx, cache=self.cache)[0][0, :, : served.tokenizer.vocab_size]  # (T, V)
         if not logits.isfinite().all():
             fail(self.task, NOT_FINITE)
-            self.left = []
+            self.remaining = []
         elif self.logits is None:
             self.tokens = [Token(chunk[0], None, [])]
             self.tokens += with_logprobs(logits[:-1], chunk[1:], self.task.settings.logprobs)
@@ -185,7 +185,7 @@ class Served:
         while self.prefills and budget > 0:
             prefill = self.prefills[0]
             budget -= prefill.read(budget)
-            if not prefill.left:
+            if not prefill.remaining:
                 self._start_rows(prefill)
                 self.prefills.popleft()  # now, so that `fail` finds its task if `_start_rows` raises
         if self.rows:
